@@ -64,7 +64,7 @@ POOL_STEP: Final = 32 * MIB
 _PROGRAMS: Final = {
     "grammars": (
         ["-m", "bench.gateway.prices", "required", "optional", "enum", "alternatives", "(a"],
-        r"^.*(?:more|failed \| .*|not within .*) \|$",
+        r"^.*(?:refused|failed \| .*|not within .*) \|$",
     ),
     "rest": (
         ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",

@@ -35,7 +35,7 @@ VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 #: Strings that look like variables: a word in a sentence, the tests' own variable, values, types of
 #: tensors, constants of C and of NVML.
 OTHERS = re.compile(
-    r"COMMAND_OPTION|TURBOFIT_CUDA_PATH|FIRST_COMPLETED|PCI_BUS_ID|SC_CLK_TCK|F[68]_E\dM\d(FNUZ)?|F8_E8M0|(O|TCP|P2P|NVML_NVLINK)_[A-Z_]+"
+    r"COMMAND_OPTION|MALLOC_ARENA_MAX|TURBOFIT_CUDA_PATH|FIRST_COMPLETED|PCI_BUS_ID|SC_CLK_TCK|F[68]_E\dM\d(FNUZ)?|F8_E8M0|(O|TCP|P2P|NVML_NVLINK)_[A-Z_]+"
 )
 CLUSTER_PAGE = (DOCS / "cluster.md").read_text()
 TWINS = {"README.md": "README.zh-CN.md"} | {

@@ -82,7 +82,7 @@ def test_where_no_single_change_helps_which_names_other_cards() -> None:
 def test_host_memory_that_is_short_has_remedies_too() -> None:
     on = "2xa100-80g,ram={}GiB"
     said = remedies(on.format(6), replicas=2)
-    assert list(said) == ["leave --replicas to turbofit", "free 3.0 GiB of host RAM"]
+    assert list(said) == ["leave --replicas to turbofit", "free 4.0 GiB of host RAM"]
     assert verdict(on.format(6), replicas=2).startswith(
         "does not fit: InternVL2-8B with --replicas 2: host RAM is "
     )
@@ -90,9 +90,9 @@ def test_host_memory_that_is_short_has_remedies_too() -> None:
     fewer = turbofit.plan("glm-4v-9b", on="8xh100,ram=34GiB", concurrency=8)
     assert fewer.fits
     assert any("host memory does not do" in text for text in fewer.reasons)
-    assert turbofit.plan("internvl2-8b", on=on.format(9), replicas=2).fits
+    assert turbofit.plan("internvl2-8b", on=on.format(10), replicas=2).fits
     dead = turbofit.plan("internvl2-8b", on="4xa100-80g,ram=2GiB")
-    assert [one.change for one in dead.remedies] == ["free 4.0 GiB of host RAM"]
+    assert [one.change for one in dead.remedies] == ["free 5.0 GiB of host RAM"]
     assert dead.throughput is None  # what does not serve has no speed
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,15 @@ def test_what_clients_write_is_in_no_log(eight: Served, kind: str) -> None:
     log = eight.run / "engine-0.log"
     until(lambda: "stop word" in log.read_text(), "LMDeploy's warning")
     assert not [path for path in eight.run.glob("*.log*") if "MARK" in path.read_text()]
+
+
+@pytest.mark.skipif(find_spec("xgrammar") is None, reason="no xgrammar")
+def test_a_grammar_is_tried_and_the_engine_compiles_it_on_a_thread(eight: Served) -> None:
+    forms = {text: {"type": "regex_schema", "regex_schema": text} for text in ("[a-z]{9}", "(")}
+    answers = {text: posted(eight, "chat", response_format=form) for text, form in forms.items()}
+    assert [status for status, _, _ in answers.values()] == [200, 400]
+    assert "cannot be compiled: Regex parsing error" in answers["("][2]["error"]["message"]
+    assert "grammars: LMDeploy's own way" not in (eight.run / "engine-0.log").read_text()
 
 
 @pytest.mark.parametrize("name", COSTLY)

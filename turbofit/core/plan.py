@@ -236,10 +236,16 @@ class Kv(Struct):
 MOST_IMAGE_THREADS: Final = 16
 
 
+#: Bytes that a grammar may take while it is tried; and those of the process that tries grammars
+#: with the largest tokenizers, a trial included: it has imported torch and Transformers.
+GRAMMAR_TRIAL: Final = 512 * MIB
+GRAMMAR_PROCESS: Final = GRAMMAR_TRIAL + 768 * MIB
+
+
 class HostMemory(Struct):
     """Host memory that the engines will take, in bytes; ``available`` is None if unknown.
 
-    ``pageable`` includes the ``image_cache`` of each engine.
+    ``pageable`` includes the ``image_cache`` of each engine, and the process that tries grammars.
     """
 
     pinned: Annotated[int, doc("Bytes.")]

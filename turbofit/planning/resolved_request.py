@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import HostMemory, Settings, Workload, image_threads
+from turbofit.core.plan import GRAMMAR_PROCESS, HostMemory, Settings, Workload, image_threads
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.machine.presets import is_measured
@@ -221,9 +221,10 @@ def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engin
         )
         for account in accounts
     ]
+    grammars = GRAMMAR_PROCESS if engine.name in LMDEPLOY else 0
     host = HostMemory(
         pinned=sum(memory.pinned for memory in memories),
-        pageable=sum(memory.pageable for memory in memories),
+        pageable=sum(memory.pageable for memory in memories) + grammars,
         available=None if available == "NA" else available,
     )
     prepares = request.model.image_rule is not None and engine.name in LMDEPLOY

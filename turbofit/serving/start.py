@@ -74,7 +74,8 @@ class Start:
         self._shares_cards = any(gpu.beyond_budget for gpu in plan.ledgers)
         #: Makes the folder that engines open in the checkpoint's place, before each start of one.
         self._make_overlay: Callable[[], object] = lambda: None
-        #: `run` sets these.
+        #: `run` sets these; the folder and options of the engines' server are for its grammars.
+        self._grammars: tuple[str, list[str]]
         self._supervisor: Supervisor
         self._proves = False
         self._start_progress: StartProgress
@@ -198,6 +199,7 @@ class Start:
             ports = free_ports(len(plan.groups), holders, besides=public)
             # Options that the plan does not count take memory of the margin, too.
             options = list(config.options)
+            self._grammars = str(folder), options
             if plan.backend.of_lmdeploy:
                 found = list(parser_options(plan.model, folder, config.options))
                 options += found
@@ -285,6 +287,7 @@ class Start:
         run.on_open(urls)
 
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
+        from turbofit.gateway.grammar_trials import trials_of
         from turbofit.gateway.http.metrics import access_log
         from turbofit.gateway.server import GatewayThread, make_gateway
 
@@ -302,6 +305,7 @@ class Start:
         )
         log = access_log(serve_config.access_log or str(run.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)
+        gateway.grammars = trials_of(plan, *self._grammars, run.say, ours=True)
         run.deny_list = gateway.deny_list
         gateway.in_use = partial(self._start_progress.used, self._supervisor.engines)
         supervised = zip(gateway.engines, self._supervisor.engines, strict=True)

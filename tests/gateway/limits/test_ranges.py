@@ -1,4 +1,4 @@
-"""Each parameter held to the range that engines survive, and what a grammar may cost."""
+"""Each parameter held to the range that engines survive."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ from turbofit.core.errors import UsageError
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.defaults import Defaults
 from turbofit.gateway.limits.gate import UNSTATED
-from turbofit.gateway.limits.grammars import (
-    check_format,
-    check_tools,
-    repetitions,
-)
 from turbofit.gateway.limits.ranges import RULES, hold_parameters, lower_answer, most_tokens
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope
@@ -245,79 +240,6 @@ def test_of_two_lengths_the_longer_counts_and_tools_twice() -> None:
 def test_a_token_of_a_normalised_text_has_a_byte_at_least(text: str) -> None:
     room = most("chat", text, max_tokens=1) - most("chat", "", max_tokens=1)
     assert room >= len(unicodedata.normalize("NFC", text).encode())
-
-
-def schema(count: int, *, required: bool = True, **value: Any) -> dict[str, Any]:
-    names = [f"p{number}" for number in range(count)]
-    return {
-        "type": "object",
-        "properties": {name: {"type": "string", **value} for name in names},
-        "required": names if required else [],
-    }
-
-
-def form(schema: Any) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-
-
-def pattern(text: str) -> dict[str, str]:
-    return {"type": "regex_schema", "regex_schema": text}
-
-
-def test_ordinary_formats_pass_as_they_are() -> None:
-    for value in (
-        {"type": "text"}, {"type": "json_object"}, form(schema(50)),
-        form(schema(100, required=False)), pattern(r"call me [A-Za-z]{1,10} at \d{3}-\d{4}"),
-        form(schema(4, maxLength=16)), form({"type": "string", "pattern": "(a?b*){1,9}.{2,50}"}),
-    ):  # fmt: skip
-        assert check_format({"response_format": value}) == []
-    assert check_tools([{"type": "function", "function": {"name": "f", "parameters": {}}}]) == []
-
-
-def test_lengths_of_strings_are_left_out_where_they_cost_too_much() -> None:
-    value = form(schema(2, maxLength=33))
-    assert check_format({"response_format": value}) == ["maxLength=33->none"] * 2
-    assert value == form(schema(2))
-    # A property may be called so.
-    named = form({"type": "object", "properties": {"maxLength": {"type": "integer"}}})
-    assert check_format({"response_format": named}) == []
-
-
-def deep(levels: int) -> dict[str, Any]:
-    nested: dict[str, Any] = {"type": "string"}
-    for _ in range(levels):
-        nested = {"type": "array", "items": nested}
-    return nested
-
-
-@pytest.mark.parametrize(
-    ("given", "word"),
-    [
-        (form(schema(101, required=False)), "100 optional properties"),
-        (form({"anyOf": [schema(60, required=False)] * 3}), "100 optional properties"),
-        (pattern("(.{1,33}){1,32}"), "65 repetitions"),
-        (pattern("a{1000000000000}"), "repetitions"),
-        (form({"anyOf": [{"pattern": "a?" * 33}] * 2}), "66 repetitions"),
-        (form(deep(100)), "deeper than 64"),
-        (form({"enum": ["x" * 70000]}), "bytes of schemas"), ("json", "no object"),
-    ],
-)  # fmt: skip
-def test_what_costs_too_much_is_refused(given, word) -> None:
-    with pytest.raises(Refusal) as caught:
-        check_format({"text" if "format" in given else "response_format": given})
-    assert caught.value.status == 400
-    assert word in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("pattern", "count"),
-    [
-        ("", 0), ("abc", 0), ("a{2,5}", 5), ("a{2,}", 2), ("a{,5}", 5), ("a{ 3 }", 3), ("{x}", 0),
-        ("a?b*c+", 3), ("(a{10}){10}", 20), ("a{99999999999999999999}", 99999999999999999999),
-    ],
-)  # fmt: skip
-def test_repetitions_of_a_pattern(pattern: str, count: int) -> None:
-    assert repetitions(pattern) == count
 
 
 QUIET = {"enable_thinking": False}

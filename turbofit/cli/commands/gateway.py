@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command
@@ -110,15 +111,21 @@ def _planned(
     ``overlay``: whether the engines open the plan's overlay folder, which holds image limits. If
     not, a note says how images are counted.
     """
+    from turbofit.gateway.grammar_trials import trials_of
     from turbofit.gateway.http.metrics import access_log
     from turbofit.gateway.server import make_gateway
+    from turbofit.serving.engine.parsers import parser_options
 
     if not overlay and planned.promise.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "
             "(--overlay: the engines run on an overlay)"
         )
-    return make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
+    app = make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
+    folder = planned.model.source.checkpoint or ""
+    parsers = [*parser_options(planned.model, Path(folder), ())]
+    app.grammars = trials_of(planned, folder, parsers, note, ours=False)
+    return app
 
 
 def _serve(app: AsgiApp, form: Form) -> int:

@@ -1,4 +1,4 @@
-"""Runs a function after the import of a module.
+"""Runs a function after the import of a module, and tells whether code is the code that was read.
 
 This file imports nothing of turbofit, since it is also loaded alone.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -37,3 +37,25 @@ class After:
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+def once_imported(name: str, act: Callable[[Any], object]) -> None:
+    """Call ``act`` with the module ``name``: now, if it is imported, else after its import."""
+    if name in sys.modules:  # in a process that was a standby
+        act(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, After(name, act))
+
+
+def unlike(function: Any, known: Mapping[str, str]) -> str | None:
+    """Return why a function of a package may not be changed; None if it is the one that was read.
+
+    ``known`` has the first digits of the SHA-256 of each source, by qualified name.
+    """
+    import hashlib
+    import inspect
+
+    digest = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+    if digest.startswith(known.get(function.__qualname__, "?")):
+        return None
+    return f"its {function.__qualname__} is not as known"

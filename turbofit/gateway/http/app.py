@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.struct import Document
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.grammar_trials import GrammarTrials
     from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
@@ -100,6 +101,8 @@ class Gateway(AsgiApp):
         self.deny_list.count = self.metrics.count
         #: Returns the bytes in use on each GPU, by index. The code that starts the engines sets it.
         self.in_use: Callable[[], dict[int, int]] = dict
+        #: Tries the grammars of requests; None passes them on untried. The same code sets it.
+        self.grammars: GrammarTrials | None = None
         self._asked: asyncio.Future[dict[int, int]] | None = None
         self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
@@ -165,6 +168,8 @@ class Gateway(AsgiApp):
     async def shutdown(self) -> None:
         await self.monitor.stop()
         await self._upstream.close()
+        if self.grammars is not None:
+            await self.grammars.end()
         self._close_log()
 
     async def _serve(
@@ -198,6 +203,8 @@ class Gateway(AsgiApp):
         large = len(request.body) >= LARGE
         prepared = await self._work(large, Preparation, *given)
         hold_name(self.config.names, prepared.parsed.body)
+        if self.grammars is not None and prepared.generates:
+            await self.grammars.check(prepared.parsed.body, request.who)
         most = self.bounds.limits.bytes_per_image
 
         def count(url: str, size: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.gateway.limits.gate import TEMPLATE_TOKENS, UNSTATED
-from turbofit.gateway.limits.grammars import check_format, check_tools
+from turbofit.gateway.limits.grammars import check_grammars
 from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import (
     Biases,
@@ -47,7 +47,7 @@ _IMAGES: Final = ElsewhereRule(by="request_body: images become slots")
 _MEDIA: Final = ElsewhereRule(by="request_body: keywords of processors are the plan's")
 _CONVERSATION: Final = ElsewhereRule(by="request_body and ranges: shape, number of messages, bytes")
 _SESSION: Final = DroppedRule(why="a client could occupy the numbers of others")
-_GRAMMAR: Final = ElsewhereRule(by="grammars: schemas and patterns")
+_GRAMMAR: Final = ElsewhereRule(by="grammars, and grammar_trials: schemas and patterns")
 #: A field that passes unread. Pydantic takes 7 us for an item that it refuses, and 7 us again for
 #: the message.
 _UNREAD: Final = ShortRule(most=256)
@@ -324,7 +324,8 @@ def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
     changes = hold_fields(RULES[kind], body, scope)
     _check_conversation(body, scope.session)
     check_template(body.get(_TEMPLATE))
-    return changes + check_format(body) + check_tools(body.get("tools"))
+    check_grammars(body)
+    return changes
 
 
 def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> list[str]:

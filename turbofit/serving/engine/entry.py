@@ -106,6 +106,10 @@ def main() -> None:
         arguments += ["--api-keys", key]
     forget_urls()
     logging.getLogger("lmdeploy").addFilter(without_texts)
+    if module in _WITH_LMDEPLOY:
+        from turbofit.serving.engine import grammar_threads
+
+        grammar_threads.install()
     if _IMAGES in os.environ:
         from turbofit.serving.images.preparation import install
 

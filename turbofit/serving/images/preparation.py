@@ -8,8 +8,6 @@ imported before LMDeploy imports it, so the start of a model without images does
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import os
 import sys
 import threading
@@ -17,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.process.imports import once_imported, unlike
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,13 +83,7 @@ def install() -> None:
     cache_bytes = int(os.environ.pop(CACHE, "0"))
     if threads <= 1:
         return
-    watch = partial(_watch_encoders, threads, cache_bytes)
-    if _MODULE in sys.modules:  # in a process that was a standby
-        watch(sys.modules[_MODULE])
-    else:
-        from turbofit.core.process.imports import After
-
-        sys.meta_path.insert(0, After(_MODULE, watch))
+    once_imported(_MODULE, partial(_watch_encoders, threads, cache_bytes))
 
 
 def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
@@ -157,15 +151,8 @@ def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
 
 
 def _unknown(function: Any) -> str | None:
-    """Return why a function of LMDeploy may not run on several threads.
-
-    None if its source is known.
-    """
-    digest = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
-    known = _KNOWN.get(function.__qualname__, "?")
-    if digest.startswith(known):
-        return None
-    return f"its {function.__qualname__} is not as known"
+    """Return why a function of LMDeploy may not run on several threads; None if it may."""
+    return unlike(function, _KNOWN)
 
 
 def _foreign(model: Any) -> str | None:

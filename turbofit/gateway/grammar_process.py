@@ -1,0 +1,110 @@
+"""Compiles grammars on trial: each in a fork of this process, which the kernel ends in time.
+
+``python grammar_process.py SECONDS BYTES FOLDER TRUST [OPTION…]`` loads a model's tokenizer, and
+the parsers that LMDeploy's options name. It answers with a line of JSON: ``{}``, or ``{"unable":
+why, "lacks": package}`` and its end. Then each line of its input is a chat, whose grammar it
+compiles, and each answer one of these:
+
+- ``{}``: it was compiled, or LMDeploy compiles nothing for it;
+- ``{"wrong": text}``: XGrammar cannot compile it;
+- ``{"ended": signal}``: it takes more than ``SECONDS`` of processor time, or more than ``BYTES`` of
+  host memory beside those of this process.
+
+This program imports nothing of turbofit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+#: How much a fork stands back for the engines, and seconds after which it ends in any case.
+_NICE, _LONGEST = 5, 240
+#: The most characters of an error that are told.
+_TOLD = 500
+
+
+def compiler_of(folder: str, trust: str, options: Sequence[str]) -> Callable[[Any], object]:
+    """Return a function that compiles the grammar of a chat as LMDeploy's server does.
+
+    Its XGrammar is Python's, with which LMDeploy parses; TurboMind has one of its own.
+    """
+    import xgrammar
+    from lmdeploy._guided_decoding import compile_response_format
+    from lmdeploy.serve.openai.protocol import ChatCompletionRequest
+    from lmdeploy.serve.parsers import ResponseParserManager
+    from lmdeploy.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(folder, trust_remote_code=trust == "trust").model.model
+    compiler = xgrammar.GrammarCompiler(
+        xgrammar.TokenizerInfo.from_huggingface(tokenizer), cache_enabled=False
+    )
+    given = dict(pairwise(options))
+    parser = ResponseParserManager.get("default")
+    parser.set_parsers(given.get("--reasoning-parser"), given.get("--tool-call-parser"), tokenizer)
+
+    def compile_of(chat: Any) -> None:
+        try:
+            request = parser(ChatCompletionRequest(model="", messages=[], **chat)).request
+        except (TypeError, ValueError):
+            return  # LMDeploy refuses it, in its own words, before it compiles anything
+        if request.response_format is not None:
+            compile_response_format(compiler, request.response_format)
+
+    return compile_of
+
+
+def attempt(compile_of: Callable[[Any], object], chat: bytes, seconds: int, most: int) -> None:
+    """Compile a chat's grammar in a fork, and answer."""
+    fork = os.fork()
+    if fork == 0:
+        os.nice(_NICE)
+        signal.alarm(_LONGEST)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        taken = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + most, taken + most))
+        said = {}
+        try:
+            compile_of(json.loads(chat))
+        except BaseException as exc:  # noqa: BLE001 - whatever ends it, the client is told
+            # XGrammar's messages begin with a time and a place in its sources.
+            text = re.sub(r"^\[[\d:]+\] \S+ ", "", str(exc).strip()) or type(exc).__name__
+            said = {"wrong": text[:_TOLD]}
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # it gives one answer
+        answer(said)
+        os._exit(0)
+    _, status = os.waitpid(fork, 0)
+    if os.WIFSIGNALED(status):
+        answer({"ended": os.WTERMSIG(status)})
+
+
+def answer(said: Any) -> None:
+    os.write(_ANSWERS, json.dumps(said).encode() + b"\n")
+
+
+def main(seconds: str, most: str, folder: str, trust: str, *options: str) -> None:
+    try:
+        compile_of = compiler_of(folder, trust, options)
+    except Exception as exc:  # noqa: BLE001 - a model's own code may raise anything
+        lacks = exc.name if isinstance(exc, ImportError) else None
+        answer({"unable": f"{type(exc).__name__}: {exc}"[:_TOLD], "lacks": lacks})
+        return
+    answer({})
+    for chat in sys.stdin.buffer:
+        attempt(compile_of, chat, int(seconds), int(most))
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _ANSWERS = os.dup(1)
+    os.dup2(2, 1)  # what packages print is no answer
+    del sys.path[0]  # this folder, whose ``http`` would be taken for Python's
+    main(*sys.argv[1:])

@@ -1,0 +1,112 @@
+"""Has LMDeploy's server compile grammars on threads, and say why it could not read a request.
+
+LMDeploy parses and compiles a grammar on the event loop that answers everybody: for seconds nobody
+gets a token. XGrammar keeps what it compiled, so here a thread does both first, and LMDeploy's own
+call then finds the result. LMDeploy's PyTorch engine compiles in a loop of its own: only the
+parsing is done here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from contextlib import suppress
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.process.imports import once_imported, unlike
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MODULE: Final = "lmdeploy.serve.core.async_engine"
+#: LMDeploy's functions that are called here, or whose order is relied on, and the first digits of
+#: their sources' SHA-256 in 0.18.0.
+_KNOWN: Final = {
+    "AsyncEngine.preprocess": "d588f51ecea7",
+    "ensure_response_format_compilable": "c859fec436d8",
+    "compile_response_format": "78f464f15c69",
+    "TurboMind.grammar_compiler": "1e6901d6e0fb",
+    "TurboMindInstance.async_stream_infer": "2958a708152a",
+}
+#: Bytes of compiled grammars that an engine keeps; LMDeploy itself sets no limit. A string of
+#: ``maxLength`` 255 takes 4 MB.
+_KEPT: Final = 256 << 20
+_LOCK: Final = threading.Lock()
+
+
+def install() -> None:
+    """Have the server that this process will run compile grammars on threads."""
+    once_imported(_MODULE, _change)
+
+
+def _change(module: Any) -> None:
+    """Change ``AsyncEngine.preprocess`` of LMDeploy's module, if its code is the known one."""
+    preprocess, parse = module.AsyncEngine.preprocess, module.ensure_response_format_compilable
+    if not _are_known(preprocess, parse):
+        return
+
+    @wraps(preprocess)
+    async def preprocess_here(engine: Any, *arguments: Any, **keywords: Any) -> Any:
+        given = getattr(keywords.get("gen_config"), "response_format", None)
+        if given is not None:
+            await asyncio.to_thread(_prepare, parse, engine.engine, given)
+        try:
+            return await preprocess(engine, *arguments, **keywords)
+        except module.RequestError as error:
+            raise _with_reason(error) from error.__cause__
+
+    module.AsyncEngine.preprocess = preprocess_here
+
+
+def _with_reason(error: Any) -> Any:
+    """Return LMDeploy's error with the reason that it hides, if this is one for clients.
+
+    A chat template refuses a chat, or a package is missing.
+    """
+    cause = error.__cause__
+    if isinstance(cause, ImportError) or type(cause).__module__ == "jinja2.exceptions":
+        return type(error)(error.code, f"{error.message} {cause}")
+    return error
+
+
+def _prepare(parse: Callable[[Any], object], engine: Any, given: Any) -> None:
+    """Parse and compile a response format, so that LMDeploy's own calls find the results.
+
+    An error is left to LMDeploy, whose own call meets it again.
+    """
+    with suppress(Exception):
+        parse(given)
+        turbomind = _turbomind() if type(engine).__name__ == "TurboMind" else None
+        if turbomind is not None:
+            with _LOCK:
+                compiler = _compiler_of(engine, turbomind)
+            turbomind.compile_response_format(compiler, given)
+
+
+@cache
+def _turbomind() -> Any:
+    """Return the module of LMDeploy's TurboMind engine; None if its code is not the known one."""
+    module = sys.modules["lmdeploy.turbomind.turbomind"]
+    stream = module.TurboMindInstance.async_stream_infer
+    make = module.TurboMind.grammar_compiler.fget
+    return module if _are_known(stream, make, module.compile_response_format) else None
+
+
+def _compiler_of(engine: Any, turbomind: Any) -> Any:
+    """Return the engine's compiler, which is made as LMDeploy makes it, but keeps a limit."""
+    if engine._grammar_compiler is None:
+        info = turbomind.TokenizerInfo.from_huggingface(
+            engine.tokenizer.model.model, vocab_size=engine._vocab_size
+        )
+        engine._grammar_compiler = turbomind._tm.GrammarCompiler(info, max_memory_bytes=_KEPT)
+    return engine._grammar_compiler
+
+
+def _are_known(*functions: Any) -> bool:
+    """Return whether functions of LMDeploy are those that were read; say it in the log if not."""
+    why = [text for function in functions if (text := unlike(function, _KNOWN))]
+    if why:
+        sys.stderr.write(f"turbofit: grammars: LMDeploy's own way: {why[0]}\n")
+    return not why
