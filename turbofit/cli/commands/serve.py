@@ -14,7 +14,7 @@ from turbofit.cli.options import untyped
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.output import exit_code, run_until_signal
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import refuse_together
+from turbofit.core.messages import PRETEND, refuse_together
 from turbofit.core.process.network import LAST_PORT
 from turbofit.core.process.progress import under_way
 from turbofit.core.struct import to_json
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from turbofit.serving.run import Run
     from turbofit.serving.supervisor import StopSignal
 
-PRETEND: Final = (
-    "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
-)
 #: The model of a request that names none; a saved plan has its own model.
 NO_MODEL: Final = "-"
 
@@ -230,8 +227,6 @@ def _with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
         say_open([url], config, model, form)
 
     def body(stop: StopSignal) -> Served:
-        if config.pretend:
-            output.note(PRETEND)
         return serve_idle(config, idle, stop, output.say, opened)
 
     served = run_until_signal(body)
@@ -282,8 +277,6 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 
         with leases_for(config) as leases, standby_of(config, output.say) as standby:
             run = Run(config, leases, output.say, on_open=opened, standby=standby)
-            if config.pretend:
-                output.note(PRETEND)
             plan = run.prepare()
             folder = run.begin()
             stop.on_hangup = _reloads(run, arguments)
