@@ -1,4 +1,4 @@
-"""The script that makes an environment for pretend GPUs, and what is said where that lacks torch."""
+"""The script that makes an environment for pretend GPUs serves a model of the PyTorch engine."""
 
 from __future__ import annotations
 

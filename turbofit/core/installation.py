@@ -82,7 +82,7 @@ def clone_folder() -> Path | None:
     return None
 
 
-#: What `scripts/without-gpu --pytorch` downloads and takes on disk, measured (docs/installation.md).
+#: What `scripts/without-gpu --pytorch` needs, measured (docs/installation.md).
 _PYTORCH_SIZES: Final = "1.0 GB to download, 3.2 GB on disk, no GPU and no driver"
 
 

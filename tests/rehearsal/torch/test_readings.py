@@ -351,7 +351,7 @@ def test_torch_without_cuda_is_said_in_one_line(
     with pytest.raises(PackageError, match="lacks: a CUDA build of torch, triton\nhint"):
         packages.need_packages("pytorch")
     without_cuda(monkeypatch, "ray")
-    monkeypatch.setattr(packages, "cuda_site", lambda: Path())
+    monkeypatch.setattr(packages, "cuda_site", Path)
     with pytest.raises(PackageError, match="lacks: ray\nhint") as found:
         packages.need_packages("pytorch", ray=True)
     assert found.value.hint == "pip install ray"
