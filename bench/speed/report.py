@@ -177,7 +177,7 @@ def _kinds(results: Results) -> str:
 
 def _of_images(results: Results) -> str:
     """Say whether TurboMind's images are within the goals for each row and the median."""
-    ours = [one for one in results.images if one.setup.row.kind.endswith("turbomind")]
+    ours = [one for one in results.images if one.setup.row.engine == "turbomind"]
     if not ours:
         return ""
     worst, middle = max(one.times_off for one in ours), median_of(ours)

@@ -29,7 +29,7 @@ from turbofit.planning.search.sizing import (
     longest_context,
     most_context,
 )
-from turbofit.planning.speed import Speed, counted_tokens, group_class, group_rates, group_speed
+from turbofit.planning.speed import Speed, counted_tokens, group_class
 from turbofit.planning.throughput import forecast
 
 #: Width and height of the usual picture: a screen.
@@ -362,6 +362,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
         return
     if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
         return
+    gpus = [request.machine.gpu(index) for group in best.shape.groups for index in group]
     limits = {
         image_limit,
         *(other for other in rule.common_limits if other <= rule.checkpoint_limit),
@@ -371,7 +372,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
         if not evaluation.fits:
             continue
         images, speeds = vision_load_of(request, other), evaluation.speeds
-        found = forecast(request, speeds, images)
+        found = forecast(request, speeds, images, engine=engine.name, gpus=gpus)
         parts = map(evaluation.of_group, evaluation.shape.groups)
         yield LimitCost(
             limit=other,
@@ -400,16 +401,15 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     image_tokens = rule.unit_tokens(units)
     tokens = image_tokens * worst.images_per_request
     load = replace(worst, units_per_image=units, tokens_per_request=tokens)
-    speeds, caches = [], []
-    for group in best.shape.groups:
-        part, gpus = best.of_group(group), [request.machine.gpu(index) for index in group]
-        caches.append(part.kv_tokens)
-        size = counted_tokens(load, part.settings.session_len)
-        held = part.settings.requests_in(part.kv_tokens, size)
-        at_once = min(part.shape.requests(request.workload.concurrency), max(1, held))
-        here = group_rates(request.model, part.settings, request.machine, gpus, fit.engine)
-        speeds.append(group_speed(here, part.settings, load, part.kv_tokens, at_once))
-    found = forecast(request, speeds, load, size=_USUAL_SIZE)
+    caches = [best.of_group(group).kv_tokens for group in best.shape.groups]
+    found = forecast(
+        request,
+        fit.speeds_of(load),
+        load,
+        engine=fit.engine.name,
+        gpus=fit.gpus,
+        size=_USUAL_SIZE,
+    )
     return UsualImage(
         image_size=_USUAL_SIZE,
         image_tokens=image_tokens,
