@@ -30,7 +30,7 @@ from turbofit.planning.search.sizing import (
     most_context,
 )
 from turbofit.planning.speed import Speed, counted_tokens, group_class
-from turbofit.planning.throughput import forecast
+from turbofit.planning.throughput import forecast, surety_of_speed
 
 #: Width and height of the usual picture: a screen.
 _USUAL_SIZE: Final = (1920, 1080)
@@ -162,7 +162,8 @@ def _batch(fit: EngineFit, account: Account) -> str:
     if request.least:
         return "the least that serves"
     kept = ", and cost at most 1% of the KV tokens" * (request.workload.goal == "context")
-    return f"the fewest that give 99% of the most requests a second by the forecast{kept}"
+    by = forecast_words(fit)
+    return f"the fewest that give 99% of the most requests a second by {by}{kept}"
 
 
 def _requested_batch(fit: EngineFit, requests: int) -> str:
@@ -276,6 +277,24 @@ def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
     )
 
 
+def speed_told(request: ResolvedRequest, evaluation: Evaluation) -> bool:
+    """Return whether a plan tells the forecast that ranks a shape; KV tokens are always told."""
+    groups, load = evaluation.shape.groups, evaluation.vision_load
+    gpus = [request.machine.gpu(index) for group in groups for index in group]
+    images, engine = bool(load.units_per_image), evaluation.engine
+    sure = surety_of_speed(request.model, engine, gpus, images=images)
+    return sure.known or request.workload.goal == "context"
+
+
+#: What a forecast is called that ranks shapes and is not told.
+_UNTOLD: Final = "a forecast that is not printed"
+
+
+def forecast_words(fit: EngineFit) -> str:
+    """Return what the forecast is called in reasons, by whether the plan tells it."""
+    return "the forecast" if speed_told(fit.request, fit.best) else _UNTOLD
+
+
 def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """Return why ``other`` ranks below ``best``, with the figures that decide."""
     if other.worth < best.worth:
@@ -298,6 +317,8 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
     goal = request.workload.goal
     if other.footprint > best.footprint:
         return f"takes {format_bytes(other.footprint - best.footprint)} more"
+    if not (speed_told(request, best) and speed_told(request, other)):
+        return f"slower by {_UNTOLD}"
     if goal == "latency":
         return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"
     if goal == "context":
@@ -311,7 +332,8 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """Return a clause that says that slow links make ``other`` slower; empty if they do not."""
-    if not other.speeds or not best.speeds or request.workload.goal == "context":
+    told = speed_told(request, best) and speed_told(request, other)
+    if not (told and other.speeds and best.speeds) or request.workload.goal == "context":
         return ""
 
     def waits(speed: Speed) -> float:

@@ -198,10 +198,10 @@ def _first_token(plan: Plan, speed: Throughput) -> str:
     usual, alone = plan.usual_image, speed.seconds_to_first_token_alone
     size, word = plan.workload.image_size, _word(speed.first_token_alone)
     if not plan.limits.vision_unit:
-        return "" if alone is None else f"{two_digits(alone)} s alone{word}"
+        return f"{two_digits(alone)} s alone{word}" if alone else ""
     seconds = usual.seconds_to_first_token_alone if usual else alone
     of_text, said = speed.seconds_to_first_token_of_text, []
-    if seconds is not None:
+    if seconds:
         what = _size(usual.image_size) if usual else "the largest image"
         what = _size(size) if size else what
         said.append(f"{two_digits(seconds)} s of {what}{word}")
@@ -431,7 +431,7 @@ def _considered(plan: Plan) -> list[Block]:
             groups_of(c.groups),
             *(_value(c, key) for key in known.values()),
             f"{c.kv_tokens:,}" if c.fits else "-",
-            three_digits(c.score) if c.fits else "-",
+            _figure(c.score if c.fits else None),
             ("" if c.engine == plan.engine.name else f"{c.engine}: ") + c.why_not
             if c.why_not
             else "chosen",
