@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -80,27 +80,21 @@ class WithdrawnError(Exception):
     """A row's source was withdrawn by its author."""
 
 
-def read_rows() -> list[Row]:
-    """Read all rows of text, then all rows of images.
-
-    Raises:
-        WithdrawnError: the source of a row is listed in `withdrawn.yaml`.
-    """
+def lines_of() -> list[str]:
+    """Return the lines of all rows of text, then of all rows of images."""
     files = (HERE / "rows.jsonl", HERE / "images.jsonl")
-    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    rows = [msgspec.json.decode(line, type=Row) for line in lines]
-    check_sources(rows)
-    return rows
+    return [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def check_sources(rows: Iterable[Row]) -> None:
-    """Check that no row's source was withdrawn.
+def read_rows() -> list[Row]:
+    """Return all rows.
 
     Raises:
         WithdrawnError: the source of a row is listed in `withdrawn.yaml`.
     """
+    rows = [msgspec.json.decode(line, type=Row) for line in lines_of()]
     withdrawn = load_yaml(HERE / "withdrawn.yaml")
-    for row in rows:
-        for source, why in withdrawn.items():
-            if row.source.startswith(source):
-                raise WithdrawnError(f"{row.id}: {source} was withdrawn: {why}")
+    for row, (source, why) in product(rows, withdrawn.items()):
+        if row.source.startswith(source):
+            raise WithdrawnError(f"{row.id}: {source} was withdrawn: {why}")
+    return rows

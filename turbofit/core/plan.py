@@ -498,7 +498,7 @@ class Held(Struct):
 class LimitCost(Struct):
     """What remains possible under one image limit, on the plan's GPUs and with its prefill size.
 
-    Speeds are a forecast for images of the worst size.
+    Speeds are a forecast for images of the worst size; null as the plan's own.
     """
 
     limit: Annotated[int, doc("Tiles or pixels of an image.")]
@@ -507,7 +507,7 @@ class LimitCost(Struct):
     kv_tokens: Annotated[int, doc("Tokens of all groups.")]
     requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
     requests_per_second: float | None
-    seconds_to_first_token: float | None
+    seconds_to_first_token: Annotated[float | None, doc("Of a request that finds the engine idle.")]
 
 
 class Footprint(Struct):

@@ -403,7 +403,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
             kv_tokens=sum(part.kv_tokens for part in parts),
             requests_at_once=round(sum(speed.running for speed in speeds)),
             requests_per_second=found.requests_per_second,
-            seconds_to_first_token=found.seconds_to_first_token,
+            seconds_to_first_token=found.seconds_to_first_token_alone,
         )
 
 

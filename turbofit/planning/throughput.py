@@ -169,7 +169,8 @@ def forecast(
     if measured is not None and (measured.cards or measured.reduces):
         rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
     if images:
-        rests += f"; {host.words if host else 'the host is not counted: its cores are not known'}"
+        uncounted = "in requests a second the host is not counted: its cores are not known"
+        rests += f"; {host.words if host else uncounted}"
     of_cards = rate = sum(speed.requests_per_second for speed in speeds)
     there = sum(speed.requests_per_second * speed.seconds_per_request for speed in speeds)
     seconds = max(speed.seconds_to_first_token for speed in speeds)

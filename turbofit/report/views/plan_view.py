@@ -313,7 +313,7 @@ def _limits(plan: Plan) -> list[Block]:
     titles = ("option", "its tokens", "KV tokens", "at once", "requests/s", "first, s")
     text = (
         "forecasts for the largest image that each limit admits (its tokens, requests a"
-        " second, seconds to the first token among others), on the same GPUs with this prefill; a"
+        " second, seconds to the first token alone), on the same GPUs with this prefill; a"
         " plan for that limit serves about as much or more"
     )
     return [
