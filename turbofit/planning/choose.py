@@ -35,9 +35,11 @@ from turbofit.planning.plan_document import (
 )
 from turbofit.planning.reasons import (
     beyond_model,
+    forecast_words,
     limit_costs,
     reasons,
     slow_images,
+    speed_told,
     unkept,
     usual_image,
     why_not_served,
@@ -136,12 +138,14 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
         first.setdefault((other.shape.tp, other.shape.replicas), place)
     others = set(range(len(rest))) - set(first.values())
     shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
-    rows = [chosen.candidate(why_not_served(request, chosen, engine))]
+    told = speed_told(request, chosen)
+    rows = [chosen.candidate(why_not_served(request, chosen, engine), told=told)]
     if fit.fits and fit.rival is not None:
-        rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0]))
+        told = speed_told(request, fit.rival.best)
+        rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0], told=told))
     for other in (rest[place] for place in shown):
         why = why_not_served(request, other, engine) or why_rejected(request, chosen, other)
-        rows.append(other.candidate(why))
+        rows.append(other.candidate(why, told=speed_told(request, other)))
     return tuple(rows)
 
 
@@ -152,8 +156,8 @@ def _parallel_reason(fit: EngineFit) -> str:
     if not best.fits:
         return "the closest to fitting"
     goal = {
-        "throughput": "the most requests per second by the forecast",
-        "latency": "the shortest answer by the forecast",
+        "throughput": f"the most requests per second by {forecast_words(fit)}",
+        "latency": f"the shortest answer by {forecast_words(fit)}",
         "context": "the most KV tokens for one request",
     }[request.workload.goal]
     if request.least:

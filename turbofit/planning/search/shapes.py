@@ -107,6 +107,10 @@ class Evaluation(Struct):
     joined: tuple[Evaluation, ...] = ()
     ranked: float = 0.0
 
+    def gpus(self, machine: Machine) -> list[Gpu]:
+        """Return the GPUs of all groups."""
+        return [machine.gpu(index) for group in self.shape.groups for index in group]
+
     @property
     def parts(self) -> tuple[Evaluation, ...]:
         """One evaluation for each set of equal groups."""
@@ -137,7 +141,8 @@ class Evaluation(Struct):
         prefill, tp = self.shape.max_prefill_token_num, self.shape.tp
         return (*self.worth, not self.queues, self.kv_tokens, prefill, -tp)
 
-    def candidate(self, why_not: str) -> Candidate:
+    def candidate(self, why_not: str, *, told: bool) -> Candidate:
+        """Return the row of ``considered``; the score is null if it is not ``told``."""
 
         def kept(settings: Settings) -> dict[str, Any]:
             return {name: getattr(settings, name) for name in _CANDIDATE_SETTINGS}
@@ -155,7 +160,7 @@ class Evaluation(Struct):
             settings=settings,
             fits=self.fits,
             kv_tokens=self.kv_tokens,
-            score=self.score,
+            score=self.score if told or not self.fits else None,
             why_not=why_not,
         )
 
