@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import TurbofitError
+from turbofit.core.errors import TurbofitError, option_of
 from turbofit.logs import log_events as events
-from turbofit.logs.account import cures
 from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
 from turbofit.logs.case import LogCase
 from turbofit.logs.causes import what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import read_runs
 from turbofit.logs.log_reader import log_lines
+from turbofit.logs.next_run import largest_share, next_run
 from turbofit.logs.rules import PEERS, drafts_of
 from turbofit.memory.versions import is_legacy
 from turbofit.planning.plan import plan as best_plan
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan, Remedy
+    from turbofit.logs.next_run import NextRun
 
 #: By the kind of an answer: kinds that are its reason, and are answered in its place.
 _REASONS: Final = {
@@ -40,8 +41,16 @@ _REASONS: Final = {
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
-_TOGETHER: Final = ("tp", "cache_max_entry_count", "max_batch_size", "session_len")
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
+#: All settings on which a plan's memory depends, and their options where the names differ.
+_TOGETHER: Final = ("engine", "tp", "cache_max_entry_count", "max_prefill_token_num",
+                    "max_batch_size", "session_len", *_LIMITS)  # fmt: skip
+_OPTIONS: Final = {"engine": "--backend", "max_pixels_per_image": "--max-pixels"}
+_ONCE_FREE: Final = "once the cards are free: "
+_LOOK: Final = (
+    "look first what else holds the card (`turbofit doctor`, nvidia-smi): by the account these"
+    " settings fit an empty one, so something else held memory, or the account is too low"
+)
 _VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
 _SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
 _NO_ADVICE: Final = Advice(model="", on="", fits=None, verdict="")
@@ -102,10 +111,9 @@ def _order(draft: Draft) -> tuple[int, int]:
 
 def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     known = bool(draft.what) and draft.kind not in ("unknown", IN_DIAGNOSIS["stalled"])
-    lacked = draft.missing.bytes if draft.missing else None
-    ways = cures(case, draft.phase, draft.by_others, lacked) if draft.short else ()
-    would_work, lacks = _worked(case, draft, ways)
-    changes = _steps(case, draft, would_work or _NO_ADVICE, ways)
+    following = next_run(case, draft)
+    would_work, lacks = _worked(case, draft, following)
+    changes = _steps(case, draft, would_work or _NO_ADVICE, following)
     send, what = draft.send, draft.what
     unknown = draft.unknown or (() if known else ("what caused it",))
     if not known:
@@ -113,7 +121,7 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
             what or f"turbofit does not know the cause from this log: {draft.quoted}",
             (*send, *_to_send(case, draft)),
         )
-    first = (*send, *changes) if known else (*changes, *send)
+    first = (*changes, *send)
     why, lines, peers = draft.why, draft.evidence, case.facts.first(events.PeerMissing)
     if peers and known and draft.kind != "peer_warning":
         why = (*why, f"the peer access warning is not the cause: {PEERS}")
@@ -150,28 +158,55 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     return what_to_send(" ".join(word for word, holds in marks.items() if holds))
 
 
-def _steps(
-    case: LogCase, draft: Draft, worked: Advice, ways: Sequence[tuple[Remedy, Plan]]
-) -> tuple[str, ...]:
+def _steps(case: LogCase, draft: Draft, worked: Advice, following: NextRun) -> tuple[str, ...]:
     """Return the steps to take, in order, without those that contradict the plan or the log.
 
     The step that frees the cards is first. Changes that fit by the account come before general
     advice. A step that the run had already taken is left out, and so is a change of the cache's
     ratio where no ratio helps.
     """
-    fits, of_lmdeploy = worked.fits, case.subject.of_lmdeploy
+    ways, of_lmdeploy = following.ways, case.subject.of_lmdeploy
+    fits = worked.settings and worked.fits is not False
     share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
-    vain = fits is False or (draft.short and case.has_account and not share)
+    vain = worked.fits is False or (draft.short and case.has_account and not share)
     steps = [step for step in draft.changes if not _idle(case, step, vain=vain)]
+    if following.share and not (case.has_account and draft.short):
+        told = _in_words(case, following.share)
+        numbered = [told if _SHARE.search(step) else step for step in steps]
+        steps = [told, *numbered] if draft.short else numbered
     own = [remedy.change for remedy in worked.remedies]
-    if draft.short and fits is not None:
-        if fits and not ways:
-            told = (f"--{name.replace('_', '-')} {worked.settings[name]}" for name in _TOGETHER)
-            own = [f"these settings together: {' '.join(told)}"] if of_lmdeploy else []
-        steps = own if own and of_lmdeploy else [*own, *steps]
+    if draft.short and following.fits:
+        own = [_after_a_look(draft, own), *own[1:]]
+    elif draft.short and not ways and fits:
+        own = [_together(worked)] if of_lmdeploy and worked.fits else []
+    if following.too_small and own:
+        own[0] = f"{own[0]} (no lower --cache-max-entry-count starts)"
+    if draft.short and worked is not _NO_ADVICE:
+        steps = own if own and of_lmdeploy and not draft.unsized else [*own, *steps]
     elif vain and draft.changes:
         steps = steps or own
     return tuple(filter(None, dict.fromkeys((draft.free, *steps))))
+
+
+def _in_words(case: LogCase, share: float) -> str:
+    """Return the step to a lower share of the cache, with the share that died."""
+    given = "" if "cache_max_entry_count" in case.subject.options else ", the default,"
+    return f"--cache-max-entry-count {share:g}: with {case.ratio:g}{given} it ran out of memory"
+
+
+def _after_a_look(draft: Draft, own: Sequence[str]) -> str:
+    """Return the first step where the account says that the run fits, which the log contradicts."""
+    then = own[0] if own else "a smaller --max-batch-size, quantised weights or more GPUs (--tp)"
+    if draft.all_own:
+        return f"{then}: by the account it had fitted, so the account is too low here"
+    return f"{_LOOK}; then {then}"
+
+
+def _together(worked: Advice) -> str:
+    """Return one step with all settings on which a plan depends: the engine and limits, too."""
+    names = [name for name in _TOGETHER if worked.settings.get(name) is not None]
+    told = (f"{_OPTIONS.get(name, option_of(name))} {worked.settings[name]}" for name in names)
+    return f"these settings together: {' '.join(told)}"
 
 
 def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
@@ -185,10 +220,10 @@ def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
 
 
 def _worked(
-    case: LogCase, draft: Draft, ways: Sequence[tuple[Remedy, Plan]]
+    case: LogCase, draft: Draft, following: NextRun
 ) -> tuple[Advice | None, tuple[str, ...]]:
     """Return a run that would have worked, or None with the facts that are missing to find it."""
-    model, machine, lacks = case.model, case.machine, []
+    model, machine, lacks, ways = case.model, case.machine, [], following.ways
     if not draft.planned:
         return None, ()
     if model is None:
@@ -199,9 +234,14 @@ def _worked(
         lacks.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
     if model is None or machine is None or lacks:
         return None, tuple(lacks)
-    if ways:
-        return _of_plan(case, ways[0][1], machine, tuple(remedy for remedy, _ in ways)), ()
-    return _planned(case, draft, model, machine), ()
+    if not ways:
+        advice = _planned(case, draft, model, machine)
+    else:
+        advice = _of_plan(case, ways[0][1], machine, tuple(remedy for remedy, _ in ways))
+    if following.fits and advice.fits:
+        verdict = advice.verdict.removeprefix(_ONCE_FREE)
+        advice = replace(advice, fits=None, verdict=f"{_ONCE_FREE}{verdict}, by the account")
+    return advice, ()
 
 
 def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Advice:
@@ -209,22 +249,22 @@ def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Adv
 
     If such a plan fits, it keeps the log's ``tp`` and leaves other programs their memory on the
     cards. The plan is for the log's release of LMDeploy if that is old, else for the reference
-    release.
+    release. Its share of the cache is within what the log shows to die.
     """
     degree = case.told_tp or (case.tp if case.tp > 1 else None)
     version, given = (case.version, degree) if case.subject.of_lmdeploy else (None, None)
     asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
     places = dict.fromkeys((machine.with_used(draft.by_others), machine))
-    refused = ""
+    refused, bound = "", largest_share(case, draft)
     for tp, on in product(dict.fromkeys((given, None)), places):
-        plan, verdict = _tried(**asked, on=on, tp=tp)
+        plan, verdict = _within(bound, **asked, on=on, tp=tp)
         if plan is not None and plan.fits:
             break
         refused = refused or (f"--tp {tp} is not kept: {verdict}" if tp else "")
     else:
         refused = ""  # nothing fits, whatever the degree
-    if on is not next(iter(places)):
-        verdict = f"once the cards are free: {verdict}"
+    if on is not next(iter(places)) or draft.free or draft.copies:
+        verdict = f"{_ONCE_FREE}{verdict}"
     if plan is None:
         return Advice(model=model.name, on=case.named(on), fits=None, verdict=verdict)
     advice = _of_plan(case, plan, on, plan.remedies, "" if tp else refused)
@@ -233,6 +273,17 @@ def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Adv
         verdict = f"by turbofit's account it {plan.verdict}"
         return replace(advice, fits=None, verdict=verdict, note=_LOADED_HERE)
     return replace(advice, verdict=verdict)
+
+
+def _within(bound: float | None, **asked: Any) -> tuple[Plan | None, str]:
+    """Return the best plan whose share of the cache is at most ``bound``, and its verdict."""
+    plan, verdict = _tried(**asked)
+    if plan is None or bound is None or not plan.engine.of_lmdeploy:
+        return plan, verdict
+    shares = [group.settings.cache_max_entry_count for group in plan.group_plans()]
+    if max(shares) <= bound:
+        return plan, verdict
+    return _tried(**asked, cache_max_entry_count=bound)
 
 
 def _tried(**asked: Any) -> tuple[Plan | None, str]:

@@ -17,9 +17,7 @@ from turbofit.logs.account import Finding, found, logged_cache
 from turbofit.logs.answer import Draft, Evidence, Holding, Missing, evidence, evidence_at
 from turbofit.logs.causes import less_memory
 from turbofit.logs.death import IN_DIAGNOSIS, Course, Phase, death
-from turbofit.logs.log_events import (
-    ModelLoaded,
-)
+from turbofit.logs.log_events import ModelLoaded, NoCache
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
@@ -121,6 +119,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
         planned=not case.subject.quantises,
         by_others=finding.others,
         short=True,
+        unsized=isinstance(mark.event, NoCache),
         free=_FREE if finding.others else "",
     )
     if memory is not None:
@@ -165,6 +164,7 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
         by_others=0,
         short=False,
         free="",
+        copies=True,
     )
 
 
@@ -198,6 +198,7 @@ def _with_torch(
         send=(_SEND,) if bare else (),
         by_others=max(draft.by_others, by_others if memory.named and by_others > _SMALL else 0),
         free=_freed(memory, others) or draft.free,
+        all_own=memory.process is not None and max(others, memory.unexplained) <= _SMALL,
     )
 
 
