@@ -53,6 +53,7 @@ _LOOK: Final = (
 )
 _VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
 _SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
+_OF_IMAGES: Final = ("fewer image tiles", "smaller images")
 _NO_ADVICE: Final = Advice(model="", on="", fits=None, verdict="")
 _LOADED_HERE: Final = (
     "this log ran out of memory while it loaded there: where nothing else was on the cards, the"
@@ -168,20 +169,24 @@ def _steps(case: LogCase, draft: Draft, worked: Advice, following: NextRun) -> t
     ways, of_lmdeploy = following.ways, case.subject.of_lmdeploy
     fits = worked.settings and worked.fits is not False
     share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
-    vain = worked.fits is False or (draft.short and case.has_account and not share)
+    vain = worked.fits is False or (draft.short and following.counted and not share)
     steps = [step for step in draft.changes if not _idle(case, step, vain=vain)]
-    if following.share and not (case.has_account and draft.short):
+    if following.share and not following.counted:
         told = _in_words(case, following.share)
         numbered = [told if _SHARE.search(step) else step for step in steps]
         steps = [told, *numbered] if draft.short else numbered
     own = [remedy.change for remedy in worked.remedies]
+    if own and following.leaves:
+        own[0] += f" (if only the cache had been taken then, {following.leaves:g})"
     if draft.short and following.fits:
         own = [_after_a_look(draft, own), *own[1:]]
     elif draft.short and not ways and fits:
         own = [_together(worked)] if of_lmdeploy and worked.fits else []
     if following.too_small and own:
         own[0] = f"{own[0]} (no lower --cache-max-entry-count starts)"
-    if draft.short and worked is not _NO_ADVICE:
+    if following.share and not following.counted:
+        steps = [*steps, *own]
+    elif draft.short and worked is not _NO_ADVICE:
         steps = own if own and of_lmdeploy and not draft.unsized else [*own, *steps]
     elif vain and draft.changes:
         steps = steps or own
@@ -210,13 +215,15 @@ def _together(worked: Advice) -> str:
 
 
 def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
-    """Return whether a step is useless: the run had taken it, or it changes the ratio in vain.
+    """Return whether a step is useless: the run had taken it, or it changes what was no reason.
 
     ``vain``: no ratio of the cache helps.
     """
     set_ = case.subject.variables
     did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
-    return did or (vain and _SHARE.search(step) is not None)
+    text_alone = case.model is not None and case.model.vision is None
+    of_images = text_alone and step.startswith(_OF_IMAGES)
+    return did or of_images or (vain and _SHARE.search(step) is not None)
 
 
 def _worked(

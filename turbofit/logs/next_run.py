@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.errors import option_of
@@ -41,15 +42,19 @@ class NextRun(NamedTuple):
     """What the log's run may try next.
 
     ``ways``: changes with which it lives by the account, each with its plan; the cheapest first.
-    ``share``: the share of the cache to try; None if none is named. ``fits``: whether the run that
-    died fits such cards by the account, which the log contradicts. ``too_small``: what happens with
-    every lower share, where a cache too small for a start is the reason; else empty.
+    ``share``: the share of the cache to try; None if none is named. ``leaves``: the share that
+    leaves what torch asked, if all that the cache left was still free. ``fits``: whether the run
+    that died fits such cards by the account, which the log contradicts. ``too_small``: what happens
+    with every lower share, where a cache too small for a start is the reason; else empty.
+    ``counted``: there is an account of the run.
     """
 
     ways: tuple[tuple[Remedy, Plan], ...] = ()
     share: float | None = None
+    leaves: float | None = None
     fits: bool = False
     too_small: str = ""
+    counted: bool = False
 
 
 def largest_share(case: LogCase, draft: Draft) -> float | None:
@@ -60,38 +65,39 @@ def largest_share(case: LogCase, draft: Draft) -> float | None:
 
 def next_run(case: LogCase, draft: Draft) -> NextRun:
     """Return what the run of a log may try next, after a death that ``draft`` tells of."""
-    known, share = bool(draft.what and largest_share(case, draft)), None
+    known, share, leaves = bool(draft.what and largest_share(case, draft)), None, None
     if known and draft.phase in _WITH_SHARE:
-        share = _lower_share(case, draft)
+        share, leaves = _lower_share(case, draft)
     if not (draft.short and case.has_account):
-        return NextRun(share=share)
+        return NextRun(share=leaves or share)
     search = _Search(case, draft)
     if search.before is None:
-        return NextRun(share=share)
+        return NextRun(share=leaves or share)
     if draft.unsized:
         ways = () if search.fits else search.of_unsized()
-        return NextRun(ways=ways, fits=search.fits)
-    return search.of_refused(share)
+        return NextRun(ways=ways, fits=search.fits, counted=True)
+    return search.of_refused(share)._replace(leaves=leaves)
 
 
-def _lower_share(case: LogCase, draft: Draft) -> float | None:
-    """Return the share below the one that died; None where none helps, as for one large tensor.
+def _lower_share(case: LogCase, draft: Draft) -> tuple[float | None, float | None]:
+    """Return the share below the one that died, and the share that torch's figures tell.
 
-    Where torch names what it asked and what was free, the share leaves that by the log's own
-    figures. It is lower than need be if more than the cache was allocated meanwhile.
+    The first is None where no share helps: for one tensor larger than the card, or where the option
+    is a number of blocks. The second is None without figures, and where it would be higher. It is
+    lower than need be if memory was taken after the cache was made.
     """
     died, marks = case.ratio, case.facts.every(TorchMemory)
     memory = next((event for mark, event in marks if mark.line == draft.line), TorchMemory())
     oversized = (memory.requested or 0) > (memory.total or math.inf)
     if died >= 1 or oversized:
-        return None
+        return None, None
     lower = round(max(died - _LESS, _PART * died), 4)
-    cache, known = logged_cache(case), memory.process is not None and case.has_account
-    if memory.missing is None or not memory.free or (known and not cache):
-        return lower
+    if memory.missing is None or not memory.free:
+        return lower, None
+    cache = logged_cache(case)
     before = cache.free if cache else memory.free / (1 - died)
     leaves = int(100 * (died - memory.missing / before)) / 100
-    return min(lower, leaves) if leaves > 0 else lower
+    return lower, leaves if 0 < leaves < lower else None
 
 
 class _Search:
@@ -114,6 +120,9 @@ class _Search:
     def of_refused(self, share: float | None) -> NextRun:
         """Return the changes that cure a refused allocation; none raises the cache's share."""
         best, plan, too_small = self._share(share) if share else (None, None, "")
+        if plan is None and share and self.fits and self.lacked:
+            # Once the cards are free nothing is missing by the account.
+            best, plan, too_small = self._without_shortage()._share(share)
         ways = [] if plan is None else [_way(f"{_SHARE} {best:g}", plan)]
         if self.fits and self.lacked is None:
             ways += [] if ways else self._smaller_forward(share)
@@ -121,7 +130,13 @@ class _Search:
             ways += self._limit(share if plan is None else None)
             ways += [] if ways else self._smaller_forward(share)
             ways += self._degree()
-        return NextRun(tuple(ways), best or share, self.fits, "" if plan else too_small)
+        told = NextRun(ways=tuple(ways), share=best or share, fits=self.fits, counted=True)
+        return told._replace(too_small="" if plan else too_small)
+
+    def _without_shortage(self) -> _Search:
+        search = copy(self)
+        search.lacked = None
+        return search
 
     def of_unsized(self) -> tuple[tuple[Remedy, Plan], ...]:
         """Return the changes that give a cache which could not be sized its first blocks."""
@@ -170,11 +185,17 @@ class _Search:
         plan = at(shares[place])
         if plan is None or plan.fits:
             return shares[place], plan, ""
-        higher = range(int(first * 100) + 1, round(self.case.ratio * 100)) if place == 0 else ()
-        for share in (n / 100 for n in higher):
-            if (starts := at(share)) and starts.fits and self._spares(starts):
-                return share, starts, ""
-        return None, None, plan.verdict
+        higher = range(int(first * 1000) + 1, round(self.case.ratio * 1000)) if place == 0 else ()
+        least = bisect_left(higher, True, key=lambda n: self._starts(at(n / 1000)))
+        if higher[least:]:
+            plan = at(higher[least] / 1000)
+        if plan and plan.fits and self._spares(plan):
+            return higher[least] / 1000, plan, ""
+        return None, None, plan.verdict if plan else ""
+
+    def _starts(self, plan: Plan | None) -> bool:
+        """Return whether a cache is not too small for a start, though it may be too large."""
+        return plan is not None and (plan.fits or not self._spares(plan))
 
     def _limit(self, share: float | None) -> list[tuple[Remedy, Plan]]:
         """Return the largest common image limit that lives, beside a lower share if need be.
