@@ -12,8 +12,9 @@ from turbofit.logs.death import Phase
 from turbofit.logs.log_reader import zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from turbofit.logs.log_events import PythonFrame
     from turbofit.logs.log_reader import Form
 
 #: A cause ends a run; a refusal is an exception that no row knows; a consequence follows one of
@@ -44,6 +45,7 @@ class Row(Struct):
     says: tuple[str, ...]
     pattern: str = ""
     when: str = ""
+    frame: str = ""
     what: Sentence = ""
     why: tuple[Sentence, ...] = ()
     possible: tuple[Sentence, ...] = ()
@@ -123,6 +125,8 @@ def _rows_in(form: str) -> tuple[Row, ...]:
     return tuple(dict.fromkeys([row for word, row in _words() if word in form]))
 
 
+#: Frames of torch, which computes what its caller asks for.
+_OF_TORCH: Final = re.compile(r"[/\\]torch[/\\]").search
 #: An unbounded repetition in a pattern, such as ``\w+`` or ``\S*``.
 _NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
 #: Characters of the longest name, path or figure that a message has.
@@ -136,15 +140,27 @@ def pattern_of(text: str) -> re.Pattern[str]:
     return re.compile(bounded)
 
 
-def hits_of(text: str, form: Form | None = None) -> tuple[Hit, ...]:
+def _place_of(stack: Sequence[PythonFrame]) -> str:
+    """Return the innermost frame outside torch as PATH:FUNCTION:CODE; empty without one."""
+    frame = next((frame for frame in reversed(stack) if not _OF_TORCH(frame.path)), None)
+    return f"{frame.path}:{frame.function}:{frame.code}" if frame else ""
+
+
+def hits_of(
+    text: str, form: Form | None = None, stack: Sequence[PythonFrame] = ()
+) -> tuple[Hit, ...]:
     """Return a hit for each row of `presets/causes.yaml` that matches a line, in the table's order.
 
-    A line that prints a program's settings has no hits, unless it also reports an end.
+    A line that prints a program's settings has no hits, unless it also reports an end. ``stack``
+    has the frames of the line's traceback, the innermost last.
     """
     rows, hits = form.ask(_rows_in) if form else _rows_in(zeros(text)), []
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
+    place = _place_of(stack)
     for row in rows:
+        if row.frame and not pattern_of(row.frame).search(place):
+            continue
         match = pattern_of(row.pattern or _WHOLE).search(text)
         if match is not None and any(word in text for word in row.says):  # not with another digit
             caught = {name: value for name, value in match.groupdict().items() if value}

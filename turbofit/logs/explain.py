@@ -151,10 +151,14 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
 
 def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     still, found = draft.kind == IN_DIAGNOSIS["stalled"], bool(draft.evidence)
+    # The log has what could be asked for: its command, and the whole traceback of its error.
+    begun = case.facts.begun_at or case.facts.command_at
+    error = next((mark for mark in case.facts.marks if mark.line == draft.line), None)
+    whole = begun is not None and error is not None and bool(error.stack) and begun < draft.line
     marks = {
         draft.quoted: True, "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
-        "(nothing)": not found, "(error)": found and not still,
-        "(no command)": case.facts.begun_at is None,
+        "(nothing)": not found, "(error)": found and not still and not whole,
+        "(no command)": begun is None,
     }  # fmt: skip
     return what_to_send(" ".join(word for word, holds in marks.items() if holds))
 

@@ -74,6 +74,11 @@ _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 _BEGINS_AGAIN: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
 ).search
+#: A command of a shell, perhaps behind its prompt and variables.
+_COMMAND: Final = re.compile(
+    r"\W{0,3}(?:[A-Z_]+=\S+ +){0,9}(?:\S{0,240}/)?"
+    r"(?:lmdeploy|turbofit|swift|python[\d.]*|torchrun|accelerate) [\w./-]"
+).match
 #: The beginning of an engine: its command, or its progress bars.
 _LOADS: Final = re.compile(
     r"lmdeploy (?:serve|chat)|api_server|turbofit |pipeline\(|Loading|max_context_token_num"
@@ -120,7 +125,7 @@ _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NC
 #: Kinds that concern the machine: a mere warning of such a kind is an answer, from any program.
 _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
-    "gpu_lost", "shared_memory", "disk_full", "ray_waits",
+    "gpu_lost", "shared_memory", "disk_full", "ray_waits", "virtual_gpu", "virtual_gpu_memory",
 )  # fmt: skip
 #: Events whose lines are compared with the rows, as are lines without an event.
 _ASKED: Final = (*OF_LAUNCH, *FATAL)
@@ -168,8 +173,9 @@ class LogFacts:
         self.subject, self.machine = subject, machine
         self.marks: list[LogEvent] = []
         self.state: State = "log"
-        #: The line in which an engine begins.
+        #: The line in which an engine begins; the first line that is a command.
         self.begun_at: int | None = None
+        self.command_at: int | None = None
         #: The first "out of memory at" line since the last event.
         self.waiting: LogEvent | None = None
         #: The last line that reports an error, by its form or in words; the last line of all.
@@ -192,6 +198,8 @@ class LogFacts:
         if self.begun_at is None and form.ask(_LOADS):
             self.begun_at = line
             self.marks.append(LogEvent(line, text, events.Starting()))
+        if self.command_at is None and form.ask(_COMMAND):
+            self.command_at = line
         before, self._before = self._before, text if form.ask(_GOES_ON.match) else ""
         if before and event_in(text, form) is None:
             text = f"{before} {text}"
@@ -276,7 +284,7 @@ class LogFacts:
             return LogEvent(line, text)
         event = event_in(text, form)
         known = event is None or isinstance(event, _ASKED)
-        hits = hits_of(text.partition(_REMARK)[0], form) if known else ()
+        hits = hits_of(text.partition(_REMARK)[0], form, self._stack) if known else ()
         short = getattr(event, "out_of_memory", False) or isinstance(event, events.NoCache)
         if event is None or (isinstance(event, _WEAK) and not short):
             other = event if isinstance(event, PythonError) else NoEvent()

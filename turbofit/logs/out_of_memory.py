@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 #: Fewer bytes of other processes are not reported. A tensor of a forward is rarely larger. So many
 #: bytes beyond one copy of a model are more than rounding and torch's own cache.
 _SMALL, _ONE_TENSOR, _BEYOND = GIB // 4, 4 * GIB, GIB
+#: Torch's whole line has this many figures: what it asked, the card's size, what was free.
+_WHOLE_LINE: Final = 3
 #: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 #: Phases that compute no attention over a long sequence.
@@ -91,13 +93,14 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
                 "free RAM or raise the container's memory limit; fewer replicas: each rank has such"
                 " buffers",
             ),
-            planned=True,
         )
     # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
     program = "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
     if memory is not None and not case.subject.of_lmdeploy:
         program = "other"
     phase = _phase(end)
+    if memory is None and "a Jetson" in case.no_machine:
+        program = "jetson"
     if case.subject.quantises:
         program, phase = "lmdeploy-lite", "quantising"
     else:
@@ -115,7 +118,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
         missing_in_all=finding.short,
         unknown=finding.unknown,
         evidence=(evidence(mark, "torch's own figures" if memory else "the engine's own error"),),
-        changes=less_memory(program, phase),
+        changes=less_memory(program, "no cache" if isinstance(mark.event, NoCache) else phase),
         planned=not case.subject.quantises,
         by_others=finding.others,
         short=True,
@@ -187,7 +190,7 @@ def _with_torch(
         signs += _beyond(model, mark, memory, split=split)
     others = sum(size for _, size in memory.others)
     by_others = others + memory.unexplained
-    bare = not mark.stack and (memory.requested is None or case.model is None)
+    bare = not mark.stack and memory.figures < _WHOLE_LINE
     return replace(
         draft,
         why=(*draft.why, *(why for why, _, _ in signs)),

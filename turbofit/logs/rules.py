@@ -39,7 +39,7 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
     """Return by name the values that a row's sentences and condition may use; None if unknown.
 
     They are the log's options and facts, the groups of the row's pattern (numbers as integers), and
-    the values that follow from these.
+    the values that follow from these: of a group NAME_bytes, NAME in units.
     """
     subject = case.subject
     told = {**subject.options, **subject.facts, **hit.fields, "said": hit.said}
@@ -47,7 +47,12 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
         name: int(text) if isinstance(text, str) and text.isdecimal() else text
         for name, text in told.items()
     }
-    return {**told, **_of_cards(case, told), **_of_releases(case, mark, told)}
+    sizes = {
+        name.removesuffix("_bytes"): format_bytes(int(text))
+        for name, text in hit.fields.items()
+        if name.endswith("_bytes")
+    }
+    return {**told, **sizes, **_of_cards(case, told), **_of_releases(case, mark, told)}
 
 
 def _of_cards(case: LogCase, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +210,6 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
             missing=Missing(bytes=None, basis="unknown", note="the kernel does not say how much"),
             evidence=(evidence(mark, "the kernel's killer and its victim"),),
             changes=(end.hint,),
-            planned=True,
         )
     for mark in facts.fatal:
         if mark.short or isinstance(mark.event, events.HostKill):
