@@ -78,7 +78,9 @@ def diagnose(
     runs = read_runs(log_lines(chunks))
     cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
     drafts = [(draft, case) for case in cases for draft in drafts_of(case)]
-    drafts.sort(key=lambda pair: _order(pair[0]))
+    ended = [case for draft, case in drafts if draft.rank in ("cause", "refusal")]
+    # Of several runs that died the last is asked about.
+    drafts.sort(key=lambda pair: (bool(ended) and pair[1] is not ended[-1], _order(pair[0])))
     last = cases[-1]
     if last.subject.foreign:
         return _foreign(last, [draft for draft, _ in drafts])
@@ -175,7 +177,8 @@ def _steps(case: LogCase, draft: Draft, worked: Advice, following: NextRun) -> t
     share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
     vain = worked.fits is False or (draft.short and following.counted and not share)
     steps = [step for step in draft.changes if not _idle(case, step, vain=vain)]
-    if following.share and not following.counted:
+    by_log = following.share is not None and not following.counted and worked.fits is None
+    if by_log and following.share:
         told = _in_words(case, following.share)
         numbered = [told if _SHARE.search(step) else step for step in steps]
         steps = [told, *numbered] if draft.short else numbered
@@ -188,7 +191,7 @@ def _steps(case: LogCase, draft: Draft, worked: Advice, following: NextRun) -> t
         own = [_together(worked)] if of_lmdeploy and worked.fits else []
     if following.too_small and own:
         own[0] = f"{own[0]} (no lower --cache-max-entry-count starts)"
-    if following.share and not following.counted:
+    if by_log:
         steps = [*steps, *own]
     elif draft.short and worked is not _NO_ADVICE:
         steps = own if own and of_lmdeploy and not draft.unsized else [*own, *steps]
