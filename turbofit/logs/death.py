@@ -104,7 +104,8 @@ _FRAMES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
                 # Qwen's towers pack the patches of all images into one sequence without a batch.
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("unknown", ("eager_attention_forward",)),
-    ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
+    ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn", "down_proj",
+              "silu")),
 )  # fmt: skip
 #: Folders of LMDeploy whose name alone determines a phase.
 _PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
@@ -219,8 +220,10 @@ def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
         name = "" if frame.path in program else path.rpartition("/")[2]
         folder = next((part for part in _PARTS if part in path), "")
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
-        # All models use torch's layers: a forward in one does not tell the part of a model.
-        of_models += [] if "/torch/" in path else frames[-1:]
+        # All models use torch's layers: a forward in one does not tell the part of a model. The
+        # gated activation is the language models' own.
+        gated = frame.function.startswith("silu")
+        of_models += [] if "/torch/" in path and not gated else frames[-1:]
     found = (
         phase
         for phase, text in _FRAMES

@@ -241,9 +241,7 @@ def _worked(
     if not draft.planned:
         return None, ()
     if model is None:
-        name = case.subject.model
-        told = f"what {name} is: it has no preset here, so name its folder or a preset with"
-        lacks.append(f"{told if name else 'which model it was: name it with'} --model")
+        lacks.append(f"{_which_model(case)} --model")
     if machine is None or (case.guessed and not ways):
         lacks.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
     if model is None or machine is None or lacks:
@@ -256,6 +254,14 @@ def _worked(
         verdict = advice.verdict.removeprefix(_ONCE_FREE)
         advice = replace(advice, fits=None, verdict=f"{_ONCE_FREE}{verdict}, by the account")
     return advice, ()
+
+
+def _which_model(case: LogCase) -> str:
+    name, its_class = case.subject.model, case.subject.model_class
+    if name:
+        return f"what {name} is: it has no preset here, so name its folder or a preset with"
+    of_class = f" of the class {its_class}" if its_class else ""
+    return f"which model{of_class} it was: name it with"
 
 
 def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Advice:

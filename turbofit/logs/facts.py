@@ -220,7 +220,9 @@ class LogFacts:
         self.state = STATES[self.state].get(part, self.state)
         if part != "frame" and not isinstance(mark.event, events.ServerFigures):
             self.subject.read(line, text, form)
-        elif form.ask(may_be_fact):
+        elif isinstance(mark.event, PythonFrame):
+            self.subject.read_path(mark.event.path)
+        if part == "frame" and form.ask(may_be_fact):
             self.subject.read_facts(text)
 
     def _answered(self, mark: LogEvent) -> None:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 #: Fewer bytes of other processes are not reported. A tensor of a forward is rarely larger. So many
 #: bytes beyond one copy of a model are more than rounding and torch's own cache.
 _SMALL, _ONE_TENSOR, _BEYOND = GIB // 4, 4 * GIB, GIB
+#: Torch beside TurboMind holds less than this part of a card once a cache is made.
+_MOST: Final = 0.9
+_DEGREES: Final = (2, 4, 8)
 #: Torch's whole line has this many figures: what it asked, the card's size, what was free.
 _WHOLE_LINE: Final = 3
 #: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
@@ -108,6 +111,8 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     if finding.end is not None:
         end = death(course, account=finding.end, known=known)
         phase = _phase(end)
+    if phase == "unknown" and program == "lmdeploy" and _all_of_torch(case, memory):
+        phase = "weights"
     draft = Draft(
         kind="out_of_memory",
         phase=phase,
@@ -186,6 +191,7 @@ def _with_torch(
     model = case.model if own else None
     split = model is not None and _exceeds_a_card(model, memory, draft)
     signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
+    signs += _of_load(case, memory, draft, own)
     if model is not None:
         signs += _beyond(model, mark, memory, split=split)
     others = sum(size for _, size in memory.others)
@@ -258,6 +264,32 @@ def _of_use(
             _SEGMENTS if able else "",
             None,
         )
+
+
+def _of_load(case: LogCase, memory: TorchMemory, draft: Draft, own: bool) -> Iterator[_Sign]:
+    """Yield the signs that the cards had no room for the weights, or should have had it."""
+    model, total, loading = case.model, memory.total or 0, draft.phase in ("weights", "unknown")
+    place, small = case.subject.offloaded, model and model.weight_bytes < _MOST * total
+    sized = f"{model.name} is {format_bytes(model.weight_bytes)} of weights" if model else ""
+    full = "the card was not free when the weights came"
+    if place is not None and (small or not model):
+        full += f": {sized}" if model else ", unless it is smaller than the model"
+        why = "accelerate put weights into host memory, as it does where the cards have no room"
+        yield f"{why}: {full}", _FREE, evidence_at(place, "weights were offloaded")
+    elif own and small and loading and memory.process is None and not memory.others:
+        held = "something else held it, or the model was loaded more than once"
+        yield f"{sized}, and the card has {format_bytes(total)}: {held}", _FREE, None
+    visible = len(case.machine.gpus) if case.machine else case.subject.visible or 1
+    degrees = [n for n in _DEGREES if case.tp < n <= visible]
+    if draft.phase == "weights" and case.subject.of_lmdeploy and degrees and not case.has_account:
+        said = f"{visible} cards are visible, and tp is {case.tp}"
+        yield said, f"--tp {degrees[0]}: {visible} cards are visible, and one is too small", None
+
+
+def _all_of_torch(case: LogCase, memory: TorchMemory | None) -> bool:
+    """Return whether torch alone fills a card beside TurboMind, whose cache is not torch's."""
+    allocated, total = (memory.allocated or 0, memory.total) if memory else (0, None)
+    return bool(total) and not case.subject.on_pytorch and allocated > _MOST * (total or 0)
 
 
 def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
