@@ -144,7 +144,7 @@ class Draft(Diagnosis):
     change of its settings may cure it; ``unsized``: it lacked the memory of a first cache, which a
     larger share cures. ``free``: the step that frees cards which others hold, or seem to hold; it
     comes before all other steps. ``all_own``: the log shows that nobody else held the card;
-    ``copies``: the first step ends further copies of the engine.
+    ``emptied``: the plan is for cards that the first step empties.
     """
 
     line: int
@@ -158,7 +158,7 @@ class Draft(Diagnosis):
     unsized: bool = False
     free: str = ""
     all_own: bool = False
-    copies: bool = False
+    emptied: bool = False
     read: Read = Read(lines=0)
 
     @property

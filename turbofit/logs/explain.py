@@ -185,6 +185,9 @@ def _steps(case: LogCase, draft: Draft, worked: Advice, following: NextRun) -> t
     own = [remedy.change for remedy in worked.remedies]
     if own and following.leaves:
         own[0] += f" (if only the cache had been taken then, {following.leaves:g})"
+    if draft.emptied and own:
+        freed = draft.free and f"{draft.free}; then {own[0]}"
+        return tuple(filter(None, dict.fromkeys((freed, *own[1:], *steps))))
     if draft.short and following.fits:
         own = [_after_a_look(draft, own), *own[1:]]
     elif draft.short and not ways and fits:
@@ -249,8 +252,12 @@ def _worked(
     if not ways:
         advice = _planned(case, draft, model, machine)
     else:
-        advice = _of_plan(case, ways[0][1], machine, tuple(remedy for remedy, _ in ways))
-    if following.fits and advice.fits:
+        used = 0 if draft.emptied else draft.by_others
+        on = machine.with_used(used) if used else machine
+        advice = _of_plan(case, ways[0][1], on, tuple(remedy for remedy, _ in ways))
+    if ways and draft.emptied:
+        advice = replace(advice, verdict=f"{_ONCE_FREE}{advice.verdict}")
+    elif following.fits and advice.fits:
         verdict = advice.verdict.removeprefix(_ONCE_FREE)
         advice = replace(advice, fits=None, verdict=f"{_ONCE_FREE}{verdict}, by the account")
     return advice, ()
@@ -283,7 +290,7 @@ def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Adv
         refused = refused or (f"--tp {tp} is not kept: {verdict}" if tp else "")
     else:
         refused = ""  # nothing fits, whatever the degree
-    if on is not next(iter(places)) or draft.free or draft.copies:
+    if on is not next(iter(places)) or draft.emptied:
         verdict = f"{_ONCE_FREE}{verdict}"
     if plan is None:
         return Advice(model=model.name, on=case.named(on), fits=None, verdict=verdict)

@@ -109,9 +109,9 @@ class _Search:
     def __init__(self, case: LogCase, draft: Draft) -> None:
         self.case, self.phase = case, draft.phase
         self.machine, self.model = _known(case)
-        self.cache = logged_cache(case)
+        self.cache = None if draft.emptied else logged_cache(case)
         self.kept: dict[str, Any] = {"free_at_cache": self.cache.free} if self.cache else {}
-        if draft.by_others:
+        if draft.by_others and not draft.emptied:
             self.kept = {"on": self.machine.with_used(draft.by_others)}
         self.before = case.forecast(**self.kept)
         self.lacked = draft.missing.bytes if draft.missing else None

@@ -129,6 +129,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
         short=True,
         unsized=isinstance(mark.event, NoCache),
         free=_FREE if finding.others else "",
+        emptied=bool(finding.others),
     )
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
@@ -172,7 +173,7 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
         by_others=0,
         short=False,
         free="",
-        copies=True,
+        emptied=True,
     )
 
 
@@ -196,6 +197,7 @@ def _with_torch(
         signs += _beyond(model, mark, memory, split=split)
     others = sum(size for _, size in memory.others)
     by_others = others + memory.unexplained
+    free = _freed(memory, others) or draft.free
     bare = not mark.stack and memory.figures < _WHOLE_LINE
     return replace(
         draft,
@@ -206,7 +208,8 @@ def _with_torch(
         changes=_in_order([step for _, step, _ in signs], memory, draft, program),
         send=(_SEND,) if bare else (),
         by_others=max(draft.by_others, by_others if memory.named and by_others > _SMALL else 0),
-        free=_freed(memory, others) or draft.free,
+        free=free,
+        emptied=free == _FREE,
         all_own=memory.process is not None and max(others, memory.unexplained) <= _SMALL,
     )
 
