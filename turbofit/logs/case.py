@@ -76,6 +76,11 @@ class LogCase:
         return self.machine.gpu(self.machine.visible[0]) if self.machine else None
 
     @property
+    def on_jetson(self) -> bool:
+        """Whether the card is a Jetson, where no share of the memory lets TurboMind start."""
+        return "a Jetson" in self.no_machine
+
+    @property
     def has_all(self) -> bool:
         """Whether model and cards are known."""
         return self.model is not None and self.machine is not None

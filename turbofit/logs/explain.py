@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, option_of
 from turbofit.logs import log_events as events
+from turbofit.logs.account import logged_cache
 from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
 from turbofit.logs.case import LogCase
 from turbofit.logs.causes import what_to_send
@@ -46,6 +47,10 @@ _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
 _TOGETHER: Final = ("engine", "tp", "cache_max_entry_count", "max_prefill_token_num",
                     "max_batch_size", "session_len", *_LIMITS)  # fmt: skip
 _OPTIONS: Final = {"engine": "--backend", "max_pixels_per_image": "--max-pixels"}
+_FREE_IN_LOG: Final = (
+    "a log with TM_LOG_LEVEL=INFO: its line of the cache says what was free, which decides whether"
+    " others held the card or the account is too low"
+)
 _ONCE_FREE: Final = "once the cards are free: "
 _LOOK: Final = (
     "look first what else holds the card (`turbofit doctor`, nvidia-smi): by the account these"
@@ -124,6 +129,8 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
             what or f"turbofit does not know the cause from this log: {draft.quoted}",
             (*send, *_to_send(case, draft)),
         )
+    if known and following.fits and not logged_cache(case) and not draft.unsized:
+        send = (*send, _FREE_IN_LOG)
     first = (*changes, *send)
     why, lines, peers = draft.why, draft.evidence, case.facts.first(events.PeerMissing)
     if peers and known and draft.kind != "peer_warning":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from copy import copy
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.errors import option_of
@@ -66,7 +67,7 @@ def largest_share(case: LogCase, draft: Draft) -> float | None:
 def next_run(case: LogCase, draft: Draft) -> NextRun:
     """Return what the run of a log may try next, after a death that ``draft`` tells of."""
     known, share, leaves = bool(draft.what and largest_share(case, draft)), None, None
-    if known and draft.phase in _WITH_SHARE:
+    if known and draft.phase in _WITH_SHARE and not case.on_jetson:
         share, leaves = _lower_share(case, draft)
     if not (draft.short and case.has_account):
         return NextRun(share=leaves or share)
@@ -172,6 +173,7 @@ class _Search:
         """
         shares = [first, *(n / 100 for n in range(int(first * 100 - 1e-6), 0, -1))]
 
+        @cache
         def at(share: float) -> Plan | None:
             return self._run(cache_max_entry_count=share, **changed)
 
@@ -179,7 +181,7 @@ class _Search:
             plan = at(share)
             return plan is not None and self._spares(plan)
 
-        place = bisect_left(shares, True, key=spares)
+        place = 0 if spares(first) else bisect_left(shares, True, key=spares)
         if place == len(shares):
             return None, None, ""
         plan = at(shares[place])

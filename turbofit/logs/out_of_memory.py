@@ -102,7 +102,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     if memory is not None and not case.subject.of_lmdeploy:
         program = "other"
     phase = _phase(end)
-    if memory is None and "a Jetson" in case.no_machine:
+    if memory is None and case.on_jetson:
         program = "jetson"
     if case.subject.quantises:
         program, phase = "lmdeploy-lite", "quantising"
@@ -119,7 +119,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
         what=end.message,
         line=mark.line,
         why=finding.why,
-        missing=_missing(memory),
+        missing=None if isinstance(mark.event, NoCache) else _missing(memory),
         missing_in_all=finding.short,
         unknown=finding.unknown,
         evidence=(evidence(mark, "torch's own figures" if memory else "the engine's own error"),),
