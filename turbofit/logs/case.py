@@ -139,6 +139,12 @@ class LogCase:
         value = self.subject.options.get("tp")
         return value if isinstance(value, int) else None
 
+    @property
+    def given_tp(self) -> int | None:
+        """The degree that an option or the log's lines show, for LMDeploy alone; None for none."""
+        shown = self.told_tp or (self.tp if self.tp > 1 else None)
+        return shown if self.subject.of_lmdeploy else None
+
     @cached_property
     def tp(self) -> int:
         """The degree of tensor parallelism of the run.

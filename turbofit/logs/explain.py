@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import TurbofitError, option_of
+from turbofit.core.errors import TurbofitError
 from turbofit.logs import log_events as events
 from turbofit.logs.account import logged_cache
 from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
@@ -20,6 +19,7 @@ from turbofit.logs.facts import read_runs
 from turbofit.logs.log_reader import log_lines
 from turbofit.logs.next_run import largest_share, next_run
 from turbofit.logs.rules import PEERS, drafts_of
+from turbofit.logs.steps import steps_of
 from turbofit.memory.versions import is_legacy
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
@@ -43,23 +43,11 @@ _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
-#: All settings on which a plan's memory depends, and their options where the names differ.
-_TOGETHER: Final = ("engine", "tp", "cache_max_entry_count", "max_prefill_token_num",
-                    "max_batch_size", "session_len", *_LIMITS)  # fmt: skip
-_OPTIONS: Final = {"engine": "--backend", "max_pixels_per_image": "--max-pixels"}
 _FREE_IN_LOG: Final = (
     "a log with TM_LOG_LEVEL=INFO: its line of the cache says what was free, which decides whether"
     " others held the card or the account is too low"
 )
 _ONCE_FREE: Final = "once the cards are free: "
-_LOOK: Final = (
-    "look first what else holds the card (`turbofit doctor`, nvidia-smi): by the account these"
-    " settings fit an empty one, so something else held memory, or the account is too low"
-)
-_VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
-_SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
-_OF_IMAGES: Final = ("fewer image tiles", "smaller images")
-_NO_ADVICE: Final = Advice(model="", on="", fits=None, verdict="")
 _LOADED_HERE: Final = (
     "this log ran out of memory while it loaded there: where nothing else was on the cards, the"
     " account is too low, and a quantised variant or more GPUs are what helps"
@@ -121,7 +109,7 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     known = bool(draft.what) and draft.kind not in ("unknown", IN_DIAGNOSIS["stalled"])
     following = next_run(case, draft)
     would_work, lacks = _worked(case, draft, following)
-    changes = _steps(case, draft, would_work or _NO_ADVICE, following)
+    changes = steps_of(case, draft, would_work, following)
     send, what = draft.send, draft.what
     unknown = draft.unknown or (() if known else ("what caused it",))
     if not known:
@@ -172,77 +160,6 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     return what_to_send(" ".join(word for word, holds in marks.items() if holds))
 
 
-def _steps(case: LogCase, draft: Draft, worked: Advice, following: NextRun) -> tuple[str, ...]:
-    """Return the steps to take, in order, without those that contradict the plan or the log.
-
-    The step that frees the cards is first. Changes that fit by the account come before general
-    advice. A step that the run had already taken is left out, and so is a change of the cache's
-    ratio where no ratio helps.
-    """
-    ways, of_lmdeploy = following.ways, case.subject.of_lmdeploy
-    fits = worked.settings and worked.fits is not False
-    share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
-    vain = worked.fits is False or (draft.short and following.counted and not share)
-    steps = [step for step in draft.changes if not _idle(case, step, vain=vain)]
-    by_log = following.share is not None and not following.counted and worked.fits is None
-    if by_log and following.share:
-        told = _in_words(case, following.share)
-        numbered = [told if _SHARE.search(step) else step for step in steps]
-        steps = [told, *numbered] if draft.short else numbered
-    own = [remedy.change for remedy in worked.remedies]
-    if own and following.leaves:
-        own[0] += f" (if only the cache had been taken then, {following.leaves:g})"
-    if draft.emptied and own:
-        freed = draft.free and f"{draft.free}; then {own[0]}"
-        return tuple(filter(None, dict.fromkeys((freed, *own[1:], *steps))))
-    if draft.short and following.fits:
-        own = [_after_a_look(draft, own), *own[1:]]
-    elif draft.short and not ways and fits:
-        own = [_together(worked)] if of_lmdeploy and worked.fits else []
-    if following.too_small and own:
-        own[0] = f"{own[0]} (no lower --cache-max-entry-count starts)"
-    if by_log:
-        steps = [*steps, *own]
-    elif draft.short and worked is not _NO_ADVICE:
-        steps = own if own and of_lmdeploy and not draft.unsized else [*own, *steps]
-    elif vain and draft.changes:
-        steps = steps or own
-    return tuple(filter(None, dict.fromkeys((draft.free, *steps))))
-
-
-def _in_words(case: LogCase, share: float) -> str:
-    """Return the step to a lower share of the cache, with the share that died."""
-    given = "" if "cache_max_entry_count" in case.subject.options else ", the default,"
-    return f"--cache-max-entry-count {share:g}: with {case.ratio:g}{given} it ran out of memory"
-
-
-def _after_a_look(draft: Draft, own: Sequence[str]) -> str:
-    """Return the first step where the account says that the run fits, which the log contradicts."""
-    then = own[0] if own else "a smaller --max-batch-size, quantised weights or more GPUs (--tp)"
-    if draft.all_own:
-        return f"{then}: by the account it had fitted, so the account is too low here"
-    return f"{_LOOK}; then {then}"
-
-
-def _together(worked: Advice) -> str:
-    """Return one step with all settings on which a plan depends: the engine and limits, too."""
-    names = [name for name in _TOGETHER if worked.settings.get(name) is not None]
-    told = (f"{_OPTIONS.get(name, option_of(name))} {worked.settings[name]}" for name in names)
-    return f"these settings together: {' '.join(told)}"
-
-
-def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
-    """Return whether a step is useless: the run had taken it, or it changes what was no reason.
-
-    ``vain``: no ratio of the cache helps.
-    """
-    set_ = case.subject.variables
-    did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
-    text_alone = case.model is not None and case.model.vision is None
-    of_images = text_alone and step.startswith(_OF_IMAGES)
-    return did or of_images or (vain and _SHARE.search(step) is not None)
-
-
 def _worked(
     case: LogCase, draft: Draft, following: NextRun
 ) -> tuple[Advice | None, tuple[str, ...]]:
@@ -285,28 +202,33 @@ def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Adv
     cards. The plan is for the log's release of LMDeploy if that is old, else for the reference
     release. Its share of the cache is within what the log shows to die.
     """
-    degree = case.told_tp or (case.tp if case.tp > 1 else None)
-    version, given = (case.version, degree) if case.subject.of_lmdeploy else (None, None)
-    asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
-    places = dict.fromkeys((machine.with_used(draft.by_others), machine))
-    refused, bound = "", largest_share(case, draft)
-    for tp, on in product(dict.fromkeys((given, None)), places):
-        plan, verdict = _within(bound, **asked, on=on, tp=tp)
+    version = case.version if case.subject.of_lmdeploy else None
+    first, refused = machine.with_used(draft.by_others), ""
+    degrees = dict.fromkeys((case.given_tp, None))
+    for tp, on in product(degrees, dict.fromkeys((first, machine))):
+        asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
+        plan, verdict = _within(largest_share(case, draft), **asked, on=on, tp=tp)
         if plan is not None and plan.fits:
             break
         refused = refused or (f"--tp {tp} is not kept: {verdict}" if tp else "")
     else:
         refused = ""  # nothing fits, whatever the degree
-    if on is not next(iter(places)) or draft.emptied:
+    if on is not first or draft.emptied:
         verdict = f"{_ONCE_FREE}{verdict}"
     if plan is None:
         return Advice(model=model.name, on=case.named(on), fits=None, verdict=verdict)
     advice = _of_plan(case, plan, on, plan.remedies, "" if tp else refused)
+    return _doubted(case, draft, plan, replace(advice, verdict=verdict))
+
+
+def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:
+    """Return the advice, or with a note if the log's run died while it loaded on as many cards."""
+    version = case.version if case.subject.of_lmdeploy else None
     loading = draft.short and draft.phase == "weights" and not draft.by_others
     if plan.fits and loading and version and plan.parallel.tp <= case.tp:
         verdict = f"by turbofit's account it {plan.verdict}"
         return replace(advice, fits=None, verdict=verdict, note=_LOADED_HERE)
-    return replace(advice, verdict=verdict)
+    return advice
 
 
 def _within(bound: float | None, **asked: Any) -> tuple[Plan | None, str]:

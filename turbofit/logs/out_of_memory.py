@@ -192,7 +192,7 @@ def _with_torch(
     model = case.model if own else None
     split = model is not None and _exceeds_a_card(model, memory, draft)
     signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
-    signs += _of_load(case, memory, draft, own)
+    signs += [*_of_load(case, memory, draft, own), *_of_degree(case, draft)]
     if model is not None:
         signs += _beyond(model, mark, memory, split=split)
     others = sum(size for _, size in memory.others)
@@ -270,23 +270,28 @@ def _of_use(
 
 
 def _of_load(case: LogCase, memory: TorchMemory, draft: Draft, own: bool) -> Iterator[_Sign]:
-    """Yield the signs that the cards had no room for the weights, or should have had it."""
+    """Yield the signs that the cards should have had room for the weights, and had none."""
     model, total, loading = case.model, memory.total or 0, draft.phase in ("weights", "unknown")
     place, small = case.subject.offloaded, model and model.weight_bytes < _MOST * total
     sized = f"{model.name} is {format_bytes(model.weight_bytes)} of weights" if model else ""
-    full = "the card was not free when the weights came"
     if place is not None and (small or not model):
+        full = "the card was not free when the weights came"
         full += f": {sized}" if model else ", unless it is smaller than the model"
         why = "accelerate put weights into host memory, as it does where the cards have no room"
         yield f"{why}: {full}", _FREE, evidence_at(place, "weights were offloaded")
     elif own and small and loading and memory.process is None and not memory.others:
         held = "something else held it, or the model was loaded more than once"
         yield f"{sized}, and the card has {format_bytes(total)}: {held}", _FREE, None
+
+
+def _of_degree(case: LogCase, draft: Draft) -> Iterator[_Sign]:
+    """Yield the sign that fewer of the visible cards were used than a load would have needed."""
+    if draft.phase != "weights" or case.has_account or not case.subject.of_lmdeploy:
+        return
     visible = len(case.machine.gpus) if case.machine else case.subject.visible or 1
-    degrees = [n for n in _DEGREES if case.tp < n <= visible]
-    if draft.phase == "weights" and case.subject.of_lmdeploy and degrees and not case.has_account:
-        said = f"{visible} cards are visible, and tp is {case.tp}"
-        yield said, f"--tp {degrees[0]}: {visible} cards are visible, and one is too small", None
+    for tp in [n for n in _DEGREES if case.tp < n <= visible][:1]:
+        said = f"{visible} cards are visible"
+        yield f"{said}, and tp is {case.tp}", f"--tp {tp}: {said}, and one is too small", None
 
 
 def _all_of_torch(case: LogCase, memory: TorchMemory | None) -> bool:

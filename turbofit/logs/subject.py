@@ -149,21 +149,23 @@ class Subject:
             named = before if before.sized and not cards.sized else cards
             self.cards[cards.chip] = named._replace(number=cards.number or before.number)
         if "options" in asks:
-            for option in _OPTION.finditer(text):
-                name = option[1].replace("-", "_")
-                if (value := _value(name, option[2])) is not None:
-                    self.options[name] = value
+            self._read_options(text)
             if _AUTO_MAP.search(text):
                 self.auto_map = self.auto_map or (line, text)
             self.variables |= dict(_VARIABLE.findall(text))
-        if "offload" in asks:
-            self.offloaded = self.offloaded or (line, text)
+        self.offloaded = self.offloaded or ((line, text) if "offload" in asks else None)
         if "words" in asks:
             version = _VERSION.search(text.lower())
             self.version = self.version or (version and (version[1] or version[2]))
             self.read_facts(text)
             if (started := _TORCHRUN.search(text)) and (ranks := _RANKS.search(started[1])):
                 self.ranks = (int(ranks[1]), (line, text)) if int(ranks[1]) > 1 else self.ranks
+
+    def _read_options(self, text: str) -> None:
+        for option in _OPTION.finditer(text):
+            name = option[1].replace("-", "_")
+            if (value := _value(name, option[2])) is not None:
+                self.options[name] = value
 
     def read_path(self, path: str) -> None:
         """Read a frame's path, which may name the model's folder, less surely than any command."""
