@@ -174,7 +174,8 @@ def _worked(
     if model is None or machine is None or lacks:
         return None, tuple(lacks)
     if not ways:
-        advice = _planned(case, draft, model, machine)
+        shares = filter(None, (following.share, largest_share(case, draft)))
+        advice = _planned(case, draft, model, machine, min(shares, default=None))
     else:
         used = 0 if draft.emptied else draft.by_others
         on = machine.with_used(used) if used else machine
@@ -195,22 +196,24 @@ def _which_model(case: LogCase) -> str:
     return f"which model{of_class} it was: name it with"
 
 
-def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Advice:
+def _planned(
+    case: LogCase, draft: Draft, model: Model, machine: Machine, bound: float | None
+) -> Advice:
     """Return the best plan for the log's model and cards.
 
     If such a plan fits, it keeps the log's ``tp`` and leaves other programs their memory on the
     cards. The plan is for the log's release of LMDeploy if that is old, else for the reference
-    release. Its share of the cache is within what the log shows to die.
+    release. ``bound``: the largest share of its cache, below what the log shows to die.
     """
     version = case.version if case.subject.of_lmdeploy else None
     first, refused = machine.with_used(draft.by_others), ""
     degrees = dict.fromkeys((case.given_tp, None))
     for tp, on in product(degrees, dict.fromkeys((first, machine))):
         asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
-        plan, verdict = _within(largest_share(case, draft), **asked, on=on, tp=tp)
+        plan, verdict = _within(bound, **asked, on=on, tp=tp)
         if plan is not None and plan.fits:
             break
-        refused = refused or (f"--tp {tp} is not kept: {verdict}" if tp else "")
+        refused = refused or (f"--tp {tp} is not kept: {verdict.partition(' (')[0]}" if tp else "")
     else:
         refused = ""  # nothing fits, whatever the degree
     if on is not first or draft.emptied:

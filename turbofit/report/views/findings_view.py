@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: The most characters of a plan's verdict, which are two lines of 100 columns.
 _VERDICT: Final = 190
+#: Settings that go without saying.
+_USUAL: Final = (("quant_policy", 0), ("replicas", 1))
 #: A heading, and the words after a count of one and of more; the worst state comes first.
 _STATES: Final[dict[State, tuple[str, str, str]]] = {
     "stops": ("Stops serving", "stops serving", "stop serving"),
@@ -153,12 +155,12 @@ def _would_work(diagnosis: Diagnosis) -> Iterator[Block]:
     yield Heading(f"{title}: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}
     yield Paragraph(in_brief(advice.verdict, _VERDICT), tone=tones[advice.fits])
-    settings = ", ".join(f"{name} {value}" for name, value in advice.settings.items())
-    yield known_facts({"settings": settings})
-    if advice.note:
-        yield remark(advice.note)
+    told = (pair for pair in advice.settings.items() if pair not in _USUAL)
+    yield known_facts({"settings": ", ".join(f"{name} {value}" for name, value in told)})
     if advice.command:
         yield Code(shell_words(shlex.split(advice.command)))
+    if advice.note:
+        yield remark(advice.note)
     if advice.remedies:
         yield Items(tuple(remedy.text for remedy in advice.remedies))
 
