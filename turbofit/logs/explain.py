@@ -70,15 +70,9 @@ def diagnose(
     """
     runs = read_runs(log_lines(chunks))
     cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
-    drafts = [(draft, case) for case in cases for draft in drafts_of(case)]
-    ended = [case for draft, case in drafts if draft.rank in ("cause", "refusal")]
-    # Of several runs that died the last is asked about.
-    drafts.sort(key=lambda pair: (bool(ended) and pair[1] is not ended[-1], _order(pair[0])))
-    last = cases[-1]
+    drafts, last = _in_order(cases), cases[-1]
     if last.subject.foreign:
         return _foreign(last, [draft for draft, _ in drafts])
-    reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
-    drafts.sort(key=lambda pair: pair[0].kind not in reasons)
     nothing = Draft(
         kind="unknown",
         line=0,
@@ -93,6 +87,16 @@ def diagnose(
         if draft.kind != best.kind and draft.rank != "notice" and draft.line != best.line
     }
     return _answer(case, best, tuple(also.values())[::-1])
+
+
+def _in_order(cases: Sequence[LogCase]) -> list[tuple[Draft, LogCase]]:
+    """Return all drafts with their runs, the best first: of runs that died the last one's."""
+    drafts = [(draft, case) for case in cases for draft in drafts_of(case)]
+    ended = [case for draft, case in drafts if draft.rank in ("cause", "refusal")]
+    last = ended[-1] if ended else None
+    drafts.sort(key=lambda pair: (last is not None and pair[1] is not last, _order(pair[0])))
+    reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
+    return sorted(drafts, key=lambda pair: pair[0].kind not in reasons)
 
 
 def _order(draft: Draft) -> tuple[int, int]:
@@ -164,15 +168,10 @@ def _worked(
     case: LogCase, draft: Draft, following: NextRun
 ) -> tuple[Advice | None, tuple[str, ...]]:
     """Return a run that would have worked, or None with the facts that are missing to find it."""
-    model, machine, lacks, ways = case.model, case.machine, [], following.ways
-    if not draft.planned:
-        return None, ()
-    if model is None:
-        lacks.append(f"{_which_model(case)} --model")
-    if machine is None or (case.guessed and not ways):
-        lacks.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
-    if model is None or machine is None or lacks:
-        return None, tuple(lacks)
+    model, machine, ways = case.model, case.machine, following.ways
+    lacks = tuple(_lacks(case, ways)) if draft.planned else ()
+    if model is None or machine is None or lacks or not draft.planned:
+        return None, lacks
     if not ways:
         shares = filter(None, (following.share, largest_share(case, draft)))
         advice = _planned(case, draft, model, machine, min(shares, default=None))
@@ -186,6 +185,14 @@ def _worked(
         verdict = advice.verdict.removeprefix(_ONCE_FREE)
         advice = replace(advice, fits=None, verdict=f"{_ONCE_FREE}{verdict}, by the account")
     return advice, ()
+
+
+def _lacks(case: LogCase, ways: Sequence[object]) -> Iterator[str]:
+    """Yield the facts that are missing to find a plan."""
+    if case.model is None:
+        yield f"{_which_model(case)} --model"
+    if case.machine is None or (case.guessed and not ways):
+        yield f"which machine it was: {case.no_machine or 'name it with --on'}"
 
 
 def _which_model(case: LogCase) -> str:

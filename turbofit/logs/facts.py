@@ -218,11 +218,15 @@ class LogFacts:
             return
         part = self._part(mark, form)
         self.state = STATES[self.state].get(part, self.state)
-        if part != "frame" and not isinstance(mark.event, events.ServerFigures):
+        if isinstance(mark.event, PythonFrame):
+            self._read_frame(mark.event, text, form)
+        elif part != "frame" and not isinstance(mark.event, events.ServerFigures):
             self.subject.read(line, text, form)
-        elif isinstance(mark.event, PythonFrame):
-            self.subject.read_path(mark.event.path)
-        if part == "frame" and form.ask(may_be_fact):
+
+    def _read_frame(self, frame: PythonFrame, text: str, form: Form) -> None:
+        """Read what a frame's line tells of the run: a fact, or the model's folder in its path."""
+        self.subject.read_path(frame.path)
+        if form.ask(may_be_fact):
             self.subject.read_facts(text)
 
     def _answered(self, mark: LogEvent) -> None:

@@ -113,21 +113,22 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
         phase = _phase(end)
     if phase == "unknown" and program == "lmdeploy" and _all_of_torch(case, memory):
         phase = "weights"
+    unsized = isinstance(mark.event, NoCache)
     draft = Draft(
         kind="out_of_memory",
         phase=phase,
         what=end.message,
         line=mark.line,
         why=finding.why,
-        missing=None if isinstance(mark.event, NoCache) else _missing(memory),
+        missing=None if unsized else _missing(memory),
         missing_in_all=finding.short,
         unknown=finding.unknown,
         evidence=(evidence(mark, "torch's own figures" if memory else "the engine's own error"),),
-        changes=less_memory(program, "no cache" if isinstance(mark.event, NoCache) else phase),
+        changes=less_memory(program, "no cache" if unsized else phase),
         planned=not case.subject.quantises,
         by_others=finding.others,
         short=True,
-        unsized=isinstance(mark.event, NoCache),
+        unsized=unsized,
         free=_FREE if finding.others else "",
         emptied=bool(finding.others),
     )

@@ -141,7 +141,7 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         instead = "take a checkpoint that is not quantised; " if model.quantization else ""
         hint = f"{instead}see docs/models.md for what runs where"
         raise UsageError("; ".join(map(str, problems.values())), hint=hint)
-    if engine == "auto" and version and versions.is_legacy(version):
+    if wanted == LMDEPLOY and version:
         raise _in_no_engine(model, version, problems)
     others = (it for it in known if it not in wanted and not _problem(model, it, version))
     other = next(others, None)
@@ -151,7 +151,8 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
 
 def _in_no_engine(model: Model, version: str, problems: dict[str, str | None]) -> UsageError:
     """Return the error for a model that neither engine of a release runs, with the reasons."""
-    since = versions.first_after(model.architecture, version)
+    old = versions.is_legacy(version)
+    since = versions.first_after(model.architecture, version) if old else None
     hint = "see turbofit models for what runs"
     if since is None:
         reasons = dict.fromkeys(filter(None, problems.values()))
