@@ -80,6 +80,72 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
         "usage: lmdeploy [-h] {chat,lite,serve} ...\n"
         "lmdeploy: error: unrecognized arguments: --session_len 200000\n",
     ),
+    "lmdeploy#1422": (
+        {}, "weights_mismatch", "a newer LMDeploy, whose PyTorch engine runs AWQ",
+        "lmdeploy serve api_server /data/Moon --backend turbomind --tp 2\n2024-04-13 09:58:47,584 -"
+        " lmdeploy - WARNING - Fallback to pytorch engine because `/data/Moon` not supported by"
+        " turbomind engine.\n2024-04-13 09:58:58,101 - lmdeploy - ERROR - rank[0] failed with"
+        " error: model.layers.0.mlp.down_proj.qweight doesn't have any device set.\n"
+        '  File "/o/site-packages/lmdeploy/pytorch/engine/request.py", line 175, in get\n'
+        "    exit(1)\nSystemExit: 1\n",
+    ),
+    "MonkeyOCR#133": (
+        {}, "virtual_gpu_memory", "a lower --cache-max-entry-count",
+        "NVIDIA L20\nengine_config = PytorchEngineConfig(session_len=8192)\nsrc/hijack_call.c:575"
+        " CUDA_ERROR_OUT_OF_MEMORY: Total real used gpu memory 25770852352 already exit\n"
+        "Segmentation fault\n",
+    ),
+    "lmdeploy#1169": (
+        {}, "virtual_gpu", "a newer LMDeploy, or the last release that ran there",
+        "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)\n[AMP ERROR]"
+        "[CudaFrontend.cpp:94][1708430273:970157]failed to call cuCtxGetDevice(&device), error"
+        " code: CUDA_ERROR_INVALID_CONTEXT\nBack trace dump:\n/usr/local/harp/lib/"
+        "libvirtdev-frontend.so.0(LogStream::PrintBacktrace()+0x52) [0x7fb6d8ea6302]\n",
+    ),
+    "lmdeploy#1836": (
+        {}, "calibration_data", "--dtype bfloat16, and another --calib-dataset",
+        "lmdeploy lite auto_awq ./moon-7b-sft-merged --calib-dataset c4 --work-dir ./awq\n"
+        "LMDeploy: 0.4.1\nTraceback (most recent call last):\n"
+        '  File "/o/site-packages/lmdeploy/lite/quantization/awq.py", line 118, in smooth_ln_fcs\n'
+        "    assert torch.isnan(p).sum() == 0\nAssertionError\n",
+    ),
+    "lmdeploy#2169": (
+        {}, "calibration_data", "a mirror (HF_ENDPOINT) or a proxy",
+        "lmdeploy lite auto_awq ./moon-1_8b-chat --calib-dataset ptb --work-dir ./w4\n"
+        "Traceback (most recent call last):\n"
+        '  File "/o/site-packages/lmdeploy/lite/utils/calib_dataloader.py", line 58, in get_ptb\n'
+        "    traindata = load_dataset('ptb_text_only', 'penn_treebank', split='train')\n"
+        "ConnectionError: Couldn't reach 'ptb_text_only' on the Hub (ConnectTimeout)\n",
+    ),
+    "ms-swift#5923": (
+        {}, "package_versions", "the newest release of the program whose file made the call",
+        "swift infer --model Qwen/Qwen2.5-VL-7B-Instruct --infer_backend lmdeploy\n"
+        "Traceback (most recent call last):\n"
+        '  File "/opt/ms-swift/swift/llm/infer/infer.py", line 85, in get_infer_engine\n'
+        "    return infer_engine_cls(**kwargs)\nTypeError: LmdeployEngine.__init__() got an"
+        " unexpected keyword argument 'reranker_use_activation'\n",
+    ),
+    "a Jetson, as lmdeploy#3143": (
+        {}, "out_of_memory", "the PyTorch engine (--backend pytorch), which has to be built",
+        'pipe = pipeline("./InternVL2_5-2B-4bit", backend_config=TurbomindEngineConfig('
+        'model_format="awq"))\nGPU 0: Orin\nLMDeploy: 0.7.0\nRuntimeError: [TM][ERROR] CUDA runtime'
+        " error: out of memory /lmdeploy/src/turbomind/utils/allocator.h:246\n",
+    ),
+    "lmdeploy#3971": (
+        {}, "out_of_memory", "the PyTorch engine (--backend pytorch), which has to be built",
+        "lmdeploy chat ./Moon-3B-AWQ/ --model-format awq\nGPU 0: Orin (nvgpu)\n[TM][ERROR] CUDA"
+        " runtime error: out of memory /opt/lmdeploy/src/turbomind/core/allocator.cc:49\n",
+    ),
+    "MonkeyOCR#230": (
+        {}, "out_of_memory", "freer cards, a smaller --max-batch-size",
+        "Processing failed: No enough gpu memory for runtime.\n",
+    ),
+    "torch's whole line, as lmdeploy#1442": (
+        {}, "out_of_memory", "--tp",
+        "CUDA_VISIBLE_DEVICES=0,1,2 lmdeploy serve api_server ../Moon-7B-Chat --tp 1\n"
+        "GPU 0,1,2: Tesla T4\ntorch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate"
+        " 172.00 MiB. GPU 0 has a total capacty of 14.57 GiB of which 118.00 MiB is free.\n",
+    ),
     "lmdeploy#3100": (
         {}, "package_versions", "a newer LMDeploy",
         '  File "/x/lmdeploy/pytorch/engine/logits_process.py", line 1, in <module>\n'
@@ -99,6 +165,48 @@ def test_a_report_is_read_rightly(name: str) -> None:
 def test_the_exception_above_an_access_line_is_the_message() -> None:
     found = explain(REPORTS["ms-swift#6307"][3])
     assert "MaxLengthError: Current length of row(11744)" in found.what
+
+
+def test_the_share_of_a_virtual_gpu_is_told() -> None:
+    assert "24.0 GiB were in use of the share" in explain(REPORTS["MonkeyOCR#133"][3]).what
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "pipe = pipeline('deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct',"
+        " backend_config=PytorchEngineConfig(tp=1))\nGPU 0: NVIDIA RTX A6000\n"
+        "triton.runtime.autotuner.OutOfResources: out of resource: shared memory, Required: 110080,"
+        " Hardware limit: 101376. Reducing block sizes or `num_stages` may help.\n",
+        "lmdeploy serve api_server OpenGVLab/InternVL2-8B-AWQ --cache-max-entry-count 0.1\n"
+        "GPU 0: NVIDIA H20\n[Tue Dec 24 10:02:11 2024] Out of memory: Killed process 21877 (python)"
+        " total-vm:301223456kB, anon-rss:187412332kB, file-rss:91256kB, shmem-rss:24576kB\n",
+    ],
+    ids=["kernel", "host"],
+)
+def test_no_plan_for_what_no_setting_of_the_gpu_changes(log: str) -> None:
+    assert explain(log).would_work is None
+
+
+TRACE = 'Traceback (most recent call last):\n  File "/opt/x/y.py", line 85, in get\n    return a\n'
+
+
+@pytest.mark.parametrize(
+    ("log", "asked"),
+    [
+        (f"swift infer --model m\n{TRACE}ZeroDivisionError: x\n", {"a report to the project"}),
+        (f"$ lmdeploy lite auto_awq m\n{TRACE}ZeroDivisionError: x\n",
+         {"LMDeploy with --log-level", "a report to the project"}),
+        (f"{TRACE}ZeroDivisionError: x\n", {"the log from its start", "the command that was run"}),
+        ("python -m moon\nZeroDivisionError: x\n", {"the whole traceback of the"}),
+        ("ZeroDivisionError: x\n",
+         {"the log from its start", "the whole traceback of the", "the command that was run"}),
+    ],
+)  # fmt: skip
+def test_what_the_log_has_is_not_asked_for(log: str, asked: set[str]) -> None:
+    found = explain(log)
+    assert len(found.send) == len(asked)
+    assert all(any(text.startswith(begin) for text in found.send) for begin in asked)
 
 
 def test_a_run_that_saw_one_card_is_planned_for_one() -> None:

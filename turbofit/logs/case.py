@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from turbofit.logs.facts import LogFacts
     from turbofit.memory.account import Engine
 
+#: The card of a log that names a Jetson, or its kernel; no machine is made of it.
+_JETSON: Final = SmiGpu(index=0, name="Orin")
 #: Fewer used bytes in nvidia-smi's table belong to a display or to the driver.
 _IN_USE: Final = 256 * MIB
 _DEGREES: Final = (1, 2, 4, 8)
@@ -218,7 +220,8 @@ class LogCase:
 
     def _take_machine_of_log(self) -> None:
         """Set ``machine`` to the cards that the log names, or ``no_machine`` to the obstacle."""
-        if not (cards := self._cards()):
+        cards = [_JETSON] if "jetson" in self.subject.facts else self._cards()
+        if not cards:
             return
         slices = [event for _, event in self.facts.every(MigSlice)]
         spec = "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))

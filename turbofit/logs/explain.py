@@ -15,7 +15,7 @@ from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidenc
 from turbofit.logs.case import LogCase
 from turbofit.logs.causes import what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
-from turbofit.logs.facts import read_runs
+from turbofit.logs.facts import RAISED, read_runs
 from turbofit.logs.log_reader import log_lines
 from turbofit.logs.next_run import largest_share, next_run
 from turbofit.logs.rules import PEERS, drafts_of
@@ -152,13 +152,14 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
 
 def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     still, found = draft.kind == IN_DIAGNOSIS["stalled"], bool(draft.evidence)
-    # The log has what could be asked for: its command, and the whole traceback of its error.
-    begun = case.facts.begun_at or case.facts.command_at
-    error = next((mark for mark in case.facts.marks if mark.line == draft.line), None)
-    whole = begun is not None and error is not None and bool(error.stack) and begun < draft.line
+    begun, line = case.facts.begun_at or case.facts.command_at, draft.line
+    starts = begun is not None and begun < line
+    traced = any(mark.stack for mark in case.facts.marks if mark.line == line)
+    lacks_stack = not traced and RAISED.match(draft.quoted) is not None
     marks = {
         draft.quoted: True, "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
-        "(nothing)": not found, "(error)": found and not still and not whole,
+        "(nothing)": not found, "(no start)": found and not still and not starts,
+        "(no traceback)": lacks_stack, "(whole)": starts and traced,
         "(no command)": begun is None,
     }  # fmt: skip
     return what_to_send(" ".join(word for word, holds in marks.items() if holds))

@@ -67,7 +67,8 @@ _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
     ("chain", re.compile("During handling of the above exc|The above exception was the direct")),
     ("destructor", re.compile(r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callb)")),
 )
-_RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
+#: The last line of a traceback, by its form.
+RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
 #: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 #: Lines that an engine prints once, at its start: a second one shows that it was started again.
@@ -199,11 +200,7 @@ class LogFacts:
         if self.state == "message" and line - self.marks[-1].line > _WRAPPED:
             self.state = "log"
         self.subject.notice(form)
-        if self.begun_at is None and form.ask(_LOADS):
-            self.begun_at = line
-            self.marks.append(LogEvent(line, text, events.Starting()))
-        if self.command_at is None and form.ask(_COMMAND):
-            self.command_at = line
+        self._note_begin(line, text, form)
         before, self._before = self._before, text if form.ask(_GOES_ON.match) else ""
         if before and event_in(text, form) is None:
             text = f"{before} {text}"
@@ -256,7 +253,7 @@ class LogFacts:
             if isinstance(mark.event, events.ServerUp | events.WarmupFinished):
                 fatal, warned = [], []
             elif isinstance(mark.event, _RAISES) and not mark.is_notice:
-                if isinstance(mark.event, PythonError) or _RAISED.match(mark.text):
+                if isinstance(mark.event, PythonError) or RAISED.match(mark.text):
                     fatal = [one for one in fatal if self._counts_until(one, mark.line)]
                 words = isinstance(mark.event, KnownMessage | PythonError)
                 warns = _WARNS.match(mark.text) and (words or ".py:" in mark.text)
@@ -295,6 +292,14 @@ class LogFacts:
         behind = (mark.event for mark in self.marks[at + 1 :])
         calls = takewhile(lambda event: isinstance(event, events.Frame), behind)
         return [*before, *last.stack, last.event, *calls]
+
+    def _note_begin(self, line: int, text: str, form: Form) -> None:
+        """Note the first line that is a command, and the first in which an engine begins."""
+        if self.command_at is None and form.ask(_COMMAND):
+            self.command_at = line
+        if self.begun_at is None and form.ask(_LOADS):
+            self.begun_at = line
+            self.marks.append(LogEvent(line, text, events.Starting()))
 
     def _mark(self, line: int, text: str, form: Form) -> LogEvent:
         """Return a line with its event and hits; a comment or a heading has neither."""

@@ -168,6 +168,10 @@ def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
     )
 
 
+_GROWS: Final = (
+    "where it grows with each request: a newer release of the program, or `lmdeploy serve"
+    " api_server` in place of a server around it; until then a supervisor that starts it again"
+)
 _WAITS: Final = (
     "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
     " needs, the scheduler tries again for ever, without an error"
@@ -212,7 +216,7 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
             held=(Holding(who=f"{kill.name}[{kill.pid}]", bytes=kill.rss, lines=(mark.line,)),),
             missing=Missing(bytes=None, basis="unknown", note="the kernel does not say how much"),
             evidence=(evidence(mark, "the kernel's killer and its victim"),),
-            changes=(end.hint,),
+            changes=(end.hint, _GROWS),
         )
     for mark in facts.fatal:
         if mark.short or isinstance(mark.event, events.HostKill):

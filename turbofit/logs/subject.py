@@ -72,17 +72,18 @@ _VARIABLE: Final = re.compile(
 )
 #: Facts that rows of `presets/causes.yaml` name: the last frame of Python's faulthandler, in a
 #: linear layer; an allocator's option (torch itself advises it, too); the card and the build in
-#: torch's warning; an AWQ or GPTQ checkpoint's group.
+#: torch's warning; an AWQ or GPTQ checkpoint's group; a Jetson, by its card or its kernel.
 _FACTS: Final = re.compile(
     r"[/\\](?P<linear>linear\.py)\"?,? line \d+,? in forward"
     r"|(?i:alloc_conf)\S*[= \"]+\S*(?P<expandable>expandable_segments:True)(?:\s*$| [^t])"
     r"|with CUDA capability sm_(?P<arch>\d+) is not compatible"
     r"|supports CUDA capabilities (?P<built>(?:(?:sm|compute)_\d+\S* ?){1,30})"
     r"|(?:AWQ|awq|GPTQ|gptq|[Ii]nt4)[\w.]{0,99}-(?:[Gg]s?|group)-?(?P<group_size>16|32|64)\b"
+    r"|(?P<jetson>\bJetson\b|\bOrin\b|-tegra\b)"
 )
 #: Words of lines with such a fact, with 0 for each digit.
 _OF_FACTS: Final = re.compile(
-    r"linear\.py|expandable_segments:True|CUDA capabilit|AWQ|awq|GPTQ|gptq|nt0"
+    r"linear\.py|expandable_segments:True|CUDA capabilit|AWQ|awq|GPTQ|gptq|nt0|Jetson|Orin|-tegra"
 ).search
 _WORDS: Final = {
     "communicator": ("nccl", "native", "cuda-ipc"),
