@@ -136,6 +136,7 @@ def test_smaller_images_come_with_the_share_and_name_the_engine() -> None:
     settings = some(found.would_work).settings
     assert (settings["engine"], settings["max_pixels_per_image"]) == ("turbomind", int(told[1]))
     assert float(told[2]) <= next_share(0.8)
+    assert "no option of this command keeps images to max_pixels" in some(found.would_work).note
 
 
 def test_a_plan_of_another_engine_names_it_and_all_that_it_depends_on() -> None:
@@ -188,3 +189,14 @@ def test_cards_that_the_first_step_frees_are_planned_for_as_free() -> None:
     assert found.first.startswith("free the cards first")
     assert found.first.endswith("; then --cache-max-entry-count 0.7")
     assert some(found.would_work).verdict.startswith("once the cards are free: ")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_no_remedy_takes_the_bound_away(share: float) -> None:
+    """Not even as "leave the option to turbofit", which would choose a larger share."""
+    option = f"--cache-max-entry-count {share}"
+    for model, on in (("cogvlm-17b", "2xrtx3090"), ("internvl2-26b-awq", "1xrtx3090")):
+        found = explain(f"$ lmdeploy serve api_server {model} {option}\n{DIES}", on=on)
+        remedies = some(found.would_work).remedies
+        assert not any("leave --cache-max-entry-count" in one.change for one in remedies)
+        assert not any("leave --cache-max-entry-count" in step for step in found.changes)

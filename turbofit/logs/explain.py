@@ -47,6 +47,7 @@ _FREE_IN_LOG: Final = (
     "a log with TM_LOG_LEVEL=INFO: its line of the cache says what was free, which decides whether"
     " others held the card or the account is too low"
 )
+_SHARE: Final = "--cache-max-entry-count"
 _ONCE_FREE: Final = "once the cards are free: "
 _LOADED_HERE: Final = (
     "this log ran out of memory while it loaded there: where nothing else was on the cards, the"
@@ -218,7 +219,7 @@ def _planned(
     degrees = dict.fromkeys((case.given_tp, None))
     for tp, on in product(degrees, dict.fromkeys((first, machine))):
         asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
-        plan, verdict = _within(bound, **asked, on=on, tp=tp)
+        plan, verdict = _within(case, bound, **asked, on=on, tp=tp)
         if plan is not None and plan.fits:
             break
         refused = refused or (f"--tp {tp} is not kept: {verdict.partition(' (')[0]}" if tp else "")
@@ -242,15 +243,25 @@ def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:
     return advice
 
 
-def _within(bound: float | None, **asked: Any) -> tuple[Plan | None, str]:
-    """Return the best plan whose share of the cache is at most ``bound``, and its verdict."""
+def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | None, str]:
+    """Return the best plan whose share of the cache is at most ``bound``, and its verdict.
+
+    The bound is of the log's engine and degree: another one may have more, if nothing less fits.
+    """
     plan, verdict = _tried(**asked)
     if plan is None or bound is None or not plan.engine.of_lmdeploy:
         return plan, verdict
     shares = [group.settings.cache_max_entry_count for group in plan.group_plans()]
     if max(shares) <= bound:
         return plan, verdict
-    return _tried(**asked, cache_max_entry_count=bound)
+    bounded, said = _tried(**asked, cache_max_entry_count=bound)
+    same = (plan.engine.name, plan.parallel.tp) == (case.engine.name, case.tp)
+    if not same and not (bounded and bounded.fits):
+        return plan, verdict
+    if bounded is not None:
+        kept = (remedy for remedy in bounded.remedies if _SHARE not in remedy.change)
+        bounded = replace(bounded, remedies=tuple(kept))
+    return bounded, said
 
 
 def _tried(**asked: Any) -> tuple[Plan | None, str]:
@@ -292,6 +303,10 @@ def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
     if plan.engine.of_lmdeploy and case.subject.of_lmdeploy:
         assumed = f", {case.assumption}" if case.assumption else ""
         yield f"for LMDeploy {plan.engine.version}{assumed}"
+    rule = plan.model.image_rule
+    limit = getattr(plan.limits, rule.plan_limit_name) if rule else None
+    if rule and limit and limit < rule.checkpoint_limit and command.startswith("lmdeploy"):
+        yield f"no option of this command keeps images to {rule.limit_name} {limit}: clients must"
     if (copies := plan.parallel.replicas) > 1 and command.startswith("lmdeploy"):
         own = "its own CUDA_VISIBLE_DEVICES and --server-port"
         yield f"one process for each group of GPUs: {copies} of these, each with {own}"

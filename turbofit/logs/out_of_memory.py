@@ -286,13 +286,14 @@ def _of_load(case: LogCase, memory: TorchMemory, draft: Draft, own: bool) -> Ite
 
 
 def _of_degree(case: LogCase, draft: Draft) -> Iterator[_Sign]:
-    """Yield the sign that fewer of the visible cards were used than a load would have needed."""
-    if draft.phase != "weights" or case.has_account or not case.subject.of_lmdeploy:
+    """Yield the sign that fewer of the visible cards were used than a load may have needed."""
+    loading = draft.phase in ("weights", "unknown")
+    if not loading or case.has_account or not case.subject.of_lmdeploy:
         return
     visible = len(case.machine.gpus) if case.machine else case.subject.visible or 1
     for tp in [n for n in _DEGREES if case.tp < n <= visible][:1]:
-        said = f"{visible} cards are visible"
-        yield f"{said}, and tp is {case.tp}", f"--tp {tp}: {said}, and one is too small", None
+        said = f"{visible} cards are visible, and this run took {case.tp}"
+        yield said, f"--tp {tp}: {said}", None
 
 
 def _all_of_torch(case: LogCase, memory: TorchMemory | None) -> bool:

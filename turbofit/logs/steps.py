@@ -68,6 +68,8 @@ def _general(
         worked is not None and worked.fits is False
     )
     numbered = _in_words(case, following.share) if _by_log(worked, following) else ""
+    # Cards that are visible and unused help in any phase.
+    yield from (step for step in draft.changes if step.startswith("--tp "))
     if numbered and draft.short:
         yield numbered
     for step in draft.changes:
