@@ -35,7 +35,7 @@ _DEGREES: Final = (2, 4, 8)
 #: Smaller forwards, smaller batches and larger shares that are tried.
 _PREFILLS: Final = (4096, 2048, 1024, 512)
 _BATCHES: Final = (64, 32, 16, 8, 4, 1)
-_LARGER: Final = (0.85, 0.9, 0.95)
+_LARGER: Final = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
 _SHARE: Final = "--cache-max-entry-count"
 
 
