@@ -30,3 +30,4 @@ def test_who_held_the_whole_card_is_not_looked_for() -> None:
     assert found.first.startswith("--cache-max-entry-count 0.7")
     assert found.first.endswith("the account is too low here")
     assert some(found.would_work).settings["cache_max_entry_count"] == 0.7
+    assert "once the cards are free" not in some(found.would_work).verdict

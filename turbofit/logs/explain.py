@@ -184,8 +184,9 @@ def _worked(
     if ways and draft.emptied:
         advice = replace(advice, verdict=f"{_ONCE_FREE}{advice.verdict}")
     elif following.fits and advice.fits:
-        verdict = advice.verdict.removeprefix(_ONCE_FREE)
-        advice = replace(advice, fits=None, verdict=f"{_ONCE_FREE}{verdict}, by the account")
+        verdict = f"{advice.verdict.removeprefix(_ONCE_FREE)}, by the account"
+        verdict = verdict if draft.all_own else f"{_ONCE_FREE}{verdict}"
+        advice = replace(advice, fits=None, verdict=verdict)
     return advice, ()
 
 
