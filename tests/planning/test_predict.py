@@ -125,3 +125,15 @@ def test_no_engine_is_split_over_mig_instances():
             told("internvl2-2b", on=cut, tp=2)
     assert turbofit.predict("internvl2-2b", on=cut, replicas=2).fits
     assert turbofit.predict("internvl2-2b", on=whole, tp=2).fits
+
+
+def test_an_older_account_that_is_little_too_high_says_that_it_is_at_the_edge() -> None:
+    """lmdeploy#3006: an RTX 3060 Ti of 8 GB ran this model with 0.6.5."""
+    asked = {"lmdeploy": "0.6.4", "max_batch_size": 1}
+    edge = turbofit.predict("qwen2.5-7b-awq", on="1xrtx3070", **asked)
+    assert not edge.fits
+    assert "at the edge (this account is an upper end, by as much as 256 MiB): runs out" in (
+        edge.verdict
+    )
+    far = turbofit.predict("qwen2.5-7b", on="1xrtx3070", **asked)
+    assert "at the edge" not in far.verdict

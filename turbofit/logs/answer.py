@@ -141,8 +141,10 @@ class Draft(Diagnosis):
     proves no cause: ``possible`` and ``changes`` are then causes that other people had and changes
     that they tried. ``planned``: the answer needs a plan. ``by_others``: bytes per card that other
     processes held, which the plan must leave to them. ``short``: the run lacked memory, so that a
-    change of its settings may cure it. ``free``: the step that frees cards which others hold, or
-    seem to hold; it comes before all other steps.
+    change of its settings may cure it; ``unsized``: it lacked the memory of a first cache, which a
+    larger share cures. ``free``: the step that frees cards which others hold, or seem to hold; it
+    comes before all other steps. ``all_own``: the log shows that nobody else held the card;
+    ``emptied``: the plan is for cards that the first step empties.
     """
 
     line: int
@@ -153,7 +155,10 @@ class Draft(Diagnosis):
     planned: bool = False
     by_others: int = 0
     short: bool = False
+    unsized: bool = False
     free: str = ""
+    all_own: bool = False
+    emptied: bool = False
     read: Read = Read(lines=0)
 
     @property

@@ -50,7 +50,7 @@ STATES: Final[dict[Stage, tuple[type[Struct], ...]]] = {
     "weights": (events.Starting, events.LoadingWeights),
     "cache": (events.CacheBudget, events.Slab, events.KvBlocks, events.CacheFrame),
     "warm-up": (events.WarmingUp, events.WarmupLengths),
-    "serving": (events.WarmupFinished, events.ServerUp),
+    "serving": (events.WarmupFinished, events.ServerUp, events.Answered),
     "check": (),
     "ready": (),
 }
@@ -94,8 +94,8 @@ _FRAMES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
     ("warm-up", ("agent.py warmup", "agent.py _warmup")),
     ("weights", ("from_pretrained", "load_state_dict", "load_pretrained", "load_checkpoint",
                  "load_model", "set_module_tensor", "model_loader", "load_file", "process_weight",
-                 "module.py convert", "module.py _apply", "load_weight", "load_vl_model",
-                 "build_model")),
+                 "module.py convert", "module.py _apply", "module.py to ", "module.py cuda ",
+                 "module.py half ", "load_weight", "load_vl_model", "build_model")),
     ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph")),
     ("vision", ("vision", "intern_vit", "visual", "clip_", "_clip", "clip.py", "siglip", "eva_clip",
                 "moonvit", "patch_embed", "image_encoder", "encode_images", "extract_feature",
@@ -103,7 +103,8 @@ _FRAMES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
                 # Qwen's towers pack the patches of all images into one sequence without a batch.
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("unknown", ("eager_attention_forward",)),
-    ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
+    ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn", "down_proj",
+              "silu")),
 )  # fmt: skip
 #: Folders of LMDeploy whose name alone determines a phase.
 _PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
@@ -218,8 +219,10 @@ def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
         name = "" if frame.path in program else path.rpartition("/")[2]
         folder = next((part for part in _PARTS if part in path), "")
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
-        # All models use torch's layers: a forward in one does not tell the part of a model.
-        of_models += [] if "/torch/" in path else frames[-1:]
+        # All models use torch's layers: a forward in one does not tell the part of a model. The
+        # gated activation is the language models' own.
+        gated = frame.function.startswith("silu")
+        of_models += [] if "/torch/" in path and not gated else frames[-1:]
     found = (
         phase
         for phase, text in _FRAMES

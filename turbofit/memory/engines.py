@@ -141,10 +141,24 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         instead = "take a checkpoint that is not quantised; " if model.quantization else ""
         hint = f"{instead}see docs/models.md for what runs where"
         raise UsageError("; ".join(map(str, problems.values())), hint=hint)
+    if wanted == LMDEPLOY and version:
+        raise _in_no_engine(model, version, problems)
     others = (it for it in known if it not in wanted and not _problem(model, it, version))
     other = next(others, None)
     hint = f"--engine {other} does" if other else "see turbofit models for what runs"
     raise UsageError(str(problems[wanted[0]]), hint=hint, options=["engine"])
+
+
+def _in_no_engine(model: Model, version: str, problems: dict[str, str | None]) -> UsageError:
+    """Return the error for a model that neither engine of a release runs, with the reasons."""
+    old = versions.is_legacy(version)
+    since = versions.first_after(model.architecture, version) if old else None
+    hint = "see turbofit models for what runs"
+    if since is None:
+        reasons = dict.fromkeys(filter(None, problems.values()))
+        return UsageError("; ".join(reasons), hint=hint, options=["engine"])
+    said = f"no engine of LMDeploy {version} runs {model.architecture}: {since} is the first that"
+    return UsageError(f"{said} does", hint=f"--lmdeploy {since} or newer", options=["lmdeploy"])
 
 
 def _check_version(model: Model, version: str) -> None:

@@ -289,7 +289,11 @@ def names_in(text: str) -> Iterator[str]:
 
 @lru_cache(1024)
 def preset_of(name: str) -> str | None:
-    """Return the preset that a name or a folder's path in a log means, or None."""
+    """Return the preset that a name or a folder's path in a log means, or None.
+
+    ModelScope writes a dot in the name of a folder as three underscores.
+    """
+    name = name.replace("___", ".")
     plain = name.lower().replace("_", "-")
     for pattern, preset in _SPELLINGS:
         if re.search(pattern, plain):

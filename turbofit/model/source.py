@@ -77,11 +77,14 @@ def _resolved(name: str, revision: str | None, stored: str | None) -> Model:
 
 
 def _elsewhere(path: str) -> Model:
-    """Return the preset that the last part of a missing path names; refuse any other path."""
+    """Return the preset that the last part of a missing path names; refuse any other path.
+
+    A fine-tune of a preset by its name has the preset's shapes, and its commands keep the path.
+    """
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     preset = find_preset(last)
     if preset is None:
-        raise _unknown(path)
+        return _fine_tuned(path, last)
     hub_id = load_preset(preset).hub_id
     return preset_model(
         preset,
@@ -90,6 +93,22 @@ def _elsewhere(path: str) -> Model:
             f" server downloads {hub_id}",
         ),
     )
+
+
+def _fine_tuned(path: str, last: str) -> Model:
+    """Return the model of a missing folder whose name is a preset's with an end such as -MPO."""
+    from msgspec.structs import replace
+
+    from turbofit.model.names import by_its_name
+
+    error = _unknown(path)
+    if not error.message.startswith("no folder") or "by its name it is" in error.message:
+        raise error
+    unread = f"no folder {path[:160]} is here, so its name alone was read"
+    read = by_its_name(last, unread, guess=True)
+    if isinstance(read, str):
+        raise error
+    return replace(read, hub_id=path)
 
 
 def _named(name: str, revision: str | None, stored: str | None) -> Model:

@@ -146,6 +146,8 @@ class _Start:
         with_free = partial(self._accounts, self.load)
         if self.free_at_cache is not None:
             return _sized(with_free(None)[0], self.accounts[0], self.ratio) + text
+        if self.end and is_legacy(self.engine.version) and not self.outcome.serves:
+            text = _at_the_edge(self.outcome, self.accounts, self.ratio) + text
         if self.serves:
             return text + _least_free(self.engine, self.accounts, with_free, self.ratio)
         return text
@@ -245,6 +247,18 @@ def _least_free(
         else:
             dies, end = free, worst.text.partition(" (")[0].partition(":")[0]
     return f"; with less than {serves:,} MiB free when the cache is sized it {end}" if end else ""
+
+
+def _at_the_edge(outcome: StartOutcome, accounts: Sequence[Account], ratio: float) -> str:
+    """Say that an older release may start after all, where little is missing; else return nothing.
+
+    The account of an older release is an upper end: what torch keeps of loading, and what pools
+    grow by, may be less. So much as the margin may be the account's own error.
+    """
+    margin = min(ledger.margin for account in accounts for ledger in account.at(ratio).ledgers)
+    if not 0 < outcome.missing <= margin:
+        return ""
+    return f"at the edge (this account is an upper end, by as much as {format_bytes(margin)}): "
 
 
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
