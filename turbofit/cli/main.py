@@ -37,8 +37,10 @@ _EXTRAS: Final = {
     "ray": "ray", "lmdeploy": "lmdeploy", "accelerate": "fallback", "transformers": "fallback",
 }  # fmt: skip
 
-#: Commands that run LMDeploy behind a gateway.
-_ON_LMDEPLOY: Final = frozenset({"serve", "calibrate", "tune"})
+#: The package that a command needs beside the gateway's; the extra of its name installs both.
+_BEHIND_GATEWAY: Final = {
+    **dict.fromkeys(("serve", "calibrate", "tune"), "lmdeploy"), "cluster": "ray",
+}  # fmt: skip
 
 #: New objects before the first garbage collection; a plan makes about 60,000.
 _OBJECTS_BEFORE_COLLECTION: Final = 100_000
@@ -100,8 +102,9 @@ def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
         return None
     from turbofit.core.installation import install_command, installed
 
-    if extra == "gateway" and {*argv[:1]} & _ON_LMDEPLOY and installed("lmdeploy") is None:
-        extra = "lmdeploy"  # it installs the gateway's packages, too
+    behind = _BEHIND_GATEWAY.get("".join(argv[:1]))
+    if extra == "gateway" and behind is not None and installed(behind) is None:
+        extra = behind
     return PackageError(
         f"this needs {package}, which is not installed",
         hint=f"install it with {install_command(extra)}",
