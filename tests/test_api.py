@@ -148,10 +148,10 @@ def test_help_fits_a_screen(door) -> None:
 @pytest.mark.parametrize(
     ("keywords", "option", "message", "hint"),
     [
-        ({"tp": 3}, "tp", "tp 3 is not possible for InternVL2-8B", "choose tp and replicas"),
-        ({"tp": 8}, "tp", "tp 8: 8 GPUs are needed, 4 are visible", "as on 8xrtx3090"),
+        ({"tp": 3}, "tp", "tp=3 is not possible for InternVL2-8B", "choose tp and replicas"),
+        ({"tp": 8}, "tp", "tp=8: 8 GPUs are needed, 4 are visible", 'as on="8xrtx3090"'),
         ({"max_pixels": 10**6}, "max_pixels", "max_pixels limits", "or give max_dynamic_patch"),
-        ({"quant_policy": 16, "engine": "turbomind"}, "quant_policy", "quant_policy 16", "leave"),
+        ({"quant_policy": 16, "engine": "turbomind"}, "quant_policy", "quant_policy=16", "leave"),
         ({"images": -1}, "images", "images -1: it should be 0 or more", "images: images a"),
         ({"gpus": "9"}, "gpus", "gpus: '9' is not one GPU", "stands in on, as 2xrtx3090"),
         ({"imags": 1}, "imags", "imags is nothing that", "did you mean images?"),

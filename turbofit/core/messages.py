@@ -62,11 +62,10 @@ def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") 
     """
     for name, value in options.items():
         if value or value == "":
-            option = option_of(name)
+            option = f"`{option_of(name)}`"
             raise UsageError(
                 f"{option} and {beside} do not go together",
                 hint=f"leave {option} out{hint}",
-                options=[name],
             )
 
 

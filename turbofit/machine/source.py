@@ -67,8 +67,8 @@ def machine_from(
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
         if not gpus.strip():
-            hint = "name GPUs as in --gpus 0,1"
-            raise UsageError("--gpus is empty", hint=hint, options=["gpus"])
+            hint = "name GPUs as in `--gpus 0,1`"
+            raise UsageError("`--gpus` is empty", hint=hint)
         visible = select(gpus, machine.gpus, machine.visible)
         machine = replace(machine, visible=visible)
     machine = _with_notes(_readable(machine, chosen_by_user=chosen_by_user))
@@ -143,10 +143,9 @@ def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
         gpu = machine.gpu(unreadable[0])
         raise MachineError(
             f"GPU {gpu.index} ({gpu.name}): its memory cannot be read",
-            hint=f"leave it out with --gpus {','.join(str(i) for i in rest)}"
+            hint=f"leave it out with `--gpus {','.join(str(i) for i in rest)}`"
             if rest
-            else "check nvidia-smi, or describe the machine with --on SPEC",
-            options=["gpus", "on"],
+            else "check nvidia-smi, or describe the machine with `--on SPEC`",
         )
     return replace(machine, visible=rest)
 

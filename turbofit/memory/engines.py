@@ -64,9 +64,8 @@ def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
         options = [option for option in owner.exclusive_options if option in engine_options]
         if name != engine.name and options:
             raise UsageError(
-                f"{option_of(options[0])} is no option of the {engine.name} engine",
-                hint=f"leave it out, or take --engine {name} where it runs the model",
-                options=[options[0], "engine"],
+                f"`{option_of(options[0])}` is no option of the {engine.name} engine",
+                hint=f"leave it out, or take `--engine {name}` where it runs the model",
             )
 
 
@@ -143,7 +142,7 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         raise UsageError("; ".join(map(str, problems.values())), hint=hint)
     others = (it for it in known if it not in wanted and not _problem(model, it, version))
     other = next(others, None)
-    hint = f"--engine {other} does" if other else "see turbofit models for what runs"
+    hint = f"`--engine {other}` does" if other else "see turbofit models for what runs"
     raise UsageError(str(problems[wanted[0]]), hint=hint, options=["engine"])
 
 

@@ -93,9 +93,8 @@ def read_name(typed: str, revision: str | None = None) -> Name:
     its = None if name.revision in ("", "main", "master") else name.revision
     if revision is not None and its not in {None, revision}:
         raise UsageError(
-            f"{typed[:120]} names the revision {its}, and --revision {revision}",
+            f"{typed[:120]} names the revision {its}, and `--revision {revision}`",
             hint="leave one of the two out",
-            options=["revision"],
         )
     return name._replace(revision=revision or its)
 

@@ -330,8 +330,7 @@ def _with_kernels(
         return replace(fit, reasons=(reason, *fit.reasons))
     raise NoKernelError(
         lacking.message,
-        hint=f"--engine {fit.engine.name} serves: it compiles its kernels",
-        options=["engine"],
+        hint=f"`--engine {fit.engine.name}` serves: it compiles its kernels",
     )
 
 

@@ -160,7 +160,7 @@ def predict(request: PredictRequest, *, finds_remedies: bool = True) -> Plan:
     if request.least:
         raise UsageError(
             "predict tells what given settings do, and least is a choice of settings",
-            hint="turbofit plan --least chooses them",
+            hint="turbofit plan MODEL --least chooses them",
         )
     resolved = resolve(request)
     engine = engine_for(resolved.model, request.engine, request.lmdeploy)
