@@ -238,7 +238,6 @@ def test_a_folder_is_named_wherever_it_is_pasted(
     for command in ("predict", "plan"):
         assert main([command, f"./{folder.name}", "--on", "1xrtx3090", "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
-        assert [one["holds_limits"] for one in document["commands"]] == [False]
         serve = document["serve"]["argv"]
         assert Plan.from_json(json.dumps({**document, "serve": None})).serve is None  # an older one
         assert request_of(Plan.from_json(json.dumps(document))).model == str(folder)

@@ -517,7 +517,6 @@ class Command(Struct):
     env: Annotated[dict[str, str], doc("Variables of the engine's environment.")]
     argv: Annotated[tuple[str, ...], doc("The words of the command.")]
     group: Annotated[int, doc("Which of parallel.groups.")]
-    holds_limits: Annotated[bool, doc("Whether clients are held to the plan's limits.")] = False
 
 
 class ServeCommand(Struct):

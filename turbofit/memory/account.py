@@ -485,12 +485,10 @@ class RankWeights(Struct):
 class LogFigures(NamedTuple):
     """Figures that are needed to read an engine's log, but are not in it.
 
-    ``pinned_call`` is the source line that allocates page-locked host memory. ``tuning_lengths``
-    are the lengths, in tokens, of warm-up requests that do not depend on settings.
+    ``pinned_call`` is the source line that allocates page-locked host memory.
     """
 
     pinned_call: str = ""
-    tuning_lengths: tuple[int, ...] = ()
 
 
 class Engine(ABC):

@@ -86,7 +86,6 @@ def test_a_plan_that_holds_only_in_a_queue_hands_out_no_command_without_one() ->
     whole = paint(plan_view(plan))
     assert "LMDeploy alone does not keep this plan" in whole
     assert "api_server" in whole
-    assert not any(one.holds_limits for one in plan.commands)
 
 
 def test_what_is_always_so_and_the_usual_size_of_a_card_are_for_the_whole_text() -> None:

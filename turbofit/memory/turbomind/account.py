@@ -545,7 +545,7 @@ class Turbomind(Engine):
     def __init__(self, version: str) -> None:
         super().__init__(version)
         self.constants = constants = load_constants(version)
-        self.log = LogFigures(constants.pinned_call, constants.warmup_lengths)
+        self.log = LogFigures(constants.pinned_call)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         return next(_tp_problems(model, tp), None)
