@@ -119,7 +119,7 @@ def test_a_line_of_the_server_in_quotes_or_typed(line: str) -> None:
     variables = {"HF_A": "0,1"} if "HF_A" in line else {}
     for words in ([line], *([] if "\\" in line else [line.split()])):
         assert typed(*words, "--on", "t4") == Typed(
-            ["m", "--tp", "2", "--on", "t4"], [], variables, [], []
+            ["m", "--tp", "2", "--on", "t4"], [], variables, [], [], in_place=True
         )
     assert typed("--on", "t4", line).words == ["--on", "t4", "m", "--tp", "2"]
 

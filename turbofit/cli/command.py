@@ -49,6 +49,7 @@ class Typed(NamedTuple):
     ``words`` are turbofit's own, in click's form; ``passed`` are LMDeploy's options for the engine.
     ``variables`` are the environment variables that the line sets. ``notes`` are sentences on what
     became of LMDeploy's words. ``unknown`` are options that neither turbofit nor LMDeploy has.
+    ``in_place``: the line names LMDeploy's server, in whose place turbofit runs.
     """
 
     words: list[str]
@@ -56,6 +57,7 @@ class Typed(NamedTuple):
     variables: dict[str, str]
     notes: list[str]
     unknown: list[str]
+    in_place: bool = False
 
 
 def read(
@@ -133,6 +135,7 @@ class _Reader:
             return "for the engine" if row.is_ == "passed" else ""
         for word in map(os.path.expandvars, row.as_):
             self.own += [it for value in values for it in (word, value)] if row.values else [word]
+        self.own += row.in_place if self._typed.in_place else ()
         return f"as {' and '.join(targets)}" if targets else f"left out: {row.say}"
 
     def words(self) -> list[str]:
@@ -177,7 +180,8 @@ def _cut(before: Sequence[str], words: list[str]) -> Typed:
     found = [match for word in before if (match := _VARIABLE.fullmatch(word))]
     left_out = len(found) < sum(not _OF_PROGRAM.fullmatch(word) for word in before)
     notes = ["left out: what else stands before lmdeploy serve api_server"] if left_out else []
-    return Typed(words, [], {match[1]: match[2] for match in found}, notes, [])
+    variables = {match[1]: match[2] for match in found}
+    return Typed(words, [], variables, notes, [], in_place=bool(before))
 
 
 def _are_letters(word: str, options: Mapping[str, TypedOption]) -> bool:
@@ -187,7 +191,7 @@ def _are_letters(word: str, options: Mapping[str, TypedOption]) -> bool:
 
 _WINDOWS: Final = os.name == "nt"
 #: The key of the words that a context was made of, sorted.
-_TYPED: Final = "turbofit.typed"
+TYPED: Final = "turbofit.typed"
 _GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
@@ -320,7 +324,7 @@ class CliCommand(click.Command):
         if self.takes_rest:
             ctx.params["rest"] = [*typed.passed, *rest]
         _choose_gpus(typed, ctx)
-        ctx.meta[_TYPED] = typed
+        ctx.meta[TYPED] = typed
         check_names(ctx)
         self._check_forms(ctx)
         return left
@@ -342,7 +346,7 @@ class CliCommand(click.Command):
                 f"{ctx.command_path} does not run on Windows",
                 hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
             )
-        form, typed = ctx.params.get("form", Form()), ctx.meta.get(_TYPED)
+        form, typed = ctx.params.get("form", Form()), ctx.meta.get(TYPED)
         if self.only_linux:
             from turbofit.core.process.log_queue import queued_stderr  # it imports logging
         try:
