@@ -19,7 +19,7 @@ from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import read_runs
 from turbofit.logs.log_reader import log_lines
 from turbofit.logs.rules import PEERS, drafts_of
-from turbofit.memory.versions import is_legacy
+from turbofit.memory.versions import check_release, is_legacy
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
@@ -52,7 +52,12 @@ _LOADED_HERE: Final = (
 
 
 def diagnose(
-    chunks: Iterable[bytes], *, model: str | None = None, on: str | None = None, hang: bool = False
+    chunks: Iterable[bytes],
+    *,
+    model: str | None = None,
+    on: str | None = None,
+    hang: bool = False,
+    lmdeploy: str | None = None,
 ) -> Diagnosis:
     """Explain a log; returns the diagnosis.
 
@@ -61,11 +66,16 @@ def diagnose(
         model: the model, if the log does not name it or names it wrongly.
         on: the machine, if the log does not describe it or describes it wrongly.
         hang: whether the program stands still, which no line of a log says.
+        lmdeploy: the release, if the log does not print it or prints it wrongly.
 
     Raises:
-        UsageError: ``model`` or ``on`` has no possible meaning.
+        UsageError: ``model``, ``on`` or ``lmdeploy`` has no possible meaning.
     """
+    if lmdeploy is not None:
+        check_release(lmdeploy)
     runs = read_runs(log_lines(chunks))
+    for facts in runs:
+        facts.subject.version = lmdeploy or facts.subject.version
     cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
     drafts = [(draft, case) for case in cases for draft in drafts_of(case)]
     drafts.sort(key=lambda pair: _order(pair[0]))

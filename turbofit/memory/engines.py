@@ -142,16 +142,25 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         raise UsageError("; ".join(map(str, problems.values())), hint=hint)
     others = (it for it in known if it not in wanted and not _problem(model, it, version))
     other = next(others, None)
-    hint = f"`--engine {other}` does" if other else "see turbofit models for what runs"
+    hint = f"`--engine {other}` does" if other else _newer(model, version)
     raise UsageError(str(problems[wanted[0]]), hint=hint, options=["engine"])
+
+
+def _newer(model: Model, version: str | None) -> str:
+    """Return a hint with the release that first runs a model, if ``version`` is older."""
+    since = versions.listed_since(model.architecture)
+    if since and version and versions.written(version) < versions.written(since):
+        return f"`--lmdeploy {since}` and newer ones run it"
+    return "see turbofit models for what runs"
 
 
 def _check_version(model: Model, version: str) -> None:
     """Refuse a model that contains a part without an account for that version.
 
     Raises:
-        UsageError: the version has the part in another form, or not at all.
+        UsageError: the version has the part in another form, or not at all; or it is no version.
     """
+    versions.check_release(version)
     if part := without_account(model, version):
         raise UsageError(
             f"turbofit has no account of {part} with LMDeploy {version}",

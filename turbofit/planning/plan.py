@@ -10,13 +10,21 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
 from turbofit.core.machine import Machine
+from turbofit.core.messages import OWN_CODE
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import OLDEST_SERVED, is_legacy, release
 from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.choose import best_plan
-from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
+from turbofit.planning.commands import (
+    came_later,
+    cluster_serve_command,
+    commands,
+    left_out,
+    serve_command,
+)
 from turbofit.planning.remedies import OTHER_CARDS
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import Margin
@@ -70,14 +78,20 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     from turbofit.planning.search.search import search
 
     rule, held = resolved.model.image_rule, release(version) >= OLDEST_SERVED
-    if request.margin is None:
+    first, older = engine_for(resolved.model, request.engine, version), is_legacy(version)
+    if first.doubt is not None:
+        raise UsageError(
+            f"LMDeploy {version} is newer than {REFERENCE}, and no account knows it",
+            hint=f"leave `--lmdeploy` out; turbofit predict MODEL --lmdeploy {version} tells what"
+            f" given settings do by {REFERENCE}'s account, with twice the margin",
+        )
+    if request.margin is None and older:
         more = max(resolved.margin.of(gpu) for gpu in resolved.visible)
         resolved = replace(resolved, margin=Margin(more=more))
     exposed, unit = (None, "") if rule is None or held else (rule.exposed_limit, rule.limit_unit)
     wished = [resolved]
     if exposed is not None and resolved.image_limit is None:
         wished = [replace(resolved, image_limit=exposed), resolved]
-    first = engine_for(resolved.model, request.engine, version)
     names = [first.name, *LMDEPLOY] if request.engine == "auto" else [first.name]
     fits = []
     for wish, name in product(wished, dict.fromkeys(names)):
@@ -94,7 +108,7 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     warnings = [
         f"this account of LMDeploy {version} was compared with public figures alone: margins are"
         " doubled"
-    ]
+    ] * older
     limit = best.limits.image_limit
     if best.fits and exposed is not None and limit is not None and limit < exposed:
         warnings.append(
@@ -102,10 +116,12 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
             f" {unit}: save this plan (--json), and put `turbofit"
             " gateway --plan FILE --upstream URL` in front, which holds them to its limit"
         )
-    if is_legacy(version):  # rates are known only for current versions
+    if older:  # rates are known only for current versions
         best = replace(best, throughput=None, usual_image=None)
     missing = left_out(best, usual_settings(resolved, engine_of(best)))
-    return replace(best, warnings=(*warnings, *filter(None, (missing,)), *best.warnings))
+    untrue = {OWN_CODE} if came_later(("--trust-remote-code",), version) else set()
+    known = (text for text in best.warnings if text not in untrue)
+    return replace(best, warnings=(*warnings, *filter(None, (missing,)), *known))
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
@@ -58,10 +58,11 @@ _MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
     Argument("log", metavar="LOG", type=PATH, required=False),
     Option("--model", shell_complete=complete_model),
     spec_option(),
+    Option("--lmdeploy", metavar="VERSION"),
     Option("--hang", is_flag=True),
     *FORMS,
 )
-def diagnose(log: str | None, model: str | None, on: str | None, hang: bool, form: Form) -> int:
+def diagnose(*, log: str | None, form: Form, **given: Any) -> int:
     """Read a log and show what ended the engine; exit 3 if the log proves no cause."""
     from turbofit.logs.explain import diagnose as explain
     from turbofit.report.views.findings_view import diagnosis_view
@@ -69,7 +70,7 @@ def diagnose(log: str | None, model: str | None, on: str | None, hang: bool, for
     if log is None and sys.stdin.isatty():
         raise UsageError("LOG is missing", hint="as turbofit diagnose server.log")
     log = log or "-"
-    diagnosis = explain(_chunks(log), model=model, on=on, hang=hang)
+    diagnosis = explain(_chunks(log), **given)
     form.show(diagnosis, diagnosis_view)
     return 0 if diagnosis.known else _NOT_KNOWN
 

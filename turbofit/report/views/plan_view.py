@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.errors import option_of
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.machine.presets import usual_assumptions
@@ -32,6 +33,7 @@ from turbofit.report.painters.document import (
 from turbofit.report.views.figures import (
     command_blocks,
     differing,
+    for_older_release,
     largest_images,
     limits_not_kept,
     per_engine_blocks,
@@ -153,6 +155,10 @@ def _few_settings(plan: Plan) -> str:
         few[rule.limit_name] = str(limits.image_limit)
     few |= {name: settings[name] for name in _FEW if settings.get(name) not in (None, "0")}
     few |= {name: "by GPU (--full)" for name in differ if name in few}
+    if plan.serve is None and for_older_release(plan):
+        # What LMDeploy's own command cannot set is no setting of it.
+        said = {word for command in plan.commands for word in command.argv}
+        few = {name: value for name, value in few.items() if option_of(name) in said}
     return ", ".join(f"{name} {value}" for name, value in few.items())
 
 
