@@ -171,11 +171,14 @@ def diagnose(
         UsageError: the file cannot be read, or ``model`` or ``on`` has no possible meaning.
     """
     from turbofit.logs.explain import diagnose as explain
+    from turbofit.logs.prose import refuse_prose
 
     told: dict[str, Any] = {"model": model, "on": on, "hang": hang, "lmdeploy": lmdeploy}
 
     if isinstance(log, str) and any(sign.isspace() for sign in log.strip()):
-        return explain([log.encode()], **told)
+        found = explain([log.encode()], **told)
+        refuse_prose(log, found)
+        return found
     try:
         return explain([Path(log).read_bytes()], **told)
     except OSError as exc:

@@ -16,6 +16,7 @@ from turbofit.cli.command import Option
 from turbofit.cli.main import TURBOFIT
 from turbofit.cli.manual import COMMANDS
 from turbofit.core.errors import spelled_in_shell
+from turbofit.core.messages import neighbours
 
 PACKAGE = Path(__file__).parents[2] / "turbofit"
 #: What stands for the reader's own words, and for what a sentence fills in.
@@ -43,6 +44,15 @@ def sentences() -> Iterator[tuple[str, str]]:
             if id(node) not in inside and any(isinstance(text, str) for text in texts):
                 said = "".join(text if isinstance(text, str) else "FILLED" for text in texts)
                 yield f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}", said
+
+
+def rows() -> Iterator[tuple[str, str]]:
+    """The lines of presets/neighbours.yaml, each the whole of a hint or behind ``here: …``."""
+    table = neighbours()
+    yield from (("neighbours.yaml", text) for text in table["commands"].values())
+    yield from (("neighbours.yaml", text) for text in table["arguments"].values())
+    for options in table["options"].values():
+        yield from (("neighbours.yaml", row.get("say", "")) for row in options.values())
 
 
 def command_of(text: str) -> list[str]:
@@ -80,7 +90,7 @@ def command_of(text: str) -> list[str]:
 
 MENTIONS = [
     pytest.param(match[1], match.start() == 0, id=f"{where} {match[0][:40]}")
-    for where, text in sentences()
+    for where, text in (*sentences(), *rows())
     for match in COMMAND.finditer(spelled_in_shell(text))
 ]
 

@@ -29,11 +29,14 @@ from turbofit.serving.passthrough import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The name of LMDeploy's server: the last word of its command, or a module that Python runs.
-_COMMAND: Final = re.compile(r"(?:.*/)?lmdeploy serve api_server")
+#: The name of LMDeploy's server: the last word of its command, or a module that Python runs. vLLM's
+#: line is read as well, so that each of its options is answered.
+_COMMAND: Final = re.compile(r"(?:.*/)?lmdeploy serve api_server|(?:.*[ /])?vllm serve")
 _MODULE: Final = re.compile(r"lmdeploy\.serve\.(?:openai\.)?api_server")
 _VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
-_OF_PROGRAM: Final = re.compile(r"python[\d.]*|-m|(?:.*/)?lmdeploy(?:\.\S+)?|serve|api_server")
+_OF_PROGRAM: Final = re.compile(
+    r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm)(?:\.\S+)?|serve|api_server"
+)
 
 
 class TypedOption(Protocol):
@@ -154,7 +157,7 @@ class _Reader:
 def _pasted(words: Sequence[str]) -> Typed:
     """Cut a pasted command line of LMDeploy's server down to its arguments and variables."""
     for at, word in enumerate(words):
-        if "api_server" in word and len(word.split()) > 1:
+        if re.search("api_server|vllm serve", word) and len(word.split()) > 1:
             try:
                 line = shlex.split(os.path.expandvars(re.sub(r"\\\s*\n", " ", word)))
             except ValueError as exc:
@@ -181,7 +184,8 @@ def _cut(before: Sequence[str], words: list[str]) -> Typed:
     left_out = len(found) < sum(not _OF_PROGRAM.fullmatch(word) for word in before)
     notes = ["left out: what else stands before lmdeploy serve api_server"] if left_out else []
     variables = {match[1]: match[2] for match in found}
-    return Typed(words, [], variables, notes, [], in_place=bool(before))
+    in_place = bool(before) and before[-1].endswith("api_server")
+    return Typed(words, [], variables, notes, [], in_place=in_place)
 
 
 def _are_letters(word: str, options: Mapping[str, TypedOption]) -> bool:

@@ -170,7 +170,7 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 def unknown_command(words: list[str]) -> UsageError:
     """Return the error for a first word that is not a command."""
     from turbofit.cli.usage_errors import unknown_word
-    from turbofit.core.messages import guess
+    from turbofit.core.messages import guess, neighbours
     from turbofit.core.process.hidden import without_secrets
 
     (name,) = without_secrets(words[:1])
@@ -180,7 +180,7 @@ def unknown_command(words: list[str]) -> UsageError:
         if "=" in name and not name.startswith("-"):
             hint = f"a variable stands before turbofit: {name} turbofit {command} OPTIONS"
         return UsageError(f"{name!r}: {what}", hint=hint)
-    hint = guess(name, COMMANDS, 3) or unknown_word(words[0])
+    hint = neighbours()["commands"].get(name) or guess(name, COMMANDS, 3) or unknown_word(words[0])
     return UsageError(
         f"unknown command {name!r}", hint=hint or "turbofit --help lists the commands"
     )

@@ -199,10 +199,11 @@ def _field_error(
     if isinstance(cause, UsageError):
         cause.options = cause.options or (field,)
         return cause
-    from turbofit.core.messages import guess, meant, of_vllm
+    from turbofit.core.messages import guess, meant, neighbour, of_vllm
 
     if first["type"] == "extra_forbidden":
-        hint = of_vllm(field, str) or meant(field, sorted(kind.model_fields))
+        near = neighbour(field, kind.model_fields, str) or of_vllm(field, str)
+        hint = near or meant(field, sorted(kind.model_fields))
         wrong = f"{field} is nothing that {kind.__name__} knows"
         return UsageError(wrong, hint=hint, options=[field])
     name = spelled(field)

@@ -48,8 +48,12 @@ def machine_from(
         UsageError: the SPEC, the snapshot or ``--gpus`` is not valid.
         MachineError: no NVML, no GPU, or a needed GPU's memory cannot be read.
     """
+    from turbofit.machine.spec import is_spec, parse_spec
+
     env = os.environ if environ is None else environ
     chosen_by_user = gpus is not None
+    if gpus is not None and on is None and is_spec(gpus):
+        raise UsageError(f"`--gpus {gpus}` names a card", hint=f"`--on {gpus}` is a machine of it")
     if on is None:
         from turbofit.machine.learned import recall
         from turbofit.machine.nvml_machine import measure_in_time
@@ -60,8 +64,6 @@ def machine_from(
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = replace(on, visible=visible)
     else:
-        from turbofit.machine.spec import parse_spec
-
         is_path = on.endswith(".json") or ("/" in on and "|" not in on)  # a table has both
         machine = load_snapshot(on) if is_path else parse_spec(on)
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
