@@ -61,9 +61,8 @@ def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Conte
         name = param.make_metavar(ctx).strip("[].")
         hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
     text = f"{name}: {exc.message.rstrip('.')}"
-    value = re.search("'(.*?)'", exc.message)
-    if value is not None and (meant := neighbours()["commands"].get(value[1])):
-        hint = meant
+    words = re.findall("'(.*?)'", exc.message)
+    hint = neighbours()["commands"].get(words[0], hint) if words else hint
     if isinstance(exc, click.MissingParameter):
         text = f"{name} is missing"
     elif isinstance(param.type, click.types.BoolParamType):
@@ -87,27 +86,33 @@ def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
 def _known_elsewhere(name: str, ctx: click.Context) -> str:
     """Return a hint on an option that a command lacks.
 
-    The hint names this command's option for it, else those that begin with the name, else the
-    commands that have the option, else the nearest of this command's options.
+    The hint names this command's option for it, else those that begin with the name, else who has
+    the option, else the nearest of this command's options.
     """
-    from turbofit.serving.passthrough import engine_options
-
-    own = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
-    fields = [str(param.name) for param in ctx.command.params]
-    known = neighbour(name, fields, option_of, ctx.info_name or "") or of_vllm(name, option_of)
-    if known:
-        return known
+    params, command = ctx.command.params, ctx.info_name or ""
+    own = [option for param in params for option in param.opts if option[:2] == "--"]
     begun = [option for option in own if option.startswith(name)]
+    hint = neighbour(name, [str(param.name) for param in params], option_of, command)
+    if hint := hint or of_vllm(name, option_of):
+        return hint
     if 0 < len(begun) <= _MEANT:
         return f"did you mean {' or '.join(begun)}?"
+    its = [option for option in own if option not in _EVERYWHERE]
+    listed = f"its options are {', '.join(its)}" if len(its) <= _LISTED else ""
+    return _who_has(name, own, ctx) or guess(name, own) or listed
+
+
+def _who_has(name: str, own: Sequence[str], ctx: click.Context) -> str:
+    """Return a hint on an option of other commands or of LMDeploy; empty if nobody has it."""
+    from turbofit.serving.passthrough import engine_options
+
     having = [command for command, param in options_by_command(ctx) if name in param.opts]
     if having:
         return f"turbofit {', '.join(having[:3])} {'have' if having[1:] else 'has'} it"
     if row := engine_options().get(name):
         here = next((option for option in row.as_ if option in own), "")
         return f"it is LMDeploy's; here: {here or f'turbofit serve MODEL {name}'}"
-    its = [option for option in own if option not in _EVERYWHERE]
-    return guess(name, own) or (f"its options are {', '.join(its)}" if len(its) <= _LISTED else "")
+    return ""
 
 
 def unknown_word(word: str) -> str:
