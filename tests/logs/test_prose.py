@@ -29,7 +29,7 @@ def test_sentences_are_told_so_with_no_kind_and_no_cause(text: str) -> None:
     assert caught.value.message.startswith("this describes a crash, and has no line of a program")
     assert "paste the last 100 lines of the log" in caught.value.hint
     model = "InternVL2-4B" if "4B" in text else "InternVL2-8B" if "8B" in text else "MODEL"
-    assert f"turbofit plan {model} " in caught.value.hint.replace("OpenGVLab/", "")
+    assert f"turbofit plan {model}" in caught.value.hint.replace("OpenGVLab/", "")
 
 
 TEXTS = [text if isinstance(text, str) else "\n".join(text) for _, text, *_ in EXAMPLES]

@@ -33,8 +33,9 @@ def refuse_prose(text: str, found: Diagnosis) -> None:
     proved = found.kind not in _IN_WORDS or any(one.tells == _ROW for one in found.evidence)
     if proved or _OF_PROGRAM.search(text):
         return
-    named = f"turbofit plan {found.read.model}" if found.read.model else "turbofit plan MODEL"
+    on = f" --on {found.read.machine}" if found.read.machine else ""
     raise UsageError(
         "this describes a crash, and has no line of a program, which diagnose reads",
-        hint=f"paste the last 100 lines of the log; {named} has the settings that fit",
+        hint="paste the last 100 lines of the log; for settings that fit: turbofit plan"
+        f" {found.read.model or 'MODEL'}{on}",
     )

@@ -171,12 +171,17 @@ def _parts(name: str, stored: str | None = None) -> tuple[str | None, list[JsonO
 def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
     """Yield the 16-bit presets that a name begins with, longest first, and where each one ends.
 
+    Presets that only explain why a checkpoint is not run do not count.
+
     The end is an index into ``words``. A name may begin with its owner: Qwen_Qwen2.5-VL-7B.
     """
     for at in (0, 1) if "_" in last else (0,):
         for to in range(len(words), at, -1):
             key = find_preset("-".join(words[at:to]))
-            if key and re.search(r"\db\b", key) and load_preset(key).quantization is None:
+            if not key or not re.search(r"\db\b", key):
+                continue
+            known = load_preset(key)
+            if known.quantization is None and known.unsupported is None:
                 yield key, to
 
 
