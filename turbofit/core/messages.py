@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.presets import load_yaml, preset_path, presets_dir
+from turbofit.core.presets import load_yaml, presets_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,18 +92,12 @@ def plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text.strip().strip(_QUOTES)).strip()
 
 
-@cache
-def _vllm() -> dict[str, dict[str, str]]:
-    options: dict[str, dict[str, str]] = load_yaml(preset_path("engines", "vllm-options"))
-    return options
-
-
 def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
     """Say what turbofit has instead of an option of vLLM; empty if vLLM has no such option.
 
     ``spelled`` turns the name of a setting into the name of turbofit's option.
     """
-    row = _vllm().get(name.lstrip("-").replace("_", "-").lower())
+    row = neighbours()["vllm"].get(name.lstrip("-").replace("_", "-").lower())
     if row is None:
         return ""
     return f"an option of vLLM; here: {_told(row, spelled)}"
@@ -118,7 +112,7 @@ def _told(row: Mapping[str, str], spelled: Callable[[str], str]) -> str:
 def neighbours() -> dict[str, Any]:
     """Return the words of others, and turbofit's own for each, as presets/neighbours.yaml has them.
 
-    The words are those of commands, options, arguments and SPECs.
+    The words are those of commands, options, arguments and SPECs, and of vLLM.
     """
     table: dict[str, Any] = load_yaml(presets_dir() / "neighbours.yaml")
     return table

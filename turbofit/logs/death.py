@@ -299,7 +299,7 @@ def death(
     last = course.run[-1] if course.run else None
     if fatal is None and seen is None and last == events.Backpressure(cause="memory"):
         return _hang(course, engine, settings)
-    told = _told(fatal, engine.log.pinned_call if engine else "")
+    told = _told(fatal, engine.pinned_call if engine else "")
     kind: EndKind = "out_of_memory" if account is not None else _kind(told, seen)
     call = next(iter(course.calls), "")
     at = _WHEN[course.stage] + (f" (in {call})" if call else "")

@@ -482,15 +482,6 @@ class RankWeights(Struct):
     vision: int
 
 
-class LogFigures(NamedTuple):
-    """Figures that are needed to read an engine's log, but are not in it.
-
-    ``pinned_call`` is the source line that allocates page-locked host memory.
-    """
-
-    pinned_call: str = ""
-
-
 class Engine(ABC):
     """An engine of LMDeploy in one version, such as ``0.18``, or Transformers."""
 
@@ -509,7 +500,8 @@ class Engine(ABC):
     tunes_kernels: ClassVar[bool] = False
     #: Why its account may be wrong for the wished version; None if it is made for it.
     doubt: str | None = None
-    log: LogFigures = LogFigures()
+    #: The source line that allocates page-locked host memory, as the engine's log names it.
+    pinned_call: str = ""
     #: The class of its accounts, made with its constants.
     account_class: ClassVar[Any]
     constants: Any

@@ -178,10 +178,8 @@ def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
     for at in (0, 1) if "_" in last else (0,):
         for to in range(len(words), at, -1):
             key = find_preset("-".join(words[at:to]))
-            if not key or not re.search(r"\db\b", key):
-                continue
-            known = load_preset(key)
-            if known.quantization is None and known.unsupported is None:
+            known = load_preset(key) if key and re.search(r"\db\b", key) else None
+            if key and known and known.quantization is None and known.unsupported is None:
                 yield key, to
 
 

@@ -26,7 +26,6 @@ from turbofit.memory.account import (
     CacheShape,
     EngineLaunch,
     LateMemory,
-    LogFigures,
     RankWeights,
     StaticMemory,
     VisionLoad,
@@ -429,7 +428,7 @@ class LegacyTurbomind(Turbomind):
         super().__init__(FIRST_CURRENT)
         self.version = version
         self.generation: Generation = generation_of(version)
-        self.log = LogFigures()
+        self.pinned_call = ""
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         rules = self.generation

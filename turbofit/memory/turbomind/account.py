@@ -33,7 +33,6 @@ from turbofit.memory.account import (
     Engine,
     EngineLaunch,
     Forward,
-    LogFigures,
     LoggedSlab,
     RankWeights,
     StaticMemory,
@@ -545,7 +544,7 @@ class Turbomind(Engine):
     def __init__(self, version: str) -> None:
         super().__init__(version)
         self.constants = constants = load_constants(version)
-        self.log = LogFigures(constants.pinned_call)
+        self.pinned_call = constants.pinned_call
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         return next(_tp_problems(model, tp), None)

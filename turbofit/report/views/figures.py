@@ -129,8 +129,8 @@ def _same_on(plan: Plan, numbers: Sequence[int]) -> str:
     """Return what changes in a command for other GPUs, on which equal engines run."""
     commands = [plan.commands[number] for number in numbers]
     gpus = " | ".join(command.env["CUDA_VISIBLE_DEVICES"] for command in commands)
-    ports = [command.argv[command.argv.index("--server-port") + 1] for command in commands]
-    return f"the same on GPU {gpus}, with --server-port {' | '.join(ports)}"
+    ports = " | ".join(it.argv[it.argv.index("--server-port") + 1] for it in commands)
+    return f"the same on GPU {gpus}, with --server-port {ports}"
 
 
 def for_older_release(plan: Plan) -> bool:
