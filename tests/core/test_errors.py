@@ -41,8 +41,7 @@ def test_what_is_marked_is_spelled_by_the_door_and_nothing_else_changes(
 def test_the_options_of_an_error_are_those_it_was_given_then_those_it_marks() -> None:
     error = UsageError("`--tp 4` does not go", hint="leave `--replicas` or `--tp`", options=["on"])
     assert error.options == ("on", "tp", "replicas")
-    assert error.option == "on"
-    assert UsageError("no option", hint="see --help").option is None
+    assert UsageError("no option", hint="see --help").options == ()
 
 
 def test_a_hint_of_python_holds_the_command_as_it_is_typed() -> None:

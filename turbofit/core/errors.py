@@ -23,11 +23,10 @@ def spelled_in_shell(text: str) -> str:
 
 def _keyword(mark: re.Match[str]) -> str:
     """Return a marked option as a keyword in Python: ``tp``, ``tp=4``, ``on=SPEC``, ``on="l4"``."""
-    name, value = _field(mark), mark[2]
-    if value is None:
-        return name
-    bare = value.isdigit() or value.isupper()
-    return f"{name}={value}" if bare else f'{name}="{value}"'
+    name, value = _field(mark), mark[2] or ""
+    if not value or value.isdigit() or value.isupper():
+        return "=".join(filter(None, (name, value)))
+    return f'{name}="{value}"'
 
 
 def _field(mark: re.Match[str]) -> str:
@@ -46,7 +45,7 @@ class TurbofitError(Exception):
     Args:
         message: one line that names the cause.
         hint: one line that says what to do about it.
-        options: the fields of options that are wrong. Options that the lines mark count as well,
+        options: the fields of options that are wrong, before those that the lines mark,
             in their order: a mark is an option in back ticks, with its value: ```--on SPEC```.
 
     Marked options are spelled as the command line does; `name_keywords` changes that for Python.
@@ -69,11 +68,6 @@ class TurbofitError(Exception):
         self.__dict__.pop("__notes__", None)
         if hasattr(self, "add_note"):  # from Python 3.11 on, for the traceback
             self.add_note(f"hint: {self.hint}")
-
-    @property
-    def option(self) -> str | None:
-        """The name of the field whose option is wrong; None if no option is wrong."""
-        return self.options[0] if self.options else None
 
     def name_keywords(self) -> None:
         """Spell the marked options as keywords: ``tp=4`` instead of ``--tp 4``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
@@ -83,6 +84,18 @@ class Validated(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Show the names and defaults of the fields alone where `help` shows the signature."""
+        cls.__signature__ = Signature([
+            Parameter(
+                name,
+                Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if field.is_required() else field.default,
+            )
+            for name, field in cls.model_fields.items()
+        ])  # fmt: skip
 
     @classmethod
     def of(cls, **values: Any) -> Self:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.version import REFERENCE
 from turbofit.logs import log_events as events
 from turbofit.logs.account import cures
 from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
@@ -71,8 +72,7 @@ def diagnose(
     Raises:
         UsageError: ``model``, ``on`` or ``lmdeploy`` has no possible meaning.
     """
-    if lmdeploy is not None:
-        check_release(lmdeploy)
+    check_release(lmdeploy or REFERENCE)
     runs = read_runs(log_lines(chunks))
     for facts in runs:
         facts.subject.version = lmdeploy or facts.subject.version

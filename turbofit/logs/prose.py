@@ -30,8 +30,8 @@ def refuse_prose(text: str, found: Diagnosis) -> None:
     Raises:
         UsageError: there is no such line.
     """
-    proved = found.kind not in _IN_WORDS or any(one.tells == _ROW for one in found.evidence)
-    if proved or _OF_PROGRAM.search(text):
+    by_row = any(one.tells == _ROW for one in found.evidence)
+    if by_row or found.kind not in _IN_WORDS or _OF_PROGRAM.search(text):
         return
     on = f" --on {found.read.machine}" if found.read.machine else ""
     raise UsageError(

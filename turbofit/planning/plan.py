@@ -138,9 +138,7 @@ def _of_version(best: Plan, exposed: int | None, version: str) -> Iterator[str]:
             " are doubled"
         )
     limit, rule = best.limits.image_limit, best.model.image_rule
-    if rule is None or exposed is None or limit is None or not best.fits:
-        return
-    if limit < exposed:
+    if rule and exposed is not None and limit is not None and limit < exposed and best.fits:
         yield (
             f"LMDeploy {version} itself lets clients send images of {exposed} {rule.limit_unit}:"
             " save this plan (--json), and put `turbofit gateway --plan FILE --upstream URL` in"

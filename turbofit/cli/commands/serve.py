@@ -125,10 +125,11 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.
 def _say_here_only() -> None:
     """Say that only this machine is served, where LMDeploy's own line would serve others, too."""
     ctx = click.get_current_context(silent=True)  # None if a program calls it
-    if ctx is None or TYPED not in ctx.meta:
-        return
-    usual = ctx.get_parameter_source("host") is ParameterSource.DEFAULT
-    if usual and ctx.meta[TYPED].in_place:
+    if (
+        ctx is not None
+        and ctx.get_parameter_source("host") is ParameterSource.DEFAULT
+        and ctx.meta[TYPED].in_place
+    ):
         output.say(HERE_ONLY)
 
 
