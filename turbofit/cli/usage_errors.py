@@ -61,8 +61,7 @@ def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Conte
         name = param.make_metavar(ctx).strip("[].")
         hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
     text = f"{name}: {exc.message.rstrip('.')}"
-    words = re.findall("'(.*?)'", exc.message)
-    hint = neighbours()["commands"].get(words[0], hint) if words else hint
+    hint = neighbours()["commands"].get("".join(re.findall("'(.*?)'", exc.message)[:1]), hint)
     if isinstance(exc, click.MissingParameter):
         text = f"{name} is missing"
     elif isinstance(param.type, click.types.BoolParamType):

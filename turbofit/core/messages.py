@@ -104,8 +104,7 @@ def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
 
 
 def _told(row: Mapping[str, str], spelled: Callable[[str], str]) -> str:
-    words = [spelled(row["here"]) if "here" in row else "", row.get("say", "")]
-    return ", ".join(filter(None, words))
+    return ", ".join(spelled(text) if key == "here" else text for key, text in row.items())
 
 
 @cache

@@ -33,9 +33,8 @@ def refuse_prose(text: str, found: Diagnosis) -> None:
     by_row = any(one.tells == _ROW for one in found.evidence)
     if by_row or found.kind not in _IN_WORDS or _OF_PROGRAM.search(text):
         return
-    on = f" --on {found.read.machine}" if found.read.machine else ""
     raise UsageError(
         "this describes a crash, and has no line of a program, which diagnose reads",
         hint="paste the last 100 lines of the log; for settings that fit: turbofit plan"
-        f" {found.read.model or 'MODEL'}{on}",
+        f" {found.read.model or 'MODEL'} --on {found.read.machine or 'SPEC'}",
     )

@@ -47,6 +47,7 @@ from turbofit.planning.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
 from turbofit.planning.search.search import EngineFit, fit_on_host, search
 from turbofit.planning.search.sizing import longest_context
+from turbofit.planning.speed import rates
 from turbofit.planning.verdict import Planned, Verdict, fitting
 
 #: The most rows of ``considered``; the first row is the chosen shape.
@@ -157,6 +158,11 @@ def _parallel_reason(fit: EngineFit) -> str:
         "latency": "the shortest answer by the forecast",
         "context": "the most KV tokens for one request",
     }[request.workload.goal]
+    if request.workload.goal == "latency":
+        others = (it for it in fit.evaluations if it.fits and it.shape.tp != best.shape.tp)
+        rival = max(others, key=lambda it: it.score, default=None)
+        beside = f"; tp {rival.shape.tp}: {1 / rival.score:.1f} s" if rival else ""
+        goal += f" ({rates().output_tokens} tokens in {1 / best.score:.1f} s{beside})"
     if request.least:
         goal = "the least memory"
     return f"{goal} of {len(fit.evaluations)} shapes, the promises kept first"

@@ -224,8 +224,7 @@ def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
     from turbofit.model.source import refuse_missing_folder
     from turbofit.planning.calibrations import with_calibrations
 
-    if isinstance(request.model, str):
-        refuse_missing_folder(request.model)
+    refuse_missing_folder(request.model)
     if not pretend:
         return request
     from turbofit.rehearsal.confirm import refuse_untwinned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -121,6 +122,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
         host = plan.usual_image.host if plan.usual_image else speed.host
         facts["host"] = host.words if host is not None and host.binds else ""
     facts["smaller"] = _trade(plan)
+    facts["best at"] = plan.parallel.reason if plan.workload.goal == "latency" else ""
     facts["engine"] = in_brief(plan.why_engine, _REASON)
     facts["died?"] = _DIED * (plan.fits and not plan.considered)
     if plan.rehearsal is not None:
@@ -157,7 +159,7 @@ def _few_settings(plan: Plan) -> str:
     few |= {name: "by GPU (--full)" for name in differ if name in few}
     if plan.serve is None and for_older_release(plan):
         # What LMDeploy's own command cannot set is no setting of it.
-        said = {word for command in plan.commands for word in command.argv}
+        said = set(chain.from_iterable(command.argv for command in plan.commands))
         few = {name: value for name, value in few.items() if option_of(name) in said}
     return ", ".join(f"{name} {value}" for name, value in few.items())
 
