@@ -340,7 +340,7 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     if bfloat_states and settings.dtype != "bfloat16":
         yield (
             f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, so that it"
-            f" runs in no other dtype: --dtype is {settings.dtype}"
+            f" runs in no other dtype: `--dtype` is {settings.dtype}"
         )
     if settings.communicator != "nccl":
         yield f"`--communicator {settings.communicator}` is TurboMind's: this engine has NCCL"
@@ -391,7 +391,9 @@ def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
             " 16 bits, or in fp8 (16, 17)"
         )
     if policy == TURBO_QUANT and text.head_dim & (text.head_dim - 1):
-        yield f"`--quant-policy {TURBO_QUANT}` takes heads of a power of 2, not of {text.head_dim}"
+        yield (
+            f"`--quant-policy {TURBO_QUANT}` takes heads of a power of two, not of {text.head_dim}"
+        )
 
 
 def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | None:
@@ -546,7 +548,7 @@ class Pytorch(Engine):
         if older is None or not (weights or launch.settings.quant_policy == _FP8_CACHE):
             return None
         what = "kernel" if weights else "KV cache"
-        otherwise = "" if weights else "; --quant-policy 17 (fp8_e5m2) runs"
+        otherwise = "" if weights else "; `--quant-policy 17` (fp8_e5m2) runs"
         return (
             f"Triton compiles no fp8 {what} for {older}: it takes compute capability"
             f" {_FP8[0]}.{_FP8[1]} or newer{otherwise}"
