@@ -7,7 +7,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import NoKernelError, UsageError
+from turbofit.core.errors import NoKernelError, UsageError, spelled_in_shell
 from turbofit.core.messages import QUEUED, plural
 from turbofit.core.plan import Plan, Remedy, Settings, Throughput
 from turbofit.core.units import MIB, format_bytes
@@ -364,7 +364,7 @@ def _never_runs(
         problems = known_problems(launch, engine.name, engine.version)
         cause = kernels or next((problem.warning for problem in problems if problem.fatal), None)
         if cause is not None:
-            return f"does not run: {cause}"
+            return f"does not run: {spelled_in_shell(cause)}"
     return None
 
 
