@@ -66,7 +66,7 @@ def test_more_free_memory_than_a_card_has_is_refused(settings):
     with pytest.raises(UsageError) as caught:
         turbofit.predict("internvl2-8b", on="1xrtx3090", free_at_cache=usable + 1, **settings)
     assert "is more than the 23.6 GiB that CUDA can hand out on GPU 0" in caught.value.message
-    assert "on SPEC" in caught.value.hint
+    assert "on=SPEC" in caught.value.hint
     for on in ("l4+rtx3060", "rtx3060+l4"):
         with pytest.raises(UsageError, match="RTX 3060"):  # the smallest card bounds it
             turbofit.predict("internvl2-8b", on=on, replicas=2, free_at_cache="20GiB")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from turbofit.core.engine_end import End
+from turbofit.core.engine_end import AnyEnd
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
 from turbofit.logs.answer import Missing
@@ -20,9 +20,9 @@ from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.versions import release
 
 if TYPE_CHECKING:
+    from turbofit.core.engine_end import Phase
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.logs.case import LogCase
-    from turbofit.logs.death import Phase
 
 
 #: Figures agree if they differ by at most one tenth of the bytes that the process held.
@@ -59,7 +59,7 @@ class Finding(Struct):
     all. ``weights``: bytes of a rank's weights; 0 if the log does not report the cache's size.
     """
 
-    end: End | None = None
+    end: AnyEnd | None = None
     why: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     others: int = 0
@@ -223,7 +223,7 @@ def _of_torch(
     else:
         asked = 0 if turbomind else memory.requested or 0
         named, what = _before_cache(rest, doubt, asked, region)
-    end = End(phase=named) if phase == "unknown" else None
+    end = AnyEnd(phase=named) if phase == "unknown" else None
     unknown = (_IMAGE_OR_TEXT,) if named == "after" else ()
     return Finding(end=end, why=(said + what,), unknown=unknown)
 
@@ -252,7 +252,7 @@ def _of_load(ledger: GpuLedger) -> Finding:
     peak, usable = format_bytes(ledger.load_peak), format_bytes(ledger.usable)
     if ledger.load_peak > ledger.usable:
         why = f"loading needs {peak} of a card that has {usable}, by the account of this release"
-        return Finding(end=End(phase="weights"), why=(why,))
+        return Finding(end=AnyEnd(phase="weights"), why=(why,))
     said = (
         f"the phase: loading needs {peak} of {usable} by the account, so an empty card had its"
         " weights; TM_LOG_LEVEL=INFO prints the cache's size before what comes after it"

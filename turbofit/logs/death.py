@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar, get_args
 
 from msgspec.structs import replace
 
-from turbofit.core.engine_end import End, exit_words, signal_of
+from turbofit.core.engine_end import AnyEnd, End, Phase, exit_words, signal_of
 from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 #: ``starting`` is before any engine exists; ``check`` and ``ready`` are a server's own stages.
 Stage = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
-#: What an engine was doing when it died, or what it needed the memory for.
-Phase = Literal[
-    "starting", "start", "weights", "cache", "warm-up", "vision", "text", "quantising", "serving",
-    "check", "ready", "host", "host RAM", "start-up hang", "configuration", "peer access",
-    "communication", "none", "unknown",
-]  # fmt: skip
 #: Events that can each end an engine by themselves.
 Fault = (
     events.CudaError | events.LegacyCuda | events.CheckFailed | events.NcclError
@@ -155,7 +149,7 @@ class Course:
         """Return the last event of a kind; None if there is none."""
         return next((event for event in reversed(self.run) if isinstance(event, kind)), None)
 
-    def phase(self, plan: Plan | None, account: End | None) -> Phase:
+    def phase(self, plan: Plan | None, account: AnyEnd | None) -> Phase:
         """Return what the engine was doing at the fault.
 
         If ``account`` names the refused allocation, its phase decides. Otherwise the calls on the
@@ -283,7 +277,7 @@ def _kind(told: EndKind, seen: Exit | None) -> EndKind:
 def death(
     run: Iterable[Struct] | Course,
     plan: Plan | None = None,
-    account: End | None = None,
+    account: AnyEnd | None = None,
     *,
     seen: Exit | None = None,
     known: tuple[Engine, Settings] | None = None,
@@ -307,7 +301,7 @@ def death(
     last = course.run[-1] if course.run else None
     if fatal is None and seen is None and last == events.Backpressure(cause="memory"):
         return _hang(course, engine, settings)
-    told = _told(fatal, engine.log.pinned_call if engine else "")
+    told = _told(fatal, engine.pinned_call if engine else "")
     kind: EndKind = "out_of_memory" if account is not None else _kind(told, seen)
     call = next(iter(course.calls), "")
     at = _WHEN[course.stage] + (f" (in {call})" if call else "")
@@ -338,7 +332,7 @@ def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
     return End(kind=kind, message=message, hint=hint, where=next(iter(course.calls), ""))
 
 
-def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
+def _ran_out(course: Course, plan: Plan | None, account: AnyEnd | None) -> End:
     """Return the end of an engine that ran out of GPU memory, with the bytes of the allocation."""
     fault, no_cache = course.fault, course.last(events.NoCache)
     hint = _hint(course, plan)
@@ -350,7 +344,7 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
     torch = fault if isinstance(fault, TorchMemory) else None
     if _stages(plan, fault):
         account = None  # the account is TurboMind's, and torch's memory is not in it
-    refused, told = account or End(), torch or TorchMemory()
+    refused, told = account or AnyEnd(), torch or TorchMemory()
     asked, left, gpu = (
         known if known is not None else by_torch
         for known, by_torch in (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.version import REFERENCE
 from turbofit.logs import log_events as events
 from turbofit.logs.account import logged_cache
 from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
@@ -20,7 +21,7 @@ from turbofit.logs.log_reader import log_lines
 from turbofit.logs.next_run import largest_share, next_run
 from turbofit.logs.rules import PEERS, drafts_of
 from turbofit.logs.steps import steps_of
-from turbofit.memory.versions import is_legacy
+from turbofit.memory.versions import check_release, is_legacy
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
@@ -56,7 +57,12 @@ _LOADED_HERE: Final = (
 
 
 def diagnose(
-    chunks: Iterable[bytes], *, model: str | None = None, on: str | None = None, hang: bool = False
+    chunks: Iterable[bytes],
+    *,
+    model: str | None = None,
+    on: str | None = None,
+    hang: bool = False,
+    lmdeploy: str | None = None,
 ) -> Diagnosis:
     """Explain a log; returns the diagnosis.
 
@@ -65,11 +71,15 @@ def diagnose(
         model: the model, if the log does not name it or names it wrongly.
         on: the machine, if the log does not describe it or describes it wrongly.
         hang: whether the program stands still, which no line of a log says.
+        lmdeploy: the release, if the log does not print it or prints it wrongly.
 
     Raises:
-        UsageError: ``model`` or ``on`` has no possible meaning.
+        UsageError: ``model``, ``on`` or ``lmdeploy`` has no possible meaning.
     """
+    check_release(lmdeploy or REFERENCE)
     runs = read_runs(log_lines(chunks))
+    for facts in runs:
+        facts.subject.version = lmdeploy or facts.subject.version
     cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
     drafts, last = _in_order(cases), cases[-1]
     if last.subject.foreign:

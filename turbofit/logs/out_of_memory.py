@@ -16,7 +16,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.logs.account import Finding, found, logged_cache
 from turbofit.logs.answer import Draft, Evidence, Holding, Missing, evidence, evidence_at
 from turbofit.logs.causes import less_memory
-from turbofit.logs.death import IN_DIAGNOSIS, Course, Phase, death
+from turbofit.logs.death import IN_DIAGNOSIS, Course, death
 from turbofit.logs.log_events import ModelLoaded, NoCache
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.planning.plan import plan
@@ -25,7 +25,7 @@ from turbofit.planning.request import PlanRequest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.core.engine_end import End
+    from turbofit.core.engine_end import End, Phase
     from turbofit.core.model import Model
     from turbofit.logs.case import LogCase
     from turbofit.logs.facts import LogEvent

@@ -76,6 +76,22 @@ def _resolved(name: str, revision: str | None, stored: str | None) -> Model:
     return replace(model, revision=revision, warnings=(*notes, *model.warnings))
 
 
+def refuse_missing_folder(name: str | Model) -> None:
+    """Refuse a path that is not here, which a plan may take for a preset, and a launch may not.
+
+    Raises:
+        UsageError: the text can only be a path, and is none.
+    """
+    path = os.path.expanduser(name) if isinstance(name, str) else ""
+    if isinstance(name, str) and _is_path(name) and not os.path.exists(path):
+        from turbofit.model.names import near_by_name
+
+        raise UsageError(
+            f"no folder {path[:160]!r} is here",
+            hint=f"name a checkpoint's folder or hub id{near_by_name(name)}",
+        )
+
+
 def _elsewhere(path: str) -> Model:
     """Return the preset that the last part of a missing path names; refuse any other path.
 

@@ -49,6 +49,7 @@ from turbofit.planning.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
 from turbofit.planning.search.search import EngineFit, fit_on_host, search
 from turbofit.planning.search.sizing import longest_context
+from turbofit.planning.speed import rates
 from turbofit.planning.verdict import Planned, Verdict, fitting
 
 #: The most rows of ``considered``; the first row is the chosen shape.
@@ -160,6 +161,12 @@ def _parallel_reason(fit: EngineFit) -> str:
         "latency": f"the shortest answer by {forecast_words(fit)}",
         "context": "the most KV tokens for one request",
     }[request.workload.goal]
+    if request.workload.goal == "latency" and speed_told(request, best):
+        others = (it for it in fit.evaluations if it.fits and it.shape.tp != best.shape.tp)
+        others = (it for it in others if speed_told(request, it))
+        rival = max(others, key=lambda it: it.score, default=None)
+        beside = f"; tp {rival.shape.tp}: {1 / rival.score:.1f} s" if rival else ""
+        goal += f" ({rates().output_tokens} tokens in {1 / best.score:.1f} s{beside})"
     if request.least:
         goal = "the least memory"
     return f"{goal} of {len(fit.evaluations)} shapes, the promises kept first"
@@ -333,8 +340,7 @@ def _with_kernels(
         return replace(fit, reasons=(reason, *fit.reasons))
     raise NoKernelError(
         lacking.message,
-        hint=f"--engine {fit.engine.name} serves: it compiles its kernels",
-        options=["engine"],
+        hint=f"`--engine {fit.engine.name}` serves: it compiles its kernels",
     )
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import NoKernelError, UsageError
+from turbofit.core.errors import NoKernelError, UsageError, spelled_in_shell
 from turbofit.core.messages import QUEUED, plural
 from turbofit.core.plan import Plan, Remedy, Settings, Throughput
 from turbofit.core.units import MIB, format_bytes
@@ -317,8 +317,7 @@ def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], 
     if tp > 1 and any(request.machine.gpu(index).mig for group in groups for index in group):
         raise UsageError(
             "LMDeploy takes the first GPUs, of which a slice by MIG cannot be split over",
-            hint="leave --tp out, or name whole GPUs with --gpus",
-            options=["tp", "gpus", "replicas"],
+            hint="leave `--tp` out, or name whole GPUs with `--gpus`",
         )
     return groups
 
@@ -330,12 +329,12 @@ def _check_free(
         return
     for gpu in (request.machine.gpu(index) for group in groups for index in group):
         if free > gpu.usable:
+            most, card = format_bytes(gpu.usable), f"GPU {gpu.index} ({gpu.name})"
             raise UsageError(
-                f"--free-at-cache {format_bytes(free)} is more than the {format_bytes(gpu.usable)}"
-                f" that CUDA can hand out on GPU {gpu.index} ({gpu.name})",
+                f"`--free-at-cache {format_bytes(free)}` is more than the {most} that CUDA can"
+                f" hand out on {card}",
                 hint="give what the log says is free when the cache is sized, on the card of the"
-                " log: --on SPEC",
-                options=["free_at_cache", "on"],
+                " log: `--on SPEC`",
             )
 
 
@@ -389,7 +388,7 @@ def _never_runs(
         problems = known_problems(launch, engine.name, engine.version)
         cause = kernels or next((problem.warning for problem in problems if problem.fatal), None)
         if cause is not None:
-            return f"does not run: {cause}"
+            return f"does not run: {spelled_in_shell(cause)}"
     return None
 
 

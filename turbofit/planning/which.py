@@ -183,9 +183,8 @@ def which_cards(request: WhichRequest) -> Which:
     """
     if request.on is not None or request.gpus is not None:
         raise UsageError(
-            "which MODEL looks for machines, and --on names one",
-            hint="turbofit plan MODEL --on SPEC, or turbofit which --on SPEC without a model",
-            options=["on"],
+            "which MODEL looks for machines, and `--on` names one",
+            hint="turbofit plan MODEL --on SPEC, or for its models turbofit which --on SPEC",
         )
     model, errors = model_of(request), list[TurbofitError]()
     promise = request.changed(model=model, revision=None)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import NoKernelError, TurbofitError, UsageError, option_of
+from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
 from turbofit.core.images.rule import ImageRule
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
@@ -227,10 +227,9 @@ class _Search:
             check_tp(request, engine)
             check_gpus(request)
             raise UsageError(
-                f"--tp {request.tp} would split over unequal GPUs, which 4-bit weights on several"
+                f"`--tp {request.tp}` would split over unequal GPUs, which 4-bit weights on several"
                 " generations of cards do not allow",
-                hint="let turbofit choose --tp and --replicas",
-                options=["tp", "replicas", "on"],
+                hint="let turbofit choose `--tp` and `--replicas`",
             )
         stages: tuple[tuple[Ask, Callable[[Any], TurbofitError]], ...] = (
             (engine.problem, lambda problem: _refused(request, problem)),
@@ -401,10 +400,7 @@ def _refused(request: ResolvedRequest, problem: str) -> UsageError:
     given = "model_format" in request.engine_options
     packed = four_bit_variant(request.model) if given else None
     instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
-    named = [name for name in request.engine_options if option_of(name) in problem.split()]
-    return UsageError(
-        problem, hint=f"leave the option out, or {instead}", options=[*named, "engine"]
-    )
+    return UsageError(problem, hint=f"leave the option out, or {instead}")
 
 
 def _no_kernels(request: ResolvedRequest, engine: Engine, kernels: str) -> NoKernelError:
@@ -414,7 +410,7 @@ def _no_kernels(request: ResolvedRequest, engine: Engine, kernels: str) -> NoKer
     if option_owner(engine_options) is None and not all(engine_problem(model, n) for n in others):
         instead.insert(0, "another engine")
     if "quant_policy" in engine_options:
-        instead.append("another --quant-policy")
+        instead.append("another `--quant-policy`")
     return NoKernelError(
         f"{model.name} does not run on {engine.name} here: {kernels}",
         hint=f"take {', '.join(instead)} or {_other_weights(request)}",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.errors import option_of
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.plan import alike
 from turbofit.core.units import format_bytes, three_digits, two_digits
@@ -33,6 +35,7 @@ from turbofit.report.painters.document import (
 from turbofit.report.views.figures import (
     command_blocks,
     differing,
+    for_older_release,
     largest_images,
     limits_not_kept,
     per_engine_blocks,
@@ -121,6 +124,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
         host = plan.usual_image.host if plan.usual_image else speed.host
         facts["host"] = host.words if host is not None and host.binds else ""
     facts["smaller"] = _trade(plan)
+    facts["best at"] = plan.backend.reason if plan.workload.goal == "latency" else ""
     facts["engine"] = in_brief(plan.why_engine, _REASON)
     facts["died?"] = _DIED * (plan.fits and not plan.considered)
     if plan.rehearsal is not None:
@@ -157,6 +161,11 @@ def _few_settings(plan: Plan) -> str:
         few[rule.limit_name] = str(limits.image_limit)
     few |= {name: settings[name] for name in _FEW if settings.get(name) not in (None, "0")}
     few |= {name: "by GPU (--full)" for name in differing(plan) if name in few}
+    if plan.serve is None and for_older_release(plan):
+        # What LMDeploy's own command cannot set is no setting of it.
+        commands = [engine.command.argv for engine in plan.engines if engine.command]
+        said = set(chain.from_iterable(commands))
+        few = {name: value for name, value in few.items() if option_of(name) in said}
     return ", ".join(f"{name} {value}" for name, value in few.items())
 
 
