@@ -85,7 +85,7 @@ def test_a_plan_for_transformers_has_no_config_of_lmdeploy_and_is_not_corrected(
     assert repr(plan).startswith(
         "<Plan: Qwen2.5-VL-7B-Instruct on 1xrtx3090, transformers, tp 1 x 1, "
     )
-    with pytest.raises(UsageError, match="planned for Transformers"):
+    with pytest.raises(UsageError, match="this engine is Transformers"):
         plan.engine_config()
     assert set(plan.engines[0].lmdeploy_settings()) == {"dtype", "max_batch_size", "session_len"}
     with pytest.raises(UsageError, match="no ratio to correct"):

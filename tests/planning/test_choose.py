@@ -147,4 +147,4 @@ def test_the_goal_latency_says_what_it_made_best_and_beside_which() -> None:
     assert text in plan.backend.reason
     assert text in " ".join(paint(plan_view(plan), short=True).split())
     usual = turbofit.plan("internvl3-8b", on="2xrtx3090")
-    assert "tokens in" not in usual.parallel.reason
+    assert "tokens in" not in usual.backend.reason
