@@ -259,7 +259,13 @@ class Tuner:
         return sorted(good, key=self._value, reverse=True)
 
     def _most_promising(self, left: Sequence[TrialChoice]) -> TrialChoice:
-        measured = next((trial for trial in self._trials if trial.measured is not None), None)
+        measured = next(
+            ((choice.forecast, trial.measured)
+             for trial in self._trials
+             for choice in self.choices
+             if trial.measured is not None and choice.options == trial.options),
+            None,
+        )  # fmt: skip
         return order(left, measured, self.blank.slo, self.at_once)[0]
 
     def _value(self, trial: TrialRecord) -> float:
@@ -279,9 +285,10 @@ class Tuner:
         why = "those with the best forecast were tried"
         if len(self.choices) - len(left) < self.starts:
             why = "the time is up"
+        most = max(left, key=lambda choice: choice.rate).forecast.told.words
         return (
             f"{len(left)} of {len(self.choices)} settings were not tried, whose forecast is"
-            f" {max(choice.rate for choice in left):.2f} requests/s at most: {why}"
+            f" {most} requests/s at most: {why}"
         )
 
     def _try(self, choice: TrialChoice, load: LoadSpec, *, again: bool = False) -> TrialRecord:
@@ -296,7 +303,7 @@ class Tuner:
         else:
             self.say(
                 f"trial {number}: {end.measured.requests_per_second:.2f} requests/s, forecast "
-                f"{choice.rate:.2f}{'' if keeps else ', which misses the SLO'}"
+                f"{choice.forecast.told.words}{'' if keeps else ', which misses the SLO'}"
             )
         return TrialRecord(
             number=number,
@@ -309,7 +316,7 @@ class Tuner:
             quant_policy=settings.quant_policy,
             enable_prefix_caching=settings.enable_prefix_caching,
             kv_tokens=plan.kv_tokens,
-            forecast=choice.forecast,
+            forecast=choice.forecast.told,
             outcome=end.outcome,
             why=end.why,
             measured=end.measured,

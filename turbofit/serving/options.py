@@ -200,10 +200,9 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
     """
     if request.on is not None:
         raise UsageError(
-            f"{does} the machine here, so --on does not go with it",
-            hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
+            f"{does} the machine here, so `--on` does not go with it",
+            hint=f"add `--pretend` to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
             f"{request.on} plans for that machine",
-            options=["on"],
         )
 
 

@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
+from click.core import ParameterSource
 
-from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.command import TYPED, Argument, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options import untyped
@@ -15,8 +16,7 @@ from turbofit.cli.terminal import output
 from turbofit.cli.terminal.output import exit_code, run_until_signal
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import PRETEND, refuse_together
-from turbofit.core.process.network import LAST_PORT
-from turbofit.core.process.progress import under_way
+from turbofit.core.process.network import EVERY_ADDRESS, LAST_PORT
 from turbofit.core.struct import to_json
 from turbofit.gateway.options import GatewayOptions
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
@@ -34,6 +34,16 @@ if TYPE_CHECKING:
     from turbofit.serving.run import Run
     from turbofit.serving.supervisor import StopSignal
 
+#: What an open server's start says, and what differs there from LMDeploy's server.
+OPEN_TO_ALL: Final = (
+    "everybody who reaches {host} may use this server, as with LMDeploy (--api-key KEY closes it);"
+    " other than by LMDeploy, pictures by address and web pages of others are refused"
+    " (--allowed-media-domains, --allow-origins)"
+)
+#: What a start in place of LMDeploy's says last, where no address was given.
+HERE_ONLY: Final = (
+    "ready, on this machine only: LMDeploy would listen on every address (--server-name 0.0.0.0)"
+)
 #: The model of a request that names none; a saved plan has its own model.
 NO_MODEL: Final = "-"
 
@@ -80,15 +90,17 @@ def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> 
     from turbofit.gateway.http.connections import is_loopback
 
     config = options.config(upstream_key=upstream_key)
-    if not config.ssl_certfile and not is_loopback(config.host):
+    if is_loopback(config.host):
+        return config
+    if not config.api_keys and not config.front_keys:
+        output.note(f"warning: {OPEN_TO_ALL.format(host=config.host)}")
+    elif not config.ssl_certfile:
         output.note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
     return config
 
 
 def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
-    """Print a server's addresses, and example requests from a shell, from Python, in a chat."""
-    from turbofit.gateway.http.routes import client_lines
-
+    """Print a server's addresses, and how to ask it."""
     if form.as_json:
         return
     output.answer("".join(f"{url}\n" for url in urls))
@@ -96,11 +108,25 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.
     if gateway is not None and gateway.front_keys and not gateway.api_keys:
         return  # a node, which accepts no client's key: its front prints the lines
     key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
-    for line in client_lines(urls[0], model, key=key):
-        output.say(f"to ask: {line}")
-    output.say(f"to chat: turbofit chat {urls[0]}")
+    asked = f"{urls[0]}/v1, model {model}{', with a key' if key else ''}"
+    output.say(f"to ask: turbofit chat {urls[0]}, or OpenAI's API at {asked}")
     page = "" if gateway is None else ", which is a page to chat in a browser"
-    output.say(f"ready at {urls[0]}{page}")
+    everywhere = ""
+    if gateway is not None and gateway.host in EVERY_ADDRESS:
+        everywhere = " and at every other address of this machine"
+    output.say(f"ready at {urls[0]}{everywhere}{page}")
+    _say_here_only()
+
+
+def _say_here_only() -> None:
+    """Say that only this machine is served, where LMDeploy's own line would serve others, too."""
+    ctx = click.get_current_context(silent=True)  # None if a program calls it
+    if (
+        ctx is not None
+        and ctx.get_parameter_source("host") is ParameterSource.DEFAULT
+        and ctx.meta[TYPED].in_place
+    ):
+        output.say(HERE_ONLY)
 
 
 _LAUNCH: Final = (
@@ -203,11 +229,8 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
     output.say("starting in the background; Ctrl-C ends it")
-    with under_way("starting in the background"):
-        server = serve_detached([*kept, *words[end:]])
+    server = serve_detached([*kept, *words[end:]], output.note)
     if server.exit_code is not None:
-        for line in server.last_lines():
-            output.note(line)
         return server.exit_code
     # Engines on other machines are not runs of this machine.
     how = "turbofit ps, logs and stop"
@@ -216,6 +239,7 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     document = {"url": server.url, "pid": server.pid, "log": str(server.log)}
     form.tell(document, f"{server.url}\n")
     output.say(f"ready at {server.url}: process {server.pid} serves, log {server.log}; {how}")
+    _say_here_only()
     return 0
 
 

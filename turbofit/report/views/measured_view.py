@@ -100,9 +100,8 @@ def _notes(result: Tuning) -> list[Block]:
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
         text = f"best: {settings_text(winner)}{gain}"
         speed = winner.measured
-        forecast = winner.forecast.requests_per_second
         figures = {
-            "requests/s": f"{speed.requests_per_second:.2f}, forecast {forecast:.2f}",
+            "requests/s": f"{speed.requests_per_second:.2f}, forecast {winner.forecast.words}",
             "first token, median": f"{_seconds(speed.ttft_p50)}, p90 {_seconds(speed.ttft_p90)}",
             "a token, median": f"{_seconds(speed.tpot_p50)}, p90 {_seconds(speed.tpot_p90)}",
             "tokens/s": f"{speed.output_tokens_per_second:,.0f}, of answers",
@@ -134,7 +133,7 @@ def _trials(result: Tuning) -> Table:
 
 
 def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
-    forecast = f"{trial.forecast.requests_per_second:.2f}"
+    forecast = trial.forecast.words
     if trial.measured is None:
         return (str(trial.number), settings_text(trial), forecast, "-", "-", "-",
                 f"{trial.outcome}: {trial.why}")  # fmt: skip
