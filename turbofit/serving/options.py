@@ -59,6 +59,9 @@ class ServeConfig(Validated):
         default=True, description="a process has imported what the next start needs"
     )
     pretend: bool = Field(default=False, description="on pretend GPUs")
+    clock: float = Field(
+        default=0.0, ge=0, description="how much slower than the forecast pretend GPUs are; 0: none"
+    )
 
     def client_name(self, model: Model) -> str:
         """Return the name by which the engines call a model."""
@@ -92,6 +95,8 @@ class ClusterServeConfig(ServeConfig):
 
 
 Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
+#: How much slower than the forecast pretend GPUs are: 1 is as fast as life, 0 takes no time at all.
+Slower = Annotated[float | None, Field(ge=0, le=1000), Metavar("N")]
 
 
 class LaunchOptions(Validated):
@@ -118,6 +123,7 @@ class ServeOptions(LaunchOptions):
     unplanned: bool = False
     drain: Seconds | None = None
     liveness: Seconds | None = None
+    clock: Slower = None
     cluster: Annotated[str | None, Metavar("RAY")] = None
     name: str | None = None
     node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
@@ -132,6 +138,10 @@ class ServeOptions(LaunchOptions):
         if self.idle is not None:
             beside = {"cluster": self.cluster is not None, "no_gateway": self.no_gateway}
             refuse_together(beside, "--idle")
+        if self.clock is not None and not self.pretend:
+            raise UsageError(
+                "--clock is the time of pretend GPUs, and these are real", hint="add --pretend"
+            )
         for name in ("name", "node_port"):
             if self.cluster is None and name in self.given():
                 raise needs_cluster(name)
@@ -147,6 +157,7 @@ class ServeOptions(LaunchOptions):
             "check": self.check,
             "standby": not self.no_standby,
             "model_name": self.model_name,
+            "clock": 1.0 if self.clock is None else self.clock,
         }
 
 

@@ -24,6 +24,7 @@ from turbofit.gateway.server import digest_of, keep_large_blocks
 from turbofit.planning import checks
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
+from turbofit.rehearsal.plan_clock import clock_for
 from turbofit.serving.calibration import in_words
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.gemm_tuning import give_tuning
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.http.routes import ClockFacts
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.serving.engine.supervised_engine import AskWorstCases, SupervisedEngine
     from turbofit.serving.ladder import Rung
@@ -84,6 +86,15 @@ class Start:
         self._before: dict[int, int] = {}
         #: The engines as the gateway knows them, by index; empty until the gateway opens.
         self._routed: dict[int, RoutedEngine] = {}
+        config = run.config
+        #: How time passes; `_timing` is in seconds of this machine, whose cards may be slow.
+        self._clock = clock_for(plan, config.clock if config.pretend else 0.0)
+        slower = max(1.0, self._clock.factor)
+        self._timing = replace(
+            config.timing,
+            drain=slower * config.timing.drain,
+            patience=slower * config.timing.patience,
+        )
 
     def run(self, stop: StopSignal, holders: ExitStack) -> signal.Signals:
         """Launch the engines and serve until a signal; return the signal.
@@ -116,6 +127,8 @@ class Start:
         )  # fmt: skip
         for warning in checks.refuse(scene):
             run.say(f"warning: {warning}")
+        if config.pretend:
+            run.say(self._clock.words)
         self._before = self._used()
         self._start_progress = StartProgress(self._plan, self._before)
         if run.examiner is None:
@@ -128,7 +141,7 @@ class Start:
             version = run.lmdeploy.version
             give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
         supervision = Supervision(
-            run.say, worst_cases, config.timing, before_start=self._make_overlay,
+            run.say, worst_cases, self._timing, before_start=self._make_overlay,
             clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
             on_back=lambda engine: self._have_gateway(lambda it: it.engine_ready(engine.index)),
             on_doubt=lambda index, at: self._have_gateway(lambda it: it.doubt(index, at)),
@@ -205,8 +218,7 @@ class Start:
                 PretendLaunch(
                     command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
-                    folder=folder, spawn=spawn,
-                    images=images,
+                    folder=folder, spawn=spawn, images=images, factor=self._clock.factor,
                 )
                 for command in engine_commands
             ]  # fmt: skip
@@ -271,12 +283,14 @@ class Start:
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
         # The supervisor ends a hanging engine if it watches for signs of life.
-        hung = math.inf if serve_config.timing.liveness else serve_config.gateway.hung_seconds
+        own, slower = serve_config.gateway, max(1.0, self._clock.factor)
+        hung = math.inf if serve_config.timing.liveness else slower * own.hung_seconds
         config = replace(
-            serve_config.gateway,
+            own,
             upstream_key=self._key,
             hung_seconds=hung,
-            drain_seconds=serve_config.timing.drain,
+            queue_seconds=slower * own.queue_seconds,
+            drain_seconds=self._timing.drain,
             pretend=serve_config.pretend,
             names=serve_config.names(plan),
         )
@@ -284,6 +298,7 @@ class Start:
         gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)
         run.deny_list = gateway.deny_list
         gateway.in_use = partial(self._start_progress.used, self._supervisor.engines)
+        gateway.clock = self._clock_facts
         supervised = zip(gateway.engines, self._supervisor.engines, strict=True)
         for index, (engine, started) in enumerate(supervised):
             self._routed[index] = engine
@@ -293,6 +308,20 @@ class Start:
         run.public = (run.publish or GatewayThread)(gateway)
         run.public.start()
         return run.public
+
+    def _clock_facts(self) -> ClockFacts | None:
+        from turbofit.gateway.http.routes import ClockFacts
+
+        clocks = [engine.clock for engine in self._supervisor.engines if engine.clock is not None]
+        if not clocks:
+            return None
+        readings = [clock.read() for clock in clocks]
+        most = max(readings, key=lambda reading: reading.late + reading.idle)
+        clock = self._clock
+        return ClockFacts(
+            factor=clock.factor, word=clock.word, words=clock.words,
+            late=most.late, idle=most.idle, busy=most.busy,
+        )  # fmt: skip
 
     def _tick(self) -> None:
         """Update the lease and the record."""

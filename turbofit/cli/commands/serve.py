@@ -108,7 +108,7 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.
 
 _LAUNCH: Final = (
     "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
-    "unplanned", "drain", "liveness", "idle", "cluster",
+    "unplanned", "drain", "liveness", "clock", "idle", "cluster",
 )  # fmt: skip
 #: The options that most people use, in the order of the help page.
 _FIRST: Final = (

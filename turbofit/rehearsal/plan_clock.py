@@ -1,0 +1,68 @@
+"""The clock for a plan's engines on pretend GPUs: the plan's own step, as a table of seconds.
+
+Only TurboMind's launches are read, and only a speed that a plan may print is worth a clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from turbofit.memory.engines import engine_of
+from turbofit.planning.speed import group_rates, rates
+from turbofit.rehearsal.pretend.clock import StepTable
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
+
+#: Words of forecasts that are wrong by more than a factor of 2 for one figure in ten.
+_UNKNOWN: Final = ("unknown", "order")
+
+
+class ClockChoice(NamedTuple):
+    """How time passes on pretend GPUs.
+
+    ``factor`` is how much slower than the forecast, 0 for no time at all; ``word`` says how certain
+    the forecast is, or why there is no clock.
+    """
+
+    factor: float
+    word: str
+
+    @property
+    def words(self) -> str:
+        """The sentence that stands beside every speed of this machine."""
+        if not self.factor:
+            return f"no clock: {self.word}"
+        slower = "" if self.factor == 1 else f", {self.factor:g} times slower than life"
+        return f"time by forecast ({self.word}){slower}"
+
+
+def clock_for(plan: Plan, factor: float) -> ClockChoice:
+    """Return the clock for a plan if a person wishes for this factor."""
+    if not factor:
+        return ClockChoice(0.0, "--clock 0")
+    if plan.engine.name != "turbomind":
+        return ClockChoice(0.0, f"forwards of {plan.engine.name} are not read, as TurboMind's are")
+    surety = None if plan.throughput is None else plan.throughput.surety
+    if surety is None or surety.word in _UNKNOWN:
+        what = "this" if surety is None else surety.kind
+        return ClockChoice(0.0, f"nobody has measured {what} on such a card")
+    return ClockChoice(factor, surety.word)
+
+
+def step_table(plan: Plan) -> StepTable:
+    """Return the seconds of the forwards of a plan's engine, of which ``plan`` has one group."""
+    engine = engine_of(plan)
+    gpus = [plan.machine.gpu(gpu.index) for gpu in plan.gpus][: plan.settings.tp]
+    group = group_rates(plan.model, plan.settings, plan.machine, gpus, engine)
+    figures, limits = rates(), plan.limits
+    most = max(limits.units_per_request, limits.units_per_forward)
+    return StepTable(
+        forward=[
+            group.seconds(figures, float(tokens))
+            for tokens in range(engine.forward_tokens(plan.settings) + 1)
+        ],
+        image=[group.tower_seconds(units) for units in range(most + 1)],
+        pair=group.work.pair_flops / group.card.flops,
+        context=group.work.kv_bytes / group.card.bandwidth,
+    )
