@@ -198,7 +198,9 @@ def bench(
 
     spec = fields.filled(LoadSpec, given)
     address, key = common.server_of(url, api_key)
-    result = measure(address, spec, key=key, model=model, tick=lambda run: tell(run.step()))
+    result = measure(
+        address, spec, key=key, model=model, tick=lambda run: tell(run.step()), say=say
+    )
     form.show(result, load_view)
     if not result.answered and result.begun:
         worst = result.errors[0]

@@ -73,6 +73,15 @@ class LoadSpec(Validated):
                 hint="raise --prompt-tokens",
             )
 
+    def slower(self, times: float) -> LoadSpec:
+        """Return the load for a server on which everything takes so many times as long."""
+        lengths: dict[str, float] = {"timeout": times * self.timeout}
+        if self.measured_seconds is not None:
+            lengths["seconds"] = times * self.measured_seconds
+        if self.rate is not None:
+            lengths["rate"] = self.rate / times
+        return self.changed(**lengths)
+
     @property
     def at_once(self) -> int | None:
         """The number of requests at once in a closed loop; None in an open loop."""

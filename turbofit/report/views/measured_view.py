@@ -55,6 +55,7 @@ def load_view(result: LoadResult) -> list[Block]:
     return [
         Heading(f"{result.model} at {result.url}"),
         *([Paragraph(PRETEND_SPEED, tone="bad")] if PRETEND_SPEED in result.warnings else []),
+        *([Paragraph(result.forecast, tone="warn")] if result.forecast else []),
         known_facts(figures),
         table(titles, rows, right=titles[1:]),
         *([Items(tuple(wrong), tone="warn")] if wrong else []),
