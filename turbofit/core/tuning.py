@@ -11,11 +11,15 @@ TUNE_SCHEMA: Final = "turbofit.tune/1"
 
 
 class TrialForecast(Struct):
-    """The forecast of the speed of a trial's settings under the load."""
+    """The forecast of the speed of a trial's settings under the load.
 
-    requests_per_second: float
-    ttft: Annotated[float, doc("Seconds to the first token of a request that comes last.")]
-    tpot: Annotated[float, doc("Seconds of a token after it.")]
+    A figure is null if forecasts of its kind are mostly off by more than a factor of two, or if
+    none was ever compared.
+    """
+
+    requests_per_second: float | None
+    ttft: Annotated[float | None, doc("Seconds to the first token of a request that comes last.")]
+    tpot: Annotated[float | None, doc("Seconds of a token after it.")]
 
 
 class SpeedFigures(Struct):

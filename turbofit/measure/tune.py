@@ -259,7 +259,13 @@ class Tuner:
         return sorted(good, key=self._value, reverse=True)
 
     def _most_promising(self, left: Sequence[TrialChoice]) -> TrialChoice:
-        measured = next((trial for trial in self._trials if trial.measured is not None), None)
+        measured = next(
+            ((choice.forecast, trial.measured)
+             for trial in self._trials
+             for choice in self.choices
+             if trial.measured is not None and choice.options == trial.options),
+            None,
+        )  # fmt: skip
         return order(left, measured, self.blank.slo, self.at_once)[0]
 
     def _value(self, trial: TrialRecord) -> float:
@@ -279,10 +285,10 @@ class Tuner:
         why = "those with the best forecast were tried"
         if len(self.choices) - len(left) < self.starts:
             why = "the time is up"
-        return (
-            f"{len(left)} of {len(self.choices)} settings were not tried, whose forecast is"
-            f" {max(choice.rate for choice in left):.2f} requests/s at most: {why}"
-        )
+        rates = [choice.told.requests_per_second for choice in left]
+        known = [rate for rate in rates if rate is not None]
+        most = f", whose forecast is {max(known):.2f} requests/s at most" if known else ""
+        return f"{len(left)} of {len(self.choices)} settings were not tried{most}: {why}"
 
     def _try(self, choice: TrialChoice, load: LoadSpec, *, again: bool = False) -> TrialRecord:
         number, begun = len(self._trials) + 1, self.clock()
@@ -294,10 +300,10 @@ class Tuner:
         if end.measured is None:
             self.say(f"trial {number}: {end.outcome}: {end.why[:_SHOWN]}")
         else:
-            self.say(
-                f"trial {number}: {end.measured.requests_per_second:.2f} requests/s, forecast "
-                f"{choice.rate:.2f}{'' if keeps else ', which misses the SLO'}"
-            )
+            rate, told = end.measured.requests_per_second, choice.told.requests_per_second
+            beside = "" if told is None else f", forecast {told:.2f}"
+            missed = "" if keeps else ", which misses the SLO"
+            self.say(f"trial {number}: {rate:.2f} requests/s{beside}{missed}")
         return TrialRecord(
             number=number,
             options=choice.options,
@@ -309,7 +315,7 @@ class Tuner:
             quant_policy=settings.quant_policy,
             enable_prefix_caching=settings.enable_prefix_caching,
             kv_tokens=plan.kv.total_tokens,
-            forecast=choice.forecast,
+            forecast=choice.told,
             outcome=end.outcome,
             why=end.why,
             measured=end.measured,

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from turbofit.core.plan import Plan
-    from turbofit.core.tuning import TrialForecast, TrialRecord
     from turbofit.measure.load.spec import LoadSpec
-    from turbofit.measure.tune_space import TrialChoice
+    from turbofit.measure.tune_space import LoadForecast, TrialChoice
 
 #: The times that an SLO can limit, and the measured figure that must stay below each limit.
 LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
@@ -72,26 +71,26 @@ def meets(figures: SpeedFigures, slo: Mapping[str, float]) -> bool:
 
 def order(
     left: Sequence[TrialChoice],
-    measured: TrialRecord | None,
+    measured: tuple[LoadForecast, SpeedFigures] | None,
     slo: Mapping[str, float],
     at_once: int,
 ) -> list[TrialChoice]:
     """Sort the remaining choices, the most promising first.
 
     First come the choices that keep the SLO by their forecast, with the most requests a second
-    first. Then come the others, with the least excess over the SLO first. The ratio of the measured
-    to the forecast times of the trial ``measured``, if given, corrects all forecast times.
+    first. Then come the others, with the least excess over the SLO first. ``measured`` has the
+    forecast of a trial and its figures; the ratio of their times, if given, corrects all forecasts.
     """
 
-    def times(forecast: TrialForecast) -> dict[str, float]:
+    def times(forecast: LoadForecast) -> dict[str, float]:
         e2e = at_once / max(forecast.requests_per_second, 1e-9)
         return {"ttft": forecast.ttft, "tpot": forecast.tpot, "e2e": e2e}
 
     factors = dict.fromkeys(LIMITS, 1.0)
-    if measured is not None and measured.measured is not None:
-        told = times(measured.forecast)
+    if measured is not None:
+        told = times(measured[0])
         factors = {
-            name: getattr(measured.measured, figure) / max(told[name], 1e-6)
+            name: getattr(measured[1], figure) / max(told[name], 1e-6)
             for name, figure in LIMITS.items()
         }
 

@@ -15,7 +15,13 @@ from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.speed import ClosedLoad, group_rates, rates, speed_of
-from turbofit.planning.throughput import host_rate, with_host
+from turbofit.planning.throughput import (
+    host_rate,
+    kind_of,
+    surety_of,
+    surety_of_speed,
+    with_host,
+)
 from turbofit.planning.tuned import promises_no_less
 
 if TYPE_CHECKING:
@@ -38,7 +44,28 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
     return MeanRequest(spec.prompt_tokens, spec.output_tokens, (spec.image_size,) * spec.images)
 
 
-def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
+class LoadForecast(NamedTuple):
+    """The forecast of a plan's speed under a load, which orders trials; times are in seconds."""
+
+    requests_per_second: float
+    ttft: float
+    tpot: float
+
+    def told(self, plan: Plan, *, images: bool) -> TrialForecast:
+        """Return the figures of known kinds, for a load with or without images."""
+        model, engine = plan.model, plan.engine.name
+        gpus = [plan.machine.gpu(index) for group in plan.parallel.groups for index in group]
+        speed = surety_of_speed(model, engine, gpus, images=images)
+        kind = kind_of(model, engine, gpus, images=images)
+        first = surety_of(f"first token among others, {kind}", gpus)
+        return TrialForecast(
+            requests_per_second=speed.told(self.requests_per_second, 4),
+            ttft=first.told(self.ttft, 4),
+            tpot=speed.told(self.tpot, 4),
+        )
+
+
+def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> LoadForecast:
     """Forecast the speed of all engines of a plan together, with ``at_once`` requests in all.
 
     The host prepares images meanwhile, as in a plan's own forecast (`throughput.forecast`).
@@ -66,7 +93,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
     if host is not None:
         rate, waits = with_host(max(rate, 1e-9), at_once, host, len(request.images))
         ttft += waits
-    return TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
+    return LoadForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
 
 
 def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
@@ -88,11 +115,15 @@ _QUEUE_GAIN: Final = 1.01
 
 
 class TrialChoice(NamedTuple):
-    """Settings to try: the options that lead to the plan, the plan itself, and its forecast."""
+    """Settings to try: the options that lead to the plan, the plan itself, and its forecast.
+
+    ``told`` is what people are told of the forecast.
+    """
 
     options: dict[str, Any]
     plan: Plan
-    forecast: TrialForecast
+    forecast: LoadForecast
+    told: TrialForecast
 
     @property
     def rate(self) -> float:
@@ -114,7 +145,12 @@ def choices(
     The speed is the forecast, fastest first. The person's own options are not changed. ``prefix``:
     try prefix caching, too, since it may help this load.
     """
-    chosen = [TrialChoice({}, usual, forecast_of(usual, mean, at_once))]
+
+    def choice_of(options: dict[str, Any], plan: Plan) -> TrialChoice:
+        forecast = forecast_of(plan, mean, at_once)
+        return TrialChoice(options, plan, forecast, forecast.told(plan, images=bool(mean.images)))
+
+    chosen = [choice_of({}, usual)]
     kinds = {_kind(usual, at_once)}
 
     def added(options: dict[str, Any]) -> TrialChoice | None:
@@ -125,7 +161,7 @@ def choices(
         if not plan.fits or not promises_no_less(plan, usual) or _kind(plan, at_once) in kinds:
             return None
         kinds.add(_kind(plan, at_once))
-        chosen.append(TrialChoice(options, plan, forecast_of(plan, mean, at_once)))
+        chosen.append(choice_of(options, plan))
         return chosen[-1]
 
     queue = usual.limits.vision_unit is not None and request.queue_images is None

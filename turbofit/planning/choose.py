@@ -35,9 +35,11 @@ from turbofit.planning.plan_document import (
 )
 from turbofit.planning.reasons import (
     beyond_model,
+    forecast_words,
     limit_costs,
     reasons,
     slow_images,
+    speed_told,
     unkept,
     usual_image,
     why_not_served,
@@ -46,6 +48,7 @@ from turbofit.planning.reasons import (
 from turbofit.planning.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
 from turbofit.planning.search.search import EngineFit, fit_on_host, search
+from turbofit.planning.search.shapes import Evaluation
 from turbofit.planning.search.sizing import longest_context
 from turbofit.planning.verdict import Planned, Verdict, fitting
 
@@ -137,12 +140,16 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
         first.setdefault((other.shape.tp, other.shape.replicas), place)
     others = set(range(len(rest))) - set(first.values())
     shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
-    rows = [chosen.candidate(why_not_served(request, chosen, engine))]
+
+    def row(evaluation: Evaluation, why: str) -> Candidate:
+        return evaluation.candidate(why, told=speed_told(request, evaluation))
+
+    rows = [row(chosen, why_not_served(request, chosen, engine))]
     if fit.fits and fit.rival is not None:
-        rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0]))
+        rows.append(row(fit.rival.best, _over(fit, fit.rival)[0]))
     for other in (rest[place] for place in shown):
         why = why_not_served(request, other, engine) or why_rejected(request, chosen, other)
-        rows.append(other.candidate(why))
+        rows.append(row(other, why))
     return tuple(rows)
 
 
@@ -153,8 +160,8 @@ def _parallel_reason(fit: EngineFit) -> str:
     if not best.fits:
         return "the closest to fitting"
     goal = {
-        "throughput": "the most requests per second by the forecast",
-        "latency": "the shortest answer by the forecast",
+        "throughput": f"the most requests per second by {forecast_words(fit)}",
+        "latency": f"the shortest answer by {forecast_words(fit)}",
         "context": "the most KV tokens for one request",
     }[request.workload.goal]
     if request.least:

@@ -11,7 +11,14 @@ from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.messages import QUEUED, plural
 from turbofit.core.plan import Plan, Remedy, Settings, Throughput
 from turbofit.core.units import MIB, format_bytes
-from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.account import (
+    NO_IMAGES,
+    POOL_WARMUP,
+    Account,
+    Engine,
+    EngineLaunch,
+    VisionLoad,
+)
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
 from turbofit.memory.start_outcome import StartOutcome, outcome_at
@@ -35,8 +42,8 @@ from turbofit.planning.search.shapes import (
     dtype_for,
     shape_settings,
 )
-from turbofit.planning.speed import group_rates, group_speed
-from turbofit.planning.throughput import forecast
+from turbofit.planning.speed import Speed, group_rates, group_speed
+from turbofit.planning.throughput import forecast, with_text
 
 
 def make_prediction(
@@ -157,14 +164,19 @@ class _Start:
         )
         if not at_once:
             return None
-        speeds = []
+        speeds, texts = list[Speed](), list[Speed]()
         for account in self.accounts:
             rates = group_rates(self.alone.model, settings, machine, account.gpus, self.engine)
             tokens = account.tokens_at(account.ratio)
             share = at_once / len(self.accounts)
             speeds.append(group_speed(rates, settings, load, tokens, share))
+            texts.append(group_speed(rates, settings, NO_IMAGES, tokens, share))
         gpus = [gpu for account in self.accounts for gpu in account.gpus]
-        return forecast(self.alone, speeds, load, engine=self.engine.name, gpus=gpus)
+        engine = self.engine.name
+        found = forecast(self.alone, speeds, load, engine=engine, gpus=gpus)
+        if not load.units_per_image:
+            return found
+        return with_text(found, self.alone.model, engine, gpus, texts)
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:

@@ -16,11 +16,12 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError, option_of
 from turbofit.core.images.rule import ImageRule
+from turbofit.core.machine import Gpu
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect
-from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.account import NO_IMAGES, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
 from turbofit.model.families.engines import engine_problem
@@ -43,7 +44,8 @@ from turbofit.planning.search.shapes import (
     shapes,
 )
 from turbofit.planning.search.sizing import Ask, SearchState, Sizer, longest_context, most_context
-from turbofit.planning.throughput import forecast
+from turbofit.planning.speed import Speed, counted_tokens, group_rates, group_speed
+from turbofit.planning.throughput import forecast, with_text
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -92,8 +94,28 @@ class EngineFit(Struct):
         speeds, load = self.best.speeds, self.best.vision_load
         if not speeds:
             return None
-        gpus = [self.request.machine.gpu(i) for group in self.best.shape.groups for i in group]
-        return forecast(self.request, speeds, load, engine=self.engine.name, gpus=gpus)
+        engine, gpus = self.engine.name, self.gpus
+        found = forecast(self.request, speeds, load, engine=engine, gpus=gpus)
+        if not load.units_per_image:
+            return found
+        return with_text(found, self.request.model, engine, gpus, self.speeds_of(NO_IMAGES))
+
+    @property
+    def gpus(self) -> list[Gpu]:
+        """The GPUs of all engines."""
+        return [self.request.machine.gpu(i) for group in self.best.shape.groups for i in group]
+
+    def speeds_of(self, load: VisionLoad) -> list[Speed]:
+        """Return the speed of each group for another load, with the same settings."""
+        request, best, speeds = self.request, self.best, list[Speed]()
+        for group in best.shape.groups:
+            part, gpus = best.of_group(group), [request.machine.gpu(index) for index in group]
+            size = counted_tokens(load, part.settings.session_len)
+            held = part.settings.requests_in(part.kv_tokens, size)
+            there = min(part.shape.requests(request.workload.concurrency), max(1, held))
+            here = group_rates(request.model, part.settings, request.machine, gpus, self.engine)
+            speeds.append(group_speed(here, part.settings, load, part.kv_tokens, there))
+        return speeds
 
 
 def search(request: ResolvedRequest, engine: Engine) -> EngineFit:

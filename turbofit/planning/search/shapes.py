@@ -137,7 +137,8 @@ class Evaluation(Struct):
         prefill, tp = self.shape.max_prefill_token_num, self.shape.tp
         return (*self.worth, not self.queues, self.kv_tokens, prefill, -tp)
 
-    def candidate(self, why_not: str) -> Candidate:
+    def candidate(self, why_not: str, *, told: bool) -> Candidate:
+        """Return the row of ``considered``; the score is null if it is not ``told``."""
 
         def kept(settings: Settings) -> dict[str, Any]:
             return {name: getattr(settings, name) for name in _CANDIDATE_SETTINGS}
@@ -156,7 +157,7 @@ class Evaluation(Struct):
             settings=settings,
             fits=self.fits,
             kv_tokens=self.kv_tokens,
-            score=self.score,
+            score=self.score if told or not self.fits else None,
             why_not=why_not,
         )
 

@@ -101,9 +101,9 @@ def _notes(result: Tuning) -> list[Block]:
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
         text = f"best: {settings_text(winner)}{gain}"
         speed = winner.measured
-        forecast = winner.forecast.requests_per_second
+        forecast = _beside(winner)
         figures = {
-            "requests/s": f"{speed.requests_per_second:.2f}, forecast {forecast:.2f}",
+            "requests/s": f"{speed.requests_per_second:.2f}, forecast {forecast}",
             "first token, median": f"{_seconds(speed.ttft_p50)}, p90 {_seconds(speed.ttft_p90)}",
             "a token, median": f"{_seconds(speed.tpot_p50)}, p90 {_seconds(speed.tpot_p90)}",
             "tokens/s": f"{speed.output_tokens_per_second:,.0f}, of answers",
@@ -116,6 +116,12 @@ def _notes(result: Tuning) -> list[Block]:
     trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     return [*blocks, remark(text)]
+
+
+def _beside(trial: TrialRecord) -> str:
+    """Return the forecast of a trial's requests a second; in words if none is told."""
+    forecast = trial.forecast.requests_per_second
+    return "unknown" if forecast is None else f"{forecast:.2f}"
 
 
 def settings_text(trial: TrialRecord) -> str:
@@ -135,7 +141,7 @@ def _trials(result: Tuning) -> Table:
 
 
 def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
-    forecast = f"{trial.forecast.requests_per_second:.2f}"
+    forecast = _beside(trial)
     if trial.measured is None:
         return (str(trial.number), settings_text(trial), forecast, "-", "-", "-",
                 f"{trial.outcome}: {trial.why}")  # fmt: skip

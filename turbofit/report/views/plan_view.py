@@ -116,6 +116,8 @@ def _in_short(plan: Plan) -> dict[str, str]:
         facts["KV cache"] = _in_cache(plan)  # a prediction's verdict says it already
     if speed := plan.throughput:
         facts["forecast"] = _forecast(plan, speed)
+        facts["first token"] = _first_token(plan, speed)
+        facts["speed"] = _unknown(speed)
         host = plan.usual_image.host if plan.usual_image else speed.host
         facts["host"] = host.words if host is not None and host.binds else ""
     facts["smaller"] = _trade(plan)
@@ -166,6 +168,8 @@ def _trade(plan: Plan) -> str:
     if speed is None or limit is None or not plan.fits:
         return ""
     for cost in plan.limit_costs:
+        if cost.requests_per_second is None or speed.requests_per_second is None:
+            return ""
         times = cost.requests_per_second / max(speed.requests_per_second, 1e-9)
         if cost.limit < limit and times >= _WORTH:
             return f"{cost.option}: {two_digits(times)} times the requests"
@@ -173,22 +177,52 @@ def _trade(plan: Plan) -> str:
 
 
 def _forecast(plan: Plan, speed: Throughput) -> str:
-    """Return in words the forecast requests a second and seconds to the first token.
-
-    Says also how sure the forecast is.
-    """
-    usual, sure = plan.usual_image, speed.surety
-    figure = two_digits if sure is None else sure.figure
-    said = [f"{figure(speed.requests_per_second)} requests/s"]
+    """Return in words the forecast requests a second, and how sure they are; empty if not told."""
+    usual = plan.usual_image
+    if speed.requests_per_second is None:
+        return ""
+    said = [f"{two_digits(speed.requests_per_second)} requests/s"]
     if plan.limits.vision_unit:
         said[0] += " of the largest images"
-    if usual:
-        said.append(f"{figure(usual.requests_per_second)} of {'{}x{}'.format(*usual.image_size)}")
-    said.append(f"answers of {rates().output_tokens} tokens")
-    first, alone = speed.seconds_to_first_token_alone, speed.first_token_alone
-    token = (two_digits if alone is None else alone.figure)(first)
-    word = f" ({sure.in_a_word})" if sure else ""
-    return f"{', '.join(said)}; first token in {token} s{word}"
+    if usual and usual.requests_per_second is not None:
+        said.append(f"{two_digits(usual.requests_per_second)} of {_size(usual.image_size)}")
+    said.append(f"answers of {rates().output_tokens} tokens{_word(speed.surety)}")
+    return ", ".join(said)
+
+
+def _first_token(plan: Plan, speed: Throughput) -> str:
+    """Return in words the seconds to a first token alone, of a usual picture and of a text.
+
+    Says also how sure they are; empty if none is told. Without images, the text's are the plan's.
+    """
+    usual, alone = plan.usual_image, speed.seconds_to_first_token_alone
+    size, word = plan.workload.image_size, _word(speed.first_token_alone)
+    if not plan.limits.vision_unit:
+        return f"{two_digits(alone)} s alone{word}" if alone else ""
+    seconds = usual.seconds_to_first_token_alone if usual else alone
+    of_text, said = speed.seconds_to_first_token_of_text, []
+    if seconds:
+        what = _size(usual.image_size) if usual else "the largest image"
+        what = _size(size) if size else what
+        said.append(f"{two_digits(seconds)} s of {what}{word}")
+    if of_text is not None:
+        said.append(f"{two_digits(of_text)} s of text{_word(speed.first_token_of_text)}")
+    return ", ".join(said) + " alone" * bool(said)
+
+
+def _unknown(speed: Throughput) -> str:
+    """Return in words why requests a second are not told; empty if they are."""
+    sure = speed.surety
+    return sure.why if sure is not None and not sure.known else ""
+
+
+def _word(sure: Surety | None) -> str:
+    """How sure a figure is, in parentheses; docs/accuracy.md explains the words."""
+    return f" ({sure.word})" if sure else ""
+
+
+def _size(sides: tuple[int, int]) -> str:
+    return "{}x{}".format(*sides)
 
 
 #: Text tokens of the request by which a cache is counted; it also has the largest images.
@@ -265,23 +299,21 @@ def _capacity(plan: Plan) -> list[Block]:
 def _limits(plan: Plan) -> list[Block]:
     if not plan.limit_costs:
         return []
-    speed = plan.throughput
-    sure, first = (None, None) if speed is None else (speed.surety, speed.first_token)
     rows = (
         (
             cost.option,
             f"{cost.image_tokens:,}",
             f"{cost.kv_tokens:,}",
             f"{cost.requests_at_once:,}",
-            _figure(sure, cost.requests_per_second),
-            _figure(first, cost.seconds_to_first_token),
+            _figure(cost.requests_per_second),
+            _figure(cost.seconds_to_first_token),
         )
         for cost in plan.limit_costs
     )
     titles = ("option", "its tokens", "KV tokens", "at once", "requests/s", "first, s")
     text = (
         "forecasts for the largest image that each limit admits (its tokens, requests a"
-        " second, seconds to the first token among others), on the same GPUs with this prefill; a"
+        " second, seconds to the first token alone), on the same GPUs with this prefill; a"
         " plan for that limit serves about as much or more"
     )
     return [
@@ -291,9 +323,8 @@ def _limits(plan: Plan) -> list[Block]:
     ]
 
 
-def _figure(sure: Surety | None, value: float) -> str:
-    """Return a figure for a table, with only as many digits as are sure."""
-    return sure.figure(value) if sure is not None and sure.of_order else three_digits(value)
+def _figure(value: float | None) -> str:
+    return "-" if value is None else three_digits(value)
 
 
 def _became(plan: Plan, run: RunReport | None) -> list[Block]:
@@ -329,18 +360,33 @@ def _facts(plan: Plan) -> FactList:
         "links": ways_text(plan.machine),
     }
     if speed := plan.throughput:
-        facts["forecast"] = (
-            f"{_forecast(plan, speed)}; {speed.output_tokens_per_second:,.0f} output tokens/s,"
-            f" {speed.concurrent_requests} at once; {speed.basis}"
-        )
-        among, figure = speed.first_token, speed.seconds_to_first_token
-        if among is not None:
-            facts["first token"] = (
-                f"{among.figure(figure)} s while {speed.concurrent_requests} are there"
-                f" ({among.words})"
-            )
+        facts["forecast"] = _forecast(plan, speed)
+        if (tokens := speed.output_tokens_per_second) is not None:
+            at_once = speed.concurrent_requests
+            facts["forecast"] += f"; {tokens:,.0f} output tokens/s, {at_once} at once"
+        facts["rests on"] = speed.basis
+        facts["speed"] = _unknown(speed)
+        facts |= _first_tokens(plan, speed)
         facts["host"] = speed.host.words if speed.host is not None else ""
     return known_facts(facts)
+
+
+def _first_tokens(plan: Plan, speed: Throughput) -> dict[str, str]:
+    """Return all seconds to a first token that are told, each with its errors."""
+    largest = "of the largest images" if plan.limits.vision_unit else "alone"
+    figures = (
+        ("first token", speed.seconds_to_first_token, speed.first_token,
+         f"while {speed.concurrent_requests} are there"),
+        (f"first token {largest}", speed.seconds_to_first_token_alone, speed.first_token_alone,
+         "alone"),
+        ("first token of text", speed.seconds_to_first_token_of_text, speed.first_token_of_text,
+         "alone"),
+    )  # fmt: skip
+    return {
+        name: f"{two_digits(seconds)} s {when} ({sure.words})"
+        for name, seconds, sure, when in figures
+        if seconds is not None and sure is not None
+    }
 
 
 def _images(plan: Plan, size: str) -> str:
@@ -385,7 +431,7 @@ def _considered(plan: Plan) -> list[Block]:
             groups_of(c.groups),
             *(_value(c, key) for key in known.values()),
             f"{c.kv_tokens:,}" if c.fits else "-",
-            three_digits(c.score) if c.fits else "-",
+            _figure(c.score if c.fits else None),
             ("" if c.engine == plan.engine.name else f"{c.engine}: ") + c.why_not
             if c.why_not
             else "chosen",
