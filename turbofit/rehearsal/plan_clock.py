@@ -5,17 +5,15 @@ Only TurboMind's launches are read, and only a speed that a plan may print is wo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from turbofit.memory.engines import engine_of
 from turbofit.planning.speed import group_rates, rates
+from turbofit.planning.throughput import surety_of_speed
 from turbofit.rehearsal.pretend.clock import StepTable
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-
-#: Words of forecasts that are wrong by more than a factor of 2 for one figure in ten.
-_UNKNOWN: Final = ("unknown", "order")
 
 
 class ClockChoice(NamedTuple):
@@ -43,11 +41,10 @@ def clock_for(plan: Plan, factor: float) -> ClockChoice:
         return ClockChoice(0.0, "--clock 0")
     if plan.engine.name != "turbomind":
         return ClockChoice(0.0, f"forwards of {plan.engine.name} are not read, as TurboMind's are")
-    surety = None if plan.throughput is None else plan.throughput.surety
-    if surety is None or surety.word in _UNKNOWN:
-        what = "this" if surety is None else surety.kind
-        return ClockChoice(0.0, f"nobody has measured {what} on such a card")
-    return ClockChoice(factor, surety.word)
+    gpus = [plan.machine.gpu(gpu.index) for gpu in plan.gpus]
+    images = bool(plan.limits.units_per_request)
+    surety = surety_of_speed(plan.model, plan.engine.name, gpus, images=images)
+    return ClockChoice(factor, surety.word) if surety.known else ClockChoice(0.0, surety.why)
 
 
 def step_table(plan: Plan) -> StepTable:

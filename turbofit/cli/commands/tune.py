@@ -82,8 +82,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
 
 
 _PRETEND_SPEED: Final = (
-    "PRETEND GPUs: this tries the tuning itself; speed is not real, and what is found is kept for "
-    "pretend GPUs only"
+    "PRETEND GPUs: no speed is measured on a card, and what is found is kept for pretend GPUs only"
 )
 #: Options that a plan also has, with another meaning: here they belong to the load.
 _BOTH: Final = ("images", "image_size", "concurrency")
@@ -167,7 +166,8 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     form.show(tuning, tune_view)
     if tuning.interrupted:
         return INTERRUPTED
-    return 0 if tuning.best is not None else DoesNotFitError.exit_code
+    found = tuning.best is not None or (tuning.capacity is not None and tuning.capacity.clients)
+    return 0 if found else DoesNotFitError.exit_code
 
 
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:

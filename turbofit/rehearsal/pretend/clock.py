@@ -82,5 +82,5 @@ class ClockFile:
                 factor, until, busy, late, idle, forwards, *_ = _HEAD.unpack(file.read(_HEAD.size))
         except (OSError, struct.error):
             return ClockReading()
-        seconds = (value / _SECOND for value in (until, busy, late, idle))
-        return ClockReading(factor, *seconds, forwards)
+        passed = (busy / _SECOND, late / _SECOND, idle / _SECOND)
+        return ClockReading(factor, until / _SECOND, *passed, forwards)

@@ -1,0 +1,114 @@
+"""Finds for how many clients a plan keeps an SLO, on pretend GPUs with a clock."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.tuning import Capacity, CapacityLoad, SpeedFigures
+from turbofit.measure.tune_runner import meets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from turbofit.measure.load.spec import LoadSpec
+    from turbofit.measure.tune_runner import Loads
+
+#: Loads with a number of clients at once, then loads with a rate.
+_CLIENTS: Final = 4
+_RATES: Final = 2
+#: The rate of the second load, as a share of the first: if that kept the SLO, and if not.
+_HIGHER, _LOWER = 1.15, 0.8
+
+
+class CapacitySearch:
+    """Chooses at most six loads, by what the loads before have shown.
+
+    ``load`` states a request; ``first`` is the number of clients to begin with, ``most`` the
+    largest that is tried. No host prepares images for more than ``host_rate`` requests a second.
+    """
+
+    def __init__(
+        self,
+        load: LoadSpec,
+        slo: Mapping[str, float],
+        *,
+        first: int,
+        most: int,
+        host_rate: float = math.inf,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._load, self._slo, self._say = load, slo, say
+        self._first, self._most, self._host_rate = first, most, host_rate
+        self._tried: list[CapacityLoad] = []
+        self._why = ""
+
+    def loads(self) -> Loads:
+        """Yield the loads; send how each ended."""
+        clients: int | None = max(1, min(self._first, self._most))
+        for _ in range(_CLIENTS):
+            if clients is None:
+                break
+            yield from self._load_of(clients=clients)
+            if self._why:
+                break
+            clients = self._next()
+        best, _ = self._bounds()
+        rate = max((one.measured.requests_per_second for one in best), default=None)
+        for _ in range(_RATES):
+            if rate is None or self._why:
+                return
+            yield from self._load_of(rate=float(f"{rate:.3g}"))
+            rate *= _HIGHER if self._tried[-1].keeps else _LOWER
+
+    def _load_of(self, *, clients: int | None = None, rate: float | None = None) -> Loads:
+        end = yield self._load.changed(concurrency=clients, rate=rate)
+        if end.measured is None:
+            self._why = end.why
+            return
+        figures = end.measured
+        within = figures.requests_per_second <= self._host_rate
+        keeps = within and meets(figures, self._slo)
+        self._tried.append(CapacityLoad(clients=clients, rate=rate, measured=figures, keeps=keeps))
+        how = f"{clients} clients at once" if rate is None else f"{rate:g} requests a second"
+        bound = "" if within else f": the host prepares images for {self._host_rate:.3g}/s at most"
+        self._say(f"{how}: {'kept' if keeps else 'not kept'}{bound}")
+
+    def _bounds(self) -> tuple[list[CapacityLoad], int | None]:
+        """Return the largest load of clients that kept the SLO, and the fewest that did not."""
+        tried = [one for one in self._tried if one.clients is not None]
+        bad = min((one.clients or 0 for one in tried if not one.keeps), default=None)
+        good = [one for one in tried if one.keeps and (bad is None or (one.clients or 0) < bad)]
+        return sorted(good, key=lambda one: one.clients or 0)[-1:], bad
+
+    def _next(self) -> int | None:
+        best, bad = self._bounds()
+        good = (best[0].clients or 0) if best else 0
+        if bad is None:
+            return min(2 * good, self._most) if good < self._most else None
+        middle = round(math.sqrt(max(good, bad / 4) * bad))
+        return middle if good < middle < bad else None
+
+    def found(self) -> Capacity:
+        """Return what the loads have shown."""
+        best, bad = self._bounds()
+        rates = [one.rate for one in self._tried if one.rate is not None and one.keeps]
+        return Capacity(
+            clients=(best[0].clients or 0) if best else 0,
+            more=bad is None and bool(best),
+            rate=max(rates, default=None),
+            loads=tuple(self._tried),
+            why=self._why,
+        )
+
+
+def within_host(figures: SpeedFigures, rate: float) -> SpeedFigures:
+    """Return the figures with the requests a second for which a host prepares images, at most."""
+    share = min(1.0, rate / max(figures.requests_per_second, 1e-9))
+    return SpeedFigures(
+        **{
+            **{name: getattr(figures, name) for name in figures.__struct_fields__},
+            "requests_per_second": share * figures.requests_per_second,
+            "output_tokens_per_second": share * figures.output_tokens_per_second,
+        }
+    )
