@@ -28,8 +28,7 @@ FEW = LoadSpec.of(images=0, requests=2, concurrency=2, warm_up=0)
 
 def iter_of(*loads: LoadSpec) -> Any:
     """The loads of a trial, whatever they come to."""
-    for load in loads:
-        yield load
+    yield from loads
 
 
 def test_the_next_load_begins_where_one_has_ended() -> None:
