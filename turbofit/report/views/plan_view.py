@@ -366,27 +366,30 @@ def _facts(plan: Plan) -> FactList:
             facts["forecast"] += f"; {tokens:,.0f} output tokens/s, {at_once} at once"
         facts["rests on"] = speed.basis
         facts["speed"] = _unknown(speed)
-        facts |= _first_tokens(plan, speed)
+        facts["first token"] = _first_tokens(plan, speed)
         facts["host"] = speed.host.words if speed.host is not None else ""
     return known_facts(facts)
 
 
-def _first_tokens(plan: Plan, speed: Throughput) -> dict[str, str]:
-    """Return all seconds to a first token that are told, each with its errors."""
-    largest = "of the largest images" if plan.limits.vision_unit else "alone"
-    figures = (
-        ("first token", speed.seconds_to_first_token, speed.first_token,
-         f"while {speed.concurrent_requests} are there"),
-        (f"first token {largest}", speed.seconds_to_first_token_alone, speed.first_token_alone,
-         "alone"),
-        ("first token of text", speed.seconds_to_first_token_of_text, speed.first_token_of_text,
-         "alone"),
-    )  # fmt: skip
-    return {
-        name: f"{two_digits(seconds)} s {when} ({sure.words})"
-        for name, seconds, sure, when in figures
-        if seconds is not None and sure is not None
-    }
+def _first_tokens(plan: Plan, speed: Throughput) -> str:
+    """Return in words all seconds to a first token that are told, and their errors."""
+    usual, images = plan.usual_image, plan.limits.vision_unit is not None
+    alone, of_text = speed.first_token_alone, speed.first_token_of_text
+    at_once = f"while {speed.concurrent_requests} are there"
+    largest = "of the largest images, alone" if images else "alone"
+    figures = [
+        (speed.seconds_to_first_token_alone, largest, alone),
+        (speed.seconds_to_first_token_of_text, "of text, alone", of_text),
+        (speed.seconds_to_first_token, at_once, speed.first_token),
+    ]
+    if usual:
+        what = f"of {_size(usual.image_size)}, alone"
+        figures.insert(0, (usual.seconds_to_first_token_alone, what, None))
+    return "; ".join(
+        f"{two_digits(seconds)} s {what}{f' ({sure.words})' if sure else ''}"
+        for seconds, what, sure in figures
+        if seconds
+    )
 
 
 def _images(plan: Plan, size: str) -> str:
