@@ -9,6 +9,7 @@ import random
 import time
 from base64 import b64encode
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -49,8 +50,8 @@ class Line(NamedTuple):
 
     @property
     def text(self) -> str:
-        figures = (f"{name} {value:.4g}" for name, value in self._asdict().items()
-                   if name in ("table", "formula", "measured", "clock") and value is not None)  # fmt: skip
+        named = {name: getattr(self, name) for name in ("table", "formula", "measured", "clock")}
+        figures = (f"{name} {value:.4g}" for name, value in named.items() if value is not None)
         return f"{self.group}: {self.what}: {', '.join(figures)} {self.unit} {self.ratio}"
 
 
@@ -118,9 +119,8 @@ class Client:
         ) as response:
             response.raise_for_status()
             async for line in response.content:
-                if line.startswith(b"data: {") and not line.startswith(b'data: {"id":"","'):
-                    times.append(time.perf_counter())
-        return times
+                times += [time.perf_counter()] * line.startswith(b"data: {")
+        return times[:1] + times[1 + bool(picture) :]  # a chat begins with a role
 
 
 async def _sent(client: Client, answers: Sequence[tuple[list[float], int]]) -> Sent:
@@ -182,7 +182,7 @@ async def stream_beside(url: str, pictures: Sequence[str]) -> Sent:
             await asyncio.sleep(_AFTER * client.factor)
             answers.append((await client.ask(0, 2, picture), 2))
             times = await stream
-            pauses = (b - a for a, b in zip(times[1:], times[2:], strict=False))
+            pauses = (b - a for a, b in pairwise(times[1:]))
             gaps.append(max(pauses) / client.factor)
         return (await _sent(client, answers))._replace(gaps=tuple(gaps))
 

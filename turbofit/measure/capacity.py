@@ -19,6 +19,8 @@ _CLIENTS: Final = 4
 _RATES: Final = 2
 #: The rate of the second load, as a share of the first: if that kept the SLO, and if not.
 _HIGHER, _LOWER = 1.15, 0.8
+#: The fewest requests of a load at a rate.
+_LEAST: Final = 12
 
 
 class CapacitySearch:
@@ -62,7 +64,10 @@ class CapacitySearch:
             rate *= _HIGHER if self._tried[-1].keeps else _LOWER
 
     def _load_of(self, *, clients: int | None = None, rate: float | None = None) -> Loads:
-        end = yield self._load.changed(concurrency=clients, rate=rate)
+        load = self._load.changed(concurrency=clients, rate=rate)
+        if rate is not None and load.seconds is not None:
+            load = load.changed(seconds=max(load.seconds, _LEAST / rate))
+        end = yield load
         if end.measured is None:
             self._why = end.why
             return
@@ -70,7 +75,7 @@ class CapacitySearch:
         within = figures.requests_per_second <= self._host_rate
         keeps = within and meets(figures, self._slo)
         self._tried.append(CapacityLoad(clients=clients, rate=rate, measured=figures, keeps=keeps))
-        how = f"{clients} clients at once" if rate is None else f"{rate:g} requests a second"
+        how = f"{clients} at once" if rate is None else f"{rate:g} requests a second"
         bound = "" if within else f": the host prepares images for {self._host_rate:.3g}/s at most"
         self._say(f"{how}: {'kept' if keeps else 'not kept'}{bound}")
 

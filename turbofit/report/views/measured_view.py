@@ -144,11 +144,11 @@ def _capacity_view(result: Tuning, capacity: Capacity, where: str) -> list[Block
     elif not clients:
         text = f"not even one client keeps {limits} (90 %)"
     elif capacity.more:
-        text = f"{clients} clients at once or more keep {limits} (90 %)"
+        text = f"kept {limits} (90 %): {clients} at once, or more"
     else:
-        text = f"{clients} clients at once keep {limits} (90 %), {min(failed)} do not"
+        text = f"kept {limits} (90 %): {clients} at once, not {min(failed)}"
     if capacity.rate is not None:
-        text += f"; so do {three_digits(capacity.rate)} requests a second"
+        text += f"; {three_digits(capacity.rate)} requests a second"
     right = ("requests/s", "tokens/s", "TTFT p50", "p90", "p99", "TPOT p50", "TPOT p90")
     rows = (_capacity_row(one) for one in capacity.loads)
     return [
