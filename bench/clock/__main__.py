@@ -105,7 +105,7 @@ def construction(servers: Servers, factor: float) -> Iterator[Line]:
         sent = asyncio.run(closed(server.url, at_once, at_once, prompt=64, output=64))
         expected = step_of(server, at_once, 64, 64)
         what = f"a token, {at_once} at once"
-        yield line_of("construction", what, sent, 1e3 * expected, 1e3 * sent.token(0.5))
+        yield line_of("construction", what, sent, 1e3 * expected, 1e3 * sent.step)
     for prompt in (64, 1024, 4096, 16000):
         sent = asyncio.run(closed(server.url, 1, 3, prompt=prompt, output=2))
         what, expected = f"first token, {prompt:,} tokens", prefill_of(server, prompt)
@@ -118,7 +118,7 @@ def tensor_parallel(servers: Servers, factor: float) -> Iterator[Line]:
         sent = asyncio.run(closed(server.url, at_once, at_once, prompt=64, output=64))
         expected = step_of(server, at_once, 64, 64)
         yield line_of(
-            "tp", f"a token, tp 2, {at_once} at once", sent, 1e3 * expected, 1e3 * sent.token(0.5)
+            "tp", f"a token, tp 2, {at_once} at once", sent, 1e3 * expected, 1e3 * sent.step
         )
 
 
@@ -145,7 +145,7 @@ def picture(servers: Servers, _: float) -> Iterator[Line]:
 #: one RTX 3090, ShareGPT. Source: zhjunqin/LLM-Learning, inference/benchmark/README.md.
 PUBLISHED = {1: (69.06, 182.0, 22.4, 24.54), 5: (97.06, 230.58, 32.18, 44.24)}
 #: Requests of a rate. Lengths: a lognormal distribution with these means and this sigma; at most.
-_REQUESTS = {1: 60, 5: 300}
+_REQUESTS = {1: 40, 5: 250}
 _MEANS, _SIGMA, _MOST = (199, 197), 0.9, 1024
 
 

@@ -10,6 +10,7 @@ import time
 from base64 import b64encode
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -56,13 +57,18 @@ class Line(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What a load measured, in seconds of the card; ``gaps`` are those that pictures made."""
+    """What a load measured, in seconds of the card.
+
+    ``step`` is the median time between two pieces of an answer; ``gaps`` are those that pictures
+    made.
+    """
 
     firsts: list[float]
     tokens: list[float]
     seconds: float
     output: int
     held_up: float
+    step: float = 0.0
     gaps: tuple[float, ...] = ()
 
     def first(self, share: float) -> float:
@@ -125,6 +131,7 @@ class Client:
 
 async def _sent(client: Client, answers: Sequence[tuple[list[float], int]]) -> Sent:
     by = client.factor
+    pauses = [b - a for times, _ in answers for a, b in pairwise(times[1:])]
     begun, ended = min(times[0] for times, _ in answers), max(times[-1] for times, _ in answers)
     return Sent(
         firsts=[(times[1] - times[0]) / by for times, _ in answers],
@@ -132,6 +139,7 @@ async def _sent(client: Client, answers: Sequence[tuple[list[float], int]]) -> S
         seconds=(ended - begun) / by,
         output=sum(n for _, n in answers),
         held_up=await client.held_up(),
+        step=median(pauses) / by if pauses else 0.0,
     )
 
 

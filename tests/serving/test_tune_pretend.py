@@ -72,6 +72,7 @@ def serve_begins_with_the_best(children: list[Child], tmp_path: Path, **environ:
     ("command", "words", "code", "text"),
     [
         ("tune", ONE_MACHINE, 2, "tune measures the machine here"),
+        ("tune", (*ONE_MACHINE, "--clock", "2"), 2, "--clock is the time of pretend GPUs"),
         ("tune", (*ONE, "--slo", "ttft"), 2, "no limit"),
         ("tune", (*ONE, "--time", "20GiB"), 2, "--time '20GiB' is no time"),
         ("tune", (*ONE, "--budget", "1GiB"), 3, "does not fit"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.tuning import Capacity, CapacityLoad, SpeedFigures
+from msgspec.structs import replace
+
+from turbofit.core.tuning import Capacity, CapacityLoad
 from turbofit.measure.tune_runner import meets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from turbofit.core.tuning import SpeedFigures
     from turbofit.measure.load.spec import LoadSpec
     from turbofit.measure.tune_runner import Loads
 
@@ -110,10 +113,8 @@ class CapacitySearch:
 def within_host(figures: SpeedFigures, rate: float) -> SpeedFigures:
     """Return the figures with the requests a second for which a host prepares images, at most."""
     share = min(1.0, rate / max(figures.requests_per_second, 1e-9))
-    return SpeedFigures(
-        **{
-            **{name: getattr(figures, name) for name in figures.__struct_fields__},
-            "requests_per_second": share * figures.requests_per_second,
-            "output_tokens_per_second": share * figures.output_tokens_per_second,
-        }
+    return replace(
+        figures,
+        requests_per_second=share * figures.requests_per_second,
+        output_tokens_per_second=share * figures.output_tokens_per_second,
     )

@@ -138,10 +138,7 @@ class ServeOptions(LaunchOptions):
         if self.idle is not None:
             beside = {"cluster": self.cluster is not None, "no_gateway": self.no_gateway}
             refuse_together(beside, "--idle")
-        if self.clock is not None and not self.pretend:
-            raise UsageError(
-                "--clock is the time of pretend GPUs, and these are real", hint="add --pretend"
-            )
+        refuse_real_clock(self)
         for name in ("name", "node_port"):
             if self.cluster is None and name in self.given():
                 raise needs_cluster(name)
@@ -199,6 +196,20 @@ class TuneOptions(LaunchOptions):
                 hint="write it as 0,8 or 0,8,4",
             )
         return tuple(map(int, dict.fromkeys(types)))
+
+
+def refuse_real_clock(options: ServeOptions | TuneOptions) -> None:
+    """Refuse ``--clock`` without ``--pretend``.
+
+    Raises:
+        UsageError: no real GPU has such a clock.
+    """
+    if options.clock is not None and not options.pretend:
+        raise UsageError(
+            "--clock is the time of pretend GPUs, and these are real",
+            hint="add --pretend",
+            options=["clock"],
+        )
 
 
 def needs_cluster(name: str) -> UsageError:

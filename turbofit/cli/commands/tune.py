@@ -23,7 +23,12 @@ from turbofit.core.process.progress import tell
 from turbofit.core.units import parse_seconds
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.planning.request import PlanRequest
-from turbofit.serving.options import CalibrateOptions, TuneOptions, refuse_elsewhere
+from turbofit.serving.options import (
+    CalibrateOptions,
+    TuneOptions,
+    refuse_elsewhere,
+    refuse_real_clock,
+)
 
 if TYPE_CHECKING:
     from turbofit.core.struct import Document
@@ -132,6 +137,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     options, load = fields.filled(TuneOptions, given), fields.filled(LoadSpec, given)
     load.check()
     request = _request(model, given, load)
+    refuse_real_clock(options)
     if not options.pretend:
         refuse_elsewhere(request, "tune measures")
     if request.goal == "context":
