@@ -46,35 +46,42 @@ class CapacitySearch:
         self._load, self._slo, self._say = load, slo, say
         self._first, self._most, self._host_rate = first, most, host_rate
         self._tried: list[CapacityLoad] = []
+        #: The most clients that kept the SLO, and the fewest that did not.
+        self._good, self._bad = 0, most + 1
         self._why = ""
 
     def loads(self) -> Loads:
         """Yield the loads; send how each ended."""
-        clients: int | None = max(1, min(self._first, self._most))
+        clients, rate = max(1, min(self._first, self._most)), 0.0
         for _ in range(_CLIENTS):
-            if clients is None:
+            if self._why or not self._good < clients < self._bad:
                 break
             yield from self._load_of(clients=clients)
             if self._why:
-                break
-            clients = self._next()
-        best, _ = self._bounds()
-        rate = max((one.measured.requests_per_second for one in best), default=None)
-        for _ in range(_RATES):
-            if rate is None or self._why:
                 return
+            if self._tried[-1].keeps:
+                self._good, rate = clients, self._tried[-1].measured.requests_per_second
+            else:
+                self._bad = clients
+            clients = self._next()
+        for _ in range(_RATES if rate else 0):
             yield from self._load_of(rate=float(f"{rate:.3g}"))
+            if self._why:
+                return
             rate *= _HIGHER if self._tried[-1].keeps else _LOWER
+
+    def _next(self) -> int:
+        if self._bad > self._most:
+            return min(2 * self._good, self._most)
+        return round(math.sqrt(max(self._good, self._bad / 4) * self._bad))
 
     def _load_of(self, *, clients: int | None = None, rate: float | None = None) -> Loads:
         load = self._load.changed(concurrency=clients, rate=rate)
         if rate is not None and load.seconds is not None:
             load = load.changed(seconds=max(load.seconds, _LEAST / rate))
-        end = yield load
-        if end.measured is None:
-            self._why = end.why
+        figures, _, self._why = yield load
+        if figures is None:
             return
-        figures = end.measured
         within = figures.requests_per_second <= self._host_rate
         keeps = within and meets(figures, self._slo)
         self._tried.append(CapacityLoad(clients=clients, rate=rate, measured=figures, keeps=keeps))
@@ -82,28 +89,12 @@ class CapacitySearch:
         bound = "" if within else f": the host prepares images for {self._host_rate:.3g}/s at most"
         self._say(f"{how}: {'kept' if keeps else 'not kept'}{bound}")
 
-    def _bounds(self) -> tuple[list[CapacityLoad], int | None]:
-        """Return the largest load of clients that kept the SLO, and the fewest that did not."""
-        tried = [one for one in self._tried if one.clients is not None]
-        bad = min((one.clients or 0 for one in tried if not one.keeps), default=None)
-        good = [one for one in tried if one.keeps and (bad is None or (one.clients or 0) < bad)]
-        return sorted(good, key=lambda one: one.clients or 0)[-1:], bad
-
-    def _next(self) -> int | None:
-        best, bad = self._bounds()
-        good = (best[0].clients or 0) if best else 0
-        if bad is None:
-            return min(2 * good, self._most) if good < self._most else None
-        middle = round(math.sqrt(max(good, bad / 4) * bad))
-        return middle if good < middle < bad else None
-
     def found(self) -> Capacity:
         """Return what the loads have shown."""
-        best, bad = self._bounds()
         rates = [one.rate for one in self._tried if one.rate is not None and one.keeps]
         return Capacity(
-            clients=(best[0].clients or 0) if best else 0,
-            more=bad is None and bool(best),
+            clients=self._good,
+            more=self._good > 0 and self._bad > self._most,
             rate=max(rates, default=None),
             loads=tuple(self._tried),
             why=self._why,

@@ -319,8 +319,7 @@ class Start:
         most = max(readings, key=lambda reading: reading.late + reading.idle)
         clock = self._clock
         return ClockFacts(
-            factor=clock.factor, word=clock.word, words=clock.words,
-            late=most.late, idle=most.idle, busy=most.busy,
+            factor=clock.factor, words=clock.words, late=most.late, idle=most.idle, busy=most.busy
         )  # fmt: skip
 
     def _tick(self) -> None:

@@ -298,8 +298,8 @@ def test_times_of_a_slower_server_are_those_of_the_card() -> None:
 def test_a_host_that_held_the_cards_up_is_said_and_no_number(
     factor: float, late: float, idle: float, says: str
 ) -> None:
-    before = ClockFacts(factor=factor, word="good", words="", late=1.0, idle=2.0)
-    after = ClockFacts(factor=factor, word="good", words="", late=1.0 + late, idle=2.0 + idle)
+    before = ClockFacts(factor=factor, words="", late=1.0, idle=2.0)
+    after = ClockFacts(factor=factor, words="", late=1.0 + late, idle=2.0 + idle)
     if not says:
         refuse_held_up(before, after, 100.0)
         return

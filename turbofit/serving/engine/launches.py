@@ -323,7 +323,8 @@ class PretendLaunch(Launch):
     factor: float = 0.0
 
     def start_command(self, number: int) -> StartCommand:
-        from turbofit.rehearsal.pretend.clock import CLOCK
+        from turbofit.rehearsal.plan_clock import step_table
+        from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
         from turbofit.rehearsal.turbomind.server import server_environment
 
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
@@ -333,20 +334,11 @@ class PretendLaunch(Launch):
             env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
             return StartCommand(argv, self.environment(env), folder)
         env = server_environment(machine, folder)
-        clock = self._clock(folder)
+        clock = ClockFile(folder / "clock", self.factor) if self.factor else None
         if clock is not None:
+            clock.write(step_table(self.plan))
             env[CLOCK] = str(clock.path)
         return StartCommand(argv, self.environment(env), folder / "timeline", clock)
-
-    def _clock(self, folder: Path) -> ClockFile | None:
-        from turbofit.rehearsal.plan_clock import step_table
-        from turbofit.rehearsal.pretend.clock import ClockFile
-
-        if not self.factor:
-            return None
-        clock = ClockFile(folder / "clock", self.factor)
-        clock.write(step_table(self.plan))
-        return clock
 
     def _torch_environment(
         self, machine: Scenario, folder: Path, base: Mapping[str, str]
