@@ -116,8 +116,9 @@ class ClockFacts(Struct):
     """How time passes on pretend GPUs, and by how many seconds the host has held them up so far.
 
     Everything takes ``factor`` times as long as the forecast; ``words`` says so, with the
-    forecast's certainty. ``late`` is how much later than its time work was seen to be done, ``idle`` how long cards waited for the
-    host; ``busy`` the forecast's seconds of all forwards. Of engines, the one that waited most.
+    forecast's certainty. ``late`` is how much later than its time work was seen to be done,
+    ``idle`` how long cards waited for the host; ``busy`` the forecast's seconds of all forwards. Of
+    engines, the one that waited most.
     """
 
     factor: float
