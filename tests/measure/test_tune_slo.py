@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.tuning import SpeedFigures
+from turbofit.core.tuning import SpeedFigures, TrialForecast
 from turbofit.measure import tune_runner as runner
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune_runner import order
@@ -55,9 +55,9 @@ MEAN = mean_request(LoadSpec.of(image_size=(448, 448)))
 
 
 def choice(rate: float, ttft: float = 0.1, tpot: float = 0.01) -> TrialChoice:
-    forecast = LoadForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
-    told = forecast.told(USUAL, images=True)
-    return TrialChoice({"max_batch_size": rate}, USUAL, forecast, told)
+    told = TrialForecast(requests_per_second=rate, ttft=None, tpot=tpot)
+    forecast = LoadForecast(requests_per_second=rate, ttft=ttft, tpot=tpot, told=told)
+    return TrialChoice({"max_batch_size": rate}, USUAL, forecast)
 
 
 def measured(rate: float, ttft_p90: float) -> tuple[LoadForecast, SpeedFigures]:

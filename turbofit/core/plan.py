@@ -295,8 +295,7 @@ class HostImages(Struct):
     @property
     def binds(self) -> bool:
         """Whether the host prepares fewer images a second than the GPUs take."""
-        taken = self.gpu_images_per_second
-        return taken is not None and self.images_per_second < taken
+        return self.images_per_second < (self.gpu_images_per_second or 0.0)
 
     @property
     def words(self) -> str:
@@ -306,10 +305,6 @@ class HostImages(Struct):
         text = f"{cores} {prepare} {two_digits(self.images_per_second)} images/s"
         taken = self.gpu_images_per_second
         return text if taken is None else f"{text}, the GPUs take {two_digits(taken)}"
-
-
-#: A kind whose figures are mostly within this factor is told.
-_TWICE: Final = 2.0
 
 
 class Surety(Struct):
@@ -346,10 +341,10 @@ class Surety(Struct):
         measured = f" ({self.measured})" if self.measured else ""
         if self.worst is None:
             return f"nobody has measured {self.kind}{measured}"
-        off = f"forecasts of {self.kind} were up to {self.worst:.1f} times off"
-        if self.worst <= _TWICE:
-            off = f"{off}, of other cards"
-        return f"{off}{measured}"
+        return (
+            f"forecasts of {self.kind} were up to {self.worst:.1f} times off"
+            f"{'' if self.seen else ', of other cards'}{measured}"
+        )
 
     @property
     def words(self) -> str:

@@ -21,6 +21,12 @@ class TrialForecast(Struct):
     ttft: Annotated[float | None, doc("Seconds to the first token of a request that comes last.")]
     tpot: Annotated[float | None, doc("Seconds of a token after it.")]
 
+    @property
+    def words(self) -> str:
+        """The forecast of requests a second; in words if none is told."""
+        rate = self.requests_per_second
+        return "unknown" if rate is None else f"{rate:.2f}"
+
 
 class SpeedFigures(Struct):
     """The measured speed of a server under a load; times are in seconds."""

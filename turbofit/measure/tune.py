@@ -339,10 +339,11 @@ class Tuner:
         why = "those with the best forecast were tried"
         if len(self.choices) - len(left) < self.starts:
             why = "the time is up"
-        rates = [choice.told.requests_per_second for choice in left]
-        known = [rate for rate in rates if rate is not None]
-        most = f", whose forecast is {max(known):.2f} requests/s at most" if known else ""
-        return f"{len(left)} of {len(self.choices)} settings were not tried{most}: {why}"
+        most = max(left, key=lambda choice: choice.rate).forecast.told.words
+        return (
+            f"{len(left)} of {len(self.choices)} settings were not tried, whose forecast is"
+            f" {most} requests/s at most: {why}"
+        )
 
     def _try(self, choice: TrialChoice, load: LoadSpec, *, again: bool = False) -> TrialRecord:
         number, begun = len(self._trials) + 1, self.clock()
@@ -354,10 +355,10 @@ class Tuner:
         if end.measured is None:
             self.say(f"trial {number}: {end.outcome}: {end.why[:_SHOWN]}")
         else:
-            rate, told = end.measured.requests_per_second, choice.told.requests_per_second
-            beside = "" if told is None else f", forecast {told:.2f}"
-            missed = "" if keeps else ", which misses the SLO"
-            self.say(f"trial {number}: {rate:.2f} requests/s{beside}{missed}")
+            self.say(
+                f"trial {number}: {end.measured.requests_per_second:.2f} requests/s, forecast "
+                f"{choice.forecast.told.words}{'' if keeps else ', which misses the SLO'}"
+            )
         return TrialRecord(
             number=number,
             options=choice.options,
@@ -369,7 +370,7 @@ class Tuner:
             quant_policy=settings.quant_policy,
             enable_prefix_caching=settings.enable_prefix_caching,
             kv_tokens=plan.kv.total_tokens,
-            forecast=choice.told,
+            forecast=choice.forecast.told,
             outcome=end.outcome,
             why=end.why,
             measured=end.measured,

@@ -19,7 +19,6 @@ from turbofit.planning.throughput import (
     host_rate,
     kind_of,
     surety_of,
-    surety_of_speed,
     with_host,
 )
 from turbofit.planning.tuned import promises_no_less
@@ -46,24 +45,15 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
 
 
 class LoadForecast(NamedTuple):
-    """The forecast of a plan's speed under a load, which orders trials; times are in seconds."""
+    """The forecast of a plan's speed under a load, which orders trials; times are in seconds.
+
+    ``told`` is what people are told of it.
+    """
 
     requests_per_second: float
     ttft: float
     tpot: float
-
-    def told(self, plan: Plan, *, images: bool) -> TrialForecast:
-        """Return the figures of known kinds, for a load with or without images."""
-        model, engine = plan.model, plan.engine.name
-        gpus = [plan.machine.gpu(index) for group in plan.parallel.groups for index in group]
-        speed = surety_of_speed(model, engine, gpus, images=images)
-        kind = kind_of(model, engine, gpus, images=images)
-        first = surety_of(f"first token among others, {kind}", gpus)
-        return TrialForecast(
-            requests_per_second=speed.told(self.requests_per_second, 4),
-            ttft=first.told(self.ttft, 4),
-            tpot=speed.told(self.tpot, 4),
-        )
+    told: TrialForecast
 
 
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> LoadForecast:
@@ -92,7 +82,13 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> LoadForecas
     if host is not None:
         rate, waits = with_host(max(rate, 1e-9), at_once, host, len(request.images))
         ttft += waits
-    return LoadForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
+    gpus = [plan.machine.gpu(index) for group in plan.parallel.groups for index in group]
+    kind = kind_of(plan.model, plan.engine.name, gpus, images=bool(request.images))
+    sure, first = surety_of(kind, gpus), surety_of(f"first token among others, {kind}", gpus)
+    told = TrialForecast(
+        requests_per_second=sure.told(rate, 4), ttft=first.told(ttft, 4), tpot=sure.told(tpot, 4)
+    )
+    return LoadForecast(rate, ttft, tpot, told)
 
 
 def host_of(plan: Plan, request: MeanRequest) -> HostRate | None:
@@ -122,15 +118,11 @@ _QUEUE_GAIN: Final = 1.01
 
 
 class TrialChoice(NamedTuple):
-    """Settings to try: the options that lead to the plan, the plan itself, and its forecast.
-
-    ``told`` is what people are told of the forecast.
-    """
+    """Settings to try: the options that lead to the plan, the plan itself, and its forecast."""
 
     options: dict[str, Any]
     plan: Plan
     forecast: LoadForecast
-    told: TrialForecast
 
     @property
     def rate(self) -> float:
@@ -152,12 +144,7 @@ def choices(
     The speed is the forecast, fastest first. The person's own options are not changed. ``prefix``:
     try prefix caching, too, since it may help this load.
     """
-
-    def choice_of(options: dict[str, Any], plan: Plan) -> TrialChoice:
-        forecast = forecast_of(plan, mean, at_once)
-        return TrialChoice(options, plan, forecast, forecast.told(plan, images=bool(mean.images)))
-
-    chosen = [choice_of({}, usual)]
+    chosen = [TrialChoice({}, usual, forecast_of(usual, mean, at_once))]
     kinds = {_kind(usual, at_once)}
 
     def added(options: dict[str, Any]) -> TrialChoice | None:
@@ -168,7 +155,7 @@ def choices(
         if not plan.fits or not promises_no_less(plan, usual) or _kind(plan, at_once) in kinds:
             return None
         kinds.add(_kind(plan, at_once))
-        chosen.append(choice_of(options, plan))
+        chosen.append(TrialChoice(options, plan, forecast_of(plan, mean, at_once)))
         return chosen[-1]
 
     queue = usual.limits.vision_unit is not None and request.queue_images is None

@@ -48,7 +48,6 @@ from turbofit.planning.reasons import (
 from turbofit.planning.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
 from turbofit.planning.search.search import EngineFit, fit_on_host, search
-from turbofit.planning.search.shapes import Evaluation
 from turbofit.planning.search.sizing import longest_context
 from turbofit.planning.verdict import Planned, Verdict, fitting
 
@@ -140,16 +139,14 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
         first.setdefault((other.shape.tp, other.shape.replicas), place)
     others = set(range(len(rest))) - set(first.values())
     shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
-
-    def row(evaluation: Evaluation, why: str) -> Candidate:
-        return evaluation.candidate(why, told=speed_told(request, evaluation))
-
-    rows = [row(chosen, why_not_served(request, chosen, engine))]
+    told = speed_told(request, chosen)
+    rows = [chosen.candidate(why_not_served(request, chosen, engine), told=told)]
     if fit.fits and fit.rival is not None:
-        rows.append(row(fit.rival.best, _over(fit, fit.rival)[0]))
+        told = speed_told(request, fit.rival.best)
+        rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0], told=told))
     for other in (rest[place] for place in shown):
         why = why_not_served(request, other, engine) or why_rejected(request, chosen, other)
-        rows.append(row(other, why))
+        rows.append(other.candidate(why, told=speed_told(request, other)))
     return tuple(rows)
 
 

@@ -174,9 +174,8 @@ class _Start:
         gpus = [gpu for account in self.accounts for gpu in account.gpus]
         engine = self.engine.name
         found = forecast(self.alone, speeds, load, engine=engine, gpus=gpus)
-        if not load.units_per_image:
-            return found
-        return with_text(found, self.alone.model, engine, gpus, texts)
+        with_images = texts if load.units_per_image else ()
+        return with_text(found, self.alone.model, engine, gpus, with_images)
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:

@@ -279,10 +279,8 @@ def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
 
 def speed_told(request: ResolvedRequest, evaluation: Evaluation) -> bool:
     """Return whether a plan tells the forecast that ranks a shape; KV tokens are always told."""
-    groups, load = evaluation.shape.groups, evaluation.vision_load
-    gpus = [request.machine.gpu(index) for group in groups for index in group]
-    images, engine = bool(load.units_per_image), evaluation.engine
-    sure = surety_of_speed(request.model, engine, gpus, images=images)
+    images, gpus = bool(evaluation.vision_load.units_per_image), evaluation.gpus(request.machine)
+    sure = surety_of_speed(request.model, evaluation.engine, gpus, images=images)
     return sure.known or request.workload.goal == "context"
 
 
@@ -384,7 +382,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
         return
     if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
         return
-    gpus = [request.machine.gpu(index) for group in best.shape.groups for index in group]
+    gpus = best.gpus(request.machine)
     limits = {
         image_limit,
         *(other for other in rule.common_limits if other <= rule.checkpoint_limit),
@@ -429,7 +427,7 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
         fit.speeds_of(load),
         load,
         engine=fit.engine.name,
-        gpus=fit.gpus,
+        gpus=best.gpus(request.machine),
         size=_USUAL_SIZE,
     )
     return UsualImage(

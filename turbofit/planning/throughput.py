@@ -146,6 +146,17 @@ def server_seconds(load: VisionLoad) -> float:
     return figures.server_seconds + tokens * figures.server_token_seconds
 
 
+def _rests(machine: Machine, host: HostRate | None, images: int) -> str:
+    """Say what a forecast rests on: cards and links, and the host if there are images."""
+    rests, measured = "rates assumed, not measured", machine.measured
+    if measured is not None and (measured.cards or measured.reduces):
+        rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
+    if not images:
+        return rests
+    uncounted = "in requests a second the host is not counted: its cores are not known"
+    return f"{rests}; {host.words if host else uncounted}"
+
+
 def forecast(
     request: ResolvedRequest,
     speeds: Sequence[Speed],
@@ -163,14 +174,8 @@ def forecast(
     """
     figures, images, machine = rates(), load.images_per_request, request.machine
     rule, size = request.model.image_rule, size or request.workload.image_size
-    threads, measured = request.image_threads, machine.measured
+    threads = request.image_threads
     host = host_rate(machine, rule, load, len(speeds), size=size, threads=threads)
-    rests = "rates assumed, not measured"
-    if measured is not None and (measured.cards or measured.reduces):
-        rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
-    if images:
-        uncounted = "in requests a second the host is not counted: its cores are not known"
-        rests += f"; {host.words if host else uncounted}"
     of_cards = rate = sum(speed.requests_per_second for speed in speeds)
     there = sum(speed.requests_per_second * speed.seconds_per_request for speed in speeds)
     seconds = max(speed.seconds_to_first_token for speed in speeds)
@@ -190,7 +195,7 @@ def forecast(
     return Throughput(
         basis=(
             f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
-            f"{figures.output_tokens} answered; {rests}; {surety.words}"
+            f"{figures.output_tokens} answered; {_rests(machine, host, images)}; {surety.words}"
         ),
         requests_per_second=surety.told(rate, 4),
         output_tokens_per_second=surety.told(rate * figures.output_tokens, 1),
@@ -206,14 +211,16 @@ def forecast(
 
 
 def with_text(
-    found: Throughput, model: Model, engine: str, gpus: Sequence[Gpu], texts: Iterable[Speed]
+    found: Throughput, model: Model, engine: str, gpus: Sequence[Gpu], texts: Sequence[Speed]
 ) -> Throughput:
     """Add the first token of a text to the forecast of a model with images.
 
-    ``texts`` are the speeds of one request without images.
+    ``texts`` are the speeds without images; without them, the forecast is returned as it is.
     """
-    kind = f"first token alone, {kind_of(model, engine, gpus, images=False)}"
-    sure = surety_of(kind, gpus)
+    if not texts:
+        return found
+    kind = kind_of(model, engine, gpus, images=False)
+    sure = surety_of(f"first token alone, {kind}", gpus)
     seconds = max(speed.alone for speed in texts) + server_seconds(NO_IMAGES)
     return replace(
         found, seconds_to_first_token_of_text=sure.told(seconds, 3), first_token_of_text=sure

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError, option_of
 from turbofit.core.images.rule import ImageRule
-from turbofit.core.machine import Gpu
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
@@ -94,16 +93,10 @@ class EngineFit(Struct):
         speeds, load = self.best.speeds, self.best.vision_load
         if not speeds:
             return None
-        engine, gpus = self.engine.name, self.gpus
+        engine, gpus = self.engine.name, self.best.gpus(self.request.machine)
+        texts = self.speeds_of(NO_IMAGES) if load.units_per_image else ()
         found = forecast(self.request, speeds, load, engine=engine, gpus=gpus)
-        if not load.units_per_image:
-            return found
-        return with_text(found, self.request.model, engine, gpus, self.speeds_of(NO_IMAGES))
-
-    @property
-    def gpus(self) -> list[Gpu]:
-        """The GPUs of all engines."""
-        return [self.request.machine.gpu(i) for group in self.best.shape.groups for i in group]
+        return with_text(found, self.request.model, engine, gpus, texts)
 
     def speeds_of(self, load: VisionLoad) -> list[Speed]:
         """Return the speed of each group for another load, with the same settings."""

@@ -110,6 +110,10 @@ class Evaluation(Struct):
     parts: tuple[Evaluation, ...] = ()
     ranked: float = 0.0
 
+    def gpus(self, machine: Machine) -> list[Gpu]:
+        """Return the GPUs of all groups."""
+        return [machine.gpu(index) for group in self.shape.groups for index in group]
+
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
         return next((part for part in self.parts if group in part.shape.groups), self)
 

@@ -105,8 +105,8 @@ def _notes(result: Tuning) -> list[Block]:
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
         text = f"best: {settings_text(winner)}{gain}"
         speed = winner.measured
-        forecast = _beside(winner)
-        beside = "" if result.forecast else f", forecast {forecast}"  # the clock knows queues
+        # The clock queues as LMDeploy does, and the formula does not.
+        beside = "" if result.forecast else f", forecast {winner.forecast.words}"
         figures = {
             "requests/s": f"{speed.requests_per_second:.2f}{beside}",
             "first token, median": _percentiles(speed, "ttft"),
@@ -121,12 +121,6 @@ def _notes(result: Tuning) -> list[Block]:
     trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     return [*blocks, remark(text)]
-
-
-def _beside(trial: TrialRecord) -> str:
-    """Return the forecast of a trial's requests a second; in words if none is told."""
-    forecast = trial.forecast.requests_per_second
-    return "unknown" if forecast is None else f"{forecast:.2f}"
 
 
 def _percentiles(speed: SpeedFigures, name: str) -> str:
@@ -188,7 +182,7 @@ def _trials(result: Tuning) -> Table:
 
 
 def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
-    forecast = _beside(trial)
+    forecast = trial.forecast.words
     if trial.measured is None:
         return (str(trial.number), settings_text(trial), forecast, "-", "-", "-",
                 f"{trial.outcome}: {trial.why}")  # fmt: skip

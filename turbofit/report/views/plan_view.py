@@ -43,7 +43,7 @@ from turbofit.report.views.machine_view import ways_text
 from turbofit.report.views.memory_view import memory_blocks
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Candidate, Plan, Surety, Throughput
+    from turbofit.core.plan import Candidate, Plan, Throughput
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
@@ -115,9 +115,8 @@ def _in_short(plan: Plan) -> dict[str, str]:
     if plan.considered and plan.kv.longest_request_tokens:
         facts["KV cache"] = _in_cache(plan)  # a prediction's verdict says it already
     if speed := plan.throughput:
-        facts["forecast"] = _forecast(plan, speed)
-        facts["first token"] = _first_token(plan, speed)
-        facts["speed"] = _unknown(speed)
+        facts["speed" if speed.requests_per_second is None else "forecast"] = _forecast(plan, speed)
+        facts["first token"] = _first_tokens(plan, speed)
         host = plan.usual_image.host if plan.usual_image else speed.host
         facts["host"] = host.words if host is not None and host.binds else ""
     facts["smaller"] = _trade(plan)
@@ -168,57 +167,53 @@ def _trade(plan: Plan) -> str:
     if speed is None or limit is None or not plan.fits:
         return ""
     for cost in plan.limit_costs:
-        if cost.requests_per_second is None or speed.requests_per_second is None:
-            return ""
-        times = cost.requests_per_second / max(speed.requests_per_second, 1e-9)
+        times = (cost.requests_per_second or 0.0) / max(speed.requests_per_second or 0.0, 1e-9)
         if cost.limit < limit and times >= _WORTH:
             return f"{cost.option}: {two_digits(times)} times the requests"
     return ""
 
 
 def _forecast(plan: Plan, speed: Throughput) -> str:
-    """Return in words the forecast requests a second, and how sure they are; empty if not told."""
-    usual = plan.usual_image
+    """Return in words the forecast requests a second and their certainty, or why none is told."""
+    usual, sure = plan.usual_image, speed.surety
     if speed.requests_per_second is None:
-        return ""
+        return sure.why if sure else ""
     said = [f"{two_digits(speed.requests_per_second)} requests/s"]
     if plan.limits.vision_unit:
         said[0] += " of the largest images"
     if usual and usual.requests_per_second is not None:
         said.append(f"{two_digits(usual.requests_per_second)} of {_size(usual.image_size)}")
-    said.append(f"answers of {rates().output_tokens} tokens{_word(speed.surety)}")
+    word = f" ({sure.word})" if sure else ""
+    said.append(f"answers of {rates().output_tokens} tokens{word}")
     return ", ".join(said)
 
 
-def _first_token(plan: Plan, speed: Throughput) -> str:
-    """Return in words the seconds to a first token alone, of a usual picture and of a text.
+def _first_tokens(plan: Plan, speed: Throughput, *, whole: bool = False) -> str:
+    """Return in words the seconds to a first token that are told, and how sure they are.
 
-    Says also how sure they are; empty if none is told. Without images, the text's are the plan's.
+    They are of a request alone, with a usual picture and without one; in the ``whole`` text also
+    with the largest images, and among others.
     """
-    usual, alone = plan.usual_image, speed.seconds_to_first_token_alone
-    size, word = plan.workload.image_size, _word(speed.first_token_alone)
-    if not plan.limits.vision_unit:
-        return f"{two_digits(alone)} s alone{word}" if alone else ""
-    seconds = usual.seconds_to_first_token_alone if usual else alone
-    of_text, said = speed.seconds_to_first_token_of_text, []
-    if seconds:
-        what = _size(usual.image_size) if usual else "the largest image"
-        what = _size(size) if size else what
-        said.append(f"{two_digits(seconds)} s of {what}{word}")
-    if of_text is not None:
-        said.append(f"{two_digits(of_text)} s of text{_word(speed.first_token_of_text)}")
-    return ", ".join(said) + " alone" * bool(said)
-
-
-def _unknown(speed: Throughput) -> str:
-    """Return in words why requests a second are not told; empty if they are."""
-    sure = speed.surety
-    return sure.why if sure is not None and not sure.known else ""
-
-
-def _word(sure: Surety | None) -> str:
-    """How sure a figure is, in parentheses; docs/accuracy.md explains the words."""
-    return f" ({sure.word})" if sure else ""
+    usual, alone, size = plan.usual_image, speed.first_token_alone, plan.workload.image_size
+    largest = "the largest images" if plan.limits.vision_unit else "text"
+    figures = [
+        (speed.seconds_to_first_token_alone, f"of {_size(size) if size else largest}", alone),
+        (speed.seconds_to_first_token_of_text, "of text", speed.first_token_of_text),
+    ]
+    if usual:
+        first = (usual.seconds_to_first_token_alone, f"of {_size(usual.image_size)}", alone)
+        figures = [first, *(figures if whole else figures[1:])]
+    if whole:
+        there = f"while {speed.concurrent_requests} are there"
+        figures.append((speed.seconds_to_first_token, there, speed.first_token))
+    said = [
+        f"{two_digits(seconds)} s {what} ({sure.words if whole else sure.word})"
+        for seconds, what, sure in figures
+        if seconds and sure
+    ]
+    if said and not whole:
+        said.append("alone")
+    return ", ".join(said)
 
 
 def _size(sides: tuple[int, int]) -> str:
@@ -360,36 +355,15 @@ def _facts(plan: Plan) -> FactList:
         "links": ways_text(plan.machine),
     }
     if speed := plan.throughput:
-        facts["forecast"] = _forecast(plan, speed)
+        name = "speed" if speed.requests_per_second is None else "forecast"
+        facts[name] = _forecast(plan, speed)
         if (tokens := speed.output_tokens_per_second) is not None:
             at_once = speed.concurrent_requests
-            facts["forecast"] += f"; {tokens:,.0f} output tokens/s, {at_once} at once"
+            facts[name] += f"; {tokens:,.0f} output tokens/s, {at_once} at once"
         facts["rests on"] = speed.basis
-        facts["speed"] = _unknown(speed)
-        facts["first token"] = _first_tokens(plan, speed)
+        facts["first token"] = _first_tokens(plan, speed, whole=True)
         facts["host"] = speed.host.words if speed.host is not None else ""
     return known_facts(facts)
-
-
-def _first_tokens(plan: Plan, speed: Throughput) -> str:
-    """Return in words all seconds to a first token that are told, and their errors."""
-    usual, images = plan.usual_image, plan.limits.vision_unit is not None
-    alone, of_text = speed.first_token_alone, speed.first_token_of_text
-    at_once = f"while {speed.concurrent_requests} are there"
-    largest = "of the largest images, alone" if images else "alone"
-    figures = [
-        (speed.seconds_to_first_token_alone, largest, alone),
-        (speed.seconds_to_first_token_of_text, "of text, alone", of_text),
-        (speed.seconds_to_first_token, at_once, speed.first_token),
-    ]
-    if usual:
-        what = f"of {_size(usual.image_size)}, alone"
-        figures.insert(0, (usual.seconds_to_first_token_alone, what, None))
-    return "; ".join(
-        f"{two_digits(seconds)} s {what}{f' ({sure.words})' if sure else ''}"
-        for seconds, what, sure in figures
-        if seconds
-    )
 
 
 def _images(plan: Plan, size: str) -> str:
