@@ -84,7 +84,7 @@ def tune_model(
             hint="turbofit serve serves it",
         )
     load = _load(wanted.load, usual)
-    clock = clock_for(usual, config.clock if config.pretend else 0.0)
+    clock = clock_for(usual, config.clock)
     facts: dict[str, Any] = {
         "model": identity(usual.model),
         "gpus": cards_of(usual.machine),

@@ -154,7 +154,7 @@ class ServeOptions(LaunchOptions):
             "check": self.check,
             "standby": not self.no_standby,
             "model_name": self.model_name,
-            "clock": 1.0 if self.clock is None else self.clock,
+            "clock": (1.0 if self.clock is None else self.clock) * self.pretend,
         }
 
 
@@ -180,7 +180,8 @@ class TuneOptions(LaunchOptions):
 
         Pretend GPUs are four times slower than life, so that this host can keep up with a load.
         """
-        return {**super().config_fields(), "clock": 4.0 if self.clock is None else self.clock}
+        factor = 4.0 if self.clock is None else self.clock
+        return {**super().config_fields(), "clock": factor * self.pretend}
 
     @property
     def kv_policies(self) -> tuple[int, ...]:

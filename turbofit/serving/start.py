@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.routes import ClockFacts
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
+    from turbofit.rehearsal.plan_clock import ClockChoice
+    from turbofit.serving.engine.engine_client import Timing
     from turbofit.serving.engine.supervised_engine import AskWorstCases, SupervisedEngine
     from turbofit.serving.ladder import Rung
     from turbofit.serving.run import PublicSide, Run
@@ -86,15 +88,6 @@ class Start:
         self._before: dict[int, int] = {}
         #: The engines as the gateway knows them, by index; empty until the gateway opens.
         self._routed: dict[int, RoutedEngine] = {}
-        config = run.config
-        #: How time passes; `_timing` is in seconds of this machine, whose cards may be slow.
-        self._clock = clock_for(plan, config.clock if config.pretend else 0.0)
-        slower = max(1.0, self._clock.factor)
-        self._timing = replace(
-            config.timing,
-            drain=slower * config.timing.drain,
-            patience=slower * config.timing.patience,
-        )
 
     def run(self, stop: StopSignal, holders: ExitStack) -> signal.Signals:
         """Launch the engines and serve until a signal; return the signal.
@@ -170,6 +163,17 @@ class Start:
             choice = "; --check quick asks one small request instead" if seconds > LONG else ""
             run.say(f"the worst cases will take the cards about {seconds:.0f} s{choice}")
         return ask_worst
+
+    @cached_property
+    def _clock(self) -> ClockChoice:
+        """How time passes on pretend GPUs."""
+        return clock_for(self._plan, self._run.config.clock)
+
+    @cached_property
+    def _timing(self) -> Timing:
+        """The deadlines, of which those for work of slow cards are as much longer."""
+        timing, slower = self._run.config.timing, max(1.0, self._clock.factor)
+        return replace(timing, drain=slower * timing.drain, patience=slower * timing.patience)
 
     @cached_property
     def _proof(self) -> Proof:
