@@ -323,7 +323,8 @@ class Start:
         most = max(readings, key=lambda reading: reading.late + reading.idle)
         clock = self._clock
         return ClockFacts(
-            factor=clock.factor, words=clock.words, late=most.late, idle=most.idle, busy=most.busy
+            factor=clock.factor, words=clock.words, late=most.late, idle=most.idle,
+            busy=sum(reading.busy for reading in readings),
         )  # fmt: skip
 
     def _tick(self) -> None:

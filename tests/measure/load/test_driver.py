@@ -299,7 +299,7 @@ def test_a_host_that_held_the_cards_up_is_said_and_no_number(
     factor: float, late: float, idle: float, says: str
 ) -> None:
     before = ClockFacts(factor=factor, words="", late=1.0, idle=2.0)
-    after = ClockFacts(factor=factor, words="", late=1.0 + late, idle=2.0 + idle)
+    after = ClockFacts(factor=factor, words="", late=1.0 + late, idle=2.0 + idle, busy=9.0)
     if not says:
         refuse_held_up(before, after, 100.0)
         return
@@ -308,3 +308,5 @@ def test_a_host_that_held_the_cards_up_is_said_and_no_number(
     assert refused.value.hint.startswith(says)
     with pytest.raises(UnservedError, match="does not tell its time"):
         refuse_held_up(before, None, 100.0)
+    with pytest.raises(UnservedError, match="the clock has read no forward"):
+        refuse_held_up(before, before, 100.0)

@@ -287,10 +287,15 @@ def refuse_held_up(before: ClockFacts, after: ClockFacts | None, passed: float) 
     """Refuse to measure pretend GPUs that this host held up while ``passed`` seconds passed.
 
     Raises:
-        UnservedError: it held them up for more than 5 % of the time, or the server does not say.
+        UnservedError: it held them up for more than 5 % of the time, or nobody knows.
     """
     if after is None:
         raise UnservedError("the server does not tell its time any more", hint="see what it logs")
+    if after.busy <= before.busy:
+        raise UnservedError(
+            "the clock has read no forward of this engine, so that nothing took time",
+            hint="it reads TurboMind of LMDeploy 0.18; --clock 0 goes without it",
+        )
     late, idle = after.late - before.late, after.idle - before.idle
     share = max(late, idle) / passed
     if share > _HELD_UP:

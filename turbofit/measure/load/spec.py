@@ -75,12 +75,12 @@ class LoadSpec(Validated):
 
     def slower(self, times: float) -> LoadSpec:
         """Return the load for a server on which everything takes so many times as long."""
-        lengths: dict[str, float] = {"timeout": times * self.timeout}
-        if self.measured_seconds is not None:
-            lengths["seconds"] = times * self.measured_seconds
-        if self.rate is not None:
-            lengths["rate"] = self.rate / times
-        return self.changed(**lengths)
+        seconds, rate = self.measured_seconds, self.rate
+        return self.changed(
+            timeout=times * self.timeout,
+            seconds=seconds and times * seconds,
+            rate=rate and rate / times,
+        )
 
     @property
     def at_once(self) -> int | None:
