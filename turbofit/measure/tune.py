@@ -157,11 +157,12 @@ def _capacity(
     most = max(1, min(_MOST_CLIENTS, 4 * usual.requests_at_once))
     limit = wanted.slo.get("ttft", math.inf)
     keeps = (n for n in range(most, 0, -1) if forecast_of(usual, mean, n).ttft <= limit)
-    first = min(next(keeps, 1), usual.requests_at_once)
+    # Few clients are soon tried, and the formula knows little of prefills that meet.
+    first = max(1, min(next(keeps, 1), usual.requests_at_once) // 4)
     search = CapacitySearch(
         load, wanted.slo, first=first, most=most, host_rate=_host_rate(usual, load), say=say
     )
-    say(f"at most six loads, each of {described(load)}")
+    say(f"at most six loads, each of {format_duration(load.measured_seconds or 0.0)}")
     run_loads(run, usual, search.loads())
     return replace(
         blank,
