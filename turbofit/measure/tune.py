@@ -162,7 +162,7 @@ def _capacity(
     search = CapacitySearch(
         load, wanted.slo, first=first, most=most, host_rate=_host_rate(usual, load), say=say
     )
-    say(f"at most six loads, each of {format_duration(load.measured_seconds or 0.0)}")
+    say(f"at most six loads, each of {_length(load)}, and their last answers")
     run_loads(run, usual, search.loads())
     return replace(
         blank,
@@ -218,10 +218,13 @@ def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
 
 def described(load: LoadSpec) -> str:
     """Return a short description of a load, with its length in requests or in time."""
-    seconds, requests = load.measured_seconds, load.requests
-    length = f"{requests} requests" if seconds is None else format_duration(seconds)
     how = f"{load.at_once} at once" if load.rate is None else f"{load.rate:g} a second"
-    return f"{length}, {how}, after {load.warm_up_requests} requests of warm-up"
+    return f"{_length(load)}, {how}, after {load.warm_up_requests} requests of warm-up"
+
+
+def _length(load: LoadSpec) -> str:
+    seconds = load.measured_seconds
+    return f"{load.requests} requests" if seconds is None else format_duration(seconds)
 
 
 def _at_once(usual: Plan) -> int:
