@@ -137,3 +137,18 @@ def test_an_older_account_that_is_little_too_high_says_that_it_is_at_the_edge() 
     )
     far = turbofit.predict("qwen2.5-7b", on="1xrtx3070", **asked)
     assert "at the edge" not in far.verdict
+
+
+def test_free_memory_that_a_log_told_has_a_way_out_or_none() -> None:
+    settings = {"on": "4xrtx3090", "tp": 4, "engine": "pytorch"}
+    died = turbofit.predict("internvl2-4b", **settings, free_at_cache="2GiB")
+    assert not died.fits
+    (way,) = died.remedies
+    name, value = way.change.split()
+    assert name == "--cache-max-entry-count"
+    lower = turbofit.predict(
+        "internvl2-4b", **settings, free_at_cache="2GiB", cache_max_entry_count=float(value)
+    )
+    assert way.effect == f"lives, with {lower.engines[0].kv.tokens:,} KV tokens"
+    none = turbofit.predict("internvl2-4b", **settings, free_at_cache="64MiB")
+    assert [remedy.change for remedy in none.remedies] == ["free the GPUs, or send smaller images"]

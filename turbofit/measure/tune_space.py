@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.measure.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
+    from turbofit.planning.throughput import HostRate
 
 
 class MeanRequest(NamedTuple):
@@ -77,9 +78,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> LoadForecas
         # Between its steps a row waits for the prefills of other rows.
         taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
         tpot = max(tpot, taken / request.output_tokens, speed.step)
-    largest = max(request.images, key=lambda size: size[0] * size[1], default=None)
-    rule, threads, engines = plan.model.image_rule, plan.host.image_threads, plan.replicas
-    host = host_rate(plan.machine, rule, images, engines, size=largest, threads=threads)
+    host = host_of(plan, request)
     if host is not None:
         rate, waits = with_host(max(rate, 1e-9), at_once, host, len(request.images))
         ttft += waits
@@ -90,6 +89,14 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> LoadForecas
         requests_per_second=sure.told(rate, 4), ttft=first.told(ttft, 4), tpot=sure.told(tpot, 4)
     )
     return LoadForecast(rate, ttft, tpot, told)
+
+
+def host_of(plan: Plan, request: MeanRequest) -> HostRate | None:
+    """Return how fast the host prepares the images of a load; None without images."""
+    largest = max(request.images, key=lambda size: size[0] * size[1], default=None)
+    rule, threads, engines = plan.model.image_rule, plan.host.image_threads, plan.replicas
+    images = _vision_load(plan, request)
+    return host_rate(plan.machine, rule, images, engines, size=largest, threads=threads)
 
 
 def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import ceil
 
 from msgspec.structs import replace
 
@@ -64,7 +65,11 @@ def make_prediction(
     """
     start = _Start(request, engine, free_at_cache)
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
-    helps = finds_remedies and not start.serves and free_at_cache is None
+    helps: tuple[Remedy, ...] = ()
+    if finds_remedies and not start.serves:
+        helps = _remedies(request, engine)
+        if free_at_cache is not None:
+            helps = _lower_share(request, engine, free_at_cache, start)
     return document(
         request,
         engine,
@@ -82,7 +87,7 @@ def make_prediction(
         ),
         warnings=_warnings(request, start.launch, engine, start.cache),
         throughput=start.throughput(),
-        remedies=_remedies(request, engine) if helps else (),
+        remedies=helps,
     )
 
 
@@ -307,6 +312,24 @@ def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
         plan = f"{best.shape.replicas} engines, each with its card's own settings"
     effect = f"lives, with {best.kv_tokens:,} KV tokens"
     return (Remedy(change=f"turbofit's plan: {plan}", effect=effect),)
+
+
+def _lower_share(
+    request: ResolvedRequest, engine: Engine, free_at_cache: int, start: _Start
+) -> tuple[Remedy, ...]:
+    """Return the largest lower share of the same free memory with which the engine serves.
+
+    If none does, the remedy is free memory.
+    """
+    for hundredths in range(ceil(start.settings.cache_max_entry_count * 100) - 1, 0, -1):
+        options = {**request.engine_options, "cache_max_entry_count": hundredths / 100}
+        lower = _Start(replace(request, engine_options=options), engine, free_at_cache)
+        if lower.serves:
+            effect = f"lives, with {lower.cache or 0:,} KV tokens"
+            change = f"--cache-max-entry-count {hundredths / 100:g}"
+            return (Remedy(change=change, effect=effect),)
+    effect = "no lower share of the cache serves with the memory that was free"
+    return (Remedy(change="free the GPUs, or send smaller images", effect=effect),)
 
 
 def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], ...]:

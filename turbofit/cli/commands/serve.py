@@ -131,7 +131,7 @@ def _say_here_only() -> None:
 
 _LAUNCH: Final = (
     "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
-    "unplanned", "drain", "liveness", "idle", "cluster",
+    "unplanned", "drain", "liveness", "clock", "idle", "cluster",
 )  # fmt: skip
 #: The options that most people use, in the order of the help page.
 _FIRST: Final = (
