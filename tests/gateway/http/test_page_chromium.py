@@ -329,7 +329,7 @@ def test_on_a_phone_the_chat_has_most_of_the_window(
     driver = page.address.call(lambda app: app.config.memory[0].pieces[0].bytes)
     page.address.call(lambda app: setattr(app, "in_use", lambda: {0: (8 << 30) - driver, 1: 1}))
     page.show(width=390, height=844)
-    page.sees("0 running · 0 waiting · GPU 0: 8.0 GiB of 24.0 GiB")
+    page.sees("0 running · 0 waiting · GPU 0: 8.0 of 24.0 GiB")
     assert not browser.one("#memory").is_displayed()
     assert browser.run("return at('log').clientHeight") > 844 / 2
     assert browser.run("return document.documentElement.scrollWidth") <= 390
