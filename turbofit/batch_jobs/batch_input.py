@@ -86,7 +86,10 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     if os.path.exists(path) and not is_folder and not os.path.isfile(path):
         raise UsageError(f"{path} is no file that can be read twice", hint="write it into a file")
     try:
-        next(path.iterdir(), None) if is_folder else path.open("rb").close()
+        if is_folder:
+            next(path.iterdir(), None)
+        else:
+            path.open("rb").close()
     except OSError as exc:
         raise UsageError(
             f"{path} cannot be read: {exc.strerror or exc}",

@@ -296,13 +296,15 @@ def read_checkpoint(
     dtype = _dtype(config, sizes, warnings)
     if tensors is not None and (surplus := _surplus(tensors, dims, quantization)):
         warnings.append(surplus)
+    if tensors is None:
+        weight_bytes = stored_bytes(dims.text, dims.vision, dtype, quantization)
+    else:
+        weight_bytes = sum(sizes.values())
     return Model(
         name=hub_id.rpartition("/")[2] if hub_id else os.path.basename(source.where),
         architecture=architecture,
         parameters=parameters(dims.text, dims.vision),
-        weight_bytes=stored_bytes(dims.text, dims.vision, dtype, quantization)
-        if tensors is None
-        else sum(sizes.values()),
+        weight_bytes=weight_bytes,
         dtype=dtype,
         text=dims.text,
         vision=dims.vision,

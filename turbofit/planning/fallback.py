@@ -275,14 +275,15 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
     verdict = _verdict(request, chosen, accounts, host, helps.causes)
     many = "one copy" if chosen.count == 1 else f"{chosen.count} copies"
     each = "one GPU each" if copies.devices == 1 else f"layers split over {copies.devices} GPUs"
-    asked = request.tp is not None or request.replicas is not None
+    is_asked = request.tp is not None or request.replicas is not None
+    as_asked = ": as asked" if is_asked else ""
     plan = document(
         request,
         engine,
         accounts,
         fits=verdict.fits,
         verdict=verdict.text,
-        parallel_reason=f"{many}, {each}{': as asked' * asked}",
+        parallel_reason=f"{many}, {each}{as_asked}",
         host=host,
         settings=settings,
         vision_load=chosen.vision_load,
@@ -418,9 +419,11 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
             chosen = search(changed)
         except TurbofitError:
             return False, ""
-        slow = f", {len(chosen.off)} decoder layers in host memory (slow)" * bool(chosen.off)
-        keeps = chosen.keeps(changed)
-        return keeps, f"{chosen.words}{slow}" if keeps else ""
+        if not chosen.keeps(changed):
+            return False, ""
+        off = len(chosen.off)
+        slow = f", {off} decoder layers in host memory (slow)" if off else ""
+        return True, f"{chosen.words}{slow}"
 
     return helpful(_changes(request, closest), told, enough=False, cheap=True)
 

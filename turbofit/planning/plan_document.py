@@ -75,17 +75,17 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         for account, share in zip(accounts, shares, strict=True)
     )
     context = request.workload.context or settings.session_len
+    communicator = engine.communicator(settings)
+    now = datetime.now(timezone.utc)
     return Plan(
         turbofit_version=__version__,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now.isoformat(timespec="seconds"),
         fits=fits,
         verdict=verdict,
         model=request.model,
         machine=request.machine,
         workload=replace(request.workload, context=context),
-        backend=replace(
-            engine.backend, communicator=engine.communicator(settings), reason=parallel_reason
-        ),
+        backend=replace(engine.backend, communicator=communicator, reason=parallel_reason),
         promise=_promise(request, settings, vision_load, image_limit, accounts),
         engines=engines,
         host=host,

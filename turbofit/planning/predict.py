@@ -58,21 +58,21 @@ def make_prediction(
     start = _Start(request, engine, free_at_cache)
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
     helps = finds_remedies and not start.serves and free_at_cache is None
+    keeps_margin = start.outcome.kind == "serves"
+    exposure = _exposure(request, start.image_limit, start.vision_load)
+    story = _story(start.accounts[0], start.ratio, start.outcome, free_at_cache)
     return document(
         request,
         engine,
         start.accounts,
-        fits=start.serves and start.outcome.kind == "serves",  # the margin is kept, too
+        fits=start.serves and keeps_margin,
         verdict=f"{request.model.name}{version}: {start.text}",
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=start.host,
         settings=start.settings,
         vision_load=start.vision_load,
         image_limit=start.image_limit,
-        reasons=(
-            *_exposure(request, start.image_limit, start.vision_load),
-            *_story(start.accounts[0], start.ratio, start.outcome, free_at_cache),
-        ),
+        reasons=(*exposure, *story),
         warnings=_warnings(request, start.launch, engine, start.cache),
         throughput=start.throughput(),
         remedies=_remedies(request, engine) if helps else (),

@@ -161,7 +161,8 @@ def _batch(fit: EngineFit, account: Account) -> str:
         return _requested_batch(fit, requests)
     if request.least:
         return "the least that serves"
-    kept = ", and cost at most 1% of the KV tokens" * (request.workload.goal == "context")
+    for_context = request.workload.goal == "context"
+    kept = ", and cost at most 1% of the KV tokens" if for_context else ""
     return f"the fewest that give 99% of the most requests a second by the forecast{kept}"
 
 

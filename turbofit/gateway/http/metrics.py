@@ -7,7 +7,7 @@ import re
 import sys
 from bisect import bisect_left
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log_queue import FileLog
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from turbofit.core.struct import Document
+
+    #: The values of gauges by name, each with its labels.
+    Gauges: TypeAlias = Mapping[str, Iterable[tuple[tuple[str, ...], float]]]
 
     Log = Callable[[dict[str, Any]], None]
 
@@ -109,7 +112,7 @@ class Metrics:
         self._first[bisect_left(_BUCKETS, seconds)] += 1
         self._first_sum += seconds
 
-    def text(self, gauges: Mapping[str, Iterable[tuple[tuple[str, ...], float]]]) -> str:
+    def text(self, gauges: Gauges) -> str:
         lines: list[str] = []
         for name, (kind, help_) in _HELP.items():
             lines += [f"# HELP {_PREFIX}{name} {help_}", f"# TYPE {_PREFIX}{name} {kind}"]

@@ -235,13 +235,11 @@ class _Unequal:
         held_requests = sum(part.held_requests for part in parts)
         weakest = min(parts, key=lambda part: (part.fits, -part.short, part.kv_tokens))
         settings = weakest.settings
+        widest = max(part.shape.tp for part in parts)
+        prefill = settings.max_prefill_token_num
         evaluation = Evaluation(
             engine=weakest.engine,
-            shape=replace(
-                self.shape,
-                tp=max(part.shape.tp for part in parts),
-                max_prefill_token_num=settings.max_prefill_token_num,
-            ),
+            shape=replace(self.shape, tp=widest, max_prefill_token_num=prefill),
             settings=settings,
             vision_load=weakest.vision_load,
             kv_tokens=weakest.kv_tokens,
