@@ -24,6 +24,9 @@ Seconds = Annotated[float, Field(gt=0, lt=1e7), SECONDS, Metavar("SECONDS")]
 
 #: Tokens of an answer to an image of a folder, which states no limit.
 ANSWER_TOKENS: Final = 512
+_IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+#: ``{{word}}`` means a literal ``{word}``; other braces stay, so a prompt may contain JSON.
+_PLACEHOLDER: Final = re.compile(r"\{(\{\w+\})\}|\{(\w+)\}")
 
 
 class BatchSpec(Validated):
@@ -56,11 +59,6 @@ class BatchSpec(Validated):
         default=600.0,
         description="with --url: how long a server that does not answer is waited for",
     )
-
-
-_IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-#: ``{{word}}`` means a literal ``{word}``; other braces stay, so a prompt may contain JSON.
-_PLACEHOLDER: Final = re.compile(r"\{(\{\w+\})\}|\{(\w+)\}")
 
 
 class BatchInput(NamedTuple):

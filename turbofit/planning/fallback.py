@@ -71,6 +71,8 @@ from turbofit.planning.verdict import Planned, Verdict
 
 #: How often pixels are halved before decoder layers are taken off the GPUs instead.
 _HALVES = 4
+#: Bytes/s of one PCIe lane in one direction by generation, before protocol overhead.
+_LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 
 @dataclass(frozen=True)
@@ -333,10 +335,6 @@ def _reasons(
         if limit == requested:
             why = "the model's own" if request.image_limit is None else "as set by you"
         yield f"image limit {limit}: {why}"
-
-
-#: Bytes/s of one PCIe lane in one direction by generation, before protocol overhead.
-_LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 
 def _verdict(

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 #: Characters that could end a script element or a line of JavaScript, with their escapes.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+_FOLDER: Final = Path(__file__).parent / "page"
+#: A cell with more characters than this keeps a readable minimum width.
+_LONG: Final = 24
 
 
 class Markup(str):
@@ -134,11 +137,6 @@ def _legend(bars: Sequence[Bar]) -> Markup:
         swatch = tag("span", "!", class_="swatch overs", aria_hidden="true")
         entries.append(tag("li", swatch, f" more than the {' or '.join(dict.fromkeys(overs))} has"))
     return tag("ul", *entries, class_="legend")
-
-
-_FOLDER: Final = Path(__file__).parent / "page"
-#: A cell with more characters than this keeps a readable minimum width.
-_LONG: Final = 24
 
 
 def page(blocks: list[Block], document: Any) -> str:
