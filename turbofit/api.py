@@ -156,6 +156,7 @@ def diagnose(
     model: str | None = None,
     on: str | None = None,
     hang: bool = False,
+    lmdeploy: str | None = None,
 ) -> Diagnosis:
     """Explain by its log why an engine's run ended: the cause, a first step, what would work.
 
@@ -164,16 +165,22 @@ def diagnose(
         model: the model, if the log does not name it or names it wrongly.
         on: the machine as a SPEC, if the log does not describe it.
         hang: True if the engine hangs, since a log cannot show that.
+        lmdeploy: LMDeploy's release, if the log does not print it.
 
     Raises:
         UsageError: the file cannot be read, or ``model`` or ``on`` has no possible meaning.
     """
     from turbofit.logs.explain import diagnose as explain
+    from turbofit.logs.prose import refuse_prose
+
+    told: dict[str, Any] = {"model": model, "on": on, "hang": hang, "lmdeploy": lmdeploy}
 
     if isinstance(log, str) and any(sign.isspace() for sign in log.strip()):
-        return explain([log.encode()], model=model, on=on, hang=hang)
+        found = explain([log.encode()], **told)
+        refuse_prose(log, found)
+        return found
     try:
-        return explain([Path(log).read_bytes()], model=model, on=on, hang=hang)
+        return explain([Path(log).read_bytes()], **told)
     except OSError as exc:
         hint = "name a log file, or give the log itself"
         raise UsageError(f"{log} cannot be read: {exc.strerror}", hint=hint) from None

@@ -40,9 +40,12 @@ def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
     values = [plan.considered[0].score if plan.considered else 0.0 for plan in (less, more)]
     if pair.kind == "concurrency" or less.backend != more.backend:
         return ""
+    before, after = values
+    if before is None or after is None:  # the forecast that ranks one of them is not told
+        return ""
     share = _BATCH_SHARE if less.workload.goal == "context" else _SHARE
-    if values[1] < values[0] * (1 - share):
-        return f"a value of {values[0]:.4g}, then {values[1]:.4g}"
+    if after < before * (1 - share):
+        return f"a value of {before:.4g}, then {after:.4g}"
     return ""
 
 

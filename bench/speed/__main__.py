@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from bench.speed.fit import FITTED, fit, left_out_scores
 from bench.speed.forecast import setup_of
 from bench.speed.report import Results, report
-from bench.speed.rows import HERE, Row, read_rows
+from bench.speed.rows import HERE, Row, WithdrawnError, read_rows
 from bench.speed.score import score
 from bench.speed.sureties import surety_file
 from turbofit.core.presets import preset_path
@@ -38,7 +38,11 @@ def main(argv: list[str] | None = None) -> int:
         "--write", action="store_true", help="renew RESULTS.md and the errors that plans tell"
     )
     args = parser.parse_args(argv)
-    results = results_of(read_rows())
+    try:
+        results = results_of(read_rows())
+    except WithdrawnError as exc:
+        print(exc, file=sys.stderr)
+        return 1
     if args.fit:
         found = fit([one for one in results.setups if one.row.of_lmdeploy], rates(FITTED))
         for name in FITTED:

@@ -26,7 +26,7 @@ from turbofit.planning.speed import (
     speed_of,
     work_of,
 )
-from turbofit.planning.throughput import HostRate, image_seconds, with_host
+from turbofit.planning.throughput import HostRate, image_seconds, kind_of, with_host
 
 #: Share of a card that vLLM and SGLang take, and what of it is neither weights nor cache.
 _SHARE, _BESIDE = 0.9, 3 << 29
@@ -38,9 +38,13 @@ _TURBO_BITS, _TURBO_SCALES = 4 + 2, 3 * 16
 
 
 class Setup(Struct):
-    """The inputs of a row's forecast; ``kv_tokens`` is what its cache holds."""
+    """The inputs of a row's forecast; ``kv_tokens`` is what its cache holds.
+
+    ``kind`` is the forecast's, as `presets/engines/surety.yaml` names it.
+    """
 
     row: Row
+    kind: str
     machine: Machine
     work: StepWork
     at_once: int
@@ -59,6 +63,7 @@ def setup_of(row: Row) -> Setup:
     batch = row.batch or engine_named("turbomind").defaults(machine.gpus[0].name)["max_batch_size"]
     return Setup(
         row=row, machine=machine, work=_work(row, model), batch=batch,
+        kind=kind_of(model, row.engine, machine.gpus, images=bool(row.sizes)),
         at_once=row.concurrency or batch,
         kv_tokens=_kv_tokens(memory_row, row, model, machine),
     )  # fmt: skip
@@ -121,7 +126,8 @@ def _work(row: Row, model: Model) -> StepWork:
     engine = engine_named("pytorch" if row.engine == "pytorch" else "turbomind")
     policy = 0 if row.quant_policy == _TURBO_QUANT else row.quant_policy
     work = work_of(model, Settings(tp=row.tp, quant_policy=policy), engine)
-    return replace(work, kv_bytes=work.kv_bytes * _turbo_quant(row, model))
+    share = _turbo_quant(row, model)
+    return replace(work, kv_bytes=work.kv_bytes * share, kv_read_bytes=work.kv_read_bytes * share)
 
 
 def _turbo_quant(row: Row, model: Model) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import msgspec
 
+from turbofit.core.presets import load_yaml
 from turbofit.core.struct import Struct
-from turbofit.model.source import resolve_model as model_of_name
-from turbofit.planning.throughput import kind_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -29,7 +29,8 @@ class Row(Struct):
     request; what turbofit was told (``prefill``, ``context``); and the ``threads`` that prepared
     them, LMDeploy's ``by_float`` or by a table, 0 where the host is not in the figure; ``decoded``
     pictures came without JPEG. ``limit`` is another than the model's own. ``tower``: the figure is
-    of the vision tower alone.
+    of the vision tower alone. ``past`` says why a row is of code that LMDeploy 0.18 has no more:
+    it is shown, and is no figure of a kind.
     """
 
     id: str
@@ -67,13 +68,7 @@ class Row(Struct):
     limit: int | None = None
     tower: bool = False
     judges: bool = False
-
-    @property
-    def kind(self) -> str:
-        """The kind of the row's forecast, as `presets/engines/surety.yaml` names it."""
-        if not self.sizes:
-            return f"text, {self.engine}"
-        return kind_of(model_of_name(self.model), self.engine, images=True)
+    past: str = ""
 
     @property
     def of_lmdeploy(self) -> bool:
@@ -81,8 +76,25 @@ class Row(Struct):
         return self.engine in ("turbomind", "pytorch")
 
 
-def read_rows() -> list[Row]:
-    """Read all rows of text, then all rows of images."""
+class WithdrawnError(Exception):
+    """A row's source was withdrawn by its author."""
+
+
+def lines_of() -> list[str]:
+    """Return the lines of all rows of text, then of all rows of images."""
     files = (HERE / "rows.jsonl", HERE / "images.jsonl")
-    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    return [msgspec.json.decode(line, type=Row) for line in lines]
+    return [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def read_rows() -> list[Row]:
+    """Return all rows.
+
+    Raises:
+        WithdrawnError: the source of a row is listed in `withdrawn.yaml`.
+    """
+    rows = [msgspec.json.decode(line, type=Row) for line in lines_of()]
+    withdrawn = load_yaml(HERE / "withdrawn.yaml")
+    for row, (source, why) in product(rows, withdrawn.items()):
+        if row.source.startswith(source):
+            raise WithdrawnError(f"{row.id}: {source} was withdrawn: {why}")
+    return rows

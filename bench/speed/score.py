@@ -63,7 +63,9 @@ def score(setup: Setup, figures: Rates) -> Score:
         rate = found.requests_per_second * row.output
         published = row.output_tokens_per_second or 0.0
     first = found.seconds_to_first_token
-    if row.together:  # the engine answers when all prefills are done
+    if setup.at_once == 1 and row.prompt <= 1:  # nothing to read: the first token is a step's
+        first = found.step
+    elif row.together:  # the engine answers when all prefills are done
         first = found.running * found.prefill + found.step
         first += (setup.at_once - found.running) / found.requests_per_second
     elif row.prompts is not None:  # the first of all wait for each other, as many as are there

@@ -10,13 +10,14 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
+from bench.speed import rows as rows_module
 from bench.speed.__main__ import main, results_of
 from bench.speed.fit import FITTED, fit
 from bench.speed.forecast import setup_of
 from bench.speed.report import report
 from bench.speed.rows import HERE, Row, read_rows
 from bench.speed.score import median_of, p90_of, score
-from bench.speed.sureties import surety_file
+from bench.speed.sureties import first_tokens, kinds, surety_file
 from turbofit.api import plan
 from turbofit.planning.speed import rates
 from turbofit.planning.throughput import Errors, errors_of
@@ -61,8 +62,10 @@ def test_planted_constants_are_found() -> None:
 
 
 def test_the_error_of_cards_never_seen_stands_beside_the_other() -> None:
-    kinds = errors_of()
-    seen, unseen = (kinds[kind].median for kind in ("text", "text, turbomind, other cards"))
+    errors = errors_of()
+    seen, unseen = (
+        errors[kind].median for kind in ("text with turbomind", "text with turbomind, other cards")
+    )
     text = (HERE.parents[1] / "docs" / "accuracy.md").read_text()
     assert f"{seen:.1%}".replace("%", " %") in text
     assert f"{unseen:.1%}".replace("%", " %") in text
@@ -82,19 +85,49 @@ def test_errors_are_written_by_kind_and_a_plan_tells_its_own() -> None:
     text = plan("qwen2.5-7b", on="1xa100-80g").throughput
     assert text.surety.word == "good"
     assert text.surety.seen
-    assert f"median error {errors_of()['text, turbomind'].median:.1%}" in text.basis
+    assert f"median error {errors_of()['text with turbomind'].median:.1%}" in text.basis
     unseen = plan("qwen2.5-7b", on="1xrtx3090").throughput
-    assert (unseen.surety.kind, unseen.surety.seen) == ("text, turbomind, other cards", False)
+    kind = "text with turbomind, other cards"
+    assert (unseen.surety.kind, unseen.surety.word, unseen.surety.seen) == (kind, "fair", False)
     images = plan("qwen2-vl-2b", on="1xh100").throughput
-    assert images.surety.kind == "images of patch, turbomind"
+    assert images.surety.kind == "images in patches with turbomind"
     torch = plan("qwen2-vl-2b", on="1xh100", engine="pytorch")
     assert torch.throughput.surety.word == "order"
+    assert torch.throughput.requests_per_second is None
     assert any("engine answers images is unknown" in text for text in torch.warnings)
+
+
+def test_a_withdrawn_source_stops_the_bench(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    taken_back = row(
+        source="oliveagle/lmdeploy benchmarks-archive/python-turbomind_35b_awq_20260526"
+    )
+    monkeypatch.setattr(rows_module, "lines_of", lambda: [msgspec.json.encode(taken_back)])
+    assert main([]) == 1
+    told = capsys.readouterr().err
+    assert "was withdrawn" in told
+    assert "do not repeat" in told
+
+
+def test_first_tokens_of_schedulers_that_are_gone_are_no_figure() -> None:
+    queued = replace(row(concurrency=8), seconds_to_first_token=1.0)
+    for version, told in (("0.4.0", []), ("0.18", ["first token among others"])):
+        one = score(setup_of(replace(queued, version=version)), rates())
+        assert [kind.partition(",")[0] for kind, _ in first_tokens([one])] == told
+    alone = score(setup_of(replace(queued, concurrency=1, version="0.2.0")), rates())
+    assert [kind for kind, _ in first_tokens([alone])] == ["first token alone, text with turbomind"]
+
+
+def test_a_row_of_code_that_is_gone_is_shown_and_counts_in_no_kind() -> None:
+    past = [one for one in read_rows() if one.past]
+    assert {one.source for one in past} == {"InternLM/lmdeploy#3293"}
+    scores = [score(setup_of(one), rates()) for one in past]
+    assert not kinds([], [], scores)
+    assert "qwen2-vl-2b-http" in (HERE / "RESULTS.md").read_text()
 
 
 def test_images_of_both_cards_are_within_a_factor_of_one_and_a_half() -> None:
     """Four models, two cards, one and twelve threads of the host, one to 64 requests."""
-    rows = [one for one in read_rows() if one.sizes and one.engine == "turbomind"]
+    rows = [one for one in read_rows() if one.sizes and one.engine == "turbomind" and not one.past]
     scores = [score(setup_of(one), rates()) for one in rows]
     assert len(scores) == 15
     assert {one.setup.row.card for one in scores} == {"h100", "h200"}

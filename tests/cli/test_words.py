@@ -120,7 +120,7 @@ def test_a_line_of_the_server_in_quotes_or_typed(line: str) -> None:
     variables = {"HF_A": "0,1"} if "HF_A" in line else {}
     for words in ([line], *([] if "\\" in line else [line.split()])):
         assert typed(*words, "--on", "t4") == Typed(
-            ["m", "--tp", "2", "--on", "t4"], [], variables, [], []
+            ["m", "--tp", "2", "--on", "t4"], [], variables, [], [], in_place=True
         )
     assert typed("--on", "t4", line).words == ["--on", "t4", "m", "--tp", "2"]
 
@@ -137,13 +137,20 @@ def test_what_else_stands_before_the_program_is_cut_off_and_said(monkeypatch) ->
         typed("lmdeploy serve api_server 'm")
 
 
+@pytest.mark.parametrize("line", ["vllm serve m --tp 2", "A=1 /opt/bin/vllm serve m --tp 2"])
+def test_a_line_of_vllms_server_is_read_as_well_but_is_not_in_lmdeploys_place(line: str) -> None:
+    for words in ([line], line.split()):
+        found = typed(*words)
+        assert (found.words, found.in_place) == (["m", "--tp", "2"], False)
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ["m", "--model-name", "api_server", "--on", "vllm"],
         ["--on", "t4", "lmdeploy", "serve", "api_server", "m"],
         ["models/api_server", "--on", "t4"],
-        ["vllm serve m"],
+        ["vllm", "chat", "m"],
     ],
 )
 def test_nothing_else_is_taken_for_a_line_of_the_server(words: list[str]) -> None:

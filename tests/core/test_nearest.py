@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.errors import option_of
-from turbofit.core.messages import _vllm, guess, meant, near, of_vllm, plain
+from turbofit.core.messages import guess, meant, near, neighbours, of_vllm, plain
 from turbofit.planning.request import PlanRequest
 from turbofit.serving.options import ServeOptions
 from turbofit.serving.passthrough import engine_options
@@ -13,7 +13,7 @@ from turbofit.serving.passthrough import engine_options
 
 def test_every_option_that_the_table_names_is_one() -> None:
     known = {*PlanRequest.model_fields, *ServeOptions.model_fields}
-    for name, row in _vllm().items():
+    for name, row in neighbours()["vllm"].items():
         assert row.get("here", "tp") in known, name
         assert row.get("here") or row["say"], name
         assert f"--{name}" not in engine_options(), name

@@ -77,7 +77,10 @@ def test_figures_that_contradict_each_other_tell_no_phase(held: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in DEATHS if "turbomind" in name])
 def test_the_first_step_is_lived_by_the_same_account(name: str) -> None:
-    """`predict` of the settings beside the answer agrees, and of one hundredth more does not."""
+    """`predict` of the settings beside the answer agrees, and of one hundredth more does not.
+
+    Where the account would allow more, the share is the next below the one that died.
+    """
     on, phase, log = DEATHS[name]
     found = explain(log, on=on)
     if not found.first.startswith("--cache-max-entry-count"):
@@ -94,7 +97,9 @@ def test_the_first_step_is_lived_by_the_same_account(name: str) -> None:
         asked["free_at_cache"] = round(float(free[1]) * MIB)
     assert predict(PredictRequest.of(**asked | {"cache_max_entry_count": ratio})).fits
     more = predict(PredictRequest.of(**asked | {"cache_max_entry_count": ratio + 0.01}))
-    assert not more.fits or ratio + 0.01 >= float(str(found.read.settings["cache_max_entry_count"]))
+    died = float(str(found.read.settings["cache_max_entry_count"]))
+    assert ratio <= max(died - 0.1, 0.75 * died)
+    assert not more.fits or ratio == pytest.approx(max(died - 0.1, 0.75 * died))
 
 
 def test_blocks_tell_the_degree_and_so_nobody_else_is_blamed() -> None:
@@ -130,11 +135,12 @@ def test_a_change_frees_what_was_missing_by_the_same_account(asked: str) -> None
     """Else one hundredth less of a ratio that lives by the account would be advised."""
     found = explain(BARE.format(asked=asked))
     assert any("these settings leave room" in one for one in found.unknown)
-    step = next(one for one in found.changes if one.startswith("--cache-max-entry-count"))
+    share = re.search(r"--cache-max-entry-count (0\.\d+)", found.first)
+    assert share is not None
     asks = {"model": "internvl2-8b", "on": "4xrtx3090", "tp": 4, "lmdeploy": "0.6.4"}
     peaks = [
         max(gpu.peak for gpu in predict(PredictRequest.of(**asks, cache_max_entry_count=n)).ledgers)
-        for n in (0.8, float(step.split()[1]))
+        for n in (0.8, float(share[1]))
     ]
     assert peaks[0] - peaks[1] >= (some(found.missing).bytes or 0) > 600 * MIB
 

@@ -72,6 +72,7 @@ def test_every_state_is_begun_by_its_events_and_left_by_none_before() -> None:
         events.CacheFrame: events.CacheFrame(), events.WarmingUp: events.WarmingUp(),
         events.WarmupLengths: events.WarmupLengths(lengths=(8,)),
         events.WarmupFinished: events.WarmupFinished(), events.ServerUp: events.ServerUp(),
+        events.Answered: events.Answered(),
     }  # fmt: skip
     order = list(STATES)
     for stage, begins in STATES.items():

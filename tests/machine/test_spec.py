@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.hostile import hostile
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import neighbours
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, parse_bytes
 from turbofit.machine.presets import load_preset, nominal_gigabytes, preset_names
@@ -129,8 +132,6 @@ def test_links_and_ram_and_cores():
         ("64xl4+l4", "65 GPUs", "64"),
         ("l4:free=", "'free=' is no key", "free=19GiB"),
         ("l4:memory=2GiB", "'memory=2GiB' is no key", "total"),
-        ("2xl4:free=18GB,10GB", "'10GB' is no machine option", "their keys by :"),
-        ("rtx3090,4090", "'4090' is no machine option", "cards are joined by +"),
         ("l4:free=19", "free of l4: 19 bytes?", "for 19 GiB write 19GiB"),
         ("l4,ram=64", "ram: 64 bytes?", "64GiB"),
         ("rtx3090 16GB", "rtx3090 has 24 GB", "rtx3090:total="),
@@ -210,3 +211,33 @@ def test_a_text_is_refused_or_what_it_means_is_possible(data: bytes) -> None:
     assert refused.message
     assert refused.hint
     assert "\n" not in refused.message
+
+
+OTHER_FORMS = [
+    ("4090x2", "2x4090"), ("3090x4", "4x3090"), ("L4 x 4", "4xL4"), ("a100-80g * 2", "2xa100-80g"),
+    ("\u4e24\u5f204090", "2x4090"), ("8\u5361A100", "8xA100"), ("\u56db\u5f203090", "4x3090"),
+    ("\u516b\u5361A100", "8xA100"),
+    ("3090 (5GB used)", "3090:used=5GB"), ("4090 with 18GB free", "4090:free=18GB"),
+    ("rtx 4090, rtx 4090", "rtx 4090+rtx 4090"), ("rtx3090,4090", "rtx3090+4090"),
+    ("2xl4:free=18GB,10GB", "l4:free=18GB+l4:free=10GB"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "read"), OTHER_FORMS)
+def test_a_form_that_can_only_mean_one_machine_is_read_and_said(typed: str, read: str) -> None:
+    machine, same = parse_spec(typed), parse_spec(read)
+    assert machine.warnings[0] == f"{typed} was read as {read}"
+    assert (machine.gpus, machine.name) == (same.gpus, same.name)
+
+
+def test_each_form_has_an_example() -> None:
+    for form, _ in neighbours()["specs"]:
+        assert any(re.fullmatch(form, typed, re.IGNORECASE) for typed, _ in OTHER_FORMS), form
+
+
+@pytest.mark.parametrize(
+    "text", ["internvl2-8b", "x2", "2x", "4090 x 99", "rtx", "l4:free=2GB,1GB"]
+)
+def test_what_means_no_machine_stays_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_spec(text)

@@ -26,6 +26,25 @@ PLAN = plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", engine="turbomind"
 FEW = LoadSpec.of(images=0, requests=2, concurrency=2, warm_up=0)
 
 
+def iter_of(*loads: LoadSpec) -> Any:
+    """The loads of a trial, whatever they come to."""
+    for load in loads:  # noqa: UP028 - an iterator of a tuple takes nothing that is sent
+        yield load
+
+
+def test_the_next_load_begins_where_one_has_ended() -> None:
+    ends: list[TrialEnd] = []
+
+    def loads() -> Any:
+        ends.append((yield FEW))
+        ends.append((yield FEW.changed(requests=3)))
+
+    load = _Load(loads(), "k", stop := StopSignal())
+    with ScriptedServer(key="k") as server:
+        driven(load, server.url, stop)
+    assert [end.measured.answered for end in ends if end.measured] == [2, 3]
+
+
 def driven(load: _Load, url: str, stop: StopSignal) -> None:
     load.begin([url])
 
@@ -42,7 +61,7 @@ def test_every_option_of_a_load_reaches_it() -> None:
         images=2, image_size=(64, 32), shared_prefix=9, stop_early=True, rate=50.0, requests=2,
         warm_up=0,
     )  # fmt: skip
-    load = _Load(spec, "k", stop := StopSignal())
+    load = _Load(iter_of(spec), "k", stop := StopSignal())
     with ScriptedServer(key="k") as server:
         driven(load, server.url, stop)
     assert load.result is not None
@@ -55,14 +74,14 @@ def test_every_option_of_a_load_reaches_it() -> None:
     [("other", (), "does not know the key"), ("k", ("500", "500"), "no request was answered")],
 )
 def test_why_it_measured_nothing_is_known(key: str, answers: tuple[str, ...], why: str) -> None:
-    load = _Load(FEW, "k", stop := StopSignal())
+    load = _Load(iter_of(FEW), "k", stop := StopSignal())
     with ScriptedServer(*answers, key=key) as server:
         driven(load, server.url, stop)
-    assert why in load.why
+    assert why in load.last.why
 
 
 def test_a_load_that_is_killed_says_how_it_ended() -> None:
-    load = _Load(FEW, "k", stop := StopSignal())
+    load = _Load(iter_of(FEW), "k", stop := StopSignal())
     with ScriptedServer("stall", "stall", key="k") as server:
         load.begin([server.url])
         assert server.stalled.wait(HANG)
@@ -71,11 +90,11 @@ def test_a_load_that_is_killed_says_how_it_ended() -> None:
         until(lambda: load.look() or stop.signal, "the trial ends")
         load.end()
     assert load.result is None
-    assert load.why == "the load ended with -9"
+    assert load.last.why == "the load ended with -9"
 
 
 def test_no_load_begins_after_an_engine_died() -> None:
-    load = _Load(FEW, "k", stop := StopSignal())
+    load = _Load(iter_of(FEW), "k", stop := StopSignal())
     with ScriptedServer(key="k") as server:
         load.died("engine: out of memory")
         driven(load, server.url, stop)

@@ -8,11 +8,17 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.tuning import SpeedFigures, TrialForecast, TrialRecord
+from turbofit.core.tuning import SpeedFigures, TrialForecast
 from turbofit.measure import tune_runner as runner
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune_runner import order
-from turbofit.measure.tune_space import TrialChoice, choices, forecast_of, mean_request
+from turbofit.measure.tune_space import (
+    LoadForecast,
+    TrialChoice,
+    choices,
+    forecast_of,
+    mean_request,
+)
 from turbofit.memory.account import VisionLoad
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
@@ -49,21 +55,21 @@ MEAN = mean_request(LoadSpec.of(image_size=(448, 448)))
 
 
 def choice(rate: float, ttft: float = 0.1, tpot: float = 0.01) -> TrialChoice:
-    forecast = TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
+    told = TrialForecast(requests_per_second=rate, ttft=None, tpot=tpot)
+    forecast = LoadForecast(requests_per_second=rate, ttft=ttft, tpot=tpot, told=told)
     return TrialChoice({"max_batch_size": rate}, USUAL, forecast)
 
 
-def measured(rate: float, ttft_p90: float) -> TrialRecord:
+def measured(rate: float, ttft_p90: float) -> tuple[LoadForecast, SpeedFigures]:
     """Settings with a forecast of 4 requests a second and 0.1 s to the first token."""
-    return TrialRecord(
-        number=1, options={}, engine="turbomind", tp=1, replicas=1, max_batch_size=4,
-        max_prefill_token_num=8192, quant_policy=0, enable_prefix_caching=False, kv_tokens=9,
-        forecast=choice(4).forecast, outcome="measured",
-        measured=replace(SEEN, requests_per_second=rate, ttft_p90=ttft_p90),
-    )  # fmt: skip
+    return choice(4).forecast, replace(SEEN, requests_per_second=rate, ttft_p90=ttft_p90)
 
 
-def rates(*given: TrialChoice, measured: TrialRecord | None = None, **slo: float) -> list[float]:
+def rates(
+    *given: TrialChoice,
+    measured: tuple[LoadForecast, SpeedFigures] | None = None,
+    **slo: float,
+) -> list[float]:
     return [one.rate for one in order(given, measured, slo, at_once=8)]
 
 
@@ -78,8 +84,6 @@ def test_the_highest_forecast_that_keeps_the_slo_comes_first() -> None:
     assert rates(few, some, many, measured=measured(1.0, 0.05), ttft=0.2) == [8, 4, 2]
     # An answer of 8 requests at once takes 8 s at one a second.
     assert rates(few, some, many, e2e=3.0) == [8, 4, 2]
-    died = replace(measured(1.0, 0.2), measured=None)
-    assert rates(few, some, many, measured=died, ttft=0.2) == [4, 2, 8]
 
 
 def test_all_keep_the_promise_and_fit_and_the_usual_plan_is_first() -> None:

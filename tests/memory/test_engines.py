@@ -164,6 +164,13 @@ def test_what_a_version_did_not_know_is_refused(model, engine, version, words):
         assert told.value.hint == "--engine pytorch does"
 
 
+def test_where_no_engine_of_a_release_runs_a_model_the_first_that_does_is_named() -> None:
+    with pytest.raises(UsageError, match=r"no engine of LMDeploy 0\.10\.1 runs Qwen3VL") as error:
+        engine_for(preset_model("qwen3-vl-4b"), "auto", "0.10.1")
+    assert "0.11.0 is the first that does" in error.value.message
+    assert error.value.hint == "--lmdeploy 0.11.0 or newer"
+
+
 def test_each_release_is_an_older_one_in_order_and_lists_what_turbofit_reads() -> None:
     data: dict[str, Any] = load_yaml(preset_path("engines", "architectures"))
     names = TEXT_ARCHITECTURES | set(VISION_READERS)

@@ -147,6 +147,7 @@ def test_siblings_are_planned_from_the_preset_and_say_what_is_assumed(hub_id, pr
         ("mlx-community/Qwen2.5-VL-7B-Instruct-MLX-4bit", "MLX"),
         ("mlx-community/Qwen2.5-VL-7B-Instruct-4bit", "MLX"),
         ("somebody/InternVL3-8B-lora", "turbofit merge"),
+        ("cpatonn/InternVL3_5-14B-AWQ-8bit", "compressed-tensors in 8 bits"),
         ("Intel/Qwen3-8B-int4-AutoRound", "by its name it is int4-autoround"),
     ],
 )

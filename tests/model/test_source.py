@@ -100,6 +100,30 @@ def test_names_of_nothing(name, hint, tmp_path, monkeypatch):
     assert len(error.message) < 200
 
 
+@pytest.mark.parametrize(
+    ("path", "hub_id"),
+    [
+        ("/data/models/InternVL2_5-8B-MPO", "OpenGVLab/InternVL2_5-8B"),
+        ("./Qwen2.5-VL-7B-Instruct-sft", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("/data/Qwen2.5-VL-7B-Instruct-lora-merged", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("/data/Qwen2.5-VL-7B-Instruct-merged", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    ],
+)
+def test_a_missing_folder_with_a_known_end_has_its_base_s_shapes(
+    path, hub_id, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    model = resolve_model(path)
+    assert model.weight_bytes == resolve_model(hub_id).weight_bytes
+    assert model.hub_id == path  # the folder is where the command runs
+    assert "its shapes are assumed to be those of the preset" in model.warnings[0]
+
+
+@pytest.mark.parametrize("path", ["/data/Qwen2.5-VL-7B-Instruct-lora", "/data/Qwen2.5-VL-9B-sft"])
+def test_a_missing_folder_of_another_kind_is_refused(path):
+    assert refused(path)
+
+
 def test_the_cache_answers_a_hub_id_and_an_alias(tmp_path):
     hub_id = "OpenGVLab/InternVL2-8B"
     folder = make_internvl2(cache_of(tmp_path, hub_id))

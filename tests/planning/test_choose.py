@@ -14,6 +14,8 @@ from turbofit.memory.engines import engine_named
 from turbofit.planning.choose import make_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.plan_view import plan_view
 
 
 def test_turbomind_stays_where_it_serves_all_that_was_asked() -> None:
@@ -133,3 +135,16 @@ def test_what_always_dies_is_refused_with_what_to_do():
     assert "github.com/InternLM/lmdeploy/issues/4863" in caught.value.message
     assert "0.17" in caught.value.hint
     assert make_plan(request, engine_named("turbomind", "0.17.0")).fits
+
+
+def test_the_goal_latency_says_what_it_made_best_and_beside_which() -> None:
+    plan = turbofit.plan("internvl3-8b", on="2xrtx3090", goal="latency")
+    assert plan.tp == 2
+    seconds = {shape.tp: 1 / shape.score for shape in reversed(plan.considered) if shape.fits}
+    best = 1 / plan.considered[0].score
+    assert best == min(seconds.values())
+    text = f"256 tokens in {best:.1f} s; tp 1: {seconds[1]:.1f} s"
+    assert text in plan.backend.reason
+    assert text in " ".join(paint(plan_view(plan), short=True).split())
+    usual = turbofit.plan("internvl3-8b", on="2xrtx3090")
+    assert "tokens in" not in usual.backend.reason

@@ -11,7 +11,7 @@ from turbofit.core.plan import Plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import vision_load_of
-from turbofit.planning.throughput import HostRate, host_rate
+from turbofit.planning.throughput import HostRate, host_rate, image_seconds
 
 #: Processor milliseconds of an image on two cores of a virtual machine: tiles of InternVL2 by a
 #: table (27 November 2026), and Transformers' image processor of Qwen2-VL with Pillow's decoding
@@ -71,7 +71,7 @@ def test_requests_a_second_are_the_lesser_of_host_and_cards() -> None:
     alone, few, many = (planned("internvl2-2b", f"1xh100{host}") for host in hosts)
     assert few.engines[0].settings == many.engines[0].settings == alone.engines[0].settings
     assert alone.throughput.host is None
-    assert "the host is not counted: its cores are not known" in alone.throughput.basis
+    assert "the host is not counted: its cores" in alone.throughput.basis
     assert many.throughput.requests_per_second == alone.throughput.requests_per_second
     host = few.throughput.host
     assert host is not None
@@ -80,8 +80,11 @@ def test_requests_a_second_are_the_lesser_of_host_and_cards() -> None:
     assert host.gpu_images_per_second == pytest.approx(
         alone.throughput.requests_per_second, rel=0.01
     )
-    # The requests that are there wait for the host, before their first token.
-    assert few.throughput.seconds_to_first_token > alone.throughput.seconds_to_first_token + 1
+    # A picture is prepared before its first token, on one core, however many there are.
+    first, bare = (each.usual_image.seconds_to_first_token_alone for each in (few, alone))
+    assert first == bare == many.usual_image.seconds_to_first_token_alone
+    text = alone.throughput.seconds_to_first_token_of_text
+    assert bare > text + image_seconds(alone.model.image_rule, 13, (1920, 1080))
     assert many.throughput.host is not None
     assert not many.throughput.host.binds
 

@@ -66,7 +66,7 @@ def test_more_free_memory_than_a_card_has_is_refused(settings):
     with pytest.raises(UsageError) as caught:
         turbofit.predict("internvl2-8b", on="1xrtx3090", free_at_cache=usable + 1, **settings)
     assert "is more than the 23.6 GiB that CUDA can hand out on GPU 0" in caught.value.message
-    assert "on SPEC" in caught.value.hint
+    assert "on=SPEC" in caught.value.hint
     for on in ("l4+rtx3060", "rtx3060+l4"):
         with pytest.raises(UsageError, match="RTX 3060"):  # the smallest card bounds it
             turbofit.predict("internvl2-8b", on=on, replicas=2, free_at_cache="20GiB")
@@ -125,3 +125,30 @@ def test_no_engine_is_split_over_mig_instances():
             told("internvl2-2b", on=cut, tp=2)
     assert turbofit.predict("internvl2-2b", on=cut, replicas=2).fits
     assert turbofit.predict("internvl2-2b", on=whole, tp=2).fits
+
+
+def test_an_older_account_that_is_little_too_high_says_that_it_is_at_the_edge() -> None:
+    """lmdeploy#3006: an RTX 3060 Ti of 8 GB ran this model with 0.6.5."""
+    asked = {"lmdeploy": "0.6.4", "max_batch_size": 1}
+    edge = turbofit.predict("qwen2.5-7b-awq", on="1xrtx3070", **asked)
+    assert not edge.fits
+    assert "at the edge (this account is an upper end, by as much as 256 MiB): runs out" in (
+        edge.verdict
+    )
+    far = turbofit.predict("qwen2.5-7b", on="1xrtx3070", **asked)
+    assert "at the edge" not in far.verdict
+
+
+def test_free_memory_that_a_log_told_has_a_way_out_or_none() -> None:
+    settings = {"on": "4xrtx3090", "tp": 4, "engine": "pytorch"}
+    died = turbofit.predict("internvl2-4b", **settings, free_at_cache="2GiB")
+    assert not died.fits
+    (way,) = died.remedies
+    name, value = way.change.split()
+    assert name == "--cache-max-entry-count"
+    lower = turbofit.predict(
+        "internvl2-4b", **settings, free_at_cache="2GiB", cache_max_entry_count=float(value)
+    )
+    assert way.effect == f"lives, with {lower.engines[0].kv.tokens:,} KV tokens"
+    none = turbofit.predict("internvl2-4b", **settings, free_at_cache="64MiB")
+    assert [remedy.change for remedy in none.remedies] == ["free the GPUs, or send smaller images"]

@@ -32,7 +32,7 @@ def test_more_requests_at_once_than_the_batches_of_all_engines_are_refused(monke
     for more in ({"on": "1xa100"}, {"on": "2xa100", "tp": 2}, {"on": "4xa100", "replicas": 1}):
         with pytest.raises(UsageError, match=one_engine) as caught:
             turbofit.plan("internvl2-8b", **asked, **more)
-        assert "concurrency 4 at most" in caught.value.hint
+        assert "concurrency=4 at most" in caught.value.hint
     two = turbofit.plan("internvl2-8b", on="2xa100", **asked)
     assert (two.replicas, two.requests_at_once) == (2, 8)
     found = turbofit.which("internvl2-8b", **asked)
@@ -56,7 +56,7 @@ def test_images_that_are_asked_for_contradict_a_model_or_an_engine_without_them(
         with pytest.raises(UsageError, match=r"Qwen2.5-7B-Instruct takes no images"):
             told("qwen2.5-7b", on="1xa100-80g", images=2)
     text = {"on": "1xa100", "language_model_only": True}
-    with pytest.raises(UsageError, match="images 2 asks for images"):
+    with pytest.raises(UsageError, match="images=2 asks for images"):
         turbofit.plan("internvl2-8b", images=2, **text)
     for more in ({}, {"images": 0}):
         assert turbofit.plan("internvl2-8b", **text, **more).fits

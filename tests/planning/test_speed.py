@@ -39,6 +39,7 @@ from turbofit.planning.speed import (
     work_of,
 )
 from turbofit.planning.throughput import forecast as forecast_of_all
+from turbofit.planning.throughput import server_seconds
 
 ENGINE = engine_named("turbomind")
 IMAGE = VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=13 * 256)
@@ -109,12 +110,13 @@ def test_a_cached_token_is_read_as_the_account_counts_it() -> None:
 def test_the_sum_over_replicas() -> None:
     two = [speed(), speed(kv=1)]
     request = resolve(PlanRequest(model="llama-3.1-8b", on="2xl4", images=0))
-    found = forecast_of_all(request, two, NO_IMAGES)
+    found = forecast_of_all(request, two, NO_IMAGES, engine="turbomind", gpus=request.visible)
     assert found.requests_per_second == round(sum(s.requests_per_second for s in two), 4)
     assert found.concurrent_requests == 9
-    assert found.seconds_to_first_token == round(two[1].seconds_to_first_token, 3)
+    assert found.seconds_to_first_token is None  # LMDeploy's scheduler of today was never measured
     assert "not measured" in found.basis
-    assert found.seconds_to_first_token_alone == round(two[0].alone, 3) < two[0].step + 1
+    alone = two[0].alone + server_seconds(NO_IMAGES)
+    assert found.seconds_to_first_token_alone == round(alone, 3) < two[0].step + 1
 
 
 def test_more_replicas_than_requests_are_idle_in_between() -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from turbofit import plan
 from turbofit.core.plan import Plan
-from turbofit.core.units import order
 from turbofit.memory.engines import engine_of
 from turbofit.planning.speed import GroupRates, group_rates
 from turbofit.planning.throughput import HostRate, image_seconds, with_host
@@ -89,10 +88,3 @@ def test_a_lone_request_waits_for_the_host_and_many_do_not() -> None:
     assert with_host(2.0, 1.0, slow, 1)[0] == 1.0
     assert with_host(2.0, 8.0, slow, 1)[0] == 2.0
     assert with_host(20.0, 8.0, slow, 1)[0] == 10.0 < with_host(20.0, 8.0, fast, 1)[0]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(8.2, "10"), (3.6, "3"), (0.16, "0.1"), (1700, "1,000"), (0.0021, "0.003")]
-)
-def test_an_order(value: float, text: str) -> None:
-    assert order(value) == text

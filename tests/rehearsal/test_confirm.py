@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 import turbofit
 from tests.support.plans import changed
-from turbofit.core.engine_end import End, RehearsedCache
+from turbofit.core.engine_end import AnyEnd, RehearsedCache
 from turbofit.core.plan import Plan, Rehearsal, alike
 from turbofit.core.units import GIB, MIB
 from turbofit.rehearsal import confirm
@@ -26,7 +26,7 @@ def plan() -> Plan:
 
 
 def ended(outcome: Any, missing: int = 0) -> Rehearsal:
-    death = End(phase="serving", where="a call", asked=missing, left=0) if missing else None
+    death = AnyEnd(phase="serving", where="a call", asked=missing, left=0) if missing else None
     kept = RehearsedCache(
         free=(10 * GIB,), region=(None,), object_size=None, slab_size=None, tokens=None
     )

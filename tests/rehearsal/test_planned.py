@@ -91,8 +91,8 @@ def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
     delta = "gated delta nets run kernels of fla and TileLang"
     for name, why, torch, hint in (
         ("llama-4-scout", "would load 2.5 GiB", False, "give the folder of its checkpoint"),
-        ("qwen3.5-35b-a3b", delta, True, "turbofit rehearse --engine pytorch"),
-        ("qwen3-next-80b-a3b", delta, True, "turbofit rehearse --engine pytorch"),
+        ("qwen3.5-35b-a3b", delta, True, "turbofit rehearse MODEL --engine pytorch"),
+        ("qwen3-next-80b-a3b", delta, True, "turbofit rehearse MODEL --engine pytorch"),
     ):
         with pytest.raises(UsageError, match=why) as refused:
             checkpoint_for(resolve_model(name), tmp_path, torch=torch)

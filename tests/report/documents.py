@@ -8,7 +8,7 @@ import msgspec
 
 from tests.support.plans import changed
 from turbofit import api
-from turbofit.core.engine_end import End, Moment, RehearsedCache, RehearsedCase
+from turbofit.core.engine_end import AnyEnd, Moment, RehearsedCache, RehearsedCase
 from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.run_report import (
     EngineRecord,
@@ -59,7 +59,7 @@ def rehearsed(plan: Plan, *, dies: bool = False) -> Plan:
         Moment(phase=name, peak=(size + MIB,), end=(size,), image=name == "case vision_request")
         for name, size in sizes.items()
     )
-    death = End(
+    death = AnyEnd(
         phase="case vision_request", where="QwenVit::Impl::Attn", asked=512 * MIB, left=202 * MIB
     )
     case = RehearsedCase(name="vision_request", peak=(first.peak,), transient=(MIB,), pinned=0)

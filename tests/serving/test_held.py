@@ -68,7 +68,9 @@ def test_what_the_engine_does_not_survive_is_lowered_and_said(config) -> None:
         ({}, {"input_ids": [-1]}, "ids are between 0 and 511"),
     ],
 )
-def test_what_cannot_be_lowered_is_the_requests_own_error(config, fields, keywords, word) -> None:
+def test_what_cannot_be_lowered_is_the_requests_own_error(
+    config, fields, keywords, word, caplog
+) -> None:
     from lmdeploy.serve.core.exceptions import RequestError
 
     engine = Engine()
@@ -76,6 +78,8 @@ def test_what_cannot_be_lowered_is_the_requests_own_error(config, fields, keywor
     with pytest.raises(RequestError, match=word):
         asyncio.run(engine.preprocess("x", 1, config(**fields), **keywords))
     assert engine.given == []
+    (record,) = [one for one in caplog.records if one.name.startswith("turbofit")]
+    assert (record.levelname, word in record.getMessage()) == ("WARNING", True)
     with pytest.warns(UserWarning, match="top_k"):  # by position too
         asyncio.run(engine.preprocess("x", 1, config(top_k=2000)))
     assert engine.given[0][1].top_k == 1024

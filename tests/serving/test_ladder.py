@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tests.support.plans import changed, plausible_plan
 from turbofit import api
 from turbofit.cli.main import main
-from turbofit.core.engine_end import End
+from turbofit.core.engine_end import End, Phase
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.serving.engine.launches import Launch
@@ -26,7 +26,7 @@ from turbofit.serving.supervisor import Supervisor
 pytestmark = pytest.mark.usefixtures("state")
 
 
-def died(phase: str, **facts: Any) -> End:
+def died(phase: Phase, **facts: Any) -> End:
     return End(kind=facts.pop("kind", "out_of_memory"), phase=phase, **facts)
 
 
@@ -55,6 +55,13 @@ def steps(ended: End, plan: Plan, **fixed: Any) -> list[str]:
 )
 def test_each_phase_has_its_setting(ended: End, wanted: list[str], plan: Plan) -> None:
     assert steps(ended, plan) == wanted
+
+
+@pytest.mark.parametrize("phase", get_args(Phase))
+def test_whatever_a_log_shows_has_a_rung(phase: Phase, plan: Plan) -> None:
+    """A log that shows no forward may still show that the engine served, or was checked."""
+    wanted = [] if phase == "host" else ["margin"]
+    assert [step for step in steps(died(phase), plan) if step == "margin"] == wanted
 
 
 @pytest.mark.parametrize("phase", ["weights", "cache", "warm-up", "vision"])

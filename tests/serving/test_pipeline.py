@@ -358,7 +358,7 @@ def test_the_transformers_format_is_held_by_its_processor(
     assert sum(units) <= pipe.plan.promise.limits.units_per_request
 
 
-def test_more_images_than_planned_share_the_units(pipeline, internvl2, image) -> None:
+def test_more_images_than_planned_share_the_units(pipeline, internvl2, image, caplog) -> None:
     pipe = pipeline(internvl2, images=2)
     most = pipe.plan.promise.limits.units_per_request
     assert pipe(("?", [image, image])).text == "ok"
@@ -368,6 +368,8 @@ def test_more_images_than_planned_share_the_units(pipeline, internvl2, image) ->
     answer = pipe(("?", [image] * 27))
     assert answer.finish_reason == "error"
     assert "27 images in a request, the limit is 26" in answer.error_message
+    said = [one.getMessage() for one in caplog.records if one.name.startswith("turbofit")]
+    assert said == ["a request is refused: 27 images in a request, the limit is 26"]
     assert len(seen(pipe)) == 2
     session = None
     for turn in range(1, 5):  # a chat goes on with a picture in each

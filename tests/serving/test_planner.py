@@ -17,19 +17,20 @@ from tests.support.gateway import plan_for
 from tests.support.plans import changed, plausible_plan
 from tests.support.serving import ask_at
 from tests.support.waiting import until
-from turbofit.core.engine_end import End, RehearsedCache
+from turbofit.core.engine_end import AnyEnd, RehearsedCache
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.units import MIB
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.machine import source
+from turbofit.model.source import resolve_model
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.rehearsal import confirm
 from turbofit.serving.leases import Leases
 from turbofit.serving.options import ServeConfig
-from turbofit.serving.planner import Planner, leases_for
+from turbofit.serving.planner import Planner, launch_request, leases_for
 from turbofit.serving.run import Reloader
 from turbofit.serving.supervisor import StopSignal
 
@@ -39,7 +40,7 @@ CACHE = RehearsedCache(free=(), region=(), object_size=None, slab_size=None, tok
 
 
 def rehearsed(outcome: Any, *, fits: bool) -> Plan:
-    death = End(phase="warm-up", where="somewhere", asked=2, left=1)
+    death = AnyEnd(phase="warm-up", where="somewhere", asked=2, left=1)
     rehearsal = Rehearsal(
         outcome=outcome, seconds=1.0, engine_version="0.18.0", cases=(), cache=CACHE, death=death
     )
@@ -207,3 +208,21 @@ def test_the_hangup_reloads_and_ends_the_run_where_the_terminal_closed(job, monk
         assert stop.signal is signal.SIGHUP
     assert known(job, "two")
     assert len(job.said) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["./internvl2-26b", "../internvl2-26b", "/nowhere/internvl2-26b", "~/internvl2-26b"]
+)
+def test_a_launch_downloads_no_preset_for_a_path_that_is_not_here(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan notes it, and plans for the preset."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "is here: by its name it is the preset" in resolve_model(name).warnings[0]
+    request = PlanRequest.of(model=name, on="1xa100-80g")
+    for pretend in (True, False):
+        with pytest.raises(UsageError, match="is here") as caught:
+            launch_request(request, pretend=pretend)
+        assert "turbofit plan internvl2-26b" in caught.value.hint
+    assert launch_request(request.changed(model="internvl2-26b"), pretend=False).model

@@ -21,7 +21,8 @@ needs("lmdeploy", "fastapi", "torchvision")
 
 ONE = (
     "internvl2-1b", "--on", "1xrtx3090", "--engine", "turbomind", "--pretend", "--concurrency", "2",
-    "--requests", "6", "--output-tokens", "4", "--prompt-tokens", "16", "--image-size", "448x448",
+    "--clock", "0", "--requests", "6", "--output-tokens", "4", "--prompt-tokens", "16",
+    "--image-size", "448x448",
 )  # fmt: skip
 
 
@@ -71,6 +72,7 @@ def serve_begins_with_the_best(children: list[Child], tmp_path: Path, **environ:
     ("command", "words", "code", "text"),
     [
         ("tune", ONE_MACHINE, 2, "tune measures the machine here"),
+        ("tune", (*ONE_MACHINE, "--clock", "2"), 2, "--clock is the time of pretend GPUs"),
         ("tune", (*ONE, "--slo", "ttft"), 2, "no limit"),
         ("tune", (*ONE, "--time", "20GiB"), 2, "--time '20GiB' is no time"),
         ("tune", (*ONE, "--budget", "1GiB"), 3, "does not fit"),

@@ -132,6 +132,8 @@ def serve_pretend(
     """Start it; the caller waits. A ``standby`` imports as much as an engine does."""
     port = free_port()
     more = () if standby else ("--no-standby",)
+    if "--clock" not in words:  # a test waits for events, and for no forecast
+        more += ("--clock", "0")
     child = start_turbofit(
         children, state, "serve", "--pretend", "--port", str(port), *more, *words, **environ
     )

@@ -29,11 +29,14 @@ from turbofit.serving.passthrough import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The name of LMDeploy's server: the last word of its command, or a module that Python runs.
-_COMMAND: Final = re.compile(r"(?:.*/)?lmdeploy serve api_server")
+#: The name of LMDeploy's server: the last word of its command, or a module that Python runs. vLLM's
+#: line is read as well, so that each of its options is answered.
+_COMMAND: Final = re.compile(r"(?:.*/)?lmdeploy serve api_server|(?:.*[ /])?vllm serve")
 _MODULE: Final = re.compile(r"lmdeploy\.serve\.(?:openai\.)?api_server")
 _VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
-_OF_PROGRAM: Final = re.compile(r"python[\d.]*|-m|(?:.*/)?lmdeploy(?:\.\S+)?|serve|api_server")
+_OF_PROGRAM: Final = re.compile(
+    r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm)(?:\.\S+)?|serve|api_server"
+)
 
 
 class TypedOption(Protocol):
@@ -49,6 +52,7 @@ class Typed(NamedTuple):
     ``words`` are turbofit's own, in click's form; ``passed`` are LMDeploy's options for the engine.
     ``variables`` are the environment variables that the line sets. ``notes`` are sentences on what
     became of LMDeploy's words. ``unknown`` are options that neither turbofit nor LMDeploy has.
+    ``in_place``: the line names LMDeploy's server, in whose place turbofit runs.
     """
 
     words: list[str]
@@ -56,6 +60,7 @@ class Typed(NamedTuple):
     variables: dict[str, str]
     notes: list[str]
     unknown: list[str]
+    in_place: bool = False
 
 
 def read(
@@ -106,8 +111,8 @@ class _Reader:
             self._lists.setdefault(name, []).extend(given or take_values(left, "*", name))
             return
         if name == "--on" and name in self.own:
-            hint = "one machine of unequal cards is --on A+B"
-            raise UsageError("--on is given twice", hint=hint, options=["on"])
+            hint = "one machine of unequal cards is `--on A+B`"
+            raise UsageError("`--on` is given twice", hint=hint)
         self.own.append("=".join([name, *given]))
         if left and not given and not option.bare:
             if is_option(left[0]):
@@ -133,6 +138,7 @@ class _Reader:
             return "for the engine" if row.is_ == "passed" else ""
         for word in map(os.path.expandvars, row.as_):
             self.own += [it for value in values for it in (word, value)] if row.values else [word]
+        self.own += row.in_place if self._typed.in_place else ()
         return f"as {' and '.join(targets)}" if targets else f"left out: {row.say}"
 
     def words(self) -> list[str]:
@@ -151,7 +157,7 @@ class _Reader:
 def _pasted(words: Sequence[str]) -> Typed:
     """Cut a pasted command line of LMDeploy's server down to its arguments and variables."""
     for at, word in enumerate(words):
-        if "api_server" in word and len(word.split()) > 1:
+        if re.search("api_server|vllm serve", word) and len(word.split()) > 1:
             try:
                 line = shlex.split(os.path.expandvars(re.sub(r"\\\s*\n", " ", word)))
             except ValueError as exc:
@@ -177,7 +183,8 @@ def _cut(before: Sequence[str], words: list[str]) -> Typed:
     found = [match for word in before if (match := _VARIABLE.fullmatch(word))]
     left_out = len(found) < sum(not _OF_PROGRAM.fullmatch(word) for word in before)
     notes = ["left out: what else stands before lmdeploy serve api_server"] if left_out else []
-    return Typed(words, [], {match[1]: match[2] for match in found}, notes, [])
+    in_place = "".join(before[-1:]).endswith("api_server")
+    return Typed(words, [], {match[1]: match[2] for match in found}, notes, [], in_place)
 
 
 def _are_letters(word: str, options: Mapping[str, TypedOption]) -> bool:
@@ -187,7 +194,7 @@ def _are_letters(word: str, options: Mapping[str, TypedOption]) -> bool:
 
 _WINDOWS: Final = os.name == "nt"
 #: The key of the words that a context was made of, sorted.
-_TYPED: Final = "turbofit.typed"
+TYPED: Final = "turbofit.typed"
 _GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
@@ -320,7 +327,7 @@ class CliCommand(click.Command):
         if self.takes_rest:
             ctx.params["rest"] = [*typed.passed, *rest]
         _choose_gpus(typed, ctx)
-        ctx.meta[_TYPED] = typed
+        ctx.meta[TYPED] = typed
         check_names(ctx)
         self._check_forms(ctx)
         return left
@@ -342,7 +349,7 @@ class CliCommand(click.Command):
                 f"{ctx.command_path} does not run on Windows",
                 hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
             )
-        form, typed = ctx.params.get("form", Form()), ctx.meta.get(_TYPED)
+        form, typed = ctx.params.get("form", Form()), ctx.meta.get(TYPED)
         if self.only_linux:
             from turbofit.core.process.log_queue import queued_stderr  # it imports logging
         try:

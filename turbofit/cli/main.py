@@ -37,8 +37,10 @@ _EXTRAS: Final = {
     "ray": "ray", "lmdeploy": "lmdeploy", "accelerate": "fallback", "transformers": "fallback",
 }  # fmt: skip
 
-#: Commands that run LMDeploy behind a gateway.
-_ON_LMDEPLOY: Final = frozenset({"serve", "calibrate", "tune"})
+#: The package that a command needs beside the gateway's; the extra of its name installs both.
+_BEHIND_GATEWAY: Final = {
+    **dict.fromkeys(("serve", "calibrate", "tune"), "lmdeploy"), "cluster": "ray",
+}  # fmt: skip
 
 #: New objects before the first garbage collection; a plan makes about 60,000.
 _OBJECTS_BEFORE_COLLECTION: Final = 100_000
@@ -100,8 +102,9 @@ def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
         return None
     from turbofit.core.installation import install_command, installed
 
-    if extra == "gateway" and {*argv[:1]} & _ON_LMDEPLOY and installed("lmdeploy") is None:
-        extra = "lmdeploy"  # it installs the gateway's packages, too
+    behind = _BEHIND_GATEWAY.get("".join(argv[:1]))
+    if extra == "gateway" and behind is not None and installed(behind) is None:
+        extra = behind
     return PackageError(
         f"this needs {package}, which is not installed",
         hint=f"install it with {install_command(extra)}",
@@ -167,7 +170,7 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 def unknown_command(words: list[str]) -> UsageError:
     """Return the error for a first word that is not a command."""
     from turbofit.cli.usage_errors import unknown_word
-    from turbofit.core.messages import guess
+    from turbofit.core.messages import guess, neighbours
     from turbofit.core.process.hidden import without_secrets
 
     (name,) = without_secrets(words[:1])
@@ -177,7 +180,7 @@ def unknown_command(words: list[str]) -> UsageError:
         if "=" in name and not name.startswith("-"):
             hint = f"a variable stands before turbofit: {name} turbofit {command} OPTIONS"
         return UsageError(f"{name!r}: {what}", hint=hint)
-    hint = guess(name, COMMANDS, 3) or unknown_word(words[0])
+    hint = neighbours()["commands"].get(name) or guess(name, COMMANDS, 3) or unknown_word(words[0])
     return UsageError(
         f"unknown command {name!r}", hint=hint or "turbofit --help lists the commands"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import guess, of_vllm
+from turbofit.core.messages import guess, neighbour, neighbours, of_vllm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
         hint = f"{typed}: {what or 'a value behind it'}; {hint}"
     elif extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
         arguments = {it.name for it in ctx.command.params if isinstance(it, click.Argument)}
-        known = unknown_word(extra[1])
+        known = neighbours()["arguments"].get(ctx.info_name) or unknown_word(extra[1])
         if "model" in arguments and known.startswith("it is a model"):
             known = (
                 "one model at a time: two `turbofit serve MODEL --budget 45%` share a card, and"
@@ -61,6 +61,7 @@ def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Conte
         name = param.make_metavar(ctx).strip("[].")
         hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
     text = f"{name}: {exc.message.rstrip('.')}"
+    hint = neighbours()["commands"].get("".join(re.findall("'(.*?)'", exc.message)[:1]), hint)
     if isinstance(exc, click.MissingParameter):
         text = f"{name} is missing"
     elif isinstance(param.type, click.types.BoolParamType):
@@ -84,25 +85,33 @@ def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
 def _known_elsewhere(name: str, ctx: click.Context) -> str:
     """Return a hint on an option that a command lacks.
 
-    The hint names the commands that have the option, else the options that begin with the name,
-    else the nearest of this command's options.
+    The hint names this command's option for it, else those that begin with the name, else who has
+    the option, else the nearest of this command's options.
     """
+    params, command = ctx.command.params, ctx.info_name or ""
+    own = [option for param in params for option in param.opts if option[:2] == "--"]
+    begun = [option for option in own if option.startswith(name)]
+    hint = neighbour(name, [str(param.name) for param in params], option_of, command)
+    if hint := hint or of_vllm(name, option_of):
+        return hint
+    if 0 < len(begun) <= _MEANT:
+        return f"did you mean {' or '.join(begun)}?"
+    its = [option for option in own if option not in _EVERYWHERE]
+    listed = f"its options are {', '.join(its)}" if len(its) <= _LISTED else ""
+    return _who_has(name, own, ctx) or guess(name, own) or listed
+
+
+def _who_has(name: str, own: Sequence[str], ctx: click.Context) -> str:
+    """Return a hint on an option of other commands or of LMDeploy; empty if nobody has it."""
     from turbofit.serving.passthrough import engine_options
 
-    own = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
-    if known := of_vllm(name, option_of):
-        return known
     having = [command for command, param in options_by_command(ctx) if name in param.opts]
     if having:
         return f"turbofit {', '.join(having[:3])} {'have' if having[1:] else 'has'} it"
     if row := engine_options().get(name):
         here = next((option for option in row.as_ if option in own), "")
         return f"it is LMDeploy's; here: {here or f'turbofit serve MODEL {name}'}"
-    begun = [option for option in own if option.startswith(name)]
-    if 0 < len(begun) <= _MEANT:
-        return f"did you mean {' or '.join(begun)}?"
-    its = [option for option in own if option not in _EVERYWHERE]
-    return guess(name, own) or (f"its options are {', '.join(its)}" if len(its) <= _LISTED else "")
+    return ""
 
 
 def unknown_word(word: str) -> str:

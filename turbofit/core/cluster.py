@@ -114,7 +114,7 @@ class NodeStatus(Struct):
     state: Literal["joining", "starting", "serving", "draining", "drained", "unfit"]
     cards: Annotated[str, doc("Its GPUs in words.")] = ""
     why_not: Annotated[str, doc("Why it serves nothing.")] = ""
-    said: Annotated[str, doc("Its turbofit serve's last line, or that no controller asks.")] = ""
+    said: Annotated[str, doc("The last line of its server, or that no controller asks.")] = ""
     url: Annotated[str, doc("Where fronts reach it.")] = ""
     at_once: Annotated[int, doc("Requests that it runs at once.")] = 0
     tokens: Annotated[int, doc("KV tokens that its caches hold.")] = 0

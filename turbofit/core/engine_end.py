@@ -23,8 +23,16 @@ EndKind = Literal[
 ]  # fmt: skip
 
 
-class End(Struct):
-    """How an engine ended, when it was launched, rehearsed, or run on pretend GPUs."""
+#: What an engine was doing when it died, or what it needed the memory for.
+Phase = Literal[
+    "starting", "start", "weights", "cache", "warm-up", "vision", "text", "quantising", "serving",
+    "check", "ready", "host", "host RAM", "start-up hang", "configuration", "peer access",
+    "communication", "none", "unknown",
+]  # fmt: skip
+
+
+class AnyEnd(Struct):
+    """How an engine ended on real or on pretend GPUs, whose account has finer phases."""
 
     kind: EndKind = "unknown"
     phase: Annotated[str, doc("What the engine did or the memory was for, or case NAME.")] = ""
@@ -92,6 +100,12 @@ def signal_name(number: int) -> str:
         return str(number)
 
 
+class End(AnyEnd):
+    """How an engine ended when it was launched."""
+
+    phase: Phase | Literal[""] = ""
+
+
 class RehearsedCase(Struct):
     """What the engine took in one worst case: bytes on each GPU, and pinned bytes of the host."""
 
@@ -149,7 +163,7 @@ class Rehearsal(Struct):
     engine_version: str
     cases: tuple[RehearsedCase, ...]
     cache: RehearsedCache
-    death: End | None
+    death: AnyEnd | None
     not_known: Annotated[tuple[str, ...], doc("What a rehearsal cannot see.")] = ()
     timeline: Annotated[tuple[Moment, ...], doc("Its phases in order, to its end.")] = ()
     together: tuple[RehearsedTogether, ...] = ()

@@ -5,10 +5,33 @@ Any other exception is a bug in turbofit, and ends the process with exit code 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+import re
+from keyword import iskeyword
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+#: An option that a text marks, with its value: `--on SPEC`. Each door spells what is marked.
+_MARKED: Final = re.compile("`--([a-z][a-z-]*)(?: ([^`]*))?`")
+
+
+def spelled_in_shell(text: str) -> str:
+    """Return a text with its marked options as they are typed: ``--on SPEC``."""
+    return _MARKED.sub(lambda mark: mark[0].strip("`"), text)
+
+
+def _keyword(mark: re.Match[str]) -> str:
+    """Return a marked option as a keyword in Python: ``tp``, ``tp=4``, ``on=SPEC``, ``on="l4"``."""
+    name, value = _field(mark), mark[2] or ""
+    if not value or value.isdigit() or value.isupper():
+        return "=".join(filter(None, (name, value)))
+    return f'{name}="{value}"'
+
+
+def _field(mark: re.Match[str]) -> str:
+    name = mark[1].replace("-", "_")
+    return f"{name}_" if iskeyword(name) else name
 
 
 def option_of(setting: str) -> str:
@@ -22,8 +45,11 @@ class TurbofitError(Exception):
     Args:
         message: one line that names the cause.
         hint: one line that says what to do about it.
-        options: the fields of the options that both lines name, the wrong option first. The lines
-            spell them as the command line does; `name_keywords` changes that for Python.
+        options: the fields of options that are wrong, before those that the lines mark,
+            in their order: a mark is an option in back ticks, with its value: ```--on SPEC```.
+
+    Marked options are spelled as the command line does; `name_keywords` changes that for Python.
+    What is not marked, such as a command of `turbofit`, stays as it is.
     """
 
     exit_code: ClassVar[int] = 1
@@ -31,25 +57,21 @@ class TurbofitError(Exception):
 
     def __init__(self, message: str, *, hint: str, options: Sequence[str] = ()) -> None:
         # White space is folded, since a quoted file or exception must not break the line.
-        self.message = " ".join(message.split())
-        self.hint = " ".join(hint.split())
-        self.options = tuple(options)
-        super().__init__(self.message)
+        self._marked = [" ".join(message.split()), " ".join(hint.split())]
+        named = map(_field, _MARKED.finditer(" ".join(self._marked)))
+        self.options = tuple(dict.fromkeys([*options, *named]))
+        self._say(*map(spelled_in_shell, self._marked))
+
+    def _say(self, message: str, hint: str) -> None:
+        self.message, self.hint = message, hint
+        super().__init__(message)
+        self.__dict__.pop("__notes__", None)
         if hasattr(self, "add_note"):  # from Python 3.11 on, for the traceback
             self.add_note(f"hint: {self.hint}")
 
-    @property
-    def option(self) -> str | None:
-        """The name of the field whose option is wrong; None if no option is wrong."""
-        return self.options[0] if self.options else None
-
     def name_keywords(self) -> None:
-        """Spell this error's options as keywords: ``tp`` instead of ``--tp``."""
-        lines = [self.message, self.hint]
-        for name in sorted(self.options, key=len, reverse=True):
-            lines = [line.replace(option_of(name), name) for line in lines]
-        self.__dict__.pop("__notes__", None)
-        TurbofitError.__init__(self, lines[0], hint=lines[1], options=self.options)
+        """Spell the marked options as keywords: ``tp=4`` instead of ``--tp 4``."""
+        self._say(*(_MARKED.sub(_keyword, line) for line in self._marked))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the error as the JSON document that ``--json`` prints."""
@@ -92,9 +114,6 @@ class MachineError(TurbofitError):
 
 class NoGpuError(MachineError):
     """No GPU can be measured on this machine; a person can still describe a machine."""
-
-    def __init__(self, message: str, *, hint: str, options: Sequence[str] = ("on",)) -> None:
-        super().__init__(message, hint=hint, options=options)
 
 
 class LaunchError(TurbofitError):

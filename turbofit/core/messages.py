@@ -5,10 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.presets import load_yaml, presets_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,11 +62,10 @@ def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") 
     """
     for name, value in options.items():
         if value or value == "":
-            option = option_of(name)
+            option = f"`{option_of(name)}`"
             raise UsageError(
                 f"{option} and {beside} do not go together",
                 hint=f"leave {option} out{hint}",
-                options=[name],
             )
 
 
@@ -93,22 +92,43 @@ def plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text.strip().strip(_QUOTES)).strip()
 
 
-@cache
-def _vllm() -> dict[str, dict[str, str]]:
-    options: dict[str, dict[str, str]] = load_yaml(preset_path("engines", "vllm-options"))
-    return options
-
-
 def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
     """Say what turbofit has instead of an option of vLLM; empty if vLLM has no such option.
 
     ``spelled`` turns the name of a setting into the name of turbofit's option.
     """
-    row = _vllm().get(name.lstrip("-").replace("_", "-").lower())
+    row = neighbours()["vllm"].get(name.lstrip("-").replace("_", "-").lower())
     if row is None:
         return ""
-    words = [spelled(row["here"]) if "here" in row else "", row.get("say", "")]
-    return f"an option of vLLM; here: {', '.join(filter(None, words))}"
+    return f"an option of vLLM; here: {_told(row, spelled)}"
+
+
+def _told(row: Mapping[str, str], spelled: Callable[[str], str]) -> str:
+    return ", ".join(spelled(text) if key == "here" else text for key, text in row.items())
+
+
+@cache
+def neighbours() -> dict[str, Any]:
+    """Return the words of others, and turbofit's own for each, as presets/neighbours.yaml has them.
+
+    The words are those of commands, options, arguments and SPECs, and of vLLM.
+    """
+    table: dict[str, Any] = load_yaml(presets_dir() / "neighbours.yaml")
+    return table
+
+
+def neighbour(
+    name: str, known: Iterable[str], spelled: Callable[[str], str], command: str = ""
+) -> str:
+    """Say which of the ``known`` settings an option of another name means; empty for other names.
+
+    ``spelled`` is as for `of_vllm`; ``command`` may have rows of its own.
+    """
+    rows, word = neighbours()["options"], name.lstrip("-").replace("_", "-").lower()
+    row = rows.get(command, {}).get(word) or rows["every"].get(word)
+    if row is None or ("here" in row and row["here"] not in known):
+        return ""
+    return f"here: {_told(row, spelled)}" if "here" in row else str(row["say"])
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:

@@ -15,7 +15,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins
-from turbofit.core.units import MIB, order, round_up, three_digits, two_digits
+from turbofit.core.units import MIB, round_up, three_digits, two_digits
 
 if TYPE_CHECKING:
     from turbofit.core.struct import Options
@@ -281,32 +281,36 @@ class HostImages(Struct):
     cores: Annotated[int, doc("Those whose time the engines' threads for images may use.")]
     seconds_per_image: Annotated[float, doc("Processor seconds of one core.")]
     images_per_second: Annotated[float, doc("What these cores prepare.")]
-    gpu_images_per_second: Annotated[float, doc("What the GPUs take.")]
+    gpu_images_per_second: Annotated[
+        float | None, doc("What the GPUs take; null: no forecast of them can be trusted.")
+    ]
     measured: Annotated[bool, doc("Whether this host was measured, or a usual core is assumed.")]
 
     @property
     def binds(self) -> bool:
         """Whether the host prepares fewer images a second than the GPUs take."""
-        return self.images_per_second < self.gpu_images_per_second
+        return self.images_per_second < (self.gpu_images_per_second or 0.0)
 
     @property
     def words(self) -> str:
-        """The rates of the host and of the GPUs, in words."""
-        rate, of_gpus = two_digits(self.images_per_second), two_digits(self.gpu_images_per_second)
+        """The rates of the host and, if known, of the GPUs, in words."""
         cores = f"{self.cores} {plural(self.cores, 'core')}"
         prepare = "prepares" if self.cores == 1 else "prepare"
-        return f"{cores} {prepare} {rate} images/s, the GPUs take {of_gpus}"
+        text = f"{cores} {prepare} {two_digits(self.images_per_second)} images/s"
+        taken = self.gpu_images_per_second
+        return text if taken is None else f"{text}, the GPUs take {two_digits(taken)}"
 
 
 class Surety(Struct):
     """How sure a forecast is, by the errors of earlier forecasts of the same kind."""
 
-    kind: Annotated[str, doc("What was compared: text or images, and the engine.")]
+    kind: Annotated[str, doc("What was compared: images or text, of which model, engine, cards.")]
     word: Annotated[
         Literal["good", "fair", "rough", "order", "unknown"],
         doc(
             "Nine of ten figures are off by at most 1.25, 1.5 or 2 times, or (order) by more, and a"
-            " word less sure on cards of which there is none; unknown: there is no figure."
+            " word less sure on cards of which there is none; unknown: there is no figure. Of the"
+            " last two no figure is told."
         ),
     ]
     figures: Annotated[int, doc("Those that were compared.")] = 0
@@ -314,6 +318,27 @@ class Surety(Struct):
     p90: Annotated[float | None, doc("Share by which nine of ten differ, at most.")] = None
     worst: Annotated[float | None, doc("By how many times the worst one is off.")] = None
     seen: Annotated[bool, doc("Whether figures of all of these cards are among them.")] = False
+    measured: Annotated[str, doc("What others measured of a kind that is not told; or empty.")] = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether a figure of this kind is told: nine of ten are within a factor of two."""
+        return self.word not in ("order", "unknown")
+
+    def told(self, value: float, digits: int) -> float | None:
+        """Return the rounded figure; None if no figure of this kind is told."""
+        return round(value, digits) if self.known else None
+
+    @property
+    def why(self) -> str:
+        """Why no figure is told, in words."""
+        measured = f" ({self.measured})" if self.measured else ""
+        if self.worst is None:
+            return f"nobody has measured {self.kind}{measured}"
+        return (
+            f"forecasts of {self.kind} were up to {self.worst:.1f} times off"
+            f"{'' if self.seen else ', of other cards'}{measured}"
+        )
 
     @property
     def words(self) -> str:
@@ -326,64 +351,53 @@ class Surety(Struct):
             f"{'' if self.seen else ' of other cards'}"
         )
 
-    @property
-    def in_a_word(self) -> str:
-        """How sure the forecast is, in a word or two; docs/accuracy.md explains the words."""
-        return {"order": "very rough", "unknown": "unchecked"}.get(self.word, self.word)
-
-    def figure(self, value: float) -> str:
-        """Write a number with two digits.
-
-        If only the order of the forecast is known, write ``about`` and the nearest of 1, 3, 10 and
-        so on.
-        """
-        if not self.of_order or value <= 0:
-            return two_digits(value)
-        return f"about {order(value)}"
-
-    @property
-    def of_order(self) -> bool:
-        """Whether the forecast is so unsure that at most its order of magnitude is known."""
-        return self.word in ("order", "unknown")
-
 
 class Throughput(Struct):
     """A forecast of speed, never a promise; ``basis`` says what it rests on.
+
+    Each figure has a surety of its own kind, and is null where that tells no figure.
 
     ``seconds_to_first_token`` is for a request that comes while all other requests are running.
     """
 
     basis: str
-    requests_per_second: float
-    output_tokens_per_second: float
+    requests_per_second: float | None
+    output_tokens_per_second: float | None
     concurrent_requests: int
-    seconds_to_first_token: float = 0.0
+    seconds_to_first_token: float | None = None
     seconds_to_first_token_alone: Annotated[
-        float, doc("Of a request that finds the engine idle; 0: a plan that was made before.")
-    ] = 0.0
+        float | None, doc("Of a request that finds the engine idle, its images the largest.")
+    ] = None
+    seconds_to_first_token_of_text: Annotated[
+        float | None, doc("Of a request without images that finds the engine idle.")
+    ] = None
     median_error: Annotated[
         float | None, doc("Share by which half of the figures of this kind differ, at most.")
     ] = None
     surety: Annotated[Surety | None, doc("Of requests and tokens a second.")] = None
     first_token: Annotated[Surety | None, doc("Of the first token among others.")] = None
     first_token_alone: Annotated[Surety | None, doc("Of the first token alone.")] = None
+    first_token_of_text: Annotated[Surety | None, doc("Of a text's first token alone.")] = None
     host: Annotated[
         HostImages | None, doc("Null: no images, or nobody knows the host's cores: not counted.")
     ] = None
 
 
 class UsualImage(Struct):
-    """A forecast for requests whose images have a usual size, under the plan's own settings."""
+    """A forecast for requests whose images have a usual size, under the plan's own settings.
+
+    Each figure is as sure as the same one of the largest images; null as there.
+    """
 
     image_size: Annotated[tuple[int, int], doc("Pixels: width, height.")]
     image_tokens: Annotated[int, doc("Tokens of one such image.")]
     requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
-    requests_per_second: float
-    seconds_to_first_token: float
+    requests_per_second: float | None
+    seconds_to_first_token: float | None
     host: Annotated[HostImages | None, doc("As of the forecast of all images.")] = None
     seconds_to_first_token_alone: Annotated[
-        float, doc("Of a request that finds the engine idle; 0: a plan that was made before.")
-    ] = 0.0
+        float | None, doc("Of a request that finds the engine idle.")
+    ] = None
 
 
 class Candidate(Struct):
@@ -397,10 +411,10 @@ class Candidate(Struct):
     fits: bool
     kv_tokens: Annotated[int, doc("Tokens of all groups.")]
     score: Annotated[
-        float,
+        float | None,
         doc(
             "What the goal counts: requests a second, answers a second of one client, or KV tokens;"
-            " 0 where it does not fit."
+            " 0 where it does not fit, null where a speed ranks it that is not told."
         ),
     ]
     why_not: Annotated[str, doc("Empty for the one chosen.")]
@@ -474,7 +488,7 @@ class Promise(Struct):
 class LimitCost(Struct):
     """What remains possible under one image limit, on the plan's GPUs and with its prefill size.
 
-    Speeds are a forecast for images of the worst size.
+    Speeds are a forecast for images of the worst size; null as the plan's own.
     """
 
     limit: Annotated[int, doc("Tiles or pixels of an image.")]
@@ -482,8 +496,8 @@ class LimitCost(Struct):
     image_tokens: Annotated[int, doc("Tokens of one image of the worst size.")]
     kv_tokens: Annotated[int, doc("Tokens of all groups.")]
     requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
-    requests_per_second: float
-    seconds_to_first_token: float
+    requests_per_second: float | None
+    seconds_to_first_token: Annotated[float | None, doc("Of a request that finds the engine idle.")]
 
 
 class Footprint(Struct):

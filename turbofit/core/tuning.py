@@ -11,11 +11,21 @@ TUNE_SCHEMA: Final = "turbofit.tune/1"
 
 
 class TrialForecast(Struct):
-    """The forecast of the speed of a trial's settings under the load."""
+    """The forecast of the speed of a trial's settings under the load.
 
-    requests_per_second: float
-    ttft: Annotated[float, doc("Seconds to the first token of a request that comes last.")]
-    tpot: Annotated[float, doc("Seconds of a token after it.")]
+    A figure is null if forecasts of its kind are mostly off by more than a factor of two, or if
+    none was ever compared.
+    """
+
+    requests_per_second: float | None
+    ttft: Annotated[float | None, doc("Seconds to the first token of a request that comes last.")]
+    tpot: Annotated[float | None, doc("Seconds of a token after it.")]
+
+    @property
+    def words(self) -> str:
+        """The forecast of requests a second; in words if none is told."""
+        rate = self.requests_per_second
+        return "unknown" if rate is None else f"{rate:.2f}"
 
 
 class SpeedFigures(Struct):
@@ -31,6 +41,8 @@ class SpeedFigures(Struct):
     e2e_p90: float
     answered: Annotated[int, doc("Requests.")]
     failed: Annotated[int, doc("Requests without an answer.")]
+    ttft_p99: Annotated[float | None, doc("Null in older documents.")] = None
+    tpot_p99: Annotated[float | None, doc("Null in older documents.")] = None
 
 
 class TrialRecord(Struct):
@@ -55,6 +67,27 @@ class TrialRecord(Struct):
     again: Annotated[bool, doc("The best once more, under a load of twice the length.")] = False
 
 
+class CapacityLoad(Struct):
+    """One load of a search for how many clients a server keeps an SLO for."""
+
+    clients: Annotated[int | None, doc("Requests at once; null where they arrive at a rate.")]
+    rate: Annotated[float | None, doc("Requests that arrive a second; null in a closed loop.")]
+    measured: SpeedFigures
+    keeps: Annotated[bool, doc("Whether it kept the SLO.")]
+
+
+class Capacity(Struct):
+    """How many clients a plan's settings keep an SLO for, by the clock of pretend GPUs."""
+
+    clients: Annotated[int, doc("The most at once that kept it; 0 where none did.")] = 0
+    more: Annotated[bool, doc("Whether more were not tried, so that it may keep it for more.")] = (
+        False
+    )
+    rate: Annotated[float | None, doc("The largest rate, requests a second, that kept it.")] = None
+    loads: tuple[CapacityLoad, ...] = ()
+    why: Annotated[str, doc("Why it ended early; else empty.")] = ""
+
+
 class Tuning(Struct):
     """All trials for one model, promise and load on one machine, and the best of them."""
 
@@ -74,6 +107,10 @@ class Tuning(Struct):
     trials: tuple[TrialRecord, ...] = ()
     stopped: Annotated[str, doc("What was not tried, and why.")] = ""
     seconds: float = 0.0
+    forecast: Annotated[
+        str, doc("On pretend GPUs: by which forecast time passes, and how certain it is.")
+    ] = ""
+    capacity: Annotated[Capacity | None, doc("Where an SLO was given without a load.")] = None
 
     @property
     def winner(self) -> TrialRecord | None:

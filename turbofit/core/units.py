@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from math import floor, isfinite, log10
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
@@ -129,15 +129,6 @@ def two_digits(value: float) -> str:
     """Write a forecast with two digits: ``0.86``, ``2.0``, ``27``, ``1,100``."""
     rounded = float(f"{value:.1e}")
     return f"{rounded:#.2g}".rstrip(".") if abs(rounded) < _THREE_DIGITS else f"{rounded:,.0f}"
-
-
-def order(value: float) -> str:
-    """Write the nearest number that is 1 or 3 times a power of ten: ``0.3``, ``10``, ``3,000``."""
-    power = 10.0 ** floor(log10(value))
-    steps = (1, 3, 10)
-    nearest = min(steps, key=lambda step: abs(log10(value / power / step)))
-    rounded = nearest * power
-    return f"{rounded:,.0f}" if rounded >= 1 else f"{rounded:.1g}"
 
 
 def round_up(value: int, multiple: int) -> int:

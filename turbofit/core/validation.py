@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
@@ -83,6 +84,18 @@ class Validated(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Show the names and defaults of the fields alone where `help` shows the signature."""
+        cls.__signature__ = Signature([
+            Parameter(
+                name,
+                Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if field.is_required() else field.default,
+            )
+            for name, field in cls.model_fields.items()
+        ])  # fmt: skip
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -199,10 +212,11 @@ def _field_error(
     if isinstance(cause, UsageError):
         cause.options = cause.options or (field,)
         return cause
-    from turbofit.core.messages import guess, meant, of_vllm
+    from turbofit.core.messages import guess, meant, neighbour, of_vllm
 
     if first["type"] == "extra_forbidden":
-        hint = of_vllm(field, str) or meant(field, sorted(kind.model_fields))
+        near = neighbour(field, kind.model_fields, str) or of_vllm(field, str)
+        hint = near or meant(field, sorted(kind.model_fields))
         wrong = f"{field} is nothing that {kind.__name__} knows"
         return UsageError(wrong, hint=hint, options=[field])
     name = spelled(field)

@@ -116,6 +116,7 @@ class IdleGateway(AsgiApp):
     def open(self, gateway: Gateway) -> None:
         """Pass requests to ``gateway`` from now on; its engines are ready."""
         self.gateway, self.state, self.opened = gateway, "ready", True
+        self.clock = gateway.clock
         self.ready_at = time.monotonic()
         self._wake()
 

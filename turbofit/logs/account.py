@@ -1,20 +1,16 @@
-"""Finds by an engine's account in which phase a logged run ran out of memory, and what cures it.
+"""Finds by an engine's account in which phase a logged run ran out of memory.
 
 turbofit knows the use of each byte of a GPU. The bytes that a process held, less the weights of a
-rank and the CUDA contexts, show whether the cache existed. A cure is the log's own run with one
-setting changed, if the same account says that the run then fits; the cheapest cure comes first.
+rank and the CUDA contexts, show whether the cache existed.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from turbofit.core.engine_end import End
-from turbofit.core.errors import option_of
-from turbofit.core.plan import Remedy
+from turbofit.core.engine_end import AnyEnd
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
 from turbofit.logs.answer import Missing
@@ -24,11 +20,9 @@ from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.versions import release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from turbofit.core.engine_end import Phase
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.logs.case import LogCase
-    from turbofit.logs.death import Phase
 
 
 #: Figures agree if they differ by at most one tenth of the bytes that the process held.
@@ -37,14 +31,9 @@ _TENTH: Final = 10
 _NATIVE: Final = (0, 16)
 #: Fewer bytes of other processes may be an error of the account itself.
 _OTHERS: Final = 2 * GIB
-_WITH_RATIO: Final = ("cache", "warm-up", "vision", "text", "serving", "unknown")
-_WITH_LIMIT: Final = ("vision", "serving", "unknown")
 _IMAGE_OR_TEXT: Final = (
     "whether an image or a long prompt asked for it: the traceback before the error tells"
 )
-
-#: A change in words, and the options that it sets.
-_Change = tuple[str, dict[str, Any]]
 
 
 class Cache(NamedTuple):
@@ -70,7 +59,7 @@ class Finding(Struct):
     all. ``weights``: bytes of a rank's weights; 0 if the log does not report the cache's size.
     """
 
-    end: End | None = None
+    end: AnyEnd | None = None
     why: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     others: int = 0
@@ -234,7 +223,7 @@ def _of_torch(
     else:
         asked = 0 if turbomind else memory.requested or 0
         named, what = _before_cache(rest, doubt, asked, region)
-    end = End(phase=named) if phase == "unknown" else None
+    end = AnyEnd(phase=named) if phase == "unknown" else None
     unknown = (_IMAGE_OR_TEXT,) if named == "after" else ()
     return Finding(end=end, why=(said + what,), unknown=unknown)
 
@@ -263,68 +252,9 @@ def _of_load(ledger: GpuLedger) -> Finding:
     peak, usable = format_bytes(ledger.load_peak), format_bytes(ledger.usable)
     if ledger.load_peak > ledger.usable:
         why = f"loading needs {peak} of a card that has {usable}, by the account of this release"
-        return Finding(end=End(phase="weights"), why=(why,))
+        return Finding(end=AnyEnd(phase="weights"), why=(why,))
     said = (
         f"the phase: loading needs {peak} of {usable} by the account, so an empty card had its"
         " weights; TM_LOG_LEVEL=INFO prints the cache's size before what comes after it"
     )
     return Finding(unknown=(said,))
-
-
-def cures(
-    case: LogCase, phase: Phase, others: int, lacked: int | None
-) -> tuple[tuple[Remedy, Plan], ...]:
-    """Return single changes with which the log's run would fit by the account, each with its plan.
-
-    The changes are, the cheapest first: the largest lower ratio in hundredths, the largest common
-    image limit below the checkpoint's own, and the smallest larger ``tp`` on the log's cards. Each
-    saves at least ``lacked`` bytes of a GPU. If ``lacked`` is None, as the log does not say how
-    many bytes were missing, there are no changes if the run already fits by the account.
-    ``others``: bytes of each card that other programs hold.
-    """
-    machine, model, cache = case.machine, case.model, logged_cache(case)
-    if not case.has_account:
-        return ()
-    assert machine is not None
-    assert model is not None
-    kept: dict[str, Any] = {"free_at_cache": cache.free} if cache else {}
-    kept = {"on": machine.with_used(others)} if others else kept
-    before = case.forecast(**kept)
-    if before is None or (lacked is None and before.fits):
-        return ()
-    enough = most(before, phase) - (lacked or 0)
-
-    def lives(**changed: Any) -> Plan | None:
-        # The bytes that were free for the cache are known only for the log's own tp.
-        plan = case.forecast(**({"on": machine} if "tp" in changed and cache else kept), **changed)
-        return plan if plan and plan.fits and most(plan, phase) <= enough else None
-
-    groups = _ratio(case, lives) if phase in _WITH_RATIO else []
-    rule = model.image_rule
-    if rule is not None and phase in _WITH_LIMIT and rule.varies_by_limit:
-        option, limits = option_of(rule.limit_name), rule.common_limits
-        groups.append([(f"{option} {n} for every image", {rule.limit_name: n})
-                       for n in limits if n < rule.checkpoint_limit])  # fmt: skip
-    groups.append([(f"--tp {n}", {"tp": n}) for n in (2, 4, 8) if case.tp < n <= len(machine.gpus)])
-    lived = (
-        next(((change, plan) for change, changed in group if (plan := lives(**changed))), None)
-        for group in groups
-    )
-    return tuple(
-        (Remedy(change=change, effect=f"lives, with {plan.smallest.kv.tokens:,} KV tokens"), plan)
-        for change, plan in filter(None, lived)
-    )
-
-
-def _ratio(case: LogCase, lives: Callable[..., Plan | None]) -> list[list[_Change]]:
-    """Return the change to the largest cache ratio below the log's with which the run fits.
-
-    ``lives`` returns the plan of a changed run, or None if that run does not fit. The result has
-    one inner list: it has this change, or is empty if no ratio is enough.
-    """
-    lower = range(round(case.ratio * 100) - 1 if case.ratio < 1 else 0, 0, -1)
-    at = bisect_left(lower, 1, key=lambda n: lives(cache_max_entry_count=n / 100) is not None)
-    best = lower[at : at + 1]
-    return [
-        [(f"--cache-max-entry-count {n / 100:g}", {"cache_max_entry_count": n / 100}) for n in best]
-    ]

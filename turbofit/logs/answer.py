@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import field
 
+from turbofit.core.engine_end import Phase
 from turbofit.core.plan import Remedy
 from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import Struct
 from turbofit.logs.causes import Rank
-from turbofit.logs.death import Phase
 
 if TYPE_CHECKING:
     from turbofit.logs.facts import LogEvent
@@ -141,8 +141,10 @@ class Draft(Diagnosis):
     proves no cause: ``possible`` and ``changes`` are then causes that other people had and changes
     that they tried. ``planned``: the answer needs a plan. ``by_others``: bytes per card that other
     processes held, which the plan must leave to them. ``short``: the run lacked memory, so that a
-    change of its settings may cure it. ``free``: the step that frees cards which others hold, or
-    seem to hold; it comes before all other steps.
+    change of its settings may cure it; ``unsized``: it lacked the memory of a first cache, which a
+    larger share cures. ``free``: the step that frees cards which others hold, or seem to hold; it
+    comes before all other steps. ``all_own``: the log shows that nobody else held the card;
+    ``emptied``: the plan is for cards that the first step empties.
     """
 
     line: int
@@ -153,7 +155,10 @@ class Draft(Diagnosis):
     planned: bool = False
     by_others: int = 0
     short: bool = False
+    unsized: bool = False
     free: str = ""
+    all_own: bool = False
+    emptied: bool = False
     read: Read = Read(lines=0)
 
     @property

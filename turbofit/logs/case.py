@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _JETSON: Final = SmiGpu(index=0, name="Orin")
 #: Fewer used bytes in nvidia-smi's table belong to a display or to the driver.
 _IN_USE: Final = 256 * MIB
+_DEGREES: Final = (1, 2, 4, 8)
 _SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
 
 
@@ -75,6 +76,11 @@ class LogCase:
     @property
     def gpu(self) -> Gpu | None:
         return self.machine.gpu(self.machine.visible[0]) if self.machine else None
+
+    @property
+    def on_jetson(self) -> bool:
+        """Whether the card is a Jetson, where no share of the memory lets TurboMind start."""
+        return "a Jetson" in self.no_machine
 
     @property
     def has_all(self) -> bool:
@@ -135,12 +141,19 @@ class LogCase:
         value = self.subject.options.get("tp")
         return value if isinstance(value, int) else None
 
+    @property
+    def given_tp(self) -> int | None:
+        """The degree that an option or the log's lines show, for LMDeploy alone; None for none."""
+        shown = self.told_tp or (self.tp if self.tp > 1 else None)
+        return shown if self.subject.of_lmdeploy else None
+
     @cached_property
     def tp(self) -> int:
         """The degree of tensor parallelism of the run.
 
-        If no option gives it, the size of a KV block or the number of lines about the cache shows
-        it; otherwise it is 1.
+        If no option gives it, the size of a KV block, the number of lines about the cache or the
+        devices in TurboMind's lines of peers show it; otherwise it is 1. An engine prints the lines
+        of peers for its own devices alone.
         """
         if self.told_tp:
             return self.told_tp
@@ -148,11 +161,16 @@ class LogCase:
             event.value for _, event in self.facts.every(KvBlocks) if event.field == "block_size"
         ]
         if sizes and self.model is not None:
-            for tp in (1, 2, 4, 8):
+            for tp in _DEGREES:
                 shape = self.engine.cache(self.model, replace(self.settings, tp=tp))
                 if abs(shape.block_bytes - sizes[0]) <= MIB // 2:
                     return tp
-        return max(1, len(self.facts.every(CacheBudget)))
+        return max(1, len(self.facts.every(CacheBudget)), self._peers_of_engine())
+
+    def _peers_of_engine(self) -> int:
+        """Return the least degree of an engine that prints the log's lines of peers; 0 without."""
+        last = max((max(one.a, one.b) for _, one in self.facts.every(PeerMissing)), default=-1)
+        return next((degree for degree in _DEGREES if degree > last), 0) if last > 0 else 0
 
     @cached_property
     def ratio(self) -> float:

@@ -6,9 +6,9 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from turbofit.core.engine_end import Phase
 from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
-from turbofit.logs.death import Phase
 from turbofit.logs.log_reader import zeros
 
 if TYPE_CHECKING:

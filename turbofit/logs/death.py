@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar, get_args
 
 from msgspec.structs import replace
 
-from turbofit.core.engine_end import End, exit_words, signal_of
+from turbofit.core.engine_end import AnyEnd, End, Phase, exit_words, signal_of
 from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 #: ``starting`` is before any engine exists; ``check`` and ``ready`` are a server's own stages.
 Stage = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
-#: What an engine was doing when it died, or what it needed the memory for.
-Phase = Literal[
-    "starting", "start", "weights", "cache", "warm-up", "vision", "text", "quantising", "serving",
-    "check", "ready", "host", "host RAM", "start-up hang", "configuration", "peer access",
-    "communication", "none", "unknown",
-]  # fmt: skip
 #: Events that can each end an engine by themselves.
 Fault = (
     events.CudaError | events.LegacyCuda | events.CheckFailed | events.NcclError
@@ -50,7 +44,7 @@ STATES: Final[dict[Stage, tuple[type[Struct], ...]]] = {
     "weights": (events.Starting, events.LoadingWeights),
     "cache": (events.CacheBudget, events.Slab, events.KvBlocks, events.CacheFrame),
     "warm-up": (events.WarmingUp, events.WarmupLengths),
-    "serving": (events.WarmupFinished, events.ServerUp),
+    "serving": (events.WarmupFinished, events.ServerUp, events.Answered),
     "check": (),
     "ready": (),
 }
@@ -94,8 +88,8 @@ _FRAMES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
     ("warm-up", ("agent.py warmup", "agent.py _warmup")),
     ("weights", ("from_pretrained", "load_state_dict", "load_pretrained", "load_checkpoint",
                  "load_model", "set_module_tensor", "model_loader", "load_file", "process_weight",
-                 "module.py convert", "module.py _apply", "load_weight", "load_vl_model",
-                 "build_model")),
+                 "module.py convert", "module.py _apply", "module.py to ", "module.py cuda ",
+                 "module.py half ", "load_weight", "load_vl_model", "build_model")),
     ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph")),
     ("vision", ("vision", "intern_vit", "visual", "clip_", "_clip", "clip.py", "siglip", "eva_clip",
                 "moonvit", "patch_embed", "image_encoder", "encode_images", "extract_feature",
@@ -103,7 +97,8 @@ _FRAMES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
                 # Qwen's towers pack the patches of all images into one sequence without a batch.
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("unknown", ("eager_attention_forward",)),
-    ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
+    ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn", "down_proj",
+              "silu")),
 )  # fmt: skip
 #: Folders of LMDeploy whose name alone determines a phase.
 _PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
@@ -154,7 +149,7 @@ class Course:
         """Return the last event of a kind; None if there is none."""
         return next((event for event in reversed(self.run) if isinstance(event, kind)), None)
 
-    def phase(self, plan: Plan | None, account: End | None) -> Phase:
+    def phase(self, plan: Plan | None, account: AnyEnd | None) -> Phase:
         """Return what the engine was doing at the fault.
 
         If ``account`` names the refused allocation, its phase decides. Otherwise the calls on the
@@ -218,8 +213,10 @@ def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
         name = "" if frame.path in program else path.rpartition("/")[2]
         folder = next((part for part in _PARTS if part in path), "")
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
-        # All models use torch's layers: a forward in one does not tell the part of a model.
-        of_models += [] if "/torch/" in path else frames[-1:]
+        # All models use torch's layers: a forward in one does not tell the part of a model. The
+        # gated activation is the language models' own.
+        gated = frame.function.startswith("silu")
+        of_models += [] if "/torch/" in path and not gated else frames[-1:]
     found = (
         phase
         for phase, text in _FRAMES
@@ -280,7 +277,7 @@ def _kind(told: EndKind, seen: Exit | None) -> EndKind:
 def death(
     run: Iterable[Struct] | Course,
     plan: Plan | None = None,
-    account: End | None = None,
+    account: AnyEnd | None = None,
     *,
     seen: Exit | None = None,
     known: tuple[Engine, Settings] | None = None,
@@ -304,7 +301,7 @@ def death(
     last = course.run[-1] if course.run else None
     if fatal is None and seen is None and last == events.Backpressure(cause="memory"):
         return _hang(course, engine, settings)
-    told = _told(fatal, engine.log.pinned_call if engine else "")
+    told = _told(fatal, engine.pinned_call if engine else "")
     kind: EndKind = "out_of_memory" if account is not None else _kind(told, seen)
     call = next(iter(course.calls), "")
     at = _WHEN[course.stage] + (f" (in {call})" if call else "")
@@ -335,7 +332,7 @@ def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
     return End(kind=kind, message=message, hint=hint, where=next(iter(course.calls), ""))
 
 
-def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
+def _ran_out(course: Course, plan: Plan | None, account: AnyEnd | None) -> End:
     """Return the end of an engine that ran out of GPU memory, with the bytes of the allocation."""
     fault, no_cache = course.fault, course.last(events.NoCache)
     hint = _hint(course, plan)
@@ -347,7 +344,7 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
     torch = fault if isinstance(fault, TorchMemory) else None
     if _stages(plan, fault):
         account = None  # the account is TurboMind's, and torch's memory is not in it
-    refused, told = account or End(), torch or TorchMemory()
+    refused, told = account or AnyEnd(), torch or TorchMemory()
     asked, left, gpu = (
         known if known is not None else by_torch
         for known, by_torch in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final
@@ -10,16 +9,19 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.version import REFERENCE
 from turbofit.logs import log_events as events
-from turbofit.logs.account import cures
+from turbofit.logs.account import logged_cache
 from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
 from turbofit.logs.case import LogCase
 from turbofit.logs.causes import what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import RAISED, read_runs
 from turbofit.logs.log_reader import log_lines
+from turbofit.logs.next_run import largest_share, next_run
 from turbofit.logs.rules import PEERS, drafts_of
-from turbofit.memory.versions import is_legacy
+from turbofit.logs.steps import steps_of
+from turbofit.memory.versions import check_release, is_legacy
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan, Remedy
+    from turbofit.logs.next_run import NextRun
 
 #: By the kind of an answer: kinds that are its reason, and are answered in its place.
 _REASONS: Final = {
@@ -40,11 +43,13 @@ _REASONS: Final = {
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
-_TOGETHER: Final = ("tp", "cache_max_entry_count", "max_batch_size", "session_len")
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
-_VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
-_SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
-_NO_ADVICE: Final = Advice(model="", on="", fits=None, verdict="")
+_FREE_IN_LOG: Final = (
+    "a log with TM_LOG_LEVEL=INFO: its line of the cache says what was free, which decides whether"
+    " others held the card or the account is too low"
+)
+_SHARE: Final = "--cache-max-entry-count"
+_ONCE_FREE: Final = "once the cards are free: "
 _LOADED_HERE: Final = (
     "this log ran out of memory while it loaded there: where nothing else was on the cards, the"
     " account is too low, and a quantised variant or more GPUs are what helps"
@@ -52,7 +57,12 @@ _LOADED_HERE: Final = (
 
 
 def diagnose(
-    chunks: Iterable[bytes], *, model: str | None = None, on: str | None = None, hang: bool = False
+    chunks: Iterable[bytes],
+    *,
+    model: str | None = None,
+    on: str | None = None,
+    hang: bool = False,
+    lmdeploy: str | None = None,
 ) -> Diagnosis:
     """Explain a log; returns the diagnosis.
 
@@ -61,19 +71,19 @@ def diagnose(
         model: the model, if the log does not name it or names it wrongly.
         on: the machine, if the log does not describe it or describes it wrongly.
         hang: whether the program stands still, which no line of a log says.
+        lmdeploy: the release, if the log does not print it or prints it wrongly.
 
     Raises:
-        UsageError: ``model`` or ``on`` has no possible meaning.
+        UsageError: ``model``, ``on`` or ``lmdeploy`` has no possible meaning.
     """
+    check_release(lmdeploy or REFERENCE)
     runs = read_runs(log_lines(chunks))
+    for facts in runs:
+        facts.subject.version = lmdeploy or facts.subject.version
     cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
-    drafts = [(draft, case) for case in cases for draft in drafts_of(case)]
-    drafts.sort(key=lambda pair: _order(pair[0]))
-    last = cases[-1]
+    drafts, last = _in_order(cases), cases[-1]
     if last.subject.foreign:
         return _foreign(last, [draft for draft, _ in drafts])
-    reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
-    drafts.sort(key=lambda pair: pair[0].kind not in reasons)
     nothing = Draft(
         kind="unknown",
         line=0,
@@ -90,6 +100,16 @@ def diagnose(
     return _answer(case, best, tuple(also.values())[::-1])
 
 
+def _in_order(cases: Sequence[LogCase]) -> list[tuple[Draft, LogCase]]:
+    """Return all drafts with their runs, the best first: of runs that died the last one's."""
+    drafts = [(draft, case) for case in cases for draft in drafts_of(case)]
+    ended = [case for draft, case in drafts if draft.rank in ("cause", "refusal")]
+    last = ended[-1] if ended else None
+    drafts.sort(key=lambda pair: (last is not None and pair[1] is not last, _order(pair[0])))
+    reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
+    return sorted(drafts, key=lambda pair: pair[0].kind not in reasons)
+
+
 def _order(draft: Draft) -> tuple[int, int]:
     """Return the sort key of a draft: its rank, then its line.
 
@@ -102,10 +122,9 @@ def _order(draft: Draft) -> tuple[int, int]:
 
 def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     known = bool(draft.what) and draft.kind not in ("unknown", IN_DIAGNOSIS["stalled"])
-    lacked = draft.missing.bytes if draft.missing else None
-    ways = cures(case, draft.phase, draft.by_others, lacked) if draft.short else ()
-    would_work, lacks = _worked(case, draft, ways)
-    changes = _steps(case, draft, would_work or _NO_ADVICE, ways)
+    following = next_run(case, draft)
+    would_work, lacks = _worked(case, draft, following)
+    changes = steps_of(case, draft, would_work, following)
     send, what = draft.send, draft.what
     unknown = draft.unknown or (() if known else ("what caused it",))
     if not known:
@@ -113,7 +132,9 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
             what or f"turbofit does not know the cause from this log: {draft.quoted}",
             (*send, *_to_send(case, draft)),
         )
-    first = (*send, *changes) if known else (*changes, *send)
+    if known and following.fits and not logged_cache(case) and not draft.unsized:
+        send = (*send, _FREE_IN_LOG)
+    first = (*changes, *send)
     why, lines, peers = draft.why, draft.evidence, case.facts.first(events.PeerMissing)
     if peers and known and draft.kind != "peer_warning":
         why = (*why, f"the peer access warning is not the cause: {PEERS}")
@@ -155,89 +176,103 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     return what_to_send(" ".join(word for word, holds in marks.items() if holds))
 
 
-def _steps(
-    case: LogCase, draft: Draft, worked: Advice, ways: Sequence[tuple[Remedy, Plan]]
-) -> tuple[str, ...]:
-    """Return the steps to take, in order, without those that contradict the plan or the log.
-
-    The step that frees the cards is first. Changes that fit by the account come before general
-    advice. A step that the run had already taken is left out, and so is a change of the cache's
-    ratio where no ratio helps.
-    """
-    fits, of_lmdeploy = worked.fits, case.subject.of_lmdeploy
-    share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
-    vain = fits is False or (draft.short and case.has_account and not share)
-    steps = [step for step in draft.changes if not _idle(case, step, vain=vain)]
-    own = [remedy.change for remedy in worked.remedies]
-    if draft.short and fits is not None:
-        if fits and not ways:
-            told = (f"--{name.replace('_', '-')} {worked.settings[name]}" for name in _TOGETHER)
-            own = [f"these settings together: {' '.join(told)}"] if of_lmdeploy else []
-        steps = own if own and of_lmdeploy else [*own, *steps]
-    elif vain and draft.changes:
-        steps = steps or own
-    return tuple(filter(None, dict.fromkeys((draft.free, *steps))))
-
-
-def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
-    """Return whether a step is useless: the run had taken it, or it changes the ratio in vain.
-
-    ``vain``: no ratio of the cache helps.
-    """
-    set_ = case.subject.variables
-    did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
-    return did or (vain and _SHARE.search(step) is not None)
-
-
 def _worked(
-    case: LogCase, draft: Draft, ways: Sequence[tuple[Remedy, Plan]]
+    case: LogCase, draft: Draft, following: NextRun
 ) -> tuple[Advice | None, tuple[str, ...]]:
     """Return a run that would have worked, or None with the facts that are missing to find it."""
-    model, machine, lacks = case.model, case.machine, []
-    if not draft.planned:
-        return None, ()
-    if model is None:
-        name = case.subject.model
-        told = f"what {name} is: it has no preset here, so name its folder or a preset with"
-        lacks.append(f"{told if name else 'which model it was: name it with'} --model")
-    if machine is None or (case.guessed and not ways):
-        lacks.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
-    if model is None or machine is None or lacks:
-        return None, tuple(lacks)
-    if ways:
-        return _of_plan(case, ways[0][1], machine, tuple(remedy for remedy, _ in ways)), ()
-    return _planned(case, draft, model, machine), ()
+    model, machine, ways = case.model, case.machine, following.ways
+    lacks = tuple(_lacks(case, ways)) if draft.planned else ()
+    if model is None or machine is None or lacks or not draft.planned:
+        return None, lacks
+    if not ways:
+        shares = filter(None, (following.share, largest_share(case, draft)))
+        advice = _planned(case, draft, model, machine, min(shares, default=None))
+    else:
+        used = 0 if draft.emptied else draft.by_others
+        on = machine.with_used(used) if used else machine
+        advice = _of_plan(case, ways[0][1], on, tuple(remedy for remedy, _ in ways))
+    if ways and draft.emptied:
+        advice = replace(advice, verdict=f"{_ONCE_FREE}{advice.verdict}")
+    elif following.fits and advice.fits:
+        verdict = f"{advice.verdict.removeprefix(_ONCE_FREE)}, by the account"
+        verdict = verdict if draft.all_own else f"{_ONCE_FREE}{verdict}"
+        advice = replace(advice, fits=None, verdict=verdict)
+    return advice, ()
 
 
-def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Advice:
+def _lacks(case: LogCase, ways: Sequence[object]) -> Iterator[str]:
+    """Yield the facts that are missing to find a plan."""
+    if case.model is None:
+        yield f"{_which_model(case)} --model"
+    if case.machine is None or (case.guessed and not ways):
+        yield f"which machine it was: {case.no_machine or 'name it with --on'}"
+
+
+def _which_model(case: LogCase) -> str:
+    name, its_class = case.subject.model, case.subject.model_class
+    if name:
+        return f"what {name} is: it has no preset here, so name its folder or a preset with"
+    of_class = f" of the class {its_class}" if its_class else ""
+    return f"which model{of_class} it was: name it with"
+
+
+def _planned(
+    case: LogCase, draft: Draft, model: Model, machine: Machine, bound: float | None
+) -> Advice:
     """Return the best plan for the log's model and cards.
 
     If such a plan fits, it keeps the log's ``tp`` and leaves other programs their memory on the
     cards. The plan is for the log's release of LMDeploy if that is old, else for the reference
-    release.
+    release. ``bound``: the largest share of its cache, below what the log shows to die.
     """
-    degree = case.told_tp or (case.tp if case.tp > 1 else None)
-    version, given = (case.version, degree) if case.subject.of_lmdeploy else (None, None)
-    asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
-    places = dict.fromkeys((machine.with_used(draft.by_others), machine))
-    refused = ""
-    for tp, on in product(dict.fromkeys((given, None)), places):
-        plan, verdict = _tried(**asked, on=on, tp=tp)
+    version = case.version if case.subject.of_lmdeploy else None
+    first, refused = machine.with_used(draft.by_others), ""
+    degrees = dict.fromkeys((case.given_tp, None))
+    for tp, on in product(degrees, dict.fromkeys((first, machine))):
+        asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
+        plan, verdict = _within(case, bound, **asked, on=on, tp=tp)
         if plan is not None and plan.fits:
             break
-        refused = refused or (f"--tp {tp} is not kept: {verdict}" if tp else "")
+        refused = refused or (f"--tp {tp} is not kept: {verdict.partition(' (')[0]}" if tp else "")
     else:
         refused = ""  # nothing fits, whatever the degree
-    if on is not next(iter(places)):
-        verdict = f"once the cards are free: {verdict}"
+    if on is not first or draft.emptied:
+        verdict = f"{_ONCE_FREE}{verdict}"
     if plan is None:
         return Advice(model=model.name, on=case.named(on), fits=None, verdict=verdict)
     advice = _of_plan(case, plan, on, plan.remedies, "" if tp else refused)
+    return _doubted(case, draft, plan, replace(advice, verdict=verdict))
+
+
+def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:
+    """Return the advice, or with a note if the log's run died while it loaded on as many cards."""
+    version = case.version if case.subject.of_lmdeploy else None
     loading = draft.short and draft.phase == "weights" and not draft.by_others
     if plan.fits and loading and version and plan.tp <= case.tp:
         verdict = f"by turbofit's account it {plan.verdict}"
         return replace(advice, fits=None, verdict=verdict, note=_LOADED_HERE)
-    return replace(advice, verdict=verdict)
+    return advice
+
+
+def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | None, str]:
+    """Return the best plan whose share of the cache is at most ``bound``, and its verdict.
+
+    The bound is of the log's engine and degree: another one may have more, if nothing less fits.
+    """
+    plan, verdict = _tried(**asked)
+    if plan is None or bound is None or not plan.backend.of_lmdeploy:
+        return plan, verdict
+    shares = [engine.settings.cache_max_entry_count for engine in plan.engines]
+    if max(shares) <= bound:
+        return plan, verdict
+    bounded, said = _tried(**asked, cache_max_entry_count=bound)
+    same = (plan.backend.name, plan.tp) == (case.engine.name, case.tp)
+    if not same and not (bounded and bounded.fits):
+        return plan, verdict
+    if bounded is not None:
+        kept = (remedy for remedy in bounded.remedies if _SHARE not in remedy.change)
+        bounded = replace(bounded, remedies=tuple(kept))
+    return bounded, said
 
 
 def _tried(**asked: Any) -> tuple[Plan | None, str]:
@@ -280,6 +315,10 @@ def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
     if plan.backend.of_lmdeploy and case.subject.of_lmdeploy:
         assumed = f", {case.assumption}" if case.assumption else ""
         yield f"for LMDeploy {plan.backend.version}{assumed}"
+    rule = plan.model.image_rule
+    limit = getattr(plan.promise.limits, rule.plan_limit_name) if rule else None
+    if rule and limit and limit < rule.checkpoint_limit and command.startswith("lmdeploy"):
+        yield f"no option of this command keeps images to {rule.limit_name} {limit}: clients must"
     if (copies := plan.replicas) > 1 and command.startswith("lmdeploy"):
         own = "its own CUDA_VISIBLE_DEVICES and --server-port"
         yield f"one process for each group of GPUs: {copies} of these, each with {own}"

@@ -142,7 +142,8 @@ class LogEvent(NamedTuple):
     """An event and the line that contains it.
 
     ``stack`` has the Python frames before it, the innermost last. ``hits`` are the rows of
-    `presets/causes.yaml` that match the line.
+    `presets/causes.yaml` that match the line. ``after``: the line of the exception that Python was
+    handling when it raised this one; 0 if none.
     """
 
     line: int
@@ -150,6 +151,7 @@ class LogEvent(NamedTuple):
     event: Struct = NoEvent()
     stack: tuple[PythonFrame, ...] = ()
     hits: tuple[Hit, ...] = ()
+    after: int = 0
 
     @property
     def kind(self) -> str:
@@ -185,6 +187,8 @@ class LogFacts:
         #: Lines of progress: the program survived the errors before the last but one of them.
         self._progress: list[int] = []
         self._stack: tuple[PythonFrame, ...] = ()
+        #: The line of the exception that is the first of a chain, while the next is read.
+        self._handled = 0
         self._table = SmiTable()
         #: The possible texts of torch's message over several lines; the line that goes on here.
         self._message: list[str] = []
@@ -202,22 +206,36 @@ class LogFacts:
             text = f"{before} {text}"
             form = form_of(text)
         mark = self._mark(line, text, form)
+        if isinstance(mark.event, events.Answered):
+            self._answered(mark)
+            return
         if isinstance(mark.event, events.Backpressure):
             if mark.event.cause == "memory":
                 self.waiting = self.waiting or mark
             return
         part = self._part(mark, form)
         self.state = STATES[self.state].get(part, self.state)
-        if part != "frame" and not isinstance(mark.event, events.ServerFigures):
+        if isinstance(mark.event, PythonFrame):
+            self._read_frame(mark.event, text, form)
+        elif part != "frame" and not isinstance(mark.event, events.ServerFigures):
             self.subject.read(line, text, form)
-        elif form.ask(may_be_fact):
+
+    def _read_frame(self, frame: PythonFrame, text: str, form: Form) -> None:
+        """Read what a frame's line tells of the run: a fact, or the model's folder in its path."""
+        self.subject.read_path(frame.path)
+        if form.ask(may_be_fact):
             self.subject.read_facts(text)
+
+    def _answered(self, mark: LogEvent) -> None:
+        """Keep the first answer of a run: it proves that the server served."""
+        if not self.first(events.Answered):
+            self._keep(mark)
 
     def begins_next_run(self, text: str, form: Form) -> bool:
         """Return whether a line starts the engine again, after this run made its cache or died."""
         past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
-                events.WarmupFinished, events.ServerUp, events.CudaError, events.LegacyCuda,
-                events.CheckFailed)  # fmt: skip
+                events.WarmupFinished, events.ServerUp, events.Answered, events.CudaError,
+                events.LegacyCuda, events.CheckFailed)  # fmt: skip
         # In a form 0% stands for any percentage of one digit, so the text is asked, too.
         begins = form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
         return begins and any(isinstance(mark.event, past) for mark in self.marks)
@@ -307,6 +325,8 @@ class LogFacts:
         for part, begins in _BEGINNINGS:
             if form.ask(begins.match):
                 self._stack, last = (), self.marks[-1] if self.marks else mark
+                if part == "chain":
+                    self._handled = last.line
                 # Many frameworks print torch's message first, and its traceback behind it.
                 bare = isinstance(last.event, TorchMemory) and not last.stack
                 return "late head" if part == "head" and bare else part
@@ -352,7 +372,11 @@ class LogFacts:
         self._message = [mark.text] if isinstance(mark.event, TorchMemory) else []
         if not isinstance(mark.event, events.ServerFigures):
             self.waiting = None
-        self.marks.append(mark if isinstance(mark.event, _RAISES) else mark._replace(stack=()))
+        if isinstance(mark.event, _RAISES):
+            mark, self._handled = mark._replace(after=self._handled), 0
+        else:
+            mark = mark._replace(stack=())
+        self.marks.append(mark)
 
     def _counts_until(self, one: LogEvent, line: int) -> bool:
         """Return whether an event may be the cause of the exception at ``line``.

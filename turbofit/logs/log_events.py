@@ -94,6 +94,10 @@ class ServerUp(Struct):
     """The HTTP server listens."""
 
 
+class Answered(Struct):
+    """The server answered a request for a text with 200, so that it served."""
+
+
 class Backpressure(Struct):
     """A request waits: normal while serving, but a hang if the line repeats in the warm-up.
 

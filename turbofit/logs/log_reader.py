@@ -255,6 +255,12 @@ _OTHER: Final = (
     _pattern("Uvicorn running on |Application startup complete|Available routes are:"
          "|double enter to end input", "",
          lambda _: events.ServerUp()),
+    _pattern('"POST /', r'.*?"POST /(?:v1/|chat/){0,2}(?:completions|generate|messages)\b'
+         r'[^"]*" 200\b', lambda _: events.Answered()),
+    # The PyTorch engine of 0.2 to 0.5 reports so that a worker of one rank ended.
+    _pattern("failed with error: ", r"(?:.*? )?(rank\[\d+\] failed) with error: (.+)",
+         lambda m: events.PythonError(name=m[1], message=m[2],
+                                      out_of_memory=bool(_CUDA_MEMORY.search(m[2])))),
     _pattern("Killed process", r".*?(?:(?:Memory cgroup out of memory|[Oo]ut of memory)?:? ?)Killed"
          r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?",
          lambda m: events.HostKill(

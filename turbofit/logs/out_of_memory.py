@@ -16,11 +16,8 @@ from turbofit.core.version import REFERENCE
 from turbofit.logs.account import Finding, found, logged_cache
 from turbofit.logs.answer import Draft, Evidence, Holding, Missing, evidence, evidence_at
 from turbofit.logs.causes import less_memory
-from turbofit.logs.death import IN_DIAGNOSIS, Course, Phase, death
-from turbofit.logs.log_events import (
-    ModelLoaded,
-    NoCache,
-)
+from turbofit.logs.death import IN_DIAGNOSIS, Course, death
+from turbofit.logs.log_events import ModelLoaded, NoCache
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
@@ -28,7 +25,7 @@ from turbofit.planning.request import PlanRequest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.core.engine_end import End
+    from turbofit.core.engine_end import End, Phase
     from turbofit.core.model import Model
     from turbofit.logs.case import LogCase
     from turbofit.logs.facts import LogEvent
@@ -36,6 +33,9 @@ if TYPE_CHECKING:
 #: Fewer bytes of other processes are not reported. A tensor of a forward is rarely larger. So many
 #: bytes beyond one copy of a model are more than rounding and torch's own cache.
 _SMALL, _ONE_TENSOR, _BEYOND = GIB // 4, 4 * GIB, GIB
+#: Torch beside TurboMind holds less than this part of a card once a cache is made.
+_MOST: Final = 0.9
+_DEGREES: Final = (2, 4, 8)
 #: Torch's whole line has this many figures: what it asked, the card's size, what was free.
 _WHOLE_LINE: Final = 3
 #: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
@@ -102,7 +102,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     if memory is not None and not case.subject.of_lmdeploy:
         program = "other"
     phase = _phase(end)
-    if memory is None and "a Jetson" in case.no_machine:
+    if memory is None and case.on_jetson:
         program = "jetson"
     if case.subject.quantises:
         program, phase = "lmdeploy-lite", "quantising"
@@ -111,21 +111,26 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     if finding.end is not None:
         end = death(course, account=finding.end, known=known)
         phase = _phase(end)
+    if phase == "unknown" and program == "lmdeploy" and _all_of_torch(case, memory):
+        phase = "weights"
+    unsized = isinstance(mark.event, NoCache)
     draft = Draft(
         kind="out_of_memory",
         phase=phase,
         what=end.message,
         line=mark.line,
         why=finding.why,
-        missing=_missing(memory),
+        missing=None if unsized else _missing(memory),
         missing_in_all=finding.short,
         unknown=finding.unknown,
         evidence=(evidence(mark, "torch's own figures" if memory else "the engine's own error"),),
-        changes=less_memory(program, "no cache" if isinstance(mark.event, NoCache) else phase),
+        changes=less_memory(program, "no cache" if unsized else phase),
         planned=not case.subject.quantises,
         by_others=finding.others,
         short=True,
+        unsized=unsized,
         free=_FREE if finding.others else "",
+        emptied=bool(finding.others),
     )
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
@@ -169,6 +174,7 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
         by_others=0,
         short=False,
         free="",
+        emptied=True,
     )
 
 
@@ -187,10 +193,12 @@ def _with_torch(
     model = case.model if own else None
     split = model is not None and _exceeds_a_card(model, memory, draft)
     signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
+    signs += [*_of_load(case, memory, draft, own), *_of_degree(case, draft)]
     if model is not None:
         signs += _beyond(model, mark, memory, split=split)
     others = sum(size for _, size in memory.others)
     by_others = others + memory.unexplained
+    free = _freed(memory, others) or draft.free
     bare = not mark.stack and memory.figures < _WHOLE_LINE
     return replace(
         draft,
@@ -201,7 +209,9 @@ def _with_torch(
         changes=_in_order([step for _, step, _ in signs], memory, draft, program),
         send=(_SEND,) if bare else (),
         by_others=max(draft.by_others, by_others if memory.named and by_others > _SMALL else 0),
-        free=_freed(memory, others) or draft.free,
+        free=free,
+        emptied=free == _FREE,
+        all_own=memory.process is not None and max(others, memory.unexplained) <= _SMALL,
     )
 
 
@@ -258,6 +268,38 @@ def _of_use(
             _SEGMENTS if able else "",
             None,
         )
+
+
+def _of_load(case: LogCase, memory: TorchMemory, draft: Draft, own: bool) -> Iterator[_Sign]:
+    """Yield the signs that the cards should have had room for the weights, and had none."""
+    model, total, loading = case.model, memory.total or 0, draft.phase in ("weights", "unknown")
+    place, small = case.subject.offloaded, model and model.weight_bytes < _MOST * total
+    sized = f"{model.name} is {format_bytes(model.weight_bytes)} of weights" if model else ""
+    if place is not None and (small or not model):
+        full = "the card was not free when the weights came"
+        full += f": {sized}" if model else ", unless it is smaller than the model"
+        why = "accelerate put weights into host memory, as it does where the cards have no room"
+        yield f"{why}: {full}", _FREE, evidence_at(place, "weights were offloaded")
+    elif own and small and loading and memory.process is None and not memory.others:
+        held = "something else held it, or the model was loaded more than once"
+        yield f"{sized}, and the card has {format_bytes(total)}: {held}", _FREE, None
+
+
+def _of_degree(case: LogCase, draft: Draft) -> Iterator[_Sign]:
+    """Yield the sign that fewer of the visible cards were used than a load may have needed."""
+    loading = draft.phase in ("weights", "unknown")
+    if not loading or case.has_account or not case.subject.of_lmdeploy:
+        return
+    visible = len(case.machine.gpus) if case.machine else case.subject.visible or 1
+    for tp in [n for n in _DEGREES if case.tp < n <= visible][:1]:
+        said = f"{visible} cards are visible, and this run took {case.tp}"
+        yield said, f"--tp {tp}: {said}", None
+
+
+def _all_of_torch(case: LogCase, memory: TorchMemory | None) -> bool:
+    """Return whether torch alone fills a card beside TurboMind, whose cache is not torch's."""
+    allocated, total = (memory.allocated or 0, memory.total) if memory else (0, None)
+    return bool(total) and not case.subject.on_pytorch and allocated > _MOST * (total or 0)
 
 
 def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:

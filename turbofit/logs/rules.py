@@ -11,6 +11,8 @@ from itertools import takewhile
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.messages import plural
 from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import NA
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from turbofit.logs.case import LogCase
     from turbofit.logs.causes import Hit, Sentence
+    from turbofit.logs.facts import LogFacts
 
 #: The first compute capability (10.0) that builds for CUDA up to 12.6 do not know.
 _FIRST_OF_CUDA_12_8: Final = 100
@@ -219,9 +222,9 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
         if mark.short or isinstance(mark.event, events.HostKill):
             continue
         if row := explanation_of(mark, case):
-            yield row
+            yield _with_chain(row, mark, facts)
         elif not isinstance(mark.event, events.KnownMessage):
-            yield _unknown_fault(mark)
+            yield _with_chain(_unknown_fault(mark), mark, facts)
     over = (events.WarmupFinished, events.ServerUp, events.CudaError, events.CheckFailed)
     if facts.waiting and not any(isinstance(mark.event, over) for mark in facts.marks):
         yield _waits_for_ever(case, facts.waiting)
@@ -233,7 +236,8 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
 def _unknown_fault(mark: LogEvent) -> Draft:
     """Return the answer to an exception or a fault that no row knows.
 
-    An exception in a clean-up is only a consequence of another error.
+    An exception in a clean-up is only a consequence of another error, and so are an exit and what
+    Python raised while it handled another exception.
     """
     text = without_keys(mark.text.strip())
     if isinstance(mark.event, events.PythonError) and not mark.event.message and mark.stack:
@@ -243,14 +247,26 @@ def _unknown_fault(mark: LogEvent) -> Draft:
     if cleans_up:
         why = (*why, "a program takes itself down there: the first error, of the worker processes"
                " too, is the cause")  # fmt: skip
+    follows = mark.after or text.startswith("SystemExit") or cleans_up
     return Draft(
         kind="unknown",
         line=mark.line,
-        rank="consequence" if cleans_up else "refusal",
+        rank="consequence" if follows else "refusal",
         why=why,
         evidence=(evidence(mark._replace(text=text), "the error itself"),),
         planned=isinstance(mark.event, events.CheckFailed),
     )
+
+
+def _with_chain(draft: Draft, first: LogEvent, facts: LogFacts) -> Draft:
+    """Add to an answer the exceptions that Python raised while it handled the answer's own."""
+    lines, later = {first.line}, []
+    for mark in facts.fatal:
+        if mark.after in lines:
+            lines.add(mark.line)
+            later.append(evidence(mark, "raised while the first was handled"))
+    followed = (f"while it was handled, {one.text} followed" for one in later)
+    return replace(draft, why=(*draft.why, *followed), evidence=(*draft.evidence, *later))
 
 
 def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
@@ -331,10 +347,11 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
             evidence=(evidence(ready, "the engine is ready"),),
         )
     elif facts.complaint:
+        exits = any(mark.text.startswith("SystemExit") for mark in facts.fatal)
         yield Draft(
             kind="unknown",
             line=facts.complaint.line,
-            rank="notice",
+            rank="refusal" if exits else "notice",
             evidence=(evidence(facts.complaint, "the last line that reports an error"),),
             planned=case.has_all and IN_WORDS(facts.complaint.text) is not None,
         )
@@ -355,6 +372,7 @@ def _ready(case: LogCase) -> LogEvent | None:
     """Return the line that shows a ready engine; None if the run died or a later line complains."""
     facts = case.facts
     up = facts.first(events.ServerUp) or facts.first(events.WarmupFinished)
+    up = up or facts.first(events.Answered)
     counted = facts.every(events.ServerFigures)
     ready = up or next((mark for mark, one in counted if one.succeeded), None)
     troubles = (*facts.fatal, *([facts.complaint] if facts.complaint else []))

@@ -23,6 +23,8 @@ _MODEL: Final = tuple(
         rf"\b(?:pipeline|from_pretrained|resolve_model)\(\s*{_NAME}",
         rf"\b(?:model_path|model_name_or_path|pretrained_model_name_or_path|model)\s*[=:]\s*{_NAME}",
         rf"['\"]model(?:_tag)?['\"]: {_NAME}",
+        rf"environ\.get\(\s*['\"]\w+['\"],\s*{_NAME}",
+        rf"add_argument\([^)]*(?:model|pretrained)[^)]*default\s*=\s*{_NAME}",
         r"lmdeploy serve api_server [^|;]*?\s(/[\w./-]+|[\w-]+/[\w.-]+)\s*$",
     )
 )
@@ -58,6 +60,12 @@ _VERSION: Final = re.compile(
 )
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
+#: Accelerate moved weights to host memory or disk: it does so where the cards had no room.
+_OFFLOADED: Final = re.compile(
+    r"on the meta device because they were offloaded to the (?:cpu|disk)"
+)
+#: The class of a model in a frame or a message; it names no size.
+_CLASS: Final = re.compile(r"\b([A-Z]\w{3,60}For(?:CausalLM|ConditionalGeneration))\b")
 _AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
 _VARIABLE: Final = re.compile(
     r"(?<!with )\b([A-Z][A-Z\d]*_[A-Z\d_]+)['\"]?\]?\s?=\s?['\"]?([^\s'\";&]+)"
@@ -96,6 +104,9 @@ class Subject:
         self.version: str | None = None
         self.ranks: tuple[int, Place] | None = None
         self.auto_map: Place | None = None
+        self.offloaded: Place | None = None
+        #: The last class of a model that a line names.
+        self.model_class = ""
         #: What `_FACTS` matched last, by name.
         self.facts: dict[str, str] = {}
         #: Names of models, each with the number of the surest place that names it; 0 is surest.
@@ -108,6 +119,8 @@ class Subject:
         """Note the program and the engine that a line shows, even a line of a traceback."""
         self.of_lmdeploy = self.of_lmdeploy or form.ask(_LMDEPLOY) is not None
         self.quantises = self.quantises or form.ask(_QUANTISES) is not None
+        if named := form.ask(_CLASS.search):
+            self.model_class = named[1]
         self.on_pytorch = self.on_pytorch or form.ask(_PYTORCH) is not None
         if not self._other and (match := form.ask(_OTHERS)):
             self._other = str(match.lastgroup)
@@ -137,19 +150,28 @@ class Subject:
             named = before if before.sized and not cards.sized else cards
             self.cards[cards.chip] = named._replace(number=cards.number or before.number)
         if "options" in asks:
-            for option in _OPTION.finditer(text):
-                name = option[1].replace("-", "_")
-                if (value := _value(name, option[2])) is not None:
-                    self.options[name] = value
+            self._read_options(text)
             if _AUTO_MAP.search(text):
                 self.auto_map = self.auto_map or (line, text)
             self.variables |= dict(_VARIABLE.findall(text))
+        self.offloaded = self.offloaded or ((line, text) if "offload" in asks else None)
         if "words" in asks:
             version = _VERSION.search(text.lower())
             self.version = self.version or (version and (version[1] or version[2]))
             self.read_facts(text)
             if (started := _TORCHRUN.search(text)) and (ranks := _RANKS.search(started[1])):
                 self.ranks = (int(ranks[1]), (line, text)) if int(ranks[1]) > 1 else self.ranks
+
+    def _read_options(self, text: str) -> None:
+        for option in _OPTION.finditer(text):
+            name = option[1].replace("-", "_")
+            if (value := _value(name, option[2])) is not None:
+                self.options[name] = value
+
+    def read_path(self, path: str) -> None:
+        """Read a frame's path, which may name the model's folder, less surely than any command."""
+        for name in filter(preset_of, names_in(path)):
+            self.names.setdefault(preset_of(name) or name, len(_MODEL) + 1)
 
     def read_facts(self, text: str) -> None:
         for match in _FACTS.finditer(text):
@@ -178,6 +200,7 @@ def readers(form: str) -> tuple[str, ...]:
         "cards": MAY_BE_CARD(form),
         "options": ("=" in form or "--" in form)
         and any(pattern.search(form) for pattern in (_OPTION, _AUTO_MAP, _VARIABLE)),
+        "offload": _OFFLOADED.search(form),
         "words": _VERSION.search(lower) or _TORCHRUN.search(form) or may_be_fact(form),
     }
     return tuple(name for name, may in tells.items() if may)

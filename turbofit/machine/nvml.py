@@ -27,7 +27,7 @@ _INSUFFICIENT_SIZE: Final = 7
 _GPU_IS_LOST: Final = 15
 _RESET_REQUIRED: Final = 16
 _ATTEMPTS: Final = 4
-_ELSEWHERE: Final = "describe a machine with --on SPEC, e.g. --on 4xrtx3090"
+_ELSEWHERE: Final = "describe a machine with `--on SPEC`, e.g. `--on 4xrtx3090`"
 
 _T = TypeVar("_T")
 #: A driver that is not loaded yet is loaded first, which takes seconds for each GPU.

@@ -98,7 +98,7 @@ def measure_in_time(environ: Mapping[str, str]) -> Machine:
         raise NoGpuError(
             f"the NVIDIA driver has not answered for {_LONGEST:g} s",
             hint="look for NVRM and Xid in `sudo dmesg`, and restart the machine; or describe one "
-            "with --on SPEC",
+            "with `--on SPEC`",
         )
     return machine
 
@@ -113,7 +113,7 @@ def read_devices(nvml: Nvml) -> list[Device]:
     if not answered(count) or count < 1:
         raise NoGpuError(
             "NVML sees no GPU",
-            hint="check nvidia-smi (in a container: --gpus all), or use --on SPEC",
+            hint="check nvidia-smi (in a container: --gpus all), or use `--on SPEC`",
         )
     devices = [_opened(nvml, place) for place in range(count)]
     if all(device.bus for device in devices):
@@ -157,7 +157,7 @@ def _visible(
     if not visible:
         raise NoGpuError(
             warning or f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU",
-            hint="unset or correct CUDA_VISIBLE_DEVICES, or describe a machine with --on SPEC",
+            hint="unset or correct CUDA_VISIBLE_DEVICES, or describe a machine with `--on SPEC`",
         )
     if _may_be_numbered_otherwise(value, devices, environ):
         notes.append(

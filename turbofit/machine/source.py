@@ -48,8 +48,12 @@ def machine_from(
         UsageError: the SPEC, the snapshot or ``--gpus`` is not valid.
         MachineError: no NVML, no GPU, or a needed GPU's memory cannot be read.
     """
+    from turbofit.machine.spec import is_spec, parse_spec
+
     env = os.environ if environ is None else environ
     chosen_by_user = gpus is not None
+    if gpus is not None and on is None and is_spec(gpus):
+        raise UsageError(f"`--gpus {gpus}` names a card", hint=f"`--on {gpus}` is a machine of it")
     if on is None:
         from turbofit.machine.learned import recall
         from turbofit.machine.nvml_machine import measure_in_time
@@ -60,15 +64,13 @@ def machine_from(
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = replace(on, visible=visible)
     else:
-        from turbofit.machine.spec import parse_spec
-
         is_path = on.endswith(".json") or ("/" in on and "|" not in on)  # a table has both
         machine = load_snapshot(on) if is_path else parse_spec(on)
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
         if not gpus.strip():
-            hint = "name GPUs as in --gpus 0,1"
-            raise UsageError("--gpus is empty", hint=hint, options=["gpus"])
+            hint = "name GPUs as in `--gpus 0,1`"
+            raise UsageError("`--gpus` is empty", hint=hint)
         visible = select(gpus, machine.gpus, machine.visible)
         machine = replace(machine, visible=visible)
     machine = _with_notes(_readable(machine, chosen_by_user=chosen_by_user))
@@ -143,10 +145,9 @@ def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
         gpu = machine.gpu(unreadable[0])
         raise MachineError(
             f"GPU {gpu.index} ({gpu.name}): its memory cannot be read",
-            hint=f"leave it out with --gpus {','.join(str(i) for i in rest)}"
+            hint=f"leave it out with `--gpus {','.join(str(i) for i in rest)}`"
             if rest
-            else "check nvidia-smi, or describe the machine with --on SPEC",
-            options=["gpus", "on"],
+            else "check nvidia-smi, or describe the machine with `--on SPEC`",
         )
     return replace(machine, visible=rest)
 

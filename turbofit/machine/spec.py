@@ -16,6 +16,7 @@ GPUs are numbered in the order of the line.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
@@ -23,7 +24,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
-from turbofit.core.messages import plain
+from turbofit.core.messages import neighbours, plain
 from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share, three_digits
 from turbofit.machine.nvidia_smi import read_text
@@ -100,10 +101,27 @@ def is_spec(text: str) -> bool:
 def parse_spec(spec: str) -> Machine:
     """Build the machine that a SPEC describes.
 
+    A text in another form that can only mean one machine is read as the SPEC of that machine; a
+    warning says so.
+
     Raises:
         UsageError: a name, key, size or pair is not valid; the hint has the nearest one.
     """
     spec = plain(spec)
+    try:
+        return _parsed(spec)
+    except UsageError:
+        for form, meant in neighbours()["specs"]:
+            found = re.fullmatch(form, spec, re.IGNORECASE)
+            written = "" if found is None else found.expand(meant)
+            with suppress(UsageError):
+                machine = _parsed(written)
+                note = f"{spec} was read as {written}"
+                return replace(machine, warnings=(note, *machine.warnings))
+        raise
+
+
+def _parsed(spec: str) -> Machine:
     printed = read_text(spec)
     head, *tail = spec.split(",")
     cards = [card for text in printed or _JOINT.split(head) for card in _parse_group(text.strip())]

@@ -68,16 +68,15 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
         index = _named(entry, machine_gpus)
         if index is None:
             raise UsageError(
-                f"--gpus: {entry!r} is not one GPU of this machine",
-                hint=f"{known}; how many a described machine has stands in --on, as 2xrtx3090",
-                options=["gpus", "on"],
+                f"`--gpus`: {entry!r} is not one GPU of this machine",
+                hint=f"{known}; how many a described machine has stands in `--on`, as 2xrtx3090",
             )
         if index in chosen:
-            twice = f"--gpus: GPU {index} is there twice"
-            raise UsageError(twice, hint="name each GPU once", options=["gpus"])
+            twice = f"`--gpus`: GPU {index} is there twice"
+            raise UsageError(twice, hint="name each GPU once")
         if index not in visible:
-            hidden = f"--gpus: GPU {index} is hidden by CUDA_VISIBLE_DEVICES"
-            raise UsageError(hidden, hint=known, options=["gpus"])
+            hidden = f"`--gpus`: GPU {index} is hidden by CUDA_VISIBLE_DEVICES"
+            raise UsageError(hidden, hint=known)
         chosen.append(index)
     return tuple(chosen)
 

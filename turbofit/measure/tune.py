@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timezone
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -16,10 +15,12 @@ from turbofit.core.process.progress import under_way
 from turbofit.core.tuning import TrialRecord, Tuning
 from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
-from turbofit.measure.tune_runner import TrialEnd, meets, order, run_trial
-from turbofit.measure.tune_space import choices, mean_request
+from turbofit.measure.capacity import CapacitySearch, within_host
+from turbofit.measure.tune_runner import TrialEnd, meets, order, run_loads, run_trial
+from turbofit.measure.tune_space import choices, forecast_of, host_of, mean_request
 from turbofit.memory.calibrated import identity
 from turbofit.planning.tuned import cards_of, keep_tuned, plain, promise_of, recall_tuned
+from turbofit.rehearsal.plan_clock import clock_for
 from turbofit.serving.run import Run
 from turbofit.serving.supervisor import StoppedError
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _SECONDS: Final = 30.0
 #: The most requests at once of a default load.
 _MOST_AT_ONCE: Final = 128
+#: The most clients at once for which an SLO is tried.
+_MOST_CLIENTS: Final = 512
 _SHOWN: Final = 120
 
 
@@ -81,6 +84,7 @@ def tune_model(
             hint="turbofit serve serves it",
         )
     load = _load(wanted.load, usual)
+    clock = clock_for(usual, config.clock)
     facts: dict[str, Any] = {
         "model": identity(usual.model),
         "gpus": cards_of(usual.machine),
@@ -90,6 +94,7 @@ def tune_model(
         "goal": wanted.request.goal,
         "slo": wanted.slo,
         "lmdeploy": run.lmdeploy.version,
+        "forecast": clock.words if clock.factor else "",
     }
 
     alike = (
@@ -103,13 +108,28 @@ def tune_model(
         say(f"tuned before{until}: --again tries again, --forget drops it")
         return known
     assert config.request is not None
+    blank = Tuning(turbofit_version=__version__, created="", pretend=wanted.apart, **facts)
+    slower = max(1.0, clock.factor)
+    if config.pretend:
+        say(clock.words)
+    if slower > 1:
+        say(f"each load takes {slower:g} times as long here as on the card, and so does --time")
+    if clock.factor and wanted.slo and not {"concurrency", "rate"} & wanted.load.given().keys():
+        return _capacity(run, wanted, usual, load, blank, say)
     on_here = config.request.changed(on=usual.machine, gpus=None)
     candidates, at_once = _choices(wanted, on_here, usual, load, say)
-    blank = Tuning(turbofit_version=__version__, created="", pretend=wanted.apart, **facts)
+
+    def trial(plan: Plan, load: LoadSpec) -> TrialEnd:
+        end = run_trial(run, plan, load)
+        if slower == 1 or end.measured is None:
+            return end
+        rate = _host_rate(plan, load)
+        return end._replace(measured=within_host(end.measured, rate))
+
     tuner = Tuner(
-        candidates, load, run.planner.make, partial(run_trial, run), say,
+        candidates, load, run.planner.make, trial, say,
         at_once=at_once, blank=blank, starts=wanted.starts,
-        seconds=wanted.seconds - (time.monotonic() - wanted.began),
+        seconds=slower * wanted.seconds - (time.monotonic() - wanted.began),
     )  # fmt: skip
     result = tuner.tune()
     if result.winner is None:
@@ -122,6 +142,41 @@ def tune_model(
     except (OSError, UsageError) as exc:
         say(f"warning: the result is not kept: {exc}")
     return result
+
+
+def _capacity(
+    run: Run, wanted: TuneRequest, usual: Plan, load: LoadSpec, blank: Tuning,
+    say: Callable[[str], None],
+) -> Tuning:  # fmt: skip
+    """Find for how many clients the plan's own settings keep the SLO, in one start of its engines.
+
+    Nothing is kept for later plans.
+    """
+    began = time.monotonic()
+    load, mean = load.changed(concurrency=None), mean_request(load)
+    most = max(1, min(_MOST_CLIENTS, 4 * usual.requests_at_once))
+    limit = wanted.slo.get("ttft", math.inf)
+    keeps = (n for n in range(most, 0, -1) if forecast_of(usual, mean, n).ttft <= limit)
+    # Few clients are soon tried, and the formula knows little of prefills that meet.
+    first = max(1, min(next(keeps, 1), usual.requests_at_once) // 4)
+    search = CapacitySearch(
+        load, wanted.slo, first=first, most=most, host_rate=_host_rate(usual, load), say=say
+    )
+    say(f"at most six loads, each of {_length(load)}, and their last answers")
+    run_loads(run, usual, search.loads())
+    return replace(
+        blank,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - began, 1),
+        capacity=search.found(),
+    )
+
+
+def _host_rate(plan: Plan, load: LoadSpec) -> float:
+    """Return the requests a second for which the host prepares images; infinity without any."""
+    mean = mean_request(load)
+    host = host_of(plan, mean) if mean.images else None
+    return math.inf if host is None else host.images_per_second / len(mean.images)
 
 
 def why_not_kept(result: Tuning, before: Tuning | None) -> str:
@@ -163,10 +218,13 @@ def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
 
 def described(load: LoadSpec) -> str:
     """Return a short description of a load, with its length in requests or in time."""
-    seconds, requests = load.measured_seconds, load.requests
-    length = f"{requests} requests" if seconds is None else format_duration(seconds)
     how = f"{load.at_once} at once" if load.rate is None else f"{load.rate:g} a second"
-    return f"{length}, {how}, after {load.warm_up_requests} requests of warm-up"
+    return f"{_length(load)}, {how}, after {load.warm_up_requests} requests of warm-up"
+
+
+def _length(load: LoadSpec) -> str:
+    seconds = load.measured_seconds
+    return f"{load.requests} requests" if seconds is None else format_duration(seconds)
 
 
 def _at_once(usual: Plan) -> int:
@@ -259,7 +317,13 @@ class Tuner:
         return sorted(good, key=self._value, reverse=True)
 
     def _most_promising(self, left: Sequence[TrialChoice]) -> TrialChoice:
-        measured = next((trial for trial in self._trials if trial.measured is not None), None)
+        measured = next(
+            ((choice.forecast, trial.measured)
+             for trial in self._trials
+             for choice in self.choices
+             if trial.measured is not None and choice.options == trial.options),
+            None,
+        )  # fmt: skip
         return order(left, measured, self.blank.slo, self.at_once)[0]
 
     def _value(self, trial: TrialRecord) -> float:
@@ -279,9 +343,10 @@ class Tuner:
         why = "those with the best forecast were tried"
         if len(self.choices) - len(left) < self.starts:
             why = "the time is up"
+        most = max(left, key=lambda choice: choice.rate).forecast.told.words
         return (
             f"{len(left)} of {len(self.choices)} settings were not tried, whose forecast is"
-            f" {max(choice.rate for choice in left):.2f} requests/s at most: {why}"
+            f" {most} requests/s at most: {why}"
         )
 
     def _try(self, choice: TrialChoice, load: LoadSpec, *, again: bool = False) -> TrialRecord:
@@ -296,7 +361,7 @@ class Tuner:
         else:
             self.say(
                 f"trial {number}: {end.measured.requests_per_second:.2f} requests/s, forecast "
-                f"{choice.rate:.2f}{'' if keeps else ', which misses the SLO'}"
+                f"{choice.forecast.told.words}{'' if keeps else ', which misses the SLO'}"
             )
         return TrialRecord(
             number=number,
@@ -309,7 +374,7 @@ class Tuner:
             quant_policy=settings.quant_policy,
             enable_prefix_caching=settings.enable_prefix_caching,
             kv_tokens=plan.kv_tokens,
-            forecast=choice.forecast,
+            forecast=choice.forecast.told,
             outcome=end.outcome,
             why=end.why,
             measured=end.measured,

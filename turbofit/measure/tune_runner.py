@@ -11,6 +11,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -31,12 +32,11 @@ from turbofit.serving.start import follow
 from turbofit.serving.supervisor import StoppedError, StopSignal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from turbofit.core.plan import Plan
-    from turbofit.core.tuning import TrialForecast, TrialRecord
     from turbofit.measure.load.spec import LoadSpec
-    from turbofit.measure.tune_space import TrialChoice
+    from turbofit.measure.tune_space import LoadForecast, TrialChoice
 
 #: The times that an SLO can limit, and the measured figure that must stay below each limit.
 LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
@@ -72,26 +72,26 @@ def meets(figures: SpeedFigures, slo: Mapping[str, float]) -> bool:
 
 def order(
     left: Sequence[TrialChoice],
-    measured: TrialRecord | None,
+    measured: tuple[LoadForecast, SpeedFigures] | None,
     slo: Mapping[str, float],
     at_once: int,
 ) -> list[TrialChoice]:
     """Sort the remaining choices, the most promising first.
 
     First come the choices that keep the SLO by their forecast, with the most requests a second
-    first. Then come the others, with the least excess over the SLO first. The ratio of the measured
-    to the forecast times of the trial ``measured``, if given, corrects all forecast times.
+    first. Then come the others, with the least excess over the SLO first. ``measured`` has the
+    forecast of a trial and its figures; the ratio of their times, if given, corrects all forecasts.
     """
 
-    def times(forecast: TrialForecast) -> dict[str, float]:
+    def times(forecast: LoadForecast) -> dict[str, float]:
         e2e = at_once / max(forecast.requests_per_second, 1e-9)
         return {"ttft": forecast.ttft, "tpot": forecast.tpot, "e2e": e2e}
 
     factors = dict.fromkeys(LIMITS, 1.0)
-    if measured is not None and measured.measured is not None:
-        told = times(measured.forecast)
+    if measured is not None:
+        told = times(measured[0])
         factors = {
-            name: getattr(measured.measured, figure) / max(told[name], 1e-6)
+            name: getattr(measured[1], figure) / max(told[name], 1e-6)
             for name, figure in LIMITS.items()
         }
 
@@ -122,6 +122,10 @@ class TrialEnd(NamedTuple):
     why: str = ""
 
 
+#: Yields loads for one server, and receives how each ended.
+Loads = Generator["LoadSpec", TrialEnd, None]
+
+
 def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
     """Start the plan's engines, drive the load, and end the engines; return what was measured.
 
@@ -130,8 +134,23 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
     Raises:
         StoppedError: a person's signal ended the trial.
     """
+
+    def once() -> Loads:
+        yield load
+
+    return run_loads(common, plan, once())
+
+
+def run_loads(common: Run, plan: Plan, loads: Loads) -> TrialEnd:
+    """Start the plan's engines, drive one load after another, and end the engines.
+
+    Return how the last load ended. ``common`` is as in `run_trial`.
+
+    Raises:
+        StoppedError: a person's signal ended the loads.
+    """
     key, stop = secrets.token_hex(16), StopSignal()
-    drive = _Load(load, key, stop)
+    drive = _Load(loads, key, stop)
     gateway = GatewayConfig(
         host=HOST, port=0, api_keys=(key,), queue_length=_QUEUE,
         queue_seconds=3600.0,
@@ -154,22 +173,21 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
         raise StoppedError(stop.received)
     if drive.death:
         return TrialEnd(None, "died", drive.death)
-    if drive.result is not None and drive.result.answered:
-        return TrialEnd(figures_of(drive.result), "measured")
-    return TrialEnd(None, "unserved", drive.why)
+    return drive.last
 
 
 class _Load:
-    """The load of a trial: a `turbofit bench` that runs while the engines are supervised.
+    """The loads of a trial: each a `turbofit bench` that runs while the engines are supervised.
 
-    The load is another process: in this process it would wait for the gateway's interpreter lock.
+    A load is another process: in this process it would wait for the gateway's interpreter lock.
     """
 
-    def __init__(self, spec: LoadSpec, key: str, stop: StopSignal) -> None:
-        self._spec, self._key, self._stop = spec, key, stop
+    def __init__(self, loads: Loads, key: str, stop: StopSignal) -> None:
+        self._loads, self._key, self._stop = loads, key, stop
         self._process: subprocess.Popen[bytes] | None = None
-        self.why = self.death = ""
+        self._url = self.death = ""
         self.result: LoadResult | None = None
+        self.last = TrialEnd(None, "unserved", "no load began")
 
     def died(self, why: str) -> None:
         """Note why nothing can be measured: an engine ended, or none started."""
@@ -177,40 +195,51 @@ class _Load:
         self._stop.end()
 
     def look(self) -> None:
+        """Begin the next load if one has ended; end the engines after the last."""
         if self._process is not None and self._process.poll() is not None:
-            self._stop.end()
+            self.end()
+            self._next(lambda: self._loads.send(self.last))
 
     def begin(self, urls: list[str]) -> None:
-        """Start the load, once the gateway is open."""
-        if self.death:
-            return
+        """Start the first load, once the gateway is open."""
+        self._url = urls[0]
+        if not self.death:
+            self._next(lambda: next(self._loads))
+
+    def _next(self, choose: Callable[[], LoadSpec]) -> None:
         tell(Step("the load"))
         try:
-            words = [*_BENCH, urls[0], "--json", *self._spec.option_arguments()]
+            words = [*_BENCH, self._url, "--json", *choose().option_arguments()]
             env = {**without_options(os.environ), "TURBOFIT_API_KEY": self._key}
             self._process = child(words, env, stderr=subprocess.DEVNULL)
+        except StopIteration:
+            self._stop.end()
         except OSError as exc:
-            self.why = f"no load could be started: {exc}"
+            self.last = TrialEnd(None, "unserved", f"no load could be started: {exc}")
             self._stop.end()
 
     def end(self) -> None:
         """Stop the load if it runs, and read its measurements."""
-        if self._process is None:
+        process, self._process = self._process, None
+        if process is None:
             return
-        self._process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         try:
-            answer, _ = self._process.communicate(timeout=_PATIENCE)
+            answer, _ = process.communicate(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            answer, _ = self._process.communicate()
-        self.why = f"the load ended with {self._process.returncode}"
+            process.kill()
+            answer, _ = process.communicate()
+        self.result, why = None, f"the load ended with {process.returncode}"
         with suppress(ValueError):
             document = json.loads(answer)
             if "error" in document:
-                self.why = document["error"]["message"]
+                why = document["error"]["message"]
             else:
                 self.result = msgspec.convert(document, LoadResult)
-                self.why = self.result.stopped or "no request was answered"
+                why = self.result.stopped or "no request was answered"
+        self.last = TrialEnd(None, "unserved", why)
+        if self.result is not None and self.result.answered:
+            self.last = TrialEnd(figures_of(self.result), "measured")
 
 
 def figures_of(result: LoadResult) -> SpeedFigures:
@@ -221,4 +250,5 @@ def figures_of(result: LoadResult) -> SpeedFigures:
         tpot_p50=result.tpot.p50, tpot_p90=result.tpot.p90,
         e2e_p50=result.e2e.p50, e2e_p90=result.e2e.p90,
         answered=result.answered, failed=result.begun - result.answered,
+        ttft_p99=result.ttft.p99, tpot_p99=result.tpot.p99,
     )  # fmt: skip

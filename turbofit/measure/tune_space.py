@@ -15,7 +15,12 @@ from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.speed import ClosedLoad, group_rates, rates, speed_of
-from turbofit.planning.throughput import host_rate, with_host
+from turbofit.planning.throughput import (
+    host_rate,
+    kind_of,
+    surety_of,
+    with_host,
+)
 from turbofit.planning.tuned import promises_no_less
 
 if TYPE_CHECKING:
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.measure.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
+    from turbofit.planning.throughput import HostRate
 
 
 class MeanRequest(NamedTuple):
@@ -38,7 +44,19 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
     return MeanRequest(spec.prompt_tokens, spec.output_tokens, (spec.image_size,) * spec.images)
 
 
-def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
+class LoadForecast(NamedTuple):
+    """The forecast of a plan's speed under a load, which orders trials; times are in seconds.
+
+    ``told`` is what people are told of it.
+    """
+
+    requests_per_second: float
+    ttft: float
+    tpot: float
+    told: TrialForecast
+
+
+def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> LoadForecast:
     """Forecast the speed of all engines of a plan together, with ``at_once`` requests in all.
 
     The host prepares images meanwhile, as in a plan's own forecast (`throughput.forecast`).
@@ -60,13 +78,25 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
         # Between its steps a row waits for the prefills of other rows.
         taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
         tpot = max(tpot, taken / request.output_tokens, speed.step)
-    largest = max(request.images, key=lambda size: size[0] * size[1], default=None)
-    rule, threads, engines = plan.model.image_rule, plan.host.image_threads, plan.replicas
-    host = host_rate(plan.machine, rule, images, engines, size=largest, threads=threads)
+    host = host_of(plan, request)
     if host is not None:
         rate, waits = with_host(max(rate, 1e-9), at_once, host, len(request.images))
         ttft += waits
-    return TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
+    gpus = [plan.machine.gpu(index) for group in plan.groups for index in group]
+    kind = kind_of(plan.model, plan.backend.name, gpus, images=bool(request.images))
+    sure, first = surety_of(kind, gpus), surety_of(f"first token among others, {kind}", gpus)
+    told = TrialForecast(
+        requests_per_second=sure.told(rate, 4), ttft=first.told(ttft, 4), tpot=sure.told(tpot, 4)
+    )
+    return LoadForecast(rate, ttft, tpot, told)
+
+
+def host_of(plan: Plan, request: MeanRequest) -> HostRate | None:
+    """Return how fast the host prepares the images of a load; None without images."""
+    largest = max(request.images, key=lambda size: size[0] * size[1], default=None)
+    rule, threads, engines = plan.model.image_rule, plan.host.image_threads, plan.replicas
+    images = _vision_load(plan, request)
+    return host_rate(plan.machine, rule, images, engines, size=largest, threads=threads)
 
 
 def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
@@ -92,7 +122,7 @@ class TrialChoice(NamedTuple):
 
     options: dict[str, Any]
     plan: Plan
-    forecast: TrialForecast
+    forecast: LoadForecast
 
     @property
     def rate(self) -> float:

@@ -484,17 +484,6 @@ class RankWeights(Struct):
     vision: int
 
 
-class LogFigures(NamedTuple):
-    """Figures that are needed to read an engine's log, but are not in it.
-
-    ``pinned_call`` is the source line that allocates page-locked host memory. ``tuning_lengths``
-    are the lengths, in tokens, of warm-up requests that do not depend on settings.
-    """
-
-    pinned_call: str = ""
-    tuning_lengths: tuple[int, ...] = ()
-
-
 class Engine(ABC):
     """An engine of LMDeploy in one version, such as ``0.18``, or Transformers."""
 
@@ -513,7 +502,8 @@ class Engine(ABC):
     tunes_kernels: ClassVar[bool] = False
     #: Why its account may be wrong for the wished version; None if it is made for it.
     doubt: str | None = None
-    log: LogFigures = LogFigures()
+    #: The source line that allocates page-locked host memory, as the engine's log names it.
+    pinned_call: str = ""
     #: The class of its accounts, made with its constants.
     account_class: ClassVar[Any]
     constants: Any

@@ -64,9 +64,8 @@ def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
         options = [option for option in owner.exclusive_options if option in engine_options]
         if name != engine.name and options:
             raise UsageError(
-                f"{option_of(options[0])} is no option of the {engine.name} engine",
-                hint=f"leave it out, or take --engine {name} where it runs the model",
-                options=[options[0], "engine"],
+                f"`{option_of(options[0])}` is no option of the {engine.name} engine",
+                hint=f"leave it out, or take `--engine {name}` where it runs the model",
             )
 
 
@@ -141,18 +140,41 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         instead = "take a checkpoint that is not quantised; " if model.quantization else ""
         hint = f"{instead}see docs/models.md for what runs where"
         raise UsageError("; ".join(map(str, problems.values())), hint=hint)
+    if wanted == LMDEPLOY and version:
+        raise _in_no_engine(model, version, problems)
     others = (it for it in known if it not in wanted and not _problem(model, it, version))
     other = next(others, None)
-    hint = f"--engine {other} does" if other else "see turbofit models for what runs"
+    hint = f"`--engine {other}` does" if other else _newer(model, version)
     raise UsageError(str(problems[wanted[0]]), hint=hint, options=["engine"])
+
+
+def _in_no_engine(model: Model, version: str, problems: dict[str, str | None]) -> UsageError:
+    """Return the error for a model that neither engine of a release runs, with the reasons."""
+    old = versions.is_legacy(version)
+    since = versions.first_after(model.architecture, version) if old else None
+    hint = "see turbofit models for what runs"
+    if since is None:
+        reasons = dict.fromkeys(filter(None, problems.values()))
+        return UsageError("; ".join(reasons), hint=hint, options=["engine"])
+    said = f"no engine of LMDeploy {version} runs {model.architecture}: {since} is the first that"
+    return UsageError(f"{said} does", hint=f"`--lmdeploy {since}` or newer", options=["lmdeploy"])
+
+
+def _newer(model: Model, version: str | None) -> str:
+    """Return a hint with the release that first runs a model, if ``version`` is older."""
+    since = versions.listed_since(model.architecture)
+    if since and version and versions.written(version) < versions.written(since):
+        return f"`--lmdeploy {since}` and newer ones run it"
+    return "see turbofit models for what runs"
 
 
 def _check_version(model: Model, version: str) -> None:
     """Refuse a model that contains a part without an account for that version.
 
     Raises:
-        UsageError: the version has the part in another form, or not at all.
+        UsageError: the version has the part in another form, or not at all; or it is no version.
     """
+    versions.check_release(version)
     if part := without_account(model, version):
         raise UsageError(
             f"turbofit has no account of {part} with LMDeploy {version}",

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from turbofit.core.errors import PackageError
+from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Model
 from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir
 from turbofit.core.struct import Struct
@@ -41,6 +41,19 @@ def parse(version: str) -> Version | None:
     """Return three numbers of a version such as ``0.6`` or ``v0.5.2.post1``; None without any."""
     numbers = written(version)
     return (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0) if numbers else None
+
+
+def check_release(version: str) -> None:
+    """Refuse a word, such as ``latest``, that is no number of a release.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if parse(version) is None:
+        raise UsageError(
+            f"{version[:40]!r} is no release of LMDeploy",
+            hint=f"write it as `--lmdeploy 0.6.4`; {REFERENCE} is the newest that turbofit knows",
+        )
 
 
 def release(version: str) -> tuple[int, int]:
@@ -175,6 +188,17 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
             came = [span.came for span in spans if written(span.came) > wanted]
             return f"{reason}, which {came[0]} does" if came else reason
     return None
+
+
+def first_after(architecture: str, version: str) -> str | None:
+    """Return the first release after a version in which an engine lists an architecture."""
+    came = [
+        span.came
+        for engine in ("turbomind", "pytorch")
+        for span in listings(engine).get(architecture, ())
+        if written(span.came) > written(version)
+    ]
+    return min(came, key=written, default=None)
 
 
 def listed_since(architecture: str) -> str | None:

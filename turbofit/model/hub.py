@@ -225,8 +225,7 @@ class HubFiles:
         kind = NotGivenError if error.code == 404 else HubUnreachableError
         return kind(
             f"{self.host} answers {error.code} for {self.hub_id} at {self.revision}",
-            hint="check --revision, or try again later",
-            options=["revision"],
+            hint="check `--revision`, or try again later",
         )
 
     def _hurry(self) -> None:

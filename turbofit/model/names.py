@@ -93,9 +93,8 @@ def read_name(typed: str, revision: str | None = None) -> Name:
     its = None if name.revision in ("", "main", "master") else name.revision
     if revision is not None and its not in {None, revision}:
         raise UsageError(
-            f"{typed[:120]} names the revision {its}, and --revision {revision}",
+            f"{typed[:120]} names the revision {its}, and `--revision {revision}`",
             hint="leave one of the two out",
-            options=["revision"],
         )
     return name._replace(revision=revision or its)
 
@@ -172,12 +171,15 @@ def _parts(name: str, stored: str | None = None) -> tuple[str | None, list[JsonO
 def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
     """Yield the 16-bit presets that a name begins with, longest first, and where each one ends.
 
+    Presets that only explain why a checkpoint is not run do not count.
+
     The end is an index into ``words``. A name may begin with its owner: Qwen_Qwen2.5-VL-7B.
     """
     for at in (0, 1) if "_" in last else (0,):
         for to in range(len(words), at, -1):
             key = find_preset("-".join(words[at:to]))
-            if key and re.search(r"\db\b", key) and load_preset(key).quantization is None:
+            known = load_preset(key) if key and re.search(r"\db\b", key) else None
+            if key and known and known.quantization is None and known.unsupported is None:
                 yield key, to
 
 
@@ -289,7 +291,11 @@ def names_in(text: str) -> Iterator[str]:
 
 @lru_cache(1024)
 def preset_of(name: str) -> str | None:
-    """Return the preset that a name or a folder's path in a log means, or None."""
+    """Return the preset that a name or a folder's path in a log means, or None.
+
+    ModelScope writes a dot in the name of a folder as three underscores.
+    """
+    name = name.replace("___", ".")
     plain = name.lower().replace("_", "-")
     for pattern, preset in _SPELLINGS:
         if re.search(pattern, plain):

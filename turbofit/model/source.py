@@ -76,12 +76,31 @@ def _resolved(name: str, revision: str | None, stored: str | None) -> Model:
     return replace(model, revision=revision, warnings=(*notes, *model.warnings))
 
 
+def refuse_missing_folder(name: str | Model) -> None:
+    """Refuse a path that is not here, which a plan may take for a preset, and a launch may not.
+
+    Raises:
+        UsageError: the text can only be a path, and is none.
+    """
+    path = os.path.expanduser(name) if isinstance(name, str) else ""
+    if isinstance(name, str) and _is_path(name) and not os.path.exists(path):
+        from turbofit.model.names import near_by_name
+
+        raise UsageError(
+            f"no folder {path[:160]!r} is here",
+            hint=f"name a checkpoint's folder or hub id{near_by_name(name)}",
+        )
+
+
 def _elsewhere(path: str) -> Model:
-    """Return the preset that the last part of a missing path names; refuse any other path."""
+    """Return the preset that the last part of a missing path names; refuse any other path.
+
+    A fine-tune of a preset by its name has the preset's shapes, and its commands keep the path.
+    """
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     preset = find_preset(last)
     if preset is None:
-        raise _unknown(path)
+        return _fine_tuned(path, last)
     hub_id = load_preset(preset).hub_id
     return preset_model(
         preset,
@@ -90,6 +109,22 @@ def _elsewhere(path: str) -> Model:
             f" server downloads {hub_id}",
         ),
     )
+
+
+def _fine_tuned(path: str, last: str) -> Model:
+    """Return the model of a missing folder whose name is a preset's with an end such as -MPO."""
+    from msgspec.structs import replace
+
+    from turbofit.model.names import by_its_name
+
+    error = _unknown(path)
+    if not error.message.startswith("no folder") or "by its name it is" in error.message:
+        raise error
+    unread = f"no folder {path[:160]} is here, so its name alone was read"
+    read = by_its_name(last, unread, guess=True)
+    if isinstance(read, str):
+        raise error
+    return replace(read, hub_id=path)
 
 
 def _named(name: str, revision: str | None, stored: str | None) -> Model:

@@ -35,9 +35,11 @@ from turbofit.planning.plan_document import (
 )
 from turbofit.planning.reasons import (
     beyond_model,
+    forecast_words,
     limit_costs,
     reasons,
     slow_images,
+    speed_told,
     unkept,
     usual_image,
     why_not_served,
@@ -47,6 +49,7 @@ from turbofit.planning.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
 from turbofit.planning.search.search import EngineFit, fit_on_host, search
 from turbofit.planning.search.sizing import longest_context
+from turbofit.planning.speed import rates
 from turbofit.planning.verdict import Planned, Verdict, fitting
 
 #: The most rows of ``considered``; the first row is the chosen shape.
@@ -137,12 +140,14 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
         first.setdefault((other.shape.tp, other.shape.replicas), place)
     others = set(range(len(rest))) - set(first.values())
     shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
-    rows = [chosen.candidate(why_not_served(request, chosen, engine))]
+    told = speed_told(request, chosen)
+    rows = [chosen.candidate(why_not_served(request, chosen, engine), told=told)]
     if fit.fits and fit.rival is not None:
-        rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0]))
+        told = speed_told(request, fit.rival.best)
+        rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0], told=told))
     for other in (rest[place] for place in shown):
         why = why_not_served(request, other, engine) or why_rejected(request, chosen, other)
-        rows.append(other.candidate(why))
+        rows.append(other.candidate(why, told=speed_told(request, other)))
     return tuple(rows)
 
 
@@ -153,10 +158,16 @@ def _parallel_reason(fit: EngineFit) -> str:
     if not best.fits:
         return "the closest to fitting"
     goal = {
-        "throughput": "the most requests per second by the forecast",
-        "latency": "the shortest answer by the forecast",
+        "throughput": f"the most requests per second by {forecast_words(fit)}",
+        "latency": f"the shortest answer by {forecast_words(fit)}",
         "context": "the most KV tokens for one request",
     }[request.workload.goal]
+    if request.workload.goal == "latency" and speed_told(request, best):
+        others = (it for it in fit.evaluations if it.fits and it.shape.tp != best.shape.tp)
+        others = (it for it in others if speed_told(request, it))
+        rival = max(others, key=lambda it: it.score, default=None)
+        beside = f"; tp {rival.shape.tp}: {1 / rival.score:.1f} s" if rival else ""
+        goal += f" ({rates().output_tokens} tokens in {1 / best.score:.1f} s{beside})"
     if request.least:
         goal = "the least memory"
     return f"{goal} of {len(fit.evaluations)} shapes, the promises kept first"
@@ -330,8 +341,7 @@ def _with_kernels(
         return replace(fit, reasons=(reason, *fit.reasons))
     raise NoKernelError(
         lacking.message,
-        hint=f"--engine {fit.engine.name} serves: it compiles its kernels",
-        options=["engine"],
+        hint=f"`--engine {fit.engine.name}` serves: it compiles its kernels",
     )
 
 

@@ -10,21 +10,32 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
 from turbofit.core.machine import Machine
+from turbofit.core.messages import OWN_CODE
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import OLDEST_SERVED, is_legacy, release
 from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.choose import best_plan
-from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
+from turbofit.planning.commands import (
+    came_later,
+    cluster_serve_command,
+    commands,
+    left_out,
+    serve_command,
+)
 from turbofit.planning.remedies import OTHER_CARDS
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import Margin
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.planning.request import PlanRequest, PredictRequest
     from turbofit.planning.resolved_request import ResolvedRequest
+    from turbofit.planning.search.search import EngineFit
 
 
 def plan(
@@ -64,48 +75,75 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     largest images that LMDeploy itself lets clients send. If that does not fit, the plan counts
     smaller images, and a warning says how to start a gateway that refuses larger ones.
     """
-    from turbofit.memory.engines import LMDEPLOY, check_options, engine_for, engine_of
+    from turbofit.memory.engines import check_options, engine_for, engine_of
     from turbofit.planning.choose import make_plan, plan_of
     from turbofit.planning.predict import usual_settings
-    from turbofit.planning.search.search import search
 
-    rule, held = resolved.model.image_rule, release(version) >= OLDEST_SERVED
-    if request.margin is None:
+    first, older = engine_for(resolved.model, request.engine, version), is_legacy(version)
+    if first.doubt is not None:
+        raise UsageError(
+            f"LMDeploy {version} is newer than {REFERENCE}, and no account knows it",
+            hint=f"leave `--lmdeploy` out; turbofit predict MODEL --lmdeploy {version} tells what"
+            f" given settings do by {REFERENCE}'s account, with twice the margin",
+        )
+    if request.margin is None and older:
         more = max(resolved.margin.of(gpu) for gpu in resolved.visible)
         resolved = replace(resolved, margin=Margin(more=more))
-    exposed, unit = (None, "") if rule is None or held else (rule.exposed_limit, rule.limit_unit)
+    rule, held = resolved.model.image_rule, release(version) >= OLDEST_SERVED
+    exposed = None if rule is None or held else rule.exposed_limit
     wished = [resolved]
     if exposed is not None and resolved.image_limit is None:
         wished = [replace(resolved, image_limit=exposed), resolved]
-    first = engine_for(resolved.model, request.engine, version)
-    names = [first.name, *LMDEPLOY] if request.engine == "auto" else [first.name]
-    fits = []
+    fit = _first_fit(wished, request.engine, first.name, version)
+    if fit is None:  # the first engine's refusal
+        check_options(first, resolved.engine_options)
+        return make_plan(wished[-1], first)
+    best = plan_of(fit).document
+    if older:  # rates are known only for current versions
+        best = replace(best, throughput=None, usual_image=None)
+    missing = left_out(best, usual_settings(resolved, engine_of(best)))
+    new = (*_of_version(best, exposed, version), *filter(None, (missing,)))
+    untrue = {OWN_CODE} if came_later(("--trust-remote-code",), version) else set()
+    known = (text for text in best.warnings if text not in untrue)
+    return replace(best, warnings=(*new, *known))
+
+
+def _first_fit(
+    wished: Sequence[ResolvedRequest], asked: str, first: str, version: str
+) -> EngineFit | None:
+    """Return the first wish that fits on an engine, else the last that was searched, or None.
+
+    The engine ``first`` is tried before the others, which count if none was ``asked`` for.
+    """
+    from turbofit.memory.engines import LMDEPLOY, check_options, engine_for
+    from turbofit.planning.search.search import search
+
+    found = None
+    names = [first, *LMDEPLOY] if asked == "auto" else [first]
     for wish, name in product(wished, dict.fromkeys(names)):
         with suppress(TurbofitError):
             engine = engine_for(wish.model, name, version)
             check_options(engine, wish.engine_options)
-            fits.append(search(wish, engine))
-            if fits[-1].fits:
-                break
-    if not fits:  # the first engine's refusal
-        check_options(first, resolved.engine_options)
-        return make_plan(wished[-1], first)
-    best = plan_of(fits[-1]).document
-    warnings = [
-        f"this account of LMDeploy {version} was compared with public figures alone: margins are"
-        " doubled"
-    ]
-    limit = best.promise.image_limit
-    if best.fits and exposed is not None and limit is not None and limit < exposed:
-        warnings.append(
-            f"LMDeploy {version} itself lets clients send images of {exposed}"
-            f" {unit}: save this plan (--json), and put `turbofit"
-            " gateway --plan FILE --upstream URL` in front, which holds them to its limit"
+            found = search(wish, engine)
+            if found.fits:
+                return found
+    return found
+
+
+def _of_version(best: Plan, exposed: int | None, version: str) -> Iterator[str]:
+    """Yield warnings about a plan for a version that lets clients send ``exposed`` units."""
+    if is_legacy(version):
+        yield (
+            f"this account of LMDeploy {version} was compared with public figures alone: margins"
+            " are doubled"
         )
-    if is_legacy(version):  # rates are known only for current versions
-        best = replace(best, throughput=None, usual_image=None)
-    missing = left_out(best, usual_settings(resolved, engine_of(best)))
-    return replace(best, warnings=(*warnings, *filter(None, (missing,)), *best.warnings))
+    limit, rule = best.promise.image_limit, best.model.image_rule
+    if rule and exposed is not None and limit is not None and limit < exposed and best.fits:
+        yield (
+            f"LMDeploy {version} itself lets clients send images of {exposed} {rule.limit_unit}:"
+            " save this plan (--json), and put `turbofit gateway --plan FILE --upstream URL` in"
+            " front, which holds them to its limit"
+        )
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
@@ -160,7 +198,7 @@ def predict(request: PredictRequest, *, finds_remedies: bool = True) -> Plan:
     if request.least:
         raise UsageError(
             "predict tells what given settings do, and least is a choice of settings",
-            hint="turbofit plan --least chooses them",
+            hint="turbofit plan MODEL --least chooses them",
         )
     resolved = resolve(request)
     engine = engine_for(resolved.model, request.engine, request.lmdeploy)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import ceil
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import NoKernelError, UsageError
+from turbofit.core.errors import NoKernelError, UsageError, spelled_in_shell
 from turbofit.core.messages import QUEUED, plural
 from turbofit.core.plan import Plan, Remedy, Settings, Throughput
 from turbofit.core.units import MIB, format_bytes
-from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.account import (
+    NO_IMAGES,
+    POOL_WARMUP,
+    Account,
+    Engine,
+    EngineLaunch,
+    VisionLoad,
+)
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
 from turbofit.memory.start_outcome import StartOutcome, outcome_at
@@ -35,8 +43,8 @@ from turbofit.planning.search.shapes import (
     dtype_for,
     shape_settings,
 )
-from turbofit.planning.speed import group_rates, group_speed
-from turbofit.planning.throughput import forecast
+from turbofit.planning.speed import Speed, group_rates, group_speed
+from turbofit.planning.throughput import forecast, with_text
 
 
 def make_prediction(
@@ -57,10 +65,14 @@ def make_prediction(
     """
     start = _Start(request, engine, free_at_cache)
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
-    helps = finds_remedies and not start.serves and free_at_cache is None
     keeps_margin = start.outcome.kind == "serves"
     exposure = _exposure(request, start.image_limit, start.vision_load)
     story = _story(start.accounts[0], start.ratio, start.outcome, free_at_cache)
+    helps: tuple[Remedy, ...] = ()
+    if finds_remedies and not start.serves:
+        helps = _remedies(request, engine)
+        if free_at_cache is not None:
+            helps = _lower_share(request, engine, free_at_cache, start)
     return document(
         request,
         engine,
@@ -75,7 +87,7 @@ def make_prediction(
         reasons=(*exposure, *story),
         warnings=_warnings(request, start.launch, engine, start.cache),
         throughput=start.throughput(),
-        remedies=_remedies(request, engine) if helps else (),
+        remedies=helps,
     )
 
 
@@ -139,6 +151,8 @@ class _Start:
         with_free = partial(self._accounts, self.load)
         if self.free_at_cache is not None:
             return _sized(with_free(None)[0], self.accounts[0], self.ratio) + text
+        if self.end and is_legacy(self.engine.version) and not self.outcome.serves:
+            text = _at_the_edge(self.outcome, self.accounts, self.ratio) + text
         if self.serves:
             return text + _least_free(self.engine, self.accounts, with_free, self.ratio)
         return text
@@ -156,14 +170,18 @@ class _Start:
         )
         if not at_once:
             return None
-        speeds = []
+        speeds, texts = list[Speed](), list[Speed]()
         for account in self.accounts:
             rates = group_rates(self.alone.model, settings, machine, account.gpus, self.engine)
             tokens = account.tokens_at(account.ratio)
             share = at_once / len(self.accounts)
             speeds.append(group_speed(rates, settings, load, tokens, share))
+            texts.append(group_speed(rates, settings, NO_IMAGES, tokens, share))
         gpus = [gpu for account in self.accounts for gpu in account.gpus]
-        return forecast(self.alone, speeds, load, engine=self.engine.name, gpus=gpus)
+        engine = self.engine.name
+        found = forecast(self.alone, speeds, load, engine=engine, gpus=gpus)
+        with_images = texts if load.units_per_image else ()
+        return with_text(found, self.alone.model, engine, gpus, with_images)
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:
@@ -236,6 +254,18 @@ def _least_free(
     return f"; with less than {serves:,} MiB free when the cache is sized it {end}" if end else ""
 
 
+def _at_the_edge(outcome: StartOutcome, accounts: Sequence[Account], ratio: float) -> str:
+    """Say that an older release may start after all, where little is missing; else return nothing.
+
+    The account of an older release is an upper end: what torch keeps of loading, and what pools
+    grow by, may be less. So much as the margin may be the account's own error.
+    """
+    margin = min(ledger.margin for account in accounts for ledger in account.at(ratio).ledgers)
+    if not 0 < outcome.missing <= margin:
+        return ""
+    return f"at the edge (this account is an upper end, by as much as {format_bytes(margin)}): "
+
+
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
     """Return the image limit that ordinary clients can reach, and the load of its largest image."""
     rule, image_limit = request.model.image_rule, request.requested_image_limit
@@ -284,6 +314,24 @@ def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
     return (Remedy(change=f"turbofit's plan: {plan}", effect=effect),)
 
 
+def _lower_share(
+    request: ResolvedRequest, engine: Engine, free_at_cache: int, start: _Start
+) -> tuple[Remedy, ...]:
+    """Return the largest lower share of the same free memory with which the engine serves.
+
+    If none does, the remedy is free memory.
+    """
+    for hundredths in range(ceil(start.settings.cache_max_entry_count * 100) - 1, 0, -1):
+        options = {**request.engine_options, "cache_max_entry_count": hundredths / 100}
+        lower = _Start(replace(request, engine_options=options), engine, free_at_cache)
+        if lower.serves:
+            effect = f"lives, with {lower.cache or 0:,} KV tokens"
+            change = f"--cache-max-entry-count {hundredths / 100:g}"
+            return (Remedy(change=change, effect=effect),)
+    effect = "no lower share of the cache serves with the memory that was free"
+    return (Remedy(change="free the GPUs, or send smaller images", effect=effect),)
+
+
 def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], ...]:
     check_tp(request, engine)
     check_gpus(request)
@@ -292,8 +340,7 @@ def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], 
     if tp > 1 and any(request.machine.gpu(index).mig for group in groups for index in group):
         raise UsageError(
             "LMDeploy takes the first GPUs, of which a slice by MIG cannot be split over",
-            hint="leave --tp out, or name whole GPUs with --gpus",
-            options=["tp", "gpus", "replicas"],
+            hint="leave `--tp` out, or name whole GPUs with `--gpus`",
         )
     return groups
 
@@ -305,12 +352,12 @@ def _check_free(
         return
     for gpu in (request.machine.gpu(index) for group in groups for index in group):
         if free > gpu.usable:
+            most, card = format_bytes(gpu.usable), f"GPU {gpu.index} ({gpu.name})"
             raise UsageError(
-                f"--free-at-cache {format_bytes(free)} is more than the {format_bytes(gpu.usable)}"
-                f" that CUDA can hand out on GPU {gpu.index} ({gpu.name})",
+                f"`--free-at-cache {format_bytes(free)}` is more than the {most} that CUDA can"
+                f" hand out on {card}",
                 hint="give what the log says is free when the cache is sized, on the card of the"
-                " log: --on SPEC",
-                options=["free_at_cache", "on"],
+                " log: `--on SPEC`",
             )
 
 
@@ -364,7 +411,7 @@ def _never_runs(
         problems = known_problems(launch, engine.name, engine.version)
         cause = kernels or next((problem.warning for problem in problems if problem.fatal), None)
         if cause is not None:
-            return f"does not run: {cause}"
+            return f"does not run: {spelled_in_shell(cause)}"
     return None
 
 

@@ -29,8 +29,8 @@ from turbofit.planning.search.sizing import (
     longest_context,
     most_context,
 )
-from turbofit.planning.speed import Speed, counted_tokens, group_class, group_rates, group_speed
-from turbofit.planning.throughput import forecast
+from turbofit.planning.speed import Speed, counted_tokens, group_class
+from turbofit.planning.throughput import forecast, surety_of_speed
 
 #: Width and height of the usual picture: a screen.
 _USUAL_SIZE: Final = (1920, 1080)
@@ -163,7 +163,8 @@ def _batch(fit: EngineFit, account: Account) -> str:
         return "the least that serves"
     for_context = request.workload.goal == "context"
     kept = ", and cost at most 1% of the KV tokens" if for_context else ""
-    return f"the fewest that give 99% of the most requests a second by the forecast{kept}"
+    by = forecast_words(fit)
+    return f"the fewest that give 99% of the most requests a second by {by}{kept}"
 
 
 def _requested_batch(fit: EngineFit, requests: int) -> str:
@@ -280,6 +281,22 @@ def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
     )
 
 
+def speed_told(request: ResolvedRequest, evaluation: Evaluation) -> bool:
+    """Return whether a plan tells the forecast that ranks a shape; KV tokens are always told."""
+    images, gpus = bool(evaluation.vision_load.units_per_image), evaluation.gpus(request.machine)
+    sure = surety_of_speed(request.model, evaluation.engine, gpus, images=images)
+    return sure.known or request.workload.goal == "context"
+
+
+#: What a forecast is called that ranks shapes and is not told.
+_UNTOLD: Final = "a forecast that is not printed"
+
+
+def forecast_words(fit: EngineFit) -> str:
+    """Return what the forecast is called in reasons, by whether the plan tells it."""
+    return "the forecast" if speed_told(fit.request, fit.best) else _UNTOLD
+
+
 def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """Return why ``other`` ranks below ``best``, with the figures that decide."""
     if other.worth < best.worth:
@@ -302,6 +319,8 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
     goal = request.workload.goal
     if other.footprint > best.footprint:
         return f"takes {format_bytes(other.footprint - best.footprint)} more"
+    if not (speed_told(request, best) and speed_told(request, other)):
+        return f"slower by {_UNTOLD}"
     if goal == "latency":
         return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"
     if goal == "context":
@@ -315,7 +334,8 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """Return a clause that says that slow links make ``other`` slower; empty if they do not."""
-    if not other.speeds or not best.speeds or request.workload.goal == "context":
+    told = speed_told(request, best) and speed_told(request, other)
+    if not (told and other.speeds and best.speeds) or request.workload.goal == "context":
         return ""
 
     def waits(speed: Speed) -> float:
@@ -366,6 +386,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
         return
     if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
         return
+    gpus = best.gpus(request.machine)
     limits = {
         image_limit,
         *(other for other in rule.common_limits if other <= rule.checkpoint_limit),
@@ -375,7 +396,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
         if not evaluation.fits:
             continue
         images, speeds = vision_load_of(request, other), evaluation.speeds
-        found = forecast(request, speeds, images)
+        found = forecast(request, speeds, images, engine=engine.name, gpus=gpus)
         yield LimitCost(
             limit=other,
             option=f"{rule.limit_option} {other}",
@@ -383,7 +404,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
             kv_tokens=sum(part.kv_tokens for part in evaluation.engines),
             requests_at_once=round(sum(speed.running for speed in speeds)),
             requests_per_second=found.requests_per_second,
-            seconds_to_first_token=found.seconds_to_first_token,
+            seconds_to_first_token=found.seconds_to_first_token_alone,
         )
 
 
@@ -403,16 +424,15 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     image_tokens = rule.unit_tokens(units)
     tokens = image_tokens * worst.images_per_request
     load = replace(worst, units_per_image=units, tokens_per_request=tokens)
-    speeds, caches = [], []
-    for group, part in zip(best.shape.groups, best.engines, strict=True):
-        gpus = [request.machine.gpu(index) for index in group]
-        caches.append(part.kv_tokens)
-        size = counted_tokens(load, part.settings.session_len)
-        held = part.settings.requests_in(part.kv_tokens, size)
-        at_once = min(part.shape.requests(request.workload.concurrency), max(1, held))
-        here = group_rates(request.model, part.settings, request.machine, gpus, fit.engine)
-        speeds.append(group_speed(here, part.settings, load, part.kv_tokens, at_once))
-    found = forecast(request, speeds, load, size=_USUAL_SIZE)
+    caches = [part.kv_tokens for part in best.engines]
+    found = forecast(
+        request,
+        fit.speeds_of(load),
+        load,
+        engine=fit.engine.name,
+        gpus=best.gpus(request.machine),
+        size=_USUAL_SIZE,
+    )
     return UsualImage(
         image_size=_USUAL_SIZE,
         image_tokens=image_tokens,

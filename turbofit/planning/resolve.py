@@ -70,21 +70,20 @@ def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:
     """Refuse options that contradict each other or the model, before the search."""
     if request.least and request.goal != "throughput":
         raise UsageError(
-            f"least decides by memory, goal {request.goal} by something else", hint=_ONE_OF
+            f"`--least` decides by memory, `--goal {request.goal}` by something else", hint=_ONE_OF
         )
     _check_context(resolved)
     if request.images and "images" in request.given():
         if resolved.model.image_rule is None:
             raise UsageError(
                 f"{resolved.model.name} takes no images",
-                hint="leave --images out",
-                options=["images"],
+                hint="leave `--images` out",
             )
         if request.language_model_only:
             raise UsageError(
-                f"--images {request.images} asks for images, and --language-model-only serves none",
+                f"`--images {request.images}` asks for images, and `--language-model-only` serves"
+                " none",
                 hint=_ONE_OF,
-                options=["images", "language_model_only"],
             )
     _check_batch(request, resolved)
 
@@ -94,14 +93,11 @@ def _check_context(resolved: ResolvedRequest) -> None:
     if context is None:
         return
     if "session_len" in resolved.engine_options:
-        raise UsageError(
-            "context and session_len are one setting", hint=_ONE_OF, options=["context"]
-        )
+        raise UsageError("`--context` and `--session-len` are one setting", hint=_ONE_OF)
     if context > longest:
         raise UsageError(
             f"{resolved.model.name} reads {longest} tokens, not {context}",
-            hint=f"--context {longest} at most",
-            options=["context"],
+            hint=f"`--context {longest}` at most",
         )
 
 
@@ -113,12 +109,11 @@ def _check_batch(request: PlanRequest, resolved: ResolvedRequest) -> None:
         return
     most = request.replicas or max(1, visible // (request.tp or 1))
     if requests > batch * most:
-        engines, hint = plural(most, "engine"), f"give --concurrency {batch * most} at most"
+        engines, hint = plural(most, "engine"), f"give `--concurrency {batch * most}` at most"
         if survived_batch(resolved.model) is None:
-            hint += ", or leave --max-batch-size out"
+            hint += ", or leave `--max-batch-size` out"
         raise UsageError(
-            f"--max-batch-size {batch} runs {batch * most} requests at once on {most} {engines},"
-            f" not --concurrency {requests}",
+            f"`--max-batch-size {batch}` runs {batch * most} requests at once on {most} {engines},"
+            f" not `--concurrency {requests}`",
             hint=hint,
-            options=["max_batch_size", "concurrency"],
         )

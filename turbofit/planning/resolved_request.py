@@ -160,8 +160,7 @@ def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionL
         if workload.image_size is not None:
             raise UsageError(
                 f"{request.model.name} takes no images",
-                hint="leave --image-size out",
-                options=["image_size"],
+                hint="leave `--image-size` out",
             )
         return NO_IMAGES
     if workload.images == 0:
@@ -281,23 +280,21 @@ def with_image_limit(
         limits, (max_dynamic_patch, max_pixels), ("tiles", "pixels"), strict=True
     ):
         if given is not None and option_of(option) != taken:
-            hint = f"leave it out, or give {taken}" if taken else "leave it out"
-            problem = f"{option_of(option)} limits {of}, and no image of {name} keeps such a limit"
-            raise UsageError(problem, hint=hint, options=[option, *limits])
+            hint = f"leave it out, or give `{taken}`" if taken else "leave it out"
+            problem = f"`{option_of(option)}` limits {of}, which no image of {name} keeps"
+            raise UsageError(problem, hint=hint)
     image_limit = max_pixels if max_dynamic_patch is None else max_dynamic_patch
     if rule is None or image_limit is None:
         return request
     if not request.workload.images or request.engine_options.get("language_model_only"):
         raise UsageError(
-            f"{taken} limits images, and none are served",
-            hint=f"leave {taken} out, or serve images",
-            options=limits,
+            f"`{taken}` limits images, and none are served",
+            hint=f"leave `{taken}` out, or serve images",
         )
     most = rule.checkpoint_limit
     if image_limit > most and rule.worst_units(image_limit) == rule.worst_units(most):
         raise UsageError(
-            f"{taken} {image_limit}: no image of {name} has more than {most:,} {rule.limit_unit}",
+            f"`{taken} {image_limit}`: no image of {name} has more than {most:,} {rule.limit_unit}",
             hint=f"leave it out, or give {most} or less",
-            options=limits,
         )
     return replace(request, image_limit=image_limit)

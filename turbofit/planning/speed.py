@@ -36,6 +36,8 @@ class Rates(Struct):
 
     memory_efficiency: float
     compute_efficiency: float
+    kv_int8_efficiency: float
+    kv_int4_efficiency: float
     vision_efficiency: float
     vision_attention_efficiency: float
     pixel_seconds: float
@@ -43,6 +45,8 @@ class Rates(Struct):
     layer_seconds: float
     step_seconds: float
     request_seconds: float
+    server_seconds: float
+    server_token_seconds: float
     recomputed_share: float
     host_bandwidth: float
     host_factor: float
@@ -120,8 +124,9 @@ class StepWork(Struct):
 
     ``weights`` are bytes that every decode step reads; ``experts`` are bytes of routed experts, of
     which one token reads the share ``routed``. ``token_flops`` are FLOPs for one token through all
-    layers, ``pair_flops`` for the attention of one token to another. ``prompt_tokens`` returns how
-    many tokens of prompts one forward reads under given settings.
+    layers, ``pair_flops`` for the attention of one token to another. A token's keys and values take
+    ``kv_bytes``, and as long to read as ``kv_read_bytes`` without quantisation. ``prompt_tokens``
+    returns how many tokens of prompts one forward reads under given settings.
     """
 
     layers: int
@@ -132,6 +137,7 @@ class StepWork(Struct):
     token_flops: float
     pair_flops: float
     kv_bytes: float
+    kv_read_bytes: float
     prompt_tokens: Callable[[Settings], int]
     tower: Tower = Tower()
 
@@ -144,6 +150,8 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
     """Return the work of a model on one rank; only ``tp`` and the settings of the cache matter."""
     text, tp, moe = model.text, settings.tp, model.text.moe
     held, cache = engine.weights(model, tp), engine.cache(model, settings)
+    kv_bytes = cache.block_bytes / cache.block_tokens
+    shares = {8: rates().kv_int8_efficiency, 4: rates().kv_int4_efficiency}
     routed = share = 0.0
     if moe is not None:
         routed = moe.experts_per_token / moe.experts
@@ -158,7 +166,8 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
         routed=routed,
         token_flops=2 * _dense_parameters(model) / tp,
         pair_flops=4.0 * text.heads * text.head_dim * text.attention_layers / tp,
-        kv_bytes=cache.block_bytes / cache.block_tokens,
+        kv_bytes=kv_bytes,
+        kv_read_bytes=kv_bytes / shares.get(settings.quant_policy, 1.0),
         prompt_tokens=engine.prompt_tokens,
         tower=tower_of(model, held.vision, shards, encodes_again=engine.encodes_again),
     )
@@ -412,7 +421,9 @@ class GroupRates(Struct):
         products = max(
             work.read_bytes(tokens) / card.bandwidth, tokens * work.token_flops / card.flops
         )
-        attention = pairs * work.pair_flops / card.flops + cached * work.kv_bytes / card.bandwidth
+        attention = (
+            pairs * work.pair_flops / card.flops + cached * work.kv_read_bytes / card.bandwidth
+        )
         launches = work.layers * figures.layer_seconds + figures.step_seconds
         return products + attention + self.reduces(tokens) + launches
 

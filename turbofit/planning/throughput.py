@@ -12,11 +12,15 @@ from functools import cache
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
+from turbofit.core.messages import plural
 from turbofit.core.plan import HostImages, Surety, Throughput, image_threads
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import three_digits
+from turbofit.machine.unlisted import slow_card
+from turbofit.memory.account import AMPERE, NO_IMAGES, capability_of
 from turbofit.planning.speed import Speed, rates
 
 if TYPE_CHECKING:
@@ -55,13 +59,13 @@ class HostRate(Struct):
         how = "as measured here" if self.measured else "as on a usual core"
         return f"an image takes {three_digits(self.seconds)} s of one core of the host, {how}"
 
-    def beside(self, of_cards: float) -> HostImages:
-        """Return the images a second of the host and of the cards (``of_cards``)."""
+    def beside(self, of_cards: float | None) -> HostImages:
+        """Return the images a second of the host and, unless None, of the cards (``of_cards``)."""
         return HostImages(
             cores=self.cores,
             seconds_per_image=round(self.seconds, 4),
             images_per_second=round(self.images_per_second, 2),
-            gpu_images_per_second=round(of_cards, 2),
+            gpu_images_per_second=of_cards,
             measured=self.measured,
         )
 
@@ -86,15 +90,21 @@ def host_rate(
     if rule is None or not load.units_per_image or cores == NA:
         return None
     threads = threads or image_threads(int(cores), engines)
-    seconds = image_seconds(rule, load.units_per_image, size, by_float=threads == 1)
-    measured = machine.measured.image_seconds if machine.measured is not None else 0.0
-    if measured:
-        photograph, tiles = _REFERENCE
-        figures = rates()
-        usual = photograph * figures.tile_source_seconds + tiles * figures.tile_prepared_seconds
-        seconds *= measured / usual
+    seconds = _seconds_here(machine, rule, load, size, by_float=threads == 1)
     busy = min(int(cores), threads * engines)
-    return HostRate(cores=busy, seconds=seconds, measured=bool(measured))
+    measured = machine.measured is not None and bool(machine.measured.image_seconds)
+    return HostRate(cores=busy, seconds=seconds, measured=measured)
+
+
+def _seconds_here(
+    machine: Machine, rule: ImageRule, load: VisionLoad, size: Size | None, *, by_float: bool
+) -> float:
+    """Return the seconds in which one core of this host prepares an image of a load."""
+    seconds, figures = image_seconds(rule, load.units_per_image, size, by_float=by_float), rates()
+    measured = machine.measured.image_seconds if machine.measured is not None else 0.0
+    photograph, tiles = _REFERENCE
+    usual = photograph * figures.tile_source_seconds + tiles * figures.tile_prepared_seconds
+    return seconds * measured / usual if measured else seconds
 
 
 def image_seconds(
@@ -129,62 +139,100 @@ def with_host(of_cards: float, at_once: float, host: HostRate, images: int) -> t
     return rate, seconds + waits
 
 
+def server_seconds(load: VisionLoad) -> float:
+    """Return the seconds of one request in the server and the tokenizer, before any forward."""
+    figures = rates()
+    tokens = load.tokens_per_request + figures.text_tokens
+    return figures.server_seconds + tokens * figures.server_token_seconds
+
+
+def _rests(machine: Machine, host: HostRate | None, images: int) -> str:
+    """Say what a forecast rests on: cards and links, and the host if there are images."""
+    rests, measured = "rates assumed, not measured", machine.measured
+    if measured is not None and (measured.cards or measured.reduces):
+        rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
+    if not images:
+        return rests
+    uncounted = "in requests a second the host is not counted: its cores are not known"
+    return f"{rests}; {host.words if host else uncounted}"
+
+
 def forecast(
     request: ResolvedRequest,
     speeds: Sequence[Speed],
     load: VisionLoad,
     *,
-    engine: str = "",
-    gpus: Sequence[Gpu] = (),
+    engine: str,
+    gpus: Sequence[Gpu],
     size: Size | None = None,
 ) -> Throughput:
     """Forecast the speed of all engines together, with the certainty of each figure.
 
     ``engine`` and ``gpus`` determine the certainty. Images have this ``size``, or the workload's.
-    If the host's cores are unknown, its work on images is not counted.
+    If the host's cores are unknown, its work on images is counted in a first token alone, and
+    nowhere else.
     """
     figures, images, machine = rates(), load.images_per_request, request.machine
     rule, size = request.model.image_rule, size or request.workload.image_size
-    threads, measured = request.image_threads, machine.measured
+    threads = request.image_threads
     host = host_rate(machine, rule, load, len(speeds), size=size, threads=threads)
-    rests = "rates assumed, not measured"
-    if measured is not None and (measured.cards or measured.reduces):
-        rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
-    if images:
-        rests += f"; {host.words if host else 'the host is not counted: its cores are not known'}"
     of_cards = rate = sum(speed.requests_per_second for speed in speeds)
     there = sum(speed.requests_per_second * speed.seconds_per_request for speed in speeds)
     seconds = max(speed.seconds_to_first_token for speed in speeds)
-    alone = max(speed.alone for speed in speeds)
+    alone = max(speed.alone for speed in speeds) + server_seconds(load)
+    model, with_images = request.model, bool(load.units_per_image)
+    surety = surety_of_speed(model, engine, gpus, images=with_images)
+    kind = kind_of(model, engine, gpus, images=with_images)
+    among, first = (surety_of(f"first token {how}, {kind}", gpus) for how in _FIRST)
     prepares = None
     if host is not None and images:
-        prepares = host.beside(images * of_cards)
+        prepares = host.beside(surety.told(images * of_cards, 2))
         rate, waits = with_host(of_cards, there, host, images)
-        seconds, alone = seconds + waits, alone + host.seconds * images
-    kind = kind_of(request.model, engine, images=bool(load.units_per_image))
-    surety = surety_of(kind, gpus)
+        seconds += waits
+    if rule is not None and images and with_images:
+        by_float = threads == 1
+        alone += images * _seconds_here(machine, rule, load, size, by_float=by_float)
     return Throughput(
         basis=(
             f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
-            f"{figures.output_tokens} answered; {rests}; {surety.words}"
+            f"{figures.output_tokens} answered; {_rests(machine, host, images)}; {surety.words}"
         ),
-        requests_per_second=round(rate, 4),
-        output_tokens_per_second=round(rate * figures.output_tokens, 1),
+        requests_per_second=surety.told(rate, 4),
+        output_tokens_per_second=surety.told(rate * figures.output_tokens, 1),
         concurrent_requests=round(sum(speed.running for speed in speeds)),
-        seconds_to_first_token=round(seconds, 3),
-        seconds_to_first_token_alone=round(alone, 3),
+        seconds_to_first_token=among.told(seconds, 3),
+        seconds_to_first_token_alone=first.told(alone, 3),
         host=prepares,
         median_error=surety.median,
         surety=surety,
-        first_token=surety_of(f"first token among others, {kind}", gpus),
-        first_token_alone=surety_of(f"first token alone, {kind}", gpus),
+        first_token=among,
+        first_token_alone=first,
+    )
+
+
+def with_text(
+    found: Throughput, model: Model, engine: str, gpus: Sequence[Gpu], texts: Sequence[Speed]
+) -> Throughput:
+    """Add the first token of a text to the forecast of a model with images.
+
+    ``texts`` are the speeds without images; without them, the forecast is returned as it is.
+    """
+    if not texts:
+        return found
+    kind = kind_of(model, engine, gpus, images=False)
+    sure = surety_of(f"first token alone, {kind}", gpus)
+    seconds = max(speed.alone for speed in texts) + server_seconds(NO_IMAGES)
+    return replace(
+        found, seconds_to_first_token_of_text=sure.told(seconds, 3), first_token_of_text=sure
     )
 
 
 #: Nine of ten forecasts of a kind must be within these factors to be good, fair or rough; of worse
 #: kinds only the order of magnitude is told.
-_TIMES: Final = (1.25, 1.5, 2.0)
+TIMES: Final = (1.25, 1.5, 2.0)
 _WORDS: Final[tuple[Word, ...]] = ("good", "fair", "rough", "order")
+#: The first tokens of requests that are told, by what else is there.
+_FIRST: Final = ("among others", "alone")
 #: The suffix of kinds whose rows and cards were not used in the fit.
 UNSEEN: Final = "other cards"
 
@@ -194,6 +242,7 @@ class Errors(Struct):
 
     Half of the ``figures`` differ by at most the share ``median``, nine of ten by at most ``p90``.
     Nine of ten are off by at most the factor ``times``, the worst by the factor ``worst``.
+    ``measured`` says in words what was measured, if no figure of the kind is told.
     """
 
     figures: int
@@ -202,6 +251,7 @@ class Errors(Struct):
     times: float
     worst: float
     cards: tuple[str, ...]
+    measured: str = ""
 
 
 @cache
@@ -210,30 +260,68 @@ def errors_of() -> dict[str, Errors]:
     return msgspec.convert(load_yaml(preset_path("engines", "surety")), dict[str, Errors])
 
 
-def kind_of(model: Model, engine: str, *, images: bool) -> str:
-    """Return the name of a forecast's kind: text or the model's kind of images, on an engine."""
-    rule = model.image_rule
-    what = f"images of {rule.unit_name}" if rule is not None and images else "text"
-    return f"{what}, {engine}"
+def kind_of(model: Model, engine: str, gpus: Iterable[Gpu], *, images: bool) -> str:
+    """Return the name of a forecast's kind.
+
+    Forecasts are of one kind if they have the same errors: of text or of images in tiles or
+    patches; of models with experts or delta nets; on an engine; on a generation of cards.
+    """
+    rule, traits = model.image_rule, _traits(model)
+    what = f"images in {plural(2, rule.unit_name)}" if rule is not None and images else "text"
+    of_model = f" of {' and '.join(traits)}" if traits else ""
+    return f"{what}{of_model} with {engine}{_of_cards(tuple(gpus))}"
+
+
+def _traits(model: Model) -> list[str]:
+    """Return what sets a model's forecast apart from that of other models."""
+    parts = {"experts": model.text.moe, "delta nets": model.text.delta}
+    return [name for name, part in parts.items() if part is not None]
+
+
+def _of_cards(gpus: Sequence[Gpu]) -> str:
+    """Return the clause of a kind that names the generation of its cards; empty since Ampere."""
+    if any(slow_card(gpu.name) for gpu in gpus):
+        return " on cards without tensor cores"
+    if any(NA in (gpu.memory_bandwidth, gpu.dense_flops) for gpu in gpus):
+        return " on cards whose rates nobody knows"
+    if any(capability_of(gpu) < AMPERE for gpu in gpus):
+        return " on cards before Ampere"
+    return ""
+
+
+def surety_of_speed(model: Model, engine: str, gpus: Sequence[Gpu], *, images: bool) -> Surety:
+    """Return how sure requests and tokens a second are of a model, on an engine and cards.
+
+    ``known`` of the result says whether this speed is known at all, and ``word`` how well. Plans
+    print no speed that is not known, and pretend GPUs have no clock then.
+    """
+    found, traits = surety_of(kind_of(model, engine, gpus, images=images), gpus), _traits(model)
+    if found.word != "unknown" or not traits:
+        return found
+    alike = (
+        errors.measured
+        for kind, errors in errors_of().items()
+        if errors.measured and engine in kind and all(trait in kind for trait in traits)
+    )
+    return replace(found, measured=next(alike, ""))
 
 
 def surety_of(kind: str, gpus: Iterable[Gpu]) -> Surety:
     """Return how certain a kind of forecast is on these cards.
 
     The certainty follows from the errors of this kind of forecast. If some of these cards have no
-    errors, the errors on other cards count. If they are not known either, the errors of the kind
-    count, but the certainty is one step lower.
+    errors, the errors on other cards, which no fit has seen, count. If these are of one card, or
+    not known either, the certainty is one step lower.
     """
     known, cards = errors_of(), {gpu.name for gpu in gpus}
     found, other = known.get(kind), known.get(f"{kind}, {UNSEEN}")
+    if other is not None and not (found is not None and cards <= set(found.cards)):
+        kind, found = f"{kind}, {UNSEEN}", other
     if found is None:
         return Surety(kind=kind, word="unknown")
-    seen, sure = cards <= set(found.cards), 0
-    if not seen and other is not None:
-        kind, found = f"{kind}, {UNSEEN}", other
-    elif not seen:
-        sure = 1
-    sure += sum(found.times > most for most in _TIMES)
+    seen = cards <= set(found.cards)
+    judged = seen or (found is other and len(found.cards) > 1)
+    sure = sum(found.times > most for most in TIMES) + (not judged)
     return Surety(
         kind=kind,
         word=_WORDS[min(sure, len(_WORDS) - 1)],
@@ -242,4 +330,5 @@ def surety_of(kind: str, gpus: Iterable[Gpu]) -> Surety:
         p90=found.p90,
         worst=found.worst,
         seen=seen,
+        measured=found.measured,
     )

@@ -26,7 +26,7 @@ from turbofit.memory.engines import LMDEPLOY
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.choose import choose, known_warnings, why_not
 from turbofit.planning.plan_document import requests_held
-from turbofit.planning.reasons import unkept
+from turbofit.planning.reasons import unkept, usual_image
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
@@ -64,7 +64,9 @@ class Serving(Struct):
     requests_at_once: int = 0
     requests_per_second: Annotated[float | None, doc("A forecast; null: none.")] = None
     output_tokens_per_second: float | None = None
-    seconds_to_first_token: float | None = None
+    seconds_to_first_token: Annotated[
+        float | None, doc("Of one request alone, with images of a usual size; null: none.")
+    ] = None
     warnings: Annotated[tuple[str, ...], doc("What is known to go wrong with it.")] = ()
 
     @property
@@ -96,12 +98,13 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
         row, tokens, speed = _of_planned(blank, chosen), chosen.document.smallest.kv.tokens, None
     if row.why_not:
         return row
-    if speed is not None:
+    if speed is not None and isinstance(chosen, EngineFit):
+        usual = usual_image(chosen) or speed
         row = replace(
             row,
             requests_per_second=speed.requests_per_second,
             output_tokens_per_second=speed.output_tokens_per_second,
-            seconds_to_first_token=speed.seconds_to_first_token,
+            seconds_to_first_token=usual.seconds_to_first_token_alone,
         )
     why_not = next(_lacks(request, resolved, row, tokens), "")
     return replace(row, keeps=not why_not, why_not=why_not)
@@ -167,7 +170,7 @@ def _lacks(
     if wanted is None:
         return
     if speed is None:
-        yield "has no forecast of speed"
+        yield "its speed is not known"
     elif speed * request.images < wanted:
         yield f"{three_digits(speed * request.images)} images/s by the forecast, not {wanted:g}"
 
@@ -180,9 +183,8 @@ def which_cards(request: WhichRequest) -> Which:
     """
     if request.on is not None or request.gpus is not None:
         raise UsageError(
-            "which MODEL looks for machines, and --on names one",
-            hint="turbofit plan MODEL --on SPEC, or turbofit which --on SPEC without a model",
-            options=["on"],
+            "which MODEL looks for machines, and `--on` names one",
+            hint="turbofit plan MODEL --on SPEC, or for its models turbofit which --on SPEC",
         )
     model, errors = model_of(request), list[TurbofitError]()
     promise = request.changed(model=model, revision=None)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import convert
 from msgspec.structs import replace
 
-from turbofit.core.engine_end import End, Moment, Rehearsal, RehearsedTogether, exit_words
+from turbofit.core.engine_end import AnyEnd, Moment, Rehearsal, RehearsedTogether, exit_words
 from turbofit.core.plan import EnginePlan, GpuLedger, Plan, Term
 from turbofit.core.struct import Document, to_builtins
 from turbofit.core.version import __version__
@@ -102,7 +102,7 @@ def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
     }
 
 
-def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | None]:
+def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, AnyEnd | None]:
     """Return a rehearsal's outcome, and how it ended; None instead if the outcome is ``served``.
 
     The outcome is ``served``, ``out_of_memory``, ``hang`` or ``failed``. ``served`` means that
@@ -114,7 +114,7 @@ def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | Non
     served = ended.notes.get("done") and ended.ran.code == 0
     if served and unfinished is None and not dead and not ended.stopped:
         return "served", None
-    end = convert(readings.end, End)
+    end = convert(readings.end, AnyEnd)
     if end.kind == "out_of_memory":
         return "out_of_memory", end
     if ended.stopped == "idle":
@@ -231,8 +231,8 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
     return sum(term.bytes for term in terms if term.term in names)
 
 
-def unanswered(plan: Plan, engine: EnginePlan, document: Document) -> End | None:
-    """Return an End if the engine refused a request that the plan promises to serve; else None.
+def unanswered(plan: Plan, engine: EnginePlan, document: Document) -> AnyEnd | None:
+    """Return an end if the engine refused a request that the plan promises to serve; else None.
 
     The plan promises only prompts that are no longer than its longest request.
     """
@@ -240,14 +240,14 @@ def unanswered(plan: Plan, engine: EnginePlan, document: Document) -> End | None
     taken = document["cache"].get("session_len")
     if taken is not None and taken < longest:
         why = f"the engine takes {taken:,} tokens of the {longest:,} that the plan promises"
-        return End(kind="refused", phase="case text_prefill", where=why)
+        return AnyEnd(kind="refused", phase="case text_prefill", where=why)
     room = longest - _NEW
     for case in document["cases"]:
         refused = {name: n for name, n in case["statuses"].items() if name != "finished"}
         if sum(refused.values()) > sum(tokens > room for tokens in case["tokens"]):
             refusals = ", ".join(f"{count} {name}" for name, count in refused.items())
             why = f"the engine refused requests that the plan promises: {refusals}"
-            return End(kind="refused", phase=f"case {case['name']}", where=why)
+            return AnyEnd(kind="refused", phase=f"case {case['name']}", where=why)
     return None
 
 

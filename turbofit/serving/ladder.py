@@ -179,7 +179,7 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
         "vision": (_more_margin, _fewer_units, _smaller_prefill),
         "text": (_more_margin, _smaller_prefill),
     }
-    chosen = (_smaller_prefill,) if ended.kind == "hang" else steps[ended.phase or "text"]
+    chosen = (_smaller_prefill,) if ended.kind == "hang" else steps.get(ended.phase, steps["text"])
     if ended.kind == "out_of_memory" and ended.phase == "warm-up" and ended.missing is not None:
         # The missing bytes are known, so the cache can give exactly these.
         chosen = (_more_margin, _smaller_prefill)

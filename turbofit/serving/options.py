@@ -59,6 +59,9 @@ class ServeConfig(Validated):
         default=True, description="a process has imported what the next start needs"
     )
     pretend: bool = Field(default=False, description="on pretend GPUs")
+    clock: float = Field(
+        default=0.0, ge=0, description="how much slower than the forecast pretend GPUs are; 0: none"
+    )
 
     def client_name(self, model: Model) -> str:
         """Return the name by which the engines call a model."""
@@ -92,6 +95,8 @@ class ClusterServeConfig(ServeConfig):
 
 
 Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
+#: How much slower than the forecast pretend GPUs are: 1 is as fast as life, 0 takes no time at all.
+Slower = Annotated[float | None, Field(ge=0, le=1000), Metavar("N")]
 
 
 class LaunchOptions(Validated):
@@ -118,6 +123,7 @@ class ServeOptions(LaunchOptions):
     unplanned: bool = False
     drain: Seconds | None = None
     liveness: Seconds | None = None
+    clock: Slower = None
     cluster: Annotated[str | None, Metavar("RAY")] = None
     name: str | None = None
     node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
@@ -132,6 +138,7 @@ class ServeOptions(LaunchOptions):
         if self.idle is not None:
             beside = {"cluster": self.cluster is not None, "no_gateway": self.no_gateway}
             refuse_together(beside, "--idle")
+        refuse_real_clock(self)
         for name in ("name", "node_port"):
             if self.cluster is None and name in self.given():
                 raise needs_cluster(name)
@@ -147,6 +154,7 @@ class ServeOptions(LaunchOptions):
             "check": self.check,
             "standby": not self.no_standby,
             "model_name": self.model_name,
+            "clock": (1.0 if self.clock is None else self.clock) * self.pretend,
         }
 
 
@@ -165,6 +173,15 @@ class TuneOptions(LaunchOptions):
     slo: Annotated[str | None, Metavar("LIMITS")] = None
     kv_types: Annotated[str, Metavar("LIST")] = "0,8"
     again: bool = False
+    clock: Slower = None
+
+    def config_fields(self) -> Options:
+        """Return the fields of `ServeConfig` that these options set.
+
+        Pretend GPUs are four times slower than life, so that this host can keep up with a load.
+        """
+        factor = 4.0 if self.clock is None else self.clock
+        return {**super().config_fields(), "clock": factor * self.pretend}
 
     @property
     def kv_policies(self) -> tuple[int, ...]:
@@ -180,6 +197,20 @@ class TuneOptions(LaunchOptions):
                 hint="write it as 0,8 or 0,8,4",
             )
         return tuple(map(int, dict.fromkeys(types)))
+
+
+def refuse_real_clock(options: ServeOptions | TuneOptions) -> None:
+    """Refuse ``--clock`` without ``--pretend``.
+
+    Raises:
+        UsageError: no real GPU has such a clock.
+    """
+    if options.clock is not None and not options.pretend:
+        raise UsageError(
+            "--clock is the time of pretend GPUs, and these are real",
+            hint="add --pretend",
+            options=["clock"],
+        )
 
 
 def needs_cluster(name: str) -> UsageError:
@@ -200,10 +231,9 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
     """
     if request.on is not None:
         raise UsageError(
-            f"{does} the machine here, so --on does not go with it",
-            hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
+            f"{does} the machine here, so `--on` does not go with it",
+            hint=f"add `--pretend` to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
             f"{request.on} plans for that machine",
-            options=["on"],
         )
 
 

@@ -27,6 +27,7 @@ class EngineOption(Struct, rename={"is_": "is", "as_": "as"}, forbid_unknown_fie
     is_: Literal["planned", "taken", "passed", "refused", "undecided"]
     values: int | str
     as_: tuple[str, ...] = ()
+    in_place: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     clients: bool = False
     always: bool = False

@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import copy
 import inspect
+import logging
 import warnings
 from asyncio import to_thread
 from contextlib import aclosing
@@ -98,6 +99,12 @@ def check_keywords(engine: Any, keywords: Options) -> None:
         raise UsageError(f"LMDeploy drops {name}={value!r} of a pipeline's call", hint=hint)
 
 
+def _logged(refusal: Refusal) -> str:
+    """Return why a request is refused, and log it: its answer is an empty text in LMDeploy."""
+    logging.getLogger(__name__).warning("a request is refused: %s", refusal.message)
+    return refusal.message
+
+
 def hold_engine(engine: Any, scope: Scope) -> None:
     """Check each request to LMDeploy's ``AsyncEngine``, and lower values to what the plan allows.
 
@@ -121,7 +128,7 @@ def hold_engine(engine: Any, scope: Scope) -> None:
             if ids is not None:
                 RULES["generate"]["input_ids"].hold("input_ids", list(ids), scope)
         except Refusal as refusal:
-            raise RequestError(ErrorCode.INVALID_REQUEST, refusal.message) from None
+            raise RequestError(ErrorCode.INVALID_REQUEST, _logged(refusal)) from None
         return await preprocess(*call.args, **call.kwargs)
 
     engine.preprocess = holding
@@ -232,7 +239,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
                     parts += message["content"]
             await self._hold(parts)
         except Refusal as refusal:
-            raise ValueError(refusal.message) from None
+            raise ValueError(_logged(refusal)) from None
         return parsed
 
     async def _hold(self, parts: list[dict[str, Any]]) -> None:

@@ -220,11 +220,14 @@ def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
     machine here has those of the real cards.
 
     Raises:
-        UsageError: the model has no stand-in for a run on pretend GPUs.
+        UsageError: the model is a path that is not here, or has no stand-in for a run on pretend
+            GPUs.
     """
     from turbofit.machine.source import machine_from
+    from turbofit.model.source import refuse_missing_folder
     from turbofit.planning.calibrations import with_calibrations
 
+    refuse_missing_folder(request.model)
     if not pretend:
         return request
     from turbofit.rehearsal.confirm import refuse_untwinned

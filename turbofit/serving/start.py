@@ -25,6 +25,7 @@ from turbofit.gateway.server import digest_of, keep_large_blocks
 from turbofit.planning import checks
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
+from turbofit.rehearsal.plan_clock import clock_for
 from turbofit.serving.calibration import in_words
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.gemm_tuning import give_tuning
@@ -58,7 +59,10 @@ if TYPE_CHECKING:
     from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.http.routes import ClockFacts
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
+    from turbofit.rehearsal.plan_clock import ClockChoice
+    from turbofit.serving.engine.engine_client import Timing
     from turbofit.serving.engine.supervised_engine import AskWorstCases, SupervisedEngine
     from turbofit.serving.ladder import Rung
     from turbofit.serving.run import PublicSide, Run
@@ -118,6 +122,8 @@ class Start:
         )  # fmt: skip
         for warning in checks.refuse(scene):
             run.say(f"warning: {warning}")
+        if config.pretend:
+            run.say(self._clock.words)
         self._before = self._used()
         self._start_progress = StartProgress(self._plan, self._before)
         if run.examiner is None:
@@ -130,7 +136,7 @@ class Start:
             version = run.lmdeploy.version
             give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
         supervision = Supervision(
-            run.say, worst_cases, config.timing, before_start=self._prepare,
+            run.say, worst_cases, self._timing, before_start=self._prepare,
             clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
             on_back=lambda engine: self._have_gateway(lambda it: it.engine_ready(engine.index)),
             on_doubt=lambda index, at: self._have_gateway(lambda it: it.doubt(index, at)),
@@ -173,6 +179,17 @@ class Start:
             choice = "; --check quick asks one small request instead" if seconds > LONG else ""
             run.say(f"the worst cases will take the cards about {seconds:.0f} s{choice}")
         return ask_worst
+
+    @cached_property
+    def _clock(self) -> ClockChoice:
+        """How time passes on pretend GPUs."""
+        return clock_for(self._plan, self._run.config.clock)
+
+    @cached_property
+    def _timing(self) -> Timing:
+        """The deadlines, of which those for work of slow cards are as much longer."""
+        timing, slower = self._run.config.timing, max(1.0, self._clock.factor)
+        return replace(timing, drain=slower * timing.drain, patience=slower * timing.patience)
 
     @cached_property
     def _proof(self) -> Proof:
@@ -222,7 +239,7 @@ class Start:
                 PretendLaunch(
                     command, pretend_runner(plan), key, group=group,
                     ratio=self._ratio(group), plan=plan, folder=folder, spawn=spawn,
-                    images=images,
+                    images=images, factor=self._clock.factor,
                 )
                 for group, command in enumerate(engine_commands)
             ]  # fmt: skip
@@ -294,12 +311,14 @@ class Start:
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
         # The supervisor ends a hanging engine if it watches for signs of life.
-        hung = math.inf if serve_config.timing.liveness else serve_config.gateway.hung_seconds
+        own, slower = serve_config.gateway, max(1.0, self._clock.factor)
+        hung = math.inf if serve_config.timing.liveness else slower * own.hung_seconds
         config = replace(
-            serve_config.gateway,
+            own,
             upstream_key=self._key,
             hung_seconds=hung,
-            drain_seconds=serve_config.timing.drain,
+            queue_seconds=slower * own.queue_seconds,
+            drain_seconds=self._timing.drain,
             pretend=serve_config.pretend,
             names=serve_config.names(plan),
         )
@@ -308,6 +327,7 @@ class Start:
         gateway.grammars = trials_of(plan, *self._grammars, run.say, ours=True)
         run.deny_list = gateway.deny_list
         gateway.in_use = partial(self._start_progress.used, self._supervisor.engines)
+        gateway.clock = self._clock_facts
         supervised = zip(gateway.engines, self._supervisor.engines, strict=True)
         for index, (engine, started) in enumerate(supervised):
             self._routed[index] = engine
@@ -317,6 +337,20 @@ class Start:
         run.public = (run.publish or GatewayThread)(gateway)
         run.public.start()
         return run.public
+
+    def _clock_facts(self) -> ClockFacts | None:
+        from turbofit.gateway.http.routes import ClockFacts
+
+        clocks = [engine.clock for engine in self._supervisor.engines if engine.clock is not None]
+        if not clocks:
+            return None
+        readings = [clock.read() for clock in clocks]
+        most = max(readings, key=lambda reading: reading.late + reading.idle)
+        clock = self._clock
+        return ClockFacts(
+            factor=clock.factor, words=clock.words, late=most.late, idle=most.idle,
+            busy=sum(reading.busy for reading in readings),
+        )  # fmt: skip
 
     def _tick(self) -> None:
         """Update the lease and the record."""

@@ -67,3 +67,19 @@ def test_doctor_on_a_described_machine(capsys) -> None:
     assert "peer_access: no peer access: all pairs" in out
     assert "\n  fix  " in out
     assert run(capsys, "doctor", "--on", "no/such/snapshot.json")[0] == 2
+
+
+def test_diagnose_takes_the_release_that_a_log_does_not_print(tmp_path, capsys) -> None:
+    log = tmp_path / "serve.log"
+    log.write_text(
+        "lmdeploy serve api_server OpenGVLab/InternVL2-4B --tp 2\n"
+        "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.20 GiB. GPU 0 has a"
+        " total capacity of 23.69 GiB of which 556.00 MiB is free.\n"
+    )
+    main(["diagnose", str(log), "--on", "2xrtx3090"])
+    assert "the release of LMDeploy: 0.18 is assumed" in " ".join(capsys.readouterr().out.split())
+    main(["diagnose", str(log), "--on", "2xrtx3090", "--lmdeploy", "0.6.1", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["read"]["version"] == "0.6.1"
+    assert not any("the release of LMDeploy" in text for text in found["unknown"])
+    assert main(["diagnose", str(log), "--lmdeploy", "main"]) == 2

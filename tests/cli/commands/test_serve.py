@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 
-from turbofit.cli.commands.serve import say_open
-from turbofit.cli.main import main
+from turbofit.cli.commands.serve import say_open, serve
+from turbofit.cli.main import TURBOFIT, main
 from turbofit.cli.terminal.output import Form
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.http.connections import Hosts, Origins
+from turbofit.gateway.http.refusals import Refusal
 from turbofit.serving.run import Run
 
 Out = pytest.CaptureFixture[str]
@@ -94,6 +97,92 @@ def test_a_server_of_lmdeploy_is_asked_for_as_one(monkeypatch, capsys: Out) -> N
     assert config.options == ("--tool-call-parser", "internlm", "--trust-remote-code")
     assert (config.model_name, config.request.model) == ("mine", "internvl2-8b")
     assert "--disable-fastapi-docs left out: they are always off" in capsys.readouterr().err
+
+
+def asked_of(line: str, monkeypatch: pytest.MonkeyPatch) -> list[GatewayConfig]:
+    """The gateways that a line would open, before anything is planned."""
+    asked: list[GatewayConfig] = []
+    monkeypatch.setattr(Run, "__init__", lambda _, config, *__, **___: asked.append(config.gateway))
+    monkeypatch.setattr(Run, "prepare", lambda _: 1 / 0)
+    main([*line.split(), "--pretend", "--on", "1xrtx3090"])
+    return asked
+
+
+IN_PLACE = "serve api_server internvl2-8b --server-name 0.0.0.0"
+
+
+@pytest.mark.parametrize("line", [IN_PLACE, IN_PLACE.replace("api", "lmdeploy serve api")])
+def test_lmdeploys_own_word_opens_a_server_as_lmdeploy_does(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    (gateway,) = asked_of(line, monkeypatch)
+    assert (gateway.host, gateway.api_keys, gateway.allowed_media_domains) == ("0.0.0.0", (), ())
+    (warning,) = [it for it in capsys.readouterr().err.splitlines() if it.startswith("warning")]
+    assert "everybody who reaches 0.0.0.0 may use this server, as with LMDeploy" in warning
+    assert "pictures by address and web pages of others are refused" in warning
+    assert "https" not in warning
+
+
+def test_pages_of_others_do_not_get_into_a_server_that_is_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (config,) = asked_of(IN_PLACE, monkeypatch)
+    hosts = Hosts(config)
+    origins = Origins(config.allow_origins, hosts)
+    for host in (b"10.0.0.7:23333", b"gpu.example:23333"):
+        hosts.check({b"host": host})
+        with pytest.raises(Refusal, match="may not use the server"):
+            origins.check({b"host": host, b"origin": b"https://evil.example"})
+        with pytest.raises(Refusal):
+            origins.check({b"host": host, b"origin": b"null"})
+    rebound = {b"host": b"evil.example:23333", b"origin": b"http://evil.example:23333"}
+    with pytest.raises(Refusal):
+        origins.check(rebound)
+
+
+def test_keys_close_it_and_pictures_may_come_by_address_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    (gateway,) = asked_of(f"{IN_PLACE} --api-keys one", monkeypatch)
+    assert (gateway.api_keys, gateway.allowed_media_domains) == (("one",), ("*",))
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1
+    assert "keys and prompts cross the network in clear" in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "serve internvl2-8b --host 0.0.0.0",
+        "serve internvl2-8b --server-name 0.0.0.0",
+        "serve api_server internvl2-8b --host 0.0.0.0",
+    ],
+)
+def test_turbofits_own_form_keeps_its_rule(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    assert asked_of(line, monkeypatch) == []
+    assert "is reachable from other machines and no key is set" in capsys.readouterr().err
+
+
+HERE = "ready, on this machine only: LMDeploy would listen on every address (--server-name 0.0.0.0)"
+
+
+@pytest.mark.parametrize(
+    ("words", "last"),
+    [
+        ("api_server m", HERE), ("lmdeploy serve api_server m", HERE),
+        ("api_server m --server-name 127.0.0.1", "ready at"), ("m", "ready at"),
+        ("api_server m --host ::1", "ready at"),
+    ],
+)  # fmt: skip
+def test_a_start_in_place_says_last_where_only_this_machine_is_served(
+    words: str, last: str, capsys: Out
+) -> None:
+    config = SimpleNamespace(gateway=GatewayConfig(), api_key=())
+    with serve.make_context("serve", words.split(), parent=click.Context(TURBOFIT)):
+        say_open(["http://127.0.0.1:1"], config, "m", Form())
+    assert capsys.readouterr().err.splitlines()[-1].startswith(last)
 
 
 def test_what_changes_no_memory_does_not_stop_a_plan(capsys: Out) -> None:

@@ -58,7 +58,7 @@ def test_domains(host, port, scheme, good) -> None:
     ("url", "word"),
     [
         ("https://example.org/a.png", None),
-        ("https://example.org:8443/a.png", "not allowed"), ("http://example.org/a.png", "by https"),
+        ("https://example.org:8443/a.png", "own port"), ("http://example.org/a.png", "by https"),
         ("https://127.0.0.1/a.png", INSIDE), ("https://2130706433/a.png", INSIDE),
         ("https://0x7f.1/a.png", INSIDE), ("https://[::ffff:7f00:1]/a.png", INSIDE),
         ("https://[64:ff9b::a9fe:a9fe]/latest/meta-data", INSIDE),
@@ -241,6 +241,23 @@ async def test_clients_that_have_no_turn_get_one_in_turn() -> None:
 def test_who_gets_remote_images_without_a_word(options, allowed, monkeypatch) -> None:
     monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
     assert GatewayOptions(**options).config().allowed_media_domains == allowed
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.png", "http://example.org/a.png"])
+@pytest.mark.parametrize(
+    ("allowed", "words"),
+    [
+        ((), "as none does that is open to all without a key; send the image inline, or start"),
+        (("a.org",), "remote images of example.org are not allowed here; send the image inline"),
+    ],
+)
+def test_a_refused_address_is_told_what_is_true_of_it(url, allowed, words) -> None:
+    """An https address was once told to come by https."""
+    with pytest.raises(Refusal) as caught:
+        MediaFetcher(allowed)._checked(url)
+    assert words in caught.value.message
+    assert "https" not in caught.value.message
+    assert "--allowed-media-domains example.org" in caught.value.message
 
 
 class Site:

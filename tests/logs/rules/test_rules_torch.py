@@ -48,7 +48,7 @@ def test_a_figure_that_cannot_be_is_unknown() -> None:
     ("path", "function", "phase", "option"),
     [
         (f"{LMDEPLOY}/engine/agent.py", "build_cache_engine", "cache",
-         "lower --cache-max-entry-count"),
+         "--cache-max-entry-count 0.7: with 0.8, the default, it ran out"),
         (f"{LMDEPLOY}/models/gpt_oss.py", "forward", "text", "--max-prefill-token-num"),
         ("/opt/lmdeploy/lite/quantization/calibration.py", "calibrate", "quantising",
          "--calib-seqlen"),

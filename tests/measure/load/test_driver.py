@@ -18,8 +18,9 @@ from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
+from turbofit.gateway.http.routes import ClockFacts
 from turbofit.measure.load.client import Answer, StreamReader
-from turbofit.measure.load.driver import LoadRun, bench, summary
+from turbofit.measure.load.driver import LoadRun, bench, refuse_held_up, summary
 from turbofit.measure.load.prompt import PromptWriter, StreamError
 from turbofit.measure.load.result import spread
 from turbofit.measure.load.spec import LoadSpec
@@ -262,3 +263,50 @@ def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
     body = PromptWriter("m", LoadSpec.of(images=0, stop_early=True)).body()
     assert "ignore_eos" not in body
     assert len(body["messages"][0]["content"].split()) == 256
+
+
+def test_a_slower_server_gets_the_same_load_slower() -> None:
+    load = LoadSpec.of(rate=2.0, seconds=30.0, timeout=10.0).slower(4.0)
+    assert (load.rate, load.seconds, load.timeout) == (0.5, 120.0, 40.0)
+    load = LoadSpec.of(concurrency=3, requests=5).slower(4.0)
+    assert (load.concurrency, load.requests, load.measured_seconds) == (3, 5, None)
+    assert LoadSpec.of(concurrency=3).slower(2.0).measured_seconds == 120
+
+
+def test_times_of_a_slower_server_are_those_of_the_card() -> None:
+    asked = LoadSpec.of(concurrency=4, stop_early=True)
+    run = run_of([answer(4.0 * n, 4.0 * n + 4) for n in range(9)], 4.0, 24.0, asked.slower(4.0))
+    run.late = 0.8
+    run.divide(4.0)
+    found = summary(run, url="http://h", model="m", busy=0.0, asked=asked, forecast="time by it")
+    assert (found.seconds, found.e2e.most, found.ttft.p50) == (5.0, 1.0, 0.25)
+    assert found.requests_per_second == pytest.approx(1.0)
+    assert (found.client.late, found.load) == (0.2, {"concurrency": 4, "stop_early": True})
+    assert found.warnings[0].startswith("answers on pretend GPUs have no true length")
+    assert Paragraph("time by it", tone="warn") in load_view(found)
+
+
+@pytest.mark.parametrize(
+    ("factor", "late", "idle", "says"),
+    [
+        (1.0, 4.9, 4.9, ""),
+        (1.0, 0.0, 6.0, "--clock 2 "),
+        (4.0, 12.0, 0.0, "--clock 16 "),
+        (4.0, 6.0, 6.0, "--clock 8 "),
+    ],
+)
+def test_a_host_that_held_the_cards_up_is_said_and_no_number(
+    factor: float, late: float, idle: float, says: str
+) -> None:
+    before = ClockFacts(factor=factor, words="", late=1.0, idle=2.0)
+    after = ClockFacts(factor=factor, words="", late=1.0 + late, idle=2.0 + idle, busy=9.0)
+    if not says:
+        refuse_held_up(before, after, 100.0)
+        return
+    with pytest.raises(UnservedError, match="this host is too slow for that load") as refused:
+        refuse_held_up(before, after, 100.0)
+    assert refused.value.hint.startswith(says)
+    with pytest.raises(UnservedError, match="does not tell its time"):
+        refuse_held_up(before, None, 100.0)
+    with pytest.raises(UnservedError, match="the clock has read no forward"):
+        refuse_held_up(before, before, 100.0)

@@ -98,6 +98,8 @@ def test_each_has_a_reason_of_its_own_and_something_to_do() -> None:
         ("nvidia/NV-Embed-v2", "models of embeddings", "vLLM"),
         ("BAAI/bge-reranker-v2-m3", "rerankers, which score", "vLLM"),
         ("MinerU2.0-2505-0.9B", "does not run MinerU2.0", "MinerU2.5"),
+        ("deepseek-ai/deepseek-vl-7b-chat", "older releases ran DeepSeek-VL", "Transformers"),
+        ("StarCoder2-7B", "older releases ran it, and 0.18 does not", "vLLM"),
         ("Intern-S2-Mobius", "share packs of experts", ""),
         ("shanghai/Intern-S2-Mobius-397B", "share packs of experts", ""),
     ],

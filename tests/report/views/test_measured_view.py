@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec.structs import replace
 
 from tests.measure.test_tune_slo import SEEN
 from tests.planning.test_tuned import tuning
-from turbofit.core.tuning import Tuning
+from turbofit.core.tuning import Capacity, CapacityLoad, Tuning
 from turbofit.report.painters.markdown import paint
 from turbofit.report.views.measured_view import tune_view
 
@@ -37,3 +39,36 @@ def test_all_is_said() -> None:
         assert words in text, words
     none = paint(tune_view(replace(several(), best=None)))
     assert "none of 4 settings keeps the SLO" in none
+
+
+def test_a_clock_is_said_with_its_word_and_its_percentiles() -> None:
+    seen = replace(SEEN, ttft_p99=3.25, tpot_p99=0.0755)
+    result = replace(several(), forecast="time by forecast (fair), 4 times slower than life")
+    trials = tuple(replace(one, measured=one.measured and seen) for one in result.trials)
+    said = paint(tune_view(replace(result, trials=trials, pretend=True)))
+    assert "time by forecast (fair), 4 times slower than life" in said
+    assert "p99 3.25 s" in said
+    assert "p99 75.5 ms" in said
+    assert "no speed here is real" not in said
+    assert ", forecast" not in said.partition("Every trial")[0]
+
+
+def capacity(*kept: bool, **given: Any) -> str:
+    loads = tuple(
+        CapacityLoad(clients=4 * 2**place, rate=None, measured=SEEN, keeps=keeps)
+        for place, keeps in enumerate(kept)
+    )
+    result = replace(
+        several(), slo={"ttft": 2.0}, forecast="time by forecast (fair)",
+        capacity=Capacity(loads=loads, **given),
+    )  # fmt: skip
+    return paint(tune_view(result))
+
+
+def test_how_many_clients_keep_an_slo() -> None:
+    said = capacity(True, True, False, clients=8, rate=1.25)
+    assert "kept ttft 2 s (90 %): 8 at once, not 16; 1.25 requests a second" in said
+    assert "time by forecast (fair)" in said
+    assert "kept ttft 2 s (90 %): 8 at once, or more" in capacity(True, clients=8, more=True)
+    assert "not even one client keeps ttft 2 s" in capacity(False)
+    assert "nothing was measured: this host is too slow" in capacity(why="this host is too slow")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.plans import plausible_plan
+from turbofit.rehearsal.pretend.clock import ClockReading
 from turbofit.serving import gpu_monitor
 from turbofit.serving.engine import supervised_engine
 from turbofit.serving.engine.engine_client import Timing
@@ -23,12 +24,14 @@ def owing(*, owes: bool = True, asked_at: float = 0.0, last_byte_at: float = 0.0
 class Engine:
     """One that got ready at 0 s; what it does is set by tests."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, pretend: bool = False) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, pretend: bool = False, clock: Any = None
+    ) -> None:
         self.now = self.used = 0.0
         self.share, self.gpus_busy = 0.0, False
         self.clients = owing(owes=False)
         self.probe = owing(owes=False)
-        self.silence = Silence(PLAN, PLAN.engines[0], Timing(), 1, pretend=pretend)
+        self.silence = Silence(PLAN, PLAN.engines[0], Timing(), 1, pretend=pretend, clock=clock)
         monkeypatch.setattr(supervised_engine, "processor_seconds", lambda _: self.used)
         monkeypatch.setattr(supervised_engine, "any_busy", lambda _: self.gpus_busy)
 
@@ -84,6 +87,27 @@ def test_where_the_longest_request_takes_longer_by_forecast_it_has_longer(
     monkeypatch.setattr(supervised_engine, "seconds_of", lambda *_: 550.0)
     engine.gpus_busy, engine.clients.owes = True, True
     assert engine.until("hung") == 2200
+
+
+@pytest.mark.parametrize(("factor", "longest"), [(1.0, 300), (4.0, 1200), (0.0, 300)])
+def test_a_pretend_gpu_that_works_by_its_clock_is_a_sign_of_life(
+    factor: float, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock: Any = SimpleNamespace(read=lambda: ClockReading(factor, until=5000.0))
+    engine = Engine(monkeypatch, pretend=True, clock=clock)
+    engine.clients.owes = True
+    assert engine.until("hung") == longest
+
+
+@pytest.mark.parametrize("works_until", [80.0, 320.0])
+def test_it_hangs_once_its_work_is_done_and_nothing_comes(
+    works_until: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture of 80 s, four times slower than life."""
+    clock: Any = SimpleNamespace(read=lambda: ClockReading(4.0, until=works_until))
+    engine = Engine(monkeypatch, pretend=True, clock=clock)
+    engine.clients.owes = True
+    assert engine.until("hung") == works_until + 45
 
 
 def test_a_token_to_anybody_and_the_end_of_work_begin_it_anew(engine: Engine) -> None:

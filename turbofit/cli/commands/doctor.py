@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
@@ -51,25 +51,29 @@ def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -
 _NOT_KNOWN: Final = 3
 _NO_TEXT: Final = (".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".mp4", ".pdf", ".png", ".webp")
 #: A word that is a message of a log, and not a file's name: Killed, OutOfMemoryError.
-_MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
+_MESSAGE: Final = r"(?:\w+\.)*[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 
 
 @command(
     Argument("log", metavar="LOG", type=PATH, required=False),
     Option("--model", shell_complete=complete_model),
     spec_option(),
+    Option("--lmdeploy", metavar="VERSION"),
     Option("--hang", is_flag=True),
     *FORMS,
 )
-def diagnose(log: str | None, model: str | None, on: str | None, hang: bool, form: Form) -> int:
+def diagnose(*, log: str | None, form: Form, **given: Any) -> int:
     """Read a log and show what ended the engine; exit 3 if the log proves no cause."""
     from turbofit.logs.explain import diagnose as explain
+    from turbofit.logs.prose import refuse_prose
     from turbofit.report.views.findings_view import diagnosis_view
 
     if log is None and sys.stdin.isatty():
         raise UsageError("LOG is missing", hint="as turbofit diagnose server.log")
     log = log or "-"
-    diagnosis = explain(_chunks(log), model=model, on=on, hang=hang)
+    diagnosis = explain(_chunks(log), **given)
+    if log != "-" and not os.path.exists(log):
+        refuse_prose(log, diagnosis)
     form.show(diagnosis, diagnosis_view)
     return 0 if diagnosis.known else _NOT_KNOWN
 

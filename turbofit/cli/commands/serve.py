@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
+from click.core import ParameterSource
 
-from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.command import TYPED, Argument, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options import untyped
@@ -36,6 +37,16 @@ if TYPE_CHECKING:
 
 PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
+)
+#: What an open server's start says, and what differs there from LMDeploy's server.
+OPEN_TO_ALL: Final = (
+    "everybody who reaches {host} may use this server, as with LMDeploy (--api-key KEY closes it);"
+    " other than by LMDeploy, pictures by address and web pages of others are refused"
+    " (--allowed-media-domains, --allow-origins)"
+)
+#: What a start in place of LMDeploy's says last, where no address was given.
+HERE_ONLY: Final = (
+    "ready, on this machine only: LMDeploy would listen on every address (--server-name 0.0.0.0)"
 )
 #: The model of a request that names none; a saved plan has its own model.
 NO_MODEL: Final = "-"
@@ -83,7 +94,11 @@ def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> 
     from turbofit.gateway.http.connections import is_loopback
 
     config = options.config(upstream_key=upstream_key)
-    if not config.ssl_certfile and not is_loopback(config.host):
+    if is_loopback(config.host):
+        return config
+    if not config.api_keys and not config.front_keys:
+        output.note(f"warning: {OPEN_TO_ALL.format(host=config.host)}")
+    elif not config.ssl_certfile:
         output.note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
     return config
 
@@ -104,11 +119,23 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.
     output.say(f"to chat: turbofit chat {urls[0]}")
     page = "" if gateway is None else ", which is a page to chat in a browser"
     output.say(f"ready at {urls[0]}{page}")
+    _say_here_only()
+
+
+def _say_here_only() -> None:
+    """Say that only this machine is served, where LMDeploy's own line would serve others, too."""
+    ctx = click.get_current_context(silent=True)  # None if a program calls it
+    if (
+        ctx is not None
+        and ctx.get_parameter_source("host") is ParameterSource.DEFAULT
+        and ctx.meta[TYPED].in_place
+    ):
+        output.say(HERE_ONLY)
 
 
 _LAUNCH: Final = (
     "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
-    "unplanned", "drain", "liveness", "idle", "cluster",
+    "unplanned", "drain", "liveness", "clock", "idle", "cluster",
 )  # fmt: skip
 #: The options that most people use, in the order of the help page.
 _FIRST: Final = (
@@ -219,6 +246,7 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     document = {"url": server.url, "pid": server.pid, "log": str(server.log)}
     form.tell(document, f"{server.url}\n")
     output.say(f"ready at {server.url}: process {server.pid} serves, log {server.log}; {how}")
+    _say_here_only()
     return 0
 
 

@@ -23,7 +23,12 @@ from turbofit.core.process.progress import tell
 from turbofit.core.units import parse_seconds
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.planning.request import PlanRequest
-from turbofit.serving.options import CalibrateOptions, TuneOptions, refuse_elsewhere
+from turbofit.serving.options import (
+    CalibrateOptions,
+    TuneOptions,
+    refuse_elsewhere,
+    refuse_real_clock,
+)
 
 if TYPE_CHECKING:
     from turbofit.core.struct import Document
@@ -82,8 +87,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
 
 
 _PRETEND_SPEED: Final = (
-    "PRETEND GPUs: this tries the tuning itself; speed is not real, and what is found is kept for "
-    "pretend GPUs only"
+    "PRETEND GPUs: no speed is measured on a card, and what is found is kept for pretend GPUs only"
 )
 #: Options that a plan also has, with another meaning: here they belong to the load.
 _BOTH: Final = ("images", "image_size", "concurrency")
@@ -133,6 +137,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     options, load = fields.filled(TuneOptions, given), fields.filled(LoadSpec, given)
     load.check()
     request = _request(model, given, load)
+    refuse_real_clock(options)
     if not options.pretend:
         refuse_elsewhere(request, "tune measures")
     if request.goal == "context":
@@ -167,7 +172,8 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     form.show(tuning, tune_view)
     if tuning.interrupted:
         return INTERRUPTED
-    return 0 if tuning.best is not None else DoesNotFitError.exit_code
+    found = tuning.best is not None or (tuning.capacity is not None and tuning.capacity.clients)
+    return 0 if found else DoesNotFitError.exit_code
 
 
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
@@ -198,7 +204,9 @@ def bench(
 
     spec = fields.filled(LoadSpec, given)
     address, key = common.server_of(url, api_key)
-    result = measure(address, spec, key=key, model=model, tick=lambda run: tell(run.step()))
+    result = measure(
+        address, spec, key=key, model=model, tick=lambda run: tell(run.step()), say=say
+    )
     form.show(result, load_view)
     if not result.answered and result.begun:
         worst = result.errors[0]

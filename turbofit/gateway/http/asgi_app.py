@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Document
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Message, Receive, Send
-    from turbofit.gateway.http.routes import ModelFacts, Route
+    from turbofit.gateway.http.routes import ClockFacts, ModelFacts, Route
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -59,6 +59,8 @@ class AsgiApp(ABC):
     ) -> None:
         self.config, self._log = config, log or (lambda _: None)
         self.metrics = Metrics()
+        #: Reads how time passes on pretend GPUs; None on real ones, and where no time passes.
+        self.clock: Callable[[], ClockFacts | None] = lambda: None
         self._let_in(config)
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
@@ -129,12 +131,15 @@ class AsgiApp(ABC):
                 request.out.append((b"retry-after", str(retry).encode()))
             body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
         elif route.kind == "about":
+            clock, pretend = self.clock(), self.config.pretend
+            told = (PRETEND_WORDS,) if clock is None else (PRETEND_WORDS, clock.words)
             body = msgspec.json.encode(
                 About(
-                    pretend=self.config.pretend,
+                    pretend=pretend,
                     key=bool(self.config.api_keys),
-                    notices=(*[PRETEND_WORDS] * self.config.pretend, *self._waits()),
+                    notices=(*(told if pretend else ()), *self._waits()),
                     models=tuple(self._models()),
+                    clock=clock,
                 )
             )
         elif route.kind == "metrics":

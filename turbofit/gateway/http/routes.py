@@ -112,13 +112,30 @@ class ModelFacts(Struct):
     memory: tuple[MemoryBar, ...] = ()
 
 
+class ClockFacts(Struct):
+    """How time passes on pretend GPUs, and by how many seconds the host has held them up so far.
+
+    Everything takes ``factor`` times as long as the forecast; ``words`` says so, with the
+    forecast's certainty. ``late`` is how much later than its time work was seen to be done,
+    ``idle`` how long cards waited for the host; ``busy`` the forecast's seconds of all forwards. Of
+    engines, the one that waited most.
+    """
+
+    factor: float
+    words: str
+    late: float = 0.0
+    idle: float = 0.0
+    busy: float = 0.0
+
+
 class About(Struct):
-    """The answer of `/about`."""
+    """The answer of `/about`; ``clock`` is None on real GPUs, and where no time passes."""
 
     pretend: bool
     key: bool
     notices: tuple[str, ...]
     models: tuple[ModelFacts, ...]
+    clock: ClockFacts | None = None
 
 
 def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:

@@ -267,10 +267,17 @@ class MediaFetcher:
         port = parts.port or _PORTS[parts.scheme]
         if not any(allowed_host(name, port, parts.scheme, self._allowed) for name in spellings):
             shown = "".join(c for c in host[:80] if c.isalnum() or c in ".-:")
-            raise Refusal("media_domain", shown=shown)
+            raise self._not_allowed(shown)
         if _is_address(host) and not is_public(host):
             raise _refusal(403, _INSIDE)
         return parts
+
+    def _not_allowed(self, host: str) -> Refusal:
+        if not self._allowed:
+            return Refusal("media_domain:none", shown=host)
+        if ANY_PUBLIC in self._allowed:
+            return Refusal("media_domain:http", shown=host)
+        return Refusal("media_domain", shown=host)
 
 
 def without_secrets(url: str) -> str:

@@ -14,18 +14,21 @@ from typing_extensions import Self
 
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER
-from turbofit.gateway.http.routes import first_model
-from turbofit.measure.load.prompt import LARGEST_ERROR, StreamError, event_of
+from turbofit.gateway.http.routes import About, first_model
+from turbofit.measure.load.prompt import LARGEST_ERROR, NO_JSON, StreamError, event_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.core.struct import JsonObject
+    from turbofit.gateway.http.routes import ClockFacts
 
 #: The most bytes of a line in a stream: no server of text sends a longer one.
 _LONGEST_LINE: Final = 1 << 20
 _TEXTS: Final = ("content", "reasoning_content", "reasoning")
 _SHOWN: Final = 200
+#: The most bytes of a server's page `/about` that are read.
+_LARGEST_ABOUT: Final = 1 << 20
 
 
 @dataclass(slots=True)
@@ -47,6 +50,12 @@ class Answer:
     output_tokens: int | None = None
     retry_after: float = 0.0
     pretend: bool = False
+
+    def divide(self, by: float) -> None:
+        """Divide all times, which a server measured that is ``by`` times slower than life."""
+        self.begun /= by
+        self.ended = None if self.ended is None else self.ended / by
+        self.pieces = array("d", (at / by for at in self.pieces))
 
     @property
     def answered(self) -> bool:
@@ -233,6 +242,15 @@ class LoadClient(ServerClient):
         raise UnservedError(
             f"{self._url}/v1/models answers {response.status}", hint="name its model with --model"
         )
+
+    async def clock(self) -> ClockFacts | None:
+        """Return how time passes on the server's pretend GPUs; None if it does not say so."""
+        try:
+            async with self._session.get(f"{self._url}/about") as response:
+                raw = await body_of(response, _LARGEST_ABOUT)
+            return msgspec.json.decode(raw, type=About).clock
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, *NO_JSON):
+            return None  # another program's server
 
     async def ask(self, body: JsonObject) -> Answer:
         """Send one request and return its answer; an error is noted in the answer."""

@@ -8,6 +8,7 @@ off at the end.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import signal
 import time
@@ -18,12 +19,13 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from turbofit.core.errors import UnservedError
 from turbofit.core.messages import PRETEND_SPEED
 from turbofit.core.process.network import open_files
 from turbofit.core.process.processes import stop_signals
 from turbofit.core.process.progress import Step
 from turbofit.core.struct import to_builtins
-from turbofit.core.units import doubled
+from turbofit.core.units import doubled, format_duration
 from turbofit.core.version import __version__
 from turbofit.measure.load.client import LoadClient
 from turbofit.measure.load.prompt import PromptWriter
@@ -32,6 +34,7 @@ from turbofit.measure.load.result import ClientShare, ErrorCount, LoadResult, Wi
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from turbofit.gateway.http.routes import ClockFacts
     from turbofit.measure.load.client import Answer
     from turbofit.measure.load.spec import LoadSpec
 
@@ -74,6 +77,13 @@ class LoadRun:
         self._close()
         self.stopped = self.stopped or why
         self._end.set()
+
+    def divide(self, by: float) -> None:
+        """Divide all times of an ended load on a server that is ``by`` times slower than life."""
+        for answer in self.answers:
+            answer.divide(by)
+        self.opened, self.late = self.opened / by, self.late / by
+        self.closed = None if self.closed is None else self.closed / by
 
     async def run(self) -> None:
         self.opened = time.perf_counter()
@@ -189,10 +199,19 @@ _BUSY: Final = 0.8
 _LATE: Final = 0.1
 
 
-def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
-    """Return the results of an ended load.
+def summary(
+    run: LoadRun,
+    *,
+    url: str,
+    model: str,
+    busy: float,
+    asked: LoadSpec | None = None,
+    forecast: str = "",
+) -> LoadResult:
+    """Return the results of an ended load, of which a person ``asked`` where others were sent.
 
-    ``busy`` is the CPU time that this process used, in CPU seconds per second.
+    ``busy`` is the CPU time that this process used, in CPU seconds per second. ``forecast`` says by
+    which forecast time passes on the server's pretend GPUs.
     """
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
     counted = [answer for answer in run.answers if answer.counts]
@@ -205,7 +224,7 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         url=split._replace(netloc=split.netloc.rpartition("@")[2]).geturl(),  # without a password
         model=model,
-        load=to_builtins(run.spec.given()),
+        load=to_builtins((asked or run.spec).given()),
         seconds=round(window.seconds, 3),
         stopped=run.stopped,
         begun=len(counted),
@@ -222,7 +241,8 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         tpot=spread(map(attrgetter("tpot"), good)),
         e2e=spread(map(attrgetter("e2e"), good)),
         client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
-        warnings=tuple(_warnings(run, busy, pieces_only=pieces_only)),
+        forecast=forecast,
+        warnings=tuple(_warnings(run, busy, pieces_only=pieces_only, forecast=forecast)),
     )
 
 
@@ -241,8 +261,10 @@ def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
     )
 
 
-def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> Iterator[str]:
-    if any(answer.pretend for answer in run.answers):
+def _warnings(run: LoadRun, busy: float, *, pieces_only: bool, forecast: str) -> Iterator[str]:
+    if forecast and run.spec.stop_early:
+        yield "answers on pretend GPUs have no true length: leave --stop-early out"
+    elif any(answer.pretend for answer in run.answers) and not forecast:
         yield PRETEND_SPEED
     if run.stopped:
         yield (
@@ -257,6 +279,34 @@ def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> Iterator[str]:
         yield "the server counts no tokens: pieces of its stream are counted, too few"
 
 
+#: The largest share of the time of a load by which the host may hold pretend GPUs up.
+_HELD_UP: Final = 0.05
+
+
+def refuse_held_up(before: ClockFacts, after: ClockFacts | None, passed: float) -> None:
+    """Refuse to measure pretend GPUs that this host held up while ``passed`` seconds passed.
+
+    Raises:
+        UnservedError: it held them up for more than 5 % of the time, or nobody knows.
+    """
+    if after is None:
+        raise UnservedError("the server does not tell its time any more", hint="see what it logs")
+    if after.busy <= before.busy:
+        raise UnservedError(
+            "the clock has read no forward of this engine, so that nothing took time",
+            hint="it reads TurboMind of LMDeploy 0.18; --clock 0 goes without it",
+        )
+    late, idle = after.late - before.late, after.idle - before.idle
+    share = max(late, idle) / passed
+    if share > _HELD_UP:
+        factor = 2 ** math.ceil(math.log2(max(2.0, share / _HELD_UP) * max(1.0, before.factor)))
+        raise UnservedError(
+            f"this host is too slow for that load: it held the pretend GPUs up for {share:.0%} of "
+            "the time",
+            hint=f"--clock {factor} (of turbofit serve --pretend, or tune), or a smaller load",
+        )
+
+
 _FILES: Final = 65536
 #: Seconds without a byte after which a request has stalled.
 _SILENCE: Final = 120.0
@@ -269,14 +319,17 @@ def bench(
     key: str | None = None,
     model: str | None = None,
     tick: Callable[[LoadRun], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> LoadResult:
     """Drive a load on a server and return what it measured; a signal ends it early.
 
-    ``model`` None is the server's first model; ``tick`` is called each second.
+    ``model`` None is the server's first model; ``tick`` is called each second. Pretend GPUs may be
+    slower than life: the load then takes as many times longer, which is said by ``say``, and all
+    times of the result are those of the card.
 
     Raises:
         UsageError: the options contradict each other, or the server refuses this client.
-        UnservedError: the server does not answer.
+        UnservedError: the server does not answer, or this host held its pretend GPUs up.
     """
     spec.check()
     open_files(_FILES)  # each request needs a socket; shells often allow 1,024
@@ -284,14 +337,28 @@ def bench(
     async def drive() -> LoadResult:
         async with LoadClient(url, key, timeout=spec.timeout, silence=_SILENCE) as client:
             name = model or await client.model()
+            before = await client.clock()
+        times = 1.0 if before is None else max(1.0, before.factor)
+        slower = spec.slower(times)
+        if times > 1:
+            wait = slower.measured_seconds
+            long = f", about {format_duration(wait)}" if wait else ""
+            say(f"{before.words if before else ''}: the load takes {times:g} times as long{long}")
+        wait = times * _SILENCE
+        async with LoadClient(url, key, timeout=slower.timeout, silence=wait) as client:
             writer = PromptWriter(name, spec)
-            run = LoadRun(spec, lambda: client.ask(writer.body()), tick)
+            run = LoadRun(slower, lambda: client.ask(writer.body()), tick)
             loop = asyncio.get_running_loop()
             for number in stop_signals():
                 loop.add_signal_handler(number, run.stop, signal.Signals(number).name)
             wall, cpu = time.perf_counter(), time.process_time()
             await run.run()
-            busy = (time.process_time() - cpu) / max(time.perf_counter() - wall, 1e-9)
-            return summary(run, url=url, model=name, busy=busy)
+            passed = max(time.perf_counter() - wall, 1e-9)
+            busy = (time.process_time() - cpu) / passed
+            if before is not None:
+                refuse_held_up(before, await client.clock(), passed)
+            run.divide(times)
+            forecast = "" if before is None else before.words
+            return summary(run, url=url, model=name, busy=busy, asked=spec, forecast=forecast)
 
     return asyncio.run(drive())

@@ -74,6 +74,9 @@ class LoadResult(Struct):
     tpot: Annotated[Spread, doc("A token after the first.")] = Spread()
     e2e: Annotated[Spread, doc("To the end of the answer.")] = Spread()
     client: ClientShare = ClientShare()
+    forecast: Annotated[
+        str, doc("On pretend GPUs: by which forecast time passes, and how certain it is.")
+    ] = ""
     warnings: tuple[str, ...] = ()
 
 

@@ -73,6 +73,15 @@ class LoadSpec(Validated):
                 hint="raise --prompt-tokens",
             )
 
+    def slower(self, times: float) -> LoadSpec:
+        """Return the load for a server on which everything takes so many times as long."""
+        seconds, rate = self.measured_seconds, self.rate
+        return self.changed(
+            timeout=times * self.timeout,
+            seconds=seconds and times * seconds,
+            rate=rate and rate / times,
+        )
+
     @property
     def at_once(self) -> int | None:
         """The number of requests at once in a closed loop; None in an open loop."""

@@ -26,7 +26,6 @@ from turbofit.memory.account import (
     CacheShape,
     EngineLaunch,
     LateMemory,
-    LogFigures,
     RankWeights,
     StaticMemory,
     VisionLoad,
@@ -429,7 +428,7 @@ class LegacyTurbomind(Turbomind):
         super().__init__(FIRST_CURRENT)
         self.version = version
         self.generation: Generation = generation_of(version)
-        self.log = LogFigures()
+        self.pinned_call = ""
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         rules = self.generation
@@ -480,8 +479,8 @@ class LegacyTurbomind(Turbomind):
         if settings.quant_policy == _INT8 and _INT8 not in bits:
             four = next(policy for policy, size in bits.items() if size == _INT8)
             return (
-                f"--quant-policy {_INT8} is none of LMDeploy {self.version}, whose cache in 8 bits"
-                f" is {four}"
+                f"`--quant-policy {_INT8}` is none of LMDeploy {self.version}, whose cache in 8"
+                f" bits is {four}"
             )
         if settings.cache_max_entry_count >= 1 and not self.generation.cache.objects:
             settings = replace(settings, cache_max_entry_count=RATIO)

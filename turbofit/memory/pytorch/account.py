@@ -325,10 +325,10 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     """Yield the options that the engine refuses or dies of, or that have no account."""
     model, settings = launch.model, launch.settings
     if not 0 < settings.cache_max_entry_count < 1:
-        yield "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
+        yield "`--cache-max-entry-count` must lie between 0 and 1 on the PyTorch engine"
     if settings.quant_policy not in KV_TYPES:
         known = ", ".join(map(str, KV_TYPES))
-        yield f"--quant-policy {settings.quant_policy} is not planned for: {known} are"
+        yield f"`--quant-policy {settings.quant_policy}` is not planned for: {known} are"
         return
     yield from _refused_numbers(settings)
     yield from _refused_format(model, settings.model_format)
@@ -340,22 +340,22 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     if bfloat_states and settings.dtype != "bfloat16":
         yield (
             f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, so that it"
-            f" runs in no other dtype: --dtype is {settings.dtype}"
+            f" runs in no other dtype: `--dtype` is {settings.dtype}"
         )
     if settings.communicator != "nccl":
-        yield f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
+        yield f"`--communicator {settings.communicator}` is TurboMind's: this engine has NCCL"
 
 
 def _refused_numbers(settings: Settings) -> Iterator[str]:
     """Yield sizes and ranks that the engine refuses for every model."""
     if 0 < settings.num_gpu_blocks <= RESERVED_BLOCKS:
-        yield f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
+        yield f"`--num-gpu-blocks {settings.num_gpu_blocks}`: the engine keeps so many for itself"
     if settings.distributed_executor_backend == "uni" and settings.tp > 1:
-        yield f"--distributed-executor-backend uni runs one rank, not {settings.tp}: mp and ray do"
+        yield f"`--distributed-executor-backend uni` runs one rank, not {settings.tp}: mp does"
     tokens = settings.cache_block_seq_len
     if tokens < _LEAST_BLOCK or tokens & (tokens - 1):
         yield (
-            f"--cache-block-seq-len {tokens}: the PyTorch engine takes powers of two from"
+            f"`--cache-block-seq-len {tokens}`: the PyTorch engine takes powers of two from"
             f" {_LEAST_BLOCK} on"
         )
 
@@ -373,7 +373,7 @@ def _refused_format(model: Model, given: str | None) -> Iterator[str]:
     why = f"the weights of {model.name} are stored in {stored or model.dtype}, as the config says"
     if given == "fp8" and not stored:
         why = "turbofit has no account of weights that are quantised at load"
-    yield f"--model-format {given}: {why}"
+    yield f"`--model-format {given}`: {why}"
 
 
 def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
@@ -382,16 +382,18 @@ def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
     # Such heads cannot be rotated. Keys and values of latents are the same bytes, which would be
     # quantised twice. lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #e8382c
     if policy and text.cached_latent:
-        yield f"--quant-policy {policy} is not planned for latent attention: 0 is"
+        yield f"`--quant-policy {policy}` is not planned for latent attention: 0 is"
     if text.expands_latent and KV_TYPES[policy].key_scales:
         # Its attention gets no scales, so the warm-up fails:
         # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.forward #130d73
         yield (
-            f"--quant-policy {policy}: LMDeploy {REFERENCE}'s class of {model.name} caches at"
+            f"`--quant-policy {policy}`: LMDeploy {REFERENCE}'s class of {model.name} caches at"
             " 16 bits, or in fp8 (16, 17)"
         )
     if policy == TURBO_QUANT and text.head_dim & (text.head_dim - 1):
-        yield f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {text.head_dim}"
+        yield (
+            f"`--quant-policy {TURBO_QUANT}` takes heads of a power of two, not of {text.head_dim}"
+        )
 
 
 def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | None:
@@ -546,7 +548,7 @@ class Pytorch(Engine):
         if older is None or not (weights or launch.settings.quant_policy == _FP8_CACHE):
             return None
         what = "kernel" if weights else "KV cache"
-        otherwise = "" if weights else "; --quant-policy 17 (fp8_e5m2) runs"
+        otherwise = "" if weights else "; `--quant-policy 17` (fp8_e5m2) runs"
         return (
             f"Triton compiles no fp8 {what} for {older}: it takes compute capability"
             f" {_FP8[0]}.{_FP8[1]} or newer{otherwise}"

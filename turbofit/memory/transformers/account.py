@@ -162,15 +162,13 @@ class Transformers(Engine):
     def check_options(self, engine_options: Mapping[str, object]) -> None:
         for name in sorted(set(engine_options) - _OPTIONS):
             raise UsageError(
-                f"{option_of(name)} is LMDeploy's, and the fallback engine has no such option",
-                hint="leave it out; --dtype and --session-len are used",
-                options=[name, "dtype", "session_len"],
+                f"`{option_of(name)}` is LMDeploy's, and the fallback engine has no such option",
+                hint="leave it out; `--dtype` and `--session-len` are used",
             )
         if engine_options.get("max_batch_size", 1) != 1:
             raise UsageError(
-                "the fallback engine serves one request at a time: --max-batch-size is 1",
-                hint="--replicas N serves N at a time, each on GPUs of its own",
-                options=["max_batch_size", "replicas"],
+                "the fallback engine serves one request at a time: `--max-batch-size` is 1",
+                hint="`--replicas N` serves N at a time, each on GPUs of its own",
             )
 
     def account(self, launch: EngineLaunch) -> Account:

@@ -201,8 +201,7 @@ def layout_of(model: Model) -> Layout:
     if model.quantization is not None:
         raise UsageError(
             f"the fallback engine runs no {model.quantization.method} checkpoints",
-            hint="give the 16-bit checkpoint, or leave --engine to turbofit",
-            options=["engine"],
+            hint="give the 16-bit checkpoint, or leave `--engine` to turbofit",
         )
     layout = _LAYOUTS.get(model.architecture)
     if layout is None:

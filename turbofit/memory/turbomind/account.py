@@ -33,7 +33,6 @@ from turbofit.memory.account import (
     Engine,
     EngineLaunch,
     Forward,
-    LogFigures,
     LoggedSlab,
     RankWeights,
     StaticMemory,
@@ -303,11 +302,11 @@ def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
     model, settings = launch.model, launch.settings
     tokens, given = settings.cache_block_seq_len, settings.model_format
     if not 0 < settings.cache_max_entry_count < 1:
-        yield "--cache-max-entry-count must lie between 0 and 1: TurboMind takes no block count"
+        yield "`--cache-max-entry-count` must lie between 0 and 1: TurboMind takes no block count"
     if settings.quant_policy not in (0, 4, 8):
         yield (
-            f"--quant-policy {settings.quant_policy} does not run on TurboMind, whose caches are 0,"
-            " 4 and 8: --engine pytorch takes 16 (fp8), 17 (fp8_e5m2) and 42 (turbo_quant)"
+            f"`--quant-policy {settings.quant_policy}` does not run on TurboMind, whose caches are"
+            " 0, 4 and 8: `--engine pytorch` takes 16 (fp8), 17 (fp8_e5m2) and 42 (turbo_quant)"
         )
     if settings.session_len < constants.warmup_lengths[0]:
         yield (
@@ -317,12 +316,12 @@ def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
     stored = model.quantization.method if model.quantization else "hf"
     if given not in (None, stored):
         stored_as = stored if model.quantization else f"{model.dtype}, which is hf"
-        yield f"--model-format {given}: the weights of {model.name} are stored in {stored_as}"
+        yield f"`--model-format {given}`: the weights of {model.name} are stored in {stored_as}"
     ampere = all(capability_of(gpu) >= AMPERE for gpu in launch.gpus)
     multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
     if tokens % multiple:
         yield (
-            f"--cache-block-seq-len {tokens}: on these cards TurboMind needs a multiple of"
+            f"`--cache-block-seq-len {tokens}`: on these cards TurboMind needs a multiple of"
             f" {multiple}, which LMDeploy says and does not check"
         )
     if settings.communicator != "nccl" and settings.tp > 1:
@@ -334,16 +333,16 @@ def _communicator_problems(launch: EngineLaunch) -> Iterator[str]:
     settings, gpus, vision = launch.settings, launch.gpus, launch.model.vision
     name = settings.communicator
     if settings.tp > _IPC_RANKS:
-        yield f"--communicator {name} takes at most {_IPC_RANKS} GPUs"
+        yield f"`--communicator {name}` takes at most {_IPC_RANKS} GPUs"
     for a, b in combinations(gpus, 2):
         if not launch.machine.link(a.index, b.index).peers:
             pair = f"GPUs {a.index} and {b.index}"
-            yield f"--communicator {name} needs peer access, which {pair} lack"
+            yield f"`--communicator {name}` needs peer access, which {pair} lack"
     if vision is not None and vision.kind != "internvit":
         needed = launch.vision_load.units_per_image * vision.hidden * 2
         size = symmetric_buffer(launch.model.text, settings)
         if needed > size:
-            yield f"--communicator {name}: an image needs {needed} bytes of a buffer of {size}"
+            yield f"`--communicator {name}`: an image needs {needed} bytes of a buffer of {size}"
 
 
 def missing_kernels(
@@ -546,7 +545,7 @@ class Turbomind(Engine):
     def __init__(self, version: str) -> None:
         super().__init__(version)
         self.constants = constants = load_constants(version)
-        self.log = LogFigures(constants.pinned_call, constants.warmup_lengths)
+        self.pinned_call = constants.pinned_call
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         return next(_tp_problems(model, tp), None)

@@ -173,7 +173,7 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
 
     ``engine`` is the engine of LMDeploy that runs the family, or None. ``names`` are beginnings of
     names that people type; ``words`` may stand anywhere in such names. ``elsewhere`` are other
-    programs that list the family among their models.
+    programs that list the family among their models. ``older`` says what releases of LMDeploy ran.
     """
 
     name: str
@@ -184,6 +184,7 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
     elsewhere: tuple[str, ...] = ()
     why: str = ""
     hint: str = ""
+    older: str = ""
 
     def refusal(self) -> UsageError:
         """The error that says why there is no account, and what to do."""
@@ -192,6 +193,9 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
             hint = _BY_HAND[self.engine]
         else:
             message = f"LMDeploy {REFERENCE} does not run {self.name}"
+            if self.older:
+                message = f"turbofit has no account of {self.name} with any release of LMDeploy:"
+                message += f" {self.older}, and {REFERENCE} does not"
             runs = "run" if len(self.elsewhere) > 1 else "runs"
             hint = f"{' and '.join(self.elsewhere)} {runs} it"
             if not self.elsewhere:

@@ -311,7 +311,7 @@ def _wanted_elsewhere(plan: Plan) -> Answer | None:
     if row is None or row.first is None or not row.install:
         return None
     effect = f"LMDeploy {plan.backend.version} {row.what}"
-    return warning(f"install {' or '.join(row.install)}: with others {effect}", "")
+    return warning(f"{effect} with others than {' or '.join(row.install)}", "")
 
 
 def _served(scene: Scene) -> tuple[Model | None, list[str]]:

@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import NoKernelError, TurbofitError, UsageError, option_of
+from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
 from turbofit.core.images.rule import ImageRule
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect
-from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.account import NO_IMAGES, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
 from turbofit.model.families.engines import engine_problem
@@ -44,7 +44,8 @@ from turbofit.planning.search.shapes import (
     shapes,
 )
 from turbofit.planning.search.sizing import Ask, SearchState, Sizer, longest_context, most_context
-from turbofit.planning.throughput import forecast
+from turbofit.planning.speed import Speed, counted_tokens, group_rates, group_speed
+from turbofit.planning.throughput import forecast, with_text
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -93,8 +94,22 @@ class EngineFit(Struct):
         speeds, load = self.best.speeds, self.best.vision_load
         if not speeds:
             return None
-        gpus = [self.request.machine.gpu(i) for group in self.best.shape.groups for i in group]
-        return forecast(self.request, speeds, load, engine=self.engine.name, gpus=gpus)
+        engine, gpus = self.engine.name, self.best.gpus(self.request.machine)
+        texts = self.speeds_of(NO_IMAGES) if load.units_per_image else ()
+        found = forecast(self.request, speeds, load, engine=engine, gpus=gpus)
+        return with_text(found, self.request.model, engine, gpus, texts)
+
+    def speeds_of(self, load: VisionLoad) -> list[Speed]:
+        """Return the speed of each group for another load, with the same settings."""
+        request, best, speeds = self.request, self.best, list[Speed]()
+        for group, part in zip(best.shape.groups, best.engines, strict=True):
+            gpus = [request.machine.gpu(index) for index in group]
+            size = counted_tokens(load, part.settings.session_len)
+            held = part.settings.requests_in(part.kv_tokens, size)
+            there = min(part.shape.requests(request.workload.concurrency), max(1, held))
+            here = group_rates(request.model, part.settings, request.machine, gpus, self.engine)
+            speeds.append(group_speed(here, part.settings, load, part.kv_tokens, there))
+        return speeds
 
 
 def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
@@ -212,10 +227,9 @@ class _Search:
             check_tp(request, engine)
             check_gpus(request)
             raise UsageError(
-                f"--tp {request.tp} would split over unequal GPUs, which 4-bit weights on several"
+                f"`--tp {request.tp}` would split over unequal GPUs, which 4-bit weights on several"
                 " generations of cards do not allow",
-                hint="let turbofit choose --tp and --replicas",
-                options=["tp", "replicas", "on"],
+                hint="let turbofit choose `--tp` and `--replicas`",
             )
         stages: tuple[tuple[Ask, Callable[[Any], TurbofitError]], ...] = (
             (engine.problem, lambda problem: _refused(request, problem)),
@@ -386,10 +400,7 @@ def _refused(request: ResolvedRequest, problem: str) -> UsageError:
     given = "model_format" in request.engine_options
     packed = four_bit_variant(request.model) if given else None
     instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
-    named = [name for name in request.engine_options if option_of(name) in problem.split()]
-    return UsageError(
-        problem, hint=f"leave the option out, or {instead}", options=[*named, "engine"]
-    )
+    return UsageError(problem, hint=f"leave the option out, or {instead}")
 
 
 def _no_kernels(request: ResolvedRequest, engine: Engine, kernels: str) -> NoKernelError:
@@ -399,7 +410,7 @@ def _no_kernels(request: ResolvedRequest, engine: Engine, kernels: str) -> NoKer
     if option_owner(engine_options) is None and not all(engine_problem(model, n) for n in others):
         instead.insert(0, "another engine")
     if "quant_policy" in engine_options:
-        instead.append("another --quant-policy")
+        instead.append("another `--quant-policy`")
     return NoKernelError(
         f"{model.name} does not run on {engine.name} here: {kernels}",
         hint=f"take {', '.join(instead)} or {_other_weights(request)}",

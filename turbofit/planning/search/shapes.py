@@ -107,6 +107,10 @@ class Evaluation(Struct):
     joined: tuple[Evaluation, ...] = ()
     ranked: float = 0.0
 
+    def gpus(self, machine: Machine) -> list[Gpu]:
+        """Return the GPUs of all groups."""
+        return [machine.gpu(index) for group in self.shape.groups for index in group]
+
     @property
     def parts(self) -> tuple[Evaluation, ...]:
         """One evaluation for each set of equal groups."""
@@ -137,7 +141,8 @@ class Evaluation(Struct):
         prefill, tp = self.shape.max_prefill_token_num, self.shape.tp
         return (*self.worth, not self.queues, self.kv_tokens, prefill, -tp)
 
-    def candidate(self, why_not: str) -> Candidate:
+    def candidate(self, why_not: str, *, told: bool) -> Candidate:
+        """Return the row of ``considered``; the score is null if it is not ``told``."""
 
         def kept(settings: Settings) -> dict[str, Any]:
             return {name: getattr(settings, name) for name in _CANDIDATE_SETTINGS}
@@ -155,7 +160,7 @@ class Evaluation(Struct):
             settings=settings,
             fits=self.fits,
             kv_tokens=self.kv_tokens,
-            score=self.score,
+            score=self.score if told or not self.fits else None,
             why_not=why_not,
         )
 
@@ -213,9 +218,8 @@ def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
         return possible
     if fixed == "bfloat16" and possible == "float16" and why != "the checkpoint's own":
         raise UsageError(
-            f"--dtype bfloat16 cannot run: {why}",
-            hint="leave --dtype out: float16 is chosen where it is needed",
-            options=["dtype"],
+            f"`--dtype bfloat16` cannot run: {why}",
+            hint="leave `--dtype` out: float16 is chosen where it is needed",
         )
     return fixed
 
@@ -334,31 +338,29 @@ def check_gpus(request: ResolvedRequest) -> None:
     Raises:
         UsageError: there are fewer GPUs.
     """
-    given = [f"--{name} {n}" for name in ("tp", "replicas") if (n := getattr(request, name))]
+    given = [f"`--{name} {n}`" for name in ("tp", "replicas") if (n := getattr(request, name))]
     tp, visible = request.tp or 1, request.visible
     need, whole = tp * (request.replicas or 1), sum(not gpu.mig for gpu in visible)
-    hint = "let turbofit choose --tp and --replicas"
+    hint = "let turbofit choose `--tp` and `--replicas`"
     if need > len(visible):
         problem = f"{' and '.join(given)}: {need} GPUs are needed, {len(visible)} are visible"
-        hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
+        hint += f", or name a machine of {need} GPUs, as `--on {need}xrtx3090`"
     elif tp > 1 and need > whole:
         problem = (
-            f"--tp {tp} would split over MIG slices, of which a CUDA process sees one and NCCL"
-            f" joins none; of the GPUs {whole} are whole. --replicas runs an engine on each slice"
+            f"`--tp {tp}` would split over MIG slices, of which a CUDA process sees one and NCCL"
+            f" joins none; of the GPUs {whole} are whole. `--replicas` runs an engine on each slice"
         )
     else:
         return
-    options = ["tp", "replicas", "on"] if request.tp else ["replicas", "tp", "on"]
-    raise UsageError(problem, hint=hint, options=options)
+    raise UsageError(problem, hint=hint)
 
 
 def check_tp(request: ResolvedRequest, engine: Engine) -> None:
     """Raise a `UsageError` if the engine cannot split the model over the given number of GPUs."""
     if problem := engine.tp_problem(request.model, request.tp or 1):
         raise UsageError(
-            f"--tp {request.tp or 1} is not possible for {request.model.name}: {problem}",
-            hint="let turbofit choose --tp and --replicas",
-            options=["tp", "replicas", "on"],
+            f"`--tp {request.tp or 1}` is not possible for {request.model.name}: {problem}",
+            hint="let turbofit choose `--tp` and `--replicas`",
         )
 
 

@@ -302,7 +302,7 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
         raise UsageError(
             f"no stand-in checkpoint is made for {model.text.architecture}: its gated delta nets"
             " run kernels of fla and TileLang under torch, compiled and tuned on the card",
-            hint="turbofit rehearse --engine pytorch tries a plan of it, with"
+            hint="turbofit rehearse MODEL --engine pytorch tries a plan of it, with"
             " flash-linear-attention; --engine turbomind, where it runs the model, needs no such"
             " kernels",
         )

@@ -154,6 +154,7 @@ _BY_HAND = {
         "cudart_launch.c",
         "cudart_graph.c",
         "effects.c",
+        "clock.c",
     ),
     "libcuda": ("cuda.c", "cuda_module.c"),
     "libcublas": ("cublas.c",),

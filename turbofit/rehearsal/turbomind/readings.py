@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from msgspec import convert
 
-from turbofit.core.engine_end import End
+from turbofit.core.engine_end import AnyEnd
 from turbofit.core.installation import installed
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Document
@@ -90,7 +90,7 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def end_of(ended: EndedRun, ledger: Ledger) -> Document:
-    """Return the fields of an `End` that say how a rehearsal ended; `death` finds the kind.
+    """Return the fields of an `AnyEnd` that say how a rehearsal ended; `death` finds the kind.
 
     The fields are not used if all requests were served.
     """
@@ -107,7 +107,7 @@ def end_of(ended: EndedRun, ledger: Ledger) -> Document:
     elif isinstance(run[-1] if run else None, Backpressure):
         run = []  # a wait in the last line was not what ended it
     refused = ledger.deaths[-1] if ledger.deaths and not waits else None
-    account = convert({"phase": phase, "where": where, **refused}, End) if refused else None
+    account = convert({"phase": phase, "where": where, **refused}, AnyEnd) if refused else None
     engine = engine_named("turbomind", installed("lmdeploy"))
     end = death(run, account=account, known=(engine, Settings()))
     told = {"kind": end.kind, "phase": phase, "where": where, "message": words if fatal else ""}

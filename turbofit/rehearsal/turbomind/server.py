@@ -18,6 +18,7 @@ from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.no_answer import say_no_answer
 from turbofit.rehearsal.packages import SERVED, engine_library
 from turbofit.rehearsal.pretend.build import build
+from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
 from turbofit.rehearsal.pretend.command import (
     cuda_site,
     find_turbofit,
@@ -26,6 +27,7 @@ from turbofit.rehearsal.pretend.command import (
 )
 from turbofit.rehearsal.pretend.libraries import LibraryAccount, check_surface
 from turbofit.rehearsal.pretend.scenario import Scenario, write_scenario
+from turbofit.rehearsal.turbomind.slow_motion import slow_down
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"
 #: This variable names the folder that `turbofit.pipeline` opens instead of a model.
@@ -113,6 +115,10 @@ def pretend_here() -> None:
     from lmdeploy.serve.core import async_engine
 
     say_no_answer(async_engine)
+    if clock := os.environ.get(CLOCK):
+        from fastapi import FastAPI
+
+        slow_down(async_engine.AsyncEngine, FastAPI, ClockFile(Path(clock)))
 
 
 def main(arguments: list[str]) -> int:

@@ -198,6 +198,8 @@ def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
 #: The most warnings in the short answer, and the most characters of one.
 _WARNINGS: Final = 2
 _WARNING: Final = 75
+#: What a program prints, in quotes, and what stands in parentheses.
+_QUOTED: Final = re.compile(r"(?<!\w)'[^']*'(?!\w)|\([^()]*\)")
 
 
 def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list[Block]:
@@ -222,11 +224,12 @@ def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list
 
 
 def in_brief(text: str, width: int) -> str:
-    """Cut a text after the last clause that fits into ``width``.
+    """Cut a text after the last main clause that fits into ``width``; quotes are not cut.
 
     The text stays whole if this clause ends in the first half of ``width``.
     """
-    ends = [found.start() for found in re.finditer(r"[:;.] ", text[: width + 2])]
+    masked = _QUOTED.sub(lambda quote: "_" * len(quote[0]), text)
+    ends = [found.start() for found in re.finditer(r"[:;.] ", masked[: width + 2])]
     return text[: ends[-1]] if len(text) > width and ends and 2 * ends[-1] > width else text
 
 

@@ -60,7 +60,8 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
             left_out.setdefault((node.cards, node.why_not), []).append(node)
             continue
         speed, shape = served.throughput, f"{served.tp}x{served.replicas}"
-        rate = "-" if speed is None else three_digits(speed.requests_per_second)
+        told = None if speed is None else speed.requests_per_second
+        rate = "-" if told is None else three_digits(told)
         row = (
             node.cards, served.backend.name, shape, f"{served.kv_tokens:,}", rate,
             f"{served.requests_at_once:,}",

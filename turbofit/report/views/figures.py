@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.messages import QUEUED, groups_of, indices
 from turbofit.core.plan import alike
 from turbofit.core.units import three_digits
+from turbofit.memory.versions import is_legacy
 from turbofit.planning.commands import ratio
 from turbofit.report.painters.document import (
+    ONLY_SHORT,
     ONLY_WHOLE,
     Code,
     Heading,
@@ -100,7 +102,8 @@ _ONE_LINE: Final = 78
 def command_blocks(plan: Plan) -> list[Block]:
     """Return the command that serves the plan, and the command of each engine.
 
-    The short answer has only the command that serves. A page shows that command at its top instead.
+    The short answer has only the command that serves, and for an older release of LMDeploy its own
+    command, once for equal engines. A page shows the command that serves at its top instead.
     """
     commands = {engine.gpus: engine.command for engine in plan.engines if engine.command}
     if not commands:
@@ -111,16 +114,35 @@ def command_blocks(plan: Plan) -> list[Block]:
         if note := serve_note(plan):
             blocks.append(remark(note, **ONLY_WHOLE))
         blocks.append(Code(shell_words(plan.serve.argv), page=False, short=plan.fits))
-    blocks.append(remark(f"{limits_not_kept(plan)}:"))
+    older = plan.fits and for_older_release(plan)
+    blocks.append(remark(f"{limits_not_kept(plan)}:", short=older))
     if plan.machine.source == "preset":
         text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
         blocks.append(remark(text))
+    first = {numbers[0]: numbers[1:] for numbers in alike(plan.engines)}
     for number, (gpus, command) in enumerate(commands.items()):
         if len(commands) > 1:
             blocks.append(Heading(f"GPU {groups_of([gpus])}", level=3, whole=False))
         name = f"the command of group {number}"
-        blocks.append(Code(shell_words(command.argv, command.env), name=name))
+        shown = older and number in first
+        blocks.append(Code(shell_words(command.argv, command.env), name=name, short=shown))
+        if shown and (others := first[number]):
+            blocks.append(remark(_same_on(plan, others), **ONLY_SHORT))
     return blocks
+
+
+def _same_on(plan: Plan, numbers: Sequence[int]) -> str:
+    """Return what changes in a command for other GPUs, on which equal engines run."""
+    engines = (plan.engines[number] for number in numbers)
+    commands = [engine.command for engine in engines if engine.command]
+    gpus = " | ".join(command.env["CUDA_VISIBLE_DEVICES"] for command in commands)
+    ports = " | ".join(it.argv[it.argv.index("--server-port") + 1] for it in commands)
+    return f"the same on GPU {gpus}, with --server-port {ports}"
+
+
+def for_older_release(plan: Plan) -> bool:
+    """Return whether a plan was made for a release before the reference, whose command it names."""
+    return plan.backend.of_lmdeploy and is_legacy(plan.backend.version) and bool(plan.considered)
 
 
 def serve_note(plan: Plan) -> str:

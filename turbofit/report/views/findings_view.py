@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import (
     Code,
-    FactList,
     Heading,
     Items,
     Paragraph,
+    in_brief,
     known_facts,
     listed,
     remark,
@@ -22,11 +22,15 @@ from turbofit.report.views.figures import shell_words
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from turbofit.logs.answer import Advice, Diagnosis, Missing
+    from turbofit.logs.answer import Diagnosis, Missing
     from turbofit.planning.checks import DoctorReport, Finding
     from turbofit.planning.examine.scene import State
     from turbofit.report.painters.document import Block, Tone
 
+#: The most characters of a plan's verdict, which are two lines of 100 columns.
+_VERDICT: Final = 190
+#: Settings that go without saying.
+_USUAL: Final = (("quant_policy", 0), ("replicas", 1))
 #: A heading, and the words after a count of one and of more; the worst state comes first.
 _STATES: Final[dict[State, tuple[str, str, str]]] = {
     "stops": ("Stops serving", "stops serving", "stop serving"),
@@ -73,32 +77,25 @@ def _in_order(findings: Sequence[Finding], *, full: bool) -> Iterator[Block]:
 
 
 def diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
-    """Yield the answer first, then its evidence."""
+    """Yield what happened, the first step and the run that would work, then all other facts.
+
+    Of a lack of memory these stand in the first twenty lines of 100 columns.
+    """
     yield Heading("What happened")
     yield Paragraph(diagnosis.what, tone="bad" if diagnosis.phase != "none" else "plain")
-    yield known_facts({"do first": diagnosis.first} | _facts(diagnosis))
+    yield known_facts({"do first": diagnosis.first})
+    if diagnosis.known:
+        yield from _would_work(diagnosis)
+    yield Heading("What is known of it")
+    yield known_facts(_facts(diagnosis))
     yield from listed("Why" if diagnosis.known else "Where", diagnosis.why)
     if diagnosis.others is not None:
         title = "Others who met this message had (the list is not complete)"
         yield from listed(title, diagnosis.others.had)
         yield from listed("What to try", diagnosis.others.tried)
-    if diagnosis.held:
-        yield Heading("Who held the memory")
-        rows = (
-            (
-                "" if holding.gpu is None else str(holding.gpu),
-                holding.who,
-                _size(holding.bytes),
-                ",".join(map(str, holding.lines)),
-            )
-            for holding in diagnosis.held
-        )
-        titles = ("GPU", "who", "size", "lines")
-        yield table(titles, rows, right=("GPU", "size", "lines"), wrap=("who",))
-    if diagnosis.would_work is not None:
-        worked = diagnosis.known and diagnosis.would_work.fits is not None
-        title = "What would have worked" if worked else "What turbofit would run"
-        yield from _advice(title, diagnosis.would_work)
+    yield from _held(diagnosis)
+    if not diagnosis.known:
+        yield from _would_work(diagnosis)
     yield from listed("What to change", diagnosis.changes)
     yield from listed("What to send", diagnosis.send)
     yield from listed("What is unknown", diagnosis.unknown, "dim")
@@ -109,6 +106,23 @@ def diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
         yield table(("line", "tells", "text"), evidence, right=("line",), wrap=("tells", "text"))
     if not diagnosis.known:
         yield remark("without a cause the exit code is 3")
+
+
+def _held(diagnosis: Diagnosis) -> Iterator[Block]:
+    if not diagnosis.held:
+        return
+    yield Heading("Who held the memory")
+    rows = (
+        (
+            "" if holding.gpu is None else str(holding.gpu),
+            holding.who,
+            _size(holding.bytes),
+            ",".join(map(str, holding.lines)),
+        )
+        for holding in diagnosis.held
+    )
+    titles = ("GPU", "who", "size", "lines")
+    yield table(titles, rows, right=("GPU", "size", "lines"), wrap=("who",))
 
 
 def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:
@@ -134,16 +148,21 @@ def _missing(missing: Missing | None) -> str:
     return f"{text}, up to {_size(missing.doubt)} more)" if missing.doubt else f"{text})"
 
 
-def _advice(title: str, advice: Advice) -> Iterator[Block]:
+def _would_work(diagnosis: Diagnosis) -> Iterator[Block]:
+    """Yield the run that would work: its verdict, its settings in one row, and its command."""
+    if (advice := diagnosis.would_work) is None:
+        return
+    worked = diagnosis.known and advice.fits is not None
+    title = "What would have worked" if worked else "What turbofit would run"
     yield Heading(f"{title}: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}
-    yield Paragraph(advice.verdict, tone=tones[advice.fits])
-    if advice.settings:
-        yield FactList(tuple((name, str(value)) for name, value in advice.settings.items()))
-    if advice.note:
-        yield remark(advice.note)
+    yield Paragraph(in_brief(advice.verdict, _VERDICT), tone=tones[advice.fits])
+    told = (pair for pair in advice.settings.items() if pair not in _USUAL)
+    yield known_facts({"settings": ", ".join(f"{name} {value}" for name, value in told)})
     if advice.command:
         yield Code(shell_words(shlex.split(advice.command)))
+    if advice.note:
+        yield remark(advice.note)
     if advice.remedies:
         yield Items(tuple(remedy.text for remedy in advice.remedies))
 

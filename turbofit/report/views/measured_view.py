@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from turbofit.core.struct import Document
-    from turbofit.core.tuning import TrialRecord, Tuning
+    from turbofit.core.tuning import Capacity, CapacityLoad, SpeedFigures, TrialRecord, Tuning
     from turbofit.measure.load.result import LoadResult, Spread
     from turbofit.report.painters.document import Block
 
@@ -55,6 +55,7 @@ def load_view(result: LoadResult) -> list[Block]:
     return [
         Heading(f"{result.model} at {result.url}"),
         *([Paragraph(PRETEND_SPEED, tone="bad")] if PRETEND_SPEED in result.warnings else []),
+        *([Paragraph(result.forecast, tone="warn")] if result.forecast else []),
         known_facts(figures),
         table(titles, rows, right=titles[1:]),
         *([Items(tuple(wrong), tone="warn")] if wrong else []),
@@ -75,6 +76,8 @@ def _row(name: str, spread: Spread) -> tuple[str, ...]:
 
 def tune_view(result: Tuning) -> list[Block]:
     where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
+    if result.capacity is not None:
+        return _capacity_view(result, result.capacity, where)
     best = [place for place, trial in enumerate(result.trials) if trial.number == result.best]
     return [
         Heading(f"Tuning of {result.model}{where}"),
@@ -86,7 +89,9 @@ def tune_view(result: Tuning) -> list[Block]:
 
 def _notes(result: Tuning) -> list[Block]:
     blocks: list[Block] = []
-    if result.pretend:
+    if result.forecast:
+        blocks.append(Paragraph(result.forecast, tone="warn"))
+    elif result.pretend:
         blocks.append(Paragraph(PRETEND_SPEED, tone="bad"))
     winner = result.winner
     if winner is None or winner.measured is None:
@@ -100,11 +105,12 @@ def _notes(result: Tuning) -> list[Block]:
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
         text = f"best: {settings_text(winner)}{gain}"
         speed = winner.measured
-        forecast = winner.forecast.requests_per_second
+        # The clock queues as LMDeploy does, and the formula does not.
+        beside = "" if result.forecast else f", forecast {winner.forecast.words}"
         figures = {
-            "requests/s": f"{speed.requests_per_second:.2f}, forecast {forecast:.2f}",
-            "first token, median": f"{_seconds(speed.ttft_p50)}, p90 {_seconds(speed.ttft_p90)}",
-            "a token, median": f"{_seconds(speed.tpot_p50)}, p90 {_seconds(speed.tpot_p90)}",
+            "requests/s": f"{speed.requests_per_second:.2f}{beside}",
+            "first token, median": _percentiles(speed, "ttft"),
+            "a token, median": _percentiles(speed, "tpot"),
             "tokens/s": f"{speed.output_tokens_per_second:,.0f}, of answers",
         }
         blocks.append(Paragraph(text, tone="good"))
@@ -115,6 +121,48 @@ def _notes(result: Tuning) -> list[Block]:
     trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     return [*blocks, remark(text)]
+
+
+def _percentiles(speed: SpeedFigures, name: str) -> str:
+    """The median, p90 and p99 of ``ttft`` or ``tpot``."""
+    p50, p90, p99 = (getattr(speed, f"{name}_{share}") for share in ("p50", "p90", "p99"))
+    return f"{_seconds(p50)}, p90 {_seconds(p90)}{f', p99 {_seconds(p99)}' if p99 else ''}"
+
+
+def _capacity_view(result: Tuning, capacity: Capacity, where: str) -> list[Block]:
+    limits = ", ".join(f"{name} {_seconds(limit)}" for name, limit in result.slo.items())
+    failed = [one.clients for one in capacity.loads if one.clients is not None and not one.keeps]
+    clients = capacity.clients
+    if not clients and not capacity.loads:
+        text = f"nothing was measured: {capacity.why}"
+    elif not clients:
+        text = f"not even one client keeps {limits} (90 %)"
+    elif capacity.more:
+        text = f"kept {limits} (90 %): {clients} at once, or more"
+    else:
+        text = f"kept {limits} (90 %): {clients} at once, not {min(failed)}"
+    if capacity.rate is not None:
+        text += f"; {three_digits(capacity.rate)} requests a second"
+    right = ("requests/s", "tokens/s", "TTFT p50", "p90", "p99", "TPOT p50", "TPOT p90")
+    rows = (_capacity_row(one) for one in capacity.loads)
+    return [
+        Heading(f"Clients of {result.model}{where}"),
+        Paragraph(result.forecast, tone="warn"),
+        Paragraph(text, tone="good" if clients else "bad"),
+        table(("load", *right, "SLO"), rows, right=right),
+        *([Paragraph(capacity.why, tone="warn")] if capacity.why and capacity.loads else []),
+        remark(f"{len(capacity.loads)} loads in {format_duration(result.seconds)}"),
+    ]
+
+
+def _capacity_row(one: CapacityLoad) -> tuple[str, ...]:
+    speed = one.measured
+    load = f"{one.clients} at once" if one.rate is None else f"{three_digits(one.rate)} a second"
+    times = (speed.ttft_p50, speed.ttft_p90, speed.ttft_p99, speed.tpot_p50, speed.tpot_p90)
+    return (
+        load, f"{speed.requests_per_second:.2f}", f"{speed.output_tokens_per_second:,.0f}",
+        *(_seconds(time or 0.0) for time in times), "kept" if one.keeps else "not kept",
+    )  # fmt: skip
 
 
 def settings_text(trial: TrialRecord) -> str:
@@ -135,7 +183,7 @@ def _trials(result: Tuning) -> Table:
 
 
 def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
-    forecast = f"{trial.forecast.requests_per_second:.2f}"
+    forecast = trial.forecast.words
     if trial.measured is None:
         return (str(trial.number), settings_text(trial), forecast, "-", "-", "-",
                 f"{trial.outcome}: {trial.why}")  # fmt: skip

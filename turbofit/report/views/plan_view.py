@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.errors import option_of
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.plan import alike
 from turbofit.core.units import format_bytes, three_digits, two_digits
@@ -33,6 +35,7 @@ from turbofit.report.painters.document import (
 from turbofit.report.views.figures import (
     command_blocks,
     differing,
+    for_older_release,
     largest_images,
     limits_not_kept,
     per_engine_blocks,
@@ -44,7 +47,7 @@ from turbofit.report.views.machine_view import ways_text
 from turbofit.report.views.memory_view import memory_blocks
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Candidate, Plan, Surety, Throughput
+    from turbofit.core.plan import Candidate, Plan, Throughput
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
@@ -116,10 +119,12 @@ def _in_short(plan: Plan) -> dict[str, str]:
     if plan.considered and plan.promise.context:
         facts["KV cache"] = _in_cache(plan)  # a prediction's verdict says it already
     if speed := plan.throughput:
-        facts["forecast"] = _forecast(plan, speed)
+        facts["speed" if speed.requests_per_second is None else "forecast"] = _forecast(plan, speed)
+        facts["first token"] = _first_tokens(plan, speed)
         host = plan.usual_image.host if plan.usual_image else speed.host
         facts["host"] = host.words if host is not None and host.binds else ""
     facts["smaller"] = _trade(plan)
+    facts["best at"] = plan.backend.reason if plan.workload.goal == "latency" else ""
     facts["engine"] = in_brief(plan.why_engine, _REASON)
     facts["died?"] = _DIED * (plan.fits and not plan.considered)
     if plan.rehearsal is not None:
@@ -156,6 +161,11 @@ def _few_settings(plan: Plan) -> str:
         few[rule.limit_name] = str(limits.image_limit)
     few |= {name: settings[name] for name in _FEW if settings.get(name) not in (None, "0")}
     few |= {name: "by GPU (--full)" for name in differing(plan) if name in few}
+    if plan.serve is None and for_older_release(plan):
+        # What LMDeploy's own command cannot set is no setting of it.
+        commands = [engine.command.argv for engine in plan.engines if engine.command]
+        said = set(chain.from_iterable(commands))
+        few = {name: value for name, value in few.items() if option_of(name) in said}
     return ", ".join(f"{name} {value}" for name, value in few.items())
 
 
@@ -169,29 +179,57 @@ def _trade(plan: Plan) -> str:
     if speed is None or limit is None or not plan.fits:
         return ""
     for cost in plan.limit_costs:
-        times = cost.requests_per_second / max(speed.requests_per_second, 1e-9)
+        times = (cost.requests_per_second or 0.0) / max(speed.requests_per_second or 0.0, 1e-9)
         if cost.limit < limit and times >= _WORTH:
             return f"{cost.option}: {two_digits(times)} times the requests"
     return ""
 
 
 def _forecast(plan: Plan, speed: Throughput) -> str:
-    """Return in words the forecast requests a second and seconds to the first token.
-
-    Says also how sure the forecast is.
-    """
+    """Return in words the forecast requests a second and their certainty, or why none is told."""
     usual, sure = plan.usual_image, speed.surety
-    figure = two_digits if sure is None else sure.figure
-    said = [f"{figure(speed.requests_per_second)} requests/s"]
+    if speed.requests_per_second is None:
+        return sure.why if sure else ""
+    said = [f"{two_digits(speed.requests_per_second)} requests/s"]
     if plan.promise.limits.vision_unit:
         said[0] += " of the largest images"
+    if usual and usual.requests_per_second is not None:
+        said.append(f"{two_digits(usual.requests_per_second)} of {_size(usual.image_size)}")
+    word = f" ({sure.word})" if sure else ""
+    said.append(f"answers of {rates().output_tokens} tokens{word}")
+    return ", ".join(said)
+
+
+def _first_tokens(plan: Plan, speed: Throughput, *, whole: bool = False) -> str:
+    """Return in words the seconds to a first token that are told, and how sure they are.
+
+    They are of a request alone, with a usual picture and without one; in the ``whole`` text also
+    with the largest images, and among others.
+    """
+    usual, alone, size = plan.usual_image, speed.first_token_alone, plan.workload.image_size
+    largest = "the largest images" if plan.promise.limits.vision_unit else "text"
+    figures = [
+        (speed.seconds_to_first_token_alone, f"of {_size(size) if size else largest}", alone),
+        (speed.seconds_to_first_token_of_text, "of text", speed.first_token_of_text),
+    ]
     if usual:
-        said.append(f"{figure(usual.requests_per_second)} of {'{}x{}'.format(*usual.image_size)}")
-    said.append(f"answers of {rates().output_tokens} tokens")
-    first, alone = speed.seconds_to_first_token_alone, speed.first_token_alone
-    token = (two_digits if alone is None else alone.figure)(first)
-    word = f" ({sure.in_a_word})" if sure else ""
-    return f"{', '.join(said)}; first token in {token} s{word}"
+        first = (usual.seconds_to_first_token_alone, f"of {_size(usual.image_size)}", alone)
+        figures = [first, *(figures if whole else figures[1:])]
+    if whole:
+        there = f"while {speed.concurrent_requests} are there"
+        figures.append((speed.seconds_to_first_token, there, speed.first_token))
+    said = [
+        f"{two_digits(seconds)} s {what} ({sure.words if whole else sure.word})"
+        for seconds, what, sure in figures
+        if seconds and sure
+    ]
+    if said and not whole:
+        said.append("alone")
+    return ", ".join(said)
+
+
+def _size(sides: tuple[int, int]) -> str:
+    return "{}x{}".format(*sides)
 
 
 #: Text tokens of the request by which a cache is counted; it also has the largest images.
@@ -268,23 +306,21 @@ def _capacity(plan: Plan) -> list[Block]:
 def _limits(plan: Plan) -> list[Block]:
     if not plan.limit_costs:
         return []
-    speed = plan.throughput
-    sure, first = (None, None) if speed is None else (speed.surety, speed.first_token)
     rows = (
         (
             cost.option,
             f"{cost.image_tokens:,}",
             f"{cost.kv_tokens:,}",
             f"{cost.requests_at_once:,}",
-            _figure(sure, cost.requests_per_second),
-            _figure(first, cost.seconds_to_first_token),
+            _figure(cost.requests_per_second),
+            _figure(cost.seconds_to_first_token),
         )
         for cost in plan.limit_costs
     )
     titles = ("option", "its tokens", "KV tokens", "at once", "requests/s", "first, s")
     text = (
         "forecasts for the largest image that each limit admits (its tokens, requests a"
-        " second, seconds to the first token among others), on the same GPUs with this prefill; a"
+        " second, seconds to the first token alone), on the same GPUs with this prefill; a"
         " plan for that limit serves about as much or more"
     )
     return [
@@ -294,9 +330,8 @@ def _limits(plan: Plan) -> list[Block]:
     ]
 
 
-def _figure(sure: Surety | None, value: float) -> str:
-    """Return a figure for a table, with only as many digits as are sure."""
-    return sure.figure(value) if sure is not None and sure.of_order else three_digits(value)
+def _figure(value: float | None) -> str:
+    return "-" if value is None else three_digits(value)
 
 
 def _became(plan: Plan, run: RunReport | None) -> list[Block]:
@@ -332,16 +367,13 @@ def _facts(plan: Plan) -> FactList:
         "links": ways_text(plan.machine),
     }
     if speed := plan.throughput:
-        facts["forecast"] = (
-            f"{_forecast(plan, speed)}; {speed.output_tokens_per_second:,.0f} output tokens/s,"
-            f" {speed.concurrent_requests} at once; {speed.basis}"
-        )
-        among, figure = speed.first_token, speed.seconds_to_first_token
-        if among is not None:
-            facts["first token"] = (
-                f"{among.figure(figure)} s while {speed.concurrent_requests} are there"
-                f" ({among.words})"
-            )
+        name = "speed" if speed.requests_per_second is None else "forecast"
+        facts[name] = _forecast(plan, speed)
+        if (tokens := speed.output_tokens_per_second) is not None:
+            at_once = speed.concurrent_requests
+            facts[name] += f"; {tokens:,.0f} output tokens/s, {at_once} at once"
+        facts["rests on"] = speed.basis
+        facts["first token"] = _first_tokens(plan, speed, whole=True)
         facts["host"] = speed.host.words if speed.host is not None else ""
     return known_facts(facts)
 
@@ -388,7 +420,7 @@ def _considered(plan: Plan) -> list[Block]:
             groups_of(c.groups),
             *(_value(c, key) for key in known.values()),
             f"{c.kv_tokens:,}" if c.fits else "-",
-            three_digits(c.score) if c.fits else "-",
+            _figure(c.score if c.fits else None),
             ("" if c.engine == plan.backend.name else f"{c.engine}: ") + c.why_not
             if c.why_not
             else "chosen",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from turbofit.core.plan import Command, Plan
+    from turbofit.rehearsal.pretend.clock import ClockFile
     from turbofit.rehearsal.pretend.scenario import Scenario
     from turbofit.rehearsal.pretend.usage import TimelineReader
     from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
@@ -118,12 +119,13 @@ class StartCommand(NamedTuple):
     """The command and environment of one start of an engine.
 
     ``timeline`` is the file that pretend GPUs write, or its folder if several processes write one;
-    None on real GPUs.
+    None on real GPUs. ``clock`` makes forwards take their time on pretend GPUs.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str]
     timeline: Path | None = None
+    clock: ClockFile | None = None
 
 
 @dataclass
@@ -312,13 +314,17 @@ def pretend_machine(plan: Plan, group: int) -> Scenario:
 class PretendLaunch(Launch):
     """An engine on pretend GPUs: LMDeploy's own server and engine, which compute nothing.
 
-    Each start has a machine of its own, whose scenario and timeline go into ``folder``.
+    Each start has a machine of its own, whose scenario and timeline go into ``folder``. Once the
+    engine is ready, its forwards take ``factor`` times the forecast's seconds.
     """
 
     plan: Plan
     folder: Path
+    factor: float = 0.0
 
     def start_command(self, number: int) -> StartCommand:
+        from turbofit.rehearsal.plan_clock import step_table
+        from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
         from turbofit.rehearsal.turbomind.server import server_environment
 
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
@@ -328,7 +334,11 @@ class PretendLaunch(Launch):
             env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
             return StartCommand(argv, self.environment(env), folder)
         env = server_environment(machine, folder)
-        return StartCommand(argv, self.environment(env), folder / "timeline")
+        clock = ClockFile(folder / "clock", self.factor) if self.factor else None
+        if clock is not None:
+            clock.write(step_table(self.plan, self.plan.engines[self.group]))
+            env[CLOCK] = str(clock.path)
+        return StartCommand(argv, self.environment(env), folder / "timeline", clock)
 
     def _torch_environment(
         self, machine: Scenario, folder: Path, base: Mapping[str, str]

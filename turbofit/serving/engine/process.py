@@ -224,11 +224,8 @@ _LONGEST_LINE: Final = 1 << 16
 #: The most chunks, of up to 64 KiB as a pipe holds, that may wait to be written to disk.
 _ROOM: Final = 64
 _LOST: Final = "\n    (lines are missing here: the disk was full or slow)\n"
-#: The line that replaces equal lines; tools that print a log may strip some of its spaces.
+#: The line that replaces equal lines.
 _REPEATED: Final = "    (the line above came {} more times)"
-_REPEATED_LINE: Final = re.compile(
-    r"\s+" + re.escape(_REPEATED.lstrip()).replace(r"\{\}", r"(\d{1,12})")
-)
 #: A line without its time, and how often it came in a row.
 Run = tuple[str, int]
 
@@ -303,9 +300,3 @@ class LogFile:
         if lines:
             text = b"\n".join(lines) + b"\n"
             self.kept.put(text.decode(errors="surrogateescape"))
-
-
-def repeats(line: str) -> int | None:
-    """Return how many repeats a line of a log stands for; None if it is an ordinary line."""
-    match = _REPEATED_LINE.fullmatch(line)
-    return None if match is None else int(match[1])

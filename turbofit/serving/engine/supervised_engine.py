@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import EnginePlan, Plan
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
+    from turbofit.rehearsal.pretend.clock import ClockFile
     from turbofit.serving.engine.launches import Launch, PretendReader
     from turbofit.serving.engine.worst_requests import ProbeRequest
 
@@ -43,18 +44,29 @@ _FIRST, _EVERY, _DOUBT = 0.25, 0.1, 0.5
 class Silence:
     """Measures how long one start of an engine has given no sign of life.
 
-    ``group`` is its process group; ``pretend``: its GPUs are not real.
+    ``group`` is its process group; ``pretend``: its GPUs are not real, and work until the time that
+    ``clock`` tells.
     """
 
     def __init__(
-        self, plan: Plan, engine: EnginePlan, timing: Timing, group: int, *, pretend: bool
+        self,
+        plan: Plan,
+        engine: EnginePlan,
+        timing: Timing,
+        group: int,
+        *,
+        pretend: bool,
+        clock: ClockFile | None = None,
     ) -> None:
-        self._plan, self._engine, self._timing, self._group = plan, engine, timing, group
+        self._plan, self._engine, self._timing = plan, engine, timing
+        self._group, self._clock = group, clock
         self._uuids = () if pretend else tuple(ledger.uuid for ledger in engine.ledgers)
         #: When the engine last gave a sign and was last observed; the processor seconds used until
         #: then.
         self._worked_at = self._looked_at = float("-inf")
         self._used = 0.0
+        #: How much slower than life pretend GPUs are.
+        self._slower = 1.0
         #: The time of the last look, and of the last one that came long after the look before.
         self._seen_at, self._awake_at = float("inf"), float("-inf")
         #: The time at which the engine counts as hung if no sign comes.
@@ -85,9 +97,13 @@ class Silence:
             self._looked_at, self._used = now, used
             if works or (self._uuids and any_busy(self._uuids) is not False):
                 self._worked_at = now
+            if self._clock is not None:  # a pretend card that works costs no processor time
+                reading = self._clock.read()
+                self._worked_at = max(self._worked_at, min(now, reading.until))
+                self._slower = max(1.0, reading.factor)
         idle_since = max(since, self._worked_at)
         self.ends_at = idle_since + most
-        if now >= self.ends_at or now - since >= self._longest:
+        if now >= self.ends_at or now - since >= self._slower * self._longest:
             return "hung"
         return "doubtful" if now - idle_since >= _DOUBT * most else "works"
 
@@ -196,6 +212,8 @@ class SupervisedEngine:
         self.process: EngineProcess | None = None
         #: Reads from the log what the start does on pretend GPUs; None on real ones.
         self.pretended: PretendReader | None = None
+        #: Tells how the time of pretend GPUs passes; None on real ones, and where it does not.
+        self.clock: ClockFile | None = None
         self.tracker = StartupTracker(plan, self.planned, self.log)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
@@ -238,6 +256,7 @@ class SupervisedEngine:
             from turbofit.serving.engine.launches import PretendReader
 
             self.pretended = PretendReader(self.plan, self.group, start_command.timeline)
+        self.clock = start_command.clock
         self._began = self._counted = self._heard = self._clock()
         self._kills = (host_kills(),) * 2
         self.tracker = StartupTracker(self.plan, self.planned, self.log, self._began)
@@ -255,7 +274,12 @@ class SupervisedEngine:
         serial = self.plan.backend.serial
         pretend = self.pretended is not None
         self.silence = Silence(
-            self.plan, self.planned, self._timing, self.process.pid, pretend=pretend
+            self.plan,
+            self.planned,
+            self._timing,
+            self.process.pid,
+            pretend=pretend,
+            clock=self.clock,
         )
         self._probe = Probe(self.client, self._timing, asks, serial=serial, clock=self._clock)
         self._probe.start()
@@ -391,6 +415,8 @@ class SupervisedEngine:
         if probe.ready.is_set():
             self._move("ready")
             self.was_ready, self._ready_at = True, now
+            if self.clock is not None:  # the worst cases of the start took no time
+                self.clock.run()
             lines = self.tracker.enter("ready", now)
         elif probe.worst_cases is not None and probe.healthy.is_set():
             lines = self.tracker.enter("check", now)

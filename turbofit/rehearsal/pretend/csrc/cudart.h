@@ -46,7 +46,11 @@ static inline error_t_ need_context(void)
 
 /* A stream or an event: 0, 1 and 2 are the default streams of the current device. A stream that is
  * being captured has the capture's number. */
-typedef struct { int device, priority; unsigned long long capture; } object_;
+typedef struct {
+    int device, priority;
+    unsigned long long capture;
+    int64_t until; /* when its work is done, in nanoseconds of CLOCK_MONOTONIC (clock.c) */
+} object_;
 
 static inline int device_of(const void *object)
 {

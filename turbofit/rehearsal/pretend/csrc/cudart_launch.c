@@ -1,7 +1,7 @@
-/* Stand-in for libcudart, streams, events and kernels. Nothing waits and nothing runs, but
- * for the effects of effects.c. */
+/* Stand-in for libcudart, streams, events and kernels. Nothing runs, but for the effects of
+ * effects.c; nothing waits, but for the time of clock.c. */
 #define _GNU_SOURCE
-#include "cudart.h"
+#include "clock.h"
 #include "effects.h"
 
 #include <stdlib.h>
@@ -22,7 +22,7 @@ static error_t_ create(void **out, int priority)
     object_ *o = malloc(sizeof *o);
     if (!o)
         return give(no_memory);
-    *o = (object_){here(), priority, 0};
+    *o = (object_){here(), priority, 0, 0};
     *out = o;
     return success;
 }
@@ -75,16 +75,16 @@ API error_t_ cudaStreamDestroy(void *s) { return destroy(s); }
 API error_t_ cudaStreamSynchronize(void *s)
 {
     pretend_called();
+    clock_wait(s);
     pretend_synchronised(device_of(s));
     return success;
 }
 
 API error_t_ cudaStreamWaitEvent(void *s, void *e, unsigned flags)
 {
-    (void)s;
-    (void)e;
     (void)flags;
     pretend_called();
+    clock_follow(s, e);
     return success;
 }
 
@@ -107,9 +107,8 @@ API error_t_ cudaEventDestroy(void *e) { return destroy(e); }
 
 API error_t_ cudaEventRecord(void *e, void *s)
 {
-    (void)e;
-    (void)s;
     pretend_called();
+    clock_follow(e, s);
     return success;
 }
 
@@ -122,6 +121,7 @@ API error_t_ cudaEventRecordWithFlags(void *e, void *s, unsigned flags)
 API error_t_ cudaEventSynchronize(void *e)
 {
     pretend_called();
+    clock_wait(e);
     pretend_synchronised(device_of(e));
     return success;
 }
@@ -159,17 +159,19 @@ API error_t_ cudaLaunchKernel(const void *f, dim3_ grid, dim3_ block, void **arg
 {
     (void)block;
     (void)shared;
-    (void)stream;
     pretend_called();
+    clock_launch(f, args, &grid, stream);
     effect_run(f, args, grid.x);
     return success;
 }
 
-/* The grid is the first member of the configuration. */
 API error_t_ cudaLaunchKernelExC(const void *config, const void *f, void **args)
 {
+    const struct { dim3_ grid, block; size_t shared; void *stream; } *c = config;
     pretend_called();
-    effect_run(f, args, config ? ((const dim3_ *)config)->x : 0);
+    if (c)
+        clock_launch(f, args, &c->grid, c->stream);
+    effect_run(f, args, c ? c->grid.x : 0);
     return success;
 }
 
@@ -286,6 +288,7 @@ API void __cudaRegisterFunction(void **handle, const char *host, char *device_fu
     (void)handle, (void)device_function, (void)limit, (void)tid, (void)bid, (void)block, (void)grid,
         (void)warp;
     effect_register(host, name);
+    clock_register(host, name);
 }
 
 API void __cudaRegisterVar(void **handle, char *host, char *address, const char *name, int external,

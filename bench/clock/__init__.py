@@ -1,0 +1,1 @@
+"""The clock of pretend GPUs beside its table, and beside figures that were measured."""

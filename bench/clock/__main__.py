@@ -1,0 +1,304 @@
+"""Compares what the clock of pretend GPUs gives with its table and with measured figures.
+
+    python -m bench.clock [--only construction tp picture page tables records] [--clock 8] [--write]
+
+Each group starts `turbofit serve --pretend`, under LMDeploy's own scheduler, and replaces its lines
+of results.jsonl; ``--write`` makes RESULTS.md of them. A load that this host held up has no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from bench.clock.loads import Line, Sent, closed, photograph, poisson, stream_beside
+from bench.page import ran_on, table
+from bench.speed.forecast import forecast as formula
+from bench.speed.forecast import setup_of
+from bench.speed.rows import read_rows
+from tests.support.processes import Child
+from tests.support.serving import Served, serve_pretend
+from turbofit.core.errors import UnservedError
+from turbofit.core.plan import Plan
+from turbofit.measure.load.driver import bench
+from turbofit.measure.load.spec import LoadSpec
+from turbofit.measure.tune_space import forecast_of, mean_request
+from turbofit.planning.speed import rates
+from turbofit.rehearsal.plan_clock import step_table
+from turbofit.rehearsal.pretend.clock import StepTable
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PAGE = HERE / "results.jsonl", HERE / "RESULTS.md"
+
+
+class Clocked(NamedTuple):
+    """A server on pretend GPUs with a clock: its table, and how much slower than life it is."""
+
+    served: Served
+    table: StepTable
+    plan: Plan
+    factor: float
+
+    @property
+    def url(self) -> str:
+        return self.served.url
+
+
+class Servers:
+    """Starts one server after another, each with a state folder of its own; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._children = folder, list[Child]()
+
+    def start(self, model: str, on: str, factor: float, *words: str) -> Clocked:
+        """Return a server that is ready; the one before has ended."""
+        self.end()
+        state = self._folder / str(len(list(self._folder.iterdir())))
+        served = serve_pretend(
+            self._children, state, model, "--on", on, "--engine", "turbomind", "--no-rehearse",
+            "--drain", "1", "--clock", f"{factor:g}", *words,
+        )  # fmt: skip
+        served.wait()
+        plan = Plan.from_json((served.run / "plan.json").read_bytes())
+        return Clocked(served, step_table(plan, plan.engines[0]), plan, factor)
+
+    def end(self) -> None:
+        """End the server that runs."""
+        while self._children:
+            self._children.pop().kill()
+
+
+def step_of(server: Clocked, at_once: int, prompt: int, output: int) -> float:
+    """The table's seconds of a step of so many answers, in the mean."""
+    cached = at_once * (prompt + output / 2)
+    return server.table.forward[at_once] + cached * server.table.context
+
+
+def first_of(server: Clocked, prompt: int) -> float:
+    """The table's seconds of a prompt and of a step, which LMDeploy prepares before it answers."""
+    most = server.plan.engines[0].settings.max_prefill_token_num
+    whole, rest = divmod(prompt, most)
+    chunks = whole * server.table.forward[most] + (server.table.forward[rest] if rest else 0.0)
+    return chunks + prompt**2 / 2 * server.table.pair + step_of(server, 1, prompt, 0)
+
+
+def line_of(group: str, what: str, sent: Sent, table_ms: float, clock_ms: float) -> Line:
+    return Line(group, what, table=table_ms, clock=clock_ms, held_up=sent.held_up, load=_load())
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 1)
+
+
+def construction(servers: Servers, factor: float) -> Iterator[Line]:
+    """Steps of 1, 16 and 64 sequences; prompts of 64 to 16,000 tokens, alone."""
+    server = servers.start("qwen2.5-7b", "1xa100-80g", factor)
+    for at_once in (1, 16, 64):
+        sent = asyncio.run(closed(server.url, at_once, at_once, prompt=64, output=64))
+        expected = step_of(server, at_once, 64, 64)
+        what = f"a token, {at_once} at once"
+        yield line_of("construction", what, sent, 1e3 * expected, 1e3 * sent.step)
+    for prompt in (64, 1024, 4096, 16000):
+        sent = asyncio.run(closed(server.url, 1, 3, prompt=prompt, output=2))
+        what, expected = f"first token, {prompt:,} tokens", first_of(server, prompt)
+        yield line_of("construction", what, sent, 1e3 * expected, 1e3 * sent.first(0.5))
+
+
+def tensor_parallel(servers: Servers, factor: float) -> Iterator[Line]:
+    server = servers.start("qwen2.5-7b", "2xl4", factor, "--tp", "2")
+    for at_once in (1, 8):
+        sent = asyncio.run(closed(server.url, at_once, at_once, prompt=64, output=64))
+        expected = step_of(server, at_once, 64, 64)
+        yield line_of(
+            "tp", f"a token, tp 2, {at_once} at once", sent, 1e3 * expected, 1e3 * sent.step
+        )
+
+
+def picture(servers: Servers, _: float) -> Iterator[Line]:
+    """A photograph alone, at several factors, and the gap that it makes beside a stream."""
+    for factor in (1.0, 2.0, 4.0):
+        server = servers.start("internvl2-2b", "1xrtx3090", factor)
+        rule = server.plan.model.image_rule
+        assert rule is not None
+        units = rule.units(1920, 1080, server.plan.promise.image_limit)
+        tower = server.table.image[units]
+        whole = tower + first_of(server, rule.unit_tokens(units) + 40)
+        pictures = [photograph(1920, 1080) for _ in range(8)]
+        sent = asyncio.run(closed(server.url, 1, 6, pictures=pictures[:6], output=2))
+        what = f"first token of a photograph, {factor:g} times slower"
+        yield line_of("picture", what, sent, 1e3 * whole, 1e3 * sent.first(0.5))
+        beside = asyncio.run(stream_beside(server.url, pictures[6:]))
+        what = f"gap beside a stream, {factor:g} times slower"
+        yield line_of("picture", what, beside, 1e3 * whole, 1e3 * median(beside.gaps))
+
+
+#: First token and a token, p50 and p90 in ms, by requests a second: LMDeploy 0.4.0, Llama-3-8B on
+#: one RTX 3090, ShareGPT. Source: zhjunqin/LLM-Learning, inference/benchmark/README.md.
+PUBLISHED = {1: (69.06, 182.0, 22.4, 24.54), 5: (97.06, 230.58, 32.18, 44.24)}
+#: Requests of a rate. Lengths: a lognormal distribution with these means and this sigma; at most.
+_REQUESTS = {1: 40, 5: 250}
+_MEANS, _SIGMA, _MOST = (199, 197), 0.9, 1024
+
+
+def lengths(count: int) -> list[tuple[int, int]]:
+    """Pairs of tokens of a prompt and an answer, always the same ones."""
+    draw = random.Random(119)
+
+    def one(mean: float) -> int:
+        value = draw.lognormvariate(0.0, _SIGMA) * mean / 2.718281828 ** (_SIGMA**2 / 2)
+        return max(4, min(_MOST, round(value)))
+
+    return [(one(_MEANS[0]), one(_MEANS[1])) for _ in range(count)]
+
+
+def page(servers: Servers, factor: float) -> Iterator[Line]:
+    server = servers.start("llama-3.1-8b", "1xrtx3090", factor, "--max-batch-size", "128")
+    for rate, published in PUBLISHED.items():
+        pairs = lengths(_REQUESTS[rate])
+        sent = asyncio.run(poisson(server.url, rate, pairs))
+        found = (sent.first(0.5), sent.first(0.9), sent.token(0.5), sent.token(0.9))
+        names = ("first token p50", "first token p90", "a token p50", "a token p90")
+        for name, measured, clock in zip(names, published, found, strict=True):
+            yield Line(
+                "page", f"{rate} a second: {name}", measured=measured, clock=1e3 * clock,
+                held_up=sent.held_up, load=_load(), unit="ms",
+            )  # fmt: skip
+
+
+#: Rows of LMDeploy's own table of Llama-2-7B on an A100 (bench/speed/rows.jsonl).
+TABLES = [f"a100-v020-llama2-7b-b{n}-p{p}-o128" for n in (1, 16, 32, 64) for p in (128, 2048)]
+
+
+def tables(servers: Servers, factor: float) -> Iterator[Line]:
+    server = servers.start("llama-2-7b", "1xa100-80g", factor, "--max-batch-size", "128")
+    rows = {row.id: row for row in read_rows()}
+    for name in TABLES:
+        row = rows[name]
+        at_once, prompt, output = row.concurrency or 1, int(row.prompt), int(row.output)
+        rounds = at_once * (1 if at_once >= 16 else 2)
+        sent = asyncio.run(closed(server.url, at_once, rounds, prompt=prompt, output=output))
+        told = formula(setup_of(row), rates()).requests_per_second * output
+        yield Line(
+            "tables", name, measured=row.output_tokens_per_second, formula=told,
+            clock=sent.tokens_per_second, held_up=sent.held_up, load=_load(), unit="tokens/s",
+        )  # fmt: skip
+
+
+class Record(NamedTuple):
+    """A load that was measured on a card with LMDeploy 0.18 (bench/speed/images.jsonl)."""
+
+    id: str
+    model: str
+    on: str
+    size: str
+    prompt: int
+    output: int
+    at_once: int
+    measured: float
+
+
+RECORDS = (
+    Record("h100-qwen2.5-vl-7b-c1", "qwen2.5-vl-7b", "1xh100", "1024x768", 290, 64, 1, 2.077),
+    Record("h100-qwen2.5-vl-7b-c32", "qwen2.5-vl-7b", "1xh100", "1024x768", 290, 64, 32, 15.85),
+    Record("h200-internvl2-8b-image-1", "internvl2-8b", "1xh200", "1792x1344", 35, 1, 1, 4.985),
+    Record("h200-internvl2-8b-image-8", "internvl2-8b", "1xh200", "1792x1344", 35, 1, 8, 7.19),
+    Record("h200-qwen2-vl-2b-image-1", "qwen2-vl-2b", "1xh200", "1792x1344", 35, 1, 1, 3.145),
+    Record("h200-qwen2-vl-2b-image-8", "qwen2-vl-2b", "1xh200", "1792x1344", 35, 1, 8, 4.746),
+)
+
+
+def records(servers: Servers, factor: float) -> Iterator[Line]:
+    server, there = None, None
+    for record in RECORDS:
+        if there != (record.model, record.on) or server is None:
+            there = (record.model, record.on)
+            server = servers.start(*there, factor)
+        load = LoadSpec.of(
+            image_size=record.size, prompt_tokens=record.prompt, output_tokens=record.output,
+            concurrency=record.at_once, requests=max(4, 3 * record.at_once), warm_up=record.at_once,
+        )  # fmt: skip
+        told = forecast_of(server.plan, mean_request(load), record.at_once).requests_per_second
+        line = Line(
+            "records", record.id, measured=record.measured, formula=told, load=_load(), unit="1/s"
+        )
+        try:
+            found = bench(server.url, load).requests_per_second
+            yield line._replace(clock=found)
+        except UnservedError as error:
+            yield line._replace(held_up=1.0, what=f"{record.id}: {error.message}")
+
+
+GROUPS = {
+    "construction": construction, "tp": tensor_parallel, "picture": picture, "page": page,
+    "tables": tables, "records": records,
+}  # fmt: skip
+
+
+def run(names: list[str], factor: float) -> None:
+    known = {name: list[str]() for name in GROUPS}
+    for text in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
+        known[json.loads(text)["group"]].append(text)
+    with tempfile.TemporaryDirectory(prefix="turbofit-bench-clock-") as folder:
+        servers = Servers(Path(folder))
+        for name in names:
+            try:
+                lines = []
+                for line in GROUPS[name](servers, factor):
+                    print(line.text, flush=True)
+                    lines.append(json.dumps(line._asdict()))
+                known[name] = lines
+            finally:
+                servers.end()
+            RESULTS.write_text("".join(f"{text}\n" for one in known.values() for text in one))
+
+
+def write() -> None:
+    lines = [Line(**json.loads(text)) for text in RESULTS.read_text().splitlines()]
+    head = "group | what | table | formula | measured | clock | beside | held up | load"
+    groups = (
+        [
+            (one.what, *map(_cell, (one.table, one.formula, one.measured, one.figure)), one.ratio,
+             f"{one.held_up:.1%}", one.load)
+            for one in lines if one.group == name
+        ]
+        for name in GROUPS
+    )  # fmt: skip
+    rows = [
+        (name, *("<br>".join(map(str, column)) for column in zip(*found, strict=True)))
+        for name, found in zip(GROUPS, groups, strict=True)
+        if found
+    ]
+    before = PAGE.read_text().partition("\n## Figures")[0] if PAGE.exists() else "# The clock"
+    text = f"{before.rstrip()}\n\n## Figures\n\n{ran_on('lmdeploy')}.\n\n"
+    PAGE.write_text(f"{text}{table(head, rows, right='2345678')}\n")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.clock",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--clock", type=float, default=8.0)
+    parser.add_argument("--write", action="store_true", help="only write RESULTS.md")
+    given = parser.parse_args()
+    if not given.write:
+        run(given.only, given.clock)
+    write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""After a death for lack of memory no step and no plan has a larger share of the cache."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.logs.conftest import explain, some
+from turbofit.planning.plan import predict
+from turbofit.planning.request import PredictRequest
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.findings_view import diagnosis_view
+
+if TYPE_CHECKING:
+    from turbofit.logs.answer import Diagnosis
+
+MODELS: Final = {
+    "internvl3-8b": "OpenGVLab/InternVL3-8B",
+    "internvl2-2b": "OpenGVLab/InternVL2-2B",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
+}
+CARDS: Final = {"1xrtx4090": "NVIDIA GeForce RTX 4090", "1xa100-80g": "NVIDIA A100-SXM4-80GB"}
+RELEASES: Final = ("0.9.2", "0.12.0", "0.18.0")
+#: The share that was given; None for the default of 0.8. The smallest ones are those of a cache
+#: that one request of the warm-up barely fits.
+SHARES: Final = (None, 0.05, 0.2, 0.9)
+UP: Final = "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)\n"
+DIES: Final = (
+    "terminate called after throwing an instance of 'std::runtime_error'\n"
+    "  what():  [TM][ERROR] CUDA runtime error: out of memory /lmdeploy/core/allocator.cc:49\n"
+    "Aborted (core dumped)\n"
+)
+_SHARE: Final = r"cache[-_]max[-_]entry[-_]count[ =]([\d.]+)"
+
+
+def log_of(model: str, on: str, release: str, share: float | None, *, serves: bool) -> str:
+    option = "" if share is None else f" --cache-max-entry-count {share}"
+    command = f"lmdeploy serve api_server {MODELS[model]} --server-port 23333{option}\n"
+    return f"{command}GPU 0: {CARDS[on]}\nLMDeploy: {release}\n{UP if serves else ''}{DIES}"
+
+
+@cache
+def lives(model: str, on: str, release: str, share: float) -> bool:
+    asked = {"model": model, "on": on, "lmdeploy": release, "engine": "turbomind"}
+    request = PredictRequest.of(**asked, cache_max_entry_count=share)
+    return predict(request, finds_remedies=False).fits
+
+
+def shown(found: Diagnosis) -> list[str]:
+    """The lines of a terminal of 100 columns."""
+    return paint(diagnosis_view(found), width=100).splitlines()
+
+
+def next_share(died: float) -> float:
+    return round(max(died - 0.1, 0.75 * died), 4)
+
+
+@pytest.mark.parametrize(("model", "on"), list(product(MODELS, CARDS)))
+@pytest.mark.parametrize("release", RELEASES)
+def test_no_share_is_raised_and_the_next_one_stands_in_twenty_lines(
+    model: str, on: str, release: str
+) -> None:
+    for share, serves in product(SHARES, (True, False)):
+        found = explain(log_of(model, on, release, share, serves=serves))
+        died, lines = share or 0.8, shown(found)
+        assert [n for n in re.findall(_SHARE, " ".join(lines)) if float(n) > died] == []
+        lower = [n / 100 for n in range(round(died * 100) - 1, 0, -1)]
+        own = next_share(died)
+        best = own if lives(model, on, release, own) else None
+        if best is None and not any(lives(model, on, release, n) for n in lower):
+            continue
+        head = " ".join(lines[:20])
+        told = [float(n) for n in re.findall(r"--cache-max-entry-count ([\d.]+)", head)]
+        assert told
+        assert told[0] == (best or told[0])
+        assert lives(model, on, release, told[0])
+        command = some(found.would_work).command
+        assert command.split()[-1] in head
+
+
+def test_settings_that_fit_an_empty_card_are_said_to_and_the_card_is_looked_at_first() -> None:
+    found = explain(log_of("internvl3-8b", "1xa100-80g", "0.18.0", 0.6, serves=True))
+    assert found.first.startswith("look first what else holds the card (`turbofit doctor`, nvidia")
+    assert "something else held memory, or the account is too low" in found.first
+    assert found.first.endswith("; then --cache-max-entry-count 0.5")
+    advice = some(found.would_work)
+    assert advice.fits is None  # nothing is said to have worked
+    assert advice.verdict.startswith("once the cards are free: ")
+    assert advice.command.startswith("turbofit serve OpenGVLab/InternVL3-8B ")
+    assert any("TM_LOG_LEVEL=INFO" in one for one in found.send)
+
+
+def test_a_release_that_serve_does_not_launch_has_its_own_line() -> None:
+    found = explain(log_of("qwen2.5-7b", "1xrtx4090", "0.9.2", None, serves=True))
+    assert some(found.would_work).command.startswith("lmdeploy serve api_server Qwen/Qwen2.5-7B")
+
+
+def test_the_next_share_is_one_whose_cache_holds_the_warm_up() -> None:
+    """0.1 would hang: the least share between it and the log's is told."""
+    log = log_of("qwen2.5-7b", "1xrtx4090", "0.18.0", 0.09, serves=True)
+    died = 0.09
+    starts = [
+        n / 1000 for n in range(1, 90) if lives("qwen2.5-7b", "1xrtx4090", "0.18.0", n / 1000)
+    ]
+    share = some(re.search(r"--cache-max-entry-count ([\d.]+)", explain(log).first))[1]
+    assert float(share) == max(next_share(died), starts[0])
+
+
+def test_where_no_lower_share_starts_the_forward_is_made_smaller() -> None:
+    found = explain(log_of("internvl3-8b", "1xrtx4090", "0.18.0", 0.05, serves=True))
+    first = found.first
+    assert "(no lower --cache-max-entry-count starts)" in first
+    told = re.match(r"--max-prefill-token-num (\d+) --cache-max-entry-count ([\d.]+) ", first)
+    asked = {
+        "model": "internvl3-8b",
+        "on": "1xrtx4090",
+        "max_prefill_token_num": int(some(told)[1]),
+    }
+    request = PredictRequest.of(**asked, cache_max_entry_count=float(some(told)[2]))
+    assert predict(request, finds_remedies=False).fits
+
+
+def test_smaller_images_come_with_the_share_and_name_the_engine() -> None:
+    """No share of TurboMind's cache lives beside the largest image of a client."""
+    found = explain(
+        "lmdeploy serve api_server /data/Qwen2.5-VL-7B-Instruct --server-port 23333\n"
+        f"GPU 0: NVIDIA A10\nLMDeploy: 0.10.1\n{DIES}"
+    )
+    step = r"--max-pixels (\d+) for every image, with --cache-max-entry-count ([\d.]+)"
+    told = some(re.match(step, found.first))
+    settings = some(found.would_work).settings
+    assert (settings["engine"], settings["max_pixels_per_image"]) == ("turbomind", int(told[1]))
+    assert float(told[2]) <= next_share(0.8)
+    assert "no option of this command keeps images to max_pixels" in some(found.would_work).note
+
+
+def test_a_plan_of_another_engine_names_it_and_all_that_it_depends_on() -> None:
+    """LMDeploy 0.6.4 runs this model on its PyTorch engine alone."""
+    log = log_of("qwen2-vl-2b", "1xrtx4090", "0.6.4", None, serves=True)
+    found = explain(log.replace(DIES, TORCH.partition("forward(inputs)\n")[2]))
+    assert found.first.startswith("these settings together: --backend pytorch --tp 1 --cache-max-")
+    for option in ("--max-prefill-token-num", "--max-batch-size", "--session-len", "--max-pixels"):
+        assert f" {option} " in found.first
+
+
+@pytest.mark.parametrize("what", ["kv cache", "runtime"])
+def test_a_cache_that_could_not_be_sized_is_not_cured_by_a_lower_share(what: str) -> None:
+    error = f"RuntimeError: No enough gpu memory for {what}.\n"
+    command = "lmdeploy serve api_server Qwen/Qwen2.5-VL-7B-Instruct --backend pytorch\n"
+    for log in (error, f"{command}GPU 0: NVIDIA A10\nLMDeploy: 0.9.2\n{error}"):
+        found = explain(log)
+        assert "--max-batch-size" in found.first
+        assert not any(step.startswith("--cache-max-entry-count") for step in found.changes)
+        assert found.missing is None
+
+
+def test_before_the_cache_no_share_is_named() -> None:
+    start = "[TM][WARN][1120.09:18:18.1][turbomind.cc:128] `max_context_token_num` is not set\n"
+    fatal = "[TM][FATAL][1120.09:18:19.1][allocator.cc:49] CUDA error: out of memory\n"
+    found = explain(f"lmdeploy serve api_server internvl3-8b\n{start}{fatal}", on="1xrtx3060")
+    assert found.phase == "weights"
+    assert not any("cache-max-entry-count" in step for step in found.changes)
+
+
+TORCH: Final = (
+    '  File "/venv/lmdeploy/vl/engine.py", line 171, in forward\n    self.model.forward(inputs)\n'
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.20 GiB. GPU 0 has a total"
+    " capacity of 23.69 GiB of which 556.00 MiB is free.\n"
+)
+
+
+def test_the_number_follows_from_the_figures_without_a_model() -> None:
+    """0.8 left a fifth of 2.7 GiB; 673 MiB more are a quarter of them."""
+    assert explain(TORCH).first.startswith("--cache-max-entry-count 0.55: with 0.8, the default,")
+
+
+def test_cards_that_the_first_step_frees_are_planned_for_as_free() -> None:
+    found = explain(
+        "$ lmdeploy serve api_server OpenGVLab/InternVL2-8B --tp 4\n"
+        "GPU 0,1,2,3: NVIDIA GeForce RTX 3090\n[TM][INFO] [BlockManager] block_size = 2 MB\n"
+        "[TM][INFO] [BlockManager] max_block_count = 1112\n"
+        "[TM][ERROR] CUDA runtime error: out of memory /t/utils/allocator.h:231\n"
+    )
+    assert found.first.startswith("free the cards first")
+    assert found.first.endswith("; then --cache-max-entry-count 0.7")
+    assert some(found.would_work).verdict.startswith("once the cards are free: ")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_no_remedy_takes_the_bound_away(share: float) -> None:
+    """Not even as "leave the option to turbofit", which would choose a larger share."""
+    option = f"--cache-max-entry-count {share}"
+    for model, on in (("cogvlm-17b", "2xrtx3090"), ("internvl2-26b-awq", "1xrtx3090")):
+        found = explain(f"$ lmdeploy serve api_server {model} {option}\n{DIES}", on=on)
+        remedies = some(found.would_work).remedies
+        assert not any("leave --cache-max-entry-count" in one.change for one in remedies)
+        assert not any("leave --cache-max-entry-count" in step for step in found.changes)

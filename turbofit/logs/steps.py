@@ -1,0 +1,120 @@
+"""Puts the steps of an answer in order: what the plan and the log support, the first step first."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import option_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.logs.answer import Advice, Draft
+    from turbofit.logs.case import LogCase
+    from turbofit.logs.next_run import NextRun
+
+#: All settings on which a plan's memory depends, and their options where the names differ.
+_TOGETHER: Final = ("engine", "tp", "cache_max_entry_count", "max_prefill_token_num",
+                    "max_batch_size", "session_len", "max_dynamic_patch",
+                    "max_pixels_per_image")  # fmt: skip
+_OPTIONS: Final = {"engine": "--backend", "max_pixels_per_image": "--max-pixels"}
+_LOOK: Final = (
+    "look first what else holds the card (`turbofit doctor`, nvidia-smi): by the account these"
+    " settings fit an empty one, so something else held memory, or the account is too low"
+)
+_OTHERWISE: Final = "a smaller --max-batch-size, quantised weights or more GPUs (--tp)"
+_VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
+_SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
+_OF_IMAGES: Final = ("fewer image tiles", "smaller images")
+
+
+def steps_of(
+    case: LogCase, draft: Draft, worked: Advice | None, following: NextRun
+) -> tuple[str, ...]:
+    """Return the steps to take, in order, without those that contradict the plan or the log.
+
+    The step that frees the cards is first. Changes that fit by the account come before general
+    advice. A step that the run had already taken is left out, and so is a change of the cache's
+    ratio where no ratio helps.
+    """
+    own, general = _own(case, draft, worked, following), [*_general(case, draft, worked, following)]
+    steps = general
+    if _by_log(worked, following) or (draft.emptied and own):
+        steps = [*general, *own] if not draft.emptied else [*own, *general]
+    elif draft.short and worked is not None:
+        alone = own and case.subject.of_lmdeploy and not draft.unsized
+        steps = own if alone else [*own, *general]
+    elif draft.changes and not general:
+        steps = own
+    free = draft.free
+    if draft.emptied and free and own:
+        free, steps = f"{free}; then {own[0]}", steps[1:]
+    return tuple(filter(None, dict.fromkeys((free, *steps))))
+
+
+def _by_log(worked: Advice | None, following: NextRun) -> bool:
+    """Return whether the log alone gives the next share, without an account or a plan."""
+    planned = worked is not None and worked.fits is not None
+    return following.share is not None and not following.counted and not planned
+
+
+def _general(
+    case: LogCase, draft: Draft, worked: Advice | None, following: NextRun
+) -> Iterator[str]:
+    """Yield general advice; where the log alone gives the next share, with its number."""
+    share = any(_SHARE.search(remedy.change) for remedy, _ in following.ways)
+    vain = (draft.short and following.counted and not share) or (
+        worked is not None and worked.fits is False
+    )
+    numbered = _in_words(case, following.share) if _by_log(worked, following) else ""
+    # Cards that are visible and unused help in any phase.
+    yield from (step for step in draft.changes if step.startswith("--tp "))
+    if numbered and draft.short:
+        yield numbered
+    for step in draft.changes:
+        if not _idle(case, step, vain=vain):
+            yield numbered if numbered and _SHARE.search(step) else step
+
+
+def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun) -> list[str]:
+    """Return the changes that fit by the account, as the first says what else is known of it."""
+    own = [remedy.change for remedy in worked.remedies] if worked else []
+    if own and following.leaves:
+        own[0] += f" (if only the cache had been taken then, {following.leaves:g})"
+    if own and following.too_small:
+        own[0] += " (no lower --cache-max-entry-count starts)"
+    if not draft.short or draft.emptied:
+        return own
+    if following.fits:
+        then = own[0] if own else _OTHERWISE
+        told = f"{then}: by the account it had fitted, so the account is too low here"
+        return [told if draft.all_own else f"{_LOOK}; then {then}", *own[1:]]
+    if worked and worked.settings and not following.ways:
+        return [_together(worked)] if case.subject.of_lmdeploy and worked.fits else []
+    return own
+
+
+def _in_words(case: LogCase, share: float | None) -> str:
+    """Return the step to a lower share of the cache, with the share that died."""
+    given = "" if "cache_max_entry_count" in case.subject.options else ", the default,"
+    return f"--cache-max-entry-count {share:g}: with {case.ratio:g}{given} it ran out of memory"
+
+
+def _together(worked: Advice) -> str:
+    """Return one step with all settings on which a plan depends: the engine and limits, too."""
+    names = [name for name in _TOGETHER if worked.settings.get(name) is not None]
+    told = (f"{_OPTIONS.get(name, option_of(name))} {worked.settings[name]}" for name in names)
+    return f"these settings together: {' '.join(told)}"
+
+
+def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
+    """Return whether a step is useless: the run had taken it, or it changes what was no reason.
+
+    ``vain``: no ratio of the cache helps.
+    """
+    set_ = case.subject.variables
+    did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
+    text_alone = case.model is not None and case.model.vision is None
+    of_images = text_alone and step.startswith(_OF_IMAGES)
+    return did or of_images or (vain and _SHARE.search(step) is not None)

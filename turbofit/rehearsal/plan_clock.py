@@ -1,0 +1,64 @@
+"""The clock for a plan's engines on pretend GPUs: the plan's own step, as a table of seconds.
+
+Only TurboMind's launches are read, and only a speed that a plan may print is worth a clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from turbofit.memory.engines import engine_of
+from turbofit.planning.speed import group_rates, rates
+from turbofit.planning.throughput import surety_of_speed
+from turbofit.rehearsal.pretend.clock import StepTable
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import EnginePlan, Plan
+
+
+class ClockChoice(NamedTuple):
+    """How time passes on pretend GPUs.
+
+    ``factor`` is how much slower than the forecast, 0 for no time at all; ``word`` says how certain
+    the forecast is, or why there is no clock.
+    """
+
+    factor: float
+    word: str
+
+    @property
+    def words(self) -> str:
+        """The sentence that stands beside every speed of this machine."""
+        if not self.factor:
+            return f"no clock: {self.word}"
+        slower = "" if self.factor == 1 else f", {self.factor:g} times slower than life"
+        return f"time by forecast ({self.word}){slower}"
+
+
+def clock_for(plan: Plan, factor: float) -> ClockChoice:
+    """Return the clock for a plan if a person wishes for this factor."""
+    if not factor:
+        return ClockChoice(0.0, "--clock 0")
+    if plan.backend.on_torch:
+        return ClockChoice(0.0, f"forwards of {plan.backend.name} are not read, as TurboMind's are")
+    gpus = [plan.machine.gpu(ledger.index) for ledger in plan.ledgers]
+    images = bool(plan.promise.limits.units_per_request)
+    surety = surety_of_speed(plan.model, plan.backend.name, gpus, images=images)
+    return ClockChoice(factor, surety.word) if surety.known else ClockChoice(0.0, surety.why)
+
+
+def step_table(plan: Plan, engine: EnginePlan) -> StepTable:
+    """Return the seconds of the forwards of one of a plan's engines."""
+    account, settings, figures = engine_of(plan), engine.settings, rates()
+    gpus = [plan.machine.gpu(index) for index in engine.gpus][: settings.tp]
+    group = group_rates(plan.model, settings, plan.machine, gpus, account)
+    most = max(plan.promise.limits.units_per_request, engine.units_per_forward)
+    return StepTable(
+        forward=[
+            group.seconds(figures, float(tokens))
+            for tokens in range(account.forward_tokens(settings) + 1)
+        ],
+        image=[group.tower_seconds(units) for units in range(most + 1)],
+        pair=group.work.pair_flops / group.card.flops,
+        context=group.work.kv_bytes / group.card.bandwidth,
+    )
