@@ -96,7 +96,8 @@ def test_a_changed_figure_is_named_with_what_it_was(again, documents):
     lines = program.since_renewal(again, {line: now.replace("267 MiB", "9 MiB")}, whole=False)
     assert lines[:2] == [f"\n{line}", "  changed model.dtype: bfloat16 -> float16"]
     assert [one for one in lines if one.startswith("  said")] == [
-        "  said in “memory, no peer access): # requests at once; # stay free on each”: 267 MiB -> 9 MiB"
+        "  said in “memory, no peer access): # requests at once; # stay free on each”: "
+        "267 MiB -> 9 MiB"
     ]
     assert not [one for one in lines if one.startswith("changed in")]
 
