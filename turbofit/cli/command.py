@@ -405,8 +405,9 @@ class CliCommand(click.Command):
         if arguments:
             groups["arguments"] = [(it.make_metavar(ctx), it.explained) for it in arguments]
         order = {name: place for place, name in enumerate(self.first)}
+        others = "more" if order else ""
         for option in sorted(options, key=lambda it: order.get(str(it.name), len(order))):
-            group = "" if option.name in order else option.group or "more" * bool(order)
+            group = "" if option.name in order else option.group or others
             if option.name not in self.unnamed:
                 record = option.get_help_record(ctx) or ("", "")
                 groups.setdefault(group, []).append(record)
