@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.forecast import Throughput, UsualImage
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import (
     Candidate,
@@ -23,8 +24,6 @@ from turbofit.core.plan import (
     Promise,
     Remedy,
     Settings,
-    Throughput,
-    UsualImage,
 )
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__

@@ -9,8 +9,9 @@ from math import ceil
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError, spelled_in_shell
+from turbofit.core.forecast import Throughput
 from turbofit.core.messages import QUEUED, plural
-from turbofit.core.plan import Plan, Remedy, Settings, Throughput
+from turbofit.core.plan import Plan, Remedy, Settings
 from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import (
     NO_IMAGES,

@@ -8,8 +8,9 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.forecast import UsualImage
 from turbofit.core.messages import on_each_gpu, plural
-from turbofit.core.plan import LimitCost, UsualImage
+from turbofit.core.plan import LimitCost
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.machine.presets import is_measured
 from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
