@@ -87,7 +87,6 @@ def learn(
         if plan.model.image_rule is not None and plan.promise.limits.vision_unit is None:
             # Without images the tower's kernels were not loaded: no correction may remove bytes.
             context, buffers = max(0, context), max(0, buffers)
-        cards = zip(observation.cards, ledgers, strict=True)
         calibration = Calibration(
             model=identity(plan.model),
             engine=plan.backend.name,
@@ -100,7 +99,10 @@ def learn(
             context=context + ledgers[0].bytes_of(CONTEXT),
             buffers=buffers + ledgers[0].bytes_of(BUFFERS),
             pretend=pretend,
-            free=min(ledger.usable - card.before for card, ledger in cards),
+            free=min(
+                ledger.usable - card.before
+                for card, ledger in zip(observation.cards, ledgers, strict=True)
+            ),
         )
         calibrations[names] = _larger(calibrations.get(names, calibration), calibration)
     return tuple(calibrations.values())
