@@ -151,7 +151,7 @@ def test_the_wheel_plans_and_reports(installed: Path, tmp_path: Path) -> None:
     run = (sys.executable, "-m", "turbofit")
     plans_and_reports(tmp_path, *run, **env)
     schema = said(tmp_path, *run, "report", "--schema", **env)
-    assert json.loads(schema)["$id"] == "urn:turbofit:plan:1"
+    assert json.loads(schema)["$id"] == "urn:turbofit:plan:2"
     program = "import turbofit; print(turbofit.__file__)"
     assert str(installed) in said(tmp_path, sys.executable, "-c", program, **env)
 

@@ -42,7 +42,9 @@ def test_a_picture_is_a_square_and_no_larger_than_the_checkpoints_own() -> None:
 
 def requests(plan: Plan, name: str) -> tuple[RehearsalRequest, ...]:
     of_engine = turbomind_cases if plan.backend.name == "turbomind" else torch_cases
-    return next((case.requests for case in of_engine(plan) if case.name == name), ())
+    return next(
+        (case.requests for case in of_engine(plan, plan.engines[0]) if case.name == name), ()
+    )
 
 
 def test_one_image_has_all_units_of_a_forward() -> None:

@@ -180,7 +180,9 @@ def test_the_worst_end_is_the_plans(
 
 
 def test_a_signal_lets_a_rehearsal_clear_away(monkeypatch, plan: Plan) -> None:
-    monkeypatch.setattr(confirm, "rehearsed_group", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        confirm, "rehearsed_engine", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -28,7 +28,10 @@ def tell_open(urls: list[str]) -> None:
 
 plan_file, folder, port, check, timing, *runner = sys.argv[1:]
 plan = Plan.from_json(Path(plan_file).read_bytes())
-launches = [Launch(command, runner) for command in commands(plan, port=int(port))]
+launches = [
+    Launch(command, runner, group=group)
+    for group, command in enumerate(commands(plan, port=int(port)))
+]
 supervision = Supervision(
     say, ask_worst if check == "check" else None,
     Timing(**{"liveness": 0.0, **json.loads(timing)}),

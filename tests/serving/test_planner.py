@@ -44,7 +44,7 @@ def rehearsed(outcome: Any, *, fits: bool) -> Plan:
     rehearsal = Rehearsal(
         outcome=outcome, seconds=1.0, engine_version="0.18.0", cases=(), cache=CACHE, death=death
     )
-    return msgspec.structs.replace(plausible_plan(), fits=fits, rehearsal=rehearsal)
+    return plausible_plan(fits=fits, rehearsal=rehearsal)
 
 
 @pytest.fixture

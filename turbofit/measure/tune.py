@@ -20,7 +20,7 @@ from turbofit.measure.tune_runner import TrialEnd, meets, order, run_loads, run_
 from turbofit.measure.tune_space import choices, forecast_of, host_of, mean_request
 from turbofit.memory.calibrated import identity
 from turbofit.planning.tuned import cards_of, keep_tuned, plain, promise_of, recall_tuned
-from turbofit.rehearsal.plan_clock import clock_for
+from turbofit.rehearsal.plan_clock import ClockChoice, clock_for
 from turbofit.serving.run import Run
 from turbofit.serving.supervisor import StoppedError
 
@@ -85,18 +85,7 @@ def tune_model(
         )
     load = _load(wanted.load, usual)
     clock = clock_for(usual, config.clock)
-    facts: dict[str, Any] = {
-        "model": identity(usual.model),
-        "gpus": cards_of(usual.machine),
-        "driver": str(usual.machine.driver),
-        "promise": promise_of(wanted.request.given()),
-        "load": plain(load.given()),
-        "goal": wanted.request.goal,
-        "slo": wanted.slo,
-        "lmdeploy": run.lmdeploy.version,
-        "forecast": clock.words if clock.factor else "",
-    }
-
+    facts = _facts(wanted, usual, load, run.lmdeploy.version, clock)
     alike = (
         tuning
         for tuning in recall_tuned(pretend=wanted.apart)
@@ -142,6 +131,23 @@ def tune_model(
     except (OSError, UsageError) as exc:
         say(f"warning: the result is not kept: {exc}")
     return result
+
+
+def _facts(
+    wanted: TuneRequest, usual: Plan, load: LoadSpec, lmdeploy: str, clock: ClockChoice
+) -> dict[str, Any]:
+    """Return the fields of a tuning that say what it is for."""
+    return {
+        "model": identity(usual.model),
+        "gpus": cards_of(usual.machine),
+        "driver": str(usual.machine.driver),
+        "promise": promise_of(wanted.request.given()),
+        "load": plain(load.given()),
+        "goal": wanted.request.goal,
+        "slo": wanted.slo,
+        "lmdeploy": lmdeploy,
+        "forecast": clock.words if clock.factor else "",
+    }
 
 
 def _capacity(

@@ -271,8 +271,8 @@ def test_a_controller_takes_over_what_a_killed_one_left(world: World) -> None:
     ticks(made)
     joined = world.actor("host-4").planned.plan
     assert joined is not None
-    assert joined.limits.image_limit == first.plan.plans[0].limits.image_limit
-    assert joined.kv.longest_request_tokens == first.plan.longest_request_tokens
+    assert joined.promise.image_limit == first.plan.plans[0].promise.image_limit
+    assert joined.promise.context == first.plan.longest_request_tokens
 
 
 @pytest.mark.parametrize("other", [{"context": 8192}, {"words": ("--drain", "60")}])

@@ -158,7 +158,8 @@ def test_silence_while_weights_load_may_be_a_slow_disk_whatever_the_ranks() -> N
     plan = plausible_plan()
     for tp in (1, 2):
         settings = replace(plan.engines[0].settings, tp=tp, communicator="nccl")
-        said = silence_words(changed(plan, settings=settings), "weights", 180)
+        wide = changed(plan, settings=settings)
+        said = silence_words(wide, wide.engines[0], "weights", 180)
         assert said.startswith("silent for 180 s in phase weights; weights may come from a slow")
         assert ("NCCL" in said) == (tp == 2)
     assert "disk" not in silence_words(plan, plan.engines[0], "warm-up", 180)
