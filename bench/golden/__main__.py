@@ -24,6 +24,8 @@ from bench.golden.render import workplace
 from bench.golden.words import reworded, where
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Lines on sentences that are printed.
+_MOST_LINES = 100
 #: Makes documents of the turbofit in another checkout; cases and inputs stay ours.
 _OF_CHECKOUT = """
 import sys
@@ -150,10 +152,13 @@ def since_renewal(
     kept = read_figures(dict.fromkeys(case.group for case in cases))
     found = _moved(kept, documents)
     gone = [name for name in kept if whole and name not in documents]
-    lines = list(summarised(found, diffs=20, lines=30)) if found else []
+    lines = list(summarised(found, diffs=20, lines=10)) if found else []
     lines += _on_one_side(kept, documents, gone)
     if words:
-        lines += reworded(read_sentences(), where(documents), whole=whole)
+        of_words = [*reworded(read_sentences(), where(documents), whole=whole)]
+        lines += of_words[:_MOST_LINES]
+        if len(of_words) > _MOST_LINES:
+            lines.append(f"… and {len(of_words) - _MOST_LINES:,} more lines on sentences")
     if lines:
         lines.append("--against COMMIT shows whole documents; --renew keeps what is meant")
     return lines

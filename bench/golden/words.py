@@ -54,12 +54,18 @@ def reworded(
     gone = [sentence for sentence in before if sentence not in now]
     older = _older(new, gone)
     changes: dict[str, list[str]] = {}
-    for sentence in new:
-        changes.setdefault(_change(older.get(sentence, ""), sentence), []).append(sentence)
+    for sentence, before_it in older.items():
+        changes.setdefault(_change(before_it, sentence), []).append(sentence)
+    lines = []
     for change, sentences in changes.items():
         names = set[str]().union(*(now[sentence] for sentence in sentences))
         many = f"{_many(len(sentences), 'sentence')}, {_many(len(names), 'document')}"
-        yield f"changed in {many}: {change}, as in “{sentences[0][:_WIDTH]}”"
+        line = f"changed in {many}: {change}, as in “{sentences[0][:_WIDTH]}”"
+        lines.append((len(names), line))
+    yield from (line for _, line in sorted(lines, reverse=True))
+    for sentence in new:
+        if sentence not in older:
+            yield f"new in {_many(len(now[sentence]), 'document')}: {sentence}"
     if not whole:
         return
     for sentence in gone:
@@ -78,8 +84,6 @@ def _many(count: int, noun: str) -> str:
 
 def _change(before: str, now: str) -> str:
     """Return which words of a sentence changed, before and after."""
-    if not before:
-        return "it is new"
     old, new = before.split(), now.split()
     steps = SequenceMatcher(a=old, b=new, autojunk=False).get_opcodes()
     changed = [step for step in steps if step[0] != "equal"]

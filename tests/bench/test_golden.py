@@ -140,7 +140,7 @@ def test_sentences_that_are_gone_new_or_elsewhere_are_told():
     now = {"one of # GPUs is free": {"x", "y"}, "the cache is full": {"x"}, "e f g h": {"x"}}
     assert list(reworded(before, now, whole=True)) == [
         "changed in 1 sentence, 2 documents: held -> free, as in “one of # GPUs is free”",
-        "changed in 1 sentence, 1 document: it is new, as in “e f g h”",
+        "new in 1 document: e f g h",
         "gone from 1 document: a b c d",
         "in 2 documents fewer: the cache is full",
     ]
