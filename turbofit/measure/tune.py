@@ -359,8 +359,7 @@ class Tuner:
         number, begun = len(self._trials) + 1, self.clock()
         plan, settings = choice.plan, choice.plan.smallest.settings
         what = f"trial {number}, the best again" if again else f"trial {number} of {self.starts}"
-        once_more = ", again" if again else ""
-        self.say(f"trial {number}: {_in_words(choice)}{once_more}")
+        self.say(f"trial {number}: {_in_words(choice)}{', again' * again}")
         end = self._end_of(choice.options, load, what)
         keeps = end.measured is not None and meets(end.measured, self.blank.slo)
         if end.measured is None:

@@ -168,10 +168,9 @@ def _capacity_row(one: CapacityLoad) -> tuple[str, ...]:
 def settings_text(trial: TrialRecord) -> str:
     kv = f", KV int{trial.quant_policy}" if trial.quant_policy else ""
     prefix = ", prefix caching" if trial.enable_prefix_caching else ""
-    again = ", again" if trial.again else ""
     return (
         f"{trial.engine}, tp {trial.tp} x {trial.replicas}, batch {trial.max_batch_size}, prefill "
-        f"{trial.max_prefill_token_num}{kv}{prefix}{again}"
+        f"{trial.max_prefill_token_num}{kv}{prefix}{', again' * trial.again}"
     )
 
 
