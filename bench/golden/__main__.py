@@ -1,6 +1,6 @@
 """``python -m bench.golden``: does turbofit still print what it printed before?
 
-Without an option, documents are made and compared with the committed hashes.
+Without an option, documents are made and compared with the committed figures and sentences.
 """
 
 from __future__ import annotations
@@ -17,21 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.golden.cases import Case, all_cases, groups
-from bench.golden.compare import (
-    HASHES,
-    Difference,
-    differences,
-    digest,
-    read_folder,
-    read_hashes,
-    shown,
-    write_folder,
-    write_hashes,
-)
-from bench.golden.figures import ADDED, moved, summarised
+from bench.golden.compare import Difference, differences, read_folder, shown, write_folder
+from bench.golden.figures import ADDED, Figures, Moved, figures_of, moved, summarised
+from bench.golden.kept import keep, read_figures, read_sentences
 from bench.golden.render import workplace
+from bench.golden.words import reworded, where
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Lines on sentences that are printed.
+_MOST_LINES = 100
 #: Makes documents of the turbofit in another checkout; cases and inputs stay ours.
 _OF_CHECKOUT = """
 import sys
@@ -51,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(only) - set(groups()))
     if unknown:
         return _refused(f"no group is called {unknown[0]!r}", f"groups: {', '.join(groups())}")
-    if args.figures and args.against is None:
-        return _refused("--figures compares documents, and hashes are none", "give --against")
+    if args.renew and only:
+        return _refused("--renew counts sentences of all groups", "leave --only out")
     cases = all_cases(only)
     begin = time.process_time()
     documents = made(cases)
@@ -60,11 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.write is not None:
         write_folder(args.write, cases, documents)
     if args.renew:
-        kept = read_hashes() | {name: digest(text) for name, text in documents.items()}
-        write_hashes({case.name: kept[case.name] for case in all_cases() if case.name in kept})
+        keep(cases, documents)
     if args.against is not None:
         return _against(args, only, documents)
-    return 0 if args.write is not None or args.renew else _hashed(documents, whole=not only)
+    if args.write is not None or args.renew:
+        return 0
+    lines = since_renewal(cases, documents, whole=not only, words=not args.figures)
+    print("".join(f"{line}\n" for line in lines), end="")
+    print(f"{len(documents):,} documents compared" + ("" if lines else ": nothing differs"))
+    return 1 if lines else 0
 
 
 def made(cases: Sequence[Case]) -> dict[str, str]:
@@ -79,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--against", metavar="WHERE", help="compare with a folder of documents, with the turbofit "
         "of another checkout, or with that of a commit")  # fmt: skip
     add("--write", type=Path, metavar="FOLDER", help="write the documents there")
-    add("--renew", action="store_true", help="write the committed hashes")
+    add("--renew", action="store_true", help="write what is committed: figures/ and sentences.txt")
     add("--only", default="", metavar="GROUPS", help=f"by commas: {','.join(groups())}")
     add("--figures", action="store_true", help="compare figures, and not words")
     return parser
@@ -130,58 +128,54 @@ def _documents(where: Path, only: Sequence[str]) -> dict[str, str]:
 
 def _figures(before: Mapping[str, str], documents: Mapping[str, str]) -> int:
     """Print which figures differ; returns 1 if a figure changed or something is gone."""
-    both = [name for name in documents if name in before]
-    found = {name: moved(before[name], documents[name]) for name in both}
-    found = {name: figures for name, figures in found.items() if figures}
-    lines = list(summarised(found, diffs=20, lines=30))
-    lines += [f"only now: {name}" for name in documents if name not in before]
+    old = {name: figures_of(text) for name, text in before.items()}
+    found = _moved(old, documents)
     gone = [name for name in before if name not in documents]
-    lines += [f"gone: {name}" for name in gone]
+    lines = [*summarised(found, diffs=20, lines=30), *_on_one_side(old, documents, gone)]
     print("".join(f"{line}\n" for line in lines), end="")
+    both = sum(name in before for name in documents)
     grave = sum(any(one.kind != ADDED for one in figures) for figures in found.values())
     print(
-        f"{len(both):,} documents compared: figures of {grave:,} differ, {len(found) - grave:,} "
-        f"have new keys alone; {len(documents) - len(both):,} are new, {len(gone):,} gone"
+        f"{both:,} documents compared: figures of {grave:,} differ, {len(found) - grave:,} "
+        f"have new keys alone; {len(documents) - both:,} are new, {len(gone):,} gone"
     )
     return 1 if grave or gone else 0
 
 
-def since_renewal(documents: Mapping[str, str]) -> str:
-    """Return how documents differ from those of the committed hashes: figures, then words.
+def since_renewal(
+    cases: Sequence[Case], documents: Mapping[str, str], *, whole: bool, words: bool = True
+) -> list[str]:
+    """Return lines on how documents differ from the committed figures and sentences.
 
-    The commit that last renewed the hashes makes the documents again. If git does not have it, as
-    in a shallow clone, the text says so.
+    Of a part of the documents (not ``whole``), no document and no sentence is gone.
     """
-    of_groups = sorted({case.group for case in all_cases() if case.name in documents})
-    git = ("git", "-C", str(ROOT), "log", "-1", "--format=%H", "--", str(HASHES))
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-        with _folder(commit) as where:
-            before = _documents(where, of_groups)
-    except (OSError, subprocess.CalledProcessError) as exc:
-        return f"the commit that renewed the hashes makes no documents: {exc}"
-    figures = {name: moved(before[name], documents[name]) for name in documents if name in before}
-    found = {name: differ for name, differ in figures.items() if differ}
-    lines = [f"since {commit[:8]} figures differ in {len(found)} of {len(documents)} documents:"]
-    lines += summarised(found, diffs=20, lines=30)
-    old, new = ({name: side[name] for name in figures} for side in (before, documents))
-    return "\n".join(
-        [*lines, "words and figures:", *shown(differences(old, new), diffs=5, lines=20)]
-    )
+    kept = read_figures(dict.fromkeys(case.group for case in cases))
+    found = _moved(kept, documents)
+    gone = [name for name in kept if whole and name not in documents]
+    lines = list(summarised(found, diffs=20, lines=10)) if found else []
+    lines += _on_one_side(kept, documents, gone)
+    if words:
+        of_words = [*reworded(read_sentences(), where(documents), whole=whole)]
+        lines += of_words[:_MOST_LINES]
+        if len(of_words) > _MOST_LINES:
+            lines.append(f"… and {len(of_words) - _MOST_LINES:,} more lines on sentences")
+    if lines:
+        lines.append("--against COMMIT shows whole documents; --renew keeps what is meant")
+    return lines
 
 
-def _hashed(documents: Mapping[str, str], *, whole: bool) -> int:
-    """Compare with the committed hashes, which only show the names of documents that differ."""
-    kept = read_hashes()
-    now = {name: digest(text) for name, text in documents.items()}
-    names = [*now, *(name for name in kept if whole and name not in now)]
-    found = [Difference(name, ()) for name in names if kept.get(name) != now.get(name)]
-    for one in found:
-        state = "changed" if one.name in kept and one.name in now else "new or gone"
-        print(f"{state}: {one.name}")
-    if found:
-        print("--against CHECKOUT shows the changes; --renew keeps them where they are meant")
-    return _summary(found, len(documents))
+def _moved(before: Mapping[str, Figures], documents: Mapping[str, str]) -> dict[str, list[Moved]]:
+    """Return the figures that differ, by the names of the documents that both sides have."""
+    both = {name: text for name, text in documents.items() if name in before}
+    found = {name: moved(before[name], figures_of(text)) for name, text in both.items()}
+    return {name: figures for name, figures in found.items() if figures}
+
+
+def _on_one_side(
+    before: Mapping[str, Figures], documents: Mapping[str, str], gone: Sequence[str]
+) -> list[str]:
+    new = [f"only now: {name}" for name in documents if name not in before]
+    return new + [f"gone: {name}" for name in gone]
 
 
 def _summary(found: Sequence[Difference], count: int) -> int:

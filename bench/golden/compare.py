@@ -1,4 +1,4 @@
-"""Stores documents as files or hashes, and compares two sides."""
+"""Stores documents as files, and compares two sides byte for byte."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from typing import NamedTuple
 
 from bench.golden.cases import Case
 
-HASHES = Path(__file__).with_name("hashes.txt")
-_HEAD = "# The SHA-256 of each document, its first digits: python -m bench.golden --renew\n"
-_DIGITS = 8
 #: Characters of a line of a diff that are shown.
 _WIDTH = 200
 #: Characters of a command line in its file's name.
@@ -25,24 +22,6 @@ class Difference(NamedTuple):
 
     name: str
     diff: tuple[str, ...]
-
-
-def digest(document: str) -> str:
-    """Return the hash of a document that `HASHES` has."""
-    return hashlib.sha256(document.encode()).hexdigest()[:_DIGITS]
-
-
-def read_hashes(path: Path = HASHES) -> dict[str, str]:
-    """Read the hashes by case."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    pairs = (line.split(" ", 1) for line in lines if not line.startswith("#"))
-    return {name: value for value, name in pairs}
-
-
-def write_hashes(found: Mapping[str, str], path: Path = HASHES) -> None:
-    """Write the hashes by case."""
-    lines = (f"{value} {name}\n" for name, value in found.items())
-    path.write_text(_HEAD + "".join(lines), encoding="utf-8")
 
 
 def write_folder(folder: Path, cases: Iterable[Case], documents: Mapping[str, str]) -> None:
@@ -109,4 +88,4 @@ def shown(found: Iterable[Difference], *, diffs: int, lines: int) -> Iterator[st
 
 def _file_name(name: str) -> str:
     words = re.sub(r"[^\w.=+@-]+", "_", name).strip("_")
-    return f"{words[:_LONGEST]}-{digest(name)}.txt"
+    return f"{words[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.txt"

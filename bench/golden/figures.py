@@ -1,8 +1,8 @@
 """Finds the figures of documents that differ between two sides.
 
 A figure is an exit code, a value of a JSON document that is no sentence (a number, a truth, null,
-or a string without a space: a setting, a name), or a number with its unit or its option in a
-sentence or a text. Sentences may be said differently, in another order and more than once.
+or a string without a space: a setting, a name), or a word with a digit in a sentence or a text,
+with its unit or its option. Sentences may be said differently, in another order and more than once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 
 #: Kinds of difference, those first that need the closest look.
 _ORDER = CHANGED, GONE, SAID, ADDED = "changed", "gone", "said", "added"
-_SAID = re.compile(
+#: An option with its value, a number with its unit, and any other word with a digit.
+FIGURE = re.compile(
     r"--[a-z][\w-]*[ =][\w./-]*\d[\w./-]*"
-    r"|(?<![\w.,/-])\d+(?:[.,]\d+)*(?: ?(?:[KMGT]i?B|%|[mu]?s|tokens?)(?!\w))?(?![\w/])"
+    r"|(?<![\w.,/+@-])\d+(?:[.,]\d+)*(?: ?(?:[KMGT]i?B|%|[mu]?s|tokens?)(?!\w))?(?![\w/+@-])"
+    r"|[\w.,/+@-]*\d(?:[\w.,/+@-]*\w)?"
 )
 _TAGS = re.compile(r"<script.*?</script>|<style.*?</style>|<[^>]*>", re.DOTALL)
+#: Stands for a sentence among the values of a JSON document.
+_SENTENCE = "…"
 #: Characters of a value that are shown.
 _WIDTH = 120
 
@@ -42,14 +46,46 @@ class Moved(NamedTuple):
         return self.kind, re.sub(r"\[[^]]*\]", "[]", self.place)
 
 
-def moved(before: str, now: str) -> list[Moved]:
+class Figures(NamedTuple):
+    """The figures of one document.
+
+    ``values`` is its JSON without sentences, or None. ``said`` has the figures in words, in their
+    order, each with the sentence in which it stands first, or "" where only figures were kept.
+    """
+
+    code: str
+    values: Any
+    said: Mapping[str, str]
+
+
+def figures_of(document: str) -> Figures:
+    """Return the figures of a document."""
+    code, values, _ = _parts(document)
+    said: dict[str, str] = {}
+    for text in texts_of(document):
+        words = " ".join(text.split())
+        for figure in FIGURE.findall(words):
+            said.setdefault(figure, words)
+    return Figures(code, _without_sentences(values), said)
+
+
+def texts_of(document: str) -> list[str]:
+    """Return the sentences of a document's JSON and its text, without the tags of HTML."""
+    _, values, text = _parts(document)
+    return [_TAGS.sub("\n", one) for one in (*_sentences(values), text)]
+
+
+def moved(before: Figures, now: Figures) -> list[Moved]:
     """Return how the figures of two documents of one case differ, the gravest first."""
-    (code, old, text), (new_code, new, new_text) = _parts(before), _parts(now)
-    found = [*_compared(code, new_code, "exit code"), *_compared(old, new, "")]
-    words = [list(dict.fromkeys(_said(side))) for side in ([old, text], [new, new_text])]
-    gone, come = ([one for one in words[at] if one not in words[1 - at]] for at in (0, 1))
+    found = [*_compared(before.code, now.code, "exit code")]
+    found += _compared(before.values, now.values, "")
+    gone = [figure for figure in before.said if figure not in now.said]
+    come = [figure for figure in now.said if figure not in before.said]
     if gone or come:
-        found.append(Moved(SAID, "in words", *("; ".join(one) or "(none)" for one in (gone, come))))
+        sentence = _around(come[0], now.said[come[0]]) if come else ""
+        place = f"in “{sentence}”" if sentence.strip("# ") else "in words"
+        sides = ["; ".join(side) or "(none)" for side in (gone, come)]
+        found.append(Moved(SAID, place, *sides))
     return sorted(found, key=lambda one: _ORDER.index(one.kind))
 
 
@@ -106,7 +142,7 @@ def _compared(old: Any, new: Any, place: str) -> Iterator[Moved]:
                 yield from _compared(old[key], new[key], here)
     elif isinstance(old, list) and isinstance(new, list):
         yield from _lists(old, new, place)
-    elif _figure(old) != _figure(new):
+    elif old != new:
         yield Moved(CHANGED, place, _value(old), _value(new))
 
 
@@ -118,7 +154,7 @@ def _lists(old: list[Any], new: list[Any], place: str) -> Iterator[Moved]:
     elif any(isinstance(one, (dict, list)) for one in (*old, *new)):
         sides = [{f"[{at}]": one for at, one in enumerate(side)} for side in (old, new)]
     else:
-        figures = [[_value(one) for one in side if not _sentence(one)] for side in (old, new)]
+        figures = [[_value(one) for one in side if one != _SENTENCE] for side in (old, new)]
         if figures[0] != figures[1]:
             gone, come = (Counter(figures[at]) - Counter(figures[1 - at]) for at in (0, 1))
             words = [" ".join(side.elements()) or "(none)" for side in (gone, come)]
@@ -141,28 +177,39 @@ def _name(every: list[Any], *sides: list[Any]) -> str | None:
 
 def _names(values: list[Any], key: str) -> bool:
     kind = int if key == "index" else str
-    named = all(isinstance(one, kind) and not _sentence(one) for one in values)
+    named = all(isinstance(one, kind) and one != _SENTENCE for one in values)
     return named and len(set(values)) == len(values)
 
 
-def _said(value: Any) -> Iterator[str]:
-    """Yield the numbers of all sentences and texts, each with its unit or option."""
+def _around(figure: str, sentence: str) -> str:
+    """Return the part of a sentence in which a figure stands, without its figures."""
+    place = sentence.find(figure)
+    begin = sentence.rfind(" ", 0, max(0, place - _WIDTH // 3)) + 1
+    return FIGURE.sub("#", sentence[begin : begin + _WIDTH])
+
+
+def _sentences(value: Any) -> Iterator[str]:
+    """Yield all sentences in the values of a JSON document."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
         for held in value:
-            yield from _said(held)
-    elif _sentence(value):
-        yield from _SAID.findall(" ".join(_TAGS.sub(" ", value).split()))
+            yield from _sentences(held)
+    elif _is_sentence(value):
+        yield value
 
 
-def _figure(value: Any) -> Any:
-    return "…" if _sentence(value) else value
+def _without_sentences(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_sentences(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_without_sentences(held) for held in value]
+    return _SENTENCE if _is_sentence(value) else value
 
 
-def _sentence(value: Any) -> bool:
+def _is_sentence(value: Any) -> bool:
     return isinstance(value, str) and (" " in value or "\n" in value or not value)
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

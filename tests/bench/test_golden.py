@@ -11,9 +11,10 @@ import pytest
 
 from bench.golden import __main__ as program
 from bench.golden.cases import Case, all_cases
-from bench.golden.compare import digest, read_hashes
-from bench.golden.figures import moved
+from bench.golden.figures import figures_of, moved
+from bench.golden.kept import keep, read_figures, read_sentences
 from bench.golden.render import Workplace, workplace
+from bench.golden.words import reworded, sentences_of, where
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +46,8 @@ def test_a_document_for_each_kind_of_answer():
         forms = [case.line for case in made if case.line.startswith(command)]
         assert all(any(form in line for line in forms) for form in (" --json", " --md"))
         assert any("--json" not in line and "--md" not in line for line in forms)
-    assert list(read_hashes()) == [case.name for case in CASES], (
-        "run python -m bench.golden --renew"
-    )
+    kept = read_figures(dict.fromkeys(case.group for case in CASES))
+    assert set(kept) == {case.name for case in CASES}, "run python -m bench.golden --renew"
 
 
 @pytest.mark.parametrize("command", ["plan", "predict"])
@@ -68,23 +68,86 @@ def test_every_command_has_its_help_page(place):
 
 
 @pytest.fixture(scope="module")
-def documents(place):
-    """By their names, those that are made again."""
-    kept = read_hashes()
-    found = {}
+def again():
+    """Cases that are made again, with their documents by name."""
+    found = []
     for group, every in _MADE_AGAIN.items():
-        cases = [case for case in CASES if case.group == group and case.name in kept]
-        for case in cases[:_FIRST] + cases[_FIRST::every]:
-            if not case.line.startswith(_REST_ON_HERE):
-                found[case.name] = place.document(case)
-    return found
+        cases = [case for case in CASES if case.group == group]
+        found += cases[:_FIRST] + cases[_FIRST::every]
+    return [case for case in found if not case.line.startswith(_REST_ON_HERE)]
 
 
-def test_a_part_of_the_documents_is_as_it_was(documents):
-    kept = read_hashes()
-    changed = [name for name, text in documents.items() if kept[name] != digest(text)]
-    assert changed == [], program.since_renewal({name: documents[name] for name in changed})
+@pytest.fixture(scope="module")
+def documents(place, again):
+    return {case.name: place.document(case) for case in again}
+
+
+def test_a_part_of_the_documents_is_as_it_was(again, documents):
+    assert len(documents) > 70
+    lines = program.since_renewal(again, documents, whole=False)
+    assert lines == [], "\n".join(lines)
     assert not any('"kind": "bug"' in text for text in documents.values())
+
+
+def test_a_changed_figure_is_named_with_what_it_was(again, documents):
+    line = "plan internvl2-8b --on 4xrtx3090 --tp 4 --json"
+    assert "267 MiB" in documents[line]
+    now = documents[line].replace('"dtype": "bfloat16"', '"dtype": "float16"')
+    lines = program.since_renewal(again, {line: now.replace("267 MiB", "9 MiB")}, whole=False)
+    assert lines[:2] == [f"\n{line}", "  changed model.dtype: bfloat16 -> float16"]
+    assert [one for one in lines if one.startswith("  said")] == [
+        "  said in “memory, no peer access): # requests at once; # stay free on each”: "
+        "267 MiB -> 9 MiB"
+    ]
+    assert not [one for one in lines if one.startswith("changed in")]
+
+
+def test_a_changed_sentence_is_one_line_however_many_documents_have_it(again, documents):
+    now = {name: text.replace("best rank of", "first rank of") for name, text in documents.items()}
+    changed = sum(now[name] != documents[name] for name in now)
+    assert changed > 2
+    line, hint = program.since_renewal(again, now, whole=False)
+    assert re.search(rf"[1-4] sentences?, {changed} documents: best -> first, as in “", line)
+    assert hint.startswith("--against COMMIT")
+    assert program.since_renewal(again, now, whole=False, words=False) == []
+
+
+def test_what_is_kept_is_read_again(again, documents, tmp_path):
+    keep(again, documents, tmp_path)
+    assert sum(read_sentences(tmp_path).values()) > len(documents)
+    figures = read_figures(_MADE_AGAIN, tmp_path)
+    for case in again:
+        assert moved(figures[case.name], figures_of(documents[case.name])) == []
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("figures/*.xz")}
+    keep(again, documents, tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_sentences_are_lines_that_are_joined_again_without_figures():
+    full = "warning: the cache holds 3,840 tokens, which is less than one of the requests takes, at"
+    wrapped = f"{full}\n  tp 2 on w4a16\n| table | 7 MiB |\n- hint: send 2 images\n[{'W' * 60}]\n7"
+    json_too = document({"a": "the cache holds 7 tokens", "dtype": "float16"})
+    assert sentences_of(document(wrapped)) == {
+        "the cache holds #, which is less than one of the requests takes, at tp # on #",
+        "| table | # |",
+        "send # images",
+    }
+    assert sentences_of(json_too) == {"the cache holds #"}
+
+
+def test_sentences_that_are_gone_new_or_elsewhere_are_told():
+    before = {"one of # GPUs is held": 2, "the cache is full": 3, "a b c d": 1}
+    now = {"one of # GPUs is free": {"x", "y"}, "the cache is full": {"x"}, "e f g h": {"x"}}
+    assert list(reworded(before, now, whole=True)) == [
+        "changed in 1 sentence, 2 documents: held -> free, as in “one of # GPUs is free”",
+        "new in 1 document: e f g h",
+        "gone from 1 document: a b c d",
+        "in 2 documents fewer: the cache is full",
+    ]
+    assert len(list(reworded(before, now, whole=False))) == 2
+    assert list(where({"x": document("all is well"), "y": document("all is well")}).items()) == [
+        ("all is well", {"x", "y"})
+    ]
 
 
 def test_a_short_answer_fits_a_terminal(documents):
@@ -117,7 +180,7 @@ def document(out: object, err: str = "", code: int = 0) -> str:
 
 
 def told(before: str, now: str) -> list[str]:
-    return [str(figure) for figure in moved(before, now)]
+    return [str(figure) for figure in moved(figures_of(before), figures_of(now))]
 
 
 def test_words_may_change_and_figures_may_not():
@@ -142,7 +205,7 @@ def test_new_keys_are_no_changed_figures():
     before = plan(("weights", 7), ("cache", 7))
     assert told(before, plan(("context", 1), ("weights", 7), ("cache", 8), new=3)) == [
         "changed gpus[0].ledger[cache].bytes: 7 -> 8",
-        'added gpus[0].ledger[context]: {"bytes": 1, "term": "context", "note": "a b"}',
+        'added gpus[0].ledger[context]: {"bytes": 1, "term": "context", "note": "…"}',
         "added new: 3",
     ]
     assert told(plan(new=3), plan()) == ["gone new: 3"]
@@ -165,7 +228,8 @@ def test_a_difference_ends_with_1(tmp_path, monkeypatch, capsys):
     assert "\n+more\n" in said
     assert "6 documents compared, 1 differ" in said
     assert program.main(["--only", "presets"]) == 1
-    assert "changed: gpus --json" in capsys.readouterr().out
+    assert "\ngpus --json\n  changed exit code" in capsys.readouterr().out
+    assert program.main(["--only", "presets", "--renew"]) == 2
     assert program.main([*argv, "--figures"]) == 0
     documents["models"] = documents["models"].replace("more", "7 GiB")
     assert program.main([*argv, "--figures"]) == 1

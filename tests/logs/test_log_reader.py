@@ -35,7 +35,7 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
         (PREFIX + "Warm-up lengths: 8, 16, 8320", log.WarmupLengths(lengths=(8, 16, 8320))),
         (PREFIX + "8320", log.WarmupLength(tokens=8320)),
         (PREFIX + "Warm-up finished in 12.34 seconds.", log.WarmupFinished()),
-        # As `serving.engine.process` hands it on, without its time.
+        # As `serving.engine.log_file` hands it on, without its time.
         (
             "[TM][INFO][scheduler.cc:1186] out of memory at 0/1",
             log.Backpressure(cause="memory"),

@@ -11,7 +11,8 @@ import pytest
 import turbofit
 from tests.sweep import sweep
 from turbofit.core.errors import TurbofitError
-from turbofit.core.plan import Plan, Surety
+from turbofit.core.forecast import Surety
+from turbofit.core.plan import Plan
 from turbofit.machine.presets import preset_names
 from turbofit.machine.spec import parse_spec
 from turbofit.model.presets import known_presets, preset_model
@@ -67,8 +68,6 @@ def test_a_word_is_of_its_kind_and_cards(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [word("one", on) for on in ("1xt4", "1xl4")] == ["rough", "order"]
     assert [word("far", on) for on in ("1xl4", "1xt4")] == ["order", "order"]
     assert word("none", "1xl4") == "unknown"
-    told = [Surety(kind="", word=each).told(1.234, 1) for each in ("rough", "order", "unknown")]
-    assert told == [1.2, None, None]
 
 
 def test_why_no_speed_is_told() -> None:

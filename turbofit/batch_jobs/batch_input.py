@@ -24,6 +24,9 @@ Seconds = Annotated[float, Field(gt=0, lt=1e7), SECONDS, Metavar("SECONDS")]
 
 #: Tokens of an answer to an image of a folder, which states no limit.
 ANSWER_TOKENS: Final = 512
+_IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+#: ``{{word}}`` means a literal ``{word}``; other braces stay, so a prompt may contain JSON.
+_PLACEHOLDER: Final = re.compile(r"\{(\{\w+\})\}|\{(\w+)\}")
 
 
 class BatchSpec(Validated):
@@ -58,11 +61,6 @@ class BatchSpec(Validated):
     )
 
 
-_IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-#: ``{{word}}`` means a literal ``{word}``; other braces stay, so a prompt may contain JSON.
-_PLACEHOLDER: Final = re.compile(r"\{(\{\w+\})\}|\{(\w+)\}")
-
-
 class BatchInput(NamedTuple):
     """The input of a batch; each call of ``items`` reads all items again, in the same order.
 
@@ -86,7 +84,10 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     if os.path.exists(path) and not is_folder and not os.path.isfile(path):
         raise UsageError(f"{path} is no file that can be read twice", hint="write it into a file")
     try:
-        next(path.iterdir(), None) if is_folder else path.open("rb").close()
+        if is_folder:
+            next(path.iterdir(), None)
+        else:
+            path.open("rb").close()
     except OSError as exc:
         raise UsageError(
             f"{path} cannot be read: {exc.strerror or exc}",

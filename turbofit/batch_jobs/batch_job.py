@@ -45,6 +45,13 @@ if TYPE_CHECKING:
 SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
 #: Seconds that a stopped server has to drain and to check that its memory is free; then a kill.
 _END_SECONDS: Final = 90.0
+#: Seconds between two syncs of all lines to the disk, with a report of the progress.
+_SECONDS: Final = 1.0
+#: For this many running requests one more waits at the gateway, to take a free place immediately.
+_WAITING: Final = 8
+#: Requests at once to a server whose capacity is unknown.
+_AT_ONCE: Final = 64
+BATCH_SCHEMA: Final = "turbofit.batch/1"
 
 
 @asynccontextmanager
@@ -99,16 +106,6 @@ async def _follow(process: asyncio.subprocess.Process, say: Callable[[str], None
         f"the server ended with {code}: {last}",
         hint="see turbofit report latest; the same command goes on from here",
     )
-
-
-#: Seconds between two syncs of all lines to the disk, with a report of the progress.
-_SECONDS: Final = 1.0
-#: For this many running requests one more waits at the gateway, to take a free place immediately.
-_WAITING: Final = 8
-#: Requests at once to a server whose capacity is unknown.
-_AT_ONCE: Final = 64
-
-BATCH_SCHEMA: Final = "turbofit.batch/1"
 
 
 class BatchResult(Struct):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CHAT: Final = "/v1/chat/completions"
 #: The beginning of every line of an output.
 LINE_START: Final = b'{"id":"batch_req_'
+_NUL: Final = b"\0"
 
 
 class ItemError(Exception):
@@ -77,9 +78,6 @@ class BatchLine(Struct):
     custom_id: str | None
     response: JsonObject | None = None
     error: JsonObject | None = None
-
-
-_NUL: Final = b"\0"
 
 
 class Survey:

@@ -41,6 +41,26 @@ _NO_BODY: Final = (
     msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, AttributeError, LookupError,
     TypeError,
 )  # fmt: skip
+_LARGEST_ANSWER: Final = 64 << 20
+_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+_LONGEST_RETRY_AFTER: Final = 60.0
+#: Seconds after a failure from which the next failure begins a new outage; longer than any pause.
+_SILENCE: Final = 90.0
+#: Broken connections of one item, to a server that is not ours, after which it fails.
+_MOST_BREAKS: Final = 8
+#: Answers like 500, and answers that took too long, after which the item fails.
+_MOST_ERRORS: Final = 3
+#: Why a request has no answer, if the reason counts against its item.
+_NO_ANSWER: Final = "no answer in time"
+_BROKE: Final = "the connection broke"
+#: Reasons why a request has no answer, by exception; the first that matches counts.
+_REASONS: Final = (
+    ((aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError), "no connection"),
+    (asyncio.TimeoutError, _NO_ANSWER),
+    (Exception, _BROKE),
+)
+_AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
 
 
 def request_body(
@@ -94,28 +114,6 @@ def _inline(url: str, base: str) -> str:
         raise ItemError(exc.reason, f"{what}: {exc.message}") from None
     except (OSError, ValueError) as exc:
         raise ItemError("image_unreadable", f"{what}: {exc}") from None
-
-
-_LARGEST_ANSWER: Final = 64 << 20
-_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 5.0
-_LONGEST_RETRY_AFTER: Final = 60.0
-#: Seconds after a failure from which the next failure begins a new outage; longer than any pause.
-_SILENCE: Final = 90.0
-#: Broken connections of one item, to a server that is not ours, after which it fails.
-_MOST_BREAKS: Final = 8
-#: Answers like 500, and answers that took too long, after which the item fails.
-_MOST_ERRORS: Final = 3
-#: Why a request has no answer, if the reason counts against its item.
-_NO_ANSWER: Final = "no answer in time"
-_BROKE: Final = "the connection broke"
-#: Reasons why a request has no answer, by exception; the first that matches counts.
-_REASONS: Final = (
-    ((aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError), "no connection"),
-    (asyncio.TimeoutError, _NO_ANSWER),
-    (Exception, _BROKE),
-)
-_AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
 
 
 class Sender(ServerClient):

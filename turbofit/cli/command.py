@@ -406,7 +406,7 @@ class CliCommand(click.Command):
             groups["arguments"] = [(it.make_metavar(ctx), it.explained) for it in arguments]
         order = {name: place for place, name in enumerate(self.first)}
         for option in sorted(options, key=lambda it: order.get(str(it.name), len(order))):
-            group = "" if option.name in order else option.group or "more" * bool(order)
+            group = self._group_of(option)
             if option.name not in self.unnamed:
                 record = option.get_help_record(ctx) or ("", "")
                 groups.setdefault(group, []).append(record)
@@ -419,6 +419,12 @@ class CliCommand(click.Command):
         if self.unnamed:
             with formatter.section("LMDeploy's own options"):
                 formatter.write_text("taken too: lmdeploy serve api_server --help lists them")
+
+    def _group_of(self, option: Option) -> str:
+        """Return the heading above an option; those that come first have their command's."""
+        if option.name in self.first:
+            return ""
+        return option.group or ("more" if self.first else "")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from turbofit.cli.manual import manual_text

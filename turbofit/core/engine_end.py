@@ -86,7 +86,10 @@ def signal_of(code: int | None) -> int:
     """
     if code is None:
         return 0
-    return -code if code < 0 else code - 128 if 128 < code <= 192 else 0  # 64 signals; 255 is -1
+    if code < 0:
+        return -code
+    of_a_shell = 128 < code <= 192  # there are 64 signals; 255 is -1
+    return code - 128 if of_a_shell else 0
 
 
 def signal_name(number: int) -> str:

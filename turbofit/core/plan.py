@@ -10,12 +10,13 @@ from msgspec.structs import replace
 
 from turbofit.core.engine_end import Rehearsal
 from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.forecast import Throughput, UsualImage
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins
-from turbofit.core.units import MIB, round_up, three_digits, two_digits
+from turbofit.core.units import MIB, round_up, three_digits
 
 if TYPE_CHECKING:
     from turbofit.core.struct import Options
@@ -48,6 +49,14 @@ _PYTORCH_NAMES: Final = (
     "distributed_executor_backend",
 )  # fmt: skip
 _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
+#: The phases whose terms are in memory when the cache is sized.
+BEFORE_CACHE: Final = ("before", "context", "weights")
+#: The most threads of an engine that prepare images; more were not tested.
+MOST_IMAGE_THREADS: Final = 16
+#: Bytes that a grammar may take while it is tried; and those of the process that tries grammars
+#: with the largest tokenizers, a trial included: it has imported torch and Transformers.
+GRAMMAR_TRIAL: Final = 512 * MIB
+GRAMMAR_PROCESS: Final = GRAMMAR_TRIAL + 768 * MIB
 
 
 def config_names(engine: str) -> tuple[tuple[str, str], ...]:
@@ -127,10 +136,6 @@ class Term(Struct):
     note: Annotated[str, doc("More for people.")] = ""
     worst: Annotated[bool, doc("Marks the transient that decides the peak.")] = False
     rehearsed: Annotated[int | None, doc("Its bytes on pretend GPUs; null: unknown.")] = None
-
-
-#: The phases whose terms are in memory when the cache is sized.
-BEFORE_CACHE: Final = ("before", "context", "weights")
 
 
 class GpuLedger(Struct):
@@ -232,16 +237,6 @@ class Kv(Struct):
     longest_request_tokens: Annotated[int, doc("Tokens that one request may have.")]
 
 
-#: The most threads of an engine that prepare images; more were not tested.
-MOST_IMAGE_THREADS: Final = 16
-
-
-#: Bytes that a grammar may take while it is tried; and those of the process that tries grammars
-#: with the largest tokenizers, a trial included: it has imported torch and Transformers.
-GRAMMAR_TRIAL: Final = 512 * MIB
-GRAMMAR_PROCESS: Final = GRAMMAR_TRIAL + 768 * MIB
-
-
 class HostMemory(Struct):
     """Host memory that the engines will take, in bytes; ``available`` is None if unknown.
 
@@ -270,134 +265,6 @@ def image_threads(cores: int, engines: int) -> int:
     Python's lock.
     """
     return min(MOST_IMAGE_THREADS, max(2, cores // engines - 1))
-
-
-class HostImages(Struct):
-    """A forecast of how fast the host prepares the workload's images.
-
-    If the host is slower than the GPUs, the host's speed decides the requests a second.
-    """
-
-    cores: Annotated[int, doc("Those whose time the engines' threads for images may use.")]
-    seconds_per_image: Annotated[float, doc("Processor seconds of one core.")]
-    images_per_second: Annotated[float, doc("What these cores prepare.")]
-    gpu_images_per_second: Annotated[
-        float | None, doc("What the GPUs take; null: no forecast of them can be trusted.")
-    ]
-    measured: Annotated[bool, doc("Whether this host was measured, or a usual core is assumed.")]
-
-    @property
-    def binds(self) -> bool:
-        """Whether the host prepares fewer images a second than the GPUs take."""
-        return self.images_per_second < (self.gpu_images_per_second or 0.0)
-
-    @property
-    def words(self) -> str:
-        """The rates of the host and, if known, of the GPUs, in words."""
-        cores = f"{self.cores} {plural(self.cores, 'core')}"
-        prepare = "prepares" if self.cores == 1 else "prepare"
-        text = f"{cores} {prepare} {two_digits(self.images_per_second)} images/s"
-        taken = self.gpu_images_per_second
-        return text if taken is None else f"{text}, the GPUs take {two_digits(taken)}"
-
-
-class Surety(Struct):
-    """How sure a forecast is, by the errors of earlier forecasts of the same kind."""
-
-    kind: Annotated[str, doc("What was compared: images or text, of which model, engine, cards.")]
-    word: Annotated[
-        Literal["good", "fair", "rough", "order", "unknown"],
-        doc(
-            "Nine of ten figures are off by at most 1.25, 1.5 or 2 times, or (order) by more, and a"
-            " word less sure on cards of which there is none; unknown: there is no figure. Of the"
-            " last two no figure is told."
-        ),
-    ]
-    figures: Annotated[int, doc("Those that were compared.")] = 0
-    median: Annotated[float | None, doc("Share by which half of them differ, at most.")] = None
-    p90: Annotated[float | None, doc("Share by which nine of ten differ, at most.")] = None
-    worst: Annotated[float | None, doc("By how many times the worst one is off.")] = None
-    seen: Annotated[bool, doc("Whether figures of all of these cards are among them.")] = False
-    measured: Annotated[str, doc("What others measured of a kind that is not told; or empty.")] = ""
-
-    @property
-    def known(self) -> bool:
-        """Whether a figure of this kind is told: nine of ten are within a factor of two."""
-        return self.word not in ("order", "unknown")
-
-    def told(self, value: float, digits: int) -> float | None:
-        """Return the rounded figure; None if no figure of this kind is told."""
-        return round(value, digits) if self.known else None
-
-    @property
-    def why(self) -> str:
-        """Why no figure is told, in words."""
-        measured = f" ({self.measured})" if self.measured else ""
-        if self.worst is None:
-            return f"nobody has measured {self.kind}{measured}"
-        return (
-            f"forecasts of {self.kind} were up to {self.worst:.1f} times off"
-            f"{'' if self.seen else ', of other cards'}{measured}"
-        )
-
-    @property
-    def words(self) -> str:
-        """The distribution of the errors, in words."""
-        if self.median is None or self.p90 is None or self.worst is None:
-            return f"{self.kind}: no figure is known"
-        return (
-            f"{self.kind}: median error {self.median:.1%}, p90 {self.p90:.1%}, worst"
-            f" {self.worst:.1f} times over {self.figures} {plural(self.figures, 'figure')}"
-            f"{'' if self.seen else ' of other cards'}"
-        )
-
-
-class Throughput(Struct):
-    """A forecast of speed, never a promise; ``basis`` says what it rests on.
-
-    Each figure has a surety of its own kind, and is null where that tells no figure.
-
-    ``seconds_to_first_token`` is for a request that comes while all other requests are running.
-    """
-
-    basis: str
-    requests_per_second: float | None
-    output_tokens_per_second: float | None
-    concurrent_requests: int
-    seconds_to_first_token: float | None = None
-    seconds_to_first_token_alone: Annotated[
-        float | None, doc("Of a request that finds the engine idle, its images the largest.")
-    ] = None
-    seconds_to_first_token_of_text: Annotated[
-        float | None, doc("Of a request without images that finds the engine idle.")
-    ] = None
-    median_error: Annotated[
-        float | None, doc("Share by which half of the figures of this kind differ, at most.")
-    ] = None
-    surety: Annotated[Surety | None, doc("Of requests and tokens a second.")] = None
-    first_token: Annotated[Surety | None, doc("Of the first token among others.")] = None
-    first_token_alone: Annotated[Surety | None, doc("Of the first token alone.")] = None
-    first_token_of_text: Annotated[Surety | None, doc("Of a text's first token alone.")] = None
-    host: Annotated[
-        HostImages | None, doc("Null: no images, or nobody knows the host's cores: not counted.")
-    ] = None
-
-
-class UsualImage(Struct):
-    """A forecast for requests whose images have a usual size, under the plan's own settings.
-
-    Each figure is as sure as the same one of the largest images; null as there.
-    """
-
-    image_size: Annotated[tuple[int, int], doc("Pixels: width, height.")]
-    image_tokens: Annotated[int, doc("Tokens of one such image.")]
-    requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
-    requests_per_second: float | None
-    seconds_to_first_token: float | None
-    host: Annotated[HostImages | None, doc("As of the forecast of all images.")] = None
-    seconds_to_first_token_alone: Annotated[
-        float | None, doc("Of a request that finds the engine idle.")
-    ] = None
 
 
 class Candidate(Struct):

@@ -44,6 +44,8 @@ _LARGEST: Final = 64 << 20
 #: What a node may say of itself: so many engines or requests at once, and bytes of a body.
 _MOST, _MOST_BYTES = 1 << 20, 1 << 34
 _SILENT: Final = "does not answer"
+#: Seconds after which a client should try again, while a server does not answer.
+_RETRY: Final = 5
 
 
 class NodeAddress(Struct):
@@ -225,10 +227,6 @@ class Front(AsgiApp):
                 "engine_up": [(label, int(node.up)) for label, node in nodes],
             }
         )
-
-
-#: Seconds after which a client should try again, while a server does not answer.
-_RETRY: Final = 5
 
 
 def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress]:

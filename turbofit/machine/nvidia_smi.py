@@ -15,6 +15,18 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 
+#: A line of ``nvidia-smi -L`` or collect_env (one GPU), or of check_env (one for equal GPUs); and
+#: the line of a slice below its GPU.
+_LISTED: Final = re.compile(
+    r"\s*GPU\s+(\d+(?:,\d+)*):\s*(\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:.*|$)"
+)
+_LISTED_SLICE: Final = re.compile(r"\s*MIG\s+(\S+)\s+Device\b")
+#: The first line of ``--query-gpu --format=csv``, and a line of it.
+_HEAD: Final = re.compile(r"(?:[^=]*,)?\s*name\s*(?:,[^=]*)?", re.IGNORECASE)
+_ROW: Final = re.compile(r"[^=]+,\s*\d{1,7} MiB", re.IGNORECASE)
+_CELL: Final = re.compile(r"(\d{1,7})(?: MiB)?", re.IGNORECASE)
+_QUERY: Final = "nvidia-smi --query-gpu=index,name,memory.total,memory.used --format=csv"
+
 
 class SmiGpu(Struct):
     """A GPU from nvidia-smi's table, from ``nvidia-smi -L``, or from another program's list.
@@ -102,14 +114,6 @@ class SmiTable:
         return SmiGpu(index=self._named[0], name=self._named[1]) if self._named else None
 
 
-#: A line of ``nvidia-smi -L`` or collect_env (one GPU), or of check_env (one for equal GPUs); and
-#: the line of a slice below its GPU.
-_LISTED: Final = re.compile(
-    r"\s*GPU\s+(\d+(?:,\d+)*):\s*(\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:.*|$)"
-)
-_LISTED_SLICE: Final = re.compile(r"\s*MIG\s+(\S+)\s+Device\b")
-
-
 def listed(line: str) -> SmiGpu | MigSlice | None:
     """Return the GPU or the slice in a line of a list; None if the line has neither."""
     if gpu := _LISTED.match(line):
@@ -130,13 +134,6 @@ def groups(gpus: list[SmiGpu], slices: list[MigSlice]) -> list[str]:
     if slices[-1].total:
         return [f"{gpus[0].name}:total={slices[-1].total // MIB}MiB"]
     return [f"{gpus[0].name} MIG {slices[0].profile}"]
-
-
-#: The first line of ``--query-gpu --format=csv``, and a line of it.
-_HEAD: Final = re.compile(r"(?:[^=]*,)?\s*name\s*(?:,[^=]*)?", re.IGNORECASE)
-_ROW: Final = re.compile(r"[^=]+,\s*\d{1,7} MiB", re.IGNORECASE)
-_CELL: Final = re.compile(r"(\d{1,7})(?: MiB)?", re.IGNORECASE)
-_QUERY: Final = "nvidia-smi --query-gpu=index,name,memory.total,memory.used --format=csv"
 
 
 def read_text(text: str) -> list[str]:

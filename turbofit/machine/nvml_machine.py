@@ -75,8 +75,10 @@ def measure(environ: Mapping[str, str]) -> Machine:
     gpus = [gpu for device in devices for gpu in device.gpus]
     # The order is that of first appearance: ``2x NVIDIA L4 + NVIDIA A10``.
     cards = Counter(gpu.name for gpu in gpus if gpu.index in visible or not visible)
+    named = [f"{count}x {name}" if count > 1 else name for name, count in cards.items()]
+    of_devices = [note for device in devices for note in device.warnings]
     machine = Machine(
-        name=" + ".join(f"{n}x {name}" if n > 1 else name for name, n in cards.items()),
+        name=" + ".join(named),
         source="nvml",
         gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)),
         links=links,
@@ -84,7 +86,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
         driver=str(driver),
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if answered(cuda) else NA,
         visible=visible,
-        warnings=tuple([note for device in devices for note in device.warnings] + notes),
+        warnings=(*of_devices, *notes),
     )
     return held_to_slices(machine, environ)
 
@@ -242,7 +244,8 @@ def _shared_lanes(
     if direct or over_nvlink is False:
         return direct
     switched = min(first[None], second[None])
-    return switched if over_nvlink is True else (NA if switched else 0)
+    is_known = over_nvlink is True or not switched
+    return switched if is_known else NA
 
 
 def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:

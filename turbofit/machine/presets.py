@@ -33,6 +33,27 @@ _SIZED_NAME: Final = re.compile(r".*-(\d+)gb?")
 _NO_CARDS: Final = frozenset({"aliases", "context", "unlisted", "unsupported"})
 #: The fields of a preset that do not depend on use of the card.
 _CONSTANTS: Final = ("compute_capability", "sm_count", "l2", "memory_bandwidth", "dense_flops")
+_COUNTS: Final = {"一": 1, "单": 1, "two": 2, "两": 2, "二": 2, "双": 2, "三": 3, "four": 4,
+                  "四": 4, "eight": 8, "八": 8}  # fmt: skip
+#: A card by name, with its count before or behind it, and its size. A bare number needs a count.
+_CARD: Final = re.compile(
+    r"(?:(?<![A-Za-z0-9_.:])(?<!GPU )(?<!evice )(?<!ank )(?P<count>\d{1,2})"
+    r"(?:\s*[x×*]\s*|\s*[张块片卡颗]\s*|(?<=[248]) )"
+    rf"|(?P<word>{'|'.join(_COUNTS)})\s?[张块片卡颗]?\s*)?"
+    r"(?P<name>(?<![A-Za-z0-9_])"
+    r"(?:(?:NVIDIA |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
+    r"(?: ?D\b)?(?: ?Ti)?(?: ?SUPER)?(?: Ada)?(?: Laptop)?"
+    r"|(?:NVIDIA |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
+    r"|(?<=[x×*张块片卡颗 ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![\w.-]))"
+    r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?(?:G|GB|GiB)|\d{4,6} ?MiB)\b\)?"
+    r"(?! *(?:of |system |host |CPU )?"
+    r"(?:RAM|DDR|free|used|swap|disk|SSD|together|in (?:all|total))))?"
+    r"(?:\s?[x×*]\s?(?P<times>\d)\b)?"
+)
+_MAKER: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
+MAY_BE_CARD: Final = re.compile(
+    r"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<=[x×*张块片卡颗 ])\d0\d0(?![\w.-])"
+).search
 
 
 class Sourced(Struct, Generic[T], forbid_unknown_fields=True):
@@ -408,29 +429,6 @@ def read_table(file: str, type_: type[T]) -> T:
     """Read a file of `presets/gpus/` into a type."""
     path = presets_dir() / "gpus" / file
     return converted(load_yaml(path), type_, path)
-
-
-_COUNTS: Final = {"一": 1, "单": 1, "two": 2, "两": 2, "二": 2, "双": 2, "三": 3, "four": 4,
-                  "四": 4, "eight": 8, "八": 8}  # fmt: skip
-#: A card by name, with its count before or behind it, and its size. A bare number needs a count.
-_CARD: Final = re.compile(
-    r"(?:(?<![A-Za-z0-9_.:])(?<!GPU )(?<!evice )(?<!ank )(?P<count>\d{1,2})"
-    r"(?:\s*[x×*]\s*|\s*[张块片卡颗]\s*|(?<=[248]) )"
-    rf"|(?P<word>{'|'.join(_COUNTS)})\s?[张块片卡颗]?\s*)?"
-    r"(?P<name>(?<![A-Za-z0-9_])"
-    r"(?:(?:NVIDIA |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
-    r"(?: ?D\b)?(?: ?Ti)?(?: ?SUPER)?(?: Ada)?(?: Laptop)?"
-    r"|(?:NVIDIA |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
-    r"|(?<=[x×*张块片卡颗 ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![\w.-]))"
-    r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?(?:G|GB|GiB)|\d{4,6} ?MiB)\b\)?"
-    r"(?! *(?:of |system |host |CPU )?"
-    r"(?:RAM|DDR|free|used|swap|disk|SSD|together|in (?:all|total))))?"
-    r"(?:\s?[x×*]\s?(?P<times>\d)\b)?"
-)
-_MAKER: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
-MAY_BE_CARD: Final = re.compile(
-    r"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<=[x×*张块片卡颗 ])\d0\d0(?![\w.-])"
-).search
 
 
 class NamedCards(NamedTuple):

@@ -213,13 +213,14 @@ def _impossible(machine: Machine) -> str | None:
     names = [name for gpu in machine.gpus for name in (gpu.name, gpu.uuid)]
     names += [holder.name for gpu in machine.gpus for holder in gpu.holders]
     texts = (machine.name, machine.driver, machine.cuda, *machine.warnings, *names)
+    visible_once = len(visible) == len(machine.visible)
+    linked_once = len(pairs) == len(machine.links)
+    joins_its_own = all(a < b and {a, b} <= indices for a, b in pairs)
     reasons = {
         "it has no GPU": not indices,
         "two GPUs have one index": len(indices) != len(machine.gpus),
-        "visible names GPUs that it does not have": len(visible) != len(machine.visible)
-        or not visible <= indices,
-        "its links do not join its GPUs": len(pairs) != len(machine.links)
-        or not all(a < b and {a, b} <= indices for a, b in pairs),
+        "visible names GPUs that it does not have": not (visible_once and visible <= indices),
+        "its links do not join its GPUs": not (linked_once and joins_its_own),
         "a GPU holds more than it has": any(map(_is_overfull, machine.gpus)),
         "it has unprintable text": not all(map(str.isprintable, texts)),
     }

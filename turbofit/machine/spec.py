@@ -242,7 +242,9 @@ def _any_card(text: str, given: dict[str, str]) -> _Card:
     """
     size, printed = _ANY.fullmatch(text), _SMI_NAME.fullmatch(text)
     name = printed["name"] if printed else text
-    gigabytes = float(size[1]) if size else int(printed["mib"]) / 1024 if printed else 0.0
+    gigabytes = int(printed["mib"]) / 1024 if printed else 0.0
+    if size:
+        gigabytes = float(size[1])
     if not (gigabytes or "total" in given) or unsupported_card(name) or find_preset(name):
         raise no_preset(f"{name} {gigabytes:.0f}GB" if printed else text)
     capability = _capability(name, given.get("sm"))

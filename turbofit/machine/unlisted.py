@@ -174,7 +174,9 @@ def _other(name: str) -> UsageError | None:
         written = [
             f"{other.name}:total={least_usable(gb) // MIB}MiB ({gb} GB)" for gb in other.sizes
         ]
-        desk = f" of laptops, another chip than the desktop's {other.known}," * other.laptop
+        desk = ""
+        if other.laptop:
+            desk = f" of laptops, another chip than the desktop's {other.known},"
         return UsageError(
             f"{name} was read as a card{desk} of which only memory and compute capability are"
             " known",

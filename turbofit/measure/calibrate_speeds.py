@@ -116,11 +116,14 @@ def _beside(old: Measured | None, new: Measured, gpus: set[int]) -> Measured:
     """Return the new results, with an earlier measurement's results for other GPUs."""
     if old is None:
         return new
+    cards = [card for card in old.cards if card.index not in gpus]
+    pairs = [pair for pair in old.pairs if not {pair.source, pair.target} <= gpus]
+    reduces = [reduction for reduction in old.reduces if not {*reduction.gpus} <= gpus]
     return replace(
         new,
         torch=new.torch or old.torch,
-        cards=(*(card for card in old.cards if card.index not in gpus), *new.cards),
-        pairs=(*(pair for pair in old.pairs if not {pair.source, pair.target} <= gpus), *new.pairs),
-        reduces=(*(one for one in old.reduces if not {*one.gpus} <= gpus), *new.reduces),
+        cards=(*cards, *new.cards),
+        pairs=(*pairs, *new.pairs),
+        reduces=(*reduces, *new.reduces),
         image_seconds=new.image_seconds or old.image_seconds,
     )

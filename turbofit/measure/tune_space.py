@@ -41,7 +41,8 @@ class MeanRequest(NamedTuple):
 
 
 def mean_request(spec: LoadSpec) -> MeanRequest:
-    return MeanRequest(spec.prompt_tokens, spec.output_tokens, (spec.image_size,) * spec.images)
+    sizes = tuple([spec.image_size] * spec.images)
+    return MeanRequest(spec.prompt_tokens, spec.output_tokens, sizes)
 
 
 class LoadForecast(NamedTuple):

@@ -432,6 +432,7 @@ class Account(ABC):
         body = [*before, *self.cache_terms(i, ratio), *late.buffers, *late.pool]
         steady, load_peak = total_bytes(body), self._load_peaks[i]
         peak = steady - total_bytes(late.pool) + _largest((*late.pool, *late.transients))
+        withheld = self.launch.withheld[i] if self.launch.withheld else 0
         return GpuLedger(
             index=gpu.index,
             uuid=gpu.uuid,
@@ -446,7 +447,7 @@ class Account(ABC):
             peak=peak,
             headroom=self._usable[i] - max(peak, load_peak),
             margin=self.margins[i],
-            withheld=(self.launch.withheld and self.launch.withheld[i]) or UNSET,
+            withheld=withheld or UNSET,
         )
 
 

@@ -78,9 +78,11 @@ class Condition(Struct, forbid_unknown_fields=True):
     def _has_traits_of(self, launch: EngineLaunch) -> bool:
         """Return whether the launch has every given trait."""
         model, text, settings = launch.model, launch.model.text, launch.settings
+        vocab_share = -(-text.vocab // settings.tp)
+        is_power_of_two = text.head_dim & (text.head_dim - 1) == 0
         traits = (
-            (-(-text.vocab // settings.tp) % 2 == 1, self.odd_vocab_share),
-            (text.head_dim & (text.head_dim - 1) == 0, self.head_dim_power_of_two),
+            (vocab_share % 2 == 1, self.odd_vocab_share),
+            (is_power_of_two, self.head_dim_power_of_two),
             (bool(model.vision and model.vision.qk_norm), self.tower_qk_norm),
             (settings.enable_prefix_caching, self.prefix_caching),
             (model.vision is not None, self.images),

@@ -29,6 +29,41 @@ _DEEPEST: Final = 8
 _STRATEGIES: Final = {None: "tensor", -1: "channel"}
 _OF_GROUPS: Final = ("group", "tensor_group")
 _OTHERS: Final = "take a checkpoint with AWQ (gemm) or GPTQ in groups of 128, or an unquantised one"
+#: Architectures that need remote code: their config class is the checkpoint's own code.
+_REMOTE_CONFIG: Final = frozenset(
+    {
+        "InternS1ProForConditionalGeneration",
+        "InternS1_1_ForConditionalGeneration",
+        "InternVLChatModel",
+        "KimiK25ForConditionalGeneration",
+        "CogVLMForCausalLM",
+        "ChatGLMModel",
+        "ChatGLMForConditionalGeneration",
+        "DeepseekForCausalLM",
+        "Phi3VForCausalLM",
+        "InternS2PreviewForConditionalGeneration",
+    }
+)
+_VISION: Final = re.compile(
+    r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
+)
+_LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
+#: Further stacks of layers, whose numbers begin at 0 again.
+_APART: Final = ("audio_tower.", ".global_transformer.")
+#: The least and the most that a checkpoint may hold, as shares of its parameters: a copy of a tied
+#: head, drafts and heads for other tasks may come on top.
+_LEAST, _MOST = 0.99, 1.5
+_DIFFER: Final = "config.json and the weights are of different models: download them together"
+_FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+#: Buffers in old checkpoints that are not parameters.
+_BUFFERS: Final = (".inv_freq", "mask_token")
+#: A draft model for speculative decoding: a part of its own, or a layer after the last one.
+_DRAFT: Final = "mtp."
+#: Speech output; models that also speak have it beside the text model.
+_SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
+#: Intern-S2's encoder and head for time series; no engine of LMDeploy loads them.
+_TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
+_DRAFT_LAYER: Final = ".eh_proj.weight"
 
 
 def read_quantization(config: Section) -> Quantization | None:
@@ -189,44 +224,6 @@ def _find(values: dict[str, Any], depth: int) -> dict[str, Any] | None:
     return None
 
 
-#: Architectures that need remote code: their config class is the checkpoint's own code.
-_REMOTE_CONFIG: Final = frozenset(
-    {
-        "InternS1ProForConditionalGeneration",
-        "InternS1_1_ForConditionalGeneration",
-        "InternVLChatModel",
-        "KimiK25ForConditionalGeneration",
-        "CogVLMForCausalLM",
-        "ChatGLMModel",
-        "ChatGLMForConditionalGeneration",
-        "DeepseekForCausalLM",
-        "Phi3VForCausalLM",
-        "InternS2PreviewForConditionalGeneration",
-    }
-)
-
-_VISION: Final = re.compile(
-    r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
-)
-_LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
-#: Further stacks of layers, whose numbers begin at 0 again.
-_APART: Final = ("audio_tower.", ".global_transformer.")
-#: The least and the most that a checkpoint may hold, as shares of its parameters: a copy of a tied
-#: head, drafts and heads for other tasks may come on top.
-_LEAST, _MOST = 0.99, 1.5
-_DIFFER: Final = "config.json and the weights are of different models: download them together"
-_FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-#: Buffers in old checkpoints that are not parameters.
-_BUFFERS: Final = (".inv_freq", "mask_token")
-#: A draft model for speculative decoding: a part of its own, or a layer after the last one.
-_DRAFT: Final = "mtp."
-#: Speech output; models that also speak have it beside the text model.
-_SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
-#: Intern-S2's encoder and head for time series; no engine of LMDeploy loads them.
-_TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
-_DRAFT_LAYER: Final = ".eh_proj.weight"
-
-
 class Weights(NamedTuple):
     """The headers of all weight files.
 
@@ -296,13 +293,15 @@ def read_checkpoint(
     dtype = _dtype(config, sizes, warnings)
     if tensors is not None and (surplus := _surplus(tensors, dims, quantization)):
         warnings.append(surplus)
+    if tensors is None:
+        weight_bytes = stored_bytes(dims.text, dims.vision, dtype, quantization)
+    else:
+        weight_bytes = sum(sizes.values())
     return Model(
         name=hub_id.rpartition("/")[2] if hub_id else os.path.basename(source.where),
         architecture=architecture,
         parameters=parameters(dims.text, dims.vision),
-        weight_bytes=stored_bytes(dims.text, dims.vision, dtype, quantization)
-        if tensors is None
-        else sum(sizes.values()),
+        weight_bytes=weight_bytes,
         dtype=dtype,
         text=dims.text,
         vision=dims.vision,

@@ -25,6 +25,26 @@ if TYPE_CHECKING:
 
 #: ModelScope's name of the main branch, and the name on the hubs that it mirrors.
 _BRANCHES = ("master", "main")
+#: The index file of a sharded checkpoint.
+INDEX: Final = "model.safetensors.index.json"
+_HINT: Final = "check the path and its permissions"
+#: File types of weights that LMDeploy cannot read, each with its description.
+_FOREIGN: Final = {
+    ".gguf": "GGUF, which llama.cpp and Ollama read and LMDeploy does not",
+    ".pth": f"the original format of Llama, which LMDeploy {REFERENCE} does not read",
+}
+#: File types that do not contain weights, and the commands that read them.
+READ_ELSEWHERE: Final = {
+    ".json": "turbofit serve --plan FILE starts a plan, report and export read one",
+    ".yaml": "a file of options is -f FILE, as turbofit plan -f FILE or turbofit serve -f FILE",
+}
+_WEIGHTS: Final = (".safetensors", ".bin", ".pt")
+_HUB: Final = "name the safetensors checkpoint that it was made of, as a folder or a hub id"
+_CHECKPOINT: Final = "name a checkpoint's folder in Hugging Face's format, or a hub id"
+_BIN_ONLY: Final = (
+    "the checkpoint is in torch's own format (.bin): sizes are computed from config.json, since "
+    "only safetensors headers can be read without running anything"
+)
 
 
 def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json") -> str | None:
@@ -100,25 +120,6 @@ def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
 
 def has_config(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, "config.json"))
-
-
-#: The index file of a sharded checkpoint.
-INDEX: Final = "model.safetensors.index.json"
-
-_HINT: Final = "check the path and its permissions"
-#: File types of weights that LMDeploy cannot read, each with its description.
-_FOREIGN: Final = {
-    ".gguf": "GGUF, which llama.cpp and Ollama read and LMDeploy does not",
-    ".pth": f"the original format of Llama, which LMDeploy {REFERENCE} does not read",
-}
-#: File types that do not contain weights, and the commands that read them.
-READ_ELSEWHERE: Final = {
-    ".json": "turbofit serve --plan FILE starts a plan, report and export read one",
-    ".yaml": "a file of options is -f FILE, as turbofit plan -f FILE or turbofit serve -f FILE",
-}
-_WEIGHTS: Final = (".safetensors", ".bin", ".pt")
-_HUB: Final = "name the safetensors checkpoint that it was made of, as a folder or a hub id"
-_CHECKPOINT: Final = "name a checkpoint's folder in Hugging Face's format, or a hub id"
 
 
 class FolderFiles:
@@ -229,12 +230,6 @@ def sharded(
             hint=hint,
         )
     return tensors
-
-
-_BIN_ONLY: Final = (
-    "the checkpoint is in torch's own format (.bin): sizes are computed from config.json, since "
-    "only safetensors headers can be read without running anything"
-)
 
 
 def is_complete(folder: str) -> bool:

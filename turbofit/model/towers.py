@@ -283,14 +283,16 @@ def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
     """Llama 3.2 Vision: two stacks of layers, and gated embeddings by tile and aspect ratio."""
     hidden, shapes, tile = vision.hidden, vision.shapes + 1, vision.max_tiles * vision.hidden
     plain, again = replace(vision, qkv_bias=False), range(vision.extra_layers)
+    second = [replace(one, role=f"global.{one.role}") for one in _layers(plain, len(again))]
+    gates = _norms(partial(Tensor, layers=again), 1, "global.attention_gate", "global.mlp_gate")
     tensors = [
         *_clip(plain),
         _one("positions.gate", 1),
         _one("tile_positions", shapes, tile * (_tokens(vision) + 1)),
         *[_one(f"{place}_tile.gate", 1) for place in ("pre", "post")],
         *[_one(f"{place}_tile", shapes, tile) for place in ("pre", "post")],
-        *[replace(one, role=f"global.{one.role}") for one in _layers(plain, vision.extra_layers)],
-        *_norms(partial(Tensor, layers=again), 1, "global.attention_gate", "global.mlp_gate"),
+        *second,
+        *gates,
         _projector("1", text_hidden, hidden * vision.outputs),
     ]
     return [replace(one, bias=False) if one.part == "attention" else one for one in tensors]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
 _STOPS: Final = 3
 _NO_MACHINE: Final = 4
+#: Checks that cannot be read if the cards are elsewhere; this is not a finding.
+_OF_CARDS: Final = ("driver_cuda", "torch_architectures")
 
 
 class Finding(Struct):
@@ -144,8 +146,6 @@ CHECKS: Final = (
           "TurboMind drives all GPUs of a group from one process"),
     Check("environment", "host", ("install",), "speed or memory are not those of a plan"),
 )  # fmt: skip
-#: Checks that cannot be read if the cards are elsewhere; this is not a finding.
-_OF_CARDS: Final = ("driver_cuda", "torch_architectures")
 
 
 def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:

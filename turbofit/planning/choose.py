@@ -69,6 +69,7 @@ def plan_of(fit: EngineFit) -> Planned:
     requests = request.workload.concurrency
     at_once = [part.shape.requests(requests) for part in best.engines]
     largest = max(accounts, key=lambda account: account.units_per_forward)
+    why = (*over_rival, *fit.reasons, *reasons(fit, largest))
     plan = document(
         request,
         fit.engine,
@@ -83,7 +84,7 @@ def plan_of(fit: EngineFit) -> Planned:
         requests=at_once,
         throughput=fit.throughput if fits else None,
         considered=_considered(fit),
-        reasons=(*over_rival, *fit.reasons, *reasons(fit, largest)),
+        reasons=why,
         warnings=_warnings(fit),
         remedies=helps,
         limit_costs=limit_costs(request, best, fit.engine) if fits else (),
@@ -403,6 +404,7 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
             places = (plan.engines[0].device_map or {}).values()
             off = any(not isinstance(place, int) for place in places)
             slow = "one request at a time, and slower"
-            slow += ", with decoder layers in host memory" * off
+            if off:
+                slow += ", with decoder layers in host memory"
             if plan.fits:
                 yield fitting(f"--engine {name}", slow)

@@ -71,6 +71,8 @@ from turbofit.planning.verdict import Planned, Verdict
 
 #: How often pixels are halved before decoder layers are taken off the GPUs instead.
 _HALVES = 4
+#: Bytes/s of one PCIe lane in one direction by generation, before protocol overhead.
+_LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 
 @dataclass(frozen=True)
@@ -275,14 +277,15 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
     verdict = _verdict(request, chosen, accounts, host, helps.causes)
     many = "one copy" if chosen.count == 1 else f"{chosen.count} copies"
     each = "one GPU each" if copies.devices == 1 else f"layers split over {copies.devices} GPUs"
-    asked = request.tp is not None or request.replicas is not None
+    is_asked = request.tp is not None or request.replicas is not None
+    as_asked = ": as asked" if is_asked else ""
     plan = document(
         request,
         engine,
         accounts,
         fits=verdict.fits,
         verdict=verdict.text,
-        parallel_reason=f"{many}, {each}{': as asked' * asked}",
+        parallel_reason=f"{many}, {each}{as_asked}",
         host=host,
         settings=settings,
         vision_load=chosen.vision_load,
@@ -332,10 +335,6 @@ def _reasons(
         if limit == requested:
             why = "the model's own" if request.image_limit is None else "as set by you"
         yield f"image limit {limit}: {why}"
-
-
-#: Bytes/s of one PCIe lane in one direction by generation, before protocol overhead.
-_LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 
 def _verdict(
@@ -418,9 +417,11 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
             chosen = search(changed)
         except TurbofitError:
             return False, ""
-        slow = f", {len(chosen.off)} decoder layers in host memory (slow)" * bool(chosen.off)
-        keeps = chosen.keeps(changed)
-        return keeps, f"{chosen.words}{slow}" if keeps else ""
+        if not chosen.keeps(changed):
+            return False, ""
+        off = len(chosen.off)
+        slow = f", {off} decoder layers in host memory (slow)" if off else ""
+        return True, f"{chosen.words}{slow}"
 
     return helpful(_changes(request, closest), told, enough=False, cheap=True)
 

@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.forecast import Throughput, UsualImage
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import (
     Candidate,
@@ -23,8 +24,6 @@ from turbofit.core.plan import (
     Promise,
     Remedy,
     Settings,
-    Throughput,
-    UsualImage,
 )
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
@@ -75,17 +74,17 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         for account, share in zip(accounts, shares, strict=True)
     )
     context = request.workload.context or settings.session_len
+    communicator = engine.communicator(settings)
+    now = datetime.now(timezone.utc)
     return Plan(
         turbofit_version=__version__,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now.isoformat(timespec="seconds"),
         fits=fits,
         verdict=verdict,
         model=request.model,
         machine=request.machine,
         workload=replace(request.workload, context=context),
-        backend=replace(
-            engine.backend, communicator=engine.communicator(settings), reason=parallel_reason
-        ),
+        backend=replace(engine.backend, communicator=communicator, reason=parallel_reason),
         promise=_promise(request, settings, vision_load, image_limit, accounts),
         engines=engines,
         host=host,

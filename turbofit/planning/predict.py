@@ -9,8 +9,9 @@ from math import ceil
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError, spelled_in_shell
+from turbofit.core.forecast import Throughput
 from turbofit.core.messages import QUEUED, plural
-from turbofit.core.plan import Plan, Remedy, Settings, Throughput
+from turbofit.core.plan import Plan, Remedy, Settings
 from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import (
     NO_IMAGES,
@@ -65,6 +66,9 @@ def make_prediction(
     """
     start = _Start(request, engine, free_at_cache)
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
+    keeps_margin = start.outcome.kind == "serves"
+    exposure = _exposure(request, start.image_limit, start.vision_load)
+    story = _story(start.accounts[0], start.ratio, start.outcome, free_at_cache)
     helps: tuple[Remedy, ...] = ()
     if finds_remedies and not start.serves:
         helps = _remedies(request, engine)
@@ -74,17 +78,14 @@ def make_prediction(
         request,
         engine,
         start.accounts,
-        fits=start.serves and start.outcome.kind == "serves",  # the margin is kept, too
+        fits=start.serves and keeps_margin,
         verdict=f"{request.model.name}{version}: {start.text}",
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=start.host,
         settings=start.settings,
         vision_load=start.vision_load,
         image_limit=start.image_limit,
-        reasons=(
-            *_exposure(request, start.image_limit, start.vision_load),
-            *_story(start.accounts[0], start.ratio, start.outcome, free_at_cache),
-        ),
+        reasons=(*exposure, *story),
         warnings=_warnings(request, start.launch, engine, start.cache),
         throughput=start.throughput(),
         remedies=helps,

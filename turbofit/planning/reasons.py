@@ -8,8 +8,9 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.forecast import UsualImage
 from turbofit.core.messages import on_each_gpu, plural
-from turbofit.core.plan import LimitCost, UsualImage
+from turbofit.core.plan import LimitCost
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.machine.presets import is_measured
 from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
@@ -161,7 +162,8 @@ def _batch(fit: EngineFit, account: Account) -> str:
         return _requested_batch(fit, requests)
     if request.least:
         return "the least that serves"
-    kept = ", and cost at most 1% of the KV tokens" * (request.workload.goal == "context")
+    for_context = request.workload.goal == "context"
+    kept = ", and cost at most 1% of the KV tokens" if for_context else ""
     by = forecast_words(fit)
     return f"the fewest that give 99% of the most requests a second by {by}{kept}"
 

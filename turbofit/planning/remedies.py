@@ -5,7 +5,7 @@ The cheapest come first. Changes to fewer concurrent requests come after all oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, combinations
 from typing import Final, NamedTuple
 
@@ -173,7 +173,10 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
         rest = {key: value for key, value in request.engine_options.items() if key != name}
         option, changed = option_of(name), replace(request, engine_options=rest)
         value = request.engine_options[name]
-        values = [] if value is True else value if isinstance(value, list | tuple) else [value]
+        if value is True:
+            values: Sequence[object] = ()
+        else:
+            values = value if isinstance(value, list | tuple) else (value,)
         written = " ".join((option, *map(str, values)))
         yield Change(f"leave {option} to turbofit", changed, written)
     if request.budget is not None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 from msgspec.structs import replace
 
+from turbofit.core.forecast import HostImages, Surety, Throughput
 from turbofit.core.messages import plural
-from turbofit.core.plan import HostImages, Surety, Throughput, image_threads
+from turbofit.core.plan import image_threads
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import three_digits

@@ -60,12 +60,12 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
 
 def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> Document:
     outcome, end = outcome_and_end(ended, readings)
-    notes, gpus = ended.notes, ended.spec.machine.gpus
-    return {
+    notes, spec = ended.notes, ended.spec
+    ran: Document = {
         "schema": SCHEMA,
         "turbofit_version": __version__,
         "pretend": NOTICE,
-        "engine": ended.spec.engine,
+        "engine": spec.engine,
         "outcome": outcome,
         "death": None if end is None else to_builtins(end),
         "ended": exit_words(ended.ran.code),
@@ -73,17 +73,19 @@ def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> 
         "child_seconds": notes.get("seconds", {}),
         "versions": dict(versions),
         "environment": {name: os.environ[name] for name in KEPT if name in os.environ},
-        "settings": notes.get("settings") or dict(ended.spec.settings),
+        "settings": notes.get("settings") or dict(spec.settings),
+    }
+    cards = zip(readings.cards, readings.phases, strict=True)
+    timeline = moments(readings.phases, spec.machine.gpus)
+    return {
+        **ran,
         "cache": readings.cache,
         "terms": readings.terms,
-        "gpus": [
-            card | {"phases": phases}
-            for card, phases in zip(readings.cards, readings.phases, strict=True)
-        ],
+        "gpus": [card | {"phases": phases} for card, phases in cards],
         "cases": [_case(case, readings) for case in notes.get("cases", [])],
-        "timeline": [to_builtins(moment) for moment in moments(readings.phases, gpus)],
+        "timeline": [to_builtins(moment) for moment in timeline],
         "pinned": dict(readings.pinned),
-        "not_known": list(ADAPTERS[ended.spec.engine].not_known),
+        "not_known": list(ADAPTERS[spec.engine].not_known),
         "error": notes.get("error"),
         "log": ended.log[-_KEPT_LINES:],
     }

@@ -58,6 +58,22 @@ _STALLED: Final = 900.0
 _RETRY_SECONDS: Final = 5
 _SHOWN: Final = 300
 _LARGEST: Final = 256 << 20
+#: The types of documents, by route and whether they are events of a stream.
+_OBJECTS: Final = {
+    ("chat", False): "chat.completion", ("chat", True): "chat.completion.chunk",
+    ("completions", False): "text_completion", ("completions", True): "text_completion",
+}  # fmt: skip
+_OPTIONS: Final[Mapping[str, JsonObject]] = {
+    "--model": {"required": True, "help": "a checkpoint's folder, or a hub id"},
+    "--served-name": {"help": "what clients call it; default: --model"},
+    "--device-map": {"required": True, "help": "JSON"},
+    "--offload-folder": {"help": "for what the map sends to disk"},
+    "--dtype": {"default": "bfloat16", "choices": ("float16", "bfloat16", "float32")},
+    "--session-len": {"type": int, "required": True, "help": "tokens of a request"},
+    "--host": {"default": "127.0.0.1"},
+    "--port": {"type": int, "default": DEFAULT_PORT},
+    "--api-keys": {"nargs": "+", "action": "extend", "default": [], "help": "who may ask"},
+}
 
 
 class ServedModel:
@@ -350,25 +366,6 @@ class FallbackApp(AsgiApp):
         else:
             data = document(whole, reason, usage=usage)
             await answer(request, send, 200, data, "application/json")
-
-
-#: The types of documents, by route and whether they are events of a stream.
-_OBJECTS: Final = {
-    ("chat", False): "chat.completion", ("chat", True): "chat.completion.chunk",
-    ("completions", False): "text_completion", ("completions", True): "text_completion",
-}  # fmt: skip
-
-_OPTIONS: Final[Mapping[str, JsonObject]] = {
-    "--model": {"required": True, "help": "a checkpoint's folder, or a hub id"},
-    "--served-name": {"help": "what clients call it; default: --model"},
-    "--device-map": {"required": True, "help": "JSON"},
-    "--offload-folder": {"help": "for what the map sends to disk"},
-    "--dtype": {"default": "bfloat16", "choices": ("float16", "bfloat16", "float32")},
-    "--session-len": {"type": int, "required": True, "help": "tokens of a request"},
-    "--host": {"default": "127.0.0.1"},
-    "--port": {"type": int, "default": DEFAULT_PORT},
-    "--api-keys": {"nargs": "+", "action": "extend", "default": [], "help": "who may ask"},
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -89,7 +89,8 @@ class StartProgress:
             done = self._clock() - self._check_began
             return Step(doing, done, self.check_seconds, "s", detail)
         if phase == "warm-up" and here[0].tracker.warming is not None:
-            detail = f"{here[0].tracker.warming:,} tokens{', ' * bool(detail)}{detail}"
+            tokens = f"{here[0].tracker.warming:,} tokens"
+            detail = f"{tokens}, {detail}" if detail else tokens
         return Step(doing, detail=detail)
 
     def _weights(self, engines: Sequence[SupervisedEngine]) -> tuple[int, int]:

@@ -16,8 +16,9 @@ from tests.support.checkup import Find, Make, two
 from tests.support.nvml import Scenario, gpu_3090
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import DoesNotFitError, LaunchError
+from turbofit.core.forecast import HostImages
 from turbofit.core.machine import Host
-from turbofit.core.plan import HostImages, Plan
+from turbofit.core.plan import Plan
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.planning.checks import examine, plan_warnings, refuse

@@ -1,4 +1,4 @@
-"""One engine over days: its log, and what it has survived does not tell why it ends."""
+"""One engine over days: what it has survived does not tell why it ends."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.support import waiting
 from tests.support.plans import plausible_plan
-from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
 from turbofit.serving.engine import supervised_engine
 from turbofit.serving.engine.engine_client import Probe, Timing
 from turbofit.serving.engine.launches import Launch
-from turbofit.serving.engine.process import EngineProcess, LogFile
 from turbofit.serving.engine.supervised_engine import SupervisedEngine, Supervision
 
 #: Torch's, of a request; the server before the engine lives on.
@@ -193,62 +190,3 @@ def test_an_error_that_it_survived_is_not_its_end(answered, kind, kills, engine)
     engine._probe.lived = answered
     assert killed(engine, 55.0) == kind
     assert kills.so_far == 3
-
-
-WAITS = b"[TM][INFO][1120.08:30:00.%06d][scheduler.cc:1186] out of memory at 0/1\n"
-
-
-def test_the_size_is_capped(tmp_path: Path) -> None:
-    log = LogFile(tmp_path / "log", cap=1000)
-    for i in range(200):
-        log.feed(b"line %04d of different text\n" % i)
-        log.kept.settle(waiting.HANG)
-    log.close()
-    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    assert set(sizes) == {"log", "log.1"}
-    assert max(sizes.values()) <= 1000
-    assert "line 0199" in (tmp_path / "log").read_text()
-
-
-def test_repeats_become_a_count_whatever_their_time(tmp_path: Path) -> None:
-    log = LogFile(tmp_path / "log")
-    runs = log.feed(b"first\n" + b"".join(WAITS % i for i in range(500)))
-    runs += log.feed(b"".join(WAITS % i for i in range(500)) + b"last\n")
-    log.close()
-    text = "[TM][INFO][scheduler.cc:1186] out of memory at 0/1"
-    assert runs == [("first", 1), (text, 500), (text, 500), ("last", 1)]
-    lines = (tmp_path / "log").read_text().splitlines()
-    count = "    (the line above came 999 more times)"
-    assert lines == ["first", (WAITS % 0).decode().rstrip(), count, "last"]
-
-
-@pytest.mark.parametrize(
-    ("chunks", "lines"),
-    [
-        ((b"ab", b"c\nd"), [("abc", 1), ("d", 1)]),
-        ((b"x" * 70_000,), [("x" * 70_000, 1)]),
-        # Of a progress bar the last state counts.
-        ((b"Loading:  1%\rLoading: 50%\rdone\n",), [("done", 1)]),
-        ((b"windows\r\n",), [("windows", 1)]),
-        (
-            (b"".join(b"2026-11-20 08:00:0%d,123 - lmdeploy - WARNING - x\n" % i for i in (1, 2)),),
-            [(" - lmdeploy - WARNING - x", 2)],
-        ),
-    ],
-)
-def test_what_is_a_line(chunks, lines, tmp_path: Path) -> None:
-    log = LogFile(tmp_path / "log")
-    assert [run for chunk in chunks for run in log.feed(chunk)] + log.close() == lines
-
-
-def test_a_first_start_needs_its_log_and_a_restart_goes_on_without(tmp_path: Path) -> None:
-    begun, log = tmp_path / "begun", tmp_path / "nothing" / "engine-0.log"
-    with pytest.raises(LaunchError, match="log cannot be written"):
-        EngineProcess(["touch", str(begun)], {}, log)
-    assert not begun.exists()
-    process = EngineProcess(["echo", "hello"], {}, log, log_required=False)
-    process.wait(waiting.HANG)
-    assert process.poll() == 0
-    assert process.finish(waiting.HANG) == [("hello", 1)]
-    assert process.log_error == "No such file or directory"
-    assert not log.parent.exists()

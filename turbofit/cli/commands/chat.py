@@ -90,9 +90,9 @@ class Server:
                                 yield Piece(str(delta[field]), thought=field != "content")
                         ended |= bool(choice.get("finish_reason"))
             except StreamError as exc:
-                said = "the answer breaks off: " * (exc.kind == "garbage") + _said(
-                    str(exc).encode()
-                )
+                said = _said(str(exc).encode())
+                if exc.kind == "garbage":
+                    said = f"the answer breaks off: {said}"
                 raise UnservedError(said, hint="ask again") from None
             except OSError as exc:
                 raise UnservedError(f"the answer breaks off: {exc}", hint="ask again") from None

@@ -169,7 +169,8 @@ class ProgressDisplay:
         room = columns - len(text) - 3
         if room >= _SHORTEST_BAR:
             done = round(room * min(1.0, step.done / step.total))
-            return f"[{'#' * done}{'.' * (room - done)}] {text}"
+            bar = "".ljust(done, "#").ljust(room, ".")
+            return f"[{bar}] {text}"
         name = step.doing[: max(0, len(step.doing) - max(0, len(text) - columns))]
         return f"{step._replace(doing=name).text}{times}" if name else step.text[:columns]
 

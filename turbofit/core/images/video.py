@@ -52,9 +52,8 @@ class Videos(NamedTuple):
         """
         merged = self.rule.merged_frames
         if frames < merged:
-            raise UsageError(
-                f"a video of {frames} frame{'s' * (frames != 1)}", hint=f"send {merged} at least"
-            )
+            noun = "frame" if frames == 1 else "frames"
+            raise UsageError(f"a video of {frames} {noun}", hint=f"send {merged} at least")
         return -(-frames // merged)
 
     def units(

@@ -270,7 +270,10 @@ def new_path(folder: str, stem: str, suffix: str = "") -> Path:
     for attempt in range(1000):
         path = base.with_name(f"{base.name}{f'-{attempt}' if attempt else ''}{suffix}")
         with suppress(FileExistsError):
-            path.touch(0o600, exist_ok=False) if suffix else path.mkdir(0o700)
+            if suffix:
+                path.touch(0o600, exist_ok=False)
+            else:
+                path.mkdir(0o700)
             return path
     raise FileExistsError(f"{base}{suffix}")
 

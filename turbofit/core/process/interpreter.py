@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
+USUAL_THRESHOLDS: Final = gc.get_threshold()
+#: What `stdout` returned when each block of `kept_stdout` began, in any thread; may be None.
+_KEPT: Final[list[TextIO | None]] = []
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
@@ -26,9 +29,6 @@ async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any
     except asyncio.CancelledError:
         await asyncio.gather(task, return_exceptions=True)
         raise
-
-
-USUAL_THRESHOLDS: Final = gc.get_threshold()
 
 
 def collect_after(objects: int) -> None:
@@ -48,10 +48,6 @@ def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
     if phase == "stop":
         gc.callbacks.remove(_collect_as_usual)
         gc.set_threshold(*USUAL_THRESHOLDS)
-
-
-#: What `stdout` returned when each block of `kept_stdout` began, in any thread; may be None.
-_KEPT: Final[list[TextIO | None]] = []
 
 
 def stdout() -> TextIO | None:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+_ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
+#: The signals that stop a command, other than Ctrl-C; Windows has no SIGHUP.
+_ENDING: Final = tuple(number for number in signal.Signals if number.name in {"SIGTERM", "SIGHUP"})
+
 
 def child(
     words: Sequence[str],
@@ -50,11 +54,6 @@ def output_of(
         ).stdout  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-_ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
-#: The signals that stop a command, other than Ctrl-C; Windows has no SIGHUP.
-_ENDING: Final = tuple(number for number in signal.Signals if number.name in {"SIGTERM", "SIGHUP"})
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:

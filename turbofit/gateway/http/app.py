@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Document
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.grammar_trials import GrammarTrials
+    from turbofit.gateway.http.metrics import Gauges
     from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
@@ -263,28 +264,27 @@ class Gateway(AsgiApp):
         if self._asked is None or self._asked.done():
             self._asked = asyncio.ensure_future(asyncio.to_thread(self.in_use))
         await asyncio.wait({self._asked}, timeout=_PAGE_SECONDS)
-        labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
+        in_use = self._asked.result() if self._asked.done() else {}
         suspected, refused = self.deny_list.numbers
-        gauges: dict[str, list[tuple[tuple[str, ...], float]]] = {
+        whole: Gauges = {
             "connections": [((), len(self.connections))],
             "waiting": [((), self.admission.waiting)],
-            "in_flight": [(label, engine.outstanding) for label, engine in labelled],
-            "units_in_flight": [(label, engine.units) for label, engine in labelled],
-            "kv_tokens_reserved": [
-                (label, engine.gate.reserved)
-                for label, engine in labelled
-                if engine.gate.units is not None
-            ],
-            "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
-            "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
             "suspects": [((), suspected)],
             "convicted": [((), refused)],
-            "gpu_bytes_in_use": [
-                ((f"gpu={index}",), size)
-                for index, size in (self._asked.result() if self._asked.done() else {}).items()
-            ],
+            "gpu_bytes_in_use": [((f"gpu={index}",), size) for index, size in in_use.items()],
         }
-        return merge(pages) + self.metrics.text(gauges)
+        return merge(pages) + self.metrics.text({**whole, **self._gauges_of_engines()})
+
+    def _gauges_of_engines(self) -> Gauges:
+        labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
+        gated = [(label, engine) for label, engine in labelled if engine.gate.units is not None]
+        return {
+            "in_flight": [(label, engine.outstanding) for label, engine in labelled],
+            "units_in_flight": [(label, engine.units) for label, engine in labelled],
+            "kv_tokens_reserved": [(label, engine.gate.reserved) for label, engine in gated],
+            "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
+            "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
+        }
 
     def _record(self, request: RequestContext) -> None:
         prepared, outcome = request.prepared, request.outcome

@@ -7,7 +7,7 @@ import re
 import sys
 from bisect import bisect_left
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log_queue import FileLog
@@ -18,11 +18,40 @@ if TYPE_CHECKING:
 
     from turbofit.core.struct import Document
 
+    #: The values of gauges by name, each with its labels.
+    Gauges: TypeAlias = Mapping[str, Iterable[tuple[tuple[str, ...], float]]]
+
     Log = Callable[[dict[str, Any]], None]
 
 _LOG_CAP: Final = 64 * MIB
 #: It begins with a line end, since the disk may have taken only a part of the line before it.
 _LOST: Final = '\n{"lost": "lines are missing here: the disk was full or slow"}\n'
+_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_PREFIX: Final = "turbofit_gateway_"
+_HELP: Final = {
+    "requests_total": ("counter", "Requests answered, by route and status."),
+    "refused_total": ("counter", "Requests not passed on, by reason."),
+    "limited_total": ("counter", "Requests lowered to the plan, by what was lowered."),
+    "disconnected_total": ("counter", "Requests whose client went away."),
+    "engine_failures_total": ("counter", "Requests that an engine did not finish."),
+    "retried_total": ("counter", "Requests that a front sent to another node."),
+    "connections_closed_total": ("counter", "Connections closed without an answer, by reason."),
+    "engine_deaths_total": ("counter", "Deaths of engines that had requests, by engine."),
+    "convicted_total": ("counter", "Requests that were refused for engines' deaths."),
+    "images_total": ("counter", "Images passed on."),
+    "units_total": ("counter", "Vision units passed on."),
+    "connections": ("gauge", "Connections of clients."),
+    "waiting": ("gauge", "Requests that wait for room."),
+    "in_flight": ("gauge", "Requests at an engine."),
+    "units_in_flight": ("gauge", "Vision units at an engine."),
+    "kv_tokens_reserved": ("gauge", "KV tokens that requests may take, where images are queued."),
+    "host_bytes_in_flight": ("gauge", "Host memory of images at an engine, as estimated."),
+    "suspects": ("gauge", "Requests that an engine may have died of."),
+    "convicted": ("gauge", "Requests that are refused since engines died of them."),
+    "gpu_bytes_in_use": ("gauge", "Bytes in use on a GPU, by all processes."),
+    "engine_up": ("gauge", "Whether an engine answers."),
+    "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
+}
 
 
 class AccessLog(FileLog):
@@ -64,34 +93,6 @@ def _entry(record: Document) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-_PREFIX: Final = "turbofit_gateway_"
-_HELP: Final = {
-    "requests_total": ("counter", "Requests answered, by route and status."),
-    "refused_total": ("counter", "Requests not passed on, by reason."),
-    "limited_total": ("counter", "Requests lowered to the plan, by what was lowered."),
-    "disconnected_total": ("counter", "Requests whose client went away."),
-    "engine_failures_total": ("counter", "Requests that an engine did not finish."),
-    "retried_total": ("counter", "Requests that a front sent to another node."),
-    "connections_closed_total": ("counter", "Connections closed without an answer, by reason."),
-    "engine_deaths_total": ("counter", "Deaths of engines that had requests, by engine."),
-    "convicted_total": ("counter", "Requests that were refused for engines' deaths."),
-    "images_total": ("counter", "Images passed on."),
-    "units_total": ("counter", "Vision units passed on."),
-    "connections": ("gauge", "Connections of clients."),
-    "waiting": ("gauge", "Requests that wait for room."),
-    "in_flight": ("gauge", "Requests at an engine."),
-    "units_in_flight": ("gauge", "Vision units at an engine."),
-    "kv_tokens_reserved": ("gauge", "KV tokens that requests may take, where images are queued."),
-    "host_bytes_in_flight": ("gauge", "Host memory of images at an engine, as estimated."),
-    "suspects": ("gauge", "Requests that an engine may have died of."),
-    "convicted": ("gauge", "Requests that are refused since engines died of them."),
-    "gpu_bytes_in_use": ("gauge", "Bytes in use on a GPU, by all processes."),
-    "engine_up": ("gauge", "Whether an engine answers."),
-    "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
-}
-
-
 class Metrics:
     """Counts events of the gateway; the caller of `text` passes the values of gauges."""
 
@@ -109,7 +110,7 @@ class Metrics:
         self._first[bisect_left(_BUCKETS, seconds)] += 1
         self._first_sum += seconds
 
-    def text(self, gauges: Mapping[str, Iterable[tuple[tuple[str, ...], float]]]) -> str:
+    def text(self, gauges: Gauges) -> str:
         lines: list[str] = []
         for name, (kind, help_) in _HELP.items():
             lines += [f"# HELP {_PREFIX}{name} {help_}", f"# TYPE {_PREFIX}{name} {kind}"]

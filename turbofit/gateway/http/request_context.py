@@ -120,6 +120,8 @@ def entry(request: RequestContext, path: str, first: float | None) -> Document:
     ``first`` is the time of the answer's first byte, by `time.perf_counter`.
     """
     prepared, outcome, now = request.prepared, request.outcome, time.perf_counter()
+    engine = None if request.engine is None else request.engine.index
+    first_byte_ms = None if first is None else round((first - request.read) * 1e3, 1)
     return {
         "time": round(time.time(), 3),
         "id": request.id,
@@ -128,15 +130,15 @@ def entry(request: RequestContext, path: str, first: float | None) -> Document:
         "status": request.status,
         "client": request.client,
         "key": request.key,
-        "engine": None if request.engine is None else request.engine.index,
+        "engine": engine,
         "images": prepared.images,
         "units": prepared.cost.units,
         "copies": prepared.cost.copies,
         "limited": list(prepared.lowered),
         "refused": request.reason,
         "bytes_in": request.bytes_in,
-        "bytes_out": outcome.bytes_out if outcome is not None else 0,
+        "bytes_out": 0 if outcome is None else outcome.bytes_out,
         "ms": round((now - request.t0) * 1e3, 1),
-        "ms_first_byte": None if first is None else round((first - request.read) * 1e3, 1),
+        "ms_first_byte": first_byte_ms,
         "broken": outcome is not None and outcome.broken,
     }

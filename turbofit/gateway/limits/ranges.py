@@ -287,6 +287,14 @@ TEMPLATE_ARGUMENTS: Final = frozenset(
         "truncation",
     }
 )  # fmt: skip
+#: The most messages and parts of them. LMDeploy takes 43 us for each on its event loop, 0.4 s for
+#: all of these. A chat with more is refused, even if it would fit the session.
+_MOST_MESSAGES: Final = 8192
+_CONVERSATIONS: Final = ("messages", "input", "system")
+_TEMPLATE: Final = "chat_template_kwargs"
+_ASCII: Final = bytes(range(128))
+#: The most bytes that NFC makes of one byte (Unicode Standard Annex 15, expansion factors).
+_NFC: Final = 3
 
 
 @cache
@@ -296,16 +304,6 @@ def passed(kind: str) -> frozenset[str]:
     LMDeploy ignores unknown fields, but a later version may read an image or a limit from them.
     """
     return frozenset(name for name, rule in RULES.get(kind, {}).items() if rule.passed)
-
-
-#: The most messages and parts of them. LMDeploy takes 43 us for each on its event loop, 0.4 s for
-#: all of these. A chat with more is refused, even if it would fit the session.
-_MOST_MESSAGES: Final = 8192
-_CONVERSATIONS: Final = ("messages", "input", "system")
-_TEMPLATE: Final = "chat_template_kwargs"
-_ASCII: Final = bytes(range(128))
-#: The most bytes that NFC makes of one byte (Unicode Standard Annex 15, expansion factors).
-_NFC: Final = 3
 
 
 def scope_of(bounds: Bounds) -> Scope:

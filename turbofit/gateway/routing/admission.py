@@ -83,7 +83,10 @@ class Place:
             loop.call_later(after, self._end)
         else:
             self._end()
-        loop.call_later(after, self._end_turn) if left and after else self._end_turn()
+        if left and after:
+            loop.call_later(after, self._end_turn)
+        else:
+            self._end_turn()
 
     def _end_turn(self) -> None:
         """End the suspect's turn, so that the next suspect may come to the engine."""

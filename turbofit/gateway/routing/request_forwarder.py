@@ -166,8 +166,10 @@ class Exchange(ForwardOutcome):
             else:
                 await self._whole(response, kind)
         finally:
-            # An unread answer closes the connection, which tells the engine to stop.
-            response.close() if not response.content.at_eof() else response.release()
+            if response.content.at_eof():
+                response.release()
+            else:  # the closed connection tells the engine to stop
+                response.close()
 
     async def _stream(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """Pass the events of a stream on as they come, each only when it is complete.

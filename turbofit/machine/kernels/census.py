@@ -26,6 +26,8 @@ _TEGRA: Final = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
 Version = tuple[int, int, int]
 
 _ROOM: Final = "engines/kernels"
+_LOG: Final = LazyLogger(__name__)
+_LIBRARY: Final = re.compile(r"_turbomind\.[\w.-]*so$")
 
 
 class Count(Struct):
@@ -173,10 +175,6 @@ def _counts(row: str) -> Iterator[Count]:
     for cell in str(row).split():
         code, _, empty = cell.partition("+")
         yield Count(code=int(code), empty=int(empty or 0))
-
-
-_LOG: Final = LazyLogger(__name__)
-_LIBRARY: Final = re.compile(r"_turbomind\.[\w.-]*so$")
 
 
 class _Engine(NamedTuple):

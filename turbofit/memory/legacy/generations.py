@@ -299,7 +299,7 @@ def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
     """
     vision, page = model.vision, legacy_constants().torch_block["page"]
     if vision is None:
-        return (0,) * tp
+        return tuple([0] * tp)
     hidden, inter = vision.hidden, vision.intermediate
     mlp = [hidden * inter] * (3 if vision.gated_mlp else 2)
     small = 8 * hidden + inter  # norms, biases, layer scales

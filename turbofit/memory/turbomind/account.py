@@ -113,7 +113,8 @@ def before_terms(
     if settings.tp > 1:
         note = f"{settings.communicator}, {settings.tp} ranks"
         # NCCL's buffers were measured for each class of link; cuda-ipc's size is in its source.
-        kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
+        nvlink = "nvlink_hopper" if hopper else "nvlink"
+        kind = nvlink if linked else "host"
         links = term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
         if settings.communicator != "nccl":
             size = constants.ipc_packet + constants.ipc_scratch + PAGE

@@ -32,6 +32,30 @@ from turbofit.model.parameters import exempt_bytes, is_packed, unpacked_bytes
 from turbofit.model.tensors import Tensor, text_tensors
 from turbofit.model.towers import vision_tensors
 
+#: Elements of a 16-byte vector of 16-bit values; each rank's lm_head rows are padded to it.
+_VECTOR = 8
+_FLOAT: Final = 4
+#: Bytes; every allocation from a pool of CUDA is a multiple of this.
+_POOL_BLOCK = 512
+#: The class of a tensor, by its part.
+_CLASSES: Final = {
+    "embedding": "embedding", "attention": "attention", "delta": "delta", "norm": "norms",
+    "mlp": "mlp", "expert": "mlp", "shared": "mlp", "router": "mlp",
+}  # fmt: skip
+#: Queries, keys and values; rotary embeddings reorder them by heads.
+_TURNED: Final = frozenset({"q", "k", "v"})
+#: The matrix that a tensor becomes a part of. A delta net's inputs have 16 bits, since the two
+#: gates have too few outputs for quantisation. Source:
+#: lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
+_JOINED: Final = {
+    **dict.fromkeys(("q", "k", "v"), "qkv"),
+    **dict.fromkeys(("q_a", "kv_a"), "latents"),
+    **dict.fromkeys(("delta.qkv", "delta.z", "delta.b", "delta.a"), "delta.inputs"),
+    **{f"{mlp}.{up}": f"{mlp}.up" for mlp in ("mlp", "expert", "shared") for up in ("gate", "up")},
+}
+#: Tensors of delta nets so small that the rounding to whole blocks matters.
+_SMALL: Final = frozenset({"delta.decay", "delta.step", "delta.norm"})
+
 
 class PackedFormat(Struct):
     """The format of quantised linear layers on one kind of card, in bytes.
@@ -165,20 +189,6 @@ def load_constants(version: str = REFERENCE) -> EngineConstants:
     return figures("turbomind", version, EngineConstants)
 
 
-#: Elements of a 16-byte vector of 16-bit values; each rank's lm_head rows are padded to it.
-_VECTOR = 8
-_FLOAT: Final = 4
-#: Bytes; every allocation from a pool of CUDA is a multiple of this.
-_POOL_BLOCK = 512
-
-
-#: The class of a tensor, by its part.
-_CLASSES: Final = {
-    "embedding": "embedding", "attention": "attention", "delta": "delta", "norm": "norms",
-    "mlp": "mlp", "expert": "mlp", "shared": "mlp", "router": "mlp",
-}  # fmt: skip
-
-
 def weight_classes(
     model: Model,
     tp: int,
@@ -248,10 +258,6 @@ def vision_tp(vision: VisionDims, tp: int) -> int:
     return tp if vision.heads % tp == 0 else 1
 
 
-#: Queries, keys and values; rotary embeddings reorder them by heads.
-_TURNED: Final = frozenset({"q", "k", "v"})
-
-
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
     """Return whether the engine widens fp8 attention layers with heads of this size to 16 bits.
 
@@ -281,19 +287,6 @@ class _Joined(NamedTuple):
     tensors: tuple[Tensor, ...]
     packing: Quantization | None
     times: int
-
-
-#: The matrix that a tensor becomes a part of. A delta net's inputs have 16 bits, since the two
-#: gates have too few outputs for quantisation. Source:
-#: lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
-_JOINED: Final = {
-    **dict.fromkeys(("q", "k", "v"), "qkv"),
-    **dict.fromkeys(("q_a", "kv_a"), "latents"),
-    **dict.fromkeys(("delta.qkv", "delta.z", "delta.b", "delta.a"), "delta.inputs"),
-    **{f"{mlp}.{up}": f"{mlp}.up" for mlp in ("mlp", "expert", "shared") for up in ("gate", "up")},
-}
-#: Tensors of delta nets so small that the rounding to whole blocks matters.
-_SMALL: Final = frozenset({"delta.decay", "delta.step", "delta.norm"})
 
 
 @lru_cache

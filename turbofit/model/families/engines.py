@@ -138,15 +138,16 @@ def _turbomind(model: Model) -> str | None:
     channels = " or ".join(map(str, sorted(heads or ())))
     inside = " inside; LMDeploy would not fall back" if vision else ""
     sparse = text.architecture == "Qwen2MoeForCausalLM"
+    has_dense = moe and (moe.step != 1 or (sparse and moe.layers < text.layers))
+    given = vision.head_dim if vision else 0
     problem = _first(
         {
             f"{_TURBOMIND} does not run {text.architecture}{inside}":
                 text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER,
             f"{_TURBOMIND} takes every layer as sparse, this model has dense ones":
-                moe and (moe.step != 1 or (sparse and moe.layers < text.layers)),
-            f"{_TURBOMIND} runs vision heads of {channels} channels,"
-            f" not {vision.head_dim if vision else 0}":
-                vision and heads and vision.head_dim not in heads,
+                has_dense,
+            f"{_TURBOMIND} runs vision heads of {channels} channels, not {given}":
+                heads and given not in heads,
             f"{_TURBOMIND} runs gated delta nets with heads of 128 channels only":
                 text.delta and (text.delta.key_dim, text.delta.value_dim) != (128, 128),
         }
@@ -229,7 +230,7 @@ def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
     if kind in _SIXTEEN_BITS:
         return _SIXTEEN_BITS[kind].format(method=method)
     awq, kimi, compressed = method == "awq", kind == _KIMI, method == "compressed-tensors"
-    return _first(
+    problem = _first(
         {
             # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
             "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits":
@@ -240,14 +241,20 @@ def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
             # lmdeploy pytorch/config.py::_parse_compressed_tensors_config #4dbcec
             f"turbofit has no account of Kimi-K2.5 in {method}: take 4 bits or 16":
                 kimi and not compressed,
+        }
+    )  # fmt: skip
+    if problem or not compressed:
+        return problem
+    return _first(
+        {
             # Layers do not know their names, by which the config exempts some:
             # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
             f"LMDeploy {REFERENCE}'s {kind} does not start with compressed-tensors":
-                compressed and not kimi and model.text.mla is not None,
+                not kimi and model.text.mla is not None,
             f"{_PYTORCH} reads compressed-tensors for experts only":
-                compressed and not (kimi and packed.of_experts),
+                not (kimi and packed.of_experts),
             f"{_PYTORCH} reads groups of {_KIMI_GROUP} in compressed-tensors, not of {size}":
-                compressed and size != _KIMI_GROUP,
+                size != _KIMI_GROUP,
         }
     )  # fmt: skip
 

@@ -124,39 +124,40 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     qkv_bias, output_bias, mlp_bias = [
         bias if isinstance(bias, bool) else config.boolean(*bias) for bias in biases
     ]
-    mla, expanded = None, "expanded" in defaults
-    if expanded or "latent" in defaults:
+    has_latent, expanded = "latent" in defaults, "expanded" in defaults
+    mla = None
+    if expanded or has_latent:
         mla = _latents(config, hidden, heads, expanded=expanded)
+    inner = config.integer("intermediate_size", defaults["intermediate_size"], high=1 << 20)
+    vocab = config.integer("vocab_size", defaults["vocab_size"])
+    length = _length(config, defaults["max_position_embeddings"])
+    usually_tied = defaults.get("tied", False) if tied is None else tied
+    is_hybrid, is_phi_moe = "hybrid" in defaults, architecture == _PHI_MOE
+    may_norm, always_norms = architecture == _GLM_MOE, architecture.startswith(("Qwen3", "Gemma3"))
+    read_experts = _routed_experts if mla or "routed" in defaults else _moe
     return TextDims(
         architecture=defaults.get("run_as", architecture),
         layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=1 if "latent" in defaults else kv_heads,
+        kv_heads=1 if has_latent else kv_heads,
         head_dim=mla.key_dim if mla else head_dim,
-        intermediate=config.integer(
-            "intermediate_size", defaults["intermediate_size"], high=1 << 20
-        ),
-        vocab=config.integer("vocab_size", defaults["vocab_size"]),
-        max_position_embeddings=_length(config, defaults["max_position_embeddings"]),
-        tie_word_embeddings=config.boolean(
-            "tie_word_embeddings", defaults.get("tied", False) if tied is None else tied
-        ),
-        delta=_delta(config, layers) if "hybrid" in defaults else None,
-        output_gate="hybrid" in defaults,
+        intermediate=inner,
+        vocab=vocab,
+        max_position_embeddings=length,
+        tie_word_embeddings=config.boolean("tie_word_embeddings", usually_tied),
+        delta=_delta(config, layers) if is_hybrid else None,
+        output_gate=is_hybrid,
         mla=mla,
         sinks=architecture == _GPT_OSS,
-        qk_norm=architecture.startswith(("Qwen3", "Gemma3"))
-        or (architecture == _GLM_MOE and config.boolean("use_qk_norm", False)),
+        qk_norm=always_norms or (may_norm and config.boolean("use_qk_norm", False)),
         layer_norms=defaults.get("norms", 2),
-        moe=(_routed_experts if mla or "routed" in defaults else _moe)(
-            config, architecture, defaults, layers
-        ),
+        moe=read_experts(config, architecture, defaults, layers),
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         mlp_bias=mlp_bias,
-        norm_bias=architecture == _PHI_MOE,
-        head_bias=architecture == _PHI_MOE and config.boolean("lm_head_bias", False),
+        norm_bias=is_phi_moe,
+        head_bias=is_phi_moe and config.boolean("lm_head_bias", False),
         sliding_window=_window(config, architecture, layers) or UNSET,
     )
 

@@ -33,6 +33,10 @@ Tensors = dict[str, Any]
 Edit = Callable[[Any], Any]
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
 _HINT: Final = "download the file again, or check who made it"
+_WEIGHTS: Final = (
+    ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json",
+)  # fmt: skip
+_SLACK: Final = 1 << 20
 
 
 class Piece(NamedTuple):
@@ -140,12 +144,6 @@ def open_tensors(folder: str, name: str) -> Tensors:
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
             raise UsageError(f"{name} holds something else than named tensors", hint=_HINT)
     return dict(content)
-
-
-_WEIGHTS: Final = (
-    ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json",
-)  # fmt: skip
-_SLACK: Final = 1 << 20
 
 
 class Result(NamedTuple):

@@ -31,6 +31,13 @@ from turbofit.planning.search.sizing import (
 from turbofit.planning.speed import Speed, request_tokens
 
 Groups = tuple[tuple[int, ...], ...]
+#: The least number of parts into which the workload is divided, in all and for each engine.
+_SHARES = 32
+_EACH = 4
+#: A rate that grows by a smaller share counts as constant.
+_GROWS = 1e-9
+#: A set of equal engines: their number, and one's speed as a function of its requests.
+Set = tuple[int, Callable[[float], Speed]]
 
 
 def evaluate(state: SearchState, shape: Shape) -> Evaluation:
@@ -235,13 +242,11 @@ class _Unequal:
         held_requests = sum(part.held_requests for part in parts)
         weakest = min(parts, key=lambda part: (part.fits, -part.short, part.kv_tokens))
         settings = weakest.settings
+        widest = max(part.shape.tp for part in parts)
+        prefill = settings.max_prefill_token_num
         evaluation = Evaluation(
             engine=weakest.engine,
-            shape=replace(
-                self.shape,
-                tp=max(part.shape.tp for part in parts),
-                max_prefill_token_num=settings.max_prefill_token_num,
-            ),
+            shape=replace(self.shape, tp=widest, max_prefill_token_num=prefill),
             settings=settings,
             vision_load=weakest.vision_load,
             kv_tokens=weakest.kv_tokens,
@@ -273,16 +278,6 @@ class _Unequal:
             ranked=sum(part.ranked for part in parts),
         )
         return _scored(self.request, whole)
-
-
-#: The least number of parts into which the workload is divided, in all and for each engine.
-_SHARES = 32
-_EACH = 4
-#: A rate that grows by a smaller share counts as constant.
-_GROWS = 1e-9
-
-#: A set of equal engines: their number, and one's speed as a function of its requests.
-Set = tuple[int, Callable[[float], Speed]]
 
 
 def evenly(

@@ -15,8 +15,9 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
+from turbofit.core.forecast import Throughput
 from turbofit.core.images.rule import ImageRule
-from turbofit.core.plan import HostMemory, Throughput
+from turbofit.core.plan import HostMemory
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect

@@ -20,6 +20,14 @@ from turbofit.rehearsal.checkpoint.tokenizer import Tokenizer
 
 Values = Mapping[str, Any]
 _ROOM: Final = "checkpoints"
+_DROP: Final = object()
+#: The name, safetensors type and shape of a tensor.
+Entry = tuple[str, str, tuple[int, ...]]
+_GROUP: Final = 128
+#: The number of weights that share an exponent in mxfp4, or a scale in compressed-tensors.
+_MX_GROUP: Final = 32
+#: Words before the name of a tensor that is no module's weight, and its type ("": the model's).
+_ALONE: Final = {"bare": "", "float32": "F32"}
 
 
 class Decoder(Struct, forbid_unknown_fields=True):
@@ -214,19 +222,9 @@ def config_from(template: Any, values: Values) -> Any:
     return value or (_DROP if otherwise == "drop" else None)
 
 
-_DROP: Final = object()
-
-
 def _value(name: str, values: Values) -> Any:
     """Return the value of a name or of a sum of products."""
     return values[name] if name in values else size(name, values)
-
-
-#: The name, safetensors type and shape of a tensor.
-Entry = tuple[str, str, tuple[int, ...]]
-_GROUP: Final = 128
-#: The number of weights that share an exponent in mxfp4, or a scale in compressed-tensors.
-_MX_GROUP: Final = 32
 
 
 class Writer(NamedTuple):
@@ -332,10 +330,6 @@ def _roles(names: JsonObject) -> Iterator[str]:
         if isinstance(name, dict):
             yield from _roles(name)
         yield names.get("of", "") + role
-
-
-#: Words before the name of a tensor that is no module's weight, and its type ("": the model's).
-_ALONE: Final = {"bare": "", "float32": "F32"}
 
 
 def _shape(joined: list[Tensor]) -> tuple[int, ...]:

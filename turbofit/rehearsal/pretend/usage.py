@@ -289,7 +289,7 @@ def read_shared(path: Path) -> SharedRecord:
     except FileNotFoundError:
         data = b""
     if len(data) < _HEAD.size or not any(data[:8]):
-        return SharedRecord((), (0,) * _PINNED, 0)
+        return SharedRecord((), tuple([0] * _PINNED), 0)
     magic, used, _, *numbers = _HEAD.unpack_from(data)
     if magic != _MAGIC:
         raise ValueError(f"{path} is not a shared account of this turbofit")

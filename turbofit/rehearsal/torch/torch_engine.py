@@ -24,6 +24,7 @@ _CACHE: Final = (
     "cache_max_entry_count", "num_state_caches", "num_cpu_blocks", "quant_policy",
 )  # fmt: skip
 _TOKEN: Final = 5  # an ordinary token of every vocabulary
+_LETTER: Final = "a"  # is a token of the tokenizer of a twin
 
 
 def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
@@ -149,13 +150,14 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
         top_p=0.8,
     )
     if not request.sizes:
-        wanted = request.text_tokens
-        length = _longest(engine) - request.max_new_tokens - 1 if wanted == LONGEST else wanted
+        length = request.text_tokens
+        if length == LONGEST:
+            length = _longest(engine) - request.max_new_tokens - 1
         ids = [_TOKEN] * max(1, length)
         return await engine.preprocess(None, next(_numbers), gen_config=config, input_ids=ids)
     from PIL import Image
 
-    content: list[dict[str, Any]] = [{"type": "text", "text": "a" * request.text_tokens}]
+    content: list[dict[str, Any]] = [{"type": "text", "text": _LETTER * request.text_tokens}]
     for size in request.sizes:
         picture = Image.new("RGB", size, (120, 80, 40 + (request.images or 0)))
         content.append({"type": "image_data", "image_data": {"data": picture}})

@@ -11,6 +11,7 @@ from turbofit.rehearsal.spec import LONGEST, RehearsalCase, RehearsalRequest, Sp
 from turbofit.rehearsal.torch.phase_recorder import Phases
 
 _TOKEN: Final = 5
+_LETTER: Final = "a"  # is a token of the tokenizer of a twin
 
 
 def drive(spec: Spec, notes: Notes) -> None:
@@ -62,5 +63,5 @@ def _inputs(processor: Any, config: Any, request: RehearsalRequest) -> dict[str,
     around = ("<|vision_start|>", "<|vision_end|>") if token == "<|image_pad|>" else ("", "")
     if around[0] not in vocabulary:
         around = ("", "")
-    prompt = (around[0] + token + around[1]) * len(pictures) + "a" * request.text_tokens
+    prompt = (around[0] + token + around[1]) * len(pictures) + _LETTER * request.text_tokens
     return dict(processor(text=[prompt], images=pictures, return_tensors="pt"))

@@ -29,6 +29,8 @@ _STATUS: Final = {
     10: "no_queue",
     11: "out_of_memory",
 }
+#: Numbers that distinguish images, as LMDeploy's hash of their pixels does.
+_numbers = iter(range(1, 2**31))
 
 
 def drive(spec: Spec, notes: Notes) -> None:
@@ -148,10 +150,6 @@ def _image(engine: Any, unit: Unit, offset: int, number: int) -> dict[str, Any]:
         image |= {"modality": "image", "image_grid_thw": [t, h, w]}
         image["offset"] = (offset, offset + tokens)
     return image | {"image_tokens": tokens, "pixel_values": _pixels(shape, dtype)}
-
-
-#: Numbers that distinguish images, as LMDeploy's hash of their pixels does.
-_numbers = iter(range(1, 2**31))
 
 
 def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:

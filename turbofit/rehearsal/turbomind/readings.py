@@ -68,16 +68,15 @@ def read_run(ended: EndedRun) -> Readings:
     ledger, cards = _ledger(ended), range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
     names = [case["name"] for case in ended.notes.get("cases", [])]
+    phases = [
+        {name: {"peak": card.peak.get(name, end), "held": end} for name, end in card.end.items()}
+        for card in ledger.cards
+    ]
+    of_cache = [line for line in ended.log if any(word in line for word in _CACHE_WORDS)]
     return Readings(
-        phases=[
-            {
-                name: {"peak": card.peak.get(name, end), "held": end}
-                for name, end in card.end.items()
-            }
-            for card in ledger.cards
-        ],
+        phases=phases,
         terms=[_terms(ledger, i, names) for i in cards],
-        cache=_cache(ledger, [x for x in ended.log if any(w in x for w in _CACHE_WORDS)], settings),
+        cache=_cache(ledger, of_cache, settings),
         cards=[
             {
                 "pools": {pool.owner: asdict(pool) for pool in ledger.of_card(i)},

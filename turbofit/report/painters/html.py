@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 #: Characters that could end a script element or a line of JavaScript, with their escapes.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+_FOLDER: Final = Path(__file__).parent / "page"
+#: A cell with more characters than this keeps a readable minimum width.
+_LONG: Final = 24
 
 
 class Markup(str):
@@ -136,11 +139,6 @@ def _legend(bars: Sequence[Bar]) -> Markup:
     return tag("ul", *entries, class_="legend")
 
 
-_FOLDER: Final = Path(__file__).parent / "page"
-#: A cell with more characters than this keeps a readable minimum width.
-_LONG: Final = 24
-
-
 def page(blocks: list[Block], document: Any) -> str:
     """Return a whole page: the first heading is its title, level-2 headings begin sections.
 
@@ -159,28 +157,29 @@ def page(blocks: list[Block], document: Any) -> str:
         for number, (heading, content) in enumerate(sections, 1)
         if (painted := paint(content))
     ]
+    links = [tag("li", tag("a", heading, href=f"#{id_}")) for id_, heading, _ in named]
+    drawn = [
+        tag("section", tag("h2", heading, id=f"{id_}-title"), painted, id=id_,
+            aria_labelledby=f"{id_}-title")
+        for id_, heading, painted in named
+    ]  # fmt: skip
     script = _read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
     return Template(_read("page.html")).substitute(
         title=tag("title", f"{title} - turbofit"),
-        policy=(
-            f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-            "img-src data:; base-uri 'none'; form-action 'none'"
-        ),
+        policy=policy,
         style=_read("page.css"),
         script=script,
         head=join(tag("h1", title), paint(head)),
-        contents=tag("ul", *(tag("li", tag("a", text, href=f"#{id_}")) for id_, text, _ in named)),
-        body=join(
-            *(
-                tag("section", tag("h2", text, id=f"{id_}-title"), content, id=id_,
-                    aria_labelledby=f"{id_}-title")
-                for id_, text, content in named
-            )
-        ),
+        contents=tag("ul", *links),
+        body=join(*drawn),
         made=tag("p", f"turbofit {made.turbofit_version}, {made.created}"),
         json=json_text(document),
-    )  # fmt: skip
+    )
 
 
 def _read(name: str) -> str:
@@ -246,8 +245,11 @@ def _table(block: Table) -> Markup:
 def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:
     cells = []
     for column, text in zip(block.columns, row, strict=True):
-        cls = "n" if column.right else None if column.wrap else "t"
         if column.wrap and len(text) > _LONG:
-            cls = "w"
+            cls: str | None = "w"
+        elif column.right:
+            cls = "n"
+        else:
+            cls = None if column.wrap else "t"
         cells.append(tag("td", text, class_=cls))
     return cells

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: Letters of a bar; GitHub shows this many between its margins.
 _BAR: Final = 76
+_HEADING: Final = "#"
 _SPECIAL: Final = {ord(c): f"\\{c}" for c in "\\`*[]<>|#~"}
 
 
@@ -31,7 +32,8 @@ def paint(blocks: Iterable[Block]) -> str:
     parts: list[str] = []
     for block in text_blocks(blocks):
         if isinstance(block, Heading):
-            parts.append(f"{'#' * block.level if parts else '#'} {_text(block.text)}")
+            level = block.level if parts else 1
+            parts.append(f"{_HEADING * level} {_text(block.text)}")
         elif isinstance(block, Paragraph):
             mark = "**" if block.tone in ("good", "bad") else ""
             parts.append(f"{mark}{_text(block.text)}{mark}")

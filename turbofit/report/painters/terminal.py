@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from turbofit.report.painters.document import Block, Column
 
-_GAP: Final = 2
+_SPACES: Final = "  "
+_GAP: Final = len(_SPACES)
 _NARROWEST: Final = 10
 #: Unicode categories of the characters that have no width: combining marks and formats.
 _WITHOUT_WIDTH: Final = ("Mn", "Me", "Cf")
@@ -134,7 +135,7 @@ def _facts(block: FactList, width: int) -> list[str]:
     out = []
     for name, value in block.facts:
         lines = _fold(clean(value), width - left - _GAP - 2)
-        out.append(f"  {_padded(clean(name), left)}{' ' * _GAP}{lines[0]}".rstrip())
+        out.append(f"  {_padded(clean(name), left)}{_SPACES}{lines[0]}".rstrip())
         out.extend(f"{' ' * (left + _GAP + 2)}{line}" for line in lines[1:])
     return out
 
@@ -195,7 +196,7 @@ def _cells(columns: Sequence[Column], row: Sequence[str], widths: Sequence[int])
             _padded(text, width, right=column.right)
             for text, width, column in zip(texts, widths, columns, strict=True)
         ]
-        out.append(("  " + (" " * _GAP).join(cells)).rstrip())
+        out.append(("  " + _SPACES.join(cells)).rstrip())
     return out
 
 

@@ -49,7 +49,9 @@ def doctor_view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     counts = ", ".join(f"{n} {_STATES[state][1 + (n > 1)]}" for state, n in counted.items() if n)
     known = f"{report.machine} ({report.source})"
     yield Heading(known if report.machine else "no GPU that can be read")
-    tone: Tone = "bad" if report.exit_code else "warn" if report.count("warning") else "good"
+    tone: Tone = "warn" if report.count("warning") else "good"
+    if report.exit_code:
+        tone = "bad"
     yield Paragraph(counts, tone=tone)
     for state in _STATES:
         findings = [finding for finding in report.findings if finding.state == state]

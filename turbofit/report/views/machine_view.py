@@ -142,24 +142,24 @@ def _holders(machine: Machine) -> str:
 
 
 def _measured(measured: Measured) -> list[Block]:
-    lines = (
-        *(
-            f"GPU {card.index}: memory {card.bandwidth / 1e9:,.0f} GB/s, 16-bit"
-            f" {card.flops / 1e12:,.1f} TFLOP/s"
-            for card in measured.cards
-        ),
-        *(
+    lines = [
+        f"GPU {card.index}: memory {card.bandwidth / 1e9:,.0f} GB/s, 16-bit"
+        f" {card.flops / 1e12:,.1f} TFLOP/s"
+        for card in measured.cards
+    ]
+    for pair in measured.pairs:
+        way = "peer access" if pair.peer else "through host"
+        lines.append(
             f"copy {pair.source}-{pair.target}: {pair.bandwidth / 1e9:,.1f} GB/s, by host"
             f" {pair.host_bandwidth / 1e9:,.1f}, small {pair.latency * 1e6:,.1f} us:"
-            f" {'wrong data' if not pair.right else 'peer access' if pair.peer else 'through host'}"
-            for pair in measured.pairs
-        ),
-        *(
+            f" {way if pair.right else 'wrong data'}"
+        )
+    for reduction in measured.reduces:
+        wrong = "" if reduction.right else ", wrong sums"
+        lines.append(
             f"all-reduce of {indices(reduction.gpus)}, {reduction.size:,} bytes:"
-            f" {reduction.seconds * 1e6:,.0f} us{'' if reduction.right else ', wrong sums'}"
-            for reduction in measured.reduces
-        ),
-    )
+            f" {reduction.seconds * 1e6:,.0f} us{wrong}"
+        )
     return [
         *listed(f"Measured with torch {measured.torch}", lines),
         *listed("Not measured", measured.left_out, "dim"),

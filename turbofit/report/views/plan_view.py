@@ -47,7 +47,8 @@ from turbofit.report.views.machine_view import ways_text
 from turbofit.report.views.memory_view import memory_blocks
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Candidate, Plan, Throughput
+    from turbofit.core.forecast import Throughput
+    from turbofit.core.plan import Candidate, Plan
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 

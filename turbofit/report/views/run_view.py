@@ -111,7 +111,8 @@ def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
             )
             for row in rows
         )
-        text = f"Forecast{', rehearsed' * (len(titles) > 2)} and {titles[-1]} on {title}"
+        rehearsed = ", rehearsed" if len(titles) > 2 else ""
+        text = f"Forecast{rehearsed} and {titles[-1]} on {title}"
         facts = table(("in MiB", *numbers), cells, right=numbers, wrap=("in MiB",))
         blocks += [Heading(text), facts]
     return blocks

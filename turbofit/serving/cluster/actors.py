@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The largest number of simulated nodes; a larger one is taken for a typing error.
 _MOST_NODES: Final = 10_000
+#: Seconds in which actors answer.
+_ANSWER_SECONDS: Final = 3.0
 
 
 def measured(nodes: Iterable[Node], seconds: float = 120.0) -> tuple[Node, ...]:
@@ -124,10 +126,6 @@ def cluster_from(text: str) -> Cluster:
         nodes += [Node(id=name, name=name, address="", machine=machine) for name in names]
         counts.append(f"{count:,} of {machine.name}")
     return Cluster(source=f"simulated: {', '.join(counts)}", nodes=tuple(nodes))
-
-
-#: Seconds in which actors answer.
-_ANSWER_SECONDS: Final = 3.0
 
 
 def node_actors(run: str) -> dict[str, Any]:

@@ -52,10 +52,11 @@ class NodeActor:
         self._asked_at = time.monotonic()
         self._folder = state_dir(f"nodes/{run}-{planned.node[:12]}")
         self._log = self._folder / "serve.log"
-        pretend = plan is not None and plan.machine.source != "nvml"
+        is_pretend = plan is not None and plan.machine.source != "nvml"
+        cards = f"{planned.cards} (pretend)" if is_pretend else planned.cards
         self._status = NodeStatus(
             serves=run, id=planned.node, name=planned.name, address=planned.address,
-            cards=planned.cards + " (pretend)" * pretend, why_not=planned.why_not,
+            cards=cards, why_not=planned.why_not,
             state="drained" if planned.why_not == DRAINED else "unfit", folder=str(self._folder),
         )  # fmt: skip
         #: Whether the server was told to end.

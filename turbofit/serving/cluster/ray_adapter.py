@@ -110,15 +110,14 @@ def nodes(address: str) -> dict[str, Node]:
         identity, gpus = node["NodeID"], int(node["Resources"].get("GPU", 0))
         state = states.get(identity)
         held = 0 if state is None else int(state.used_resources().get("GPU", 0))
+        why_not = f"jobs of Ray hold {held} of its {gpus} GPUs" if held else ""
         found[identity] = Node(
             id=identity,
             name=f"{node['NodeManagerHostname']}-{identity[:6]}",
             address=node["NodeManagerAddress"],
             gpus=gpus,
             leaving=state is not None and state.node_status == "DRAINING",
-            why_not="Ray counts no GPU there"
-            if not gpus
-            else f"jobs of Ray hold {held} of its {gpus} GPUs" * bool(held),
+            why_not=why_not if gpus else "Ray counts no GPU there",
         )
     return found
 

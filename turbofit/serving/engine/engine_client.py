@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 #: Errors of a call to an engine that does not answer.
 FAILURES = (OSError, http.client.HTTPException)
+_PAUSE: Final = 0.2
+_HEALTH_TIMEOUT: Final = 5.0
+#: The supervisor, which watches the process, learns of its death within this time.
+_DEATH_SECONDS: Final = 2.0
+_LIVENESS_FAILURES: Final = 3
 
 
 @dataclass
@@ -90,13 +95,6 @@ class Timing(Struct):
     longest_backoff: float = 60.0
     restarts: int = 5
     window: float = 600.0
-
-
-_PAUSE: Final = 0.2
-_HEALTH_TIMEOUT: Final = 5.0
-#: The supervisor, which watches the process, learns of its death within this time.
-_DEATH_SECONDS: Final = 2.0
-_LIVENESS_FAILURES: Final = 3
 
 
 class Probe(threading.Thread):

@@ -1,8 +1,4 @@
-"""An engine as a process group, whose output a thread reads and keeps in a log.
-
-TurboMind prints tens of thousands of equal lines a second when it hangs. So whole chunks are
-processed: one regular expression removes the times, and only lines that differ are looked at.
-"""
+"""An engine as a process group, whose output a thread reads and keeps in a log."""
 
 from __future__ import annotations
 
@@ -16,18 +12,19 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.hidden import without_secrets
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.log_queue import FileLog
 from turbofit.core.process.processes import child
+from turbofit.serving.engine.log_file import LogFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from turbofit.serving.engine.log_file import Run
 
     Spawn = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]
 
@@ -212,91 +209,3 @@ class EngineProcess:
                 if len(chunk) > 4096:
                     time.sleep(_PAUSE)
         self.runs.extend(self._file.close())
-
-
-#: TurboMind's ``[MMDD.HH:MM:SS.uuuuuu]`` and Python's ``YYYY-MM-DD HH:MM:SS,mmm``.
-_TIME: Final = re.compile(
-    rb"(?m)^(?:(\[TM\]\[[A-Z]+\])\[\d{4}\.\d\d:\d\d:\d\d\.\d{6}\]"
-    rb"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})"
-)
-_CAP: Final = 16 << 20
-_LONGEST_LINE: Final = 1 << 16
-#: The most chunks, of up to 64 KiB as a pipe holds, that may wait to be written to disk.
-_ROOM: Final = 64
-_LOST: Final = "\n    (lines are missing here: the disk was full or slow)\n"
-#: The line that replaces equal lines.
-_REPEATED: Final = "    (the line above came {} more times)"
-#: A line without its time, and how often it came in a row.
-Run = tuple[str, int]
-
-
-class LogFile:
-    """Takes an engine's output in chunks, writes it to a file, and returns its lines.
-
-    After ``cap`` bytes a new file begins; the previous file is kept as ``path`` with ``.1``
-    appended. If the file cannot be opened and is not ``required``, each write tries again.
-
-    Raises:
-        OSError: the file is required, and cannot be opened.
-    """
-
-    def __init__(self, path: Path, *, cap: int = _CAP, required: bool = True) -> None:
-        #: Writes the lines that are kept.
-        self.kept = FileLog(path, cap, _LOST, _ROOM, required=required)
-        self._tail = b""
-        self._last = b""
-        self._repeats = 0
-
-    def feed(self, chunk: bytes) -> list[Run]:
-        """Write a chunk and return its complete lines.
-
-        Equal lines in a row become one `Run` with a count.
-        """
-        data = self._tail + chunk
-        whole, newline, self._tail = data.rpartition(b"\n")
-        if not newline:
-            if len(self._tail) < _LONGEST_LINE:
-                return []
-            whole, self._tail = self._tail, b""
-        return list(self._keep(whole))
-
-    def close(self) -> list[Run]:
-        runs = list(self._keep(self._tail)) if self._tail else []
-        self._tail = b""
-        self._write(self._repeated())
-        self.kept.close()
-        return runs
-
-    def _keep(self, whole: bytes) -> Iterator[Run]:
-        """Write each line that differs from the line before; yield all lines with their counts.
-
-        A progress bar redraws its line after carriage returns: only its last state is yielded.
-        """
-        times = whole.split(b"\n")
-        keys = _TIME.sub(rb"\1", whole).split(b"\n")
-        out: list[bytes] = []
-        at = 0
-        for key, run in groupby(keys):
-            count = sum(1 for _ in run)
-            if key == self._last and key:
-                self._repeats += count
-            else:
-                out += [*self._repeated(), times[at]]
-                self._last, self._repeats = key, count - 1
-            at += count
-            last = key.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in key else key
-            yield last.decode(errors="replace"), count
-        self._write(out)
-
-    def _repeated(self) -> list[bytes]:
-        """Return a line that says how often the last line was repeated, and reset the count.
-
-        Empty if the last line was not repeated.
-        """
-        count, self._repeats = self._repeats, 0
-        return [_REPEATED.format(count).encode()] if count else []
-
-    def _write(self, lines: list[bytes]) -> None:
-        if lines:
-            text = b"\n".join(lines) + b"\n"
-            self.kept.put(text.decode(errors="surrogateescape"))

@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import EnginePlan, Plan
     from turbofit.core.struct import JsonObject
 
-
-def worst_image(plan: Plan) -> DummyImage | None:
-    """Return an image with the most vision units that the plan allows; None without images."""
-    rule, limit = plan.model.image_rule, plan.promise.limits.image_limit
-    if rule is None or limit is None:
-        return None
-    size = plan.workload.image_size or rule.with_limit(limit).worst_size()
-    return DummyImage(size, rule.knobs(limit) if rule.client_knobs else {})
-
-
 #: Tokens of a short question with its chat template, estimated.
 _SHORT_TEXT: Final = 64
 _ANSWER: Final = 2
@@ -58,6 +48,22 @@ _PROBE_TOKENS: Final = 64
 _SHORT: Final = 8
 #: The share of the context that is filled: a tokenizer may split a long prompt's words differently.
 _SHARE: Final = 0.99
+#: The check: ``auto`` sends the worst cases if they were not yet answered here, else one small
+#: request; ``full`` always sends the worst cases, ``quick`` always the small request.
+CheckMode = Literal["auto", "full", "quick", "none"]
+#: Seconds of the worst cases, by forecast, above which the cheaper request is sent.
+LONG: Final = 20.0
+#: Tokens of a chat's prompt around its images, slightly overestimated.
+_TEXT: Final = 64
+
+
+def worst_image(plan: Plan) -> DummyImage | None:
+    """Return an image with the most vision units that the plan allows; None without images."""
+    rule, limit = plan.model.image_rule, plan.promise.limits.image_limit
+    if rule is None or limit is None:
+        return None
+    size = plan.workload.image_size or rule.with_limit(limit).worst_size()
+    return DummyImage(size, rule.knobs(limit) if rule.client_knobs else {})
 
 
 class ProbeRequest(NamedTuple):
@@ -263,16 +269,6 @@ class Examined(Protocol):
     @property
     def planned(self) -> EnginePlan:
         """The engine's part of the plan."""
-
-
-#: The check: ``auto`` sends the worst cases if they were not yet answered here, else one small
-#: request; ``full`` always sends the worst cases, ``quick`` always the small request.
-CheckMode = Literal["auto", "full", "quick", "none"]
-
-#: Seconds of the worst cases, by forecast, above which the cheaper request is sent.
-LONG: Final = 20.0
-#: Tokens of a chat's prompt around its images, slightly overestimated.
-_TEXT: Final = 64
 
 
 def ask_worst(examined: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:

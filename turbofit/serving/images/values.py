@@ -24,6 +24,27 @@ if TYPE_CHECKING:
     import torch
 
 _PIXEL: Final = 4  # bytes
+_BYTES: Final = 256
+#: The size of a picture on which a table is tested before it is used.
+_TRIED: Final = (61, 47)
+#: LMDeploy's models whose pixel values stay float32, and for each backend: the files that read
+#: them; the cast to the engine's dtype, found at only one place in each file, before its tower; and
+#: the quantisations for which that dtype is not the checkpoint's.
+#: Source: lmdeploy pytorch/config.py::_update_torch_dtype `quant_method == 'awq'`
+_CASTS: Final = {
+    "Qwen2VLModel": {
+        "pytorch": (
+            ("pytorch/models/qwen2_vl.py", "pytorch/models/qwen2_5_vl.py"),
+            "pixel_values = pixel_values.to(dtype)",
+            ("awq",),
+        ),
+        "turbomind": (
+            ("turbomind/models/qwen2_vl.py",),
+            "to_tm_tensor(\n                input_mm['pixel_values'], dtype=self._ctx.dtype)",
+            (),
+        ),
+    },
+}
 
 
 class NotUsableError(Exception):
@@ -87,29 +108,6 @@ class Pixels:
             width, height = core.size
             if values.length == width * height * _PIXEL and values.buffers == 2:
                 self.address = values.buffer[1]
-
-
-_BYTES: Final = 256
-#: The size of a picture on which a table is tested before it is used.
-_TRIED: Final = (61, 47)
-#: LMDeploy's models whose pixel values stay float32, and for each backend: the files that read
-#: them; the cast to the engine's dtype, found at only one place in each file, before its tower; and
-#: the quantisations for which that dtype is not the checkpoint's.
-#: Source: lmdeploy pytorch/config.py::_update_torch_dtype `quant_method == 'awq'`
-_CASTS: Final = {
-    "Qwen2VLModel": {
-        "pytorch": (
-            ("pytorch/models/qwen2_vl.py", "pytorch/models/qwen2_5_vl.py"),
-            "pixel_values = pixel_values.to(dtype)",
-            ("awq",),
-        ),
-        "turbomind": (
-            ("turbomind/models/qwen2_vl.py",),
-            "to_tm_tensor(\n                input_mm['pixel_values'], dtype=self._ctx.dtype)",
-            (),
-        ),
-    },
-}
 
 
 def look_values_up(model: Any) -> None:
