@@ -14,6 +14,7 @@ from turbofit.core.engine_end import AnyEnd
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
 from turbofit.logs.answer import Missing
+from turbofit.logs.causes import text_of
 from turbofit.logs.log_events import CacheBudget, KvBlocks
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.account import TEMPORARIES
@@ -31,9 +32,6 @@ _TENTH: Final = 10
 _NATIVE: Final = (0, 16)
 #: Fewer bytes of other processes may be an error of the account itself.
 _OTHERS: Final = 2 * GIB
-_IMAGE_OR_TEXT: Final = (
-    "whether an image or a long prompt asked for it: the traceback before the error tells"
-)
 
 
 class Cache(NamedTuple):
@@ -224,7 +222,7 @@ def _of_torch(
         asked = 0 if turbomind else memory.requested or 0
         named, what = _before_cache(rest, doubt, asked, region)
     end = AnyEnd(phase=named) if phase == "unknown" else None
-    unknown = (_IMAGE_OR_TEXT,) if named == "after" else ()
+    unknown = (text_of("image or text"),) if named == "after" else ()
     return Finding(end=end, why=(said + what,), unknown=unknown)
 
 

@@ -162,6 +162,11 @@ class Draft(Diagnosis):
     read: Read = Read(lines=0)
 
     @property
+    def loading(self) -> bool:
+        """Whether the run may have loaded its weights."""
+        return self.phase in ("weights", "unknown")
+
+    @property
     def quoted(self) -> str:
         return next((row.text for row in self.evidence if row.line == self.line), "")
 

@@ -14,12 +14,12 @@ from turbofit.logs import log_events as events
 from turbofit.logs.account import logged_cache
 from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
 from turbofit.logs.case import LogCase
-from turbofit.logs.causes import what_to_send
+from turbofit.logs.causes import text_of, what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import RAISED, read_runs
 from turbofit.logs.log_reader import log_lines
 from turbofit.logs.next_run import largest_share, next_run
-from turbofit.logs.rules import PEERS, drafts_of
+from turbofit.logs.rules import drafts_of
 from turbofit.logs.steps import steps_of
 from turbofit.memory.versions import check_release, is_legacy
 from turbofit.planning.plan import plan as best_plan
@@ -44,16 +44,8 @@ _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
-_FREE_IN_LOG: Final = (
-    "a log with TM_LOG_LEVEL=INFO: its line of the cache says what was free, which decides whether"
-    " others held the card or the account is too low"
-)
 _SHARE: Final = "--cache-max-entry-count"
 _ONCE_FREE: Final = "once the cards are free: "
-_LOADED_HERE: Final = (
-    "this log ran out of memory while it loaded there: where nothing else was on the cards, the"
-    " account is too low, and a quantised variant or more GPUs are what helps"
-)
 
 
 def diagnose(
@@ -133,11 +125,11 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
             (*send, *_to_send(case, draft)),
         )
     if known and following.fits and not logged_cache(case) and not draft.unsized:
-        send = (*send, _FREE_IN_LOG)
+        send = (*send, text_of("free in log"))
     first = (*changes, *send)
     why, lines, peers = draft.why, draft.evidence, case.facts.first(events.PeerMissing)
     if peers and known and draft.kind != "peer_warning":
-        why = (*why, f"the peer access warning is not the cause: {PEERS}")
+        why = (*why, f"the peer access warning is not the cause: {text_of('no peers')}")
         lines = (*lines, evidence(peers, "GPUs without peer access"))
     assumed = (f"which of its sizes the card has: {case.assumed}",) if case.assumed else ()
     others = Others(message=draft.kind, had=draft.possible, tried=changes)
@@ -250,7 +242,7 @@ def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:
     loading = draft.short and draft.phase == "weights" and not draft.by_others
     if plan.fits and loading and version and plan.tp <= case.tp:
         verdict = f"by turbofit's account it {plan.verdict}"
-        return replace(advice, fits=None, verdict=verdict, note=_LOADED_HERE)
+        return replace(advice, fits=None, verdict=verdict, note=text_of("loaded here"))
     return advice
 
 

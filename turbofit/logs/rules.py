@@ -19,7 +19,7 @@ from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
 from turbofit.logs.answer import Draft, Holding, Missing, evidence, raised_in
-from turbofit.logs.causes import Kind, release_of, table
+from turbofit.logs.causes import Kind, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent
 from turbofit.logs.out_of_memory import lack_of_memory
@@ -168,20 +168,6 @@ def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
     )
 
 
-_GROWS: Final = (
-    "where it grows with each request: a newer release of the program, or `lmdeploy serve"
-    " api_server` in place of a server around it; until then a supervisor that starts it again"
-)
-_WAITS: Final = (
-    "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
-    " needs, the scheduler tries again for ever, without an error"
-)
-_PY_SPY: Final = (
-    "py-spy dump --pid PID of the server and of its workers while it stands still: it shows where"
-    " each waits"
-)
-_READS: Final = "weights are read, kernels are compiled, or requests wait for one another"
-_NO_P2P: Final = "NCCL_P2P_DISABLE=1: NCCL then goes through host memory, whatever the driver says"
 #: Functions that a program runs while it ends; an error in one is not the reason for its end.
 _CLEANS_UP: Final = (
     "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
@@ -216,7 +202,7 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
             held=(Holding(who=f"{kill.name}[{kill.pid}]", bytes=kill.rss, lines=(mark.line,)),),
             missing=Missing(bytes=None, basis="unknown", note="the kernel does not say how much"),
             evidence=(evidence(mark, "the kernel's killer and its victim"),),
-            changes=(end.hint, _GROWS),
+            changes=(end.hint, text_of("grows")),
         )
     for mark in facts.fatal:
         if mark.short or isinstance(mark.event, events.HostKill):
@@ -289,8 +275,8 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
         phase="start-up hang",
         what=end.message if end.missing else "",
         line=waiting.line,
-        possible=(_WAITS,),
-        why=(_WAITS,) if end.missing else (),
+        possible=(text_of("warm-up waits"),),
+        why=(text_of("warm-up waits"),) if end.missing else (),
         missing=missing if end.missing else None,
         evidence=(evidence(waiting, "nothing can be admitted, to the log's end"), *lines),
         changes=(end.hint,),
@@ -303,7 +289,11 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
     facts, mark = case.facts, case.facts.last or LogEvent(0, "")
     several = case.tp > 1 or (case.told_tp is None and case.machine is not None
                               and len(case.machine.gpus) > 1)  # fmt: skip
-    steps = (_NO_P2P, _PY_SPY) if several or "NCCL" in mark.text else (_PY_SPY,)
+    steps = (
+        (text_of("no p2p"), text_of("py-spy"))
+        if several or "NCCL" in mark.text
+        else (text_of("py-spy"),)
+    )
     counted = facts.every(events.ServerFigures)
     counts = (figures for _, figures in reversed(counted))
     still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
@@ -328,7 +318,10 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
         line=mark.line,
         rank="consequence",
         what=what,
-        possible=(waits if several else _READS, *((_WAITS,) if "cache" in at else ())),
+        possible=(
+            waits if several else text_of("reads"),
+            *((text_of("warm-up waits"),) if "cache" in at else ()),
+        ),
         evidence=(evidence(mark, "the last news"),),
         changes=steps,
     )
@@ -362,7 +355,7 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
             what="only a warning: these GPUs have no peer access to each other",
             line=peers.line,
             rank="notice",
-            why=(PEERS,),
+            why=(text_of("no peers"),),
             evidence=(evidence(peers, "the warning of LMDeploy up to 0.7.3"),),
             planned=True,
         )
@@ -379,10 +372,3 @@ def _ready(case: LogCase) -> LogEvent | None:
     last = max((mark.line for mark in troubles), default=0)
     calm = ready is not None and not facts.died and last <= ready.line and not case.hangs
     return ready if calm else None
-
-
-PEERS: Final = (
-    "without peer access NCCL goes through host memory: tensor parallelism works and takes no more"
-    " GPU memory, but is slower, often slower than one card; the communicators cuda-ipc and native"
-    " do not work at all"
-)
