@@ -96,20 +96,21 @@ def _in_order(cases: Sequence[LogCase]) -> list[tuple[Draft, LogCase]]:
     """Return all drafts with their runs, the best first: of runs that died the last one's."""
     drafts = [(draft, case) for case in cases for draft in drafts_of(case)]
     ended = [case for draft, case in drafts if draft.rank in ("cause", "refusal")]
-    last = ended[-1] if ended else None
-    drafts.sort(key=lambda pair: (last is not None and pair[1] is not last, _order(pair[0])))
+
+    def order(pair: tuple[Draft, LogCase]) -> tuple[bool, int, int]:
+        """Return the sort key: other runs, the rank, the line.
+
+        Among refusals (exceptions that no row knows) the last line comes first, as Python prints
+        the decisive exception last.
+        """
+        draft, case = pair
+        rank = _RANKS[draft.rank]
+        other = bool(ended) and case is not ended[-1]
+        return other, rank, -draft.line if draft.rank == "refusal" else draft.line
+
+    drafts.sort(key=order)
     reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
     return sorted(drafts, key=lambda pair: pair[0].kind not in reasons)
-
-
-def _order(draft: Draft) -> tuple[int, int]:
-    """Return the sort key of a draft: its rank, then its line.
-
-    Among refusals (exceptions that no row knows) the last line comes first, as Python prints the
-    decisive exception last.
-    """
-    rank = _RANKS[draft.rank]
-    return rank, -draft.line if rank == 1 else draft.line
 
 
 def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
@@ -117,26 +118,28 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     following = next_run(case, draft)
     would_work, lacks = _worked(case, draft, following)
     changes = steps_of(case, draft, would_work, following)
-    send, what = draft.send, draft.what
-    unknown = draft.unknown or (() if known else ("what caused it",))
+    others = Others(message=draft.kind, had=draft.possible, tried=changes)
     if not known:
-        what, send = (
-            what or f"turbofit does not know the cause from this log: {draft.quoted}",
-            (*send, *_to_send(case, draft)),
+        draft = replace(
+            draft,
+            kind="unknown",
+            phase="unknown",
+            what=draft.what or f"turbofit does not know the cause from this log: {draft.quoted}",
+            unknown=draft.unknown or ("what caused it",),
+            send=(*draft.send, *_to_send(case, draft)),
         )
+    send = draft.send
     if known and following.fits and not logged_cache(case) and not draft.unsized:
         send = (*send, text_of("free in log"))
-    first = (*changes, *send)
     why, lines, peers = draft.why, draft.evidence, case.facts.first(events.PeerMissing)
     if peers and known and draft.kind != "peer_warning":
         why = (*why, f"the peer access warning is not the cause: {text_of('no peers')}")
         lines = (*lines, evidence(peers, "GPUs without peer access"))
     assumed = (f"which of its sizes the card has: {case.assumed}",) if case.assumed else ()
-    others = Others(message=draft.kind, had=draft.possible, tried=changes)
     return Diagnosis(
-        kind=draft.kind if known else "unknown",
-        phase=draft.phase if known else "unknown",
-        what=what,
+        kind=draft.kind,
+        phase=draft.phase,
+        what=draft.what,
         why=why,
         others=others if draft.possible and not known else None,
         held=draft.held,
@@ -145,8 +148,8 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
         changes=changes if known else (),
         would_work=would_work,
         send=send,
-        first=next(iter(first), ""),
-        unknown=tuple(dict.fromkeys((*unknown, *lacks, *assumed))),
+        first=next(iter((*changes, *send)), ""),
+        unknown=tuple(dict.fromkeys((*draft.unknown, *lacks, *assumed))),
         also=also,
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
         read=_read(case),
@@ -180,8 +183,7 @@ def _worked(
         shares = filter(None, (following.share, largest_share(case, draft)))
         advice = _planned(case, draft, model, machine, min(shares, default=None))
     else:
-        used = 0 if draft.emptied else draft.by_others
-        on = machine.with_used(used) if used else machine
+        on = machine.with_used(0 if draft.emptied else draft.by_others)
         advice = _of_plan(case, ways[0][1], on, tuple(remedy for remedy, _ in ways))
     if ways and draft.emptied:
         advice = replace(advice, verdict=f"{_ONCE_FREE}{advice.verdict}")
@@ -284,8 +286,7 @@ def _of_plan(
         each = [getattr(engine.settings, name) for engine in plan.engines]
         values[name] = each[0] if len(set(each)) == 1 else " | ".join(sorted(set(map(str, each))))
     limits = {name: getattr(plan.promise.limits, name) for name in _LIMITS}
-    limits = {"replicas": plan.replicas, **limits}
-    values |= {name: limit for name, limit in limits.items() if limit is not None}
+    told = {name: limit for name, limit in limits.items() if limit is not None}
     command = shlex.join(plan.serve.argv) if plan.serve else ""
     if plan.backend.of_lmdeploy and (is_legacy(plan.backend.version) or plan.serve is None):
         first = plan.engines[0].command
@@ -295,7 +296,7 @@ def _of_plan(
         on=case.named(machine),
         fits=plan.fits,
         verdict=plan.verdict,
-        settings=values if plan.fits else {},
+        settings={**values, "replicas": plan.replicas, **told} if plan.fits else {},
         command=command,
         note="; ".join(filter(None, (*_notes(case, plan, command), note))),
         remedies=remedies,

@@ -176,7 +176,7 @@ def _with_torch(
     if memory.pid and not own and any(size > (memory.process or 0) for _, size in memory.others):
         # LMDeploy also allocates outside torch: torch's figures do not tell it from a larger one.
         memory = replace(memory, named=False)
-    signs = list(_signs(case, mark, memory, draft, own))
+    signs = _signs(case, mark, memory, draft, own)
     others = sum(size for _, size in memory.others)
     by_others, bare = others + memory.unexplained, not mark.stack and memory.figures < _WHOLE_LINE
     seen = by_others if memory.named and by_others > _SMALL else 0
@@ -199,16 +199,13 @@ def _with_torch(
 
 def _signs(
     case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, own: bool
-) -> Iterator[_Sign]:
-    """Yield all signs of causes; ``own``: the log's program is not LMDeploy."""
+) -> list[_Sign]:
+    """Return all signs of causes; ``own``: the log's program is not LMDeploy."""
     model = case.model if own else None
     split = model is not None and draft.loading and model.weight_bytes > (memory.total or math.inf)
-    yield from _copies(case, mark, split=split)
-    yield from _of_use(case, mark, memory, draft, own)
-    yield from _of_load(case, memory, draft, own)
-    yield from _of_degree(case, draft)
-    if model is not None:
-        yield from _beyond(model, mark, memory, split=split)
+    signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
+    signs += [*_of_load(case, memory, draft, own), *_of_degree(case, draft)]
+    return signs if model is None else [*signs, *_beyond(model, mark, memory, split=split)]
 
 
 def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
