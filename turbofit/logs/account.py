@@ -102,8 +102,9 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
         finding = _of_cache(case, cache, ledger)
         forecast = case.forecast(free_at_cache=cache.free) or forecast
     elif memory and memory.process is not None and memory.allocated is not None:
-        turbomind = not forecast.backend.is_pytorch
-        finding = _of_torch(case, phase, memory, ledger, cached=cached, turbomind=turbomind)
+        finding = _of_torch(
+            case, phase, memory, ledger, cached=cached, turbomind=not forecast.backend.is_pytorch
+        )
     elif phase == "unknown":
         finding = _of_load(ledger)
     if case.assumption:
@@ -211,8 +212,9 @@ def _of_torch(
     )
     region = ledger.bytes_in("cache")
     if rest > doubt:
-        text_alone = case.model is not None and case.model.vision is None
-        named: str = "text" if text_alone else "vision" if torch_tower else "after"
+        named = "vision" if torch_tower else "after"
+        if case.reads_text_alone:
+            named = "text"
         what = (
             f"about {format_bytes(rest)} of it were the KV cache with its buffers (the ratio"
             f" {case.ratio:g} gives {format_bytes(region)} by the account), so it died after the"

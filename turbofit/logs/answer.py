@@ -17,6 +17,7 @@ from turbofit.logs.causes import Rank
 
 if TYPE_CHECKING:
     from turbofit.logs.facts import LogEvent
+    from turbofit.logs.subject import Place
 
 DIAGNOSIS_SCHEMA: Final = "turbofit.diagnosis/1"
 
@@ -177,10 +178,6 @@ def raised_in(mark: LogEvent) -> tuple[str, ...]:
     return (f"it was raised in {' < '.join(reversed(frames))}",) if frames else ()
 
 
-def evidence(mark: LogEvent, tells: str) -> Evidence:
-    return evidence_at((mark.line, mark.text), tells)
-
-
-def evidence_at(place: tuple[int, str], tells: str) -> Evidence:
-    line, text = place
+def evidence(place: LogEvent | Place, tells: str) -> Evidence:
+    line, text = place[0], place[1]
     return Evidence(line=line, text=without_keys(text.strip())[:_SHOWN], tells=tells)

@@ -83,6 +83,10 @@ class LogCase:
         return "a Jetson" in self.no_machine
 
     @property
+    def reads_text_alone(self) -> bool:
+        return self.model is not None and self.model.vision is None
+
+    @property
     def has_all(self) -> bool:
         """Whether model and cards are known."""
         return self.model is not None and self.machine is not None
@@ -142,10 +146,9 @@ class LogCase:
         return value if isinstance(value, int) else None
 
     @property
-    def given_tp(self) -> int | None:
-        """The degree that an option or the log's lines show, for LMDeploy alone; None for none."""
-        shown = self.told_tp or (self.tp if self.tp > 1 else None)
-        return shown if self.subject.of_lmdeploy else None
+    def shown_tp(self) -> int | None:
+        """The degree that an option or the log's lines show; None for none."""
+        return self.tp if self.told_tp or self.tp > 1 else None
 
     @cached_property
     def tp(self) -> int:
@@ -165,12 +168,9 @@ class LogCase:
                 shape = self.engine.cache(self.model, replace(self.settings, tp=tp))
                 if abs(shape.block_bytes - sizes[0]) <= MIB // 2:
                     return tp
-        return max(1, len(self.facts.every(CacheBudget)), self._peers_of_engine())
-
-    def _peers_of_engine(self) -> int:
-        """Return the least degree of an engine that prints the log's lines of peers; 0 without."""
-        last = max((max(one.a, one.b) for _, one in self.facts.every(PeerMissing)), default=-1)
-        return next((degree for degree in _DEGREES if degree > last), 0) if last > 0 else 0
+        last = max((max(one.a, one.b) for _, one in self.facts.every(PeerMissing)), default=0)
+        of_peers = next((degree for degree in _DEGREES if degree > last), 0)
+        return max(1, len(self.facts.every(CacheBudget)), of_peers)
 
     @cached_property
     def ratio(self) -> float:

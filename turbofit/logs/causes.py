@@ -148,8 +148,8 @@ def pattern_of(text: str) -> re.Pattern[str]:
 
 def _place_of(stack: Sequence[PythonFrame]) -> str:
     """Return the innermost frame outside torch as PATH:FUNCTION:CODE; empty without one."""
-    frame = next((frame for frame in reversed(stack) if not _OF_TORCH(frame.path)), None)
-    return f"{frame.path}:{frame.function}:{frame.code}" if frame else ""
+    own = (frame for frame in reversed(stack) if not _OF_TORCH(frame.path))
+    return next((f"{frame.path}:{frame.function}:{frame.code}" for frame in own), "")
 
 
 def hits_of(

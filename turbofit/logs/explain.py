@@ -128,30 +128,31 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
             unknown=draft.unknown or ("what caused it",),
             send=(*draft.send, *_to_send(case, draft)),
         )
-    send = draft.send
-    if known and following.fits and not logged_cache(case) and not draft.unsized:
-        send = (*send, text_of("free in log"))
-    why, lines, peers = draft.why, draft.evidence, case.facts.first(events.PeerMissing)
+    elif following.fits and not logged_cache(case) and not draft.unsized:
+        draft = replace(draft, send=(*draft.send, text_of("free in log")))
+    peers = case.facts.first(events.PeerMissing)
     if peers and known and draft.kind != "peer_warning":
-        why = (*why, f"the peer access warning is not the cause: {text_of('no peers')}")
-        lines = (*lines, evidence(peers, "GPUs without peer access"))
+        why = (*draft.why, f"the peer access warning is not the cause: {text_of('no peers')}")
+        lines = (*draft.evidence, evidence(peers, "GPUs without peer access"))
+        draft = replace(draft, why=why, evidence=lines)
     assumed = (f"which of its sizes the card has: {case.assumed}",) if case.assumed else ()
+    unknown = tuple(dict.fromkeys((*draft.unknown, *lacks, *assumed)))
     return Diagnosis(
         kind=draft.kind,
         phase=draft.phase,
         what=draft.what,
-        why=why,
+        why=draft.why,
         others=others if draft.possible and not known else None,
         held=draft.held,
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,
         changes=changes if known else (),
         would_work=would_work,
-        send=send,
-        first=next(iter((*changes, *send)), ""),
-        unknown=tuple(dict.fromkeys((*draft.unknown, *lacks, *assumed))),
+        send=draft.send,
+        first=next(iter((*changes, *draft.send)), ""),
+        unknown=unknown,
         also=also,
-        evidence=tuple(sorted(lines, key=lambda row: row.line)),
+        evidence=tuple(sorted(draft.evidence, key=lambda row: row.line)),
         read=_read(case),
     )
 
@@ -196,18 +197,14 @@ def _worked(
 
 def _lacks(case: LogCase, ways: Sequence[object]) -> Iterator[str]:
     """Yield the facts that are missing to find a plan."""
-    if case.model is None:
-        yield f"{_which_model(case)} --model"
+    name, of_class = case.subject.model, case.subject.model_class
+    if case.model is None and name:
+        yield f"what {name} is: it has no preset here, so name its folder or a preset with --model"
+    elif case.model is None:
+        of_class = f" of the class {of_class}" if of_class else ""
+        yield f"which model{of_class} it was: name it with --model"
     if case.machine is None or (case.guessed and not ways):
         yield f"which machine it was: {case.no_machine or 'name it with --on'}"
-
-
-def _which_model(case: LogCase) -> str:
-    name, its_class = case.subject.model, case.subject.model_class
-    if name:
-        return f"what {name} is: it has no preset here, so name its folder or a preset with"
-    of_class = f" of the class {its_class}" if its_class else ""
-    return f"which model{of_class} it was: name it with"
 
 
 def _planned(
@@ -221,7 +218,7 @@ def _planned(
     """
     version = case.version if case.subject.of_lmdeploy else None
     first, refused = machine.with_used(draft.by_others), ""
-    degrees = dict.fromkeys((case.given_tp, None))
+    degrees = dict.fromkeys((case.shown_tp if case.subject.of_lmdeploy else None, None))
     for tp, on in product(degrees, dict.fromkeys((first, machine))):
         asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
         plan, verdict = _within(case, bound, **asked, on=on, tp=tp)
@@ -345,6 +342,6 @@ def _read(case: LogCase) -> Read:
         version=subject.version,
         model=case.model.name if case.model else None,
         machine=case.on,
-        tp=case.tp if "tp" in subject.options or case.tp > 1 else None,
+        tp=case.shown_tp,
         settings=dict(subject.options),
     )

@@ -14,7 +14,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.units import GIB, format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.logs.account import Finding, found, logged_cache
-from turbofit.logs.answer import Draft, Evidence, Holding, Missing, evidence, evidence_at
+from turbofit.logs.answer import Draft, Evidence, Holding, Missing, evidence
 from turbofit.logs.causes import less_memory, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, Course, death
 from turbofit.logs.log_events import ModelLoaded, NoCache
@@ -128,7 +128,7 @@ def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
     """Add to an answer the lines about the cache, and how much each holder took of a card."""
     if (cache := logged_cache(case)) is None:
         return draft
-    lines = tuple(evidence_at(place, "what the cache took") for place in cache.lines)
+    lines = tuple(evidence(place, "what the cache took") for place in cache.lines)
     held = (
         Holding(who="the KV cache", bytes=cache.size, lines=tuple(one.line for one in lines)),
         Holding(who="this model's weights, on each card", bytes=weights),
@@ -155,7 +155,7 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
     return replace(
         draft,
         why=(why, *draft.why),
-        evidence=(*draft.evidence, evidence_at(place, f"{count} processes of one program")),
+        evidence=(*draft.evidence, evidence(place, f"{count} processes of one program")),
         changes=(text_of("start once"), *draft.changes),
         by_others=0,
         short=False,
@@ -269,7 +269,7 @@ def _of_load(case: LogCase, memory: TorchMemory, draft: Draft, own: bool) -> Ite
         full = "the card was not free when the weights came"
         full += f": {sized}" if model else ", unless it is smaller than the model"
         why = "accelerate put weights into host memory, as it does where the cards have no room"
-        yield f"{why}: {full}", text_of("free cards"), evidence_at(place, "weights were offloaded")
+        yield f"{why}: {full}", text_of("free cards"), evidence(place, "weights were offloaded")
     elif own and small and draft.loading and memory.process is None and not memory.others:
         held = "something else held it, or the model was loaded more than once"
         yield (
@@ -305,7 +305,7 @@ def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
             f'device_map="auto" had placed the model over the cards, and `{moves[0].strip()}` moves'
             " the whole of it onto one",
             once,
-            evidence_at(placed, "the model is placed"),
+            evidence(placed, "the model is placed"),
         )
     # A progress bar that is drawn again in the next line belongs to the same load.
     loads = [made for made, _ in case.facts.every(ModelLoaded)]

@@ -111,6 +111,5 @@ def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
     """
     set_ = case.subject.variables
     did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
-    text_alone = case.model is not None and case.model.vision is None
-    of_images = text_alone and step.startswith(_OF_IMAGES)
+    of_images = case.reads_text_alone and step.startswith(_OF_IMAGES)
     return did or of_images or (vain and _SHARE.search(step) is not None)
