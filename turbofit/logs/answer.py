@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from turbofit.logs.facts import LogEvent
     from turbofit.logs.subject import Place
 
-DIAGNOSIS_SCHEMA: Final = "turbofit.diagnosis/1"
-
 
 class Evidence(Struct):
     """A line of the log, counted from 1, and its meaning."""
@@ -106,7 +104,7 @@ class Diagnosis(Struct):
     for a healthy log.
     """
 
-    schema: str = DIAGNOSIS_SCHEMA
+    schema: str = "turbofit.diagnosis/1"
     kind: str
     phase: Phase
     what: str

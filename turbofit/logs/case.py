@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _JETSON: Final = SmiGpu(index=0, name="Orin")
 #: Fewer used bytes in nvidia-smi's table belong to a display or to the driver.
 _IN_USE: Final = 256 * MIB
-_DEGREES: Final = (1, 2, 4, 8)
+DEGREES: Final = (1, 2, 4, 8)
 _SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
 
 
@@ -164,12 +164,12 @@ class LogCase:
             event.value for _, event in self.facts.every(KvBlocks) if event.field == "block_size"
         ]
         if sizes and self.model is not None:
-            for tp in _DEGREES:
+            for tp in DEGREES:
                 shape = self.engine.cache(self.model, replace(self.settings, tp=tp))
                 if abs(shape.block_bytes - sizes[0]) <= MIB // 2:
                     return tp
         last = max((max(one.a, one.b) for _, one in self.facts.every(PeerMissing)), default=0)
-        of_peers = next((degree for degree in _DEGREES if degree > last), 0)
+        of_peers = next((degree for degree in DEGREES if degree > last), 0)
         return max(1, len(self.facts.every(CacheBudget)), of_peers)
 
     @cached_property

@@ -8,7 +8,7 @@ the exit status and the kernel's count of kills, which must agree. No log shows 
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
@@ -35,7 +35,6 @@ Fault = (
     events.CudaError | events.LegacyCuda | events.CheckFailed | events.NcclError
     | TorchMemory
 )  # fmt: skip
-_FAULTS: Final = get_args(Fault)
 
 #: The states of a run in their order, and the events that begin each. An event of an earlier state
 #: changes nothing, because each rank prints it. After the first fault nothing changes the state.
@@ -197,7 +196,7 @@ def _fault(event: Struct) -> Fault | None:
     """Return the fault in an event; None if the event cannot end an engine by itself."""
     if isinstance(event, events.PythonError):
         return TorchMemory(message=event.message) if event.out_of_memory else None
-    return event if isinstance(event, _FAULTS) else None
+    return event if isinstance(event, Fault) else None
 
 
 def _is_vision(name: str) -> bool:
@@ -252,11 +251,11 @@ def _told(event: Struct | None, pinned_call: str) -> EndKind:
             return "raced"
         case events.CudaError(out_of_memory=True, call=call) if call and call == pinned_call:
             return "host_memory"
+        case events.HostKill():
+            return "host_memory"
         case events.NoCache() | TorchMemory():
             return "out_of_memory"
-        case events.CudaError(out_of_memory=True) | events.LegacyCuda(out_of_memory=True):
-            return "out_of_memory"
-    return "host_memory" if isinstance(event, events.HostKill) else "crash"
+    return "out_of_memory" if getattr(event, "out_of_memory", False) else "crash"
 
 
 def _kind(told: EndKind, seen: Exit | None) -> EndKind:
@@ -415,16 +414,16 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
     hint = "more RAM or a higher limit of the container; fewer replicas"
     message = f"the engine was killed {at}: the kernel does so when host memory runs out"
     if plan is not None:
-        counted = (
-            f"{format_bytes(plan.host.pageable)} pageable and {format_bytes(plan.host.pinned)}"
+        hint = (
+            f"free host memory; the plan counts {format_bytes(plan.host.pageable)} pageable and"
+            f" {format_bytes(plan.host.pinned)} pinned"
         )
-        hint = f"free host memory; the plan counts {counted} pinned"
     if isinstance(fault, events.CudaError):
         message = f"the engine got no page-locked host memory {at}: {last_words(fault)}"
     elif kill is not None:
         size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
-        reached = "its container's or service's memory limit was reached"
-        limit = reached if kill.group else "the machine's RAM ran out"
+        of_group = "its container's or service's memory limit was reached"
+        limit = of_group if kill.group else "the machine's RAM ran out"
         message = f"the kernel killed {kill.name or 'a process'}[{kill.pid}]{size}: {limit}"
     elif seen is not None and seen.host_kills == 0:
         message = (

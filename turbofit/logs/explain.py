@@ -18,7 +18,7 @@ from turbofit.logs.causes import text_of, what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import RAISED, read_runs
 from turbofit.logs.log_reader import log_lines
-from turbofit.logs.next_run import largest_share, next_run
+from turbofit.logs.next_run import SHARE, largest_share, next_run
 from turbofit.logs.rules import drafts_of
 from turbofit.logs.steps import steps_of
 from turbofit.memory.versions import check_release, is_legacy
@@ -44,7 +44,6 @@ _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
-_SHARE: Final = "--cache-max-entry-count"
 _ONCE_FREE: Final = "once the cards are free: "
 
 
@@ -261,7 +260,7 @@ def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | No
     if not same and not (bounded and bounded.fits):
         return plan, verdict
     if bounded is not None:
-        kept = (remedy for remedy in bounded.remedies if _SHARE not in remedy.change)
+        kept = (remedy for remedy in bounded.remedies if SHARE not in remedy.change)
         bounded = replace(bounded, remedies=tuple(kept))
     return bounded, said
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from turbofit.core.errors import option_of
 from turbofit.core.plan import Remedy
 from turbofit.logs.account import logged_cache, most
+from turbofit.logs.case import DEGREES
 from turbofit.machine.torch_memory import TorchMemory
 
 if TYPE_CHECKING:
@@ -30,12 +31,11 @@ _LESS, _PART = 0.1, 0.75
 #: Phases in which the cache may have had its share, and those in which images may be the reason.
 _WITH_SHARE: Final = ("cache", "warm-up", "vision", "text", "serving", "unknown", "communication")
 _WITH_LIMIT: Final = ("vision", "serving", "unknown")
-_DEGREES: Final = (2, 4, 8)
 #: Smaller forwards, smaller batches and larger shares that are tried.
 _PREFILLS: Final = (4096, 2048, 1024, 512)
 _BATCHES: Final = (64, 32, 16, 8, 4, 1)
 _LARGER: Final = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
-_SHARE: Final = "--cache-max-entry-count"
+SHARE: Final = "--cache-max-entry-count"
 
 
 class NextRun(NamedTuple):
@@ -134,7 +134,7 @@ class _Search(NamedTuple):
         if plan is None and share and fits and self.lacked:
             # Once the cards are free nothing is missing by the account.
             best, plan, too_small = self._replace(lacked=None)._share(share)
-        ways = [] if plan is None else [_way(f"{_SHARE} {best:g}", plan)]
+        ways = [] if plan is None else [_way(f"{SHARE} {best:g}", plan)]
         counted = not fits or self.lacked is not None
         ways += self._limit(None if plan else share) if counted else []
         ways = ways or self._smaller_forward(share)
@@ -152,7 +152,7 @@ class _Search(NamedTuple):
         batches = [n for n in _BATCHES if n < self.before.smallest.settings.max_batch_size]
         shares = [n for n in _LARGER if n > self.case.ratio]
         smaller = self._first("--max-batch-size {}", "max_batch_size", batches)
-        larger = self._first(f"{_SHARE} {{}}", "cache_max_entry_count", shares)
+        larger = self._first(f"{SHARE} {{}}", "cache_max_entry_count", shares)
         return (*smaller, *larger, *self._degree())
 
     def _run(self, **changed: Any) -> Plan | None:
@@ -214,17 +214,17 @@ class _Search(NamedTuple):
         alone = self._first(words, name, limits)
         if alone or share is None:
             return alone
-        return self._first(f"{words}, with {_SHARE} {{:g}}", name, limits, share)
+        return self._first(f"{words}, with {SHARE} {{:g}}", name, limits, share)
 
     def _smaller_forward(self, share: float | None) -> list[tuple[Remedy, Plan]]:
         """Return a smaller forward, whose warm-up a small cache holds, with a lower share."""
         now = self.before.smallest.settings.max_prefill_token_num
         smaller = [n for n in _PREFILLS if share and n < now]
-        words = f"--max-prefill-token-num {{}} {_SHARE} {{:g}}"
+        words = f"--max-prefill-token-num {{}} {SHARE} {{:g}}"
         return self._first(words, "max_prefill_token_num", smaller, share)
 
     def _degree(self) -> list[tuple[Remedy, Plan]]:
-        degrees = [n for n in _DEGREES if self.case.tp < n <= len(self.machine.gpus)]
+        degrees = [n for n in DEGREES if self.case.tp < n <= len(self.machine.gpus)]
         return self._first("--tp {}", "tp", degrees)
 
     def _first(

@@ -15,6 +15,7 @@ from turbofit.core.units import GIB, format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.logs.account import Finding, found, logged_cache
 from turbofit.logs.answer import Draft, Evidence, Holding, Missing, evidence
+from turbofit.logs.case import DEGREES
 from turbofit.logs.causes import less_memory, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, Course, death
 from turbofit.logs.log_events import ModelLoaded, NoCache
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 _SMALL, _ONE_TENSOR, _BEYOND = GIB // 4, 4 * GIB, GIB
 #: Torch beside TurboMind holds less than this part of a card once a cache is made.
 _MOST: Final = 0.9
-_DEGREES: Final = (2, 4, 8)
 #: Torch's whole line has this many figures: what it asked, the card's size, what was free.
 _WHOLE_LINE: Final = 3
 #: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
@@ -284,7 +284,7 @@ def _of_degree(case: LogCase, draft: Draft) -> Iterator[_Sign]:
     if not draft.loading or case.has_account or not case.subject.of_lmdeploy:
         return
     visible = len(case.machine.gpus) if case.machine else case.subject.visible or 1
-    for tp in [n for n in _DEGREES if case.tp < n <= visible][:1]:
+    for tp in [n for n in DEGREES if case.tp < n <= visible][:1]:
         said = f"{visible} cards are visible, and this run took {case.tp}"
         yield said, f"--tp {tp}: {said}", None
 
