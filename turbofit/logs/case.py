@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 
 #: The card of a log that names a Jetson, or its kernel; no machine is made of it.
 _JETSON: Final = SmiGpu(index=0, name="Orin")
+#: Events that only some releases print, the release that they show (None: the reference), and why.
+_GUESSES: Final = (
+    ((PeerMissing,), "0.7", "a guess: LMDeploy prints its warning of peer access up to 0.7.3"),
+    ((CacheBudget, Slab), None, "assumed: TurboMind prints such lines of its cache since 0.15"),
+    ((KvBlocks, LegacyCuda), "0.12", "a guess: TurboMind prints such lines up to 0.14"),
+)
 #: Fewer used bytes in nvidia-smi's table belong to a display or to the driver.
 _IN_USE: Final = 256 * MIB
 DEGREES: Final = (1, 2, 4, 8)
@@ -109,15 +115,12 @@ class LogCase:
     @cached_property
     def _guess(self) -> tuple[str | None, str]:
         """A release guessed from lines that only some releases print, or None, and the reason."""
-        facts = self.facts
-        if facts.first(PeerMissing):
-            return "0.7", "a guess: LMDeploy prints its warning of peer access up to 0.7.3"
-        if facts.first(CacheBudget) or facts.first(Slab):
-            return None, "assumed: TurboMind prints such lines of its cache since 0.15"
-        if facts.first(KvBlocks) or facts.first(LegacyCuda):
-            return "0.12", "a guess: TurboMind prints such lines up to 0.14"
-        torch = max((event.allocated or 0 for _, event in facts.every(TorchMemory)), default=0)
-        if torch >= GIB and self.subject.of_lmdeploy and not self.subject.on_pytorch:
+        for kinds, version, why in _GUESSES:
+            if any(self.facts.first(kind) for kind in kinds):
+                return version, why
+        every = self.facts.every(TorchMemory)
+        much = any((event.allocated or 0) >= GIB for _, event in every)
+        if much and self.subject.of_lmdeploy and not self.subject.on_pytorch:
             return "0.12", "a guess: torch holds much beside TurboMind, as it does up to 0.15"
         return None, "assumed: no line tells the release"
 

@@ -135,21 +135,22 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
         lines = (*draft.evidence, evidence(peers, "GPUs without peer access"))
         draft = replace(draft, why=why, evidence=lines)
     assumed = (f"which of its sizes the card has: {case.assumed}",) if case.assumed else ()
-    unknown = tuple(dict.fromkeys((*draft.unknown, *lacks, *assumed)))
+    unknown = dict.fromkeys((*draft.unknown, *lacks, *assumed))
+    first = next(iter((*changes, *draft.send)), "")
     return Diagnosis(
         kind=draft.kind,
         phase=draft.phase,
         what=draft.what,
         why=draft.why,
-        others=others if draft.possible and not known else None,
+        others=others if others.had and not known else None,
         held=draft.held,
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,
         changes=changes if known else (),
         would_work=would_work,
         send=draft.send,
-        first=next(iter((*changes, *draft.send)), ""),
-        unknown=unknown,
+        first=first,
+        unknown=tuple(unknown),
         also=also,
         evidence=tuple(sorted(draft.evidence, key=lambda row: row.line)),
         read=_read(case),
@@ -161,11 +162,10 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     begun, line = case.facts.begun_at or case.facts.command_at, draft.line
     starts = begun is not None and begun < line
     traced = any(mark.stack for mark in case.facts.marks if mark.line == line)
-    lacks_stack = not traced and RAISED.match(draft.quoted) is not None
     marks = {
         draft.quoted: True, "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
         "(nothing)": not found, "(no start)": found and not still and not starts,
-        "(no traceback)": lacks_stack, "(whole)": starts and traced,
+        "(no traceback)": not traced and RAISED.match(draft.quoted), "(whole)": starts and traced,
         "(no command)": begun is None,
     }  # fmt: skip
     return what_to_send(" ".join(word for word, holds in marks.items() if holds))

@@ -275,13 +275,12 @@ class LogFacts:
         """
         at, died = self.marks.index(last), _TIME.match(last.text)
         before = [mark.event for mark in self.marks[:at] if not isinstance(mark.event, FATAL)]
-        for mark in self.marks[at + 1 :]:
-            time = _TIME.match(mark.text)
-            if died and time and time[1] <= died[1]:
-                before.append(mark.event)
-        behind = (mark.event for mark in self.marks[at + 1 :])
-        calls = takewhile(lambda event: isinstance(event, events.Frame), behind)
-        return [*before, *last.stack, last.event, *calls]
+        behind = self.marks[at + 1 :]
+        if died:
+            times = ((mark.event, _TIME.match(mark.text)) for mark in behind)
+            before += [event for event, time in times if time and time[1] <= died[1]]
+        calls = takewhile(lambda mark: isinstance(mark.event, events.Frame), behind)
+        return [*before, *last.stack, last.event, *(mark.event for mark in calls)]
 
     def _note_begin(self, line: int, text: str, form: Form) -> None:
         """Note the first line that is a command, and the first in which an engine begins."""

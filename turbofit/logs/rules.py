@@ -45,8 +45,7 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
     They are the log's options and facts, the groups of the row's pattern (numbers as integers), and
     the values that follow from these: of a group NAME_bytes, NAME in units.
     """
-    subject = case.subject
-    told = {**subject.options, **subject.facts, **hit.fields, "said": hit.said}
+    told = {**case.subject.options, **case.subject.facts, **hit.fields, "said": hit.said}
     told = {
         name: int(text) if isinstance(text, str) and text.isdecimal() else text
         for name, text in told.items()
@@ -130,8 +129,7 @@ def sentence(text: Sentence, known: Mapping[str, Any]) -> str:
     """
     first, second = (text, text) if isinstance(text, str) else text
     form = second if any(known.get(name) is None for name in names_of(first)) else first
-    values = {name: known.get(name) for name in names_of(form)}
-    shown = {name: "?" if value is None else value for name, value in values.items()}
+    shown = {name: "?" if known.get(name) is None else known[name] for name in names_of(form)}
     return without_keys(form.format(**shown)) if form else ""
 
 
