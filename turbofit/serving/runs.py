@@ -19,10 +19,10 @@ from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import Settings
 from turbofit.core.process.files import new_path, state_dir, unwritable_state, write_atomic
 from turbofit.core.process.processes import child
+from turbofit.core.process.stat import start_time
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
-from turbofit.serving.engine.process import start_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
