@@ -267,6 +267,18 @@ class PlanRequest(Validated):
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = Field(
         default=None, description="PyTorch engine: who runs its ranks"
     )
+    hf_overrides: Annotated[str | None, Metavar("JSON")] = Field(
+        default=None,
+        description="keys of config.json that LMDeploy changes: max_position_embeddings, and "
+        "rope_scaling for a longer context",
+    )
+    adapters: Annotated[
+        tuple[str, ...] | None, Field(strict=False, min_length=1), Metavar("NAME=PATH")
+    ] = Field(
+        default=None,
+        description="PyTorch engine: LoRA adapters, which clients name in place of the model; a "
+        "PATH alone is called default",
+    )
 
     def with_maximum(self, tokens: int) -> PlanRequest:
         """Return the request in which the model's longest context replaces ``max``."""

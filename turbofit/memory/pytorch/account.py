@@ -34,6 +34,7 @@ from turbofit.memory.account import (
 )
 from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.pytorch.activations import Activations, Prefill, activations_of
+from turbofit.memory.pytorch.adapters import adapter_bytes, adapter_files, adapter_problem
 from turbofit.memory.pytorch.cache import (
     KV_TYPES,
     RESERVED_BLOCKS,
@@ -125,6 +126,9 @@ def weight_terms(
     if copied:
         note = "of what AWQ packed, for TurboMind's kernels, which the engine takes on Hopper"
         terms.append(term("weights.packed_copy", "weights", copied, "estimate", note))
+    if model.loras:
+        held, note = adapter_bytes(model, settings.tp), f"{len(model.loras)} LoRA, of all modules"
+        terms.append(term("weights.adapters", "weights", held, "formula", note))
     kind = segments(settings)
     fragmented = constants.load_fragmentation[kind]
     if model.text.moe is not None:
@@ -197,6 +201,8 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
         size += constants.segment * (2 if work.text.moe else 1)
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     size += work.further_pool()
+    if work.model.loras:  # the kernel of each shape is chosen there; a copy of its output is small
+        size += constants.kernel_tuning
     return term(POOL_WARMUP, "buffers", size, "formula", note)
 
 
@@ -270,6 +276,8 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
     if text.kv_heads % tp and (tp % text.kv_heads or model.architecture in _NO_REPEAT):
         yield f"{text.kv_heads} KV heads cannot be dealt to {tp} ranks"
     yield from _cut_groups(model, tp)
+    if problem := adapter_problem(model, tp):
+        yield problem
 
 
 def _dealt(model: Model) -> Iterator[tuple[int, str]]:
@@ -470,6 +478,7 @@ class PytorchAccount(Account):
         largest = max(
             largest_loaded(model, settings.tp),
             staged_copy(model, settings.tp, capability, self.constants),
+            adapter_files(model),
         )
         return before, round_up(largest, self.constants.page)
 
