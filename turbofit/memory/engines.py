@@ -201,6 +201,7 @@ def without_account(model: Model, version: str) -> str | None:
         "gated delta nets": text.delta,
         "multi-head latent attention": text.mla,
         "attention sinks": text.sinks,
+        "LoRA adapters": model.loras,
     }
     older = versions.is_legacy(version)
     return next((name for name, part in parts.items() if part and older), None)

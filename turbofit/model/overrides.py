@@ -106,7 +106,7 @@ def _refuse_unknown(
         hint = 'write it as {"rope_parameters": {"rope_type": "default", "rope_theta": ...}}'
         raise _refusal(f"{name} is not read with Transformers 5", hint)
     keys = ", ".join((_LENGTH, *_SCALINGS))
-    hint = f"{keys} have an account; turbofit serve --unplanned takes others behind --"
+    hint = f"{keys} have an account; write others into a copy's config.json, which plans read"
     raise _refusal(f"changes {name}, and no account knows what follows", hint)
 
 

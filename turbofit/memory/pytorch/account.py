@@ -201,7 +201,7 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
         size += constants.segment * (2 if work.text.moe else 1)
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     size += work.further_pool()
-    if work.model.loras:  # the kernel of each shape is chosen there; a copy of its output is small
+    if work.model.loras and settings.eager_mode:  # otherwise the first CUDA graph gives it back
         size += constants.kernel_tuning
     return term(POOL_WARMUP, "buffers", size, "formula", note)
 
@@ -251,6 +251,9 @@ def transient_terms(
         if met.next:
             note += f", the pixels of {met.next} for the next"
         cases.append(("vision_forward", work.prefill(forward), note))
+    if model.loras:  # the outputs that are restored after each try have a row for each sequence
+        note = "the kernel of adapters is chosen in the warm-up"
+        cases.append(("adapter_kernels", constants.kernel_tuning, note))
     share = constants.live_fragmentation[segments(settings)]
 
     def reserved(size: int) -> int:
@@ -478,8 +481,8 @@ class PytorchAccount(Account):
         largest = max(
             largest_loaded(model, settings.tp),
             staged_copy(model, settings.tp, capability, self.constants),
-            adapter_files(model),
         )
+        largest += adapter_files(model)  # torch has not given back what came before them
         return before, round_up(largest, self.constants.page)
 
     def best_ratio(self) -> float | None:
