@@ -1,4 +1,4 @@
-"""Writes LoRA adapters in peft's format, whose matrices are zeros: sparse files with true headers."""
+"""Writes LoRA adapters in peft's format whose matrices are zeros, as sparse files."""
 
 from __future__ import annotations
 

@@ -34,7 +34,12 @@ from turbofit.memory.account import (
 )
 from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.pytorch.activations import Activations, Prefill, activations_of
-from turbofit.memory.pytorch.adapters import adapter_bytes, adapter_files, adapter_problem
+from turbofit.memory.pytorch.adapters import (
+    adapter_bytes,
+    adapter_files,
+    adapter_problem,
+    kernel_problem,
+)
 from turbofit.memory.pytorch.cache import (
     KV_TYPES,
     RESERVED_BLOCKS,
@@ -549,6 +554,9 @@ class Pytorch(Engine):
         is compiled for all cards. Source: triton.compile of Triton 3.7.1 for each architecture
         (bench/census/TRITON.md).
         """
+        for gpu in launch.gpus:
+            if problem := kernel_problem(launch.model, capability_of(gpu), gpu.name):
+                return problem
         quantization = launch.model.quantization
         bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
         if bfloat_states and (card := _card_before(launch, AMPERE)):

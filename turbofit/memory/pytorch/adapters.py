@@ -9,6 +9,7 @@ lmdeploy pytorch/models/patch.py::add_adapters #000000
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Final
 
 from turbofit.core.model import Model
 from turbofit.core.units import HALF, round_up
@@ -17,7 +18,14 @@ from turbofit.model.adapters import lora_modules
 from turbofit.model.tensors import Tensor
 
 #: Torch rounds each allocation up to this (kMinBlockSize of its allocator).
-_LEAST_BLOCK = 512
+_LEAST_BLOCK: Final = 512
+
+
+#: The largest rank whose kernel fits into a block's shared memory, by compute capability; on others
+#: at least `_LEAST_RANK`. Source: both shapes of `fused_lora`, compiled by Triton 3.7.1: the smaller
+#: takes 73,728 bytes for rank 64, 122,880 for 128 and 221,184 for 256 from 8.0 on, 640 a rank on 7.5.
+_LARGEST_RANK: Final = {(8, 0): 128, (9, 0): 256, (10, 0): 256, (10, 3): 256}
+_LEAST_RANK: Final = 64
 
 
 def adapter_bytes(model: Model, tp: int) -> int:
@@ -70,3 +78,15 @@ def adapter_problem(model: Model, tp: int) -> str | None:
             f" to {tp} ranks"
         )
     return None
+
+
+def kernel_problem(model: Model, capability: tuple[int, int], card: str) -> str | None:
+    """Return a sentence about an adapter whose rank has no kernel on a card, or None."""
+    most = _LARGEST_RANK.get(capability, _LEAST_RANK)
+    large = next((adapter for adapter in model.loras if adapter.rank > most), None)
+    if large is None:
+        return None
+    return (
+        f"adapter {large.name} has rank {large.rank}, and {card} has shared memory for LMDeploy's"
+        f" kernel up to rank {most}"
+    )
