@@ -83,7 +83,7 @@ def test_refusals(words: list[str], message: str, hint: str) -> None:
 def test_what_passes_unplanned_is_said() -> None:
     words = ["--speculative-algorithm", "dflash"]
     words += ["--num-tokens-per-iter", "8"]
-    with pytest.raises(UsageError, match="dflash: speculative decoding takes memory"):
+    with pytest.raises(UsageError, match="dflash: TurboMind ignores drafts"):
         sort_options(words)
     words += ["--new", "1"]
     passed = sort_options(words, unplanned=True)

@@ -22,7 +22,7 @@ _FIRST_LENGTH: Final = "original_max_position_embeddings"
 #: Both names of how positions are scaled: Transformers 5 reads and writes the second by the first.
 _SCALINGS: Final = ("rope_scaling", "rope_parameters")
 #: Types that both of LMDeploy's engines compute; no other memory belongs to them. Source:
-#: lmdeploy turbomind/models/utils.py::parse_rope_param #9e4f3b
+#: lmdeploy turbomind/models/utils.py::parse_rope_param #c8c8dd
 _TYPES: Final = ("default", "mrope", "linear", "dynamic", "yarn", "llama3")
 _UNSCALED: Final = _TYPES[:2]
 #: The section of config.json with the language model, where it is not ``text_config``.

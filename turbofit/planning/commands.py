@@ -347,7 +347,7 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
     names = [
         name for name, _ in config_names(plan.backend.name) if name not in ("tp", "model_format")
     ]
-    predicted = {name: settings[name] for name in names if settings[name]}
+    predicted = {name: settings[name] for name in names if settings.get(name)}
     shape = {"engine": plan.backend.name, "tp": settings["tp"]}
     return request.changed(**{"context": None, **shape, **predicted})
 

@@ -3,7 +3,7 @@
 Each module that an adapter changes gets one A of (the sum of all adapters' ranks) x inputs and one
 B of the same ranks x outputs, in the model's type. A is cut over ranks where the layer is cut by
 rows, B where it is cut by columns. Source:
-lmdeploy pytorch/models/patch.py::add_adapters #000000
+lmdeploy pytorch/models/patch.py::add_adapters #9944c1
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from turbofit.model.tensors import Tensor
 _LEAST_BLOCK: Final = 512
 
 
-#: The largest rank whose kernel fits into a block's shared memory, by compute capability; on others
-#: at least `_LEAST_RANK`. Source: both shapes of `fused_lora`, compiled by Triton 3.7.1: the smaller
-#: takes 73,728 bytes for rank 64, 122,880 for 128 and 221,184 for 256 from 8.0 on, 640 a rank on 7.5.
+#: The largest rank whose kernel fits into a block's shared memory, by compute capability; others
+#: hold at least `_LEAST_RANK`. Source: both shapes of `fused_lora`, compiled by Triton 3.7.1; the
+#: smaller takes 73,728 bytes for rank 64, 122,880 for 128 and 221,184 for 256, on 7.5 640 a rank.
 _LARGEST_RANK: Final = {(8, 0): 128, (9, 0): 256, (10, 0): 256, (10, 3): 256}
 _LEAST_RANK: Final = 64
 
@@ -69,7 +69,7 @@ def adapter_problem(model: Model, tp: int) -> str | None:
     """Return the reason why so many ranks cannot load the adapters, or None.
 
     Where KV heads are repeated, B is cut into equal parts that are smaller than a rank's. Source:
-    lmdeploy nn/linear/lora.py::LoRA.weight_loader_B #000000
+    lmdeploy nn/linear/lora.py::LoRA.weight_loader_B #0a14e6
     """
     of_keys = any({"k_proj", "v_proj"} & {*adapter.modules} for adapter in model.loras)
     if of_keys and tp > model.text.kv_heads:
