@@ -60,6 +60,7 @@ _TEMPLATES: Final = frozenset({
     "internvl-zh", "deepseek-vl", "deepseek-vl2", "deepseek-v4", "deepseek-v32", "deepseek-v3.2",
     "llava-chatml", "hf",
 })  # fmt: skip
+_SPEED: Final = "the forecast of speed is that of the base: adapters are computed beside it"
 _MERGE: Final = "turbofit merge BASE ADAPTER OUT makes a model of it"
 
 
@@ -92,8 +93,8 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
                 f"{largest.name} has rank {largest.rank}: LMDeploy's kernel takes ranks up to"
                 f" {_LEAST_BLOCK} and powers of two"
             )
-    note = "the forecast of speed is that of the base: adapters are computed beside it"
-    return replace(model, adapters=tuple(read), warnings=(*model.warnings, note))
+    warnings = dict.fromkeys((*model.warnings, _SPEED))
+    return replace(model, adapters=tuple(read), warnings=tuple(warnings))
 
 
 def _rank(adapter: Adapter) -> int:

@@ -75,6 +75,8 @@ _LAID_OUT = 5
 #: Hidden states of a token in attention: the scaled embeddings, the previous layer's output and its
 #: residual, and their norm.
 _COPIES = 4
+#: The module whose input adapters copy: lmdeploy cuda/lora.py `x.flatten(0, -2).contiguous()`
+_DOWN = "down_proj"
 #: Hidden states beside the logits: from the last norm, and scaled.
 _HEAD_COPIES = 2
 
@@ -205,6 +207,8 @@ class Activations:
         """
         text, constants = self.text, self.constants
         width, copies = 2 * text.intermediate / self.tp, constants.hidden_copies
+        if any(_DOWN in adapter.modules for adapter in self.model.loras):
+            width += text.intermediate / self.tp  # its input is a part of gate and up, and copied
         if text.moe is not None:
             dense = width if text.moe.layers < text.layers else 0.0
             shared = 2 * text.moe.shared_intermediate / self.tp
