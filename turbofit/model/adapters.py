@@ -24,7 +24,8 @@ from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, RESIDUAL
 from turbofit.model.safetensors import Tensor as Stored
 from turbofit.model.tensors import Tensor, text_tensors
 
-#: The name of an adapter that is given by its path alone. lmdeploy cli/utils.py::get_lora_adapters #b9fd9c
+#: The name of an adapter that is given by its path alone. Source:
+#: lmdeploy cli/utils.py::get_lora_adapters #b9fd9c
 _UNNAMED: Final = "default"
 #: The class's name of the decoder's layers. Classes that are not here join q_proj, k_proj and
 #: v_proj without a table by which adapters would find them (packed_modules_mapping), or were not
