@@ -206,6 +206,7 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
         size += constants.segment * (2 if work.text.moe else 1)
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     size += work.further_pool()
+    size += round_up(work.restored(settings.max_batch_size), constants.page)
     if work.model.loras and settings.eager_mode:  # otherwise the first CUDA graph gives it back
         size += constants.kernel_tuning
     return term(POOL_WARMUP, "buffers", size, "formula", note)
@@ -256,9 +257,9 @@ def transient_terms(
         if met.next:
             note += f", the pixels of {met.next} for the next"
         cases.append(("vision_forward", work.prefill(forward), note))
-    if model.loras:  # the outputs that are restored after each try have a row for each sequence
-        note = "the kernel of adapters is chosen in the warm-up"
-        cases.append(("adapter_kernels", constants.kernel_tuning, note))
+    if model.loras:
+        size = work.decode(sequences) + work.restored(sequences) + constants.kernel_tuning
+        cases.append(("adapter_kernels", size, "kernels of adapters are chosen in the warm-up"))
     share = constants.live_fragmentation[segments(settings)]
 
     def reserved(size: int) -> int:

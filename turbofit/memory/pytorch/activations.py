@@ -158,6 +158,16 @@ class Activations:
             attention = self._attention_elements() + int(self.text.heads / self.tp * per_head)
         return rows * max(mlp, attention, self._delta_elements()) * HALF
 
+    def restored(self, rows: int) -> int:
+        """Return the bytes of the widest output of a module with adapters; 0 without adapters.
+
+        The warm-up copies it to try the variants of their kernel, whose writes add up. Source:
+        lmdeploy kernels/cuda/fused_lora.py `restore_value=['c_ptr']`
+        """
+        if not self.model.loras:
+            return 0
+        return rows * max(self.text.intermediate // self.tp, self.text.hidden) * HALF
+
     def delta_warmup(self, rows: int) -> int:
         """Return the bytes that delta nets add to the warm-up, which prefills one token a row."""
         if self.text.delta is None:
