@@ -89,7 +89,8 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         cut = f" {self.layers} layers" * bool(self.layers)
-        options = (f" {name} {value}" for name, value in self.options.items())
+        told = {name: value for name, value in self.options.items() if name != "adapters"}
+        options = (f" {name} {value}" for name, value in told.items())
         margin = " margin 0" * (self.margin == 0)
         margin += "".join(f" LoRA {rank} of {len(modules)}" for rank, modules in self.loras)
         return f"{Path(self.model).name}{cut} {self.on}{''.join(options)}{margin}"
