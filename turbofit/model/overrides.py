@@ -56,12 +56,13 @@ def overridden(model: Model, text: str) -> tuple[Model, str]:
         raise _refusal("is not a JSON object", "write it as '{\"KEY\": VALUE}'")
     plain = model.vision is None and model.architecture == model.text.architecture
     path = () if plain else _INSIDE.get(model.architecture, ("text_config",))
-    inner = values
+    inner: JsonObject = values
     for depth, key in enumerate(path):
         _refuse_unknown(inner, (key,), path[:depth], path)
-        inner = inner.get(key)
-        if not isinstance(inner, dict):
+        part = inner.get(key)
+        if not isinstance(part, dict):
             raise _refusal(f"has no object {'.'.join(path)}", _where(path))
+        inner = part
     _refuse_unknown(inner, (_LENGTH, *_SCALINGS), path, path)
     longest = _lengthen(model, Section(inner, _OPTION))
     changed = replace(model, text=replace(model.text, max_position_embeddings=longest))
