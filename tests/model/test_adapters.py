@@ -31,6 +31,15 @@ def test_what_is_known_of_each(tmp_path: Path) -> None:
     assert not QWEN.loras
 
 
+def test_the_base_that_it_names(tmp_path: Path) -> None:
+    """Shapes alone do not tell a chat model from its base model."""
+    for name, said in {"Qwen/Qwen2.5-0.5B-Instruct": False, "Qwen/Qwen2.5-0.5B": True}.items():
+        folder = tmp_path / str(said)
+        adapter = write_adapter(QWEN, folder, 8, base_model_name_or_path=name)
+        warned = [text for text in read(QWEN, adapter).warnings if "as its base" in text]
+        assert bool(warned) is said
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

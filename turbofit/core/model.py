@@ -304,7 +304,8 @@ class Adapter(Struct):
     """A LoRA adapter that is served beside the base, under its ``name``.
 
     ``modules`` are the last parts of the changed modules' names, such as ``q_proj``; each is
-    changed in all layers, with this ``rank``. ``file_bytes`` are the bytes of the file's tensors.
+    changed in all layers, with this ``rank``. ``file_bytes`` are the bytes of the file's tensors,
+    ``base`` is the model that it names as its own.
     """
 
     name: str
@@ -312,6 +313,7 @@ class Adapter(Struct):
     rank: int
     modules: tuple[str, ...]
     file_bytes: int
+    base: str = ""
 
 
 class Model(Struct):

@@ -84,22 +84,25 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
             f" {model.name}, or turbofit has not read it"
         )
     split = [word.partition("=") if "=" in word else (_UNNAMED, "", word) for word in words]
-    names = [name for name, _, _ in split]
-    _check_names(model, names)
+    _check_names(model, [name for name, _, _ in split])
     read = [_adapter(model, name, path, only_text=only_text) for name, _, path in split]
     for module in lora_modules(model.text):
-        largest = max((one for one in read if module in one.modules), key=_rank, default=None)
-        if largest and largest.rank > _LEAST_BLOCK and largest.rank & (largest.rank - 1):
+        ranks = {one.rank: one.name for one in read if module in one.modules}
+        largest = max(ranks, default=0)
+        if largest > _LEAST_BLOCK and largest & (largest - 1):
             raise _refusal(
-                f"{largest.name} has rank {largest.rank}: LMDeploy's kernel takes ranks up to"
+                f"{ranks[largest]} has rank {largest}: LMDeploy's kernel takes ranks up to"
                 f" {_LEAST_BLOCK} and powers of two"
             )
-    warnings = dict.fromkeys((*model.warnings, _SPEED))
+    names = {model.name.lower(), (model.hub_id or model.name).rpartition("/")[2].lower()}
+    others = (
+        f"adapter {one.name} names {one.base[:100]} as its base, not {model.name}: shapes fit,"
+        " whether the weights do only you can tell"
+        for one in read
+        if one.base and one.base.rstrip("/").rpartition("/")[2].lower() not in names
+    )
+    warnings = dict.fromkeys((*model.warnings, _SPEED, *others))
     return replace(model, adapters=tuple(read), warnings=tuple(warnings))
-
-
-def _rank(adapter: Adapter) -> int:
-    return adapter.rank
 
 
 def _check_names(model: Model, names: Sequence[str]) -> None:
@@ -108,16 +111,18 @@ def _check_names(model: Model, names: Sequence[str]) -> None:
     if twice is not None:
         raise _refusal(f"two adapters are called {twice}", "write each as NAME=PATH")
     for name in names:
-        if not name or name in (model.name, model.hub_id):
+        if not name:
+            raise _refusal("an adapter has an empty name", "write it as NAME=PATH")
+        if name in (model.name, model.hub_id):
             raise _refusal(
-                f"an adapter is called {name!r}, as is the model" if name else
-                "an adapter has an empty name", "write it as NAME=PATH, with a NAME of its own",
-            )  # fmt: skip
+                f"an adapter is called {name!r}, as is the model", "give it another name"
+            )
         if name in _TEMPLATES:
             raise _refusal(
                 f"an adapter is called {name}, as is a chat template of LMDeploy, which it would"
-                " use for it", "give it another name",
-            )  # fmt: skip
+                " use for it",
+                "give it another name",
+            )
 
 
 def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
@@ -153,7 +158,8 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     wanted = dict(_expected(known, used, rank))
     _check_keys(model, name, stored, wanted)
     size = sum(tensor.bytes for tensor in stored.values())
-    return Adapter(name=name, path=folder, rank=rank, modules=used, file_bytes=size)
+    base = config.string("base_model_name_or_path", "")
+    return Adapter(name=name, path=folder, rank=rank, modules=used, file_bytes=size, base=base)
 
 
 def _unlike_lora(config: Section) -> Iterator[str]:
