@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from bench.page import table
+from bench.rehearsal.adapters import ALL, ATTENTION, write_adapter
 from turbofit import api
 from turbofit.core.model import TextDims
 from turbofit.core.plan import GpuLedger, Plan
@@ -72,20 +73,34 @@ What each held above the steady state, live, by torch's allocator. The ledger ch
 
 
 class Row(NamedTuple):
-    """A plan to compare; ``layers``, if not 0: only this number of the model's layers."""
+    """A plan to compare.
+
+    ``layers``, if not 0: only this number of the model's layers. ``loras``: ranks and modules of
+    adapters that are served beside it.
+    """
 
     model: str
     on: str
     margin: int | None = None
     options: Mapping[str, Any] = MappingProxyType({})
     layers: int = 0
+    loras: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     @property
     def name(self) -> str:
         cut = f" {self.layers} layers" * bool(self.layers)
-        options = (f" {name} {value}" for name, value in self.options.items())
+        told = {name: value for name, value in self.options.items() if name != "adapters"}
+        options = (f" {name} {value}" for name, value in told.items())
         margin = " margin 0" * (self.margin == 0)
+        margin += "".join(f" LoRA {rank} of {len(modules)}" for rank, modules in self.loras)
         return f"{Path(self.model).name}{cut} {self.on}{''.join(options)}{margin}"
+
+
+#: Overrides for a context of 131,072 tokens, as Qwen's pages give them.
+LONG = (
+    '{"rope_scaling": {"rope_type": "yarn", "factor": 4.0, '
+    '"original_max_position_embeddings": 32768}}'
+)
 
 
 def _both(model: str, on: str, **options: Any) -> tuple[Row, Row]:
@@ -147,6 +162,61 @@ ROWS = (
     Row("kimi-k2.5", "1xa100-80g", None, {"max_batch_size": 64}, layers=2),
     Row("kimi-k2.5", "1xh100", 0, {"max_batch_size": 32}, layers=2),
     Row("kimi-k2.5", "2xa100-80g", None, {"tp": 2, "max_batch_size": 32}, layers=2),
+    # LoRA adapters, and contexts that overrides lengthen
+    Row("qwen2.5-0.5b", "1xrtx3060", loras=((16, ALL), (64, ("q_proj", "v_proj")))),
+    Row("qwen2.5-0.5b", "1xt4", layers=2, loras=((64, ALL),)),
+    Row(
+        "qwen2.5-7b",
+        "1xrtx3090",
+        0,
+        layers=3,
+        loras=((8, ALL), (16, ALL), (32, ATTENTION), (64, ALL)),
+    ),
+    Row("qwen2.5-7b", "1xa100-40g", layers=3, loras=((128, ALL),)),
+    Row(
+        "qwen2.5-7b",
+        "1xrtx3090",
+        None,
+        {"max_batch_size": 2, "max_prefill_token_num": 256},
+        layers=2,
+        loras=((16, ALL),),
+    ),
+    Row(
+        "qwen3-8b",
+        "1xrtx3090",
+        0,
+        {"eager_mode": True},
+        layers=2,
+        loras=((8, ALL), (64, ("q_proj", "v_proj"))),
+    ),
+    Row("qwen3-30b-a3b", "1xa100-40g", layers=1, loras=((16, ATTENTION),)),
+    Row("qwen2-vl-2b", "1xrtx3060", layers=2, loras=((16, ALL),)),
+    Row("qwen2.5-vl-3b", "1xl4", layers=2, loras=((32, ATTENTION),)),
+    Row(
+        "qwen2-vl-2b",
+        "2xrtx3060",
+        None,
+        {"tp": 2, "distributed_executor_backend": "mp"},
+        layers=2,
+        loras=((16, ALL),),
+    ),
+    Row(
+        "llama-3.1-8b",
+        "2xrtx3090",
+        None,
+        {"tp": 2, "distributed_executor_backend": "mp"},
+        layers=2,
+        loras=((64, ALL),),
+    ),
+    Row("qwen2.5-0.5b", "2xrtx3060", None, {"tp": 2}, layers=2, loras=((16, ALL),)),
+    Row("qwen2.5-0.5b", "1xrtx3060", None, {"context": "max", "hf_overrides": LONG}, layers=2),
+    Row(
+        "qwen2-vl-2b",
+        "1xrtx3060",
+        None,
+        {"context": "max", "hf_overrides": f'{{"text_config": {LONG}}}'},
+        layers=2,
+    ),
 )
 
 
@@ -194,7 +264,18 @@ def compare(row: Row) -> Found:
     with tempfile.TemporaryDirectory() as scratch:
         if row.layers:
             row = row._replace(model=_cut(row, Path(scratch)))
+        if row.loras:
+            row = row._replace(options={**row.options, "adapters": _written(row, Path(scratch))})
         return _compare(row)
+
+
+def _written(row: Row, scratch: Path) -> tuple[str, ...]:
+    """Write a row's adapters, in 32 bits as peft trains them; return their words."""
+    model = resolve_model(row.model)
+    return tuple(
+        f"lora{n}={write_adapter(model, scratch / f'lora{n}', rank, modules)}"
+        for n, (rank, modules) in enumerate(row.loras)
+    )
 
 
 def _cut(row: Row, scratch: Path) -> str:

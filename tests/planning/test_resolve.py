@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 import turbofit
+from bench.rehearsal.adapters import write_adapter
 from tests.support.plans import few_presets
 from turbofit.core.errors import UsageError
 from turbofit.machine.source import machine_from
+from turbofit.model.source import resolve_model
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 
@@ -90,3 +92,19 @@ def test_a_context_of_max_is_the_models_own_and_a_budget_may_be_a_share_of_each_
     half = resolve(PlanRequest(model="internvl2-2b", on="rtx3090+l40s", budget="50%"))
     for gpu in half.machine.gpus:
         assert half.margin_of(gpu) == half.margin.of(gpu) + gpu.usable - gpu.total // 2
+
+
+def test_adapters_and_overrides_as_lmdeploys_own_config_has_them(tmp_path, monkeypatch):
+    """Paths that the engine reads from elsewhere are whole; a second reading changes nothing."""
+    write_adapter(resolve_model("qwen2.5-0.5b"), tmp_path / "lora", 8)
+    monkeypatch.chdir(tmp_path)
+    asked = {"adapters": {"sql": "lora"}, "hf_overrides": {"max_position_embeddings": 65536}}
+    request = PlanRequest(model="qwen2.5-0.5b", on="1xrtx3060", context="max", **asked)
+    first = resolve(request)
+    assert first.engine_options["adapters"] == (f"sql={tmp_path / 'lora'}",)
+    assert first.model.text.max_position_embeddings == 65536
+    assert first.workload.context == 65536
+    again = resolve(request.changed(model=first.model))
+    assert again.model == first.model
+    with pytest.raises(UsageError, match="hf-overrides is not JSON"):
+        resolve(request.changed(hf_overrides="{"))

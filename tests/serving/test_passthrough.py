@@ -16,12 +16,11 @@ from scripts.new_lmdeploy import ParserOption, parser_options, with_options
 from tests.support.plans import model
 from turbofit.cli.main import TURBOFIT
 from turbofit.core.errors import UsageError
-from turbofit.core.model import ModelSource
+from turbofit.core.model import Adapter, ModelSource
 from turbofit.core.plan import config_names
 from turbofit.core.presets import preset_path
 from turbofit.serving.options import ServeConfig
 from turbofit.serving.passthrough import (
-    adapter_names,
     engine_options,
     option_table,
     sort_options,
@@ -35,7 +34,9 @@ def test_every_name_that_people_know_it_by() -> None:
     assert ServeConfig().client_names(plan) == (hub, "internvl2-2b", last)
     mine = ServeConfig(model_name="mine").client_names(plan)
     assert mine == ("mine", "internvl2-2b", hub, last)
-    names = ServeConfig(options=("--adapters", "sql=/lora")).names(plan)
+    lora = Adapter(name="sql", path="/lora", rank=8, modules=("q_proj",), file_bytes=1)
+    with_lora = replace(plan, model=replace(plan.model, adapters=(lora,)))
+    names = ServeConfig().names(with_lora)
     assert {*names.values()} == {hub, "sql"}
     assert (names["sql"], names["internvl2-2b"]) == ("sql", hub)
     # As a plan of an older turbofit has it, or one that a program made of a model.
@@ -57,25 +58,13 @@ def test_what_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "names"),
-    [
-        ([], []),
-        (["--adapters", "a=/x", "b=/y", "--log-level", "INFO"], ["a", "b"]),
-        (["--adapters", "/x"], ["default"]),
-    ],
-)
-def test_what_clients_call_adapters(argv: list[str], names: list[str]) -> None:
-    """As LMDeploy 0.18 reads them: cli/utils.py, get_lora_adapters."""
-    assert adapter_names(argv) == names
-
-
-@pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
         (["--session-len", "4096"], "set by turbofit", "before --"),
         (["--quant-policy=8"], "set by turbofit", "give --quant-policy before --"),
         (["--server-name", "0.0.0.0"], "set by turbofit", "before --"),
-        (["--adapters", "a=b"], "that no plan counts", "turbofit merge"),
+        (["--adapters", "a=b"], "set by turbofit", "give --adapters before --"),
+        (["--rope-scaling-factor", "2"], "reads it nowhere", "--hf-overrides"),
         (["--no-such-option"], "no option of LMDeploy", "--unplanned"),
         (["model"], "not an option", "before --"),
         (["--chat-template"], "needs a value", "VALUE"),
@@ -92,13 +81,14 @@ def test_refusals(words: list[str], message: str, hint: str) -> None:
 
 
 def test_what_passes_unplanned_is_said() -> None:
-    words = ["--speculative-algorithm", "dflash", "--adapters", "a=b", "c=d"]
-    with pytest.raises(UsageError, match="dflash: speculative decoding takes memory"):
+    words = ["--speculative-algorithm", "dflash"]
+    words += ["--num-tokens-per-iter", "8"]
+    with pytest.raises(UsageError, match="dflash: TurboMind ignores drafts"):
         sort_options(words)
     words += ["--new", "1"]
     passed = sort_options(words, unplanned=True)
     assert passed.argv == words
-    assert passed.unplanned == ["--speculative-algorithm", "--adapters", "--new"]
+    assert passed.unplanned == ["--speculative-algorithm", "--num-tokens-per-iter", "--new"]
     with pytest.raises(UsageError, match="set by turbofit"):  # which nothing contradicts
         sort_options(["--cache-max-entry-count", "0.9"], unplanned=True)
 

@@ -300,13 +300,30 @@ class ModelSource(Struct):
     checkpoint: str | None = None
 
 
+class Adapter(Struct):
+    """A LoRA adapter that is served beside the base, under its ``name``.
+
+    ``modules`` are the last parts of the changed modules' names, such as ``q_proj``; each is
+    changed in all layers, with this ``rank``. ``file_bytes`` are the bytes of the file's tensors,
+    ``base`` is the model that it names as its own.
+    """
+
+    name: str
+    path: str
+    rank: int
+    modules: tuple[str, ...]
+    file_bytes: int
+    base: str = ""
+
+
 class Model(Struct):
     """A checkpoint as planning sees it; sizes in bytes.
 
     ``dtype`` is the 16- or 32-bit type of the unquantised tensors in the files. ``tensor_bytes``
     are the bytes in the files for each safetensors dtype (such as ``BF16``), empty if only a
     formula is known. ``needs_remote_code``: the engine needs remote code for tokenizer, processor
-    or config. ``revision`` is the branch, tag or commit that was asked for.
+    or config. ``revision`` is the branch, tag or commit that was asked for. ``adapters`` are those
+    that the PyTorch engine loads beside it.
     """
 
     name: str
@@ -324,6 +341,12 @@ class Model(Struct):
     revision: str | None = None
     source: ModelSource
     warnings: tuple[str, ...] = ()
+    adapters: tuple[Adapter, ...] | UnsetType = UNSET
+
+    @property
+    def loras(self) -> tuple[Adapter, ...]:
+        """The adapters; none where the document names none."""
+        return () if self.adapters is UNSET else self.adapters
 
     @property
     def unit_values(self) -> int:

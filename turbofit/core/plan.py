@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
@@ -40,13 +41,13 @@ _TEXT_COPIES: Final = 128
 _TURBOMIND_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
     "session_len", "quant_policy", "cache_block_seq_len", "communicator", "async_",
-    "enable_prefix_caching", "model_format", "language_model_only",
+    "enable_prefix_caching", "model_format", "language_model_only", "hf_overrides",
 )  # fmt: skip
 _PYTORCH_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
     "session_len", "quant_policy", "cache_block_seq_len", "enable_prefix_caching", "model_format",
     "language_model_only", "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-    "distributed_executor_backend",
+    "distributed_executor_backend", "hf_overrides", "adapters",
 )  # fmt: skip
 _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
 #: The phases whose terms are in memory when the cache is sized.
@@ -117,6 +118,10 @@ class Settings(Struct):
     eager_mode: bool = False
     cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
+    hf_overrides: Annotated[str | UnsetType, doc("JSON; only where given.")] = UNSET
+    adapters: Annotated[
+        tuple[str, ...] | UnsetType, doc("NAME=PATH, the PyTorch engine's; only where given.")
+    ] = UNSET
 
     def requests_in(self, kv_tokens: int, size: int) -> int:
         """Return how many requests of ``size`` tokens fit in a cache of ``kv_tokens`` tokens.
@@ -458,7 +463,12 @@ class EnginePlan(Struct):
     def lmdeploy_settings(self) -> Options:
         """Return the settings under the names of LMDeploy's config for this backend."""
         values = to_builtins(self.settings)
-        return {theirs: values[name] for name, theirs in config_names(self.backend)}
+        if "hf_overrides" in values:
+            values["hf_overrides"] = json.loads(values["hf_overrides"])
+        if "adapters" in values:
+            values["adapters"] = dict(word.split("=", 1) for word in values["adapters"])
+        names = config_names(self.backend)
+        return {theirs: values[name] for name, theirs in names if name in values}
 
 
 def may_evict(settings: Settings, tokens: int) -> bool:

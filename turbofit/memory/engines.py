@@ -44,11 +44,16 @@ ENGINES: Final = {
     "pytorch": EngineKind(
         "pytorch.account.Pytorch",
         ("num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-         "distributed_executor_backend"),
+         "distributed_executor_backend", "adapters"),
         {"quant_policy": frozenset({16, 17, 42})},
     ),
     "transformers": EngineKind("transformers.account.Transformers"),
 }  # fmt: skip
+#: What an option's owner and the others offer in its place, where that is no mere choice of engine.
+_WAYS: Final = {
+    "adapters": "turbofit merge BASE ADAPTER OUT makes a model of each, with all weights again and"
+    " nothing slower; `--engine pytorch` holds the base once, and computes each adapter beside it",
+}
 #: The names of LMDeploy's engines.
 LMDEPLOY: Final = tuple(name for name in ENGINES if name != "transformers")
 
@@ -63,9 +68,11 @@ def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
     for name, owner in ENGINES.items():
         options = [option for option in owner.exclusive_options if option in engine_options]
         if name != engine.name and options:
+            way = f"leave it out, or take `--engine {name}` where it runs the model"
             raise UsageError(
                 f"`{option_of(options[0])}` is no option of the {engine.name} engine",
-                hint=f"leave it out, or take `--engine {name}` where it runs the model",
+                hint=_WAYS.get(options[0], way),
+                options=[options[0], "engine"],
             )
 
 
@@ -217,6 +224,7 @@ def without_account(model: Model, version: str) -> str | None:
         "gated delta nets": text.delta,
         "multi-head latent attention": text.mla,
         "attention sinks": text.sinks,
+        "LoRA adapters": model.loras,
     }
     older = versions.is_legacy(version)
     return next((name for name, part in parts.items() if part and older), None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from math import prod
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
@@ -104,6 +105,18 @@ def _context(text: str, name: str) -> str | int:
 
 def _dtype(text: str, _name: str) -> str | None:
     return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy chooses on "auto"
+
+
+def _json(value: object) -> object:
+    """Write an object, as LMDeploy's own config has it, as JSON."""
+    return json.dumps(value) if isinstance(value, dict) else value
+
+
+def _named_paths(value: object) -> object:
+    """Write paths by their names, as LMDeploy's own config has them, as words NAME=PATH."""
+    if isinstance(value, dict):
+        return tuple(f"{name}={path}" for name, path in value.items())
+    return value
 
 
 Positive = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_whole), Metavar("N")]
@@ -266,6 +279,20 @@ class PlanRequest(Validated):
     )
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = Field(
         default=None, description="PyTorch engine: who runs its ranks"
+    )
+    hf_overrides: Annotated[str | None, BeforeValidator(_json), Metavar("JSON")] = Field(
+        default=None,
+        description="keys of config.json that LMDeploy changes: max_position_embeddings, and "
+        "rope_scaling for a longer context",
+    )
+    adapters: Annotated[
+        Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None,
+        BeforeValidator(_named_paths),
+        Metavar("NAME=PATH"),
+    ] = Field(
+        default=None,
+        description="PyTorch engine: LoRA adapters, which clients name in place of the model; a "
+        "PATH alone is called default",
     )
 
     def with_maximum(self, tokens: int) -> PlanRequest:

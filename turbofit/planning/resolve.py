@@ -11,6 +11,8 @@ from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
 from turbofit.memory.known_bad import survived_batch
+from turbofit.model.adapters import with_adapters
+from turbofit.model.overrides import overridden
 from turbofit.model.source import resolve_model
 from turbofit.planning.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PlanRequest
@@ -26,6 +28,13 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         PackageError: a package that reads the model is missing.
     """
     model = model_of(request)
+    if request.hf_overrides is not None:
+        model, overrides = overridden(model, request.hf_overrides)
+        request = request.changed(hf_overrides=overrides)
+    if request.adapters is not None:
+        model = with_adapters(model, request.adapters, only_text=bool(request.language_model_only))
+        words = [f"{adapter.name}={adapter.path}" for adapter in model.loras]
+        request = request.changed(adapters=tuple(words))
     request = request.with_maximum(model.text.max_position_embeddings)
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source == "nvml":

@@ -17,7 +17,6 @@ from turbofit.model.presets import find_preset
 from turbofit.planning.request import PlanRequest
 from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.engine.worst_requests import CheckMode
-from turbofit.serving.passthrough import adapter_names
 
 if TYPE_CHECKING:
     from turbofit.core.struct import Options
@@ -79,7 +78,7 @@ class ServeConfig(Validated):
     def names(self, plan: Plan) -> dict[str, str]:
         """Map each name that clients may use to the engines' name of the model or the adapter."""
         known = dict.fromkeys(self.client_names(plan), self.client_name(plan.model))
-        return known | {name: name for name in adapter_names(self.options)}
+        return known | {adapter.name: adapter.name for adapter in plan.model.loras}
 
 
 class ClusterServeConfig(ServeConfig):

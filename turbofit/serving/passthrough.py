@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import cache
-from itertools import takewhile
 from typing import Literal
 
 import msgspec
@@ -102,20 +101,6 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
         passed.api_keys += values if name == "--api-keys" else []
         passed.argv += [name, *values]
     return passed
-
-
-def adapter_names(argv: Sequence[str]) -> list[str]:
-    """Return the names by which clients call the adapters in LMDeploy's options.
-
-    The name of an adapter NAME=PATH is NAME; the name of an adapter PATH is ``default``.
-    """
-    words = list(argv)
-    names: list[str] = []
-    while "--adapters" in words:
-        del words[: words.index("--adapters") + 1]
-        paths = list(takewhile(lambda word: not is_option(word), words))
-        names += [path.partition("=")[0] if "=" in path else "default" for path in paths]
-    return names
 
 
 def full_name(written: str, known: Collection[str]) -> str:

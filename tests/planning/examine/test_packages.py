@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from packaging.specifiers import SpecifierSet
 
 from tests.support.checkup import Find, Healthy, Make, remove, two
@@ -14,6 +15,7 @@ from tests.support.nvml import Scenario, gpu_3090
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
+from turbofit.core.model import Adapter
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.model.presets import preset_model
@@ -146,6 +148,11 @@ def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
     assert not plan_warnings(plan_of("llava-1.5-7b", "transformers"), Sources({}))
 
 
+def with_lora(plan: Plan) -> Plan:
+    lora = Adapter(name="sql", path="/lora", rank=8, modules=("q_proj",), file_bytes=1)
+    return replace(plan, model=replace(plan.model, adapters=(lora,)))
+
+
 @pytest.mark.parametrize(
     ("plan", "modules"),
     [
@@ -155,6 +162,7 @@ def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
         (plan_of("qwen3.5-4b", "turbomind"), set()),
         (plan_of("internvl3.5-gpt-oss-20b-a4b", "turbomind"), set()),
         (plan_of("qwen2.5-7b", "transformers"), set()),
+        (with_lora(plan_of("qwen2.5-7b")), {"peft"}),
     ],
 )
 def test_what_lmdeploy_imports_for_one_model_is_looked_for_before_it_loads(

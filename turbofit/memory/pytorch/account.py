@@ -34,6 +34,12 @@ from turbofit.memory.account import (
 )
 from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.pytorch.activations import Activations, Prefill, activations_of
+from turbofit.memory.pytorch.adapters import (
+    adapter_bytes,
+    adapter_files,
+    adapter_problem,
+    kernel_problem,
+)
 from turbofit.memory.pytorch.cache import (
     KV_TYPES,
     RESERVED_BLOCKS,
@@ -125,6 +131,9 @@ def weight_terms(
     if copied:
         note = "of what AWQ packed, for TurboMind's kernels, which the engine takes on Hopper"
         terms.append(term("weights.packed_copy", "weights", copied, "estimate", note))
+    if model.loras:
+        held, note = adapter_bytes(model, settings.tp), f"{len(model.loras)} LoRA, of all modules"
+        terms.append(term("weights.adapters", "weights", held, "formula", note))
     kind = segments(settings)
     fragmented = constants.load_fragmentation[kind]
     if model.text.moe is not None:
@@ -197,6 +206,9 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
         size += constants.segment * (2 if work.text.moe else 1)
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     size += work.further_pool()
+    size += round_up(work.restored(settings.max_batch_size), constants.page)
+    if work.model.loras and settings.eager_mode:  # otherwise the first CUDA graph gives it back
+        size += constants.kernel_tuning
     return term(POOL_WARMUP, "buffers", size, "formula", note)
 
 
@@ -245,6 +257,9 @@ def transient_terms(
         if met.next:
             note += f", the pixels of {met.next} for the next"
         cases.append(("vision_forward", work.prefill(forward), note))
+    if model.loras:
+        size = work.decode(sequences) + work.restored(sequences) + constants.kernel_tuning
+        cases.append(("adapter_kernels", size, "kernels of adapters are chosen in the warm-up"))
     share = constants.live_fragmentation[segments(settings)]
 
     def reserved(size: int) -> int:
@@ -270,6 +285,8 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
     if text.kv_heads % tp and (tp % text.kv_heads or model.architecture in _NO_REPEAT):
         yield f"{text.kv_heads} KV heads cannot be dealt to {tp} ranks"
     yield from _cut_groups(model, tp)
+    if problem := adapter_problem(model, tp):
+        yield problem
 
 
 def _dealt(model: Model) -> Iterator[tuple[int, str]]:
@@ -473,6 +490,7 @@ class PytorchAccount(Account):
             largest_loaded(model, settings.tp),
             staged_copy(model, settings.tp, capability, self.constants),
         )
+        largest += adapter_files(model)  # torch has not given back what came before them
         return before, round_up(largest, self.constants.page)
 
     def best_ratio(self) -> float | None:
@@ -539,6 +557,9 @@ class Pytorch(Engine):
         is compiled for all cards. Source: triton.compile of Triton 3.7.1 for each architecture
         (bench/census/TRITON.md).
         """
+        for gpu in launch.gpus:
+            if problem := kernel_problem(launch.model, capability_of(gpu), gpu.name):
+                return problem
         quantization = launch.model.quantization
         bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
         if bfloat_states and (card := _card_before(launch, AMPERE)):

@@ -75,6 +75,8 @@ _LAID_OUT = 5
 #: Hidden states of a token in attention: the scaled embeddings, the previous layer's output and its
 #: residual, and their norm.
 _COPIES = 4
+#: The module whose input adapters copy: lmdeploy cuda/lora.py `x.flatten(0, -2).contiguous()`
+_DOWN = "down_proj"
 #: Hidden states beside the logits: from the last norm, and scaled.
 _HEAD_COPIES = 2
 
@@ -156,6 +158,16 @@ class Activations:
             attention = self._attention_elements() + int(self.text.heads / self.tp * per_head)
         return rows * max(mlp, attention, self._delta_elements()) * HALF
 
+    def restored(self, rows: int) -> int:
+        """Return the bytes of the widest output of a module with adapters; 0 without adapters.
+
+        The warm-up copies it to try the variants of their kernel, whose writes add up. Source:
+        lmdeploy kernels/cuda/fused_lora.py `restore_value=['c_ptr']`
+        """
+        if not self.model.loras:
+            return 0
+        return rows * max(self.text.intermediate // self.tp, self.text.hidden) * HALF
+
     def delta_warmup(self, rows: int) -> int:
         """Return the bytes that delta nets add to the warm-up, which prefills one token a row."""
         if self.text.delta is None:
@@ -205,6 +217,8 @@ class Activations:
         """
         text, constants = self.text, self.constants
         width, copies = 2 * text.intermediate / self.tp, constants.hidden_copies
+        if any(_DOWN in adapter.modules for adapter in self.model.loras):
+            width += text.intermediate / self.tp  # its input is a part of gate and up, and copied
         if text.moe is not None:
             dense = width if text.moe.layers < text.layers else 0.0
             shared = 2 * text.moe.shared_intermediate / self.tp

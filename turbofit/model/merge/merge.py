@@ -47,13 +47,13 @@ _LORA: Final = re.compile(
 )
 _WRAPPED: Final = re.compile(r"\.(?:base_layer|modules_to_save(?:\.(?!(?:weight|bias)$)[^.]+)?)\.")
 #: Settings of peft with which the merged weight is not W + s·B·A.
-_REFUSED: Final = (
+NOT_PLAIN: Final = (
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
     "alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices",
     "lora_bias", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
 )  # fmt: skip
 #: Initialisations that also change the base: W + s·B·A only holds for the changed base.
-_RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _HINT: Final = "merge it with peft's own merge_and_unload, where the base fits into RAM"
 
 
@@ -127,11 +127,13 @@ def read_adapter(folder: str) -> Adapter:
 def _check(config: Section) -> None:
     kind = config.string("peft_type", "LORA")
     refused = [] if kind.upper() == "LORA" else [f"{kind[:30]} is not LoRA"]
-    refused += [f"LoRA with {key} is not merged here" for key in _REFUSED if config.values.get(key)]
+    refused += [
+        f"LoRA with {key} is not merged here" for key in NOT_PLAIN if config.values.get(key)
+    ]
     if refused:
         raise UsageError(f"{config.what}: {refused[0]}", hint=_HINT)
     begun = config.values.get("init_lora_weights")
-    if isinstance(begun, str) and begun.lower().startswith(_RESIDUAL):
+    if isinstance(begun, str) and begun.lower().startswith(RESIDUAL):
         raise UsageError(
             f"{config.what}: init_lora_weights is {begun[:30]!r}, which had changed the base too",
             hint="save it with path_initial_model_for_weight_conversion, as peft's guide says",

@@ -362,6 +362,7 @@ def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
     """Return the modules that an engine of LMDeploy imports for a model, but that are missing."""
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
+    wanted += ["peft"] if model.loras else []
     return [module for module in wanted if not sources.has_module(module)]
 
 

@@ -149,12 +149,15 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
         top_k=request.top_k,
         top_p=0.8,
     )
+    adapter = next(iter(engine.backend_config.adapters or ()), None)
     if not request.sizes:
         length = request.text_tokens
         if length == LONGEST:
             length = _longest(engine) - request.max_new_tokens - 1
         ids = [_TOKEN] * max(1, length)
-        return await engine.preprocess(None, next(_numbers), gen_config=config, input_ids=ids)
+        return await engine.preprocess(
+            None, next(_numbers), gen_config=config, input_ids=ids, adapter_name=adapter
+        )
     from PIL import Image
 
     content: list[dict[str, Any]] = [{"type": "text", "text": _LETTER * request.text_tokens}]
@@ -162,7 +165,9 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
         picture = Image.new("RGB", size, (120, 80, 40 + (request.images or 0)))
         content.append({"type": "image_data", "image_data": {"data": picture}})
     messages = [{"role": "user", "content": content}]
-    return await engine.preprocess(messages, next(_numbers), gen_config=config)
+    return await engine.preprocess(
+        messages, next(_numbers), gen_config=config, adapter_name=adapter
+    )
 
 
 async def _again(engine: Any, first: Any) -> Any:
@@ -176,7 +181,7 @@ async def _again(engine: Any, first: Any) -> Any:
         inputs=tree_map(lambda leaf: leaf, first.inputs),
         input_token_len=first.input_token_len,
         gen_config=first.gen_config,
-        adapter_name=None,
+        adapter_name=first.adapter_name,
     )
 
 

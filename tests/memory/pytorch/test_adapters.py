@@ -1,0 +1,112 @@
+"""What LoRA adapters take on each rank of the PyTorch engine, beside the base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import turbofit
+from bench.rehearsal.adapters import ATTENTION, write_adapter
+from turbofit.core.errors import NoKernelError, UsageError
+from turbofit.core.plan import Settings
+from turbofit.core.units import MIB
+from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.adapters import adapter_bytes, adapter_files, adapter_problem
+from turbofit.memory.pytorch.weights import load_constants
+from turbofit.model.adapters import with_adapters
+from turbofit.model.source import resolve_model
+
+QWEN = resolve_model("qwen2.5-0.5b")
+
+
+def rounded(size: int) -> int:
+    return -(-size // 512) * 512
+
+
+def by_hand(tp: int) -> int:
+    """Qwen2.5-0.5B by hand: q and o of rank 8 + 4, down of 8; 24 layers, 896 channels, 4864."""
+    whole = [(12, 896, 896 // tp), (12, 896 // tp, 896), (8, 4864 // tp, 896)]
+    each = sum(rounded(r * i * 2) + rounded(r * o * 2) + 512 for r, i, o in whole)
+    return 24 * each + 3 * 1024
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_matrices_are_cut_where_the_layers_are(tp: int, tmp_path: Path) -> None:
+    first = write_adapter(QWEN, tmp_path / "a", 8, ("q_proj", "o_proj", "down_proj"))
+    second = write_adapter(QWEN, tmp_path / "b", 4, ("q_proj", "o_proj"))
+    model = with_adapters(QWEN, [f"a={first}", f"b={second}"], only_text=False)
+    assert adapter_bytes(model, tp) == by_hand(tp)
+    assert adapter_files(model) == sum(lora.file_bytes for lora in model.loras)
+    third = with_adapters(QWEN, [f"{n}={second}" for n in "xyz"], only_text=False)
+    assert adapter_files(third) == 2 * third.loras[0].file_bytes
+    assert not adapter_bytes(QWEN, tp)
+    assert not adapter_files(QWEN)
+
+
+def test_kv_heads_that_are_repeated_cannot_be_dealt(tmp_path: Path) -> None:
+    keys = write_adapter(QWEN, tmp_path / "a", 8, ATTENTION)
+    model = with_adapters(QWEN, [f"a={keys}"], only_text=False)
+    assert adapter_problem(model, 2) is None
+    assert "2 KV heads" in str(adapter_problem(model, 4))
+    query = write_adapter(QWEN, tmp_path / "b", 8, ("q_proj",))
+    assert adapter_problem(with_adapters(QWEN, [f"a={query}"], only_text=False), 4) is None
+
+
+@pytest.mark.parametrize(
+    ("card", "rank", "served"),
+    [("t4", 64, True), ("t4", 128, False), ("rtx3090", 64, True), ("rtx3090", 128, False),
+     ("a100-40g", 128, True), ("a100-40g", 256, False), ("h100", 256, True), ("h100", 512, False)],
+)  # fmt: skip
+def test_ranks_that_a_card_has_shared_memory_for(
+    card: str, rank: int, served: bool, tmp_path: Path
+) -> None:
+    """Shared memory that Triton 3.7.1 asks for; rank 128 ended a rehearsal on an RTX 3060."""
+    adapter = f"a={write_adapter(QWEN, tmp_path / 'a', rank, ('q_proj',))}"
+    if served:
+        assert turbofit.plan("qwen2.5-0.5b", on=f"1x{card}", adapters=(adapter,)).fits
+        return
+    with pytest.raises(NoKernelError, match=f"a has rank {rank}, and .* shared memory"):
+        turbofit.plan("qwen2.5-0.5b", on=f"1x{card}", adapters=(adapter,))
+
+
+def test_the_ledger_has_a_term_and_the_command_the_names(tmp_path: Path) -> None:
+    adapter = write_adapter(QWEN, tmp_path / "a", 64)
+    plan = turbofit.plan(
+        "qwen2.5-0.5b", on="1xrtx3060", adapters=(f"sql={adapter}",), max_batch_size=8
+    )
+    ledger = plan.engines[0].ledgers[0]
+    assert plan.backend.name == "pytorch"
+    assert ledger.bytes_of("weights.adapters") == adapter_bytes(plan.model, 1)
+    command = plan.engines[0].command
+    assert command is not None
+    assert command.argv[command.argv.index("--adapters") + 1] == f"sql={adapter}"
+    assert plan.engines[0].lmdeploy_settings()["adapters"] == {"sql": str(adapter)}
+    bare = turbofit.plan("qwen2.5-0.5b", on="1xrtx3060", engine="pytorch", max_batch_size=8)
+    loaded = ledger.load_peak - bare.engines[0].ledgers[0].load_peak
+    files = plan.model.loras[0].file_bytes
+    assert abs(loaded - adapter_bytes(plan.model, 1) - files) < 3 * MIB  # whole pages of torch's
+    assert turbofit.Plan.from_json(plan.to_json()) == plan
+
+
+def test_other_engines_say_the_two_ways(tmp_path: Path) -> None:
+    adapter = write_adapter(QWEN, tmp_path / "a", 8)
+    with pytest.raises(UsageError, match="adapters is no option of the turbomind") as caught:
+        turbofit.plan(
+            "qwen2.5-0.5b", on="1xrtx3060", engine="turbomind", adapters=(f"a={adapter}",)
+        )
+    assert "turbofit merge" in caught.value.hint
+    assert "engine pytorch" in caught.value.hint
+
+
+def test_the_input_of_down_proj_is_copied_in_a_prefill(tmp_path: Path) -> None:
+    """Seen on pretend GPUs: 1,000 tokens of Qwen2.5-7B took 37,000 KiB more."""
+    base = resolve_model("qwen2.5-7b")
+    settings, constants = Settings(), load_constants()
+    peaks = []
+    for name, modules in {"o": ("o_proj",), "d": ("o_proj", "down_proj")}.items():
+        adapter = write_adapter(base, tmp_path / name, 8, modules)
+        model = with_adapters(base, [f"a={adapter}"], only_text=False)
+        work = Activations(model, settings, constants)
+        peaks.append(work.prefill(Prefill(tokens=1000, context=1000)))
+    assert peaks[1] - peaks[0] == 1000 * 18944 * 2

@@ -1,0 +1,142 @@
+"""Which LoRA adapters LMDeploy's PyTorch engine serves, and which are refused before it starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.rehearsal.adapters import ALL, ATTENTION, write_adapter
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
+from turbofit.model.adapters import with_adapters
+from turbofit.model.source import resolve_model
+
+QWEN = resolve_model("qwen2.5-0.5b")
+
+
+def read(model: Model, *words: object, only_text: bool = False) -> Model:
+    return with_adapters(model, [str(word) for word in words], only_text=only_text)
+
+
+def test_what_is_known_of_each(tmp_path: Path) -> None:
+    a = write_adapter(QWEN, tmp_path / "a", 16)
+    b = write_adapter(QWEN, tmp_path / "b", 8, ("q_proj",), dtype="BF16")
+    one, two = read(QWEN, f"sql={a}", b).loras
+    assert (one.name, one.rank, one.modules, one.path) == ("sql", 16, ALL, str(a))
+    assert (two.name, two.rank, two.modules) == ("default", 8, ("q_proj",))
+    assert two.file_bytes == 24 * 8 * (896 + 896) * 2
+    assert not QWEN.loras
+
+
+def test_the_base_that_it_names(tmp_path: Path) -> None:
+    """Shapes alone do not tell a chat model from its base model."""
+    for name, said in {"Qwen/Qwen2.5-0.5B-Instruct": False, "Qwen/Qwen2.5-0.5B": True}.items():
+        folder = tmp_path / str(said)
+        adapter = write_adapter(QWEN, folder, 8, base_model_name_or_path=name)
+        warned = [text for text in read(QWEN, adapter).warnings if "as its base" in text]
+        assert bool(warned) is said
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"use_dora": True}, "does not read use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "does not read modules_to_save"),
+        ({"rank_pattern": {"q_proj": 4}}, "does not read rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 4}}, "does not read alpha_pattern"),
+        ({"use_rslora": True}, "does not read use_rslora"),
+        ({"target_modules": "all-linear"}, "target_modules is no list"),
+        ({"target_modules": ["model.layers.0.self_attn.q_proj"]}, "by its path"),
+        ({"bias": "all"}, "it has biases"),
+        ({"peft_type": "IA3"}, "IA3 is not LoRA"),
+        ({"init_lora_weights": "pissa"}, "had changed the base too"),
+        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}, "has no place for its"),
+        ({"r": 4}, "of another base"),
+        ({"r": 0}, "not within"),
+    ],
+)
+def test_configs(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    adapter = write_adapter(QWEN, tmp_path / "a", 8, **config)
+    with pytest.raises(UsageError) as caught:
+        read(QWEN, f"a={adapter}")
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+def test_files(tmp_path: Path) -> None:
+    other = write_adapter(resolve_model("qwen2.5-7b"), tmp_path / "other", 8)
+    with pytest.raises(UsageError, match=r"of another base than Qwen2\.5-0\.5B"):
+        read(QWEN, f"a={other}")
+    fewer = write_adapter(QWEN, tmp_path / "fewer", 8, ATTENTION, target_modules=list(ALL))
+    with pytest.raises(UsageError, match=r"has no lora_A of layer 0's down_proj.* unfilled"):
+        read(QWEN, f"a={fewer}")
+    renamed = write_adapter(QWEN, tmp_path / "new", 8, layers="model.language_model.layers")
+    with pytest.raises(UsageError, match=r"calls the decoder's layers model\.language_model"):
+        read(QWEN, f"a={renamed}")
+    broken = write_adapter(QWEN, tmp_path / "broken", 8)
+    weights = broken / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"adapter_model.safetensors ends before"):
+        read(QWEN, f"a={broken}")
+    weights.rename(broken / "adapter_model.bin")
+    with pytest.raises(UsageError, match=r"adapter_model.bin cannot be checked"):
+        read(QWEN, f"a={broken}")
+    with pytest.raises(UsageError, match="neither a folder nor in the local hub cache"):
+        read(QWEN, "a=/no/such/folder")
+    (broken / "adapter_config.json").write_text("{")
+    with pytest.raises(UsageError, match="is not JSON"):
+        read(QWEN, f"a={broken}")
+
+
+def test_names(tmp_path: Path) -> None:
+    adapter = write_adapter(QWEN, tmp_path / "a", 8)
+    for words, message in {
+        (adapter, adapter): "two adapters are called default",
+        (f"x={adapter}", f"x={adapter}"): "two adapters are called x",
+        (f"={adapter}",): "an empty name",
+        (f"{QWEN.hub_id}={adapter}",): "as is the model",
+        (f"llama2={adapter}",): "a chat template of LMDeploy",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            read(QWEN, *words)
+
+
+def test_ranks_that_the_kernel_takes(tmp_path: Path) -> None:
+    """Triton's blocks are powers of two; of several adapters of a module the largest decides."""
+    odd = write_adapter(QWEN, tmp_path / "odd", 24)
+    small, large = (write_adapter(QWEN, tmp_path / str(rank), rank) for rank in (12, 32))
+    with pytest.raises(UsageError, match="odd has rank 24"):
+        read(QWEN, f"odd={odd}", f"small={small}")
+    assert len(read(QWEN, f"odd={odd}", f"small={small}", f"large={large}").loras) == 3
+
+
+def test_modules_of_the_vision_tower(tmp_path: Path) -> None:
+    """They are found by the end of their names, and would be given the prompt's positions."""
+    model = resolve_model("qwen2.5-vl-3b")
+    adapter = write_adapter(model, tmp_path / "a", 8)
+    with pytest.raises(UsageError, match="the vision tower's gate_proj") as caught:
+        read(model, f"a={adapter}")
+    assert "--language-model-only" in caught.value.hint
+    assert read(model, f"a={adapter}", only_text=True).loras
+    attention = write_adapter(model, tmp_path / "b", 8, ATTENTION)
+    assert read(model, f"a={attention}").loras
+    qwen2 = resolve_model("qwen2-vl-2b")
+    assert read(qwen2, f"a={write_adapter(qwen2, tmp_path / 'c', 8)}").loras
+
+
+def test_classes_without_a_table_of_joined_modules(tmp_path: Path) -> None:
+    model = resolve_model("internvl3-1b-hf")
+    with pytest.raises(UsageError, match="finds no modules for adapters") as caught:
+        read(model, f"a={tmp_path}")
+    assert "turbofit merge" in caught.value.hint
+
+
+def test_experts_are_no_modules(tmp_path: Path) -> None:
+    model = resolve_model("qwen3-30b-a3b")
+    adapter = write_adapter(model, tmp_path / "a", 8, ATTENTION)
+    assert read(model, f"a={adapter}").loras[0].modules == ATTENTION
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["target_modules"] == list(ATTENTION)

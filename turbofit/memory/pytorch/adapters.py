@@ -1,0 +1,92 @@
+"""The memory of LoRA adapters on one rank of the PyTorch engine.
+
+Each module that an adapter changes gets one A of (the sum of all adapters' ranks) x inputs and one
+B of the same ranks x outputs, in the model's type. A is cut over ranks where the layer is cut by
+rows, B where it is cut by columns. Source:
+lmdeploy pytorch/models/patch.py::add_adapters #9944c1
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Final
+
+from turbofit.core.model import Model
+from turbofit.core.units import HALF, round_up
+from turbofit.memory.pytorch.weights import kv_heads_held
+from turbofit.model.adapters import lora_modules
+from turbofit.model.tensors import Tensor
+
+#: Torch rounds each allocation up to this (kMinBlockSize of its allocator).
+_LEAST_BLOCK: Final = 512
+
+
+#: The largest rank whose kernel fits into a block's shared memory, by compute capability; others
+#: hold at least `_LEAST_RANK`. Source: both shapes of `fused_lora`, compiled by Triton 3.7.1; the
+#: smaller takes 73,728 bytes for rank 64, 122,880 for 128 and 221,184 for 256, on 7.5 640 a rank.
+_LARGEST_RANK: Final = {(8, 0): 128, (9, 0): 256, (10, 0): 256, (10, 3): 256}
+_LEAST_RANK: Final = 64
+
+
+def adapter_bytes(model: Model, tp: int) -> int:
+    """Return the bytes of all adapters' matrices on one rank.
+
+    Beside a module's two matrices stand the offsets of the ranks; the ranks and scalings of each
+    target are smaller than the rounding that is counted for offsets.
+    """
+    total = 0
+    for module, tensor in lora_modules(model.text).items():
+        ranks = sum(adapter.rank for adapter in model.loras if module in adapter.modules)
+        if ranks:
+            inputs, outputs = _held(model, tensor, tp)
+            sizes = (ranks * inputs * HALF, ranks * outputs * HALF, 1)
+            each = sum(round_up(size, _LEAST_BLOCK) for size in sizes)
+            total += each * tensor.count + 2 * _LEAST_BLOCK
+    return total
+
+
+def _held(model: Model, tensor: Tensor, tp: int) -> tuple[int, int]:
+    """Return a module's inputs and outputs on one rank."""
+    outputs, inputs = tensor.shape
+    if tensor.split == "rows":
+        return inputs // tp, outputs
+    if tensor.split == "kv_heads":
+        held = kv_heads_held(model.text.kv_heads, tp) // tp
+        return inputs, held * outputs // model.text.kv_heads
+    return inputs, outputs // tp
+
+
+def adapter_files(model: Model) -> int:
+    """Return the most bytes of the adapters' files that are on a card at one moment.
+
+    Each file is loaded whole, while the one before it is still held, and freed at the end.
+    """
+    sizes = [adapter.file_bytes for adapter in model.loras]
+    return max((sum(pair) for pair in pairwise(sizes)), default=sum(sizes))
+
+
+def adapter_problem(model: Model, tp: int) -> str | None:
+    """Return the reason why so many ranks cannot load the adapters, or None.
+
+    Where KV heads are repeated, B is cut into equal parts that are smaller than a rank's. Source:
+    lmdeploy nn/linear/lora.py::LoRA.weight_loader_B #0a14e6
+    """
+    of_keys = any({"k_proj", "v_proj"} & {*adapter.modules} for adapter in model.loras)
+    if of_keys and tp > model.text.kv_heads:
+        return (
+            f"--adapters: LMDeploy ends while it deals {model.text.kv_heads} KV heads of an adapter"
+            f" to {tp} ranks"
+        )
+    return None
+
+
+def kernel_problem(model: Model, capability: tuple[int, int], card: str) -> str | None:
+    """Return a sentence about an adapter whose rank has no kernel on a card, or None."""
+    most = _LARGEST_RANK.get(capability, _LEAST_RANK)
+    large = next((adapter for adapter in model.loras if adapter.rank > most), None)
+    if large is None:
+        return None
+    return (
+        f"adapter {large.name} has rank {large.rank}, and {card} has shared memory for LMDeploy's"
+        f" kernel up to rank {most}"
+    )

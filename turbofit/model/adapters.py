@@ -1,0 +1,228 @@
+"""Reads LoRA adapters that LMDeploy's PyTorch engine serves beside one base.
+
+The engine's own loader checks little: what it would take for something else, leave unfilled or end
+on is refused here. Only headers of files are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Adapter, Model, TextDims
+from turbofit.core.version import REFERENCE
+from turbofit.model.checkpoint import read_section
+from turbofit.model.config import Section
+from turbofit.model.folder import FolderFiles
+from turbofit.model.merge.files import located
+from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, RESIDUAL
+from turbofit.model.safetensors import Tensor as Stored
+from turbofit.model.tensors import Tensor, text_tensors
+
+#: The name of an adapter that is given by its path alone. Source:
+#: lmdeploy cli/utils.py::get_lora_adapters #b9fd9c
+_UNNAMED: Final = "default"
+#: The class's name of the decoder's layers. Classes that are not here join q_proj, k_proj and
+#: v_proj without a table by which adapters would find them (packed_modules_mapping), or were not
+#: read. Source: lmdeploy pytorch/adapter/adapter.py::find_all_target #2fcac1
+_LAYERS: Final = {
+    **dict.fromkeys(
+        ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
+         "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
+        "model.layers",
+    ),
+    "Qwen3VLForConditionalGeneration": "language_model.layers",
+}  # fmt: skip
+#: Modules of a tower whose names end like those of the decoder.
+_IN_TOWER: Final = {
+    "Qwen2_5_VLForConditionalGeneration": frozenset({"gate_proj", "up_proj", "down_proj"}),
+}
+#: The modules by the roles of their tensors.
+_MODULES: Final = {
+    "q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj",
+    "mlp.gate": "gate_proj", "mlp.up": "up_proj", "mlp.down": "down_proj",
+}  # fmt: skip
+_KEY: Final = re.compile(
+    r"base_model\.model\.(?P<layers>.+)\.(?P<layer>\d{1,6})\.(?:self_attn|mlp)\.(?P<module>\w+)"
+    r"\.lora_(?P<part>[AB])\.weight"
+)
+#: Triton's blocks are powers of two; ranks up to this share one.
+_LEAST_BLOCK: Final = 16  # lmdeploy kernels/cuda/fused_lora.py::fused_lora `max(16, max_rank)`
+_LARGEST_RANK: Final = 1 << 14
+#: Names by which LMDeploy finds a chat template of its own for an adapter. Source:
+#: lmdeploy lmdeploy/model.py `@MODELS.register_module(name=`
+_TEMPLATES: Final = frozenset({
+    "base", "cogvlm", "vicuna", "llava-v1", "llama2", "codellama", "chatglm", "mistral", "mixtral",
+    "internvl-zh", "deepseek-vl", "deepseek-vl2", "deepseek-v4", "deepseek-v32", "deepseek-v3.2",
+    "llava-chatml", "hf",
+})  # fmt: skip
+_SPEED: Final = "the forecast of speed is that of the base: adapters are computed beside it"
+_MERGE: Final = "turbofit merge BASE ADAPTER OUT makes a model of it"
+
+
+def lora_modules(text: TextDims) -> dict[str, Tensor]:
+    """Return the decoder's modules that adapters change, by the last parts of their names."""
+    return {_MODULES[one.role]: one for one in text_tensors(text) if one.role in _MODULES}
+
+
+def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Model:
+    """Return the model with the adapters that ``words`` name, each as NAME=PATH or PATH.
+
+    ``only_text``: the engine loads no vision tower.
+
+    Raises:
+        UsageError: LMDeploy would end on an adapter, or answer something else than it was trained.
+    """
+    if model.architecture not in _LAYERS:
+        raise _refusal(
+            f"--adapters: LMDeploy {REFERENCE} finds no modules for adapters in its class of"
+            f" {model.name}, or turbofit has not read it"
+        )
+    split = [word.partition("=") if "=" in word else (_UNNAMED, "", word) for word in words]
+    _check_names(model, [name for name, _, _ in split])
+    read = [_adapter(model, name, path, only_text=only_text) for name, _, path in split]
+    for module in lora_modules(model.text):
+        ranks = {one.rank: one.name for one in read if module in one.modules}
+        largest = max(ranks, default=0)
+        if largest > _LEAST_BLOCK and largest & (largest - 1):
+            raise _refusal(
+                f"{ranks[largest]} has rank {largest}: LMDeploy's kernel takes ranks up to"
+                f" {_LEAST_BLOCK} and powers of two"
+            )
+    names = {model.name.lower(), (model.hub_id or model.name).rpartition("/")[2].lower()}
+    others = (
+        f"adapter {one.name} names {one.base[:100]} as its base, not {model.name}: shapes fit,"
+        " whether the weights do only you can tell"
+        for one in read
+        if one.base and one.base.rstrip("/").rpartition("/")[2].lower() not in names
+    )
+    warnings = dict.fromkeys((*model.warnings, _SPEED, *others))
+    return replace(model, adapters=tuple(read), warnings=tuple(warnings))
+
+
+def _check_names(model: Model, names: Sequence[str]) -> None:
+    """Refuse names by which clients could not reach each adapter."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise _refusal(f"two adapters are called {twice}", "write each as NAME=PATH")
+    for name in names:
+        if not name:
+            raise _refusal("an adapter has an empty name", "write it as NAME=PATH")
+        if name in (model.name, model.hub_id):
+            raise _refusal(
+                f"an adapter is called {name!r}, as is the model", "give it another name"
+            )
+        if name in _TEMPLATES:
+            raise _refusal(
+                f"an adapter is called {name}, as is a chat template of LMDeploy, which it would"
+                " use for it",
+                "give it another name",
+            )
+
+
+def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
+    folder = located(path.strip(), ADAPTER_CONFIG)
+    files = FolderFiles(folder)
+    config = read_section(files, ADAPTER_CONFIG, f"{name}'s {ADAPTER_CONFIG}")
+    if config is None:
+        raise _refusal(f"{folder} has no {ADAPTER_CONFIG}", "name the folder of an adapter")
+    if problem := next(_unlike_lora(config), None):
+        raise _refusal(f"adapter {name}: {problem}")
+    modules = config.strings("target_modules")
+    if dotted := next((module for module in modules if "." in module), None):
+        raise _refusal(
+            f"adapter {name}: target_modules names {dotted[:80]} by its path, and LMDeploy goes by"
+            " the last part alone", "write the last parts alone into it, each once",
+        )  # fmt: skip
+    in_tower = frozenset() if only_text else _IN_TOWER.get(model.architecture, frozenset())
+    if shared := next((module for module in modules if module in in_tower), None):
+        raise _refusal(
+            f"adapter {name}: LMDeploy {REFERENCE} also takes the vision tower's {shared} for it,"
+            " with the prompt's positions, and pictures come out wrong",
+            f"{_MERGE}; --language-model-only serves it without pictures",
+        )
+    rank = config.integer("r", high=_LARGEST_RANK)
+    known = lora_modules(model.text)
+    used = tuple(module for module in known if module in modules)
+    if files.size("adapter_model.bin") is not None:
+        raise _refusal(
+            f"adapter {name}: adapter_model.bin cannot be checked without running it",
+            "save it as adapter_model.safetensors, and take the .bin away, which LMDeploy prefers",
+        )
+    stored = files.header("adapter_model.safetensors")
+    wanted = dict(_expected(known, used, rank))
+    _check_keys(model, name, stored, wanted)
+    size = sum(tensor.bytes for tensor in stored.values())
+    base = config.string("base_model_name_or_path", "")
+    return Adapter(name=name, path=folder, rank=rank, modules=used, file_bytes=size, base=base)
+
+
+def _unlike_lora(config: Section) -> Iterator[str]:
+    """Yield the settings that LMDeploy ignores, or that make it end."""
+    kind = config.string("peft_type", "LORA")
+    if kind.upper() != "LORA":
+        yield f"{kind[:30]} is not LoRA"
+    for key in ("modules_to_save", "use_rslora", *NOT_PLAIN):
+        if config.values.get(key):
+            yield f"LMDeploy {REFERENCE} does not read {key}, and would answer something else"
+    begun = config.values.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(RESIDUAL):
+        yield f"init_lora_weights is {begun[:30]!r}, which had changed the base too"
+    if config.string("bias", "none") != "none":
+        yield "it has biases, on which LMDeploy ends"
+    if not isinstance(config.values.get("target_modules"), list):
+        yield "target_modules is no list, and LMDeploy takes one text for its letters"
+
+
+def _expected(
+    known: Mapping[str, Tensor], used: Sequence[str], rank: int
+) -> Iterator[tuple[tuple[str, int, str], tuple[int, ...]]]:
+    """Yield the shape of each matrix that the engine makes, by module, layer and A or B."""
+    for module in used:
+        outputs, inputs = known[module].shape
+        for layer in known[module].layers or ():
+            yield (module, layer, "A"), (rank, inputs)
+            yield (module, layer, "B"), (outputs, rank)
+
+
+def _check_keys(
+    model: Model,
+    name: str,
+    stored: Mapping[str, Stored],
+    wanted: dict[tuple[str, int, str], tuple[int, ...]],
+) -> None:
+    """Refuse a file that does not have exactly the matrices that the engine makes."""
+    layers = _LAYERS[model.architecture]
+    for key, tensor in stored.items():
+        match = _KEY.fullmatch(key)
+        place = (match["module"], int(match["layer"]), match["part"]) if match else None
+        if match is None or place not in wanted:
+            raise _refusal(
+                f"adapter {name}: LMDeploy has no place for its {key[:120]} and would end",
+                f"was it trained on another base than {model.name}? {_MERGE}",
+            )
+        if match["layers"] != layers:
+            raise _refusal(
+                f"adapter {name} calls the decoder's layers {match['layers'][:60]}, LMDeploy"
+                f" {REFERENCE}'s class calls them {layers}, and would end",
+            )
+        if tensor.shape != wanted.pop(place):
+            raise _refusal(
+                f"adapter {name}: {key[:120]} is {'x'.join(map(str, tensor.shape))}, of another"
+                f" base than {model.name} or another rank", "name the base that it was trained on",
+            )  # fmt: skip
+    if wanted:
+        module, layer, part = min(wanted)
+        raise _refusal(
+            f"adapter {name} has no lora_{part} of layer {layer}'s {module}, which LMDeploy would"
+            " leave unfilled and compute with"
+        )
+
+
+def _refusal(problem: str, hint: str = _MERGE) -> UsageError:
+    return UsageError(problem, hint=hint, options=["adapters"])

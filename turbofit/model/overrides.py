@@ -1,0 +1,122 @@
+"""Applies ``--hf-overrides`` of LMDeploy to the model that is planned.
+
+LMDeploy changes its copy of config.json after it has read the model's dimensions from it, so only
+the keys here have an account: the longest context, and how positions are scaled.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
+from turbofit.core.struct import JsonObject
+from turbofit.model.config import Section
+
+_OPTION: Final = "--hf-overrides"
+_LENGTH: Final = "max_position_embeddings"
+_FIRST_LENGTH: Final = "original_max_position_embeddings"
+#: Both names of how positions are scaled: Transformers 5 reads and writes the second by the first.
+_SCALINGS: Final = ("rope_scaling", "rope_parameters")
+#: Types that both of LMDeploy's engines compute; no other memory belongs to them. Source:
+#: lmdeploy turbomind/models/utils.py::parse_rope_param #c8c8dd
+_TYPES: Final = ("default", "mrope", "linear", "dynamic", "yarn", "llama3")
+_UNSCALED: Final = _TYPES[:2]
+#: The section of config.json with the language model, where it is not ``text_config``.
+_INSIDE: Final = {
+    "InternVLChatModel": ("llm_config",),
+    "CogVLMForCausalLM": (),
+    "Phi3VForCausalLM": (),
+    **dict.fromkeys(
+        ("Qwen2_5OmniForConditionalGeneration", "Qwen3OmniMoeForConditionalGeneration"),
+        ("thinker_config", "text_config"),
+    ),
+}
+_LARGEST: Final = 1 << 30
+_MOST_SCALED: Final = 1e4
+
+
+def overridden(model: Model, text: str) -> tuple[Model, str]:
+    """Return the model with the overrides, and the overrides as LMDeploy is told them.
+
+    A scaling that lengthens the context also sets ``max_position_embeddings``, by which TurboMind
+    computes YaRN's factor. Applying the returned overrides again changes nothing.
+
+    Raises:
+        UsageError: the text is no JSON object, or a key has no account.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise _refusal(f"is not JSON: {str(exc)[:120]}", "quote it: '{\"KEY\": VALUE}'") from None
+    if not isinstance(values, dict):
+        raise _refusal("is not a JSON object", "write it as '{\"KEY\": VALUE}'")
+    plain = model.vision is None and model.architecture == model.text.architecture
+    path = () if plain else _INSIDE.get(model.architecture, ("text_config",))
+    inner: JsonObject = values
+    for depth, key in enumerate(path):
+        _refuse_unknown(inner, (key,), path[:depth], path)
+        part = inner.get(key)
+        if not isinstance(part, dict):
+            raise _refusal(f"has no object {'.'.join(path)}", _where(path))
+        inner = part
+    _refuse_unknown(inner, (_LENGTH, *_SCALINGS), path, path)
+    longest = _lengthen(model, Section(inner, _OPTION))
+    changed = replace(model, text=replace(model.text, max_position_embeddings=longest))
+    return changed, json.dumps(values)
+
+
+def _lengthen(model: Model, section: Section) -> int:
+    """Return the longest context, and write into the section what both engines need for it."""
+    longest = section.integer(_LENGTH, model.text.max_position_embeddings, high=_LARGEST)
+    given = [part for name in _SCALINGS if (part := section.section(name))]
+    if len(given) > 1:
+        raise _refusal("has rope_scaling and rope_parameters", "give one: they are the same")
+    for scaling in given:
+        kind = scaling.string("rope_type", "") or scaling.string("type", "")
+        if kind not in _TYPES:
+            raise _refusal(
+                f"asks for rope_type {kind[:40]!r}, which has no account",
+                f"the types are {', '.join(_TYPES)}",
+            )
+        scaling.refuse_if(kind not in _UNSCALED and "factor" not in scaling, "factor", "is missing")
+        factor = scaling.number("factor", 1.0, low=1.0, high=_MOST_SCALED)
+        first = scaling.integer(_FIRST_LENGTH, model.text.max_position_embeddings, high=_LARGEST)
+        if kind == "dynamic" or _LENGTH in section:  # dynamic scaling begins at this length
+            continue
+        if int(first * factor) > longest:
+            scaling.values[_FIRST_LENGTH] = first
+            longest = section.values[_LENGTH] = int(first * factor)
+    return longest
+
+
+def _refuse_unknown(
+    values: JsonObject, known: tuple[str, ...], at: tuple[str, ...], path: tuple[str, ...]
+) -> None:
+    """Refuse the first key that no account knows, or that the engines read elsewhere."""
+    unknown = next((key for key in values if key not in known), None)
+    if unknown is None:
+        return
+    name = ".".join((*at, unknown))[:120]
+    if at != path and unknown in (_LENGTH, *_SCALINGS):
+        raise _refusal(f"{name} changes nothing there", _where(path))
+    if unknown == "rope_theta":
+        hint = 'write it as {"rope_parameters": {"rope_type": "default", "rope_theta": ...}}'
+        raise _refusal(f"{name} is not read with Transformers 5", hint)
+    keys = ", ".join((_LENGTH, *_SCALINGS))
+    hint = f"{keys} have an account; write others into a copy's config.json, which plans read"
+    raise _refusal(f"changes {name}, and no account knows what follows", hint)
+
+
+def _where(path: tuple[str, ...]) -> str:
+    inner = '{"max_position_embeddings": ...}'
+    for key in reversed(path):
+        inner = f'{{"{key}": {inner}}}'
+    return f"the engines read the language model's part: {inner}"
+
+
+def _refusal(problem: str, hint: str) -> UsageError:
+    return UsageError(f"{_OPTION} {problem}", hint=hint, options=["hf_overrides"])
