@@ -19,10 +19,14 @@ _SECTION = re.compile(r"^### [^\n]+\n\n(?P<text>(?:> [^\n]*\n)+)\n```text\n(?P<l
 
 
 class Story(NamedTuple):
-    """A section of the page: what somebody writes of it, the log, and what the page quotes."""
+    """A section of the page: what somebody writes of it, the log, and the answer's first lines.
+
+    ``quotes`` are of what follows them.
+    """
 
     text: str
     log: str
+    first: str
     quotes: list[str]
 
 
@@ -30,8 +34,9 @@ def stories(page: str) -> list[Story]:
     found = []
     for match in _SECTION.finditer((DOCS / page).read_text(encoding="utf-8")):
         text = " ".join(line.removeprefix("> ") for line in match["text"].splitlines())
-        answer = " ".join(match["answer"].split())
-        found.append(Story(text, match["log"].strip(), re.findall(r'"([^"]+)"', answer)))
+        _, first, more = match["answer"].split("```", 2)
+        quotes = re.findall(r'"([^"]+)"', " ".join(more.split()))
+        found.append(Story(text, match["log"].strip(), first.removeprefix("text\n"), quotes))
     return found
 
 
@@ -62,12 +67,17 @@ def first_lines(said: str) -> str:
 def test_both_pages_have_the_five_logs() -> None:
     assert len(ENGLISH) == 5
     assert [story.log for story in ENGLISH] == [story.log for story in CHINESE]
+    assert [story.first for story in ENGLISH] == [story.first for story in CHINESE]
     assert [story.quotes for story in ENGLISH] == [story.quotes for story in CHINESE]
 
 
 @pytest.mark.parametrize("number", range(5))
 def test_the_page_quotes_the_answer(typed, number: int) -> None:
-    said = plain(typed("diagnose", ENGLISH[number].log))
+    answer = typed("diagnose", ENGLISH[number].log)
+    assert ENGLISH[number].first.startswith("What happened\n")
+    assert answer.startswith(ENGLISH[number].first)
+    assert len(ENGLISH[number].first.splitlines()) <= 20
+    said = plain(answer)
     assert [quote for quote in ENGLISH[number].quotes if quote not in said] == []
 
 

@@ -66,7 +66,7 @@ def test_the_error_of_cards_never_seen_stands_beside_the_other() -> None:
     seen, unseen = (
         errors[kind].median for kind in ("text with turbomind", "text with turbomind, other cards")
     )
-    text = (HERE.parents[1] / "docs" / "accuracy.md").read_text()
+    text = (HERE.parents[1] / "docs" / "speed.md").read_text()
     assert f"{seen:.1%}".replace("%", " %") in text
     assert f"{unseen:.1%}".replace("%", " %") in text
 

@@ -157,6 +157,13 @@ def certificate(folder: Path, address: str) -> dict[str, str]:
     return files
 
 
+def test_the_address_of_a_server_on_every_address_can_be_asked(engine) -> None:
+    open_to_all = GatewayConfig(host="0.0.0.0", port=0, api_keys=("k",))
+    with GatewayThread(make_gateway(plan_for(), [engine.url], open_to_all)) as gateway:
+        assert gateway.url.startswith("http://127.0.0.1:")
+        assert asked(gateway.url, path="/health")[0] in (200, 503)  # it is reached
+
+
 def test_tls(engine, tmp_path) -> None:
     files = certificate(tmp_path, "127.0.0.1")
     context = ssl.create_default_context(cafile=files["ssl_certfile"])

@@ -9,9 +9,11 @@ import pytest
 import turbofit
 from tests.support.plans import few_presets
 from tests.sweep import sweep
+from turbofit.core.units import GIB
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
+from turbofit.planning import which as which_room
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.which import COUNTS, Serving, empty_row, serving
@@ -33,7 +35,8 @@ def test_cards_are_told_as_plan_tells_them_the_smallest_first(monkeypatch: pytes
         assert not plan.fits or plan.promise.limits.image_limit != row.image_limit
     names = [row.on.partition("x")[2] for row in (*found.keep, *found.others)]
     assert sorted(names) == cards
-    assert [row.bytes for row in found.keep] == sorted(row.bytes for row in found.keep)
+    sizes = [round(row.bytes / GIB, 1) for row in found.keep]
+    assert sizes == sorted(sizes)
     assert all(row.why_not for row in found.others)
 
 
@@ -44,6 +47,26 @@ def test_models_are_told_as_plan_tells_them(monkeypatch: pytest.MonkeyPatch):
     assert {row.model for row in (*models.keep, *models.others)} == set(names)
     for row in random.Random(3).sample(models.keep, 4):
         same_as_plan(row, turbofit.plan(row.model, on="1xrtx3060"))
+    # Those with images come first, but for those that Transformers alone runs.
+    for asked, without in ((models, False), (turbofit.which(on="1xrtx3060", images=0), True)):
+        rows = [preset_model(row.model) for row in asked.keep if row.of_lmdeploy]
+        order = [(model.vision is not None and not without, model.weight_bytes) for model in rows]
+        assert order == sorted(order, reverse=True)
+
+
+def test_of_one_size_the_faster_card_comes_first_and_unknown_speeds_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few_presets(monkeypatch, ["l4", "a10", "a10g", "rtx3090", "rtx4090", "rtx2080ti-22g"])
+    found = [row.on for row in turbofit.which("internvl2-8b").keep]
+    assert found == [
+        "1xrtx2080ti-22g", "1xa10", "1xa10g", "1xl4", "1xrtx4090", "1xrtx3090",
+    ]  # fmt: skip
+    rows = [
+        Serving(model="m", on=on, gpus=1, bytes=GIB, keeps=True, requests_per_second=speed)
+        for on, speed in (("a", None), ("b", 1.0), ("c", 2.0))
+    ]
+    assert [row.on for row in sorted(rows, key=which_room.by_size)] == ["c", "b", "a"]
 
 
 def same_as_plan(row: Serving, plan: turbofit.Plan) -> None:

@@ -19,9 +19,9 @@ from tests.support.plans import gpu, machine, plausible_plan
 from tests.support.processes import REPO
 from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
+from turbofit.core.process.stat import group_of, members, start_time
 from turbofit.core.units import GIB, MIB
 from turbofit.serving import leases as module
-from turbofit.serving.engine.process import group_of, members, start_time
 from turbofit.serving.leases import Leases, counted, end_orphans
 
 pytestmark = pytest.mark.slow

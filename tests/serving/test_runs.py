@@ -20,10 +20,10 @@ from turbofit.cli.main import main
 from turbofit.cli.options.common_options import server_of
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.files import state_dir
+from turbofit.core.process.stat import start_time
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
 from turbofit.serving import runs
-from turbofit.serving.engine.process import start_time
 from turbofit.serving.runs import Record
 
 
@@ -252,9 +252,7 @@ def test_it_returns_once_the_address_is_open_and_the_server_stays(serve_is, caps
     end(pid)
 
 
-def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
-    serve_is, capsys
-) -> None:
+def test_a_server_that_does_not_open_gives_its_exit_code_and_its_lines(serve_is, capsys) -> None:
     assert main(["serve", "-d", "m", "--tp", "x"]) == 2  # before anything starts
     assert "--tp 'x'" in capsys.readouterr().err
     assert not list(Path(os.environ["XDG_STATE_HOME"]).glob("turbofit/detached/*"))
@@ -262,13 +260,24 @@ def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
     assert main(["serve", "m", "--detach"]) == 3
     told = capsys.readouterr()
     assert told.out == ""
-    assert "line 81\n" in told.err
-    assert "line 80\n" not in told.err
-    assert told.err.endswith("line 100\n")
+    lines = "".join(f"line {number}\n" for number in range(1, 101))
+    assert told.err.endswith(f"Ctrl-C ends it\n{lines}")  # each once, in their order
+
+
+def test_the_phases_of_a_start_in_the_background_are_shown(serve_is, capsys) -> None:
+    says = "to ask: a", "ready at http://127.0.0.1:5", "ready, on this machine only"
+    phases = "[    1.0 s] engine: phase: starting", "loading weights: 1.0 GiB of 3.0 GiB …"
+    script = "; ".join(f"echo '{line}' >&2" for line in (*phases, *says))
+    serve_is(f"{script}; echo http://127.0.0.1:5; exec sleep 1000")
+    assert main(["serve", "m", "-d"]) == 0
+    first, *shown, last = capsys.readouterr().err.splitlines()
+    assert (first, shown) == ("starting in the background; Ctrl-C ends it", [*phases])
+    assert last.startswith("ready at http://127.0.0.1:5: process ")
+    end(int(re.search(r"process (\d+) serves", last)[1]))
 
 
 def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
     serve_is(f"echo $$ > {tmp_path}/pid; kill -INT {os.getpid()}; exec sleep 1000")
     with pytest.raises(KeyboardInterrupt):
-        runs.serve_detached(["m"])
+        runs.serve_detached(["m"], print)
     assert not start_time(int((tmp_path / "pid").read_text()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import pytest
 from tests.support.nvml import Process, Scenario, gpu_3090
 from tests.support.processes import REPO, Child, gone, pids
 from tests.support.serving import Served
-from tests.support.waiting import HANG
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB
 
@@ -44,7 +44,7 @@ def test_internvl2_from_measuring_to_the_end(serve, internvl2, tmp_path, port) -
     pytest.importorskip("openai")
     child = serve(str(internvl2), "--concurrency", "3", "--model-name", "it's mine")
     served = Served(child, port, tmp_path / "state")
-    child.wait_for("to ask: ", 2)
+    child.wait_for("ready at ")
     assert child.process.stdout is not None
     assert child.process.stdout.readline() == f"{served.url}\n"
     assert "phase: check" in child.stderr
@@ -54,7 +54,7 @@ def test_internvl2_from_measuring_to_the_end(serve, internvl2, tmp_path, port) -
     assert {name: config[name] for name in planned} == planned
     assert plan.engines[0].settings.max_batch_size == 3
     assert f"(forecast {plan.engines[0].kv.tokens:,}" in child.stderr
-    assert ask_as_told(child) == ["ok", "ok"]
+    assert ask_as_told(child) == "ok"
     # Names are listed first, and a folder where the name of its model stands beside them.
     listed = [one["id"] for one in served.ask("/v1/models")[2]["data"]]
     assert listed[:2] == ["it's mine", str(internvl2)]
@@ -71,19 +71,16 @@ def test_internvl2_from_measuring_to_the_end(serve, internvl2, tmp_path, port) -
     assert "Traceback" not in (served.run / "engine-0.log").read_text()
 
 
-def ask_as_told(child: Child) -> list[str]:
-    """Do what the server says that one does to ask it; what each of the answers says."""
-    lines = [line.partition("to ask: ")[2] for line in child.stderr.splitlines()]
-    shell, python = (line for line in lines if line)
-    said = []
-    for words in (["bash", "-c", shell], [sys.executable, "-c", python]):
-        done = subprocess.run(
-            words, env={**os.environ, "API_KEY": "secret"}, capture_output=True, text=True,
-            check=True, timeout=HANG,
-        )  # fmt: skip
-        said.append(done.stdout)
-    of_curl, of_python = said
-    return [json.loads(of_curl)["choices"][0]["message"]["content"], of_python.strip()]
+def ask_as_told(child: Child) -> str | None:
+    """Ask OpenAI's API as the server says that one does; the answer."""
+    import openai
+
+    told = re.search(r"OpenAI's API at (\S+/v1), model (.+)$", child.stderr, re.MULTILINE)
+    assert told
+    client = openai.OpenAI(base_url=told[1], api_key="none")
+    messages: Any = [{"role": "user", "content": "Hello"}]
+    answer = client.chat.completions.create(model=told[2], messages=messages, max_tokens=5)
+    return answer.choices[0].message.content
 
 
 def test_a_saved_plan_and_somebody_who_took_its_memory(

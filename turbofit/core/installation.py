@@ -82,14 +82,21 @@ def clone_folder() -> Path | None:
     return None
 
 
-def without_gpu() -> str:
+#: What `scripts/without-gpu --pytorch` needs, measured (docs/installation.md).
+_PYTORCH_SIZES: Final = "1.0 GB to download, 3.2 GB on disk, no GPU and no driver"
+
+
+def without_gpu(*, pytorch: bool = False) -> str:
     """Return words that recommend ``scripts/without-gpu``, to add to a hint.
 
-    Empty if turbofit was not installed from a clone.
+    Empty if turbofit was not installed from a clone. ``pytorch``: the environment is to run the
+    PyTorch engine and Transformers as well.
     """
     clone = clone_folder()
     if clone is None:
         return ""
+    if pytorch:
+        return f"{clone}/scripts/without-gpu --pytorch makes an environment: {_PYTORCH_SIZES}"
     return f"; for pretend GPUs alone {clone}/scripts/without-gpu makes one without CUDA"
 
 

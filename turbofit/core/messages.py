@@ -22,6 +22,11 @@ QUEUED: Final = (
 )
 BEYOND: Final = "requests beyond these limits are not planned for"
 BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
+#: The first line of a server on pretend GPUs; a warning, so that --quiet shows it too.
+PRETEND: Final = (
+    "warning: PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean"
+    " nothing"
+)
 #: The header that marks answers of pretend GPUs, and the words that explain it.
 PRETEND_HEADER: Final = "x-turbofit-pretend"
 PRETEND_WORDS: Final = "PRETEND GPUs: the words of its answers mean nothing"

@@ -66,6 +66,16 @@ class TrialRecord(Struct):
     seconds: Annotated[float, doc("From the start of the engine to its end.")] = 0.0
     again: Annotated[bool, doc("The best once more, under a load of twice the length.")] = False
 
+    @property
+    def settings(self) -> str:
+        """What it set apart from the others, in words."""
+        kv = f", KV int{self.quant_policy}" if self.quant_policy else ""
+        prefix = ", prefix caching" if self.enable_prefix_caching else ""
+        return (
+            f"{self.engine}, tp {self.tp} x {self.replicas}, batch {self.max_batch_size}, prefill "
+            f"{self.max_prefill_token_num}{kv}{prefix}{', again' * self.again}"
+        )
+
 
 class CapacityLoad(Struct):
     """One load of a search for how many clients a server keeps an SLO for."""

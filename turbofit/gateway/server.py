@@ -22,7 +22,7 @@ import msgspec
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.messages import PRETEND_HEADER
-from turbofit.core.process.network import open_files
+from turbofit.core.process.network import EVERY_ADDRESS, open_files
 from turbofit.core.units import MIB
 from turbofit.gateway.http.connections import Acceptor, is_loopback
 from turbofit.gateway.http.routes import memory_bars
@@ -150,6 +150,7 @@ class _Serving:
         self.ending, self._urgent = asyncio.Event(), asyncio.Event()
         self._listener = bind(gateway.config)
         host, port = self._listener.getsockname()[:2]
+        host = EVERY_ADDRESS.get(host, host)
         scheme = "https" if gateway.config.ssl_certfile else "http"
         url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         try:

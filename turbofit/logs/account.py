@@ -14,6 +14,7 @@ from turbofit.core.engine_end import AnyEnd
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
 from turbofit.logs.answer import Missing
+from turbofit.logs.causes import text_of
 from turbofit.logs.log_events import CacheBudget, KvBlocks
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.account import TEMPORARIES
@@ -31,9 +32,6 @@ _TENTH: Final = 10
 _NATIVE: Final = (0, 16)
 #: Fewer bytes of other processes may be an error of the account itself.
 _OTHERS: Final = 2 * GIB
-_IMAGE_OR_TEXT: Final = (
-    "whether an image or a long prompt asked for it: the traceback before the error tells"
-)
 
 
 class Cache(NamedTuple):
@@ -104,8 +102,9 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
         finding = _of_cache(case, cache, ledger)
         forecast = case.forecast(free_at_cache=cache.free) or forecast
     elif memory and memory.process is not None and memory.allocated is not None:
-        turbomind = not forecast.backend.is_pytorch
-        finding = _of_torch(case, phase, memory, ledger, cached=cached, turbomind=turbomind)
+        finding = _of_torch(
+            case, phase, memory, ledger, cached=cached, turbomind=not forecast.backend.is_pytorch
+        )
     elif phase == "unknown":
         finding = _of_load(ledger)
     if case.assumption:
@@ -213,8 +212,9 @@ def _of_torch(
     )
     region = ledger.bytes_in("cache")
     if rest > doubt:
-        text_alone = case.model is not None and case.model.vision is None
-        named: str = "text" if text_alone else "vision" if torch_tower else "after"
+        named = "vision" if torch_tower else "after"
+        if case.reads_text_alone:
+            named = "text"
         what = (
             f"about {format_bytes(rest)} of it were the KV cache with its buffers (the ratio"
             f" {case.ratio:g} gives {format_bytes(region)} by the account), so it died after the"
@@ -224,7 +224,7 @@ def _of_torch(
         asked = 0 if turbomind else memory.requested or 0
         named, what = _before_cache(rest, doubt, asked, region)
     end = AnyEnd(phase=named) if phase == "unknown" else None
-    unknown = (_IMAGE_OR_TEXT,) if named == "after" else ()
+    unknown = (text_of("image or text"),) if named == "after" else ()
     return Finding(end=end, why=(said + what,), unknown=unknown)
 
 

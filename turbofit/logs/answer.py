@@ -17,8 +17,7 @@ from turbofit.logs.causes import Rank
 
 if TYPE_CHECKING:
     from turbofit.logs.facts import LogEvent
-
-DIAGNOSIS_SCHEMA: Final = "turbofit.diagnosis/1"
+    from turbofit.logs.subject import Place
 
 
 class Evidence(Struct):
@@ -105,7 +104,7 @@ class Diagnosis(Struct):
     for a healthy log.
     """
 
-    schema: str = DIAGNOSIS_SCHEMA
+    schema: str = "turbofit.diagnosis/1"
     kind: str
     phase: Phase
     what: str
@@ -162,6 +161,11 @@ class Draft(Diagnosis):
     read: Read = Read(lines=0)
 
     @property
+    def loading(self) -> bool:
+        """Whether the run may have loaded its weights."""
+        return self.phase in ("weights", "unknown")
+
+    @property
     def quoted(self) -> str:
         return next((row.text for row in self.evidence if row.line == self.line), "")
 
@@ -172,10 +176,6 @@ def raised_in(mark: LogEvent) -> tuple[str, ...]:
     return (f"it was raised in {' < '.join(reversed(frames))}",) if frames else ()
 
 
-def evidence(mark: LogEvent, tells: str) -> Evidence:
-    return evidence_at((mark.line, mark.text), tells)
-
-
-def evidence_at(place: tuple[int, str], tells: str) -> Evidence:
-    line, text = place
+def evidence(place: LogEvent | Place, tells: str) -> Evidence:
+    line, text = place[0], place[1]
     return Evidence(line=line, text=without_keys(text.strip())[:_SHOWN], tells=tells)

@@ -41,9 +41,15 @@ if TYPE_CHECKING:
 
 #: The card of a log that names a Jetson, or its kernel; no machine is made of it.
 _JETSON: Final = SmiGpu(index=0, name="Orin")
+#: Events that only some releases print, the release that they show (None: the reference), and why.
+_GUESSES: Final = (
+    ((PeerMissing,), "0.7", "a guess: LMDeploy prints its warning of peer access up to 0.7.3"),
+    ((CacheBudget, Slab), None, "assumed: TurboMind prints such lines of its cache since 0.15"),
+    ((KvBlocks, LegacyCuda), "0.12", "a guess: TurboMind prints such lines up to 0.14"),
+)
 #: Fewer used bytes in nvidia-smi's table belong to a display or to the driver.
 _IN_USE: Final = 256 * MIB
-_DEGREES: Final = (1, 2, 4, 8)
+DEGREES: Final = (1, 2, 4, 8)
 _SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
 
 
@@ -83,6 +89,10 @@ class LogCase:
         return "a Jetson" in self.no_machine
 
     @property
+    def reads_text_alone(self) -> bool:
+        return self.model is not None and self.model.vision is None
+
+    @property
     def has_all(self) -> bool:
         """Whether model and cards are known."""
         return self.model is not None and self.machine is not None
@@ -105,15 +115,12 @@ class LogCase:
     @cached_property
     def _guess(self) -> tuple[str | None, str]:
         """A release guessed from lines that only some releases print, or None, and the reason."""
-        facts = self.facts
-        if facts.first(PeerMissing):
-            return "0.7", "a guess: LMDeploy prints its warning of peer access up to 0.7.3"
-        if facts.first(CacheBudget) or facts.first(Slab):
-            return None, "assumed: TurboMind prints such lines of its cache since 0.15"
-        if facts.first(KvBlocks) or facts.first(LegacyCuda):
-            return "0.12", "a guess: TurboMind prints such lines up to 0.14"
-        torch = max((event.allocated or 0 for _, event in facts.every(TorchMemory)), default=0)
-        if torch >= GIB and self.subject.of_lmdeploy and not self.subject.on_pytorch:
+        for kinds, version, why in _GUESSES:
+            if any(self.facts.first(kind) for kind in kinds):
+                return version, why
+        every = self.facts.every(TorchMemory)
+        much = any((event.allocated or 0) >= GIB for _, event in every)
+        if much and self.subject.of_lmdeploy and not self.subject.on_pytorch:
             return "0.12", "a guess: torch holds much beside TurboMind, as it does up to 0.15"
         return None, "assumed: no line tells the release"
 
@@ -142,10 +149,9 @@ class LogCase:
         return value if isinstance(value, int) else None
 
     @property
-    def given_tp(self) -> int | None:
-        """The degree that an option or the log's lines show, for LMDeploy alone; None for none."""
-        shown = self.told_tp or (self.tp if self.tp > 1 else None)
-        return shown if self.subject.of_lmdeploy else None
+    def shown_tp(self) -> int | None:
+        """The degree that an option or the log's lines show; None for none."""
+        return self.tp if self.told_tp or self.tp > 1 else None
 
     @cached_property
     def tp(self) -> int:
@@ -161,16 +167,13 @@ class LogCase:
             event.value for _, event in self.facts.every(KvBlocks) if event.field == "block_size"
         ]
         if sizes and self.model is not None:
-            for tp in _DEGREES:
+            for tp in DEGREES:
                 shape = self.engine.cache(self.model, replace(self.settings, tp=tp))
                 if abs(shape.block_bytes - sizes[0]) <= MIB // 2:
                     return tp
-        return max(1, len(self.facts.every(CacheBudget)), self._peers_of_engine())
-
-    def _peers_of_engine(self) -> int:
-        """Return the least degree of an engine that prints the log's lines of peers; 0 without."""
-        last = max((max(one.a, one.b) for _, one in self.facts.every(PeerMissing)), default=-1)
-        return next((degree for degree in _DEGREES if degree > last), 0) if last > 0 else 0
+        last = max((max(one.a, one.b) for _, one in self.facts.every(PeerMissing)), default=0)
+        of_peers = next((degree for degree in DEGREES if degree > last), 0)
+        return max(1, len(self.facts.every(CacheBudget)), of_peers)
 
     @cached_property
     def ratio(self) -> float:

@@ -70,6 +70,7 @@ class _Table(Struct):
     dropped: dict[str, tuple[str, ...]]
     #: What a user should send of an error without a row, by words of its line.
     send: dict[str, tuple[str, ...]]
+    texts: dict[str, str]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
     rows: tuple[Row, ...]
 
@@ -101,6 +102,11 @@ def less_memory(program: str, phase: str) -> tuple[str, ...]:
     """Return changes that save memory in a phase of a program, by the program's own options."""
     rows = table().out_of_memory[program]
     return rows.get(phase, rows["any"])
+
+
+def text_of(name: str) -> str:
+    """Return a step or another sentence of an answer that belongs to no single row."""
+    return table().texts[name]
 
 
 def what_to_send(about: str) -> tuple[str, ...]:
@@ -142,8 +148,8 @@ def pattern_of(text: str) -> re.Pattern[str]:
 
 def _place_of(stack: Sequence[PythonFrame]) -> str:
     """Return the innermost frame outside torch as PATH:FUNCTION:CODE; empty without one."""
-    frame = next((frame for frame in reversed(stack) if not _OF_TORCH(frame.path)), None)
-    return f"{frame.path}:{frame.function}:{frame.code}" if frame else ""
+    own = (frame for frame in reversed(stack) if not _OF_TORCH(frame.path))
+    return next((f"{frame.path}:{frame.function}:{frame.code}" for frame in own), "")
 
 
 def hits_of(

@@ -8,7 +8,7 @@ the exit status and the kernel's count of kills, which must agree. No log shows 
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
@@ -35,7 +35,6 @@ Fault = (
     events.CudaError | events.LegacyCuda | events.CheckFailed | events.NcclError
     | TorchMemory
 )  # fmt: skip
-_FAULTS: Final = get_args(Fault)
 
 #: The states of a run in their order, and the events that begin each. An event of an earlier state
 #: changes nothing, because each rank prints it. After the first fault nothing changes the state.
@@ -144,6 +143,7 @@ class Course:
         frames = (event.name for event in self.run if isinstance(event, events.Frame))
         #: The aborting thread's calls, innermost first.
         self.calls = [name for name in frames if not name.startswith("TM_")]
+        self.call = next(iter(self.calls), "")
 
     def last(self, kind: type[_T]) -> _T | None:
         """Return the last event of a kind; None if there is none."""
@@ -163,9 +163,8 @@ class Course:
             return _PRETEND.get(account.phase, "vision" if seen else "text")
         if plan is not None and self.stage == "starting":
             return "weights" if pytorch else "start"
-        named: Phase = "unknown"
-        if isinstance(fault, TorchMemory | events.LegacyCuda):
-            named = phase_of(self.stack)
+        by_torch = isinstance(fault, TorchMemory | events.LegacyCuda)
+        named: Phase = phase_of(self.stack) if by_torch else "unknown"
         if named not in ("unknown", "text") or (named == "text" and plan is None):
             return named
         if isinstance(fault, events.LegacyCuda):
@@ -197,7 +196,7 @@ def _fault(event: Struct) -> Fault | None:
     """Return the fault in an event; None if the event cannot end an engine by itself."""
     if isinstance(event, events.PythonError):
         return TorchMemory(message=event.message) if event.out_of_memory else None
-    return event if isinstance(event, _FAULTS) else None
+    return event if isinstance(event, Fault) else None
 
 
 def _is_vision(name: str) -> bool:
@@ -252,11 +251,11 @@ def _told(event: Struct | None, pinned_call: str) -> EndKind:
             return "raced"
         case events.CudaError(out_of_memory=True, call=call) if call and call == pinned_call:
             return "host_memory"
+        case events.HostKill():
+            return "host_memory"
         case events.NoCache() | TorchMemory():
             return "out_of_memory"
-        case events.CudaError(out_of_memory=True) | events.LegacyCuda(out_of_memory=True):
-            return "out_of_memory"
-    return "host_memory" if isinstance(event, events.HostKill) else "crash"
+    return "out_of_memory" if getattr(event, "out_of_memory", False) else "crash"
 
 
 def _kind(told: EndKind, seen: Exit | None) -> EndKind:
@@ -303,8 +302,7 @@ def death(
         return _hang(course, engine, settings)
     told = _told(fatal, engine.pinned_call if engine else "")
     kind: EndKind = "out_of_memory" if account is not None else _kind(told, seen)
-    call = next(iter(course.calls), "")
-    at = _WHEN[course.stage] + (f" (in {call})" if call else "")
+    at = _WHEN[course.stage] + (f" (in {course.call})" if course.call else "")
     if kind == "out_of_memory":
         return _ran_out(course, plan, account)
     if kind in ("killed", "host_memory"):
@@ -328,8 +326,12 @@ def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
         "its log tells of a lack of memory, of which no process ends like that": kind == "unknown",
     }
     message = "; ".join(part for part, holds in parts.items() if holds)
-    hint = "turbofit doctor reads the kernel's log for errors of a card"
-    return End(kind=kind, message=message, hint=hint, where=next(iter(course.calls), ""))
+    return End(
+        kind=kind,
+        message=message,
+        hint="turbofit doctor reads the kernel's log for errors of a card",
+        where=course.call,
+    )
 
 
 def _ran_out(course: Course, plan: Plan | None, account: AnyEnd | None) -> End:
@@ -353,7 +355,7 @@ def _ran_out(course: Course, plan: Plan | None, account: AnyEnd | None) -> End:
     )  # fmt: skip
     lacks = (refused.missing, None if refused.simulated else told.missing)
     phase = course.phase(plan, account)
-    call = refused.where or ("" if torch else next(iter(course.calls), ""))
+    call = refused.where or ("" if torch else course.call)
     at = _WHEN[phase]
     if isinstance(fault, events.LegacyCuda):
         call, at = call or fault.where, at.replace(_WHEN["serving"], "after its cache was made")
@@ -365,8 +367,8 @@ def _ran_out(course: Course, plan: Plan | None, account: AnyEnd | None) -> End:
         simulated=refused.simulated, hint=hint,
     )  # fmt: skip
     known = account is not None or plan is None
-    message += _of_piece(end, fault, known=known, staged=_stages(plan, fault))
-    return replace(end, message=message, simulated=None)
+    piece = _of_piece(end, fault, known=known, staged=_stages(plan, fault))
+    return replace(end, message=message + piece, simulated=None)
 
 
 def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> str:
@@ -412,16 +414,16 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
     hint = "more RAM or a higher limit of the container; fewer replicas"
     message = f"the engine was killed {at}: the kernel does so when host memory runs out"
     if plan is not None:
-        counted = (
-            f"{format_bytes(plan.host.pageable)} pageable and {format_bytes(plan.host.pinned)}"
+        hint = (
+            f"free host memory; the plan counts {format_bytes(plan.host.pageable)} pageable and"
+            f" {format_bytes(plan.host.pinned)} pinned"
         )
-        hint = f"free host memory; the plan counts {counted} pinned"
     if isinstance(fault, events.CudaError):
         message = f"the engine got no page-locked host memory {at}: {last_words(fault)}"
     elif kill is not None:
         size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
-        reached = "its container's or service's memory limit was reached"
-        limit = reached if kill.group else "the machine's RAM ran out"
+        of_group = "its container's or service's memory limit was reached"
+        limit = of_group if kill.group else "the machine's RAM ran out"
         message = f"the kernel killed {kill.name or 'a process'}[{kill.pid}]{size}: {limit}"
     elif seen is not None and seen.host_kills == 0:
         message = (
@@ -429,7 +431,7 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
             " memory, so somebody did it"
         )
         return End(kind="killed", message=message)
-    where = next(iter(course.calls), "") if isinstance(fault, events.CudaError) else ""
+    where = course.call if isinstance(fault, events.CudaError) else ""
     return End(kind="host_memory", phase="host", where=where, message=message, hint=hint)
 
 
@@ -441,7 +443,9 @@ def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
     """
     budget, slab = course.last(events.CacheBudget), course.last(events.Slab)
     length = course.last(events.WarmupLength)
-    wanted = length.tokens if length else engine.forward_tokens(settings) if engine else 0
+    wanted = length.tokens if length else 0
+    if engine is not None and length is None:
+        wanted = engine.forward_tokens(settings)
     holds, missing, ratio = "too few tokens", None, "raise --cache-max-entry-count"
     if engine is not None and slab is not None and budget is not None:
         shape = engine.logged_cache([LoggedSlab(slab.slab_size, slab.object_size)], settings)

@@ -14,12 +14,12 @@ from turbofit.logs import log_events as events
 from turbofit.logs.account import logged_cache
 from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
 from turbofit.logs.case import LogCase
-from turbofit.logs.causes import what_to_send
+from turbofit.logs.causes import text_of, what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import RAISED, read_runs
 from turbofit.logs.log_reader import log_lines
-from turbofit.logs.next_run import largest_share, next_run
-from turbofit.logs.rules import PEERS, drafts_of
+from turbofit.logs.next_run import SHARE, largest_share, next_run
+from turbofit.logs.rules import drafts_of
 from turbofit.logs.steps import steps_of
 from turbofit.memory.versions import check_release, is_legacy
 from turbofit.planning.plan import plan as best_plan
@@ -44,16 +44,7 @@ _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
-_FREE_IN_LOG: Final = (
-    "a log with TM_LOG_LEVEL=INFO: its line of the cache says what was free, which decides whether"
-    " others held the card or the account is too low"
-)
-_SHARE: Final = "--cache-max-entry-count"
 _ONCE_FREE: Final = "once the cards are free: "
-_LOADED_HERE: Final = (
-    "this log ran out of memory while it loaded there: where nothing else was on the cards, the"
-    " account is too low, and a quantised variant or more GPUs are what helps"
-)
 
 
 def diagnose(
@@ -104,20 +95,21 @@ def _in_order(cases: Sequence[LogCase]) -> list[tuple[Draft, LogCase]]:
     """Return all drafts with their runs, the best first: of runs that died the last one's."""
     drafts = [(draft, case) for case in cases for draft in drafts_of(case)]
     ended = [case for draft, case in drafts if draft.rank in ("cause", "refusal")]
-    last = ended[-1] if ended else None
-    drafts.sort(key=lambda pair: (last is not None and pair[1] is not last, _order(pair[0])))
+
+    def order(pair: tuple[Draft, LogCase]) -> tuple[bool, int, int]:
+        """Return the sort key: other runs, the rank, the line.
+
+        Among refusals (exceptions that no row knows) the last line comes first, as Python prints
+        the decisive exception last.
+        """
+        draft, case = pair
+        rank = _RANKS[draft.rank]
+        other = bool(ended) and case is not ended[-1]
+        return other, rank, -draft.line if draft.rank == "refusal" else draft.line
+
+    drafts.sort(key=order)
     reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
     return sorted(drafts, key=lambda pair: pair[0].kind not in reasons)
-
-
-def _order(draft: Draft) -> tuple[int, int]:
-    """Return the sort key of a draft: its rank, then its line.
-
-    Among refusals (exceptions that no row knows) the last line comes first, as Python prints the
-    decisive exception last.
-    """
-    rank = _RANKS[draft.rank]
-    return rank, -draft.line if rank == 1 else draft.line
 
 
 def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
@@ -125,38 +117,42 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     following = next_run(case, draft)
     would_work, lacks = _worked(case, draft, following)
     changes = steps_of(case, draft, would_work, following)
-    send, what = draft.send, draft.what
-    unknown = draft.unknown or (() if known else ("what caused it",))
-    if not known:
-        what, send = (
-            what or f"turbofit does not know the cause from this log: {draft.quoted}",
-            (*send, *_to_send(case, draft)),
-        )
-    if known and following.fits and not logged_cache(case) and not draft.unsized:
-        send = (*send, _FREE_IN_LOG)
-    first = (*changes, *send)
-    why, lines, peers = draft.why, draft.evidence, case.facts.first(events.PeerMissing)
-    if peers and known and draft.kind != "peer_warning":
-        why = (*why, f"the peer access warning is not the cause: {PEERS}")
-        lines = (*lines, evidence(peers, "GPUs without peer access"))
-    assumed = (f"which of its sizes the card has: {case.assumed}",) if case.assumed else ()
     others = Others(message=draft.kind, had=draft.possible, tried=changes)
+    if not known:
+        draft = replace(
+            draft,
+            kind="unknown",
+            phase="unknown",
+            what=draft.what or f"turbofit does not know the cause from this log: {draft.quoted}",
+            unknown=draft.unknown or ("what caused it",),
+            send=(*draft.send, *_to_send(case, draft)),
+        )
+    elif following.fits and not logged_cache(case) and not draft.unsized:
+        draft = replace(draft, send=(*draft.send, text_of("free in log")))
+    peers = case.facts.first(events.PeerMissing)
+    if peers and known and draft.kind != "peer_warning":
+        why = (*draft.why, f"the peer access warning is not the cause: {text_of('no peers')}")
+        lines = (*draft.evidence, evidence(peers, "GPUs without peer access"))
+        draft = replace(draft, why=why, evidence=lines)
+    assumed = (f"which of its sizes the card has: {case.assumed}",) if case.assumed else ()
+    unknown = dict.fromkeys((*draft.unknown, *lacks, *assumed))
+    first = next(iter((*changes, *draft.send)), "")
     return Diagnosis(
-        kind=draft.kind if known else "unknown",
-        phase=draft.phase if known else "unknown",
-        what=what,
-        why=why,
-        others=others if draft.possible and not known else None,
+        kind=draft.kind,
+        phase=draft.phase,
+        what=draft.what,
+        why=draft.why,
+        others=others if others.had and not known else None,
         held=draft.held,
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,
         changes=changes if known else (),
         would_work=would_work,
-        send=send,
-        first=next(iter(first), ""),
-        unknown=tuple(dict.fromkeys((*unknown, *lacks, *assumed))),
+        send=draft.send,
+        first=first,
+        unknown=tuple(unknown),
         also=also,
-        evidence=tuple(sorted(lines, key=lambda row: row.line)),
+        evidence=tuple(sorted(draft.evidence, key=lambda row: row.line)),
         read=_read(case),
     )
 
@@ -166,11 +162,10 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     begun, line = case.facts.begun_at or case.facts.command_at, draft.line
     starts = begun is not None and begun < line
     traced = any(mark.stack for mark in case.facts.marks if mark.line == line)
-    lacks_stack = not traced and RAISED.match(draft.quoted) is not None
     marks = {
         draft.quoted: True, "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
         "(nothing)": not found, "(no start)": found and not still and not starts,
-        "(no traceback)": lacks_stack, "(whole)": starts and traced,
+        "(no traceback)": not traced and RAISED.match(draft.quoted), "(whole)": starts and traced,
         "(no command)": begun is None,
     }  # fmt: skip
     return what_to_send(" ".join(word for word, holds in marks.items() if holds))
@@ -188,8 +183,7 @@ def _worked(
         shares = filter(None, (following.share, largest_share(case, draft)))
         advice = _planned(case, draft, model, machine, min(shares, default=None))
     else:
-        used = 0 if draft.emptied else draft.by_others
-        on = machine.with_used(used) if used else machine
+        on = machine.with_used(0 if draft.emptied else draft.by_others)
         advice = _of_plan(case, ways[0][1], on, tuple(remedy for remedy, _ in ways))
     if ways and draft.emptied:
         advice = replace(advice, verdict=f"{_ONCE_FREE}{advice.verdict}")
@@ -202,18 +196,14 @@ def _worked(
 
 def _lacks(case: LogCase, ways: Sequence[object]) -> Iterator[str]:
     """Yield the facts that are missing to find a plan."""
-    if case.model is None:
-        yield f"{_which_model(case)} --model"
+    name, of_class = case.subject.model, case.subject.model_class
+    if case.model is None and name:
+        yield f"what {name} is: it has no preset here, so name its folder or a preset with --model"
+    elif case.model is None:
+        of_class = f" of the class {of_class}" if of_class else ""
+        yield f"which model{of_class} it was: name it with --model"
     if case.machine is None or (case.guessed and not ways):
         yield f"which machine it was: {case.no_machine or 'name it with --on'}"
-
-
-def _which_model(case: LogCase) -> str:
-    name, its_class = case.subject.model, case.subject.model_class
-    if name:
-        return f"what {name} is: it has no preset here, so name its folder or a preset with"
-    of_class = f" of the class {its_class}" if its_class else ""
-    return f"which model{of_class} it was: name it with"
 
 
 def _planned(
@@ -227,7 +217,7 @@ def _planned(
     """
     version = case.version if case.subject.of_lmdeploy else None
     first, refused = machine.with_used(draft.by_others), ""
-    degrees = dict.fromkeys((case.given_tp, None))
+    degrees = dict.fromkeys((case.shown_tp if case.subject.of_lmdeploy else None, None))
     for tp, on in product(degrees, dict.fromkeys((first, machine))):
         asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
         plan, verdict = _within(case, bound, **asked, on=on, tp=tp)
@@ -250,7 +240,7 @@ def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:
     loading = draft.short and draft.phase == "weights" and not draft.by_others
     if plan.fits and loading and version and plan.tp <= case.tp:
         verdict = f"by turbofit's account it {plan.verdict}"
-        return replace(advice, fits=None, verdict=verdict, note=_LOADED_HERE)
+        return replace(advice, fits=None, verdict=verdict, note=text_of("loaded here"))
     return advice
 
 
@@ -270,7 +260,7 @@ def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | No
     if not same and not (bounded and bounded.fits):
         return plan, verdict
     if bounded is not None:
-        kept = (remedy for remedy in bounded.remedies if _SHARE not in remedy.change)
+        kept = (remedy for remedy in bounded.remedies if SHARE not in remedy.change)
         bounded = replace(bounded, remedies=tuple(kept))
     return bounded, said
 
@@ -292,8 +282,7 @@ def _of_plan(
         each = [getattr(engine.settings, name) for engine in plan.engines]
         values[name] = each[0] if len(set(each)) == 1 else " | ".join(sorted(set(map(str, each))))
     limits = {name: getattr(plan.promise.limits, name) for name in _LIMITS}
-    limits = {"replicas": plan.replicas, **limits}
-    values |= {name: limit for name, limit in limits.items() if limit is not None}
+    told = {name: limit for name, limit in limits.items() if limit is not None}
     command = shlex.join(plan.serve.argv) if plan.serve else ""
     if plan.backend.of_lmdeploy and (is_legacy(plan.backend.version) or plan.serve is None):
         first = plan.engines[0].command
@@ -303,7 +292,7 @@ def _of_plan(
         on=case.named(machine),
         fits=plan.fits,
         verdict=plan.verdict,
-        settings=values if plan.fits else {},
+        settings={**values, "replicas": plan.replicas, **told} if plan.fits else {},
         command=command,
         note="; ".join(filter(None, (*_notes(case, plan, command), note))),
         remedies=remedies,
@@ -352,6 +341,6 @@ def _read(case: LogCase) -> Read:
         version=subject.version,
         model=case.model.name if case.model else None,
         machine=case.on,
-        tp=case.tp if "tp" in subject.options or case.tp > 1 else None,
+        tp=case.shown_tp,
         settings=dict(subject.options),
     )

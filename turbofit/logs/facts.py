@@ -27,7 +27,7 @@ from turbofit.logs.log_events import (
     PythonFrame,
 )
 from turbofit.logs.log_reader import event_in, form_of
-from turbofit.logs.subject import Subject, may_be_fact
+from turbofit.logs.subject import Subject
 from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.machine.torch_memory import TorchMemory, torch_memory
 
@@ -207,7 +207,8 @@ class LogFacts:
             form = form_of(text)
         mark = self._mark(line, text, form)
         if isinstance(mark.event, events.Answered):
-            self._answered(mark)
+            if not self.first(events.Answered):  # the first proves that the server served
+                self._keep(mark)
             return
         if isinstance(mark.event, events.Backpressure):
             if mark.event.cause == "memory":
@@ -216,20 +217,9 @@ class LogFacts:
         part = self._part(mark, form)
         self.state = STATES[self.state].get(part, self.state)
         if isinstance(mark.event, PythonFrame):
-            self._read_frame(mark.event, text, form)
-        elif part != "frame" and not isinstance(mark.event, events.ServerFigures):
+            self.subject.read_frame(mark.event.path, text, form)
+        elif not isinstance(mark.event, events.ServerFigures):
             self.subject.read(line, text, form)
-
-    def _read_frame(self, frame: PythonFrame, text: str, form: Form) -> None:
-        """Read what a frame's line tells of the run: a fact, or the model's folder in its path."""
-        self.subject.read_path(frame.path)
-        if form.ask(may_be_fact):
-            self.subject.read_facts(text)
-
-    def _answered(self, mark: LogEvent) -> None:
-        """Keep the first answer of a run: it proves that the server served."""
-        if not self.first(events.Answered):
-            self._keep(mark)
 
     def begins_next_run(self, text: str, form: Form) -> bool:
         """Return whether a line starts the engine again, after this run made its cache or died."""
@@ -285,13 +275,12 @@ class LogFacts:
         """
         at, died = self.marks.index(last), _TIME.match(last.text)
         before = [mark.event for mark in self.marks[:at] if not isinstance(mark.event, FATAL)]
-        for mark in self.marks[at + 1 :]:
-            time = _TIME.match(mark.text)
-            if died and time and time[1] <= died[1]:
-                before.append(mark.event)
-        behind = (mark.event for mark in self.marks[at + 1 :])
-        calls = takewhile(lambda event: isinstance(event, events.Frame), behind)
-        return [*before, *last.stack, last.event, *calls]
+        behind = self.marks[at + 1 :]
+        if died:
+            times = ((mark.event, _TIME.match(mark.text)) for mark in behind)
+            before += [event for event, time in times if time and time[1] <= died[1]]
+        calls = takewhile(lambda mark: isinstance(mark.event, events.Frame), behind)
+        return [*before, *last.stack, last.event, *(mark.event for mark in calls)]
 
     def _note_begin(self, line: int, text: str, form: Form) -> None:
         """Note the first line that is a command, and the first in which an engine begins."""

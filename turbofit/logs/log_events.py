@@ -22,10 +22,14 @@ class Starting(Struct):
     session: int | None = None
 
 
-class EngineFallback(Struct):
-    """LMDeploy would run its PyTorch engine instead of TurboMind."""
+class Message(Struct):
+    """The program's own words."""
 
     message: str
+
+
+class EngineFallback(Message):
+    """LMDeploy would run its PyTorch engine instead of TurboMind."""
 
 
 class ImagesPrepared(Struct):
@@ -111,9 +115,7 @@ class VisionSetup(Struct):
     """Images were put into one forward pass."""
 
 
-class _CudaFault(Struct):
-    message: str
-
+class _CudaFault(Message):
     @property
     def out_of_memory(self) -> bool:
         """Whether the device's memory or page-locked host memory ran out."""
@@ -136,12 +138,12 @@ class LegacyCuda(_CudaFault):
     where: str
 
 
-class CheckFailed(Struct):
-    message: str
+class CheckFailed(Message):
+    """One of TurboMind's own checks failed, and the process aborts."""
 
 
-class NcclError(Struct):
-    message: str
+class NcclError(Message):
+    """A call of NCCL's failed."""
 
 
 class PeerMissing(Struct):

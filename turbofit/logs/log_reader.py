@@ -139,7 +139,6 @@ def _pattern(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | 
     return _Pattern(tuple(words.split("|")), re.compile(pattern), make)
 
 
-_ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 #: A progress bar at the start of a line in which an engine prints, too.
 _BAR: Final = re.compile(r".*?\d%\|.*?(?=\[TM\]\[)")
 _PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
@@ -257,7 +256,8 @@ _OTHER: Final = (
          lambda _: events.ServerUp()),
     _pattern('"POST /', r'.*?"POST /(?:v1/|chat/){0,2}(?:completions|generate|messages)\b'
          r'[^"]*" 200\b', lambda _: events.Answered()),
-    # The PyTorch engine of 0.2 to 0.5 reports so that a worker of one rank ended.
+    # The PyTorch engine of 0.2.2 to 0.3.0 (its model_agent.py) says so where the worker of one rank
+    # could not build its model.
     _pattern("failed with error: ", r"(?:.*? )?(rank\[\d+\] failed) with error: (.+)",
          lambda m: events.PythonError(name=m[1], message=m[2],
                                       out_of_memory=bool(_CUDA_MEMORY.search(m[2])))),
@@ -312,7 +312,7 @@ def form_of(line: str) -> Form:
 
 
 def read_line(line: str) -> Struct | None:
-    text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
+    text = _ESCAPES.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
     text = _BAR.sub("", text) if "%|" in text else text
     return event_in(text, form_of(text))
 

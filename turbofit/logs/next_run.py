@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.errors import option_of
 from turbofit.core.plan import Remedy
 from turbofit.logs.account import logged_cache, most
+from turbofit.logs.case import DEGREES
 from turbofit.machine.torch_memory import TorchMemory
 
 if TYPE_CHECKING:
+    from turbofit.core.engine_end import Phase
     from turbofit.core.machine import Machine
-    from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.logs.answer import Draft
     from turbofit.logs.case import LogCase
@@ -31,12 +31,11 @@ _LESS, _PART = 0.1, 0.75
 #: Phases in which the cache may have had its share, and those in which images may be the reason.
 _WITH_SHARE: Final = ("cache", "warm-up", "vision", "text", "serving", "unknown", "communication")
 _WITH_LIMIT: Final = ("vision", "serving", "unknown")
-_DEGREES: Final = (2, 4, 8)
 #: Smaller forwards, smaller batches and larger shares that are tried.
 _PREFILLS: Final = (4096, 2048, 1024, 512)
 _BATCHES: Final = (64, 32, 16, 8, 4, 1)
 _LARGER: Final = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
-_SHARE: Final = "--cache-max-entry-count"
+SHARE: Final = "--cache-max-entry-count"
 
 
 class NextRun(NamedTuple):
@@ -69,14 +68,12 @@ def next_run(case: LogCase, draft: Draft) -> NextRun:
     known, share, leaves = bool(draft.what and largest_share(case, draft)), None, None
     if known and draft.phase in _WITH_SHARE and not case.on_jetson:
         share, leaves = _lower_share(case, draft)
-    if not (draft.short and case.has_account):
-        return NextRun(share=leaves or share)
-    search = _Search(case, draft)
-    if search.before is None:
+    search = _Search.of(case, draft) if draft.short and case.has_account else None
+    if search is None:
         return NextRun(share=leaves or share)
     if draft.unsized:
-        ways = () if search.fits else search.of_unsized()
-        return NextRun(ways=ways, fits=search.fits, counted=True)
+        fits = search.before.fits
+        return NextRun(ways=() if fits else search.of_unsized(), fits=fits, counted=True)
     return search.of_refused(share)._replace(leaves=leaves)
 
 
@@ -101,66 +98,75 @@ def _lower_share(case: LogCase, draft: Draft) -> tuple[float | None, float | Non
     return lower, leaves if 0 < leaves < lower else None
 
 
-class _Search:
+class _Search(NamedTuple):
     """Runs of a log with changed settings, by the account of the log's release.
 
     A changed run lives if it fits, and takes as many bytes less as the log says were missing.
+    ``before``: the run that died. ``kept``: the memory that was free for it, as arguments of a
+    forecast. ``lacked``: the bytes that were missing; None if the log does not say it.
     """
 
-    def __init__(self, case: LogCase, draft: Draft) -> None:
-        self.case, self.phase = case, draft.phase
-        self.machine, self.model = _known(case)
-        self.cache = None if draft.emptied else logged_cache(case)
-        self.kept: dict[str, Any] = {"free_at_cache": self.cache.free} if self.cache else {}
-        if draft.by_others and not draft.emptied:
-            self.kept = {"on": self.machine.with_used(draft.by_others)}
-        self.before = case.forecast(**self.kept)
-        self.lacked = draft.missing.bytes if draft.missing else None
-        self.fits = self.before is not None and self.before.fits
+    case: LogCase
+    phase: Phase
+    machine: Machine
+    before: Plan
+    kept: dict[str, Any]
+    lacked: int | None
+
+    @classmethod
+    def of(cls, case: LogCase, draft: Draft) -> _Search | None:
+        """Return the search for a log's run; None if there is no account of it."""
+        cache, kept = logged_cache(case), dict[str, Any]()
+        if case.machine and draft.by_others and not draft.emptied:
+            kept = {"on": case.machine.with_used(draft.by_others)}
+        elif cache and not draft.emptied:
+            kept = {"free_at_cache": cache.free}
+        before = case.forecast(**kept)
+        if before is None or case.machine is None:
+            return None
+        lacked = draft.missing.bytes if draft.missing else None
+        return cls(case, draft.phase, case.machine, before, kept, lacked)
 
     def of_refused(self, share: float | None) -> NextRun:
         """Return the changes that cure a refused allocation; none raises the cache's share."""
+        fits = self.before.fits
         best, plan, too_small = self._share(share) if share else (None, None, "")
-        if plan is None and share and self.fits and self.lacked:
+        if plan is None and share and fits and self.lacked:
             # Once the cards are free nothing is missing by the account.
-            best, plan, too_small = self._without_shortage()._share(share)
-        ways = [] if plan is None else [_way(f"{_SHARE} {best:g}", plan)]
-        if self.fits and self.lacked is None:
-            ways += [] if ways else self._smaller_forward(share)
-        else:
-            ways += self._limit(share if plan is None else None)
-            ways += [] if ways else self._smaller_forward(share)
-            ways += self._degree()
-        told = NextRun(ways=tuple(ways), share=best or share, fits=self.fits, counted=True)
-        return told._replace(too_small="" if plan else too_small)
-
-    def _without_shortage(self) -> _Search:
-        search = copy(self)
-        search.lacked = None
-        return search
+            best, plan, too_small = self._replace(lacked=None)._share(share)
+        ways = [] if plan is None else [_way(f"{SHARE} {best:g}", plan)]
+        counted = not fits or self.lacked is not None
+        ways += self._limit(None if plan else share) if counted else []
+        ways = ways or self._smaller_forward(share)
+        ways += self._degree() if counted else []
+        return NextRun(
+            ways=tuple(ways),
+            share=best or share,
+            fits=fits,
+            counted=True,
+            too_small="" if plan else too_small,
+        )
 
     def of_unsized(self) -> tuple[tuple[Remedy, Plan], ...]:
         """Return the changes that give a cache which could not be sized its first blocks."""
-        settings = self.before.smallest.settings if self.before else self.case.settings
-        batches = [n for n in _BATCHES if n < settings.max_batch_size]
+        batches = [n for n in _BATCHES if n < self.before.smallest.settings.max_batch_size]
         shares = [n for n in _LARGER if n > self.case.ratio]
         smaller = self._first("--max-batch-size {}", "max_batch_size", batches)
-        larger = self._first(f"{_SHARE} {{}}", "cache_max_entry_count", shares)
+        larger = self._first(f"{SHARE} {{}}", "cache_max_entry_count", shares)
         return (*smaller, *larger, *self._degree())
-
-    def _lives(self, **changed: Any) -> Plan | None:
-        plan = self._run(**changed)
-        return plan if plan and plan.fits and self._spares(plan) else None
 
     def _run(self, **changed: Any) -> Plan | None:
         # The bytes that were free for the cache are known only for the log's own tp.
-        elsewhere = "tp" in changed and self.cache is not None
-        kept = {"on": self.machine} if elsewhere else self.kept
-        return self.case.forecast(**kept, **changed)
+        elsewhere = "tp" in changed and "free_at_cache" in self.kept
+        return self.case.forecast(**({} if elsewhere else self.kept), **changed)
 
-    def _spares(self, plan: Plan) -> bool:
+    def _lives(self, plan: Plan) -> bool:
+        return plan.fits and self._spares(plan)
+
+    def _spares(self, plan: Plan | None) -> bool:
         """Whether a plan leaves each GPU its margin, and what the log says was missing."""
-        assert self.before is not None
+        if plan is None:
+            return False
         enough = most(self.before, self.phase) - (self.lacked or 0)
         tight = any(max(gpu.peak, gpu.load_peak) + gpu.margin > gpu.usable for gpu in plan.ledgers)
         return not tight and most(plan, self.phase) <= enough
@@ -172,14 +178,10 @@ class _Search:
         is none, the third value tells what happens instead.
         """
         shares = [first, *(n / 100 for n in range(int(first * 100 - 1e-6), 0, -1))]
-
-        @cache
-        def at(share: float) -> Plan | None:
-            return self._run(cache_max_entry_count=share, **changed)
+        at = cache(lambda share: self._run(cache_max_entry_count=share, **changed))
 
         def spares(share: float) -> bool:
-            plan = at(share)
-            return plan is not None and self._spares(plan)
+            return self._spares(at(share))
 
         place = 0 if spares(first) else bisect_left(shares, True, key=spares)
         if place == len(shares):
@@ -191,7 +193,7 @@ class _Search:
         least = bisect_left(higher, True, key=lambda n: self._starts(at(n / 1000)))
         if higher[least:]:
             plan = at(higher[least] / 1000)
-        if plan and plan.fits and self._spares(plan):
+        if plan and self._lives(plan):
             return higher[least] / 1000, plan, ""
         return None, None, plan.verdict if plan else ""
 
@@ -204,46 +206,41 @@ class _Search:
 
         ``share``: the share to begin with; None if a share alone is enough.
         """
-        rule = self.model.image_rule
+        rule = self.before.model.image_rule
         if rule is None or self.phase not in _WITH_LIMIT or not rule.varies_by_limit:
             return []
-        option = option_of(rule.limit_name)
+        words, name = f"{option_of(rule.limit_name)} {{}} for every image", rule.limit_name
         limits = [n for n in rule.common_limits if n < rule.checkpoint_limit]
-        alone = self._first(f"{option} {{}} for every image", rule.limit_name, limits)
+        alone = self._first(words, name, limits)
         if alone or share is None:
             return alone
-        for n in limits:
-            best, plan, _ = self._share(share, **{rule.limit_name: n})
-            if plan is not None:
-                return [_way(f"{option} {n} for every image, with {_SHARE} {best:g}", plan)]
-        return []
+        return self._first(f"{words}, with {SHARE} {{:g}}", name, limits, share)
 
     def _smaller_forward(self, share: float | None) -> list[tuple[Remedy, Plan]]:
         """Return a smaller forward, whose warm-up a small cache holds, with a lower share."""
-        assert self.before is not None
         now = self.before.smallest.settings.max_prefill_token_num
-        for n in (n for n in _PREFILLS if share and n < now):
-            best, plan, _ = self._share(share or 0, max_prefill_token_num=n)
-            if plan is not None:
-                return [_way(f"--max-prefill-token-num {n} {_SHARE} {best:g}", plan)]
-        return []
+        smaller = [n for n in _PREFILLS if share and n < now]
+        words = f"--max-prefill-token-num {{}} {SHARE} {{:g}}"
+        return self._first(words, "max_prefill_token_num", smaller, share)
 
     def _degree(self) -> list[tuple[Remedy, Plan]]:
-        degrees = [n for n in _DEGREES if self.case.tp < n <= len(self.machine.gpus)]
+        degrees = [n for n in DEGREES if self.case.tp < n <= len(self.machine.gpus)]
         return self._first("--tp {}", "tp", degrees)
 
-    def _first(self, words: str, name: str, values: list[Any]) -> list[tuple[Remedy, Plan]]:
-        """Return the first of some values of an option with which the run lives."""
+    def _first(
+        self, words: str, name: str, values: list[Any], share: float | None = None
+    ) -> list[tuple[Remedy, Plan]]:
+        """Return the first of some values of an option with which the run lives.
+
+        ``share``: the share of the cache from which on lower ones are tried beside each value.
+        """
         for n in values:
-            if plan := self._lives(**{name: n}):
-                return [_way(words.format(n), plan)]
+            best, plan = None, self._run(**{name: n}) if share is None else None
+            if share is not None:
+                best, plan, _ = self._share(share, **{name: n})
+            if plan and self._lives(plan):
+                return [_way(words.format(n, best), plan)]
         return []
-
-
-def _known(case: LogCase) -> tuple[Machine, Model]:
-    assert case.machine is not None
-    assert case.model is not None
-    return case.machine, case.model
 
 
 def _way(change: str, plan: Plan) -> tuple[Remedy, Plan]:

@@ -6,7 +6,7 @@ import math
 import re
 from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from msgspec.structs import replace
 
@@ -14,8 +14,9 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.units import GIB, format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.logs.account import Finding, found, logged_cache
-from turbofit.logs.answer import Draft, Evidence, Holding, Missing, evidence, evidence_at
-from turbofit.logs.causes import less_memory
+from turbofit.logs.answer import Draft, Evidence, Holding, Missing, evidence
+from turbofit.logs.case import DEGREES
+from turbofit.logs.causes import less_memory, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, Course, death
 from turbofit.logs.log_events import ModelLoaded, NoCache
 from turbofit.machine.torch_memory import TorchMemory
@@ -23,7 +24,7 @@ from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from turbofit.core.engine_end import End, Phase
     from turbofit.core.model import Model
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 _SMALL, _ONE_TENSOR, _BEYOND = GIB // 4, 4 * GIB, GIB
 #: Torch beside TurboMind holds less than this part of a card once a cache is made.
 _MOST: Final = 0.9
-_DEGREES: Final = (2, 4, 8)
 #: Torch's whole line has this many figures: what it asked, the card's size, what was free.
 _WHOLE_LINE: Final = 3
 #: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
@@ -48,30 +48,6 @@ _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
 #: Words of training, which holds more memory than an answer needs.
 _TRAINS: Final = re.compile(r"\bbackward\(|optimizer|[/\\](?:trainer|autograd)\b")
-_FREE: Final = "free the cards first: `turbofit doctor` and nvidia-smi name what holds them"
-_START_ONCE: Final = (
-    "start the engine once (plain python, or --nproc_per_node=1), not under torchrun"
-)
-_ONCE: Final = (
-    "load the model once; over several cards choose one: a whole model on each card, or one model"
-    " sharded over them"
-)
-_SPLIT: Final = (
-    'load the model once, and let it be split over the cards: device_map="auto" without .to() or'
-    " .cuda() behind it; no card holds a copy"
-)
-_RESTART: Final = (
-    "restart the notebook's kernel (or the program) and load the model once: a first copy, if there"
-    " is one, ends with it; nvidia-smi shows what is left on the card"
-)
-_FUSED: Final = 'attn_implementation="sdpa" (or "flash_attention_2"): it stores no such matrix'
-_WHICH: Final = "which of these processes is this server: torch lists them by their pid on the host"
-_SEGMENTS: Final = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
-#: What to send if the log is only an error text.
-_SEND: Final = (
-    'the line "CUDA out of memory. Tried to allocate …" as a whole, whose figures say who held the'
-    ' card, with the lines before it from "Traceback (most recent call last)" on'
-)
 
 
 def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
@@ -97,21 +73,14 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
                 " buffers",
             ),
         )
-    # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
-    program = "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
-    if memory is not None and not case.subject.of_lmdeploy:
-        program = "other"
-    phase = _phase(end)
-    if memory is None and case.on_jetson:
-        program = "jetson"
-    if case.subject.quantises:
-        program, phase = "lmdeploy-lite", "quantising"
-    else:
-        finding = found(case, phase, memory, cached=course.stage not in ("starting", "weights"))
-    if finding.end is not None:
+    if not case.subject.quantises:
+        past = course.stage not in ("starting", "weights")
+        finding = found(case, _phase(end), memory, cached=past)
         end = death(course, account=finding.end, known=known)
-        phase = _phase(end)
-    if phase == "unknown" and program == "lmdeploy" and _all_of_torch(case, memory):
+    program, phase = _program(case, memory), _phase(end)
+    if case.subject.quantises:
+        phase = "quantising"
+    elif phase == "unknown" and program == "lmdeploy" and _all_of_torch(case, memory):
         phase = "weights"
     unsized = isinstance(mark.event, NoCache)
     draft = Draft(
@@ -129,7 +98,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
         by_others=finding.others,
         short=True,
         unsized=unsized,
-        free=_FREE if finding.others else "",
+        free=text_of("free cards") if finding.others else "",
         emptied=bool(finding.others),
     )
     if memory is not None:
@@ -138,22 +107,39 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
 
 
 def _phase(end: End) -> Phase:
-    told = end.phase in ("", "starting", "start")
-    return "unknown" if told else cast("Phase", end.phase)
+    untold = end.phase in ("", "starting", "start")
+    return cast("Phase", "unknown" if untold else end.phase)
+
+
+def _program(case: LogCase, memory: TorchMemory | None) -> str:
+    """Return the program whose steps help; a key of `out_of_memory` in `presets/causes.yaml`."""
+    subject = case.subject
+    programs = {
+        "lmdeploy-lite": subject.quantises,
+        "jetson": memory is None and case.on_jetson,
+        # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
+        "other": memory is not None and not subject.of_lmdeploy,
+        "lmdeploy-pytorch": subject.on_pytorch,
+    }
+    return next((name for name, holds in programs.items() if holds), "lmdeploy")
 
 
 def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
     """Add to an answer the lines about the cache, and how much each holder took of a card."""
     if (cache := logged_cache(case)) is None:
         return draft
-    lines = tuple(evidence_at(place, "what the cache took") for place in cache.lines)
+    lines = tuple(evidence(place, "what the cache took") for place in cache.lines)
     held = (
         Holding(who="the KV cache", bytes=cache.size, lines=tuple(one.line for one in lines)),
         Holding(who="this model's weights, on each card", bytes=weights),
         Holding(who="others, or copies of this engine", bytes=draft.by_others),
     )
-    known = tuple(one for one in held if one.bytes)
-    return replace(draft, evidence=(*draft.evidence, *lines), held=(*draft.held, *known))
+    return _adding(draft, evidence=lines, held=[one for one in held if one.bytes])
+
+
+def _adding(draft: Draft, **parts: Iterable[Any]) -> Draft:
+    """Return an answer with further sentences, lines or holders behind its own."""
+    return replace(draft, **{name: (*getattr(draft, name), *new) for name, new in parts.items()})
 
 
 def _with_ranks(case: LogCase, draft: Draft) -> Draft:
@@ -169,8 +155,8 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
     return replace(
         draft,
         why=(why, *draft.why),
-        evidence=(*draft.evidence, evidence_at(place, f"{count} processes of one program")),
-        changes=(_START_ONCE, *draft.changes),
+        evidence=(*draft.evidence, evidence(place, f"{count} processes of one program")),
+        changes=(text_of("start once"), *draft.changes),
         by_others=0,
         short=False,
         free="",
@@ -190,29 +176,36 @@ def _with_torch(
     if memory.pid and not own and any(size > (memory.process or 0) for _, size in memory.others):
         # LMDeploy also allocates outside torch: torch's figures do not tell it from a larger one.
         memory = replace(memory, named=False)
-    model = case.model if own else None
-    split = model is not None and _exceeds_a_card(model, memory, draft)
-    signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
-    signs += [*_of_load(case, memory, draft, own), *_of_degree(case, draft)]
-    if model is not None:
-        signs += _beyond(model, mark, memory, split=split)
+    signs = _signs(case, mark, memory, draft, own)
     others = sum(size for _, size in memory.others)
-    by_others = others + memory.unexplained
-    free = _freed(memory, others) or draft.free
-    bare = not mark.stack and memory.figures < _WHOLE_LINE
+    by_others, bare = others + memory.unexplained, not mark.stack and memory.figures < _WHOLE_LINE
+    seen = by_others if memory.named and by_others > _SMALL else 0
+    draft = _adding(
+        replace(draft, free=_freed(memory, others) or draft.free),
+        why=[why for why, _, _ in signs],
+        unknown=[] if memory.named else [text_of("which process")],
+        evidence=[line for _, _, line in signs if line],
+        send=[text_of("whole line")] if bare else [],
+    )
     return replace(
         draft,
-        why=(*draft.why, *(why for why, _, _ in signs)),
         held=(*_holders(mark, memory), *draft.held),
-        unknown=(*draft.unknown, *(_WHICH,) * (not memory.named)),
-        evidence=(*draft.evidence, *(line for _, _, line in signs if line)),
         changes=_in_order([step for _, step, _ in signs], memory, draft, program),
-        send=(_SEND,) if bare else (),
-        by_others=max(draft.by_others, by_others if memory.named and by_others > _SMALL else 0),
-        free=free,
-        emptied=free == _FREE,
+        by_others=max(draft.by_others, seen),
+        emptied=draft.free == text_of("free cards"),
         all_own=memory.process is not None and max(others, memory.unexplained) <= _SMALL,
     )
+
+
+def _signs(
+    case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, own: bool
+) -> list[_Sign]:
+    """Return all signs of causes; ``own``: the log's program is not LMDeploy."""
+    model = case.model if own else None
+    split = model is not None and draft.loading and model.weight_bytes > (memory.total or math.inf)
+    signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
+    signs += [*_of_load(case, memory, draft, own), *_of_degree(case, draft)]
+    return signs if model is None else [*signs, *_beyond(model, mark, memory, split=split)]
 
 
 def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
@@ -221,15 +214,12 @@ def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str)
     A single allocation that is larger than the card has steps of its own.
     """
     if draft.phase != "weights" and (memory.requested or 0) > (memory.total or math.inf):
-        return (*(step for step in steps if step is _FUSED), *less_memory(program, "oversized"))
+        return (
+            *(step for step in steps if step == text_of("fused")),
+            *less_memory(program, "oversized"),
+        )
     steps = [*filter(None, steps), *draft.changes]
-    return tuple(sorted(steps, key=lambda step: step is _SEGMENTS))
-
-
-def _exceeds_a_card(model: Model, memory: TorchMemory, draft: Draft) -> bool:
-    """Return whether loading may have failed because one card is too small for the whole model."""
-    loading = draft.phase in ("weights", "unknown")
-    return loading and model.weight_bytes > (memory.total or math.inf)
+    return tuple(sorted(steps, key=lambda step: step == text_of("segments")))
 
 
 def _freed(memory: TorchMemory, others: int) -> str:
@@ -238,7 +228,7 @@ def _freed(memory: TorchMemory, others: int) -> str:
     ``others`` are the bytes that other processes held by torch's figures.
     """
     if others <= _SMALL:
-        return _FREE if memory.unexplained > GIB else ""
+        return text_of("free cards") if memory.unexplained > GIB else ""
     pids = ", ".join(str(pid) for pid, _ in memory.others)
     step = f"end what else holds the card (process {pids}) if it is no part of this server, or"
     return f"{step} plan for what is free"
@@ -256,7 +246,7 @@ def _of_use(
             "it asked for attention's whole matrix, by the call or by the size, which grows with"
             " the square of the tokens or patches"
             f"{'; a fused attn_implementation has none' if own else ''}",
-            _FUSED if own and not fused else "",
+            text_of("fused") if own and not fused else "",
             None,
         )
     if memory.requested and (memory.cached or 0) >= memory.requested:
@@ -265,33 +255,36 @@ def _of_use(
         yield (
             f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
             " small or of another size: fragmentation",
-            _SEGMENTS if able else "",
+            text_of("segments") if able else "",
             None,
         )
 
 
 def _of_load(case: LogCase, memory: TorchMemory, draft: Draft, own: bool) -> Iterator[_Sign]:
     """Yield the signs that the cards should have had room for the weights, and had none."""
-    model, total, loading = case.model, memory.total or 0, draft.phase in ("weights", "unknown")
+    model, total = case.model, memory.total or 0
     place, small = case.subject.offloaded, model and model.weight_bytes < _MOST * total
     sized = f"{model.name} is {format_bytes(model.weight_bytes)} of weights" if model else ""
     if place is not None and (small or not model):
         full = "the card was not free when the weights came"
         full += f": {sized}" if model else ", unless it is smaller than the model"
         why = "accelerate put weights into host memory, as it does where the cards have no room"
-        yield f"{why}: {full}", _FREE, evidence_at(place, "weights were offloaded")
-    elif own and small and loading and memory.process is None and not memory.others:
+        yield f"{why}: {full}", text_of("free cards"), evidence(place, "weights were offloaded")
+    elif own and small and draft.loading and memory.process is None and not memory.others:
         held = "something else held it, or the model was loaded more than once"
-        yield f"{sized}, and the card has {format_bytes(total)}: {held}", _FREE, None
+        yield (
+            f"{sized}, and the card has {format_bytes(total)}: {held}",
+            text_of("free cards"),
+            None,
+        )
 
 
 def _of_degree(case: LogCase, draft: Draft) -> Iterator[_Sign]:
     """Yield the sign that fewer of the visible cards were used than a load may have needed."""
-    loading = draft.phase in ("weights", "unknown")
-    if not loading or case.has_account or not case.subject.of_lmdeploy:
+    if not draft.loading or case.has_account or not case.subject.of_lmdeploy:
         return
     visible = len(case.machine.gpus) if case.machine else case.subject.visible or 1
-    for tp in [n for n in _DEGREES if case.tp < n <= visible][:1]:
+    for tp in [n for n in DEGREES if case.tp < n <= visible][:1]:
         said = f"{visible} cards are visible, and this run took {case.tp}"
         yield said, f"--tp {tp}: {said}", None
 
@@ -305,14 +298,14 @@ def _all_of_torch(case: LogCase, memory: TorchMemory | None) -> bool:
 def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
     """Yield the signs that a program holds a model more than once, as its loads and calls show."""
     placed, ranks = case.subject.auto_map, case.subject.ranks
-    once = _SPLIT if split else _ONCE
+    once = text_of("split") if split else text_of("load once")
     moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]
     if placed and moves and any(_MODULE.search(frame.path) for frame in mark.stack):
         yield (
             f'device_map="auto" had placed the model over the cards, and `{moves[0].strip()}` moves'
             " the whole of it onto one",
             once,
-            evidence_at(placed, "the model is placed"),
+            evidence(placed, "the model is placed"),
         )
     # A progress bar that is drawn again in the next line belongs to the same load.
     loads = [made for made, _ in case.facts.every(ModelLoaded)]
@@ -338,7 +331,7 @@ def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -
             f"a whole copy of {model.name} is {format_bytes(model.weight_bytes)} of weights as"
             f" published, and GPU {memory.gpu} has {format_bytes(memory.total or 0)}: a copy on"
             " each card cannot be, one that is split over the cards can",
-            _SPLIT,
+            text_of("split"),
             None,
         )
     held, weights = memory.allocated or memory.process or 0, model.weight_bytes
@@ -355,7 +348,7 @@ def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -
                 " process held are beyond that. Either the model is in this process a second time,"
                 " whole or in part, as after a notebook cell that ran twice, or its weights were"
                 " loaded in 32 bits (no torch_dtype), or requests were computed together",
-                _RESTART,
+                text_of("restart"),
                 None,
             )
 
@@ -378,9 +371,7 @@ def _holders(mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
     this = "this process" if memory.pid is None else f"process {memory.pid}"
     if memory.pid is not None and memory.named:
         this = f"this process ({this} of the text)"
-    for who, size in (
-        (this, memory.process),
-        *((f"process {pid}", size) for pid, size in memory.others),
-    ):
+    told = ((this, memory.process), *((f"process {pid}", size) for pid, size in memory.others))
+    for who, size in told:
         if size is not None:
             yield Holding(who=who, bytes=size, gpu=memory.gpu, lines=(mark.line,))

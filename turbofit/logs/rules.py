@@ -6,6 +6,7 @@ fault. The sentences of a row are filled with figures. `out_of_memory` answers a
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import takewhile
 from string import Formatter
@@ -19,7 +20,7 @@ from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
 from turbofit.logs.answer import Draft, Holding, Missing, evidence, raised_in
-from turbofit.logs.causes import Kind, release_of, table
+from turbofit.logs.causes import Kind, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent
 from turbofit.logs.out_of_memory import lack_of_memory
@@ -44,8 +45,7 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
     They are the log's options and facts, the groups of the row's pattern (numbers as integers), and
     the values that follow from these: of a group NAME_bytes, NAME in units.
     """
-    subject = case.subject
-    told = {**subject.options, **subject.facts, **hit.fields, "said": hit.said}
+    told = {**case.subject.options, **case.subject.facts, **hit.fields, "said": hit.said}
     told = {
         name: int(text) if isinstance(text, str) and text.isdecimal() else text
         for name, text in told.items()
@@ -67,19 +67,22 @@ def _of_cards(case: LogCase, told: Mapping[str, Any]) -> dict[str, Any]:
     if arch is None and gpu and gpu.compute_capability != NA:
         arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
     built = list(map(int, re.findall(r"(?:sm|compute)_(\d+)", str(told.get("built") or ""))))
-    figures = {
+    figures: dict[str, Any] = {
         "arch": arch,
-        "no_bfloat16": arch if arch and arch < _FIRST_WITH_BFLOAT16 else None,
+        "no_bfloat16": arch if (arch or math.inf) < _FIRST_WITH_BFLOAT16 else None,
         "built_newest": max(built, default=None),
         "built_oldest": min(built, default=None),
         # Newer than the build that the log names, or than all up to CUDA 12.6.
         "too_new": (arch or 0) > max(built, default=_FIRST_OF_CUDA_12_8 - 1) or None,
-        "too_old": (arch is not None and arch < min(built, default=0)) or None,
+        "too_old": (arch or math.inf) < min(built, default=0) or None,
+    }
+    visible = case.subject.visible
+    alone = "tp" not in case.subject.options and (visible or 1) > 1
+    figures |= {
         "linear_on_h20": told.get("linear") if gpu and "H20" in gpu.name else None,
-        "visible": case.subject.visible,
+        "visible": visible,
         # The cards beside the first, where several are visible and no degree was given.
-        "unused_gpus": ("tp" not in case.subject.options and (case.subject.visible or 1) > 1)
-        or None,
+        "unused_gpus": alone or None,
         "fits_one": None,
         "fits_none": None,
     }
@@ -126,8 +129,7 @@ def sentence(text: Sentence, known: Mapping[str, Any]) -> str:
     """
     first, second = (text, text) if isinstance(text, str) else text
     form = second if any(known.get(name) is None for name in names_of(first)) else first
-    values = {name: known.get(name) for name in names_of(form)}
-    shown = {name: "?" if value is None else value for name, value in values.items()}
+    shown = {name: "?" if known.get(name) is None else known[name] for name in names_of(form)}
     return without_keys(form.format(**shown)) if form else ""
 
 
@@ -139,15 +141,14 @@ def names_of(text: str) -> set[str]:
 def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
     """Return the answer of the first row that matches the line and whose condition holds.
 
-    Returns None if there is no such row.
+    Without such a row an error is an unknown fault, and a known message is no answer: None.
     """
-    asked = ((hit, figures_of(case, mark, hit)) for hit in mark.hits)
-    for hit, known in asked:
-        row, when = hit.row, hit.row.when
-        if not when or known.get(when) is not None:
+    for hit in mark.hits:
+        row, known = hit.row, figures_of(case, mark, hit)
+        if not row.when or known.get(row.when) is not None:
             break
     else:
-        return None
+        return None if isinstance(mark.event, events.KnownMessage) else _unknown_fault(mark)
 
     def said(texts: Iterable[Sentence]) -> tuple[str, ...]:
         return tuple(filter(None, (sentence(text, known) for text in texts)))
@@ -168,20 +169,6 @@ def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
     )
 
 
-_GROWS: Final = (
-    "where it grows with each request: a newer release of the program, or `lmdeploy serve"
-    " api_server` in place of a server around it; until then a supervisor that starts it again"
-)
-_WAITS: Final = (
-    "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
-    " needs, the scheduler tries again for ever, without an error"
-)
-_PY_SPY: Final = (
-    "py-spy dump --pid PID of the server and of its workers while it stands still: it shows where"
-    " each waits"
-)
-_READS: Final = "weights are read, kernels are compiled, or requests wait for one another"
-_NO_P2P: Final = "NCCL_P2P_DISABLE=1: NCCL then goes through host memory, whatever the driver says"
 #: Functions that a program runs while it ends; an error in one is not the reason for its end.
 _CLEANS_UP: Final = (
     "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
@@ -216,15 +203,12 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
             held=(Holding(who=f"{kill.name}[{kill.pid}]", bytes=kill.rss, lines=(mark.line,)),),
             missing=Missing(bytes=None, basis="unknown", note="the kernel does not say how much"),
             evidence=(evidence(mark, "the kernel's killer and its victim"),),
-            changes=(end.hint, _GROWS),
+            changes=(end.hint, text_of("grows")),
         )
     for mark in facts.fatal:
-        if mark.short or isinstance(mark.event, events.HostKill):
-            continue
-        if row := explanation_of(mark, case):
-            yield _with_chain(row, mark, facts)
-        elif not isinstance(mark.event, events.KnownMessage):
-            yield _with_chain(_unknown_fault(mark), mark, facts)
+        counted = mark.short or isinstance(mark.event, events.HostKill)
+        if not counted and (draft := explanation_of(mark, case)):
+            yield _with_chain(draft, mark, facts)
     over = (events.WarmupFinished, events.ServerUp, events.CudaError, events.CheckFailed)
     if facts.waiting and not any(isinstance(mark.event, over) for mark in facts.marks):
         yield _waits_for_ever(case, facts.waiting)
@@ -242,11 +226,8 @@ def _unknown_fault(mark: LogEvent) -> Draft:
     text = without_keys(mark.text.strip())
     if isinstance(mark.event, events.PythonError) and not mark.event.message and mark.stack:
         text = f"{text}: {without_keys(mark.stack[-1].code)}"
-    why = raised_in(mark)
     cleans_up = any(frame.function in _CLEANS_UP for frame in mark.stack)
-    if cleans_up:
-        why = (*why, "a program takes itself down there: the first error, of the worker processes"
-               " too, is the cause")  # fmt: skip
+    why = (*raised_in(mark), *([text_of("cleans up")] if cleans_up else []))
     follows = mark.after or text.startswith("SystemExit") or cleans_up
     return Draft(
         kind="unknown",
@@ -289,8 +270,8 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
         phase="start-up hang",
         what=end.message if end.missing else "",
         line=waiting.line,
-        possible=(_WAITS,),
-        why=(_WAITS,) if end.missing else (),
+        possible=(text_of("warm-up waits"),),
+        why=(text_of("warm-up waits"),) if end.missing else (),
         missing=missing if end.missing else None,
         evidence=(evidence(waiting, "nothing can be admitted, to the log's end"), *lines),
         changes=(end.hint,),
@@ -303,10 +284,10 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
     facts, mark = case.facts, case.facts.last or LogEvent(0, "")
     several = case.tp > 1 or (case.told_tp is None and case.machine is not None
                               and len(case.machine.gpus) > 1)  # fmt: skip
-    steps = (_NO_P2P, _PY_SPY) if several or "NCCL" in mark.text else (_PY_SPY,)
+    steps = ("no p2p", "py-spy") if several or "NCCL" in mark.text else ("py-spy",)
     counted = facts.every(events.ServerFigures)
-    counts = (figures for _, figures in reversed(counted))
-    still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
+    waits = takewhile(lambda pair: pair[1].running and pair[1].made == 0.0, reversed(counted))
+    still = len(list(waits))
     at = next((name for name, words in _STANDS.items() if words.search(mark.text)), "")
     what = f"it ends in {at}" if at else "it ends at this line"
     what = f"no line of this log tells of an error; {what}, and if it stands there:"
@@ -319,18 +300,17 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
         )
     elif not case.hangs and (not at or _ready(case)):
         return
-    waits = (
-        "NCCL waits for a rank that died, or for peer access that does not work as the driver says"
-        " (IOMMU, ACS)"
-    )
     yield Draft(
         kind=IN_DIAGNOSIS["stalled"],
         line=mark.line,
         rank="consequence",
         what=what,
-        possible=(waits if several else _READS, *((_WAITS,) if "cache" in at else ())),
+        possible=(
+            text_of("nccl waits" if several else "reads"),
+            *([text_of("warm-up waits")] if "cache" in at else []),
+        ),
         evidence=(evidence(mark, "the last news"),),
-        changes=steps,
+        changes=tuple(map(text_of, steps)),
     )
 
 
@@ -362,7 +342,7 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
             what="only a warning: these GPUs have no peer access to each other",
             line=peers.line,
             rank="notice",
-            why=(PEERS,),
+            why=(text_of("no peers"),),
             evidence=(evidence(peers, "the warning of LMDeploy up to 0.7.3"),),
             planned=True,
         )
@@ -371,18 +351,9 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
 def _ready(case: LogCase) -> LogEvent | None:
     """Return the line that shows a ready engine; None if the run died or a later line complains."""
     facts = case.facts
-    up = facts.first(events.ServerUp) or facts.first(events.WarmupFinished)
-    up = up or facts.first(events.Answered)
-    counted = facts.every(events.ServerFigures)
-    ready = up or next((mark for mark, one in counted if one.succeeded), None)
-    troubles = (*facts.fatal, *([facts.complaint] if facts.complaint else []))
-    last = max((mark.line for mark in troubles), default=0)
+    ups = (facts.first(kind) for kind in (events.ServerUp, events.WarmupFinished, events.Answered))
+    served = (mark for mark, one in facts.every(events.ServerFigures) if one.succeeded)
+    ready = next(filter(None, (*ups, *served)), None)
+    last = max((mark.line for mark in (*facts.fatal, facts.complaint) if mark), default=0)
     calm = ready is not None and not facts.died and last <= ready.line and not case.hangs
     return ready if calm else None
-
-
-PEERS: Final = (
-    "without peer access NCCL goes through host memory: tensor parallelism works and takes no more"
-    " GPU memory, but is slower, often slower than one card; the communicators cuda-ipc and native"
-    " do not work at all"
-)

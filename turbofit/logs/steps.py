@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import option_of
+from turbofit.logs.causes import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,11 +20,6 @@ _TOGETHER: Final = ("engine", "tp", "cache_max_entry_count", "max_prefill_token_
                     "max_batch_size", "session_len", "max_dynamic_patch",
                     "max_pixels_per_image")  # fmt: skip
 _OPTIONS: Final = {"engine": "--backend", "max_pixels_per_image": "--max-pixels"}
-_LOOK: Final = (
-    "look first what else holds the card (`turbofit doctor`, nvidia-smi): by the account these"
-    " settings fit an empty one, so something else held memory, or the account is too low"
-)
-_OTHERWISE: Final = "a smaller --max-batch-size, quantised weights or more GPUs (--tp)"
 _VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
 _SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
 _OF_IMAGES: Final = ("fewer image tiles", "smaller images")
@@ -87,9 +83,9 @@ def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun)
     if not draft.short or draft.emptied:
         return own
     if following.fits:
-        then = own[0] if own else _OTHERWISE
+        then = own[0] if own else text_of("less memory")
         told = f"{then}: by the account it had fitted, so the account is too low here"
-        return [told if draft.all_own else f"{_LOOK}; then {then}", *own[1:]]
+        return [told if draft.all_own else f"{text_of('look first')}; then {then}", *own[1:]]
     if worked and worked.settings and not following.ways:
         return [_together(worked)] if case.subject.of_lmdeploy and worked.fits else []
     return own
@@ -115,6 +111,5 @@ def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
     """
     set_ = case.subject.variables
     did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
-    text_alone = case.model is not None and case.model.vision is None
-    of_images = text_alone and step.startswith(_OF_IMAGES)
+    of_images = case.reads_text_alone and step.startswith(_OF_IMAGES)
     return did or of_images or (vain and _SHARE.search(step) is not None)

@@ -168,10 +168,15 @@ class Subject:
             if (value := _value(name, option[2])) is not None:
                 self.options[name] = value
 
-    def read_path(self, path: str) -> None:
-        """Read a frame's path, which may name the model's folder, less surely than any command."""
+    def read_frame(self, path: str, text: str, form: Form) -> None:
+        """Read a frame's line: a fact, or the model's folder in its path.
+
+        A path names the model less surely than any command.
+        """
         for name in filter(preset_of, names_in(path)):
             self.names.setdefault(preset_of(name) or name, len(_MODEL) + 1)
+        if form.ask(may_be_fact):
+            self.read_facts(text)
 
     def read_facts(self, text: str) -> None:
         for match in _FACTS.finditer(text):

@@ -62,7 +62,7 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
     File pages that the kernel drops before it kills a process do not count as used.
     """
     limits = []
-    for folder, old in _groups(proc, root, "memory"):
+    for folder, old in groups_of(proc, root, "memory"):
         names = (
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
             if old
@@ -78,7 +78,7 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
 def _quotas(proc: Path, root: Path) -> list[int]:
     """Return the quota, in whole cores, of each CPU cgroup of this process, and of its parents."""
     quotas = []
-    for folder, old in _groups(proc, root, "cpu"):
+    for folder, old in groups_of(proc, root, "cpu"):
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if old else ("cpu.max",)
         numbers = [word for name in names for word in _text(folder / name).split()]
         if len(numbers) == 2 and all(word.isdecimal() and int(word) for word in numbers):
@@ -86,7 +86,7 @@ def _quotas(proc: Path, root: Path) -> list[int]:
     return quotas
 
 
-def _groups(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+def groups_of(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
     """Yield each cgroup's folder for a controller, and whether it is of cgroup version 1.
 
     The process's own group comes first, then its parents.

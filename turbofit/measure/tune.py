@@ -359,17 +359,7 @@ class Tuner:
         number, begun = len(self._trials) + 1, self.clock()
         plan, settings = choice.plan, choice.plan.smallest.settings
         what = f"trial {number}, the best again" if again else f"trial {number} of {self.starts}"
-        self.say(f"trial {number}: {_in_words(choice)}{', again' * again}")
-        end = self._end_of(choice.options, load, what)
-        keeps = end.measured is not None and meets(end.measured, self.blank.slo)
-        if end.measured is None:
-            self.say(f"trial {number}: {end.outcome}: {end.why[:_SHOWN]}")
-        else:
-            self.say(
-                f"trial {number}: {end.measured.requests_per_second:.2f} requests/s, forecast "
-                f"{choice.forecast.told.words}{'' if keeps else ', which misses the SLO'}"
-            )
-        return TrialRecord(
+        trial = TrialRecord(
             number=number,
             options=choice.options,
             engine=plan.backend.name,
@@ -381,12 +371,26 @@ class Tuner:
             enable_prefix_caching=settings.enable_prefix_caching,
             kv_tokens=plan.kv_tokens,
             forecast=choice.forecast.told,
+            outcome="unserved",
+            again=again,
+        )
+        self.say(f"trial {number}: {trial.settings}")
+        end = self._end_of(choice.options, load, what)
+        keeps = end.measured is not None and meets(end.measured, self.blank.slo)
+        if end.measured is None:
+            self.say(f"trial {number}: {end.outcome}: {end.why[:_SHOWN]}")
+        else:
+            self.say(
+                f"trial {number}: {end.measured.requests_per_second:.2f} requests/s, forecast "
+                f"{choice.forecast.told.words}{'' if keeps else ', which misses the SLO'}"
+            )
+        return replace(
+            trial,
             outcome=end.outcome,
             why=end.why,
             measured=end.measured,
             meets_slo=keeps,
             seconds=round(self.clock() - begun, 1),
-            again=again,
         )
 
     def _end_of(self, options: Options, load: LoadSpec, what: str) -> TrialEnd:
@@ -404,13 +408,3 @@ def _twice(load: LoadSpec) -> LoadSpec:
     """Return the load with twice the seconds and requests that it states."""
     lengths = {name: getattr(load, name) for name in ("seconds", "requests")}
     return load.changed(**{name: 2 * value for name, value in lengths.items() if value})
-
-
-def _in_words(choice: TrialChoice) -> str:
-    plan, settings = choice.plan, choice.plan.smallest.settings
-    kv = f", KV int{settings.quant_policy}" if settings.quant_policy else ""
-    prefix = ", prefix caching" if settings.enable_prefix_caching else ""
-    return (
-        f"{plan.backend.name}, tp {plan.tp} x {plan.replicas}, batch "
-        f"{settings.max_batch_size}, prefill {settings.max_prefill_token_num}{kv}{prefix}"
-    )

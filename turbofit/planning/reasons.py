@@ -99,7 +99,7 @@ def slow_images(fit: EngineFit) -> Iterator[str]:
     faster = f"; {other} may be ten times faster (--engine {other})" if runs else ""
     yield (
         "how fast the PyTorch engine answers images is unknown: on an H100 it answered 2 requests"
-        " of 2 to 12 megapixels in 20 s, TurboMind 22 in 15 s (docs/accuracy.md#images)"
+        " of 2 to 12 megapixels in 20 s, TurboMind 22 in 15 s (docs/speed.md#images)"
         f"{faster}"
     )
 

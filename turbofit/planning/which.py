@@ -18,7 +18,7 @@ from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import JsonDocument, Struct, const, doc, known, to_builtins
-from turbofit.core.units import three_digits
+from turbofit.core.units import GIB, three_digits
 from turbofit.core.version import __version__
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
@@ -193,8 +193,14 @@ def which_cards(request: WhichRequest) -> Which:
         for name in _told("planning for every card", preset_names())
         for row in _of_card(promise, name, errors)
     ]
-    rows.sort(key=lambda row: (row.bytes, row.gpus, row.on))
+    rows.sort(key=by_size)
     return _answer(request, rows, errors, model=model.name)
+
+
+def by_size(row: Serving) -> tuple[float, int, bool, float, str]:
+    """Return the key that orders machines: by memory, GPUs, then the faster of known speeds."""
+    speed = row.requests_per_second
+    return round(row.bytes / GIB, 1), row.gpus, speed is None, -(speed or 0.0), row.on
 
 
 def which_models(request: WhichRequest) -> Which:
@@ -209,11 +215,12 @@ def which_models(request: WhichRequest) -> Which:
     machine = machine_from(request.on, gpus=request.gpus)
     name = request.on if isinstance(request.on, str) else machine.name
     promise, errors = request.changed(on=machine, gpus=None), list[TurbofitError]()
-    rows, weights = list[Serving](), dict[str, int]()
+    rows, first = list[Serving](), dict[str, tuple[bool, int]]()
     for preset in _told("planning for every model", known_presets()):
         try:
             model = preset_model(preset)
-            weights[preset] = model.weight_bytes
+            sees = model.vision is not None and request.images > 0
+            first[preset] = sees, model.weight_bytes
             row = _tried(promise.changed(model=model), name, errors)
         except TurbofitError as exc:  # there is no memory account of the preset
             errors.append(exc)
@@ -221,8 +228,8 @@ def which_models(request: WhichRequest) -> Which:
         rows.append(replace(row, model=preset))
     rows.sort(key=lambda row: row.model)
     answer = _answer(request, rows, errors, machine=name)
-    # The largest come first; models that only Transformers runs come last.
-    order = sorted(answer.keep, key=lambda row: (row.of_lmdeploy, weights[row.model]), reverse=True)
+    # The largest come first, before them those with images; those of Transformers come last.
+    order = sorted(answer.keep, key=lambda row: (row.of_lmdeploy, first[row.model]), reverse=True)
     return replace(answer, keep=tuple(order))
 
 
@@ -300,7 +307,9 @@ def _answer(
 class Which(JsonDocument):
     """The machines that keep a promise, the smallest first; or the models, the largest first.
 
-    Machines are ordered by bytes of GPU memory, then by number of GPUs; models by bytes of weights.
+    Machines are ordered by GPU memory in tenths of a GiB, then by number of GPUs, then by forecast
+    requests a second, with unknown speeds last. Models are ordered by bytes of weights, models with
+    images first unless none are asked for.
     """
 
     what: ClassVar[str] = "answer of which"

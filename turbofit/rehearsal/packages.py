@@ -9,6 +9,7 @@ from typing import Final
 from turbofit.core.errors import PackageError
 from turbofit.core.installation import installed, without_gpu
 from turbofit.core.model import TextDims
+from turbofit.core.plan import Plan
 from turbofit.core.version import REFERENCE
 from turbofit.machine.kernels.census import turbomind_library
 from turbofit.rehearsal.pretend.build import build
@@ -22,6 +23,14 @@ INSIDE: Final = _HERE / "torch_inside"
 #: The folder for each process of a server.
 SERVED: Final = _HERE / "served_inside"
 _LMDEPLOY: Final = f"lmdeploy=={REFERENCE}.0"
+_PINNED: Final = {"lmdeploy": _LMDEPLOY}
+_CUDA_TORCH: Final = (
+    "install torch from PyPI (pip install torch==2.12.1), which brings Triton; no GPU and no driver"
+    " needed"
+)
+_CALLED: Final = {
+    "turbomind": "TurboMind", "pytorch": "LMDeploy's PyTorch engine", "transformers": "Transformers"
+}  # fmt: skip
 _PACKAGES: Final = {
     "turbomind": ("lmdeploy",),
     "pytorch": ("torch", "triton", "lmdeploy", "transformers"),
@@ -66,18 +75,28 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
         PackageError: a package is missing, or torch is no CUDA build.
     """
     names = (*_PACKAGES[engine], *(["ray"] if ray else []))
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise PackageError(
-                f"{name} is not installed beside turbofit: rehearsing {engine} runs it",
-                hint=f"pip install {_LMDEPLOY if name == 'lmdeploy' else name}",
-            )
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    hint = f"pip install {' '.join(_PINNED.get(name, name) for name in missing)}"
     if "torch" in names and cuda_site() is None:
+        missing = ["a CUDA build of torch", *(name for name in missing if name != "torch")]
+        hint = without_gpu(pytorch=True) or _CUDA_TORCH
+    if missing:
         raise PackageError(
-            f"this Python's torch is no CUDA build, which rehearsing {engine} runs",
-            hint="install torch from PyPI (pip install torch==2.12.1); no GPU and no driver needed",
+            f"on pretend GPUs {_CALLED[engine]} needs what this environment lacks:"
+            f" {', '.join(missing)}",
+            hint=hint,
         )
     return {name: version for name in names if (version := installed(name)) is not None}
+
+
+def need_engine(plan: Plan) -> None:
+    """Check the packages that a plan's engine runs on pretend GPUs, if torch is one of them.
+
+    Raises:
+        PackageError: a package is missing, or torch is no CUDA build.
+    """
+    if plan.backend.on_torch:
+        need_packages(plan.backend.name, ray=plan.tp > 1)
 
 
 def need_kernels(text: TextDims) -> None:

@@ -11,11 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.process.stat import group_of
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.machine.nvml import ask_driver
 from turbofit.planning.examine.cards import kept_margin, who_grew
-from turbofit.serving.engine.process import group_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -25,10 +25,10 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Holder
 from turbofit.core.process.files import lock_soon, write_atomic
+from turbofit.core.process.stat import group_of, members, start_time
 from turbofit.core.process.variables import variables
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin
-from turbofit.serving.engine.process import group_of, members, start_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

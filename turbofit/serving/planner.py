@@ -197,6 +197,7 @@ def preview(config: ServeConfig) -> Plan:
 
     Raises:
         DoesNotFitError: no plan fits.
+        PackageError: the engine cannot run on pretend GPUs here.
     """
     plan = config.plan
     if plan is None:
@@ -204,6 +205,10 @@ def preview(config: ServeConfig) -> Plan:
         plan = best_plan(config.request, pretend=config.pretend or None)
     if not plan.fits:
         raise refusal(plan)
+    if config.pretend:
+        from turbofit.rehearsal.packages import need_engine
+
+        need_engine(plan)
     return plan
 
 

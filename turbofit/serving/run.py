@@ -17,7 +17,7 @@ from turbofit.core.errors import (
     TurbofitError,
     UsageError,
 )
-from turbofit.core.messages import BESIDE_COMMANDS
+from turbofit.core.messages import BESIDE_COMMANDS, PRETEND
 from turbofit.gateway.config import GatewayConfig
 from turbofit.planning import checks
 from turbofit.planning.calibrations import pretends
@@ -130,6 +130,8 @@ class Run:
                 return self.plan
         self.choose()
         plan = self.refuse()
+        if self.config.pretend:
+            self._say(PRETEND)
         self._say(plan.title)
         self._say(plan.verdict)
         if plan.why_engine:
@@ -160,6 +162,10 @@ class Run:
         assert self.plan is not None
         if not self.plan.fits:
             raise refusal(self.plan)
+        if self.config.pretend:
+            from turbofit.rehearsal.packages import need_engine
+
+            need_engine(self.plan)
         if self.plan.backend.of_lmdeploy and not self.lmdeploy.argv:
             self.lmdeploy = find_lmdeploy()  # or raises an error that says what is missing
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)

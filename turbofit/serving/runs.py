@@ -8,8 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -20,13 +19,13 @@ from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import Settings
 from turbofit.core.process.files import new_path, state_dir, unwritable_state, write_atomic
 from turbofit.core.process.processes import child
+from turbofit.core.process.stat import start_time
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
-from turbofit.serving.engine.process import start_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from turbofit.core.plan import Plan
@@ -255,8 +254,10 @@ def stop_server(server: LiveRun, seconds: float) -> None:
 
 #: This variable is set for a server in the background, which must not start another one.
 DETACHED: Final = "_TURBOFIT_DETACHED"
-#: The most lines of the server's log that are shown if it does not open.
-_TOLD: Final = 20
+#: Seconds between two looks at its log.
+_LOOK: Final = 0.2
+#: What its log says for those in front of it; the command in front says it in its own words.
+_TO_OTHERS: Final = ("to ask: ", "ready at ", "ready, ")
 
 
 class DetachedServer(NamedTuple):
@@ -270,16 +271,39 @@ class DetachedServer(NamedTuple):
     log: Path
     exit_code: int | None
 
-    def last_lines(self) -> list[str]:
-        with self.log.open(encoding="utf-8", errors="replace") as file:
-            return list(deque((line.rstrip("\n") for line in file), maxlen=_TOLD))
+
+@contextmanager
+def _told(log: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Say each line of a server's log, from its beginning, until the end of the block."""
+    over = threading.Event()
+
+    def follow() -> None:
+        rest = ""
+        with log.open(encoding="utf-8", errors="replace") as file:
+            while True:
+                last = over.wait(_LOOK)  # what was written before the end is read once more
+                *lines, rest = (rest + file.read()).split("\n")
+                for line in lines:
+                    if not line.startswith(_TO_OTHERS):
+                        say(line)
+                if last:
+                    return
+
+    thread = threading.Thread(target=follow, name="log", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
-def serve_detached(words: Sequence[str]) -> DetachedServer:
+def serve_detached(words: Sequence[str], say: Callable[[str], None]) -> DetachedServer:
     """Start ``turbofit serve`` with these words in a session of its own; return once it is open.
 
     The call also returns if the server ends before it opens. The server's output goes to a log in
-    the state folder. Ctrl-C during the wait ends the server, too.
+    the state folder, and meanwhile, line by line, to ``say``. Ctrl-C during the wait ends the
+    server, too.
 
     Raises:
         LaunchError: the state folder cannot be written.
@@ -297,12 +321,13 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
             signal.signal(signal.SIGINT, usual)
             if interrupted:
                 raise KeyboardInterrupt
-            with server.stdout:
+            with server.stdout, _told(log, say):
                 url = server.stdout.readline().decode("utf-8", "replace").strip()
+                ended = None if url else server.wait()
         except BaseException:
             server.send_signal(signal.SIGTERM)
             server.wait()
             raise
     finally:
         signal.signal(signal.SIGINT, usual)
-    return DetachedServer(server.pid, url, log, None if url else server.wait())
+    return DetachedServer(server.pid, url, log, ended)

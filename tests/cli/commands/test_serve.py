@@ -198,14 +198,15 @@ def test_what_changes_no_memory_does_not_stop_a_plan(capsys: Out) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (
-            {},
-            ["to ask: curl", "to ask: import openai", "to chat: ", "ready at http://127.0.0.1:1, "],
-        ),
+        ({}, ["/v1, model m", "http://127.0.0.1:1, which"]),
         ({"front_keys": ("k",)}, []),  # a node: no client's key is taken
         (
             {"front_keys": ("k",), "api_keys": ("c",)},
-            ["to ask: ", "to ask: ", "to chat: ", "ready at "],
+            ["/v1, model m, with a key", "http://127.0.0.1:1, which"],
+        ),
+        (
+            {"host": "0.0.0.0"},
+            ["/v1, model m", "http://127.0.0.1:1 and at every other address of this machine, "],
         ),
     ],
 )
@@ -213,6 +214,9 @@ def test_it_says_how_to_ask_where_clients_may(keys, words, capsys: Out) -> None:
     config = SimpleNamespace(gateway=GatewayConfig(**keys), api_key=())
     say_open(["http://127.0.0.1:1"], config, "m", Form())
     captured = capsys.readouterr()
-    said = captured.err.splitlines()
     assert captured.out == "http://127.0.0.1:1\n"
-    assert [line[: len(word)] for line, word in zip(said, words, strict=True)] == words
+    said = captured.err.splitlines()
+    heads = ["to ask: turbofit chat http://127.0.0.1:1, or OpenAI's API at ", "ready at "]
+    for line, head, word in zip(said, heads[: len(words)], words, strict=True):
+        assert line.startswith(head)
+        assert word in line

@@ -48,3 +48,12 @@ def test_nothing_that_keeps_the_promise_and_a_machine_where_a_model_should_stand
     assert " images " in told.out  # which the context makes smaller
     assert " tiles " in told.out
     assert "assumed: 24GB has no preset" in told.err
+
+
+def test_more_cards_that_do_no_more_are_in_the_whole_answer_alone(capsys, monkeypatch) -> None:
+    few_presets(monkeypatch, ["rtx2080ti", "rtx2080ti-22g"])
+    assert main(["which", "internvl2-8b"]) == 0
+    assert "2xrtx2080ti " not in (told := capsys.readouterr().out)
+    assert "1xrtx2080ti-22g " in told
+    assert main(["which", "internvl2-8b", "--full"]) == 0
+    assert "2xrtx2080ti " in capsys.readouterr().out

@@ -14,6 +14,7 @@ from tests.support.browser import ADD_A_SCRIPT, Browser
 from tests.support.gateway import (
     DONE,
     TILES,
+    Answer,
     Recorder,
     data_url,
     gateway,
@@ -219,7 +220,10 @@ def test_the_server_now_stands_beside_the_chat(
     page.sees("0 running · 0 waiting")
     page.recorder.pages = 'lmdeploy:num_requests_waiting{model_name="a }b"} 2.0\n'
     page.address.call(lambda app: setattr(app, "in_use", lambda: {0: (8 << 30) - driver, 9: 1}))
-    page.sees("GPU 0: 8.0 GiB in use; 21.6 GiB at most by the plan, 256 MiB margin, of 24.0 GiB")
+    page.sees("GPU 0: 8.0 GiB in use now")
+    words = browser.one("#watch").text
+    assert words.count("24.0 GiB") == 2, words  # once for each group of GPUs
+    assert words.count("21.6 GiB") == 2, words
     page.sees("2 waiting")
     assert browser.run("return at('used-0').style.width + at('used-1').style.width")[:4] == "33.3"
     page.address.stop(drain=False)
@@ -257,20 +261,111 @@ def test_pictures_go_as_far_as_the_server_takes_them_and_a_reload_keeps_the_chat
     assert browser.all("#log .turn") == []
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+SCREENS = [(1280, 900), (390, 844)]
+WHERE = (
+    "const r = arguments[0].getBoundingClientRect(); return arguments[0].contains("
+    "document.elementFromPoint(r.left + r.width / 2, r.top + r.height / 2))"
+)
+
+
+def refused(message: str) -> Any:
+    """The engine's answer to what it refuses."""
+    body = json.dumps({"error": {"message": message, "type": "x", "code": 400}}).encode()
+    return Answer(body, status=400)
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
 def test_an_error_stands_where_one_looks_and_the_message_comes_back(
     served: Callable[..., Page], browser: Browser, width: int, height: int
 ) -> None:
-    page = served(lambda *_: stream(event("line\n\n" * 60), DONE))
+    answers = [stream(event("line\n\n" * 60), DONE), refused("not this one")]
+    page = served(lambda *_: answers.pop(0), plan_for(TILES, limit=1, images=9))
     page.show(width=width, height=height)
     page.write("Hello" + ENTER)
     page.sees("tokens")
-    browser.run("pictures = Array(90).fill(arguments[0]); showPictures()", data_url(picture(9, 9)))
+    browser.run("pictures = Array(9).fill(arguments[0]); showPictures()", data_url(picture(9, 9)))
     page.write("Again" + ENTER)
     until(lambda: browser.run("return at('text').value") == "Again", "the error")
-    where = (
-        "const r = arguments[0].getBoundingClientRect(); return arguments[0].contains("
-        "document.elementFromPoint(r.left + r.width / 2, r.top + r.height / 2))"
-    )
-    assert browser.run(where, browser.one("#log [role='alert']"))
+    assert browser.run(WHERE, browser.one("#log [role='alert']"))
+    assert browser.one("#log [role='alert']").text == "not this one"
     assert browser.run("return messages.length") == 2
+    # Its pictures are back, and go at one click.
+    assert len(browser.all("#pictures img")) == 9
+    browser.one("#away").click()
+    assert browser.all("#pictures img") == []
+    assert browser.run("return at('text').value") == "Again"
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+def test_the_limit_of_pictures_is_said_before_they_are_sent(
+    served: Callable[..., Page], browser: Browser, width: int, height: int
+) -> None:
+    page = served(lambda *_: stream(event("seen"), DONE), plan_for(TILES, limit=1, images=2))
+    page.show(width=width, height=height)
+    most = browser.run("return model().images")
+    page.sees(f"a message takes {most} pictures at most")
+    add = "pictures = Array(arguments[1]).fill(arguments[0]); showPictures()"
+    browser.run(add, data_url(picture(9, 9)), most + 2)
+    assert browser.one("#room").text == f"a message takes {most} pictures at most: remove 2"
+    assert browser.run(WHERE, browser.one("#room"))
+    page.write("x" + ENTER)
+    assert not browser.one("#send").is_enabled()
+    for _ in range(2):
+        browser.one("#pictures button").click()
+    browser.one("#send").click()
+    until(lambda: page.recorder.bodies, "a request")
+    page.ended()
+    # A new chat has none of the old one's.
+    browser.run(add, data_url(picture(9, 9)), 1)
+    browser.one("#clear").click()
+    assert browser.all("#pictures img") == browser.all("#log .turn") == []
+
+
+def test_on_a_phone_the_chat_has_most_of_the_window(
+    served: Callable[..., Page], browser: Browser
+) -> None:
+    """The GPUs fold into one line, which says how full the fullest is."""
+    page = served(lambda *_: stream(event("seen"), DONE), plan_for(TILES, images=2), pretend=True)
+    driver = page.address.call(lambda app: app.config.memory[0].pieces[0].bytes)
+    page.address.call(lambda app: setattr(app, "in_use", lambda: {0: (8 << 30) - driver, 1: 1}))
+    page.show(width=390, height=844)
+    page.sees("0 running · 0 waiting · GPU 0: 8.0 of 24.0 GiB")
+    assert not browser.one("#memory").is_displayed()
+    assert browser.run("return at('log').clientHeight") > 844 / 2
+    assert browser.run("return document.documentElement.scrollWidth") <= 390
+    browser.one("#cards summary").click()
+    page.sees("GPU 1: ")
+    assert browser.run("return at('log').clientHeight") > 100
+
+
+def test_the_longest_answer_is_a_field_and_pretend_gpus_have_no_speed(
+    served: Callable[..., Page], browser: Browser
+) -> None:
+    held = asyncio.Event()
+    held.set()
+    page = served(lambda *_: stream(event("a"), held, event("b"), USAGE, DONE), pretend=True)
+    page.show()
+    browser.one("#composer summary").click()
+    browser.one("#most").send_keys("40")
+    page.write("x" + ENTER)
+    page.sees("7 tokens")
+    page.ended()
+    assert page.recorder.bodies[0]["max_tokens"] == 40
+    assert "tokens/s" not in browser.one("body").text
+
+
+def test_a_lost_server_is_said_with_what_to_do(
+    served: Callable[..., Page], browser: Browser
+) -> None:
+    page = served()
+    page.show()
+    page.address.stop(drain=False)
+    page.write("y" + ENTER)
+    until(lambda: browser.all("#log [role='alert']"), "the error")
+    page.ended()
+    last = browser.all("#log [role='alert']")[-1].text
+    assert last.startswith("The server does not answer. See on its machine whether it runs")
+    assert "Failed to fetch" not in browser.one("body").text
+    assert browser.run("return at('text').value") == "y"
+    within = browser.run("return advice(new TypeError('network error'), 'begun')")
+    assert within.startswith("The connection ended within the answer. See on its machine")

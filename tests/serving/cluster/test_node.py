@@ -16,9 +16,9 @@ from tests.support.processes import put_for_python
 from tests.support.waiting import HANG, until
 from turbofit import api
 from turbofit.core.cluster import NodePlan, NodeStatus
+from turbofit.core.process.stat import start_time
 from turbofit.serving.cluster import node
 from turbofit.serving.cluster.node import DRAINED, NodeActor
-from turbofit.serving.engine.process import start_time
 
 SERVER = 'echo $$ > pid; echo "$@" > words; env > env; echo http://127.0.0.1:5; exec sleep 600'
 PLANNED = NodePlan(

@@ -36,6 +36,7 @@ def test_kills_are_the_groups_own_else_the_machines(tmp_path: Path) -> None:
     assert kills() is None
     (proc / "vmstat").write_text("nr_free_pages 3\noom_kill 7\n")
     assert kills() == 7
+    (proc / "self" / "cgroup").write_text("0::/\n")
     (cgroup / "memory.events").write_text("low 0\noom 1\noom_kill 2\n")
     assert kills() == 2
     (proc / "self" / "cgroup").write_text("0::/user/me\n")

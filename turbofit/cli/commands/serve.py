@@ -15,9 +15,8 @@ from turbofit.cli.options import untyped
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.output import exit_code, run_until_signal
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import refuse_together
-from turbofit.core.process.network import LAST_PORT
-from turbofit.core.process.progress import under_way
+from turbofit.core.messages import PRETEND, refuse_together
+from turbofit.core.process.network import EVERY_ADDRESS, LAST_PORT
 from turbofit.core.struct import to_json
 from turbofit.gateway.options import GatewayOptions
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
     from turbofit.serving.run import Run
     from turbofit.serving.supervisor import StopSignal
 
-PRETEND: Final = (
-    "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
-)
 #: What an open server's start says, and what differs there from LMDeploy's server.
 OPEN_TO_ALL: Final = (
     "everybody who reaches {host} may use this server, as with LMDeploy (--api-key KEY closes it);"
@@ -104,9 +100,7 @@ def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> 
 
 
 def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
-    """Print a server's addresses, and example requests from a shell, from Python, in a chat."""
-    from turbofit.gateway.http.routes import client_lines
-
+    """Print a server's addresses, and how to ask it."""
     if form.as_json:
         return
     output.answer("".join(f"{url}\n" for url in urls))
@@ -114,11 +108,13 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.
     if gateway is not None and gateway.front_keys and not gateway.api_keys:
         return  # a node, which accepts no client's key: its front prints the lines
     key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
-    for line in client_lines(urls[0], model, key=key):
-        output.say(f"to ask: {line}")
-    output.say(f"to chat: turbofit chat {urls[0]}")
+    asked = f"{urls[0]}/v1, model {model}{', with a key' if key else ''}"
+    output.say(f"to ask: turbofit chat {urls[0]}, or OpenAI's API at {asked}")
     page = "" if gateway is None else ", which is a page to chat in a browser"
-    output.say(f"ready at {urls[0]}{page}")
+    everywhere = ""
+    if gateway is not None and gateway.host in EVERY_ADDRESS:
+        everywhere = " and at every other address of this machine"
+    output.say(f"ready at {urls[0]}{everywhere}{page}")
     _say_here_only()
 
 
@@ -233,11 +229,8 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
     output.say("starting in the background; Ctrl-C ends it")
-    with under_way("starting in the background"):
-        server = serve_detached([*kept, *words[end:]])
+    server = serve_detached([*kept, *words[end:]], output.note)
     if server.exit_code is not None:
-        for line in server.last_lines():
-            output.note(line)
         return server.exit_code
     # Engines on other machines are not runs of this machine.
     how = "turbofit ps, logs and stop"
@@ -258,8 +251,6 @@ def _with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
         say_open([url], config, model, form)
 
     def body(stop: StopSignal) -> Served:
-        if config.pretend:
-            output.note(PRETEND)
         return serve_idle(config, idle, stop, output.say, opened)
 
     served = run_until_signal(body)
@@ -310,8 +301,6 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 
         with leases_for(config) as leases, standby_of(config, output.say) as standby:
             run = Run(config, leases, output.say, on_open=opened, standby=standby)
-            if config.pretend:
-                output.note(PRETEND)
             plan = run.prepare()
             folder = run.begin()
             stop.on_hangup = _reloads(run, arguments)

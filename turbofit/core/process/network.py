@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 #: LMDeploy's default port.
 DEFAULT_PORT: Final = 23333
 LAST_PORT: Final = 65535
+#: By an address that a server listens on and no client can ask: an address that reaches it.
+EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def port_problem(host: str, port: int) -> str | None:

@@ -7,9 +7,7 @@ here such a path is served directly, since some clients do not send a body again
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 import time
 from base64 import b64encode
 from codecs import BOM_UTF8
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Document, JsonObject
     from turbofit.gateway.limits.request_limits import Bounds
 
-#: The most tokens of the example's answer.
-_ANSWER: Final = 50
 _PAGE: Final = Path(__file__).with_name("page.html")
 _ROUTES: Final = "<!--routes-->"
 
@@ -151,26 +147,6 @@ def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
         )
         for members, ledger in fold(plan.ledgers)
     )
-
-
-def client_lines(url: str, model: str, *, key: bool) -> list[str]:
-    """Return two example requests, one for a shell and one for Python.
-
-    ``key``: the examples read a key from the variable ``API_KEY``.
-    """
-    messages = [{"role": "user", "content": "Hello"}]
-    body = {"model": model, "messages": messages, "max_tokens": _ANSWER}
-    headers = ["-H 'Content-Type: application/json'"]
-    if key:
-        headers.append('-H "Authorization: Bearer $API_KEY"')
-    secret = 'os.environ["API_KEY"]' if key else '"none"'
-    imports = "import openai, os" if key else "import openai"
-    return [
-        f"curl {url}/v1/chat/completions {' '.join(headers)} -d {shlex.quote(json.dumps(body))}",
-        f'{imports}; print(openai.OpenAI(base_url="{url}/v1", api_key={secret})'
-        f".chat.completions.create(model={json.dumps(model)}, messages={json.dumps(messages)},"
-        f" max_tokens={_ANSWER}).choices[0].message.content)",
-    ]
 
 
 def facts_of(

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import IO, Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.process.stat import every_stat
 from turbofit.rehearsal.pretend.libraries import ACCOUNT, family_of
 
 _FORWARDED: Final = (
@@ -149,11 +150,8 @@ def _is_on(pid: int, scenario: str) -> bool:
 def _descendants(pid: int) -> Iterator[int]:
     """Yield the ids of all descendants of a process, including zombies."""
     below: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, ValueError), open(f"/proc/{entry}/stat") as file:
-                parent = int(file.read().rpartition(")")[2].split()[1])
-                below.setdefault(parent, []).append(int(entry))
+    for other, fields in every_stat():
+        below.setdefault(int(fields[1]), []).append(other)
     waiting = [pid]
     while waiting:
         for child in below.get(waiting.pop(), []):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from turbofit.core.process.stat import start_time
 from turbofit.rehearsal.pretend.elf import PLUMBING, Symbols
 
 #: The phase before the first mark.
@@ -320,9 +321,5 @@ def lives(pid: int, started: int | None = None) -> bool:
     ``started`` is its start in ticks after boot; another process that now has the pid does not
     count.
     """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    fields = text.rpartition(")")[2].split()
-    return fields[0] not in "ZX" and started in (None, int(fields[19]))
+    began = start_time(pid)
+    return began > 0 and started in (None, began)

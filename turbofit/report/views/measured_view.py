@@ -103,7 +103,7 @@ def _notes(result: Tuning) -> list[Block]:
         if first is not None and first.measured is not None and winner.options:
             ratio = winner.measured.requests_per_second / first.measured.requests_per_second
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
-        text = f"best: {settings_text(winner)}{gain}"
+        text = f"best: {winner.settings}{gain}"
         speed = winner.measured
         # The clock queues as LMDeploy does, and the formula does not.
         beside = "" if result.forecast else f", forecast {winner.forecast.words}"
@@ -165,15 +165,6 @@ def _capacity_row(one: CapacityLoad) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def settings_text(trial: TrialRecord) -> str:
-    kv = f", KV int{trial.quant_policy}" if trial.quant_policy else ""
-    prefix = ", prefix caching" if trial.enable_prefix_caching else ""
-    return (
-        f"{trial.engine}, tp {trial.tp} x {trial.replicas}, batch {trial.max_batch_size}, prefill "
-        f"{trial.max_prefill_token_num}{kv}{prefix}{', again' * trial.again}"
-    )
-
-
 def _trials(result: Tuning) -> Table:
     right = ("", "forecast", "requests/s", "TTFT p90", "TPOT p90")
     titles = ("", "settings", *right[1:], "how it went")
@@ -184,13 +175,13 @@ def _trials(result: Tuning) -> Table:
 def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
     forecast = trial.forecast.words
     if trial.measured is None:
-        return (str(trial.number), settings_text(trial), forecast, "-", "-", "-",
+        return (str(trial.number), trial.settings, forecast, "-", "-", "-",
                 f"{trial.outcome}: {trial.why}")  # fmt: skip
     measured = trial.measured
     marks = ["best"] if trial.number == result.best else []
     marks += [] if trial.meets_slo else ["misses the SLO" if result.slo else "not all answered"]
     return (
-        str(trial.number), settings_text(trial), forecast, f"{measured.requests_per_second:.2f}",
+        str(trial.number), trial.settings, forecast, f"{measured.requests_per_second:.2f}",
         _seconds(measured.ttft_p90), _seconds(measured.tpot_p90), ", ".join(marks),
     )  # fmt: skip
 

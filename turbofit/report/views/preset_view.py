@@ -83,6 +83,7 @@ _BY_TRANSFORMERS: Final = (
     "Transformers alone runs these: one request at a time, with layers in host memory where the GPU"
     " is too small"
 )
+_MODELS_FIRST: Final = "those with images first, each time the largest first"
 #: Columns that a summary leaves out.
 _WIDE: Final = ("engine", "shape", "KV tokens")
 #: A larger limit counts pixels: no preset cuts an image into more tiles.
@@ -114,14 +115,27 @@ def _kept_tables(which: Which) -> list[Block]:
 
     The short answer has fewer columns and rows.
     """
-    fast = [_row(which, serving) for serving in which.keep if serving.of_lmdeploy]
-    slow = [_row(which, serving) for serving in which.keep if not serving.of_lmdeploy]
+    fast = [serving for serving in which.keep if serving.of_lmdeploy]
+    slow = [serving for serving in which.keep if not serving.of_lmdeploy]
     blocks: list[Block] = [Heading("What keeps the promise", whole=False)]
-    blocks += _kept_table(fast, _ROWS) if fast else []
+    blocks += _kept_table(which, fast, _ROWS) if fast else []
     if slow:
         blocks.append(Heading(_BY_TRANSFORMERS, short=True))
-        blocks += _kept_table(slow, _OTHERS if fast else _ROWS)
+        blocks += _kept_table(which, slow, _OTHERS if fast else _ROWS)
     return blocks
+
+
+def _outdone(row: Serving, rows: Iterable[Serving]) -> bool:
+    """Return whether fewer GPUs, with no more memory, are as good or better in every column."""
+    speed = row.requests_per_second or 0.0
+    return any(
+        other.gpus < row.gpus
+        and other.bytes <= row.bytes
+        and other.context >= row.context
+        and other.requests_at_once >= row.requests_at_once
+        and (other.requests_per_second or 0.0) >= speed
+        for other in rows
+    )
 
 
 def _warned(which: Which) -> list[Block]:
@@ -142,9 +156,11 @@ def _warned(which: Which) -> list[Block]:
     return [remark(in_short, **ONLY_SHORT), *listed("Known to go wrong", texts, "warn")]
 
 
-def _kept_table(rows: list[dict[str, str]], most: int) -> list[Block]:
+def _kept_table(which: Which, kept: list[Serving], most: int) -> list[Block]:
+    shown = [row for row in kept if not _outdone(row, kept)][:most] if which.model else kept[:most]
+    rows = [_row(which, serving) for serving in kept]
     titles = [name for name in rows[0] if name not in _WIDE]
-    few = (tuple(row[name] for name in titles) for row in rows[:most])
+    few = (tuple(_row(which, serving)[name] for name in titles) for serving in shown)
     every = (tuple(row.values()) for row in rows)
     return [
         table(titles, few, right=_NUMBERS, **ONLY_SHORT),
@@ -162,7 +178,8 @@ def _answer(which: Which) -> str:
     )
     if which.model is None:
         keep = f"keep the promise ({promise})" if promise else "run on it"
-        order = "; the largest first" if count else ""
+        first = "the largest first" if which.request.get("images") == 0 else _MODELS_FIRST
+        order = f"; {first}" if count else ""
         return f"{count} of {everything} preset models {keep}{order}"
     keep = f"keep the promise ({promise})" if promise else "run it"
     counts = ", ".join(map(str, which.counts))

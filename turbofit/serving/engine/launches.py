@@ -344,12 +344,12 @@ class PretendLaunch(Launch):
         self, machine: Scenario, folder: Path, base: Mapping[str, str]
     ) -> dict[str, str]:
         """Make ``folder``; return an environment in which LMDeploy's server finds pretend cards."""
-        from turbofit.rehearsal.packages import SERVED, need_packages
+        from turbofit.rehearsal.packages import SERVED, need_engine
         from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
         from turbofit.rehearsal.pretend.run import prepare
 
         plan, path = self.plan, dict(base)
-        need_packages(plan.backend.name, ray=plan.tp > 1)
+        need_engine(plan)
         if plan.backend.of_lmdeploy:
             put_first(path, "PYTHONPATH", str(SERVED))
             find_turbofit(path)

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from turbofit.core.installation import installed
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.processes import child
+from turbofit.core.process.stat import processor_seconds
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, doubled, format_bytes
 from turbofit.serving.engine.gemm_tuning import VARIABLES
 from turbofit.serving.engine.launches import ENTRY, KEY
-from turbofit.serving.engine.process import processor_seconds
 from turbofit.serving.images.preparation import CACHE, THREADS
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.core.engine_end import End, EndKind
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.stat import processor_seconds
 from turbofit.core.units import doubled
 from turbofit.logs.death import Exit
 from turbofit.serving.engine.engine_client import EngineClient, Probe, Timing
 from turbofit.serving.engine.engine_log import StartupTracker, fallback, silence_words, stalled
 from turbofit.serving.engine.launches import HOST
-from turbofit.serving.engine.process import EngineProcess, host_kills, processor_seconds
+from turbofit.serving.engine.process import EngineProcess, host_kills
 from turbofit.serving.engine.worst_requests import seconds_of, whole_check
 from turbofit.serving.gpu_monitor import any_busy
 
