@@ -26,7 +26,7 @@ MOST_FILES = 380
 LONG_STATEMENT = 120
 MOST_LONG_STATEMENTS = 15
 #: Conditional expressions inside others or as statements, texts and tuples times conditions.
-MOST_FOLDED = 4
+MOST_FOLDED = 0
 MOST_LINES = 800
 MOST_FUNCTION_LINES = 60
 #: Functions that decide so many things and more. One of fifteen decisions that tells one story is

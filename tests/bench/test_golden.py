@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -89,6 +90,15 @@ def test_a_part_of_the_documents_is_as_it_was(again, documents):
     assert not any('"kind": "bug"' in text for text in documents.values())
 
 
+@pytest.fixture
+def renewed(again, documents, tmp_path, monkeypatch) -> None:
+    """What is kept is as these documents are."""
+    keep(again, documents, tmp_path)
+    monkeypatch.setattr(program, "read_figures", partial(read_figures, folder=tmp_path))
+    monkeypatch.setattr(program, "read_sentences", partial(read_sentences, tmp_path))
+
+
+@pytest.mark.usefixtures("renewed")
 def test_a_changed_figure_is_named_with_what_it_was(again, documents):
     line = "plan internvl2-8b --on 4xrtx3090 --tp 4 --json"
     assert "267 MiB" in documents[line]
@@ -102,6 +112,7 @@ def test_a_changed_figure_is_named_with_what_it_was(again, documents):
     assert not [one for one in lines if one.startswith("changed in")]
 
 
+@pytest.mark.usefixtures("renewed")
 def test_a_changed_sentence_is_one_line_however_many_documents_have_it(again, documents):
     now = {name: text.replace("best rank of", "first rank of") for name, text in documents.items()}
     changed = sum(now[name] != documents[name] for name in now)

@@ -71,9 +71,10 @@ class TrialRecord(Struct):
         """What it set apart from the others, in words."""
         kv = f", KV int{self.quant_policy}" if self.quant_policy else ""
         prefix = ", prefix caching" if self.enable_prefix_caching else ""
+        again = ", again" if self.again else ""
         return (
             f"{self.engine}, tp {self.tp} x {self.replicas}, batch {self.max_batch_size}, prefill "
-            f"{self.max_prefill_token_num}{kv}{prefix}{', again' * self.again}"
+            f"{self.max_prefill_token_num}{kv}{prefix}{again}"
         )
 
 

@@ -110,8 +110,8 @@ def before_terms(
         term("cuda_context", "context", context, "estimate", note),
     ]
     if settings.tp > 1:
-        hopper = capability_of(gpu) >= HOPPER
-        kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
+        nvlink = "nvlink_hopper" if capability_of(gpu) >= HOPPER else "nvlink"
+        kind = nvlink if linked else "host"
         size, note = constants.nccl_buffers[kind], f"NCCL, {settings.tp} ranks"
         terms.append(term("communicator", "context", size, "estimate", note))
     return terms
