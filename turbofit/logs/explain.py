@@ -180,8 +180,8 @@ def _worked(
     if model is None or machine is None or lacks or not draft.planned:
         return None, lacks
     if not ways:
-        shares = filter(None, (following.share, largest_share(case, draft)))
-        advice = _planned(case, draft, model, machine, min(shares, default=None))
+        bound = following.share or largest_share(case, draft)
+        advice = _planned(case, draft, model, machine, bound)
     else:
         on = machine.with_used(0 if draft.emptied else draft.by_others)
         advice = _of_plan(case, ways[0][1], on, tuple(remedy for remedy, _ in ways))
