@@ -180,8 +180,8 @@ def _worked(
     if model is None or machine is None or lacks or not draft.planned:
         return None, lacks
     if not ways:
-        shares = filter(None, (following.share, largest_share(case, draft)))
-        advice = _planned(case, draft, model, machine, min(shares, default=None))
+        bound = following.share or largest_share(case, draft)
+        advice = _planned(case, draft, model, machine, bound)
     else:
         on = machine.with_used(0 if draft.emptied else draft.by_others)
         advice = _of_plan(case, ways[0][1], on, tuple(remedy for remedy, _ in ways))
@@ -236,9 +236,9 @@ def _planned(
 
 def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:
     """Return the advice, or with a note if the log's run died while it loaded on as many cards."""
-    version = case.version if case.subject.of_lmdeploy else None
     loading = draft.short and draft.phase == "weights" and not draft.by_others
-    if plan.fits and loading and version and plan.tp <= case.tp:
+    known = case.subject.of_lmdeploy and case.version
+    if plan.fits and loading and known and plan.tp <= case.tp:
         verdict = f"by turbofit's account it {plan.verdict}"
         return replace(advice, fits=None, verdict=verdict, note=text_of("loaded here"))
     return advice
@@ -250,10 +250,8 @@ def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | No
     The bound is of the log's engine and degree: another one may have more, if nothing less fits.
     """
     plan, verdict = _tried(**asked)
-    if plan is None or bound is None or not plan.backend.of_lmdeploy:
-        return plan, verdict
-    shares = [engine.settings.cache_max_entry_count for engine in plan.engines]
-    if max(shares) <= bound:
+    shares = [engine.settings.cache_max_entry_count for engine in plan.engines] if plan else []
+    if plan is None or bound is None or not plan.backend.of_lmdeploy or max(shares) <= bound:
         return plan, verdict
     bounded, said = _tried(**asked, cache_max_entry_count=bound)
     same = (plan.backend.name, plan.tp) == (case.engine.name, case.tp)

@@ -44,17 +44,16 @@ class NextRun(NamedTuple):
     ``ways``: changes with which it lives by the account, each with its plan; the cheapest first.
     ``share``: the share of the cache to try; None if none is named. ``leaves``: the share that
     leaves what torch asked, if all that the cache left was still free. ``fits``: whether the run
-    that died fits such cards by the account, which the log contradicts. ``too_small``: what happens
-    with every lower share, where a cache too small for a start is the reason; else empty.
-    ``counted``: there is an account of the run.
+    that died fits such cards by the account, which the log contradicts; None without an account.
+    ``too_small``: what happens with every lower share, where a cache too small for a start is the
+    reason; else empty.
     """
 
     ways: tuple[tuple[Remedy, Plan], ...] = ()
     share: float | None = None
     leaves: float | None = None
-    fits: bool = False
+    fits: bool | None = None
     too_small: str = ""
-    counted: bool = False
 
 
 def largest_share(case: LogCase, draft: Draft) -> float | None:
@@ -73,7 +72,7 @@ def next_run(case: LogCase, draft: Draft) -> NextRun:
         return NextRun(share=leaves or share)
     if draft.unsized:
         fits = search.before.fits
-        return NextRun(ways=() if fits else search.of_unsized(), fits=fits, counted=True)
+        return NextRun(ways=() if fits else search.of_unsized(), fits=fits)
     return search.of_refused(share)._replace(leaves=leaves)
 
 
@@ -143,7 +142,6 @@ class _Search(NamedTuple):
             ways=tuple(ways),
             share=best or share,
             fits=fits,
-            counted=True,
             too_small="" if plan else too_small,
         )
 

@@ -361,9 +361,8 @@ def _missing(memory: TorchMemory | None) -> Missing:
     if memory is None or memory.missing is None:
         silent = "the text does not say it" if memory else "TurboMind does not print what it asked"
         return Missing(bytes=None, basis="unknown", note=silent)
-    asked, free = memory.requested or 0, memory.free or 0
-    note = f"asked {format_bytes(asked)}, free {format_bytes(free)}"
-    return Missing(bytes=memory.missing, basis="log", note=note)
+    asked, free = (format_bytes(size or 0) for size in (memory.requested, memory.free))
+    return Missing(bytes=memory.missing, basis="log", note=f"asked {asked}, free {free}")
 
 
 def _holders(mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:

@@ -52,7 +52,7 @@ def steps_of(
 def _by_log(worked: Advice | None, following: NextRun) -> bool:
     """Return whether the log alone gives the next share, without an account or a plan."""
     planned = worked is not None and worked.fits is not None
-    return following.share is not None and not following.counted and not planned
+    return following.share is not None and following.fits is None and not planned
 
 
 def _general(
@@ -60,7 +60,7 @@ def _general(
 ) -> Iterator[str]:
     """Yield general advice; where the log alone gives the next share, with its number."""
     share = any(_SHARE.search(remedy.change) for remedy, _ in following.ways)
-    vain = (draft.short and following.counted and not share) or (
+    vain = (draft.short and following.fits is not None and not share) or (
         worked is not None and worked.fits is False
     )
     numbered = _in_words(case, following.share) if _by_log(worked, following) else ""

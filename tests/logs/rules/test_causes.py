@@ -252,6 +252,13 @@ def test_a_warning_of_python_of_two_lines_is_no_cause() -> None:
     assert explain(f"{quoted}\nZeroDivisionError: division by zero\n").kind == "unknown"
 
 
+def test_every_text_that_the_code_asks_for_exists_and_is_asked_for() -> None:
+    code = "".join(path.read_text() for path in Path(rules.__file__).parent.glob("*.py"))
+    names = set(table().texts)
+    assert set(re.findall(r"""text_of\(["']([\w -]+)["']\)""", code)) <= names
+    assert not [name for name in names if not re.search(rf"""["']{name}["']""", code)]
+
+
 def test_rows_use_figures_and_groups_that_exist() -> None:
     """A group that a way through the pattern leaves out stands in the first form of a pair only."""
     run = read_runs(log_lines([b"x"]))[0]
