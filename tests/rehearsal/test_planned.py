@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +9,17 @@ from msgspec.structs import replace
 import turbofit.api
 from tests.rehearsal.conftest import Rehearse, forward_pool
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import Plan, Term
-from turbofit.memory.account import POOL_WARMUP
+from turbofit.core.plan import Plan
 from turbofit.model.folder import FolderFiles
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal import planned as module
 from turbofit.rehearsal.cases import turbomind_cases
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for, twin_of, write_model
-from turbofit.rehearsal.planned import plan_spec, rehearse, unanswered
+from turbofit.rehearsal.planned import _lines, plan_spec, rehearse, unanswered
 from turbofit.rehearsal.pretend.scenario import MIB
 from turbofit.rehearsal.spec import Spec
 
 TRANSIENT = ("vision_request", "vision_forward", "text_prefill", "sampling")
-#: The counters' line for terms that one call of the engine allocates together.
-TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
-
-
-def lines_of(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
-    """The ledger's terms by the name of the engine's counter that measures them."""
-    lines: dict[str, list[Term]] = {}
-    for term in ledger:
-        line = TOGETHER.get(term.term, term.term)
-        if line not in counters and term.phase == "weights" and term.basis != "estimate":
-            line = "weights"
-        if line in counters and not term.term.endswith(".returned"):
-            lines.setdefault(line, []).append(term)
-        stays = term.phase == "buffers" and term.basis != "estimate" and term.term != POOL_WARMUP
-        if stays and "buffers" in counters:
-            # All buffers beside the cache, also those with a line of their own.
-            lines.setdefault("buffers", []).append(term)
-    return lines
 
 
 def differences(plan: Plan, document: dict[str, Any]) -> dict[str, int]:
@@ -48,7 +28,7 @@ def differences(plan: Plan, document: dict[str, Any]) -> dict[str, int]:
     return {
         name: counters[name] - sum(term.bytes for term in terms)
         for index, counters in zip(plan.groups[0], document["terms"], strict=True)
-        for name, terms in lines_of(ledgers[index], counters).items()
+        for name, terms in _lines(ledgers[index], counters).items()
     }
 
 

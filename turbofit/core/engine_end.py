@@ -128,6 +128,18 @@ class RehearsedCache(Struct):
     tokens: int | None
 
 
+class RehearsedTogether(Struct):
+    """Terms of the ledger whose memory a rehearsal measures only as a sum.
+
+    ``bytes`` and ``rehearsed`` have one number for each GPU.
+    """
+
+    line: Annotated[str, doc("Their common name, such as weights.")]
+    terms: Annotated[tuple[str, ...], doc("The terms of the ledger.")]
+    bytes: Annotated[tuple[int, ...], doc("Their bytes in the forecast, together.")]
+    rehearsed: Annotated[tuple[int | None, ...], doc("Bytes that the engine took for them.")]
+
+
 class Moment(Struct):
     """One phase of a rehearsal: the bytes in use on each GPU of the engine's group.
 
@@ -154,3 +166,4 @@ class Rehearsal(Struct):
     death: AnyEnd | None
     not_known: Annotated[tuple[str, ...], doc("What a rehearsal cannot see.")] = ()
     timeline: Annotated[tuple[Moment, ...], doc("Its phases in order, to its end.")] = ()
+    together: tuple[RehearsedTogether, ...] = ()

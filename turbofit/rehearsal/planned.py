@@ -13,10 +13,11 @@ from typing import Any, Final
 from msgspec import convert
 from msgspec.structs import replace
 
-from turbofit.core.engine_end import AnyEnd, Moment, Rehearsal, exit_words
+from turbofit.core.engine_end import AnyEnd, Moment, Rehearsal, RehearsedTogether, exit_words
 from turbofit.core.plan import EnginePlan, GpuLedger, Plan, Term
 from turbofit.core.struct import Document, to_builtins
 from turbofit.core.version import __version__
+from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_of
 from turbofit.rehearsal.cases import limited
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
@@ -152,6 +153,8 @@ def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Mom
 
 #: The fewest tokens that a worst case generates.
 _NEW = 2
+#: The counters' line for terms that one call of the engine allocates together.
+_TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 
 
 def rehearsed_engine(plan: Plan, group: int = 0, keep: Path | None = None) -> EnginePlan:
@@ -166,6 +169,7 @@ def rehearsed_engine(plan: Plan, group: int = 0, keep: Path | None = None) -> En
     refused = unanswered(plan, engine, document)
     if refused is not None:
         return replace(engine, rehearsal=replace(rehearsal, outcome="failed", death=refused))
+    rehearsal = replace(rehearsal, together=_together(engine, document))
     return replace(engine, ledgers=beside(engine, document), rehearsal=rehearsal)
 
 
@@ -250,7 +254,8 @@ def unanswered(plan: Plan, engine: EnginePlan, document: Document) -> AnyEnd | N
 def beside(engine: EnginePlan, document: Document) -> tuple[GpuLedger, ...]:
     """Return the engine's ledgers with the rehearsed bytes of each term that has a counter.
 
-    ``rehearsed`` stays empty for terms that share a counter, and those that only a real card has.
+    ``rehearsed`` stays empty for terms that share a counter (``Rehearsal.together``), and for terms
+    that only a real card has.
     """
     counters = dict(zip(engine.gpus, document["terms"], strict=True))
 
@@ -260,3 +265,36 @@ def beside(engine: EnginePlan, document: Document) -> tuple[GpuLedger, ...]:
         return replace(gpu, terms=tuple(terms))
 
     return tuple(map(compared, engine.ledgers))
+
+
+def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
+    """Return the ledger's terms by the name of the engine's counter that measures them."""
+    lines: dict[str, list[Term]] = {}
+    for term in ledger:
+        line = _TOGETHER.get(term.term, term.term)
+        if line not in counters and term.phase == "weights" and term.basis != "estimate":
+            line = "weights"
+        if line in counters and not term.term.endswith(".returned"):
+            lines.setdefault(line, []).append(term)
+        stays = term.phase == "buffers" and term.basis != "estimate" and term.term != POOL_WARMUP
+        if stays and "buffers" in counters:
+            # All buffers beside the cache, also those with a line of their own.
+            lines.setdefault("buffers", []).append(term)
+    return lines
+
+
+def _together(engine: EnginePlan, document: Document) -> tuple[RehearsedTogether, ...]:
+    """Return the counters that measure several terms together, with their bytes on each GPU."""
+    ledgers = {ledger.index: ledger.terms for ledger in engine.ledgers}
+    by_gpu = list(zip(engine.gpus, document["terms"], strict=True))
+    lines = [_lines(ledgers[index], counters) for index, counters in by_gpu]
+    return tuple(
+        RehearsedTogether(
+            line=name,
+            terms=tuple(term.term for term in terms),
+            bytes=tuple(sum(term.bytes for term in gpu_lines.get(name, ())) for gpu_lines in lines),
+            rehearsed=tuple(counters.get(name) for _, counters in by_gpu),
+        )
+        for name, terms in lines[0].items()
+        if [term.term for term in terms] != [name]
+    )
