@@ -42,7 +42,7 @@ _LEAST_PIECES: Final = 8
 _FIRST: Final = 6
 _BETWEEN: Final = 24
 _REPEATS: Final = 3
-#: Steps of the first answers before the watched one begins.
+#: Forwards that pass while requests arrive, beside one for each.
 _AHEAD: Final = 64
 #: A gap is no step if half of the readings differ from the median by more.
 _MOST_SPREAD: Final = 0.1
@@ -98,7 +98,6 @@ class StepTimer:
         async with aiohttp.ClientSession(
             headers=headers, timeout=patience, connector=connector
         ) as self._session:
-            await self._ask(self._body(8, 4))  # the first request loads what the others use
             for what, timed in self._tasks():
                 if time.monotonic() > ends:
                     left_out.append(f"{what}: {_SECONDS:.0f} s had passed")
@@ -148,40 +147,34 @@ class StepTimer:
         forward = engine_of(self._plan).forward_tokens(settings) - 2
         return min(forward, settings.session_len - 8, room - _FIRST - _BETWEEN * _REPEATS)
 
-    @staticmethod
-    def _answer(sequences: int) -> int:
-        """Return the tokens of an answer that runs while all others start and one is watched."""
-        return _PIECES + _AHEAD + 2 * sequences
+    def _answer(self, sequences: int) -> int:
+        """Return the tokens of an answer that outlives the start of so many.
+
+        Each may begin with a forward of its own, beside those that read all prompts.
+        """
+        forward = engine_of(self._plan).forward_tokens(self._engine.settings)
+        return _PIECES + _AHEAD + sequences + sequences * _CONTEXTS[-1] // forward
 
     async def _decode(self, sequences: int, context: int, answer: int) -> StepPoint:
-        """Watch the last of so many answers while all run."""
-        body = self._body
-        others = [
-            asyncio.ensure_future(self._ended(body(context, answer))) for _ in range(sequences - 1)
-        ]
-        pieces = await self._watch(body(context, _PIECES + 2))
-        ends = await asyncio.gather(*others)
-        return self._decoded(sequences, context, answer, pieces[1:], ends)
+        """Watch one of so many equal answers, while all run."""
+        others = (self._ended(self._body(context, answer)) for _ in range(sequences - 1))
+        pieces, *ends = await asyncio.gather(self._watch(self._body(context, answer)), *others)
+        return self._decoded(context, answer, pieces, ends)
 
     def _decoded(
-        self,
-        sequences: int,
-        context: int,
-        answer: int,
-        pieces: Sequence[float],
-        ends: Sequence[float],
+        self, context: int, answer: int, pieces: Sequence[float], ends: Sequence[float]
     ) -> StepPoint:
-        """Return the point of the gaps between ``pieces`` until the first other answer's end.
+        """Return the point of the last gaps between ``pieces`` before the first answer ends.
 
-        The others were ahead of the watched answer by what they had left at its first piece.
+        All answers run then: the last one to begin has as many forwards as `_answer` gives it.
         """
         until = min(ends, default=pieces[-1])
-        gaps = [b - a for a, b in pairwise(pieces) if b <= until]
-        seconds, spread = self._median(gaps)
-        left = ((end - pieces[0]) / seconds for end in ends)
-        ahead = sum(max(0.0, answer - 2 - steps) for steps in left)
-        cached = sequences * (context + 2 + len(gaps) / 2) + ahead
-        return self._point(seconds, spread, sequences=sequences, cached=round(cached))
+        alone = [at for at in pieces if at <= until][-_PIECES - 1 :]
+        seconds, spread = self._median([b - a for a, b in pairwise(alone)])
+        middle = (alone[0] + alone[-1]) / 2
+        left = sum((end - middle) / seconds for end in (*ends, pieces[-1]))
+        cached = (len(ends) + 1) * (context + answer) - left
+        return self._point(seconds, spread, sequences=len(ends) + 1, cached=round(cached))
 
     async def _prompt(self, tokens: int) -> StepPoint:
         return await self._beside(lambda: self._ask(self._body(tokens, 1)), tokens)
