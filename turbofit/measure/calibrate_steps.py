@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from turbofit.core.plan import EnginePlan, Plan
     from turbofit.rehearsal.pretend.clock import ClockFile, ClockReading
 
-_SEQUENCES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+#: Those of the least use last: time may run out.
+_SEQUENCES: Final = (1, 8, 32, 128, 2, 4, 16, 64)
 _CONTEXTS: Final = (64, 2048)
 _PROMPTS: Final = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 #: Sides of square pictures: of InternVL2, one tile, four and sixteen with their thumbnail.
@@ -119,14 +120,6 @@ class StepTimer:
     def _tasks(self) -> list[tuple[str, Callable[[], Awaitable[StepPoint]]]]:
         """Return what can be timed within the engine's batch, cache and forward, by name."""
         settings, tasks = self._engine.settings, []
-        for sequences in _SEQUENCES:
-            answer = self._answer(sequences)
-            room = min(settings.session_len, self._engine.kv.tokens // sequences) - answer - 64
-            contexts = sorted({min(context, room) for context in _CONTEXTS})
-            for context in contexts:
-                if context >= _CONTEXTS[0] and sequences <= settings.max_batch_size:
-                    what = f"{sequences} sequences of {context:,} tokens"
-                    tasks.append((what, partial(self._decode, sequences, context, answer)))
         most = self._longest_prompt
         for tokens in sorted({min(tokens, most) for tokens in _PROMPTS}):
             what = f"a prompt of {tokens:,} tokens"
@@ -138,6 +131,14 @@ class StepTimer:
                 if rule.tokens(side, side, limits.image_limit) + _TEXT <= most:
                     what = f"an image of {unit} vision units"
                     tasks.append((what, partial(self._image, unit, side)))
+        for sequences in _SEQUENCES:
+            answer = self._answer(sequences)
+            room = min(settings.session_len, self._engine.kv.tokens // sequences) - answer - 64
+            contexts = sorted({min(context, room) for context in _CONTEXTS})
+            for context in contexts:
+                if context >= _CONTEXTS[0] and sequences <= settings.max_batch_size:
+                    what = f"{sequences} sequences of {context:,} tokens"
+                    tasks.append((what, partial(self._decode, sequences, context, answer)))
         return tasks
 
     @property
