@@ -220,6 +220,9 @@ def _impossible(machine: Machine) -> str | None:
         or not visible <= indices,
         "its links do not join its GPUs": len(pairs) != len(machine.links)
         or not all(a < b and {a, b} <= indices for a, b in pairs),
+        "it has a calibration of cards that it does not have": not all(
+            {*one.gpus} <= {gpu.name for gpu in machine.gpus} for one in machine.calibrations
+        ),
         "a GPU holds more than it has": any(map(_is_overfull, machine.gpus)),
         "it has unprintable text": not all(map(str.isprintable, texts)),
     }

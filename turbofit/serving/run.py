@@ -19,6 +19,7 @@ from turbofit.core.errors import (
 )
 from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.gateway.config import GatewayConfig
+from turbofit.machine.presets import is_measured
 from turbofit.planning import checks
 from turbofit.planning.calibrations import pretends
 from turbofit.planning.commands import commands
@@ -137,6 +138,12 @@ class Run:
         for reason in plan.reasons:
             if reason.startswith("margin "):  # calibrations and proofs of earlier runs lower it
                 self._say(reason)
+        gpus = [plan.machine.gpu(ledger.index) for ledger in plan.ledgers]
+        if not (self.config.pretend or plan.machine.calibrations or all(map(is_measured, gpus))):
+            self._say(
+                f"nobody has measured a {gpus[0].name}: ten minutes make it known:"
+                f" turbofit calibrate {plan.model.name}, then turbofit report --share"
+            )
         for warning in (*plan.warnings, *self._doubts()):
             if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
                 self._say(f"warning: {warning}")
