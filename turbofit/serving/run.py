@@ -49,6 +49,21 @@ if TYPE_CHECKING:
     PublicSide = GatewayThread[Gateway] | AttachedGateway
 
 
+def unmeasured(plan: Plan) -> str:
+    """Return a line if nobody has measured one of a plan's cards; else an empty text."""
+    known = {name for calibration in plan.machine.calibrations for name in calibration.gpus}
+    gpus = (plan.machine.gpu(ledger.index) for ledger in plan.ledgers)
+    name = next((gpu.name for gpu in gpus if gpu.name not in known and not is_measured(gpu)), "")
+    if not name:
+        return ""
+    source = plan.model.source
+    model = source.where if source.kind == "folder" else plan.model.name
+    return (
+        f"nobody has measured the {name}; ten minutes do it: turbofit calibrate {model},"
+        " then turbofit report --share"
+    )
+
+
 class Run:
     """One run of a server, from a person's request to its end.
 
@@ -138,12 +153,8 @@ class Run:
         for reason in plan.reasons:
             if reason.startswith("margin "):  # calibrations and proofs of earlier runs lower it
                 self._say(reason)
-        gpus = [plan.machine.gpu(ledger.index) for ledger in plan.ledgers]
-        if not (self.config.pretend or plan.machine.calibrations or all(map(is_measured, gpus))):
-            self._say(
-                f"nobody has measured a {gpus[0].name}: ten minutes make it known:"
-                f" turbofit calibrate {plan.model.name}, then turbofit report --share"
-            )
+        if not self.config.pretend and (unknown := unmeasured(plan)):
+            self._say(unknown)
         for warning in (*plan.warnings, *self._doubts()):
             if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
                 self._say(f"warning: {warning}")
