@@ -2,7 +2,7 @@
 
     python -m bench.gpu.steps MODEL OUT [--pretend SPEC --clock N] [-- OPTION...]
 
-Some eight minutes on a real card: a start for `calibrate`, a start of `serve`, three loads. OUT gets
+Some eight minutes on a real card: a start for `calibrate`, one of `serve`, three loads. OUT gets
 each command's output, the document of `report --share` with the loads, and ``steps.md``: each timed
 step beside the constants, and each load beside both forecasts. Options after ``--`` are a plan's.
 """
@@ -53,7 +53,7 @@ class Trial:
         words = ("serve", self.model, "--port", port, *self._options, *self._pretend)
         served = Served(start_turbofit(self.children, self.out / "state", *words), int(port),
                         self.out / "state")  # fmt: skip
-        served.wait(_SECONDS)
+        served.wait()
         return served
 
     def load(self, url: str, at_once: int, prompt: int, output: int) -> float:
@@ -70,10 +70,22 @@ class Trial:
         path.write_bytes(told.stdout)
         return float(json.loads(told.stdout)["output_tokens_per_second"])
 
+    @property
+    def runs(self) -> list[Path]:
+        """The folders of the runs so far, in their order: `calibrate`, then `serve`."""
+        return sorted((self.out / "state" / "turbofit" / "runs").iterdir())
+
     def share(self) -> None:
-        """Write the document that others may read; pretend GPUs have none."""
+        """Write the document of `calibrate` that others may read; pretend GPUs have none."""
         loads = [word for path in self.out.glob("load-*") for word in ("--load", str(path))]
-        words = ("report", "--share", "--out", str(self.out / "card.json"), *loads)
+        words = (
+            "report",
+            str(self.runs[0]),
+            "--share",
+            "--out",
+            str(self.out / "card.json"),
+            *loads,
+        )
         start_turbofit(self.children, self.out / "state", *words).finish(_SECONDS)
 
     def end(self) -> None:
@@ -85,7 +97,7 @@ def run(trial: Trial) -> None:
     kept = trial.calibrate()
     assert kept.steps is not None, "no step was timed"
     served = trial.serve()
-    after = Plan.from_json((served.run / "plan.json").read_bytes())
+    after = Plan.from_json((trial.runs[-1] / "plan.json").read_bytes())
     before = replace(after, machine=replace(after.machine, calibrations=()))
     told = step_table(before, before.engines[0])
     steps = [
@@ -120,11 +132,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pretend", metavar="SPEC")
     parser.add_argument("--clock", default="4")
-    parser.add_argument("options", nargs="*")
-    given = parser.parse_args()
+    words, options = sys.argv[1:], list[str]()
+    if "--" in words:
+        words, options = words[: words.index("--")], words[words.index("--") + 1 :]
+    given = parser.parse_args(words)
     given.out.mkdir(parents=True, exist_ok=True)
     pretend = ["--pretend", "--on", given.pretend, "--clock", given.clock] if given.pretend else []
-    trial = Trial(given.model, given.out.resolve(), given.options, pretend)
+    trial = Trial(given.model, given.out.resolve(), options, pretend)
     try:
         run(trial)
     finally:

@@ -65,6 +65,13 @@ class EngineAddress(NamedTuple):
     key: str | None = None
 
 
+class _Task(NamedTuple):
+    """A forward to time, by name."""
+
+    what: str
+    timed: Callable[[], Awaitable[StepPoint]]
+
+
 class _HeldUpError(Exception):
     """A reading is no forward's time; the message says why."""
 
@@ -94,8 +101,8 @@ class StepTimer:
     async def _measured(self, tell: Callable[[str], None]) -> MeasuredSteps:
         key, points, left_out = self._address.key, list[StepPoint](), list[str]()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        patience = aiohttp.ClientTimeout(total=_SECONDS * self._slower)
-        connector, ends = aiohttp.TCPConnector(limit=0), time.monotonic() + patience.total
+        seconds, connector = _SECONDS * self._slower, aiohttp.TCPConnector(limit=0)
+        patience, ends = aiohttp.ClientTimeout(total=seconds), time.monotonic() + seconds
         async with aiohttp.ClientSession(
             headers=headers, timeout=patience, connector=connector
         ) as self._session:
@@ -117,20 +124,20 @@ class StepTimer:
         policy = self._engine.settings.quant_policy
         return MeasuredSteps(quant_policy=policy, points=tuple(points), left_out=tuple(left_out))
 
-    def _tasks(self) -> list[tuple[str, Callable[[], Awaitable[StepPoint]]]]:
+    def _tasks(self) -> list[_Task]:
         """Return what can be timed within the engine's batch, cache and forward, by name."""
-        settings, tasks = self._engine.settings, []
+        settings, tasks = self._engine.settings, list[_Task]()
         most = self._longest_prompt
         for tokens in sorted({min(tokens, most) for tokens in _PROMPTS}):
             what = f"a prompt of {tokens:,} tokens"
-            tasks.append((what, partial(self._prompt, tokens)))
+            tasks.append(_Task(what, partial(self._prompt, tokens)))
         rule, limits = self._plan.model.image_rule, self._plan.promise.limits
         if rule is not None and limits.image_limit is not None and limits.vision_unit is not None:
             units = {rule.units(side, side, limits.image_limit): side for side in reversed(_SIDES)}
             for unit, side in sorted(units.items()):
                 if rule.tokens(side, side, limits.image_limit) + _TEXT <= most:
                     what = f"an image of {unit} vision units"
-                    tasks.append((what, partial(self._image, unit, side)))
+                    tasks.append(_Task(what, partial(self._image, unit, side)))
         for sequences in _SEQUENCES:
             answer = self._answer(sequences)
             room = min(settings.session_len, self._engine.kv.tokens // sequences) - answer - 64
@@ -138,7 +145,7 @@ class StepTimer:
             for context in contexts:
                 if context >= _CONTEXTS[0] and sequences <= settings.max_batch_size:
                     what = f"{sequences} sequences of {context:,} tokens"
-                    tasks.append((what, partial(self._decode, sequences, context, answer)))
+                    tasks.append(_Task(what, partial(self._decode, sequences, context, answer)))
         return tasks
 
     @property
@@ -159,8 +166,9 @@ class StepTimer:
     async def _decode(self, sequences: int, context: int, answer: int) -> StepPoint:
         """Watch one of so many equal answers, while all run."""
         others = (self._ended(self._body(context, answer)) for _ in range(sequences - 1))
-        pieces, *ends = await asyncio.gather(self._watch(self._body(context, answer)), *others)
-        return self._decoded(context, answer, pieces, ends)
+        watched = asyncio.ensure_future(self._watch(self._body(context, answer)))
+        ends = await asyncio.gather(*others)
+        return self._decoded(context, answer, await watched, ends)
 
     def _decoded(
         self, context: int, answer: int, pieces: Sequence[float], ends: Sequence[float]
@@ -183,7 +191,10 @@ class StepTimer:
     async def _image(self, units: int, side: int) -> StepPoint:
         def ask() -> Awaitable[int]:
             data = b64encode(png(side, side, next(self._serial) * 4099 % (1 << 24))).decode()
-            picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+            picture: dict[str, Any] = {
+                "type": "image_url",
+                "image_url": {"url": f"data:image/png;base64,{data}"},
+            }
             limit = self._plan.promise.limits.image_limit
             rule = self._plan.model.image_rule
             assert rule is not None
