@@ -44,7 +44,7 @@ class Trial:
         child = start_turbofit(self.children, self.out / "state", *words)
         code = child.finish(_SECONDS)
         assert child.process.stdout is not None
-        (self.out / "calibrate.json").write_bytes(document := child.process.stdout.read())
+        (self.out / "calibrate.json").write_text(document := child.process.stdout.read())
         assert code == 0, child.stderr
         return msgspec.convert(json.loads(document)["calibrations"][0], Calibration)
 
