@@ -19,15 +19,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import msgspec
+from msgspec.structs import replace
+
+import turbofit
 from bench.clock.loads import Line, Sent, closed, photograph, poisson, stream_beside
 from bench.page import ran_on, table
 from bench.speed.forecast import forecast as formula
 from bench.speed.forecast import setup_of
 from bench.speed.rows import read_rows
 from tests.support.processes import Child
-from tests.support.serving import Served, serve_pretend
+from tests.support.serving import Served, serve_pretend, start_turbofit
 from turbofit.core.errors import UnservedError
+from turbofit.core.machine import Calibration, MeasuredSteps
 from turbofit.core.plan import Plan
+from turbofit.core.struct import known
+from turbofit.machine.source import save_snapshot
+from turbofit.machine.spec import parse_spec
 from turbofit.measure.load.driver import bench
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune_space import forecast_of, mean_request
@@ -56,14 +64,14 @@ class Servers:
     """Starts one server after another, each with a state folder of its own; a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._children = folder, list[Child]()
+        self.folder, self.children = folder, list[Child]()
 
     def start(self, model: str, on: str, factor: float, *words: str) -> Clocked:
         """Return a server that is ready; the one before has ended."""
         self.end()
-        state = self._folder / str(len(list(self._folder.iterdir())))
+        state = self.folder / str(len(list(self.folder.iterdir())))
         served = serve_pretend(
-            self._children, state, model, "--on", on, "--engine", "turbomind", "--no-rehearse",
+            self.children, state, model, "--on", on, "--engine", "turbomind", "--no-rehearse",
             "--drain", "1", "--clock", f"{factor:g}", *words,
         )  # fmt: skip
         served.wait()
@@ -72,8 +80,8 @@ class Servers:
 
     def end(self) -> None:
         """End the server that runs."""
-        while self._children:
-            self._children.pop().kill()
+        while self.children:
+            self.children.pop().kill()
 
 
 def step_of(server: Clocked, at_once: int, prompt: int, output: int) -> float:
@@ -236,9 +244,62 @@ def records(servers: Servers, factor: float) -> Iterator[Line]:
             yield line._replace(held_up=1.0, what=f"{record.id}: {error.message}")
 
 
+#: A card's rates beside those of its preset: 40 % slower.
+_SLOW = 0.6
+_FIXED = ("--max-batch-size", "16", "--max-prefill-token-num", "4096")
+
+
+def calibrated(servers: Servers, factor: float) -> Iterator[Line]:
+    """A card that is slower than its preset: what its preset's plan says before and after.
+
+    `calibrate` times the slow card's clock; a plan for the preset then forecasts by these steps.
+    The load runs on the slow card, whose server knows no calibration.
+    """
+    machine = parse_spec("1xrtx3090")
+    gpus = tuple(
+        replace(gpu, memory_bandwidth=int(_SLOW * known(gpu.memory_bandwidth, 0)),
+                dense_flops=int(_SLOW * known(gpu.dense_flops, 0)))
+        for gpu in machine.gpus
+    )  # fmt: skip
+    slow = servers.folder / "slow.json"
+    save_snapshot(replace(machine, gpus=gpus), slow)
+    state = servers.folder / "calibrated"
+    words = ("internvl2-2b", "--engine", "turbomind", "--pretend", *_FIXED)
+    servers.end()
+    child = start_turbofit(
+        servers.children, state, "calibrate", *words, "--on", str(slow), "--clock", f"{factor:g}",
+        "--json",
+    )  # fmt: skip
+    assert child.finish(900) == 0, child.stderr
+    assert child.process.stdout is not None
+    (learned,) = json.loads(child.process.stdout.read())["calibrations"]
+    server = servers.start("internvl2-2b", str(slow), factor, *_FIXED)
+    for point in msgspec.convert(learned["steps"], MeasuredSteps).points:
+        told = server.table.seconds(point)
+        yield Line("calibrated", point.words, table=1e3 * told, clock=1e3 * point.seconds)
+    options = {"max_batch_size": 16, "max_prefill_token_num": 4096, "engine": "turbomind"}
+    kept = (msgspec.convert(learned, Calibration),)
+    before, after = (
+        turbofit.plan("internvl2-2b", on=replace(machine, calibrations=known), **options)
+        for known in ((), kept)
+    )
+    for at_once, prompt, output in ((1, 512, 128), (16, 512, 128), (16, 2048, 128)):
+        sent = asyncio.run(closed(server.url, at_once, 3 * at_once, prompt=prompt, output=output))
+        load = LoadSpec.of(
+            images=0, prompt_tokens=prompt, output_tokens=output, concurrency=at_once
+        )
+        for name, plan in (("before", before), ("after", after)):
+            told = forecast_of(plan, mean_request(load), at_once).requests_per_second * output
+            yield Line(
+                "calibrated", f"{name}: {at_once} at once, {prompt} and {output} tokens",
+                formula=told, clock=sent.tokens_per_second, held_up=sent.held_up, load=_load(),
+                unit="tokens/s",
+            )  # fmt: skip
+
+
 GROUPS = {
     "construction": construction, "tp": tensor_parallel, "picture": picture, "page": page,
-    "tables": tables, "records": records,
+    "tables": tables, "records": records, "calibrated": calibrated,
 }  # fmt: skip
 
 

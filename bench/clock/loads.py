@@ -46,7 +46,7 @@ class Line(NamedTuple):
     @property
     def ratio(self) -> str:
         """The clock's figure beside the table's or the measured one."""
-        beside = self.table or self.measured
+        beside = self.table or self.measured or self.formula
         return "" if self.figure is None or not beside else f"{self.figure / beside - 1:+.1%}"
 
     @property

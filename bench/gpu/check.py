@@ -14,6 +14,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Pcie
 from turbofit.core.plan import GpuLedger
 from turbofit.core.units import MIB
+from turbofit.planning.steps import refuse_contradictions
 from turbofit.report.share import SharedRun
 from turbofit.report.stored_documents import check_consistent
 
@@ -37,7 +38,22 @@ def impossible(one: SharedRun) -> list[str]:
         check_consistent(one.plan, "plan")
     except UsageError as exc:
         return [exc.message]
-    return [*_marks(one), *_readings(one), *_forecasts(one), *_speeds(one)]
+    return [*_marks(one), *_readings(one), *_forecasts(one), *_speeds(one), *_timed(one)]
+
+
+def _timed(one: SharedRun) -> Iterator[str]:
+    """Yield timed steps of another engine, and those that contradict each other."""
+    groups = range(len(one.plan.engines))
+    for seen in one.seen:
+        if seen.group not in groups:
+            yield f"engine {seen.group} was timed, and is not in the plan"
+        elif seen.steps is not None:
+            if seen.steps.quant_policy != one.plan.engines[seen.group].settings.quant_policy:
+                yield "its steps were timed with keys and values of another type"
+            try:
+                refuse_contradictions(seen.steps)
+            except UsageError as exc:
+                yield exc.message
 
 
 def _marks(one: SharedRun) -> Iterator[str]:

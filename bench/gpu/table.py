@@ -1,4 +1,7 @@
-"""Writes the table of measured cards in docs/accuracy.md, with a row for each run."""
+"""Writes the table of measured cards in docs/accuracy.md, with a row for each run.
+
+Cards that nobody has measured are counted in a sentence.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,13 @@ def page(found: Sequence[Trial]) -> str:
     """Return the text of docs/accuracy.md with the table of these trials."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(_BEGIN)
-    rows = []
-    for key in preset_names():
-        measured = [_row(key, one) for one in found if one.preset == key]
-        rows += measured or [(key, "nobody yet", *[""] * (_HEAD.count("|") - 1))]
+    names = preset_names()
+    rows = [_row(key, one) for key in names for one in found if one.preset == key]
     rows += [_row(one.gpu.name, one) for one in found if one.preset is None]
-    return f"{before}{_BEGIN}\n\n{table(_HEAD, rows)}\n\n{_END}{rest.partition(_END)[2]}"
+    others = len(names) - len({one.preset for one in found if one.preset is not None})
+    said = f"Nobody has measured the other {others} cards that have a preset."
+    text = f"{table(_HEAD, rows)}\n\n{said}"
+    return f"{before}{_BEGIN}\n\n{text}\n\n{_END}{rest.partition(_END)[2]}"
 
 
 def write() -> None:

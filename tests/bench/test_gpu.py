@@ -90,7 +90,9 @@ FORGED = {
     "larger than what was free": replace(ONE, seen=(replace(ONE.seen[0], free=MIB),)),
     "over its PCIe link": with_gpu(ONE, pcie=Pcie(generation=1, width=1)),
     "its memory is not so fast": fast(ONE, 1e6),
-    "its GPUs, groups, sizes": replace(ONE, plan=replace(ONE.plan, engines=())),
+    "its GPUs, groups, sizes": replace(
+        ONE, plan=replace(ONE.plan, engines=(replace(ONE.plan.engines[0], ledgers=()),))
+    ),
 }
 
 

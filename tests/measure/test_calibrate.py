@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from turbofit import api
 from turbofit.cli.main import main
-from turbofit.core.errors import LaunchError, MachineError
+from turbofit.core.errors import LaunchError, MachineError, UsageError
+from turbofit.core.machine import MeasuredSteps, StepPoint
 from turbofit.core.units import MIB
 from turbofit.logs.log_events import CacheBudget
 from turbofit.measure import calibrate
@@ -25,6 +26,7 @@ from turbofit.planning import calibrations
 from turbofit.planning.request import PlanRequest
 from turbofit.report.views.measured_view import calibration_view
 from turbofit.serving import ladder
+from turbofit.serving.calibration import learn
 from turbofit.serving.engine.launches import PretendReader, pretend_machine
 
 pytestmark = pytest.mark.usefixtures("state")
@@ -118,8 +120,9 @@ def engine() -> Any:
     free = int(PLAN.engines[0].kv.region_bytes / PLAN.engines[0].settings.cache_max_entry_count)
     budget = CacheBudget(budget=PLAN.engines[0].kv.region_bytes, free=free, ratio=0.5)
     return SimpleNamespace(
-        group=0, planned=PLAN.engines[0], name="engine", tracker=SimpleNamespace(budget=budget)
-    )
+        group=0, planned=PLAN.engines[0], name="engine", tracker=SimpleNamespace(budget=budget),
+        pretended=True, clock=None,
+    )  # fmt: skip
 
 
 def drive(calibrator: Calibrator, one: Any = None, before: Any = None) -> list[Any]:
@@ -308,3 +311,46 @@ def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch) -> None
         assert result["calibrations"]
         assert calibrations.recall(pretend=False) == ()
         assert "nothing was learned" in str(calibration_view(result))
+
+
+def test_steps_are_timed_once_for_each_kind_of_cards_and_kept(monkeypatch) -> None:
+    steps = MeasuredSteps(quant_policy=0, points=(StepPoint(sequences=1, cached=64, seconds=0.01),))
+    asked: list[object] = []
+
+    class Timer:
+        def __init__(self, *words: object) -> None:
+            asked.append(words[2:])
+
+        def measure(self, _: object) -> MeasuredSteps:
+            return steps
+
+    monkeypatch.setattr(calibrate, "StepTimer", Timer)
+    calibrator = begun(Usage(*range(100, 130)))
+    one = engine()
+    one.pretended, one.url, one.client = None, "http://engine", SimpleNamespace(key="k")
+    drive(calibrator, one)
+    assert asked == [(("http://engine", "m", "k"), None)]
+    (seen,) = calibrator.observations
+    assert seen.steps == steps
+    (found,) = learn(PLAN, (seen,), lmdeploy="0.18.0", when="2026-11-29", pretend=False)
+    assert found.steps == steps
+    assert calibrator._steps(PLAN, one, "m") is None
+
+
+def test_steps_that_contradict_each_other_are_not_kept(monkeypatch) -> None:
+    told: list[str] = []
+    calibrator = Calibrator(Usage(*range(100, 130)), told.append)
+    calibrator.begin(PLAN)
+
+    class Timer:
+        def __init__(self, *_: object) -> None: ...
+
+        def measure(self, _: object) -> MeasuredSteps:
+            raise UsageError("timed steps contradict each other: …", hint="")
+
+    monkeypatch.setattr(calibrate, "StepTimer", Timer)
+    one = engine()
+    one.pretended, one.url, one.client = None, "http://engine", SimpleNamespace(key=None)
+    drive(calibrator, one)
+    assert calibrator.observations[0].steps is None
+    assert told[-1] == "warning: no step is kept: timed steps contradict each other: …"

@@ -156,6 +156,40 @@ class Measured(Struct):
     ] = 0.0
 
 
+class StepPoint(Struct):
+    """One forward of an engine, with the seconds that it took.
+
+    The forward decodes a token of each of ``sequences`` answers, which have ``cached`` tokens in
+    the cache together, reads a prompt of ``prompt`` tokens, and encodes an image of ``units``
+    vision units. ``seconds`` is a median; half of the readings are within the share ``spread``.
+    """
+
+    sequences: Count
+    cached: Annotated[int, Meta(ge=0)]
+    seconds: Annotated[float, Meta(gt=0, lt=1e4)]
+    spread: Annotated[float, Meta(ge=0)] = 0.0
+    prompt: Annotated[int, Meta(ge=0)] = 0
+    units: Annotated[int, Meta(ge=0)] = 0
+
+    @property
+    def words(self) -> str:
+        """The forward in words."""
+        if self.units:
+            return f"an image of {self.units} vision units"
+        if self.prompt:
+            return f"a prompt of {self.prompt:,} tokens"
+        context = self.cached // self.sequences
+        return f"{self.sequences} sequences of {context:,} tokens"
+
+
+class MeasuredSteps(Struct):
+    """Timed forwards of one engine, with 16-bit, int8 or int4 keys by ``quant_policy``."""
+
+    quant_policy: int
+    points: tuple[StepPoint, ...]
+    left_out: Annotated[tuple[str, ...], doc("What was not measured, and why, in words.")] = ()
+
+
 class Calibration(Struct):
     """What ``turbofit calibrate`` learned of one model under one engine on cards of one kind.
 
@@ -178,6 +212,12 @@ class Calibration(Struct):
     torch: Annotated[str, doc("Its version; empty where it is not known.")] = ""
     cuda: Annotated[str, doc("Version of CUDA's runtime; empty where it is not known.")] = ""
     free: Annotated[int, doc("Free on the group's fullest card before its context.")] = 0
+    steps: Annotated[MeasuredSteps | None, doc("The engine's own seconds; null: not timed.")] = None
+
+    @property
+    def where(self) -> str:
+        """Where it was measured, in words."""
+        return "on PRETEND GPUs" if self.pretend else "here"
 
     @property
     def total(self) -> int:

@@ -216,11 +216,14 @@ def _impossible(machine: Machine) -> str | None:
     visible_once = len(visible) == len(machine.visible)
     linked_once = len(pairs) == len(machine.links)
     joins_its_own = all(a < b and {a, b} <= indices for a, b in pairs)
+    names = {gpu.name for gpu in machine.gpus}
+    calibrated_here = all({*one.gpus} <= names for one in machine.calibrations)
     reasons = {
         "it has no GPU": not indices,
         "two GPUs have one index": len(indices) != len(machine.gpus),
         "visible names GPUs that it does not have": not (visible_once and visible <= indices),
         "its links do not join its GPUs": not (linked_once and joins_its_own),
+        "it has a calibration of cards that it does not have": not calibrated_here,
         "a GPU holds more than it has": any(map(_is_overfull, machine.gpus)),
         "it has unprintable text": not all(map(str.isprintable, texts)),
     }

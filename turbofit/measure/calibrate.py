@@ -21,6 +21,7 @@ from turbofit.core.struct import to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
 from turbofit.machine.nvml import GpuLostError, Nvml, answered
 from turbofit.measure.calibrate_speeds import is_measured, measure_speeds
+from turbofit.measure.calibrate_steps import EngineAddress, StepTimer
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
 from turbofit.memory.calibrated import calibration_for
 from turbofit.planning import calibrations
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from turbofit.core.machine import Calibration
+    from turbofit.core.machine import Calibration, MeasuredSteps
     from turbofit.core.plan import Plan
     from turbofit.core.struct import Document
     from turbofit.serving.engine.supervised_engine import SupervisedEngine
@@ -402,6 +403,8 @@ class Calibrator:
         self._usage_of, self._say = usage_of, say
         self.usage: GpuUsage | None = None
         self._observations: dict[int, Observation] = {}
+        #: Engines are timed one after another, and one of each kind of cards.
+        self._timing, self._timed = threading.Lock(), set[tuple[str, ...]]()
 
     @property
     def observations(self) -> tuple[Observation, ...]:
@@ -417,6 +420,7 @@ class Calibrator:
     def begin(self, plan: Plan) -> None:
         self.end()
         self.usage, self._observations = self._usage_of(plan), {}
+        self._timed.clear()
 
     def end(self) -> None:
         if self.usage is not None:
@@ -474,4 +478,24 @@ class Calibrator:
             CalibratedGpu(index=index, before=usage.before[index], used=sizes)
             for index, sizes in used.items()
         )
-        return Observation(group=engine.group, free=free, region=region, cards=cards)
+        steps = self._steps(plan, engine, model)
+        return Observation(group=engine.group, free=free, region=region, cards=cards, steps=steps)
+
+    def _steps(self, plan: Plan, engine: SupervisedEngine, model: str) -> MeasuredSteps | None:
+        """Return the timed forwards of an engine; None where forwards take no time, or were timed.
+
+        Pretend GPUs without a clock take no time.
+        """
+        names = tuple(sorted(gpu.name for gpu in engine.planned.ledgers))
+        with self._timing:
+            if names in self._timed or (engine.pretended is not None and engine.clock is None):
+                return None
+            self._timed.add(names)
+            address = EngineAddress(engine.url, model, engine.client.key)
+            try:
+                return StepTimer(plan, engine.planned, address, engine.clock).measure(
+                    lambda what: tell(Step(f"{engine.name}: timing {what}"))
+                )
+            except UsageError as exc:
+                self._say(f"warning: no step is kept: {exc.message}")
+                return None

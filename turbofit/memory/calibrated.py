@@ -7,15 +7,17 @@ and a real launch. The cache thus grows only by what was estimated too high.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.machine import Calibration
+from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.model import Model
+from turbofit.core.plan import Settings
 from turbofit.core.struct import known
 from turbofit.core.units import MIB, format_bytes
-from turbofit.memory.account import EngineLaunch, StaticMemory, term
+from turbofit.memory.account import NO_IMAGES, Engine, EngineLaunch, StaticMemory, term
 
 #: The names of both corrections.
 CONTEXT: Final = "calibration.context"
@@ -62,6 +64,26 @@ def _calibrations_of(launch: EngineLaunch, engine: str, version: str) -> list[Ca
         )
         == wanted
     ]
+
+
+def timed_for(
+    model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
+) -> Calibration | None:
+    """Return the newest calibration that timed this engine's steps; None if there is none.
+
+    It holds for one type of keys and values, however much memory is free.
+    """
+    if not machine.calibrations:
+        return None
+    launch = EngineLaunch(
+        model=model, settings=settings, gpus=tuple(gpus), machine=machine, vision_load=NO_IMAGES
+    )
+    timed = (
+        calibration
+        for calibration in _calibrations_of(launch, engine.name, engine.version)
+        if calibration.steps is not None and calibration.steps.quant_policy == settings.quant_policy
+    )
+    return max(timed, key=lambda calibration: calibration.when, default=None)
 
 
 def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
@@ -111,11 +133,10 @@ def calibration_reason(calibration: Calibration) -> str:
     more = calibration.total
     size = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} than"
     amount = f"{size if more else 'as'} estimated"
-    where = "on PRETEND GPUs" if calibration.pretend else "here"
     return (
-        f"contexts, libraries and kernels took {amount} on each GPU, as measured {where} on"
-        f" {calibration.when[:10]} with LMDeploy {calibration.lmdeploy} (turbofit calibrate MODEL"
-        " --forget drops it)"
+        f"contexts, libraries and kernels took {amount} on each GPU, as measured"
+        f" {calibration.where} on {calibration.when[:10]} with LMDeploy {calibration.lmdeploy}"
+        " (turbofit calibrate MODEL --forget drops it)"
     )
 
 

@@ -17,12 +17,14 @@ from math import exp, log2
 import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.machine import Gpu, Link, Machine, Measured
+from turbofit.core.machine import Gpu, Link, Machine, Measured, MeasuredSteps
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
+from turbofit.memory.calibrated import timed_for
+from turbofit.planning.steps import StepRatios, at, ratios_of
 from turbofit.planning.tower import BEFORE, Tower, tower_of
 
 #: The rates of a card that neither NVML nor a preset knows: those of a slow card, so a low
@@ -346,8 +348,9 @@ class Speed(Struct):
     ``alone`` is the same for a request that finds the engine idle. ``running`` is the average
     number of requests in the batch. ``prefill`` is the seconds of one request's prompt, ``step``
     the seconds of one token of all running requests, and ``reduce`` the part of these seconds that
-    links take. ``encodings`` is how often the images of a single request are encoded. A larger
-    cache never gives fewer requests a second.
+    links take. ``encodings`` is how often the images of a single request are encoded. ``source``
+    says where and when the engine's steps were timed; empty for constants. A larger cache never
+    gives fewer requests a second.
     """
 
     requests_per_second: float
@@ -359,6 +362,7 @@ class Speed(Struct):
     step: float
     reduce: float
     encodings: int = 0
+    source: str = ""
 
     def queued(self) -> Speed:
         """Return the forecast if image requests wait in the gateway until others are prefilled."""
@@ -407,6 +411,7 @@ class GroupRates(Struct):
     work: StepWork
     card: GpuRates
     reduce: AllReduce
+    steps: StepRatios = StepRatios()
 
     def seconds(
         self, figures: Rates, tokens: float, *, pairs: float = 0.0, cached: float = 0.0
@@ -417,15 +422,38 @@ class GroupRates(Struct):
         pairs of a prompt's token and a token that it attends to; ``cached`` is the number of tokens
         whose keys and values are read.
         """
+        forward = self.forward_seconds(figures, tokens) * at(self.steps.forward, tokens)
+        return forward + pairs * self.pair_seconds + cached * self.context_seconds
+
+    def forward_seconds(self, figures: Rates, tokens: float) -> float:
+        """Return the constants' seconds of a forward over ``tokens`` tokens, without attention."""
         work, card = self.work, self.card
         products = max(
             work.read_bytes(tokens) / card.bandwidth, tokens * work.token_flops / card.flops
         )
-        attention = (
-            pairs * work.pair_flops / card.flops + cached * work.kv_read_bytes / card.bandwidth
-        )
         launches = work.layers * figures.layer_seconds + figures.step_seconds
-        return products + attention + self.reduces(tokens) + launches
+        return products + self.reduces(tokens) + launches
+
+    @property
+    def pair_seconds(self) -> float:
+        """The seconds of a prompt's token and a token that it attends to."""
+        return self.steps.pair * self.work.pair_flops / self.card.flops
+
+    @property
+    def context_seconds(self) -> float:
+        """The seconds in which the keys and values of one cached token are read."""
+        return self.steps.context * self.work.kv_read_bytes / self.card.bandwidth
+
+    def measured(self, steps: MeasuredSteps, source: str) -> GroupRates:
+        """Return the rates with an engine's own seconds in place of the constants'."""
+        ratios = ratios_of(
+            steps,
+            forward=lambda tokens: self.forward_seconds(rates(), tokens),
+            tower=self.tower_seconds,
+            pair=self.pair_seconds,
+            context=self.context_seconds,
+        )
+        return replace(self, steps=replace(ratios, source=source))
 
     @property
     def plain(self) -> GroupRates:
@@ -436,7 +464,8 @@ class GroupRates(Struct):
         """Return the seconds in which an image of ``units`` vision units is encoded once."""
         tower, card = self.work.tower, self.card
         products = tower.unit_flops * units / card.vision_flops
-        return products + tower.attention_flops(units) / card.vision_attention_flops
+        seconds = products + tower.attention_flops(units) / card.vision_attention_flops
+        return seconds * at(self.steps.image, units)
 
     def reduces(self, tokens: float) -> float:
         """Return the seconds on links in a forward over ``tokens`` (two all-reduces a layer)."""
@@ -448,11 +477,16 @@ class GroupRates(Struct):
 def group_rates(
     model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
 ) -> GroupRates:
-    return GroupRates(
+    """Return a group's rates, with the seconds that `turbofit calibrate` timed of its engine."""
+    group = GroupRates(
         work=work_of(model, settings, engine),
         card=card_of(gpus, rates(), machine.measured),
         reduce=all_reduce_of(machine, gpus, rates()),
     )
+    calibration = timed_for(model, settings, machine, gpus, engine)
+    if calibration is None or calibration.steps is None:
+        return group
+    return group.measured(calibration.steps, f"{calibration.where} on {calibration.when[:10]}")
 
 
 def group_speed(
@@ -521,6 +555,7 @@ def speed_of(
         step=step,
         reduce=group.reduces(running),
         encodings=encodings,
+        source=group.steps.source,
     )
 
 

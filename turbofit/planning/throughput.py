@@ -147,10 +147,15 @@ def server_seconds(load: VisionLoad) -> float:
     return figures.server_seconds + tokens * figures.server_token_seconds
 
 
-def _rests(machine: Machine, host: HostRate | None, images: int) -> str:
-    """Say what a forecast rests on: cards and links, and the host if there are images."""
+def _rests(machine: Machine, host: HostRate | None, images: int, source: str) -> str:
+    """Say what a forecast rests on: cards and links, and the host if there are images.
+
+    ``source`` says where and when the engine's steps were timed, if they were.
+    """
     rests, measured = "rates assumed, not measured", machine.measured
-    if measured is not None and (measured.cards or measured.reduces):
+    if source:
+        rests = f"the engine's steps as measured {source}"
+    elif measured is not None and (measured.cards or measured.reduces):
         rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
     if not images:
         return rests
@@ -184,6 +189,8 @@ def forecast(
     model, with_images = request.model, bool(load.units_per_image)
     surety = surety_of_speed(model, engine, gpus, images=with_images)
     kind = kind_of(model, engine, gpus, images=with_images)
+    source = min(speed.source for speed in speeds)  # empty if an engine was not timed
+    rests = _rests(machine, host, images, source)
     among, first = (surety_of(f"first token {how}, {kind}", gpus) for how in _FIRST)
     prepares = None
     if host is not None and images:
@@ -196,7 +203,7 @@ def forecast(
     return Throughput(
         basis=(
             f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
-            f"{figures.output_tokens} answered; {_rests(machine, host, images)}; {surety.words}"
+            f"{figures.output_tokens} answered; {rests}; {surety.words}"
         ),
         requests_per_second=surety.told(rate, 4),
         output_tokens_per_second=surety.told(rate * figures.output_tokens, 1),

@@ -59,6 +59,6 @@ def step_table(plan: Plan, engine: EnginePlan) -> StepTable:
             for tokens in range(account.forward_tokens(settings) + 1)
         ],
         image=[group.tower_seconds(units) for units in range(most + 1)],
-        pair=group.work.pair_flops / group.card.flops,
-        context=group.work.kv_bytes / group.card.bandwidth,
+        pair=group.pair_seconds,
+        context=group.context_seconds,
     )

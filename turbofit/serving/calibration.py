@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.machine import Calibration
+from turbofit.core.machine import Calibration, MeasuredSteps
 from turbofit.core.plan import BEFORE_CACHE
 from turbofit.core.run_report import RunFigure
 from turbofit.core.struct import Struct, to_builtins
@@ -62,13 +62,15 @@ class Observation(Struct):
     """What was measured while the engine of one group of GPUs ran.
 
     ``free`` (free memory of the group's fullest GPU) and ``region`` (size of the cache) are bytes
-    from the engine's log; each is None if the log does not contain it.
+    from the engine's log; each is None if the log does not contain it. ``steps`` are its timed
+    forwards, if they were timed.
     """
 
     group: int
     free: int | None
     region: int | None
     cards: tuple[CalibratedGpu, ...]
+    steps: MeasuredSteps | None = None
 
 
 def learn(
@@ -103,6 +105,7 @@ def learn(
                 ledger.usable - card.before
                 for card, ledger in zip(observation.cards, ledgers, strict=True)
             ),
+            steps=observation.steps,
         )
         calibrations[names] = _larger(calibrations.get(names, calibration), calibration)
     return tuple(calibrations.values())
@@ -119,6 +122,7 @@ def _larger(calibration: Calibration, other: Calibration) -> Calibration:
         buffers=max(calibration.buffers, other.buffers),
         spread=max(calibration.spread, abs(calibration.total - other.total)),
         free=max(calibration.free, other.free),
+        steps=calibration.steps or other.steps,
     )
 
 

@@ -162,6 +162,15 @@ class CalibrateOptions(LaunchOptions):
 
     again: bool = False
     minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
+    clock: Slower = None
+
+    def config_fields(self) -> Options:
+        """Return the fields of `ServeConfig` that these options set.
+
+        Without ``--clock``, pretend GPUs take no time, and no step is timed.
+        """
+        refuse_real_clock(self)
+        return {**super().config_fields(), "clock": self.clock or 0.0}
 
 
 class TuneOptions(LaunchOptions):
@@ -198,7 +207,7 @@ class TuneOptions(LaunchOptions):
         return tuple(map(int, dict.fromkeys(types)))
 
 
-def refuse_real_clock(options: ServeOptions | TuneOptions) -> None:
+def refuse_real_clock(options: ServeOptions | TuneOptions | CalibrateOptions) -> None:
     """Refuse ``--clock`` without ``--pretend``.
 
     Raises:

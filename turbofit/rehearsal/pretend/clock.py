@@ -10,7 +10,10 @@ import struct
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from turbofit.core.machine import StepPoint
 
 #: The variable that names the file for the C side.
 CLOCK: Final = "TURBOFIT_PRETEND_CLOCK"
@@ -33,6 +36,12 @@ class StepTable(NamedTuple):
     image: Sequence[float]
     pair: float
     context: float
+
+    def seconds(self, point: StepPoint) -> float:
+        """Return the table's seconds of one forward."""
+        seconds = self.forward[point.sequences + point.prompt] + point.cached * self.context
+        seconds += point.prompt**2 / 2 * self.pair
+        return seconds + (self.image[point.units] if point.units else 0.0)
 
 
 class ClockReading(NamedTuple):

@@ -1,0 +1,232 @@
+"""The steps that `calibrate` times, on an engine whose time is a table that no formula makes."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+from msgspec.structs import replace
+
+import turbofit
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Calibration, MeasuredSteps, StepPoint
+from turbofit.core.plan import Plan
+from turbofit.measure import calibrate_steps
+from turbofit.measure.calibrate_steps import EngineAddress, StepTimer
+from turbofit.memory.calibrated import identity
+from turbofit.memory.engines import engine_of
+from turbofit.planning.speed import group_rates, rates
+from turbofit.rehearsal.plan_clock import step_table
+from turbofit.rehearsal.pretend.clock import StepTable
+
+PLAN = turbofit.plan("internvl2-2b", on="1xrtx3090", engine="turbomind", max_batch_size=128)
+_ADDRESS = EngineAddress("http://none", "m")
+
+
+class Sequence:
+    """A request in the simulated engine: its prompt until it is read, and what it is still owed."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.units = body.get("units", 0)
+        self.prompt = body.get("tokens") or len(body["input_ids"])
+        self.left, self.length, self.read = body["max_tokens"], self.prompt, False
+        self.pieces: list[float] = []
+        self.some, self.ended = asyncio.Event(), asyncio.Event()
+
+
+class Engine(StepTimer):
+    """A timer whose requests reach a simulated scheduler in place of HTTP; its time is a table's.
+
+    The scheduler reads prompts first come, first served, beside one token of each answer, as
+    TurboMind does. ``jitter`` multiplies each forward's seconds.
+    """
+
+    def __init__(self, plan: Plan, table: StepTable, jitter: Any = lambda: 1.0) -> None:
+        super().__init__(plan, plan.engines[0], _ADDRESS, None)
+        self.table, self.now, self.jitter = table, 0.0, jitter
+        self.most = engine_of(plan).forward_tokens(plan.engines[0].settings)
+        self.at_once: list[Sequence] = []
+        self.running: asyncio.Future[None] | None = None
+
+    def add(self, body: dict[str, Any]) -> Sequence:
+        sequence = Sequence(body)
+        self.at_once.append(sequence)
+        if self.running is None or self.running.done():
+            self.running = asyncio.ensure_future(self.run())
+        return sequence
+
+    async def run(self) -> None:
+        while self.at_once:
+            for _ in range(3):  # clients take what came, and send what follows
+                await asyncio.sleep(0)
+            self.forward()
+
+    def forward(self) -> None:
+        answers = [one for one in self.at_once if one.read]
+        prompts, room = [], self.most - len(answers)
+        for one in self.at_once:
+            if not one.read and one.prompt <= room:
+                prompts.append(one)
+                room -= one.prompt
+        seconds = self.table.forward[self.most - room]
+        seconds += sum(one.length for one in answers) * self.table.context
+        seconds += sum(one.prompt**2 / 2 for one in prompts) * self.table.pair
+        seconds += sum(self.table.image[one.units] for one in prompts if one.units)
+        self.now += seconds * self.jitter()
+        for one in (*answers, *prompts):
+            one.read, one.length, one.left = True, one.length + 1, one.left - 1
+            one.pieces.append(self.now)
+            one.some.set()
+            if not one.left:
+                one.ended.set()
+                self.at_once.remove(one)
+
+    async def _ask(self, body: dict[str, Any], path: str = "/generate") -> int:
+        if path == "/v1/chat/completions":
+            rule, limit = self._plan.model.image_rule, self._plan.promise.limits.image_limit
+            assert rule is not None
+            side = self.side
+            units, tokens = rule.units(side, side, limit), rule.tokens(side, side, limit) + 40
+            body = {**body, "units": units, "tokens": tokens}
+        sequence = self.add(body)
+        await sequence.ended.wait()
+        return sequence.prompt
+
+    async def _image(self, units: int, side: int) -> StepPoint:
+        self.side = side
+        return await super()._image(units, side)
+
+    async def _watch(
+        self, body: dict[str, Any], started: asyncio.Event | None = None
+    ) -> list[float]:
+        sequence = self.add(body)
+        while started is not None and len(sequence.pieces) < 6:
+            await asyncio.sleep(0)
+        if started is not None:
+            started.set()
+        await sequence.ended.wait()
+        return sequence.pieces
+
+
+def timed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> MeasuredSteps:
+    clock = SimpleNamespace(perf_counter=lambda: engine.now, monotonic=lambda: engine.now)
+    monkeypatch.setattr(calibrate_steps, "time", clock)
+    return engine.measure(lambda _: None)
+
+
+def strange(table: StepTable) -> StepTable:
+    """Half the bandwidth; from 32 tokens of a forward on, a step of half as much again."""
+    forward = [
+        2 * seconds if tokens < 32 else 3 * seconds for tokens, seconds in enumerate(table.forward)
+    ]
+    image = [1.7 * seconds for seconds in table.image]
+    return StepTable(forward, image, pair=3 * table.pair, context=2 * table.context)
+
+
+def with_steps(plan: Plan, steps: MeasuredSteps) -> Calibration:
+    settings = plan.engines[0].settings
+    return Calibration(
+        model=identity(plan.model), engine=plan.backend.name, engine_version=plan.backend.version,
+        lmdeploy="0.18.0", gpus=tuple(gpu.name for gpu in plan.machine.gpus),
+        driver=str(plan.machine.driver), communicator=settings.communicator,
+        when="2026-11-29T21:00:00+00:00", context=0, buffers=0, free=0, steps=steps,
+    )  # fmt: skip
+
+
+def test_the_table_of_an_engine_is_found_also_one_that_no_formula_makes(monkeypatch) -> None:
+    table = strange(step_table(PLAN, PLAN.engines[0]))
+    steps = timed(Engine(PLAN, table), monkeypatch)
+    assert all("s had passed" in text for text in steps.left_out)
+    assert {one.sequences for one in steps.points} >= {1, 2, 4, 8, 16, 32, 128}
+    assert {one.prompt for one in steps.points if not one.units} >= {256, 1024, 4096}
+    assert {one.units for one in steps.points} == {0, 1, 5, 10}
+    for point in steps.points:
+        assert point.seconds == pytest.approx(table.seconds(point), rel=0.03), point
+    # A plan with these steps has their seconds, and so has the clock.
+    machine = replace(PLAN.machine, calibrations=(with_steps(PLAN, steps),))
+    found = step_table(replace(PLAN, machine=machine), PLAN.engines[0])
+    for point in steps.points:
+        assert found.seconds(point) == pytest.approx(table.seconds(point), rel=0.03), point
+
+
+def test_a_slower_card_is_forecast_as_slow_once_it_was_timed(monkeypatch) -> None:
+    gpus = tuple(
+        replace(
+            gpu,
+            memory_bandwidth=int(0.6 * gpu.memory_bandwidth),  # type: ignore[operator]
+            dense_flops=int(0.6 * gpu.dense_flops),  # type: ignore[operator]
+        )
+        for gpu in PLAN.machine.gpus
+    )
+    slow = turbofit.plan(
+        "internvl2-2b", on=replace(PLAN.machine, gpus=gpus), engine="turbomind", max_batch_size=128
+    )
+    steps = timed(Engine(slow, step_table(slow, slow.engines[0])), monkeypatch)
+    machine = replace(PLAN.machine, calibrations=(with_steps(PLAN, steps),))
+    after = turbofit.plan("internvl2-2b", on=machine, engine="turbomind", max_batch_size=128)
+    told, true = after.throughput, slow.throughput
+    assert "steps as measured here on 2026-11-29" in told.basis
+    assert PLAN.throughput.requests_per_second > 1.3 * true.requests_per_second
+    for name in ("requests_per_second", "seconds_to_first_token_alone"):
+        assert getattr(told, name) == pytest.approx(getattr(true, name), rel=0.05)
+
+
+def test_steps_hold_for_their_model_card_and_keys_alone(monkeypatch) -> None:
+    steps = timed(Engine(PLAN, strange(step_table(PLAN, PLAN.engines[0]))), monkeypatch)
+    kept, settings = with_steps(PLAN, steps), PLAN.engines[0].settings
+
+    def seconds(plan: Plan, calibration: Calibration, quant_policy: int = 0) -> float:
+        machine = replace(plan.machine, calibrations=(calibration,))
+        changed = replace(settings, quant_policy=quant_policy)
+        group = group_rates(plan.model, changed, machine, list(machine.gpus), engine_of(plan))
+        return group.seconds(rates(), 1)
+
+    plain = seconds(PLAN, replace(kept, steps=None))
+    assert seconds(PLAN, kept) == pytest.approx(2 * plain, rel=0.03)
+    assert seconds(PLAN, replace(kept, gpus=("NVIDIA L4",))) == plain
+    assert seconds(PLAN, kept, 8) == seconds(PLAN, replace(kept, steps=None), 8)
+    other = turbofit.plan("internvl2-1b", on="1xrtx3090", engine="turbomind")
+    assert seconds(other, kept) == seconds(other, replace(kept, steps=None))
+
+
+def test_what_is_no_step_is_left_out(monkeypatch) -> None:
+    uneven = iter([1.0, 3.0, 0.2, 1.7] * 100_000)
+    engine = Engine(PLAN, step_table(PLAN, PLAN.engines[0]), lambda: next(uneven))
+    steps = timed(engine, monkeypatch)
+    assert not any(point.sequences > 1 for point in steps.points)
+    assert any("so that they are no steps" in text for text in steps.left_out)
+
+
+def test_an_engine_that_does_not_answer_leaves_points_out(monkeypatch) -> None:
+    class Silent(Engine):
+        async def _watch(
+            self, body: dict[str, Any], started: asyncio.Event | None = None
+        ) -> list[float]:
+            if started is not None:
+                started.set()
+            raise aiohttp.ServerDisconnectedError
+
+    steps = timed(Silent(PLAN, step_table(PLAN, PLAN.engines[0])), monkeypatch)
+    assert not steps.points
+    assert "1 sequences of 64 tokens: no answer (ServerDisconnectedError)" in steps.left_out
+
+
+def test_no_point_begins_after_its_time(monkeypatch) -> None:
+    slow = strange(step_table(PLAN, PLAN.engines[0]))
+    slow = slow._replace(forward=[1.0] * len(slow.forward))
+    steps = timed(Engine(PLAN, slow), monkeypatch)
+    assert any("180 s had passed" in text for text in steps.left_out)
+
+
+def test_points_that_contradict_each_other_are_refused(monkeypatch) -> None:
+    class Wild(Engine):
+        async def _prompt(self, tokens: int) -> StepPoint:
+            point = await super()._prompt(tokens)
+            return replace(point, seconds=point.seconds / (50 if tokens == 4096 else 1))
+
+    engine = Wild(PLAN, step_table(PLAN, PLAN.engines[0]))
+    with pytest.raises(UsageError, match=r"contradict each other: a prompt of 4,096 tokens took"):
+        timed(engine, monkeypatch)

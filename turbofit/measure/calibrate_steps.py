@@ -1,0 +1,298 @@
+"""Times an engine's own forwards, as a part of `turbofit calibrate`, by requests to one engine.
+
+One answer is watched as a stream, whose pieces come a forward apart: neither HTTP nor a tokenizer
+is in the time between two of them. Beside it run more answers, which are not streamed (forwards
+that decode), or it meets a prompt or an image (one longer gap, the forward that reads it). A
+reading is left out where its gaps differ too much for a forward, or the host held the engine up.
+What LMDeploy's own loop adds between two forwards is in a gap: it is a step's time to clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from base64 import b64encode
+from functools import partial
+from itertools import count, pairwise
+from statistics import median, quantiles
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import aiohttp
+
+from turbofit.core.machine import MeasuredSteps, StepPoint
+from turbofit.core.png import png
+from turbofit.memory.engines import engine_of
+from turbofit.planning.steps import refuse_contradictions
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from turbofit.core.plan import EnginePlan, Plan
+    from turbofit.rehearsal.pretend.clock import ClockFile, ClockReading
+
+#: Those of the least use last: time may run out.
+_SEQUENCES: Final = (1, 8, 32, 128, 2, 4, 16, 64)
+_CONTEXTS: Final = (64, 2048)
+_PROMPTS: Final = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+#: Sides of square pictures: of InternVL2, one tile, four and sixteen with their thumbnail.
+_SIDES: Final = (448, 896, 1792)
+#: Pieces of a watched answer: of many answers, and before, between and after prompts.
+_PIECES: Final = 24
+_LEAST_PIECES: Final = 8
+_FIRST: Final = 6
+_BETWEEN: Final = 24
+_REPEATS: Final = 3
+#: Forwards that pass while requests arrive, beside one for each.
+_AHEAD: Final = 64
+#: A gap is no step if half of the readings differ from the median by more.
+_MOST_SPREAD: Final = 0.1
+#: A share of a point's time: more, and the host decided it.
+_HELD_UP: Final = 0.05
+#: Seconds of the card after which no further point begins.
+_SECONDS: Final = 180.0
+#: Tokens: any ones but special ones, and of a question beside an image with its template, at most.
+_TOKEN: Final = 100
+_KINDS: Final = 900
+_TEXT: Final = 96
+
+
+class EngineAddress(NamedTuple):
+    """Where an engine listens, the name of its model, and its API key if any."""
+
+    url: str
+    model: str
+    key: str | None = None
+
+
+class _Task(NamedTuple):
+    """A forward to time, by name."""
+
+    what: str
+    timed: Callable[[], Awaitable[StepPoint]]
+
+
+class _HeldUpError(Exception):
+    """A reading is no forward's time; the message says why."""
+
+
+class StepTimer:
+    """Times forwards of one engine of a plan; ``clock`` is that of pretend GPUs, None on others."""
+
+    def __init__(
+        self, plan: Plan, engine: EnginePlan, address: EngineAddress, clock: ClockFile | None
+    ) -> None:
+        self._plan, self._engine, self._address, self._clock = plan, engine, address, clock
+        self._slower = 1.0 if clock is None else clock.factor
+        self._serial = count()
+
+    def measure(self, tell: Callable[[str], None]) -> MeasuredSteps:
+        """Return the timed forwards; ``tell`` receives what is being timed.
+
+        Raises:
+            UsageError: they contradict each other.
+        """
+        if self._clock is not None:
+            self._clock.run()
+        steps = asyncio.run(self._measured(tell))
+        refuse_contradictions(steps)
+        return steps
+
+    async def _measured(self, tell: Callable[[str], None]) -> MeasuredSteps:
+        key, points, left_out = self._address.key, list[StepPoint](), list[str]()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        seconds, connector = _SECONDS * self._slower, aiohttp.TCPConnector(limit=0)
+        patience, ends = aiohttp.ClientTimeout(total=seconds), time.monotonic() + seconds
+        async with aiohttp.ClientSession(
+            headers=headers, timeout=patience, connector=connector
+        ) as self._session:
+            for what, timed in self._tasks():
+                if time.monotonic() > ends:
+                    left_out.append(f"{what}: {_SECONDS:.0f} s had passed")
+                    continue
+                tell(what)
+                before, began = self._reading(), time.monotonic()
+                try:
+                    point = await timed()
+                    self._refuse_held_up(before, time.monotonic() - began)
+                except _HeldUpError as exc:
+                    left_out.append(f"{what}: {exc}")
+                except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, LookupError) as exc:
+                    left_out.append(f"{what}: no answer ({type(exc).__name__})")
+                else:
+                    points.append(point)
+        policy = self._engine.settings.quant_policy
+        return MeasuredSteps(quant_policy=policy, points=tuple(points), left_out=tuple(left_out))
+
+    def _tasks(self) -> list[_Task]:
+        """Return what can be timed within the engine's batch, cache and forward, by name."""
+        settings, tasks = self._engine.settings, list[_Task]()
+        most = self._longest_prompt
+        for tokens in sorted({min(tokens, most) for tokens in _PROMPTS}):
+            what = f"a prompt of {tokens:,} tokens"
+            tasks.append(_Task(what, partial(self._prompt, tokens)))
+        rule, limits = self._plan.model.image_rule, self._plan.promise.limits
+        if rule is not None and limits.image_limit is not None and limits.vision_unit is not None:
+            units = {rule.units(side, side, limits.image_limit): side for side in reversed(_SIDES)}
+            for unit, side in sorted(units.items()):
+                if rule.tokens(side, side, limits.image_limit) + _TEXT <= most:
+                    what = f"an image of {unit} vision units"
+                    tasks.append(_Task(what, partial(self._image, unit, side)))
+        for sequences in _SEQUENCES:
+            answer = self._answer(sequences)
+            room = min(settings.session_len, self._engine.kv.tokens // sequences) - answer - 64
+            contexts = sorted({min(context, room) for context in _CONTEXTS})
+            for context in contexts:
+                if context >= _CONTEXTS[0] and sequences <= settings.max_batch_size:
+                    what = f"{sequences} sequences of {context:,} tokens"
+                    tasks.append(_Task(what, partial(self._decode, sequences, context, answer)))
+        return tasks
+
+    @property
+    def _longest_prompt(self) -> int:
+        """The most tokens of a prompt that one forward reads beside the watched answer."""
+        settings, room = self._engine.settings, self._engine.kv.tokens - 2 * _CONTEXTS[0]
+        forward = engine_of(self._plan).forward_tokens(settings) - 2
+        return min(forward, settings.session_len - 8, room - _FIRST - _BETWEEN * _REPEATS)
+
+    def _answer(self, sequences: int) -> int:
+        """Return the tokens of an answer that outlives the start of so many.
+
+        Each may begin with a forward of its own, beside those that read all prompts.
+        """
+        forward = engine_of(self._plan).forward_tokens(self._engine.settings)
+        return _PIECES + _AHEAD + sequences + sequences * _CONTEXTS[-1] // forward
+
+    async def _decode(self, sequences: int, context: int, answer: int) -> StepPoint:
+        """Watch one of so many equal answers, while all run."""
+        others = (self._ended(self._body(context, answer)) for _ in range(sequences - 1))
+        watched = asyncio.ensure_future(self._watch(self._body(context, answer)))
+        ends = await asyncio.gather(*others)
+        return self._decoded(context, answer, await watched, ends)
+
+    def _decoded(
+        self, context: int, answer: int, pieces: Sequence[float], ends: Sequence[float]
+    ) -> StepPoint:
+        """Return the point of the last gaps between ``pieces`` before the first answer ends.
+
+        All answers run then: the last one to begin has as many forwards as `_answer` gives it.
+        """
+        until = min(ends, default=pieces[-1])
+        alone = [at for at in pieces if at <= until][-_PIECES - 1 :]
+        seconds, spread = self._median([b - a for a, b in pairwise(alone)])
+        middle = (alone[0] + alone[-1]) / 2
+        left = sum((end - middle) / seconds for end in (*ends, pieces[-1]))
+        cached = (len(ends) + 1) * (context + answer) - left
+        return self._point(seconds, spread, sequences=len(ends) + 1, cached=round(cached))
+
+    async def _prompt(self, tokens: int) -> StepPoint:
+        return await self._beside(lambda: self._ask(self._body(tokens, 1)), tokens)
+
+    async def _image(self, units: int, side: int) -> StepPoint:
+        def ask() -> Awaitable[int]:
+            data = b64encode(png(side, side, next(self._serial) * 4099 % (1 << 24))).decode()
+            picture: dict[str, Any] = {
+                "type": "image_url",
+                "image_url": {"url": f"data:image/png;base64,{data}"},
+            }
+            limit = self._plan.promise.limits.image_limit
+            rule = self._plan.model.image_rule
+            assert rule is not None
+            assert limit is not None
+            if rule.client_knobs:
+                picture["image_url"] = {**picture["image_url"], **rule.knobs(limit)}
+            content = [picture, {"type": "text", "text": "What is it?"}]
+            chat = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
+            return self._ask(chat, "/v1/chat/completions")
+
+        return await self._beside(ask, 0, units)
+
+    async def _beside(
+        self, ask: Callable[[], Awaitable[int]], prompt: int, units: int = 0
+    ) -> StepPoint:
+        """Watch one answer, which meets a request several times: each makes one gap longer."""
+        started, context = asyncio.Event(), _CONTEXTS[0]
+        length = _FIRST + _BETWEEN * _REPEATS
+        watched = asyncio.ensure_future(self._watch(self._body(context, length), started))
+        await started.wait()
+        asked = []
+        for _ in range(_REPEATS):
+            began = time.perf_counter()
+            prompt = await ask() or prompt
+            asked.append((began, time.perf_counter()))
+        pieces = await watched
+        gaps = [
+            max((b - a for a, b in pairwise(pieces[1:]) if b > began and a < ended), default=0.0)
+            for began, ended in asked
+            if ended < pieces[-1]
+        ]
+        seconds, spread = self._median(gaps, least=_REPEATS)
+        cached = context + length // 2
+        return self._point(seconds, spread, sequences=1, cached=cached, prompt=prompt, units=units)
+
+    def _median(self, gaps: Sequence[float], least: int = _LEAST_PIECES) -> tuple[float, float]:
+        """Return the median gap, and the share within which half of all gaps are around it."""
+        if len(gaps) < least:
+            raise _HeldUpError(f"{len(gaps)} readings, too few")
+        middle = median(gaps)
+        low, _, high = quantiles(gaps, n=4)
+        spread = (high - low) / 2 / middle if middle else float("inf")
+        if spread > _MOST_SPREAD:
+            raise _HeldUpError(f"the readings differ by {spread:.0%}, so that they are no steps")
+        return middle, spread
+
+    def _point(self, seconds: float, spread: float, **work: int) -> StepPoint:
+        return StepPoint(seconds=seconds / self._slower, spread=round(spread, 4), **work)
+
+    def _reading(self) -> ClockReading | None:
+        return None if self._clock is None else self._clock.read()
+
+    def _refuse_held_up(self, before: ClockReading | None, passed: float) -> None:
+        after = self._reading()
+        if before is not None and after is not None:
+            share = max(after.late - before.late, after.idle - before.idle) / passed
+            if share > _HELD_UP:
+                raise _HeldUpError(
+                    f"this host held the pretend GPUs up for {share:.0%} of the time"
+                )
+
+    def _body(self, tokens: int, answer: int) -> dict[str, Any]:
+        """Return a request that shares no prefix with any other."""
+        high, low = divmod(next(self._serial), _KINDS)
+        ids = [_TOKEN + low, _TOKEN + high % _KINDS] + [_TOKEN] * (tokens - 2)
+        return {"input_ids": ids, "max_tokens": answer}
+
+    async def _ended(self, body: dict[str, Any]) -> float:
+        await self._ask(body)
+        return time.perf_counter()
+
+    async def _ask(self, body: dict[str, Any], path: str = "/generate") -> int:
+        """Send a request; returns the tokens of its prompt, 0 if the engine does not tell."""
+        async with self._post(body, path) as response:
+            response.raise_for_status()
+            answer = json.loads(await response.read())
+            return int(answer.get("usage", {}).get("prompt_tokens", 0))
+
+    async def _watch(
+        self, body: dict[str, Any], started: asyncio.Event | None = None
+    ) -> list[float]:
+        """Return when the pieces of a streamed answer came; ``started`` is set after some."""
+        times: list[float] = []
+        try:
+            async with self._post({**body, "stream": True}, "/generate") as response:
+                response.raise_for_status()
+                async for line in response.content:
+                    if line.startswith(b"data: {"):
+                        times.append(time.perf_counter())
+                    if started is not None and len(times) >= _FIRST:
+                        started.set()
+        finally:
+            if started is not None:
+                started.set()
+        if len(times) < 2:
+            raise _HeldUpError("the answer came in one piece")
+        return times
+
+    def _post(self, body: dict[str, Any], path: str) -> Any:
+        data = {"model": self._address.model, "ignore_eos": True, **body}
+        return self._session.post(self._address.url + path, json=data)

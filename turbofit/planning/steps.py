@@ -1,0 +1,163 @@
+"""An engine's own seconds in place of constants: timed forwards beside what a forecast says.
+
+`turbofit calibrate` times forwards. Each figure of the forecast is multiplied by the ratio of the
+measured to the forecast seconds, interpolated between the forwards that were timed. Beyond the
+first and the last of them their ratio holds. The ratios are of one model, engine and card: other
+models keep their constants, since a forward does not tell its launches from its kernels.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from itertools import combinations, permutations
+from math import log
+from statistics import fmean
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.struct import Struct
+from turbofit.core.units import three_digits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from turbofit.core.machine import MeasuredSteps, StepPoint
+
+#: The share by which a larger forward may be faster beside the spreads of both; above it, the two
+#: contradict each other.
+_NOISE: Final = 0.05
+#: Bounds of a ratio: a card that is further from its forecast was not timed rightly.
+_LEAST: Final = 0.01
+_MOST: Final = 100.0
+
+Curve = tuple[tuple[float, float], ...]
+
+
+class StepRatios(Struct):
+    """Measured seconds divided by forecast seconds; all 1 if nothing was timed.
+
+    ``forward`` has the ratios of forwards over so many tokens, ``image`` of images of so many
+    vision units; ``source`` says where and when, and is empty if nothing was timed.
+    """
+
+    forward: Curve = ()
+    image: Curve = ()
+    pair: float = 1.0
+    context: float = 1.0
+    source: str = ""
+
+
+def at(curve: Curve, place: float) -> float:
+    """Return the ratio at a place, between those of its neighbours by the place's logarithm."""
+    if not curve:
+        return 1.0
+    above = bisect_left(curve, (place, 0.0))
+    if above in (0, len(curve)):
+        return curve[min(above, len(curve) - 1)][1]
+    (low, first), (high, second) = curve[above - 1], curve[above]
+    return first + (second - first) * log(place / low) / log(high / low)
+
+
+def ratios_of(
+    steps: MeasuredSteps,
+    *,
+    forward: Callable[[float], float],
+    tower: Callable[[float], float],
+    pair: float,
+    context: float,
+) -> StepRatios:
+    """Return the ratios that timed forwards show; a forecast with them gives their seconds.
+
+    The forecast's seconds: ``forward`` of so many tokens without attention, ``tower`` of an image
+    of so many units, ``pair`` of a prompt's token and a token that it attends to, ``context`` of a
+    cached token.
+
+    The attention of prompts is not told apart from their products: the ratio of the longest prompt
+    stands for both.
+
+    Raises:
+        UsageError: two forwards contradict each other.
+    """
+    refuse_contradictions(steps)
+    decoded = [point for point in steps.points if not (point.prompt or point.units)]
+    prompts = [point for point in steps.points if point.prompt and not point.units]
+    images = [point for point in steps.points if point.units]
+    cached = _slope(decoded) or context
+    longest = max(prompts, key=lambda point: point.prompt, default=None)
+    of_pair = 1.0
+    if longest is not None:
+        told = forward(_tokens(longest)) + _pairs(longest) * pair
+        of_pair = _bounded((longest.seconds - longest.cached * cached) / told)
+
+    def attention(point: StepPoint) -> float:
+        return point.cached * cached + _pairs(point) * of_pair * pair
+
+    curve = _curve(
+        (_tokens(point), (point.seconds - attention(point)) / forward(_tokens(point)))
+        for point in (*decoded, *prompts)
+    )
+
+    def alone(point: StepPoint) -> float:
+        tokens = _tokens(point)
+        return point.seconds - attention(point) - forward(tokens) * at(curve, tokens)
+
+    return StepRatios(
+        forward=curve,
+        image=_curve((point.units, alone(point) / tower(point.units)) for point in images),
+        pair=of_pair,
+        context=_bounded(cached / context),
+    )
+
+
+def refuse_contradictions(steps: MeasuredSteps) -> None:
+    """Refuse forwards of which one does no less than another in clearly less time.
+
+    Raises:
+        UsageError: the first two such forwards.
+    """
+    for one, other in permutations(steps.points, 2):
+        more = all(b >= a for a, b in zip(_work(one), _work(other), strict=True))
+        noise = _NOISE + one.spread + other.spread
+        if more and other.seconds * (1 + noise) < one.seconds:
+            raise UsageError(
+                f"timed steps contradict each other: {other.words} took"
+                f" {three_digits(1e3 * other.seconds)} ms, {one.words}"
+                f" {three_digits(1e3 * one.seconds)} ms",
+                hint="turbofit calibrate MODEL --again, while nothing else uses the card",
+            )
+
+
+def _work(point: StepPoint) -> tuple[int, ...]:
+    return (point.sequences, point.cached, point.prompt, point.units)
+
+
+def _tokens(point: StepPoint) -> int:
+    return point.sequences + point.prompt
+
+
+def _pairs(point: StepPoint) -> float:
+    return point.prompt**2 / 2
+
+
+def _slope(points: Sequence[StepPoint]) -> float:
+    """Return the seconds of a cached token by least squares over equal numbers of sequences.
+
+    The result is 0 if no two such forwards differ, or if they show none.
+    """
+    pairs = [(a, b) for a, b in combinations(points, 2) if a.sequences == b.sequences]
+    more = sum((b.cached - a.cached) ** 2 for a, b in pairs)
+    seconds = sum((b.cached - a.cached) * (b.seconds - a.seconds) for a, b in pairs)
+    return max(0.0, seconds / more) if more else 0.0
+
+
+def _curve(ratios: Iterable[tuple[float, float]]) -> Curve:
+    """Return the mean ratio of each place, in the order of places."""
+    found = defaultdict[float, list[float]](list)
+    for place, ratio in ratios:
+        found[place].append(_bounded(ratio))
+    return tuple((place, fmean(found[place])) for place in sorted(found))
+
+
+def _bounded(ratio: float) -> float:
+    return min(max(ratio, _LEAST), _MOST)
