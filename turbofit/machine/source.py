@@ -216,8 +216,8 @@ def _impossible(machine: Machine) -> str | None:
     visible_once = len(visible) == len(machine.visible)
     linked_once = len(pairs) == len(machine.links)
     joins_its_own = all(a < b and {a, b} <= indices for a, b in pairs)
-    names = {gpu.name for gpu in machine.gpus}
-    calibrated_here = all({*one.gpus} <= names for one in machine.calibrations)
+    cards = {gpu.name for gpu in machine.gpus}
+    calibrated_here = all({*one.gpus} <= cards for one in machine.calibrations)
     reasons = {
         "it has no GPU": not indices,
         "two GPUs have one index": len(indices) != len(machine.gpus),
