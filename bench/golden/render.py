@@ -31,6 +31,10 @@ _VERSION = re.compile(r'("turbofit_version":\s*"|\bturbofit v?)\d+\.\d+[\w.+-]*'
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?")
 
 
+#: The checkout, whose scripts hints name.
+ROOT = Path(__file__).resolve().parents[2]
+
+
 class Answer(NamedTuple):
     """Exit code, standard output and standard error of one command line."""
 
@@ -89,7 +93,7 @@ class Workplace:
 
     def _normalised(self, text: str) -> str:
         """Replace times, turbofit's version and the folder's path by fixed words."""
-        text = text.replace(str(self.folder), "WORK")
+        text = text.replace(str(self.folder), "WORK").replace(str(ROOT), "CHECKOUT")
         return _TIME.sub("TIME", _VERSION.sub(r"\1VERSION", text))
 
 

@@ -77,6 +77,8 @@ TURBOMIND_VALUES: _Space = {
 PYTORCH_VALUES: _Space = {
     "--eager-mode": (True,),
     "--num-gpu-blocks": ("64", "1000"),
+    "--adapters": ("sql=sql-lora",),  # no folder is there
+    "--hf-overrides": ('{"max_position_embeddings":65536}', '{"hidden_size":1}'),
     "--cudagraph-capture-batch-sizes": ("1 2 4", "8"),
     "--distributed-executor-backend": ("uni", "mp", "ray"),
     "--quant-policy": ("8", "16", "17"),

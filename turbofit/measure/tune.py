@@ -77,12 +77,12 @@ def tune_model(
     """
     run = Run(config, leases, say)
     run.plan = run.planner.make({})
-    usual = run.refuse()
-    if not usual.backend.of_lmdeploy:
+    if not run.plan.backend.of_lmdeploy:
         raise UsageError(
-            f"{usual.model.name} is planned for Transformers: tune tries LMDeploy's settings",
+            f"{run.plan.model.name} is planned for Transformers: tune tries LMDeploy's settings",
             hint="turbofit serve serves it",
         )
+    usual = run.refuse()
     load = _load(wanted.load, usual)
     clock = clock_for(usual, config.clock)
     facts = _facts(wanted, usual, load, run.lmdeploy.version, clock)

@@ -26,7 +26,7 @@ from turbofit.core.process.processes import stop_signals
 from turbofit.core.process.progress import Step
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import doubled, format_duration
-from turbofit.core.version import __version__
+from turbofit.core.version import REFERENCE, __version__
 from turbofit.measure.load.client import LoadClient
 from turbofit.measure.load.prompt import PromptWriter
 from turbofit.measure.load.result import ClientShare, ErrorCount, LoadResult, Window, spread
@@ -294,7 +294,7 @@ def refuse_held_up(before: ClockFacts, after: ClockFacts | None, passed: float) 
     if after.busy <= before.busy:
         raise UnservedError(
             "the clock has read no forward of this engine, so that nothing took time",
-            hint="it reads TurboMind of LMDeploy 0.18; --clock 0 goes without it",
+            hint=f"it reads TurboMind of LMDeploy {REFERENCE}; `--clock 0` goes without it",
         )
     late, idle = after.late - before.late, after.idle - before.idle
     share = max(late, idle) / passed

@@ -34,9 +34,11 @@ def slow_down(engine: Any, app: Any, clock: ClockFile) -> None:
     @asynccontextmanager
     async def safe_run(self: Any, handle: Any, session: Any, **given: Any) -> AsyncIterator[Any]:
         taken, slower = _TAKEN.get(), clock.read().factor - 1
-        if taken is not None and slower > 0:
-            await asyncio.sleep(slower * (time.monotonic() - taken))
+        # The engine gets the request when the outputs are asked for. LMDeploy's `safe_run` itself
+        # ends the request of a client that leaves during the wait.
         async with run(self, handle, session, **given) as outputs:
+            if taken is not None and slower > 0:
+                await asyncio.sleep(slower * (time.monotonic() - taken))
             yield outputs
 
     app.__call__, engine.safe_run = call, safe_run
