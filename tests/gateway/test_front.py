@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Event
 from typing import Any
 
 import pytest
@@ -218,3 +219,19 @@ def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:
         engine.permit()
         assert long.result()[2] == b"data: {}\n\n" * 4 + b"data: [DONE]\n\n"
     assert not [e for e in world.records["a"] if e["route"] == CHAT and e["status"] != 200]
+
+
+def test_a_front_ends_though_its_source_never_answers() -> None:
+    asked_for, answers = Event(), Event()
+
+    def silent() -> list[NodeAddress]:
+        asked_for.set()
+        answers.wait()
+        return []
+
+    front = GatewayThread(Front(silent, config()))
+    front.start()
+    assert asked_for.wait(HANG)
+    front.stop(drain=False)
+    assert not front._thread.is_alive()
+    answers.set()

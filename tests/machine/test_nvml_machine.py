@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import threading
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -190,8 +191,7 @@ def test_a_driver_that_never_answers_keeps_no_plan_waiting(monkeypatch: pytest.M
     with pytest.raises(MachineError, match="driver has not answered") as told:
         machine_from(None, environ={})
     answers.set()
-    for thread in nvml._hung:
-        thread.join(HANG)
+    wait(nvml._hung, HANG)
     assert "dmesg" in (told.value.hint or "")
 
 

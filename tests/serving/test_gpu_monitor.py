@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,5 +195,4 @@ def test_a_driver_that_hangs_keeps_no_supervisor(ground: Ground, monkeypatch) ->
     assert used_now(ground.plan) == {}
     assert memory_back(ground.plan, {0: 0}) == []
     answers.set()
-    for thread in nvml._hung:
-        thread.join(HANG)
+    wait(nvml._hung, HANG)

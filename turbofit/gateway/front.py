@@ -17,7 +17,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.interpreter import in_thread
+from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Document, Struct
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
@@ -98,8 +98,8 @@ class Node(RoutedEngine):
 class Front(AsgiApp):
     """The app of a front, which spreads requests over nodes.
 
-    ``source`` returns the addresses of the nodes; it is called in a thread twice a second. ``log``
-    receives a record of each request.
+    ``source`` returns the addresses of the nodes; it is called in a thread twice a second,
+    and the front ends without its answer. ``log`` receives a record of each request.
     """
 
     def __init__(
@@ -139,7 +139,8 @@ class Front(AsgiApp):
         while True:
             addresses: Sequence[NodeAddress] = ()
             with suppress(Exception):  # Ray may be silent: the known nodes serve on
-                addresses = await in_thread(self._source)
+                found = in_daemon_thread(self._source, "addresses")
+                addresses = await asyncio.wrap_future(found)
             for address in set(self.nodes) - set(addresses) if addresses else ():
                 self.nodes.pop(address).watch.cancel()  # not for an empty list
             for address in addresses:

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from turbofit.core.plan import GRAMMAR_TRIAL
+from turbofit.core.process.interpreter import until_done
 from turbofit.core.units import MIB
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.grammars import grammar_of
@@ -79,12 +80,8 @@ class GrammarTrials:
         name = sha256(chat).digest()
         if self._unable is None and name not in self._known:
             async with self._turns.setdefault(who, asyncio.Lock()):
-                trial = asyncio.ensure_future(self._learn(name, chat))
-                try:
-                    await asyncio.shield(trial)
-                except asyncio.CancelledError:  # the process would have to be started anew
-                    await asyncio.gather(trial, return_exceptions=True)
-                    raise
+                # A trial that is broken off would cost the process.
+                await until_done(self._learn(name, chat))
         if self._ours and self._unable is not None and self._unable.get("lacks") == "xgrammar":
             raise Refusal("option_missing:xgrammar", param=field)
         why = self._known.get(name)

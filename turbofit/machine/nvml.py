@@ -5,12 +5,12 @@ Answers have type ``Any``, since pynvml has no types; each caller converts what 
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from turbofit.core.errors import NoGpuError, PackageError
+from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA
 
@@ -32,8 +32,8 @@ _ELSEWHERE: Final = "describe a machine with `--on SPEC`, e.g. `--on 4xrtx3090`"
 _T = TypeVar("_T")
 #: A driver that is not loaded yet is loaded first, which takes seconds for each GPU.
 _SECONDS: Final = 30.0
-#: Threads whose query the driver has not answered yet.
-_hung: list[threading.Thread] = []
+#: Queries that the driver has not answered yet.
+_hung: list[Future[Any]] = []
 
 
 class GpuLostError(Exception):
@@ -133,23 +133,14 @@ def ask_driver(question: Callable[[], _T], otherwise: _T, *, seconds: float | No
     Returns ``otherwise`` after ``seconds`` without an answer (None: 30), and at once while another
     query of this process has no answer yet.
     """
-    _hung[:] = [thread for thread in _hung if thread.is_alive()]
+    _hung[:] = [query for query in _hung if not query.done()]
     if _hung:
         return otherwise
-    answer: Future[_T] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(question())
-        except BaseException as exc:  # noqa: BLE001 - who asked gets it
-            answer.set_exception(exc)
-
-    thread = threading.Thread(target=ask, name="driver-call", daemon=True)
-    thread.start()
+    answer = in_daemon_thread(question, "driver-call")
     longest = _SECONDS if seconds is None else seconds
-    thread.join(longest)
+    wait([answer], longest)
     if not answer.done():
-        _hung.append(thread)
+        _hung.append(answer)
         _LOG.info("the driver has not answered for %g s", longest)
         return otherwise
     return answer.result()

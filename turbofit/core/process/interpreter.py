@@ -8,7 +8,8 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 USUAL_THRESHOLDS: Final = gc.get_threshold()
@@ -23,12 +24,40 @@ async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any
     """
     import asyncio  # planning needs none
 
-    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
+    return await until_done(asyncio.to_thread(function, *arguments, **keywords))
+
+
+async def until_done(call: Awaitable[T]) -> T:
+    """Wait until a call ends, even if the caller's task is cancelled."""
+    import asyncio
+
+    task = asyncio.ensure_future(call)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.gather(task, return_exceptions=True)
         raise
+
+
+def in_daemon_thread(function: Callable[[], T], name: str) -> Future[T]:
+    """Begin a call in a thread of its own, and return its future, which cannot be cancelled.
+
+    The process does not wait for the thread when it ends: the call may never return.
+    """
+    from concurrent.futures import Future
+    from threading import Thread
+
+    answer: Future[T] = Future()
+    answer.set_running_or_notify_cancel()
+
+    def call() -> None:
+        try:
+            answer.set_result(function())
+        except BaseException as exc:  # noqa: BLE001 - who waits gets it
+            answer.set_exception(exc)
+
+    Thread(target=call, name=name, daemon=True).start()
+    return answer
 
 
 def collect_after(objects: int) -> None:

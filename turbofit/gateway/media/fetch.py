@@ -11,8 +11,6 @@ import ipaddress
 import re
 import socket
 from collections import Counter, OrderedDict, deque
-from concurrent.futures import Future
-from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin
 
@@ -20,6 +18,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
 
@@ -99,16 +98,13 @@ class _Names(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        found: Future[list[Any]] = Future()
-
-        def ask() -> None:
+        def ask() -> list[Any]:
             try:
-                found.set_result(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+                return socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
             except (OSError, UnicodeError) as exc:
-                found.set_exception(OSError(f"{host} is not resolved: {exc}"))
+                raise OSError(f"{host} is not resolved: {exc}") from exc
 
-        Thread(target=ask, name="resolver", daemon=True).start()
-        self.asking = asyncio.wrap_future(found)
+        self.asking = asyncio.wrap_future(in_daemon_thread(ask, "resolver"))
         infos = await asyncio.shield(self.asking)
         addresses = [(info[0], str(info[4][0])) for info in infos]
         if not addresses or not all(is_public(address) for _, address in addresses):
@@ -223,6 +219,11 @@ class MediaFetcher:
 
     async def _fetch(self, url: str, most_bytes: int, who: str) -> bytes:
         names = _Names()
+
+        def looked_up(asking: asyncio.Future[list[Any]]) -> None:
+            asking.exception()  # else asyncio reports one that nobody waits for any more
+            self._turns.give(who)
+
         await self._turns.take(who)
         try:
             return await asyncio.wait_for(self._bytes(url, most_bytes, names), _SECONDS)
@@ -234,7 +235,7 @@ class MediaFetcher:
             if names.asking is None:
                 self._turns.give(who)
             else:  # once the thread has ended, which it mostly has
-                names.asking.add_done_callback(lambda _: self._turns.give(who))
+                names.asking.add_done_callback(looked_up)
 
     async def _bytes(self, url: str, most_bytes: int, names: _Names) -> bytes:
         # It uses no cookies, no proxies of the environment, no decompression (a bomb needs it).
