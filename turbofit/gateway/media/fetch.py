@@ -320,12 +320,14 @@ async def _body(response: Any, most_bytes: int) -> bytes:
 
 
 def _read(url: str) -> URL:
+    if len(url) > _LONGEST_URL:  # first: reading a long one would hold all requests up
+        raise _refusal(400, _UNREADABLE)
     odd = any(c.isspace() or not c.isprintable() or c == "\\" for c in url)
     try:
         parts = URL(url)
     except ValueError:
         odd = True
-    if odd or len(url) > _LONGEST_URL or parts.scheme not in _PORTS:
+    if odd or parts.scheme not in _PORTS:
         raise _refusal(400, _UNREADABLE)
     return parts
 
