@@ -67,8 +67,10 @@ def check_grammars(body: JsonObject) -> None:
     Raises:
         Refusal: a field is of another type, too long, or nested too deep; or too many tools.
     """
-    for name in _FIELDS.keys() & body.keys():
-        value, wanted = body[name], _FIELDS[name]
+    for name, wanted in _FIELDS.items():
+        if name not in body:
+            continue
+        value = body[name]
         if not isinstance(value, wanted):
             raise refused(name, f"is no {_TYPES[wanted]}")
         if name == "tools" and len(value) > _TOOLS:
