@@ -145,13 +145,10 @@ def test_code_and_frames_name_the_model(line: str, model: str) -> None:
     assert explain(f"{line}\n{torch('20.00 MiB')}").read.model == model
 
 
-def test_the_class_of_a_model_is_named_where_its_size_is_not() -> None:
-    log = (
-        f'  File "/l/llava_llama.py", line 1, in LlavaLlamaForCausalLM.forward\n{torch("2.00 MiB")}'
-    )
-    assert any(
-        "which model of the class LlavaLlamaForCausalLM" in one for one in explain(log).unknown
-    )
+@pytest.mark.parametrize("name", ["LlavaLlamaForCausalLM", "Qwen2ForCausalLM"])
+def test_the_class_of_a_model_is_named_where_its_size_is_not(name: str) -> None:
+    log = f'  File "/l/modeling.py", line 1, in {name}.forward\n{torch("2.00 MiB")}'
+    assert any(f"which model of the class {name}" in one for one in explain(log).unknown)
 
 
 def test_a_jetson_is_told_what_runs_there() -> None:

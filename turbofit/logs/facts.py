@@ -199,7 +199,7 @@ class LogFacts:
         self.subject.lines, self.last = line, LogEvent(line, text)
         if self.state == "message" and line - self.marks[-1].line > _WRAPPED:
             self.state = "log"
-        self.subject.notice(form)
+        self.subject.notice(text, form)
         self._note_begin(line, text, form)
         before, self._before = self._before, text if form.ask(_GOES_ON.match) else ""
         if before and event_in(text, form) is None:

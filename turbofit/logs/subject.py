@@ -115,12 +115,12 @@ class Subject:
         self._other = ""
         self.lines = 0
 
-    def notice(self, form: Form) -> None:
+    def notice(self, text: str, form: Form) -> None:
         """Note the program and the engine that a line shows, even a line of a traceback."""
         self.of_lmdeploy = self.of_lmdeploy or form.ask(_LMDEPLOY) is not None
         self.quantises = self.quantises or form.ask(_QUANTISES) is not None
         if named := form.ask(_CLASS.search):
-            self.model_class = named[1]
+            self.model_class = text[slice(*named.span(1))]  # the form has 0 for its digits
         self.on_pytorch = self.on_pytorch or form.ask(_PYTORCH) is not None
         if not self._other and (match := form.ask(_OTHERS)):
             self._other = str(match.lastgroup)
