@@ -18,10 +18,9 @@ import numpy as np
 from PIL import Image
 
 from turbofit.measure.load.result import spread
+from turbofit.rehearsal.pretend.clock import HELD_UP
 
-#: More than this share of a load's time, and the host decided its figures.
-HELD_UP = 0.05
-#: Milliseconds after which a picture is sent beside a stream, as the card counts them.
+#: Seconds, as the card counts them, after which a picture is sent beside a stream.
 _AFTER = 0.3
 
 

@@ -42,7 +42,7 @@ def test_a_picture_takes_the_forecasts_time_and_a_load_is_told_in_it(
     busy = served.ask("/about")[2]["clock"]["busy"]
     # Beside the prompt: one step, and one or two that LMDeploy prepares ahead.
     assert least + table.forward[1] <= busy <= least + 3 * (table.forward[1] + 0.001)
-    monkeypatch.setattr(driver, "_HELD_UP", float("inf"))  # whatever else runs on this host
+    monkeypatch.setattr(driver, "HELD_UP", float("inf"))  # whatever else runs on this host
     told: list[str] = []
     load = LoadSpec.of(images=0, concurrency=2, requests=4, output_tokens=4, warm_up=0)
     found = driver.bench(served.url, load, say=told.append)

@@ -24,6 +24,7 @@ from turbofit.core.machine import MeasuredSteps, StepPoint
 from turbofit.core.png import png
 from turbofit.memory.engines import engine_of
 from turbofit.planning.steps import refuse_contradictions
+from turbofit.rehearsal.pretend.clock import HELD_UP, held_up_share
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -47,8 +48,6 @@ _REPEATS: Final = 3
 _AHEAD: Final = 64
 #: A gap is no step if half of the readings differ from the median by more.
 _MOST_SPREAD: Final = 0.1
-#: A share of a point's time: more, and the host decided it.
-_HELD_UP: Final = 0.05
 #: Seconds of the card after which no further point begins.
 _SECONDS: Final = 180.0
 #: Tokens: any ones but special ones, and of a question beside an image with its template, at most.
@@ -250,8 +249,8 @@ class StepTimer:
     def _refuse_held_up(self, before: ClockReading | None, passed: float) -> None:
         after = self._reading()
         if before is not None and after is not None:
-            share = max(after.late - before.late, after.idle - before.idle) / passed
-            if share > _HELD_UP:
+            share = held_up_share(before, after, passed)
+            if share > HELD_UP:
                 raise _HeldUpError(
                     f"this host held the pretend GPUs up for {share:.0%} of the time"
                 )

@@ -30,6 +30,7 @@ from turbofit.core.version import REFERENCE, __version__
 from turbofit.measure.load.client import LoadClient
 from turbofit.measure.load.prompt import PromptWriter
 from turbofit.measure.load.result import ClientShare, ErrorCount, LoadResult, Window, spread
+from turbofit.rehearsal.pretend.clock import HELD_UP, held_up_share
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -279,10 +280,6 @@ def _warnings(run: LoadRun, busy: float, *, pieces_only: bool, forecast: str) ->
         yield "the server counts no tokens: pieces of its stream are counted, too few"
 
 
-#: The largest share of the time of a load by which the host may hold pretend GPUs up.
-_HELD_UP: Final = 0.05
-
-
 def refuse_held_up(before: ClockFacts, after: ClockFacts | None, passed: float) -> None:
     """Refuse to measure pretend GPUs that this host held up while ``passed`` seconds passed.
 
@@ -296,10 +293,9 @@ def refuse_held_up(before: ClockFacts, after: ClockFacts | None, passed: float) 
             "the clock has read no forward of this engine, so that nothing took time",
             hint=f"it reads TurboMind of LMDeploy {REFERENCE}; `--clock 0` goes without it",
         )
-    late, idle = after.late - before.late, after.idle - before.idle
-    share = max(late, idle) / passed
-    if share > _HELD_UP:
-        factor = 2 ** math.ceil(math.log2(max(2.0, share / _HELD_UP) * max(1.0, before.factor)))
+    share = held_up_share(before, after, passed)
+    if share > HELD_UP:
+        factor = 2 ** math.ceil(math.log2(max(2.0, share / HELD_UP) * max(1.0, before.factor)))
         raise UnservedError(
             f"this host is too slow for that load: it held the pretend GPUs up for {share:.0%} of "
             "the time",

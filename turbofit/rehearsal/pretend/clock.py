@@ -10,7 +10,7 @@ import struct
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from turbofit.core.machine import StepPoint
@@ -22,6 +22,24 @@ _HEAD: Final = struct.Struct("<d5q2d")
 _MOST: Final = 1 << 18
 _SIZE: Final = _HEAD.size + 2 * 8 * _MOST
 _SECOND: Final = 1e9
+#: The largest share of the time by which the host may hold the cards up: beyond it, the host
+#: decided what was measured.
+HELD_UP: Final = 0.05
+
+
+class HostWaits(Protocol):
+    """The seconds of a `ClockReading` by which the host held the first card up."""
+
+    @property
+    def late(self) -> float: ...
+
+    @property
+    def idle(self) -> float: ...
+
+
+def held_up_share(before: HostWaits, after: HostWaits, passed: float) -> float:
+    """Return the share of ``passed`` seconds by which the host held the first card up."""
+    return max(after.late - before.late, after.idle - before.idle) / passed
 
 
 class StepTable(NamedTuple):
