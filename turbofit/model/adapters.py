@@ -80,7 +80,7 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
     """
     if model.architecture not in _LAYERS:
         raise _refusal(
-            f"--adapters: LMDeploy {REFERENCE} finds no modules for adapters in its class of"
+            f"`--adapters`: LMDeploy {REFERENCE} finds no modules for adapters in its class of"
             f" {model.name}, or turbofit has not read it"
         )
     split = [word.partition("=") if "=" in word else (_UNNAMED, "", word) for word in words]
@@ -144,7 +144,7 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
         raise _refusal(
             f"adapter {name}: LMDeploy {REFERENCE} also takes the vision tower's {shared} for it,"
             " with the prompt's positions, and pictures come out wrong",
-            f"{_MERGE}; --language-model-only serves it without pictures",
+            f"{_MERGE}; `--language-model-only` serves it without pictures",
         )
     rank = config.integer("r", high=_LARGEST_RANK)
     known = lora_modules(model.text)

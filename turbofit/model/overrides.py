@@ -16,7 +16,7 @@ from turbofit.core.model import Model
 from turbofit.core.struct import JsonObject
 from turbofit.model.config import Section
 
-_OPTION: Final = "--hf-overrides"
+_OPTION: Final = "`--hf-overrides`"
 _LENGTH: Final = "max_position_embeddings"
 _FIRST_LENGTH: Final = "original_max_position_embeddings"
 #: Both names of how positions are scaled: Transformers 5 reads and writes the second by the first.

@@ -242,7 +242,7 @@ def _fallback_arguments(plan: Plan, engine: EnginePlan, port: str) -> Words:
     if engine.device_map is None:
         raise UsageError(
             "the plan has no device map, without which the fallback engine loads nothing",
-            hint="plan with --engine transformers",
+            hint="plan with `--engine transformers`",
         )
     model, settings = plan.model, engine.settings
     return (

@@ -74,8 +74,8 @@ def adapter_problem(model: Model, tp: int) -> str | None:
     of_keys = any({"k_proj", "v_proj"} & {*adapter.modules} for adapter in model.loras)
     if of_keys and tp > model.text.kv_heads:
         return (
-            f"--adapters: LMDeploy ends while it deals {model.text.kv_heads} KV heads of an adapter"
-            f" to {tp} ranks"
+            f"`--adapters`: LMDeploy ends while it deals {model.text.kv_heads} KV heads of an"
+            f" adapter to {tp} ranks"
         )
     return None
 
