@@ -165,12 +165,14 @@ def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
     """
     machine = node.machine
     assert machine is not None
-    return replace(
-        plan,
-        machine=machine,
-        engines=tuple(_engine_on(machine, engine) for engine in plan.engines),
-        promise=replace(plan.promise, limits=limits),
+    promise = replace(
+        plan.promise,
+        limits=limits,
+        images=limits.images_per_request,
+        image_limit=limits.image_limit,
     )
+    engines = tuple(_engine_on(machine, engine) for engine in plan.engines)
+    return replace(plan, machine=machine, engines=engines, promise=promise)
 
 
 def _engine_on(machine: Machine, engine: EnginePlan) -> EnginePlan:
