@@ -280,8 +280,8 @@ def calibrated(servers: Servers, factor: float) -> Iterator[Line]:
     options = {"max_batch_size": 16, "max_prefill_token_num": 4096, "engine": "turbomind"}
     kept = (msgspec.convert(learned, Calibration),)
     before, after = (
-        turbofit.plan("internvl2-2b", on=replace(machine, calibrations=known), **options)
-        for known in ((), kept)
+        turbofit.plan("internvl2-2b", on=replace(machine, calibrations=given), **options)
+        for given in ((), kept)
     )
     for at_once, prompt, output in ((1, 512, 128), (16, 512, 128), (16, 2048, 128)):
         sent = asyncio.run(closed(server.url, at_once, 3 * at_once, prompt=prompt, output=output))

@@ -163,9 +163,8 @@ def hits_of(
     rows, hits = form.ask(_rows_in) if form else _rows_in(zeros(text)), []
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
-    place = _place_of(stack)
     for row in rows:
-        if row.frame and not pattern_of(row.frame).search(place):
+        if row.frame and not pattern_of(row.frame).search(_place_of(stack)):
             continue
         match = pattern_of(row.pattern or _WHOLE).search(text)
         if match is not None and any(word in text for word in row.says):  # not with another digit

@@ -91,8 +91,8 @@ def _lower_share(case: LogCase, draft: Draft) -> tuple[float | None, float | Non
     lower = round(max(died - _LESS, _PART * died), 4)
     if memory.missing is None or not memory.free:
         return lower, None
-    cache = logged_cache(case)
-    before = cache.free if cache else memory.free / (1 - died)
+    logged = logged_cache(case)
+    before = logged.free if logged else memory.free / (1 - died)
     leaves = int(100 * (died - memory.missing / before)) / 100
     return lower, leaves if 0 < leaves < lower else None
 
@@ -115,11 +115,11 @@ class _Search(NamedTuple):
     @classmethod
     def of(cls, case: LogCase, draft: Draft) -> _Search | None:
         """Return the search for a log's run; None if there is no account of it."""
-        cache, kept = logged_cache(case), dict[str, Any]()
+        logged, kept = logged_cache(case), dict[str, Any]()
         if case.machine and draft.by_others and not draft.emptied:
             kept = {"on": case.machine.with_used(draft.by_others)}
-        elif cache and not draft.emptied:
-            kept = {"free_at_cache": cache.free}
+        elif logged and not draft.emptied:
+            kept = {"free_at_cache": logged.free}
         before = case.forecast(**kept)
         if before is None or case.machine is None:
             return None

@@ -138,7 +138,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
 def _promised(plan: Plan) -> str:
     """Return in words the limits of a request: its images and its tokens."""
     sides = plan.workload.image_size
-    size = "{}x{}".format(*sides) if sides is not None else ""
+    size = _size(sides) if sides is not None else ""
     return plan.promise.limits.promise(
         plan.smallest.settings.session_len, *largest_images(plan), size
     )
@@ -347,7 +347,7 @@ def _became(plan: Plan, run: RunReport | None) -> list[Block]:
 def _facts(plan: Plan) -> FactList:
     model, workload = plan.model, plan.workload
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
-    size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
+    size = _size(workload.image_size) if workload.image_size else "worst"
     context = f"{workload.context:,}" if workload.context else "as much as fits"
     images = _images(plan, size) if plan.promise.limits.vision_unit else ""
     at_once = workload.concurrency or plan.requests_at_once

@@ -160,7 +160,8 @@ def _kept_table(which: Which, kept: list[Serving], most: int) -> list[Block]:
     shown = [row for row in kept if not _outdone(row, kept)][:most] if which.model else kept[:most]
     rows = [_row(which, serving) for serving in kept]
     titles = [name for name in rows[0] if name not in _WIDE]
-    few = (tuple(_row(which, serving)[name] for name in titles) for serving in shown)
+    few_rows = [_row(which, serving) for serving in shown]
+    few = (tuple(row[name] for name in titles) for row in few_rows)
     every = (tuple(row.values()) for row in rows)
     return [
         table(titles, few, right=_NUMBERS, **ONLY_SHORT),
