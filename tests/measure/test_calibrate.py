@@ -28,6 +28,7 @@ from turbofit.report.views.measured_view import calibration_view
 from turbofit.serving import ladder
 from turbofit.serving.calibration import learn
 from turbofit.serving.engine.launches import PretendReader, pretend_machine
+from turbofit.serving.proved import Learned
 
 pytestmark = pytest.mark.usefixtures("state")
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
@@ -278,7 +279,7 @@ def test_speeds_are_measured_before_the_engines_start_and_planned_with(
 
 def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> None:
     file = ladder.learned_file(PLAN, "0.18.0", pretend=False)
-    file.write(ladder.Learned(changes={"margin": 7}))
+    file.write(Learned(changes={"margin": 7}))
     less = {"calibrations": [{"context": -5, "buffers": 3}], "kept": ["file"]}
     more = {"calibrations": [{"context": -5, "buffers": 9}], "kept": ["file"]}
     assert not calibrate.relieve(PLAN, less, "0.18.0", pretend=False)

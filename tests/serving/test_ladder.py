@@ -19,7 +19,8 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import Supervision
-from turbofit.serving.ladder import Learned, learned_file, recall, rungs
+from turbofit.serving.ladder import learned_file, recall, rungs
+from turbofit.serving.proved import Learned
 from turbofit.serving.start import _step_down
 from turbofit.serving.supervisor import Supervisor
 

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from tests.support.plans import changed
 from turbofit import api
 from turbofit.core.plan import Plan
-from turbofit.serving import ladder
-from turbofit.serving.ladder import Proof, Rehearsals
+from turbofit.serving import proved
 from turbofit.serving.options import ServeConfig
+from turbofit.serving.proved import Proof, Rehearsals
 
 CONFIG = ServeConfig()
 
@@ -86,7 +86,7 @@ def test_what_its_memory_rests_on_makes_it_another_plan(
         patch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         assert not known(plan)
     with monkeypatch.context() as patch:
-        patch.setattr(ladder, "installed", lambda _name: "2.99")
+        patch.setattr(proved, "installed", lambda _name: "2.99")
         assert not known(plan)
     assert known(plan)
 
@@ -111,5 +111,5 @@ def test_a_rehearsal_holds_while_its_memory_is_there(
         plan.engines[0].settings, max_batch_size=plan.engines[0].settings.max_batch_size + 1
     )
     assert Rehearsals(changed(plan, settings=wider)).recall(plan.machine) is None
-    monkeypatch.setattr(ladder, "installed", lambda _name: "9.9")
+    monkeypatch.setattr(proved, "installed", lambda _name: "9.9")
     assert Rehearsals(plan).recall(plan.machine) is None

@@ -1,10 +1,4 @@
-"""Remembers tests of plans on these cards, and finds new settings after a lack of memory.
-
-A plan is proved once its engines have answered its worst cases. The bytes that they then
-held beyond the forecast are kept for the same plan with any cache ratio. A plan is the same if the
-model's shape, the settings, the cards, the driver, LMDeploy and torch are the same; otherwise it is
-tested again. The result of a rehearsal is used again if the same plan is made, and as much memory
-is free.
+"""Finds new settings after a lack of memory, and remembers those that a run came to.
 
 A rung is new settings to try after a start that ran out of memory: a larger margin, fewer tokens in
 a forward, smaller images, fewer engines. The ladder is the rungs that a run tries, one after
@@ -13,141 +7,23 @@ another. `recall` returns the settings that an earlier run came to.
 
 from __future__ import annotations
 
-import os
-import time
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec.structs import replace
-
-from turbofit.core.installation import installed
 from turbofit.core.messages import plural
-from turbofit.core.plan import Plan
-from turbofit.core.struct import Struct, known, to_builtins
+from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, round_up
-from turbofit.core.version import __version__
 from turbofit.machine.learned import learned
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.calibrated import identity
+from turbofit.serving.proved import Learned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from turbofit.core.engine_end import End
-    from turbofit.core.machine import Machine
-    from turbofit.core.plan import GpuLedger
+    from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.process.files import StateFile
     from turbofit.core.struct import Options
-    from turbofit.serving.options import ServeConfig
-
-#: Variables that change what torch allocates.
-_ALLOCATOR: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-#: The share of a card by which others may hold more than at the rehearsal: the step of a ratio.
-_STEP: Final = 0.001
-#: Phases of a ledger that change with the free memory.
-_MOVING: Final = ("before", "cache")
-
-
-class Proved(Struct, tag_field="schema", tag="turbofit.proved/1"):
-    """The file that proves a plan: the day on which its engines answered the worst cases.
-
-    The file's name stands for the plan.
-    """
-
-    day: str
-
-
-class Held(Struct, tag_field="schema", tag="turbofit.held/1"):
-    """The most bytes beyond the forecast that a plan's engines held on a GPU; may be negative."""
-
-    over: int
-
-
-class Proof:
-    """Tells whether the worst cases of a plan were answered here; `keep` records that they were."""
-
-    def __init__(self, plan: Plan, config: ServeConfig, lmdeploy: str) -> None:
-        uuids = [gpu.uuid for gpu in plan.ledgers]
-        here = (lmdeploy, installed("torch") or "", plan.machine.driver, uuids)
-        allocator = [os.environ.get(name, "") for name in _ALLOCATOR]
-        facts, model = (here, config.options, allocator, config.pretend), identity(plan.model)
-        self._file = learned("proved", Proved, model, _facts(plan), facts)
-        self._held = learned("held", Held, model, _facts(plan, ratio=False), facts)
-
-    @property
-    def day(self) -> str:
-        """The day when the plan was proved; empty if it was not."""
-        kept = self._file.read()
-        return "" if kept is None else kept.day
-
-    @property
-    def over(self) -> int | None:
-        """Bytes beyond the forecast that engines of this plan held, at any cache ratio.
-
-        None if nobody measured it.
-        """
-        kept = self._held.read()
-        return None if kept is None else kept.over
-
-    def keep(self, over: int | None = None) -> None:
-        """Record the proof, and the bytes beyond the forecast if they were measured."""
-        self._file.write(Proved(day=time.strftime("%Y-%m-%d")))
-        if over is not None:
-            before = self.over
-            self._held.write(Held(over=over if before is None else max(before, over)))
-
-    def forget(self) -> None:
-        self._file.forget()
-        self._held.forget()
-
-
-def _facts(plan: Plan, *, ratio: bool = True) -> list[Any]:
-    """Return everything in a plan that its engines' memory depends on, except free memory.
-
-    Without ``ratio`` the cache ratio is left out. Names and paths of the model do not matter:
-    checkpoints of one shape take the same memory.
-    """
-    settings = [engine.settings for engine in plan.engines]
-    settings = settings if ratio else [replace(one, cache_max_entry_count=0.0) for one in settings]
-    nameless = dict.fromkeys(("name", "source", "hub_id", "revision", "warnings"))
-    model = {**to_builtins(plan.model), **nameless}
-    units = [engine.units_per_forward for engine in plan.engines]
-    return [model, plan.backend, plan.groups, plan.promise.limits, settings, units]
-
-
-class Rehearsed(Struct, tag_field="schema", tag="turbofit.rehearsed/2"):
-    """A plan as its rehearsal corrected it, to use instead of the plan that was rehearsed."""
-
-    plan: Plan
-
-
-class Rehearsals:
-    """Keeps a plan as its rehearsal on this machine corrected it, with the installed versions."""
-
-    def __init__(self, plan: Plan) -> None:
-        versions = (__version__, *(installed(name) or "" for name in ("lmdeploy", "torch")))
-        ledgers = [
-            [gpu.uuid, gpu.total, gpu.reserved, gpu.margin]
-            + [[term.term, term.bytes] for term in gpu.terms if term.phase not in _MOVING]
-            for gpu in plan.ledgers
-        ]
-        facts, model = (versions, ledgers, plan.workload), identity(plan.model)
-        self._file = learned("rehearsed", Rehearsed, model, _facts(plan), facts)
-
-    def recall(self, here: Machine) -> Plan | None:
-        """Return the rehearsed plan; None if none is kept, or if a card has less memory free."""
-        kept = self._file.read()
-        if kept is None:
-            return None
-        for gpu in kept.plan.ledgers:
-            card = here.gpu(gpu.index)
-            free = known(card.free, 0)
-            if card.uuid != gpu.uuid or free < gpu.free - _STEP * gpu.total:
-                return None
-        return kept.plan
-
-    def keep(self, plan: Plan) -> None:
-        self._file.write(Rehearsed(plan=plan))
-
 
 #: The most rungs of a run: starts with new settings after one that ran out of memory.
 MOST_RUNGS: Final = 3
@@ -257,12 +133,6 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
     return Rung(
         changes=changes, why=f"host memory ran out: {replicas} {plural(replicas, 'engine')}"
     )
-
-
-class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
-    """The settings that failed starts led to, for the next start of this model on these cards."""
-
-    changes: dict[str, Any]
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:

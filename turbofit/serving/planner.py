@@ -26,8 +26,8 @@ from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import doubled_margin, finished, refusal
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.tuned import same_shape
-from turbofit.serving.ladder import Rehearsals
 from turbofit.serving.leases import Leases, counted, end_orphans
+from turbofit.serving.proved import Rehearsals, ratios
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,9 +131,9 @@ class Planner:
             return plan
         here = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
         raised = finished(same_shape(here, plan, {}, over=over), request)
-        if not raised.fits or _ratios(raised) <= _ratios(plan):
+        if not raised.fits or ratios(raised) <= ratios(plan):
             return plan
-        before, after = _ratios(plan)[0], _ratios(raised)[0]
+        before, after = ratios(plan)[0], ratios(raised)[0]
         self.say(f"proved here before: its cache ratio is raised from {before:.3f} to {after:.3f}")
         return raised
 
@@ -154,15 +154,11 @@ class Planner:
         # The failure says nothing about memory: the rehearsal itself did not run.
         why = rehearsal.death.where if rehearsal.death is not None else "no reason given"
         self.say(f"not rehearsed: it failed: {why[:_SHOWN]}")
-        if _ratios(checked) == _ratios(plan):
+        if ratios(checked) == ratios(plan):
             return plan
         # An earlier rehearsal had lowered a ratio before this one failed: that ratio holds.
         text = f"fits: {checked.kv_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
         return replace(checked, fits=True, verdict=text, serve=plan.serve)
-
-
-def _ratios(plan: Plan) -> list[float]:
-    return [engine.settings.cache_max_entry_count for engine in plan.engines]
 
 
 def leases_for(config: ServeConfig) -> Leases:

@@ -26,8 +26,9 @@ from turbofit.planning.commands import commands
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import refusal
 from turbofit.serving.engine.launches import Launch, find_lmdeploy, lmdeploy_if_needed
-from turbofit.serving.ladder import Proof, recall
+from turbofit.serving.ladder import recall
 from turbofit.serving.planner import Planner, can_rehearse
+from turbofit.serving.proved import Proof
 from turbofit.serving.runs import Record, run_folder
 
 if TYPE_CHECKING:

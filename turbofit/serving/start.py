@@ -47,7 +47,8 @@ from turbofit.serving.gpu_monitor import (
     used_now,
 )
 from turbofit.serving.images.preparation import image_environment
-from turbofit.serving.ladder import MOST_RUNGS, Learned, Proof, learned_file, rungs
+from turbofit.serving.ladder import MOST_RUNGS, learned_file, rungs
+from turbofit.serving.proved import Learned, Proof
 from turbofit.serving.start_progress import StartProgress, as_launched, beside
 from turbofit.serving.supervisor import StoppedError, Supervisor
 from turbofit.serving.weights import fetched
