@@ -1,0 +1,155 @@
+"""NVML over time on a machine that changes under it, and the account of pretend GPUs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+from tests.support.nvml import LOST, Scenario, gpu_3090, in_process
+from tests.support.waiting import HANG, until
+from turbofit import api
+from turbofit.core.errors import MachineError
+from turbofit.core.units import MIB
+from turbofit.measure import memory_usage
+from turbofit.measure.memory_usage import Memory, SampledRange, Sampler, memory_now
+from turbofit.serving.engine.launches import PretendReader, pretend_machine
+
+PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
+
+
+def test_peaks_and_last_values_between_two_times(nvml_library: Path, tmp_path: Path) -> None:
+    scenario = Scenario([gpu_3090(used=100 * MIB), gpu_3090(1, used=5 * MIB)])
+    with in_process(nvml_library, scenario, tmp_path) as path:
+        uuid = scenario.gpus[1].uuid
+        with Sampler([0, uuid], seconds=0.001) as sampler:
+            begun = time.monotonic()
+
+            def shown(used: int) -> bool:
+                span = sampler.between(0, begun, time.monotonic())
+                return span is not None and span.last == used * MIB
+
+            until(lambda: shown(100), "a first sample")
+            for used in (900, 300):
+                scenario.gpus[0].used = used * MIB
+                scenario.write(path)
+                until(lambda: shown(used), f"{used} MiB to be sampled")  # noqa: B023
+            now = time.monotonic()
+        assert sampler.between(0, begun, now) == SampledRange(peak=900 * MIB, last=300 * MIB)
+        assert sampler.between(uuid, begun, now) == SampledRange(peak=5 * MIB, last=5 * MIB)
+        assert sampler.between(0, now + 1, now + 2) is None
+        card = gpu_3090()
+        assert memory_now(0) == Memory(
+            total=24576 * MIB, used=300 * MIB, free=24576 * MIB - card.reserved - 300 * MIB
+        )
+
+
+def test_a_gpu_that_cannot_be_read_is_said_and_the_others_are_sampled(
+    nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: str) -> None:  # as NVML documents it
+        raise pynvml.NVMLError(LOST)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lost)
+    scenario = Scenario([gpu_3090(no_handle=LOST), gpu_3090(1, used=5 * MIB)])
+    with in_process(nvml_library, scenario, tmp_path) as path:
+        with pytest.raises(MachineError, match="no GPU 7"):
+            memory_now(7)
+        for gpu in (0, scenario.gpus[0].uuid):
+            with pytest.raises(MachineError, match="is lost"):
+                memory_now(gpu)
+        begun = time.monotonic()
+        with Sampler([0, 1], seconds=0.001) as sampler:
+            until(lambda: sampler.between(1, begun, time.monotonic()) is not None, "a sample")
+        assert sampler.between(0, begun, time.monotonic()) is None
+        scenario.gpus[1].error = LOST
+        scenario.write(path)
+        with pytest.raises(MachineError):
+            memory_now(1)
+
+
+def test_a_driver_that_never_answers_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    def silent(*_: object) -> None:
+        asked.set()
+        answers.wait()
+        raise MachineError("it is lost", hint="none")
+
+    monkeypatch.setattr(memory_usage, "Nvml", nullcontext)
+    monkeypatch.setattr(memory_usage, "_memory", silent)
+    monkeypatch.setattr(memory_usage, "_LAST_SECONDS", 0.0)
+    try:
+        with Sampler([0]):
+            assert asked.wait(HANG)
+        assert not answers.is_set()
+    finally:
+        answers.set()
+
+
+def allocated(size: int, held: int, address: str) -> str:
+    return f"A 0 0 -1 {size} {held} {address}\n"
+
+
+def test_each_step_reads_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Any library will do: these events have no traces.
+    library = Path(sys.executable).resolve()
+    monkeypatch.setattr("turbofit.rehearsal.packages.engine_library", lambda: library)
+    gpu = pretend_machine(PLAN, 0).gpus[0]
+    others = gpu.used + gpu.late
+    path = tmp_path / "timeline"
+    engine: Any = SimpleNamespace(group=0, pretended=PretendReader(PLAN, 0, path))
+    usage = memory_usage.PretendUsageReader(PLAN)
+    path.write_text("P context\nA 0 0 -1 nonsense\n")
+    with pytest.raises(MachineError):  # and is read again from the beginning
+        usage.read(engine)
+    text = "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + "F a1 0\n"
+    text += allocated(MIB, MIB, "a2")
+    path.write_text(text)
+    (loaded,) = usage.read(engine).values()
+    assert (loaded.peak, loaded.last) == (others + MIB, others + MIB)
+    path.write_text(text + allocated(80 * MIB, 81 * MIB, "a3") + f"F a3 {MIB}\n")
+    (worst,) = usage.read(engine).values()
+    assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
+    # A new start has a timeline of its own.
+    engine.pretended = PretendReader(PLAN, 0, tmp_path / "another")
+    with pytest.raises(MachineError, match="account cannot be read"):
+        usage.read(engine)
+    (tmp_path / "another").write_text("P context\n" + allocated(MIB, 2 * MIB, "b1"))
+    (again,) = usage.read(engine).values()
+    assert again.last == others + 2 * MIB
+
+
+class Samples(nullcontext):  # type: ignore[type-arg]
+    """A `Sampler` whose only samples came at these seconds."""
+
+    def __init__(self, *at: float) -> None:
+        super().__init__()
+        self.at = at
+
+    def between(self, _: str, begin: float, end: float) -> SampledRange | None:
+        inside = [at for at in self.at if begin <= at <= end]
+        return SampledRange(peak=MIB, last=MIB) if inside else None
+
+
+def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(monkeypatch) -> None:
+    clock = SimpleNamespace(monotonic=lambda: 10.0, sleep=lambda _: None)
+    monkeypatch.setattr(memory_usage, "time", clock)
+    monkeypatch.setattr(memory_usage, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
+    engine: Any = SimpleNamespace(group=0)
+    for last, refused in ((9.9, False), (9.0, True)):
+        monkeypatch.setattr(memory_usage, "Sampler", lambda _, last=last: Samples(1.0, last))
+        usage = memory_usage.NvmlUsageReader(PLAN)
+        usage._since = {0: 0.0}
+        if refused:
+            with pytest.raises(MachineError, match="did not answer"):
+                usage.read(engine)
+        else:
+            assert usage.read(engine) == {0: SampledRange(peak=MIB, last=MIB)}
