@@ -36,7 +36,7 @@ from turbofit.core.png import png
 from turbofit.core.process import files
 from turbofit.planning.remedies import Remedies
 from turbofit.serving import planner
-from turbofit.serving.engine.launches import Lmdeploy
+from turbofit.serving.engine.lmdeploy import Lmdeploy
 from turbofit.serving.engine.supervised_engine import Supervision
 from turbofit.serving.gpu_monitor import GpuMonitor
 from turbofit.serving.supervisor import StopSignal, Supervisor

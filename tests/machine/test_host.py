@@ -6,7 +6,7 @@ import pytest
 
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB
-from turbofit.machine.host import read_host, usable_cores
+from turbofit.machine.host import host_kills, read_host, usable_cores
 
 MEMORY = {"proc/meminfo": "MemTotal: 67108864 kB\nMemAvailable:   33554432 kB\n"}
 
@@ -103,3 +103,23 @@ def test_cores_are_what_the_quota_and_the_affinity_leave(
         path.write_text(text)
     where = {name: str(tmp_path / name) for name in ("proc", "cgroup")}
     assert usable_cores(**where) == read_host(**where).cpus == cores
+
+
+def test_kills_are_the_groups_own_else_the_machines(tmp_path: Path) -> None:
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+
+    def kills() -> int | None:
+        return host_kills(proc=str(proc), cgroup=str(cgroup))
+
+    (proc / "self").mkdir(parents=True)
+    (cgroup / "user" / "me").mkdir(parents=True)
+    assert kills() is None
+    (proc / "vmstat").write_text("nr_free_pages 3\noom_kill 7\n")
+    assert kills() == 7
+    (proc / "self" / "cgroup").write_text("0::/\n")
+    (cgroup / "memory.events").write_text("low 0\noom 1\noom_kill 2\n")
+    assert kills() == 2
+    (proc / "self" / "cgroup").write_text("0::/user/me\n")
+    (cgroup / "user" / "me" / "memory.events").write_text("oom_kill 1\noom_group_kill 0\n")
+    assert kills() == 1
+    assert host_kills() is None or host_kills() >= 0  # this machine's

@@ -13,8 +13,8 @@ from tests.support.serving import needs
 from turbofit.cli.main import main
 from turbofit.core.machine import MeasuredSteps
 from turbofit.core.plan import EnginePlan, Plan
-from turbofit.rehearsal import plan_clock
 from turbofit.rehearsal.pretend.clock import StepTable
+from turbofit.serving.engine import pretend_launch
 
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 needs("lmdeploy", "fastapi", "torchvision")
@@ -27,7 +27,7 @@ def test_it_finds_the_table_that_the_clock_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: list[StepTable] = []
-    plain = plan_clock.step_table
+    plain = pretend_launch.step_table
 
     def strange(plan: Plan, engine: EnginePlan) -> StepTable:
         """Half the bandwidth; from 32 tokens of a forward on, a step of half as much again."""
@@ -37,7 +37,7 @@ def test_it_finds_the_table_that_the_clock_was_given(
         given.append(StepTable(forward, image, pair=3 * table.pair, context=2 * table.context))
         return given[-1]
 
-    monkeypatch.setattr(plan_clock, "step_table", strange)
+    monkeypatch.setattr(pretend_launch, "step_table", strange)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     words = (

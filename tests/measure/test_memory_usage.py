@@ -20,7 +20,8 @@ from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
 from turbofit.measure import memory_usage
 from turbofit.measure.memory_usage import Memory, SampledRange, Sampler, memory_now
-from turbofit.serving.engine.launches import PretendReader, pretend_machine
+from turbofit.rehearsal.planned import charged
+from turbofit.serving.engine.pretend_launch import PretendReader
 
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
 
@@ -101,8 +102,8 @@ def allocated(size: int, held: int, address: str) -> str:
 def test_each_step_reads_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Any library will do: these events have no traces.
     library = Path(sys.executable).resolve()
-    monkeypatch.setattr("turbofit.rehearsal.packages.engine_library", lambda: library)
-    gpu = pretend_machine(PLAN, 0).gpus[0]
+    monkeypatch.setattr("turbofit.serving.engine.pretend_launch.engine_library", lambda: library)
+    gpu = charged(PLAN, 0).gpus[0]
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
     engine: Any = SimpleNamespace(group=0, pretended=PretendReader(PLAN, 0, path))

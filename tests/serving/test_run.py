@@ -22,7 +22,7 @@ from tests.support.waiting import until
 from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.planning import checks
 from turbofit.report.stored_documents import read_saved
-from turbofit.serving.engine.launches import Lmdeploy
+from turbofit.serving.engine.lmdeploy import Lmdeploy
 from turbofit.serving.leases import Leases, end_orphans
 from turbofit.serving.options import ServeConfig
 from turbofit.serving.run import Run

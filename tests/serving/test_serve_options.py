@@ -15,7 +15,7 @@ from turbofit.cli.main import main
 from turbofit.core.version import REFERENCE
 from turbofit.serving import run
 from turbofit.serving.engine import process
-from turbofit.serving.engine.launches import Lmdeploy
+from turbofit.serving.engine.lmdeploy import Lmdeploy
 
 WORDS = ["serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend"]
 

@@ -22,7 +22,7 @@ from tests.support.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.rehearsal.no_answer import SENTENCE
-from turbofit.serving.engine.launches import PretendReader
+from turbofit.serving.engine.pretend_launch import PretendReader
 
 pytestmark = [pytest.mark.lmdeploy]
 needs("lmdeploy", "fastapi", "torchvision")

@@ -17,7 +17,8 @@ from turbofit.core.engine_end import End
 from turbofit.core.process.progress import Step, listened, tell
 from turbofit.core.units import GIB
 from turbofit.serving import start_progress
-from turbofit.serving.engine.launches import ratio_now, shared_ratio, with_checkpoint
+from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio
+from turbofit.serving.engine.pretend_launch import with_checkpoint
 from turbofit.serving.start import Start
 from turbofit.serving.start_progress import StartProgress, as_launched
 

@@ -22,7 +22,7 @@ from turbofit.planning.request import PlanRequest
 from turbofit.serving import start as start_module
 from turbofit.serving.engine import standby
 from turbofit.serving.engine.engine_client import Timing
-from turbofit.serving.engine.launches import Lmdeploy, module_runner
+from turbofit.serving.engine.lmdeploy import Lmdeploy, module_runner
 from turbofit.serving.engine.standby import standby_of
 from turbofit.serving.ladder import recall
 from turbofit.serving.leases import Leases, end_orphans

@@ -22,7 +22,7 @@ import msgspec
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.messages import PRETEND_HEADER
-from turbofit.core.process.network import EVERY_ADDRESS, open_files
+from turbofit.core.process.network import EVERY_ADDRESS, open_files, tcp_socket
 from turbofit.core.units import MIB
 from turbofit.gateway.http.connections import Acceptor, is_loopback
 from turbofit.gateway.http.routes import memory_bars
@@ -371,22 +371,6 @@ def bind(config: GatewayConfig) -> socket.socket:
             f"{config.host}:{config.port} cannot be bound: {exc}", hint="choose another --port"
         ) from None
     return listener
-
-
-def tcp_socket(family: int) -> socket.socket:
-    """Make a TCP socket.
-
-    Raises:
-        LaunchError: no socket can be made.
-    """
-    try:
-        # asyncio turns off Nagle's algorithm (40 ms per answer) only if the protocol is named.
-        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    except OSError as exc:
-        raise LaunchError(
-            f"no socket can be made: {exc.strerror or exc}",
-            hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
-        ) from None
 
 
 def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,20 @@ def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int 
     return cores
 
 
+def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
+    """Return how many processes the kernel has killed for lack of memory; None if unknown.
+
+    The number is of our control group, or of the next above it whose kills the kernel counts, or of
+    the whole machine if it counts no groups.
+    """
+    own = (group for group, old in _cgroups_of(Path(proc), Path(cgroup), "memory") if not old)
+    for path in (*(group / "memory.events" for group in own), Path(proc) / "vmstat"):
+        counted = re.search(r"(?m)^oom_kill (\d+)$", _text(path))
+        if counted is not None:
+            return int(counted[1])
+    return None
+
+
 def _fields(path: Path) -> dict[str, int]:
     """Return the fields of a file such as meminfo; sizes are in bytes."""
     fields: dict[str, int] = {}
@@ -62,7 +77,7 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
     File pages that the kernel drops before it kills a process do not count as used.
     """
     limits = []
-    for folder, old in groups_of(proc, root, "memory"):
+    for folder, old in _cgroups_of(proc, root, "memory"):
         names = (
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
             if old
@@ -78,7 +93,7 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
 def _quotas(proc: Path, root: Path) -> list[int]:
     """Return the quota, in whole cores, of each CPU cgroup of this process, and of its parents."""
     quotas = []
-    for folder, old in groups_of(proc, root, "cpu"):
+    for folder, old in _cgroups_of(proc, root, "cpu"):
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if old else ("cpu.max",)
         numbers = [word for name in names for word in _text(folder / name).split()]
         if len(numbers) == 2 and all(word.isdecimal() and int(word) for word in numbers):
@@ -86,7 +101,7 @@ def _quotas(proc: Path, root: Path) -> list[int]:
     return quotas
 
 
-def groups_of(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+def _cgroups_of(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
     """Yield each cgroup's folder for a controller, and whether it is of cgroup version 1.
 
     The process's own group comes first, then its parents.

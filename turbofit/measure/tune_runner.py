@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import msgspec
 
 from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.process.network import LOOPBACK
 from turbofit.core.process.processes import child
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.variable_names import without_options
@@ -26,7 +27,6 @@ from turbofit.core.units import parse_seconds
 from turbofit.gateway.config import GatewayConfig
 from turbofit.measure.load.result import LoadResult
 from turbofit.serving.engine.engine_client import Timing
-from turbofit.serving.engine.launches import HOST
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
 from turbofit.serving.supervisor import StoppedError, StopSignal
@@ -152,7 +152,7 @@ def run_loads(common: Run, plan: Plan, loads: Loads) -> TrialEnd:
     key, stop = secrets.token_hex(16), StopSignal()
     drive = _Load(loads, key, stop)
     gateway = GatewayConfig(
-        host=HOST, port=0, api_keys=(key,), queue_length=_QUEUE,
+        host=LOOPBACK, port=0, api_keys=(key,), queue_length=_QUEUE,
         queue_seconds=3600.0,
     )  # fmt: skip
     run = Run(

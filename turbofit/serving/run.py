@@ -25,7 +25,8 @@ from turbofit.planning.calibrations import pretends
 from turbofit.planning.commands import commands
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import refusal
-from turbofit.serving.engine.launches import Launch, find_lmdeploy, lmdeploy_if_needed
+from turbofit.serving.engine.launches import Launch
+from turbofit.serving.engine.lmdeploy import find_lmdeploy, lmdeploy_if_needed
 from turbofit.serving.ladder import recall
 from turbofit.serving.planner import Planner, can_rehearse
 from turbofit.serving.proved import Proof
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.idle import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.server import GatewayThread
-    from turbofit.serving.engine.launches import Lmdeploy
+    from turbofit.serving.engine.lmdeploy import Lmdeploy
     from turbofit.serving.engine.standby import StandbyStarter
     from turbofit.serving.engine.supervised_engine import Examiner
     from turbofit.serving.leases import Leases

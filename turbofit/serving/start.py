@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, OutOfMemoryError, TurbofitError
 from turbofit.core.process.files import write_atomic
+from turbofit.core.process.network import free_ports
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.server import digest_of, keep_large_blocks
@@ -27,15 +28,11 @@ from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.rehearsal.plan_clock import clock_for
 from turbofit.serving.calibration import in_words
+from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.gemm_tuning import give_tuning
-from turbofit.serving.engine.launches import (
-    Launch,
-    free_ports,
-    module_runner,
-    ratio_now,
-    shared_ratio,
-)
+from turbofit.serving.engine.launches import Launch
+from turbofit.serving.engine.lmdeploy import module_runner
 from turbofit.serving.engine.parsers import parser_options
 from turbofit.serving.engine.supervised_engine import Supervision
 from turbofit.serving.engine.worst_requests import LONG, ask_small, ask_worst, check_seconds
@@ -102,7 +99,7 @@ class Start:
             TurbofitError: something else has failed.
         """
         from turbofit.machine.host import read_host
-        from turbofit.serving.engine.launches import with_checkpoint
+        from turbofit.serving.engine.pretend_launch import with_checkpoint
 
         run, config = self._run, self._run.config
         run.public = None
@@ -156,7 +153,7 @@ class Start:
             UsageError: the checkpoint is not on this machine.
             LaunchError: the folder cannot be made.
         """
-        from turbofit.serving.engine.launches import with_checkpoint
+        from turbofit.serving.engine.pretend_launch import with_checkpoint
 
         where = self._plan.model.source.checkpoint
         if self._run.config.pretend and where is not None and not os.path.isdir(where):
@@ -233,7 +230,7 @@ class Start:
         spawn = None if run.standby is None else run.standby.spawn
         images = image_environment(plan)
         if config.pretend:
-            from turbofit.serving.engine.launches import PretendLaunch, pretend_runner
+            from turbofit.serving.engine.pretend_launch import PretendLaunch, pretend_runner
 
             folder = run.folder / f"pretend-{self._number}"
             return [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.logs.death import Stage
-    from turbofit.serving.engine.launches import PretendReader
+    from turbofit.serving.engine.pretend_launch import PretendReader
     from turbofit.serving.engine.supervised_engine import SupervisedEngine
 
 _DOING: Final[dict[Stage, str]] = {

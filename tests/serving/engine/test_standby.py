@@ -16,7 +16,8 @@ import pytest
 from tests.support.processes import REPO, alive, gone
 from tests.support.waiting import HANG, until
 from turbofit.serving.engine import standby
-from turbofit.serving.engine.launches import ENTRY, KEY
+from turbofit.serving.engine.launches import KEY
+from turbofit.serving.engine.lmdeploy import ENTRY
 from turbofit.serving.engine.standby import LEAST_AVAILABLE, STANDBY_BYTES, StandbyStarter
 
 #: Says what it is, and stays.

@@ -9,7 +9,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.serving.engine.engine_client import EngineClient, Timing
-from turbofit.serving.engine.launches import Lmdeploy
+from turbofit.serving.engine.lmdeploy import Lmdeploy
 from turbofit.serving.leases import Leases
 from turbofit.serving.options import ServeConfig
 from turbofit.serving.run import Run

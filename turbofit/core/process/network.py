@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.errors import LaunchError
+
 if TYPE_CHECKING:
+    import socket
+    from contextlib import ExitStack
     from http.client import HTTPResponse
 
 #: LMDeploy's default port.
 DEFAULT_PORT: Final = 23333
 LAST_PORT: Final = 65535
+#: Engines listen only here: their management routes are open to every client.
+LOOPBACK: Final = "127.0.0.1"
+#: Private ports; Linux uses those from 32768 on for outgoing connections.
+_PORTS: Final = range(20000, 32768)
 #: By an address that a server listens on and no client can ask: an address that reaches it.
 EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -27,6 +36,58 @@ def port_problem(host: str, port: int) -> str | None:
         reason = exc.strerror if isinstance(exc, OSError) else str(exc)
         return f"port {port} cannot be used: {reason}"
     return None
+
+
+def free_ports(count: int, holders: ExitStack, besides: int | None = None) -> list[int]:
+    """Return ``count`` free ports on loopback, all different from ``besides``, and hold them.
+
+    Until ``holders`` closes, a bound socket that does not listen keeps each port from programs that
+    look for a free one. An engine sets SO_REUSEADDR, so it can listen at its port. Where the system
+    does not allow that, the ports are not held. The ports are below the range that the kernel uses
+    for outgoing connections. Before the engine listens, the kernel may give a port of that range to
+    any client, even to turbofit's own request to the engine.
+
+    Raises:
+        LaunchError: too few ports are free, or no socket can be made.
+    """
+    import random
+    import socket
+
+    ports: list[int] = []
+    endpoint = holders.enter_context(tcp_socket(socket.AF_INET))
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        if port == besides:
+            continue
+        with suppress(OSError):  # the port is in use: the same socket tries the next one
+            endpoint.bind((LOOPBACK, port))
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if (
+                port_problem(LOOPBACK, port) is not None
+            ):  # no engine could listen (gVisor's network)
+                endpoint.close()
+            ports.append(port)
+            if len(ports) == count:
+                return ports
+            endpoint = holders.enter_context(tcp_socket(socket.AF_INET))
+    raise LaunchError("no port on loopback can be had", hint="see ss -tln")
+
+
+def tcp_socket(family: int) -> socket.socket:
+    """Make a TCP socket.
+
+    Raises:
+        LaunchError: no socket can be made.
+    """
+    import socket
+
+    try:
+        # asyncio turns off Nagle's algorithm (40 ms per answer) only if the protocol is named.
+        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError as exc:
+        raise LaunchError(
+            f"no socket can be made: {exc.strerror or exc}",
+            hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
+        ) from None
 
 
 def open_files(need: int) -> int:

@@ -45,7 +45,7 @@ def measure_here(version: str) -> Node:
     of the turbofit that plans; a node with another version can serve nothing.
     """
     from turbofit.planning.calibrations import pretends, with_calibrations
-    from turbofit.serving.engine.launches import find_lmdeploy
+    from turbofit.serving.engine.lmdeploy import find_lmdeploy
 
     node = Node(id="", name="", address="")
     if version != __version__:

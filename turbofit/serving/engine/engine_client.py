@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.process.network import opened
+from turbofit.core.process.network import LOOPBACK, opened
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.routes import first_model
-from turbofit.serving.engine.launches import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +47,7 @@ class EngineClient:
             OSError: the engine does not answer.
             http.client.HTTPException: the answer is not HTTP.
         """
-        url = f"http://{HOST}:{self.port}{path}"
+        url = f"http://{LOOPBACK}:{self.port}{path}"
         with opened(url, body, self.key, timeout=timeout) as response:
             return response.status, response.read()
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -19,7 +17,6 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.process.hidden import without_secrets
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.processes import child
-from turbofit.machine.host import groups_of
 from turbofit.serving.engine.log_file import LogFile
 
 if TYPE_CHECKING:
@@ -28,22 +25,6 @@ if TYPE_CHECKING:
     from turbofit.serving.engine.log_file import Run
 
     Spawn = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]
-
-
-def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
-    """Return how many processes the kernel has killed for lack of memory; None if unknown.
-
-    The number is of our control group, or of the next above it whose kills the kernel counts, or of
-    the whole machine if it counts no groups.
-    """
-    own = (group for group, old in groups_of(Path(proc), Path(cgroup), "memory") if not old)
-    for path in (*(group / "memory.events" for group in own), Path(proc) / "vmstat"):
-        with suppress(OSError):
-            counted = re.search(r"(?m)^oom_kill (\d+)$", path.read_text(errors="replace"))
-            if counted is not None:
-                return int(counted[1])
-    return None
-
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -109,16 +90,16 @@ class EngineProcess:
         return [self.runs.popleft() for _ in range(len(self.runs))]
 
     def send(self, number: signal.Signals) -> None:
-        with contextlib.suppress(PermissionError):  # then only `kill_group` is left
+        with suppress(PermissionError):  # then only `kill_group` is left
             self._process.send_signal(number)
 
     def wait(self, seconds: float) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, seconds))
 
     def kill_group(self) -> None:
         """Kill the rest of the group; safe in a signal handler, since it takes no lock."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def kill(self, seconds: float) -> bool:
@@ -142,7 +123,7 @@ class EngineProcess:
         stream = self._process.stdout
         assert stream is not None
         fd = stream.fileno()
-        with contextlib.suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):
             while chunk := os.read(fd, _CHUNK):
                 self.runs.extend(self._file.feed(chunk))
                 if len(chunk) > 4096:

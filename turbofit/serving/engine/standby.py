@@ -27,7 +27,8 @@ from turbofit.core.process.stat import processor_seconds
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, doubled, format_bytes
 from turbofit.serving.engine.gemm_tuning import VARIABLES
-from turbofit.serving.engine.launches import ENTRY, KEY
+from turbofit.serving.engine.launches import KEY
+from turbofit.serving.engine.lmdeploy import ENTRY
 from turbofit.serving.images.preparation import CACHE, THREADS
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.core.engine_end import End, EndKind
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.network import LOOPBACK
 from turbofit.core.process.stat import processor_seconds
 from turbofit.core.units import doubled
 from turbofit.logs.death import Exit
+from turbofit.machine.host import host_kills
 from turbofit.serving.engine.engine_client import EngineClient, Probe, Timing
 from turbofit.serving.engine.engine_log import StartupTracker, fallback, silence_words, stalled
-from turbofit.serving.engine.launches import HOST
-from turbofit.serving.engine.process import EngineProcess, host_kills
+from turbofit.serving.engine.process import EngineProcess
 from turbofit.serving.engine.worst_requests import seconds_of, whole_check
 from turbofit.serving.gpu_monitor import any_busy
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from turbofit.core.plan import EnginePlan, Plan
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.rehearsal.pretend.clock import ClockFile
-    from turbofit.serving.engine.launches import Launch, PretendReader
+    from turbofit.serving.engine.launches import Launch
+    from turbofit.serving.engine.pretend_launch import PretendReader
     from turbofit.serving.engine.worst_requests import ProbeRequest
 
     Owing = Probe | RoutedEngine
@@ -205,7 +207,7 @@ class SupervisedEngine:
         self._supervision, self.index = supervision, index
         self._timing, self._clock = supervision.timing, supervision.clock
         self.log = folder / f"engine-{launch.group}.log"
-        self.url = f"http://{HOST}:{launch.port}"
+        self.url = f"http://{LOOPBACK}:{launch.port}"
         self.state: EngineState = "waiting"
         self.starts = 0
         self.again_at = 0.0
@@ -254,7 +256,7 @@ class SupervisedEngine:
         start_command = self.launch.start_command(self.starts)
         self.starts += 1
         if start_command.timeline is not None:
-            from turbofit.serving.engine.launches import PretendReader
+            from turbofit.serving.engine.pretend_launch import PretendReader
 
             self.pretended = PretendReader(self.plan, self.group, start_command.timeline)
         self.clock = start_command.clock

@@ -1,0 +1,182 @@
+"""An engine on pretend GPUs: how it is launched, and how much memory it uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from turbofit.core.struct import Struct
+from turbofit.core.units import round_up
+from turbofit.planning.commands import module_of
+from turbofit.rehearsal.checkpoint.twin import checkpoint_for
+from turbofit.rehearsal.packages import SERVED, engine_library, need_engine
+from turbofit.rehearsal.plan_clock import step_table
+from turbofit.rehearsal.planned import charged
+from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
+from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
+from turbofit.rehearsal.pretend.elf import Symbols
+from turbofit.rehearsal.pretend.run import PreparedRun, prepare
+from turbofit.rehearsal.pretend.usage import TimelineReader, read_shared
+from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
+from turbofit.rehearsal.turbomind.server import server_environment
+from turbofit.serving.engine.launches import Launch, StartCommand
+from turbofit.serving.engine.lmdeploy import module_runner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turbofit.core.plan import Plan
+    from turbofit.rehearsal.pretend.scenario import Scenario
+
+
+def with_checkpoint(plan: Plan, folder: Path) -> Plan:
+    """Return the plan with a checkpoint on disk: the model's own, or a twin made in ``folder``.
+
+    A twin has a checkpoint's headers without weights; its folder has the name of the model.
+
+    Raises:
+        UsageError: the model's own checkpoint is needed, and it is not on disk.
+    """
+    name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
+    torch = plan.backend.on_torch
+    # LMDeploy chooses chat templates by the folder's name.
+    checkpoint = checkpoint_for(plan.model, folder / name, torch=torch)
+    source = replace(plan.model.source, checkpoint=str(checkpoint))
+    return replace(plan, model=replace(plan.model, source=source))
+
+
+def pretend_runner(plan: Plan) -> tuple[str, ...]:
+    torch = plan.backend.on_torch
+    return module_runner(
+        module_of(plan.backend) if torch else "turbofit.rehearsal.turbomind.server"
+    )
+
+
+@dataclass(kw_only=True)
+class PretendLaunch(Launch):
+    """An engine on pretend GPUs: LMDeploy's own server and engine, which compute nothing.
+
+    Each start has a machine of its own, whose scenario and timeline go into ``folder``. Once the
+    engine is ready, its forwards take ``factor`` times the forecast's seconds.
+    """
+
+    plan: Plan
+    folder: Path
+    factor: float = 0.0
+
+    def start_command(self, number: int) -> StartCommand:
+        folder, argv = self.folder / f"{self.group}-{number}", self.argv()
+        shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
+        machine = charged(self.plan, self.group)
+        if self.plan.backend.on_torch:
+            env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
+            return StartCommand(argv, self.environment(env), folder)
+        env = server_environment(machine, folder)
+        clock = ClockFile(folder / "clock", self.factor) if self.factor else None
+        if clock is not None:
+            clock.write(step_table(self.plan, self.plan.engines[self.group]))
+            env[CLOCK] = str(clock.path)
+        return StartCommand(argv, self.environment(env), folder / "timeline", clock)
+
+    def _torch_environment(
+        self, machine: Scenario, folder: Path, base: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Make ``folder``; return an environment in which LMDeploy's server finds pretend cards."""
+        plan, path = self.plan, dict(base)
+        need_engine(plan)
+        if plan.backend.of_lmdeploy:
+            put_first(path, "PYTHONPATH", str(SERVED))
+            find_turbofit(path)
+        prepared = prepare(machine, folder, path, site=cuda_site())
+        alone = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_ADDRESS": "local"}
+        return {**prepared.env, **alone}
+
+
+class PretendUsage(Struct):
+    """Bytes in use on one pretend GPU: the peak, the use now, and the executor pool's peak.
+
+    ``pool`` is rounded up to the pool's steps, as in the plan; None for an engine without one.
+    """
+
+    gpu: int
+    peak: int
+    in_use: int
+    pool: int | None
+
+
+class PretendReader:
+    """Reads how much memory one start of a group's engine uses on its pretend GPUs.
+
+    ``timeline`` is `StartCommand.timeline`. Each reading of TurboMind's timeline begins
+    where the last reading ended.
+    """
+
+    def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
+        self.timeline = timeline
+        self._plan, self._group = plan, group
+        #: The supervisor's thread and the gateway's both read the timeline.
+        self._reading = Lock()
+        self._ledger: Ledger | None = None
+        self._events: TimelineReader | None = None
+
+    @cached_property
+    def _machine(self) -> Scenario:
+        return charged(self._plan, self._group)
+
+    def usages(self) -> tuple[PretendUsage, ...]:
+        """Return the use of each of the group's pretend GPUs so far; empty if it cannot be read."""
+        with self._reading:
+            sizes = self._torch_held() if self._plan.backend.on_torch else self._turbomind_held()
+        indices = self._plan.groups[self._group]
+        others = [gpu.used + gpu.late for gpu in self._machine.gpus]
+        return tuple(
+            PretendUsage(gpu=index, peak=before + peak, in_use=before + now, pool=pool)
+            for index, before, (peak, now, pool) in zip(indices, others, sizes, strict=False)
+        )
+
+    def _turbomind_held(self) -> list[tuple[int, int, int | None]]:
+        """Return the peak, the use now, and the executor pool's peak of each GPU, in bytes."""
+        ledger = self._read()
+        sizes: list[tuple[int, int, int | None]] = []
+        if ledger is None:
+            return sizes
+        for place, card in enumerate(ledger.cards):
+            pool = ledger.executor_pool(place)
+            most = max(pool.live_peak.values(), default=0) if pool else 0
+            most = round_up(most, self._machine.pool_step)
+            sizes.append((max(card.peak.values(), default=0), card.in_use, most))
+        return sizes
+
+    def _torch_held(self) -> list[tuple[int, int, int | None]]:
+        try:
+            shared = read_shared(PreparedRun(self.timeline).shared)
+        except (OSError, ValueError):
+            return []
+        sizes = (
+            sum(size for _, size in shared.holders(place))
+            for place in range(len(self._machine.gpus))
+        )
+        return [(peak, size, None) for peak, size in zip(shared.peak, sizes, strict=False)]
+
+    @cached_property
+    def _sites(self) -> CallSites:
+        return CallSites(Symbols(engine_library()).name)
+
+    def _read(self) -> Ledger | None:
+        """Return TurboMind's ledger so far; None if the timeline cannot be read."""
+        if self._ledger is None or self._events is None:
+            cards, step = len(self._machine.gpus), self._machine.pool_step
+            self._ledger = Ledger(cards, self._sites, step)
+            self._events = TimelineReader(self.timeline)
+        try:
+            return self._ledger.read(self._events.new_events())
+        except (OSError, ValueError, LookupError):
+            self._ledger = None  # an event may be half read: the next reading begins anew
+            return None
