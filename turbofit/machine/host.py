@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from turbofit.core.machine import Host
 from turbofit.core.struct import NA, NaType
 from turbofit.core.units import KIB
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 #: cgroup v1 writes "no limit" as the largest multiple of a page; a value near it is no limit.
 _NO_LIMIT = 1 << 60

@@ -5,19 +5,17 @@ Answers have type ``Any``, since pynvml has no types; each caller converts what 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
+
+from typing_extensions import Self
 
 from turbofit.core.errors import NoGpuError, PackageError
 from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from typing_extensions import Self
 
 _LOG: Final = LazyLogger(__name__)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -18,9 +19,6 @@ from turbofit.machine.host import read_host
 from turbofit.machine.nvml import GpuLostError, Nvml, answered, ask_driver
 from turbofit.machine.presets import fill, match_preset, share_of
 from turbofit.machine.visible import cuda_visible, held_to_slices
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 #: The values of nvmlGpuTopologyLevel.
 _ANCESTOR: Final = {

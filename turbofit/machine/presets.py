@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import combinations
-from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -14,9 +14,6 @@ from turbofit.core.machine import Gpu, Link, Pcie
 from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir, presets_of
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import MIB
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Basis = Literal["published", "measured", "estimate"]
 T = TypeVar("T")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -19,9 +20,6 @@ from turbofit.core.units import MIB
 from turbofit.machine.presets import match_key, match_preset
 from turbofit.machine.unlisted import is_vgpu, slow_card
 from turbofit.machine.visible import select
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _LOG: Final = LazyLogger(__name__)
 #: The most bytes of a snapshot: 64 GPUs with all their links need less than 1 MiB.

@@ -16,9 +16,10 @@ GPUs are numbered in the order of the line.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
-from typing import TYPE_CHECKING, Final, Literal, NoReturn
+from typing import Final, Literal, NoReturn
 
 from msgspec.structs import replace
 
@@ -47,9 +48,6 @@ from turbofit.machine.unlisted import (
     slow_card,
     unsupported_card,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 #: The most GPUs of one machine: a SPEC with more has a typing error.
 MAX_GPUS: Final = 64

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Dtype
-
-if TYPE_CHECKING:
-    from turbofit.core.struct import JsonObject
+from turbofit.core.struct import JsonObject
 
 #: The most bytes of JSON that are read; the largest published config.json is below 1 MiB.
 LARGEST_JSON: Final = 16 << 20

@@ -6,10 +6,8 @@ This module imports torch, so only the server for Transformers and its rehearsal
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
+from typing import Any, Final
 
 #: Modules of Qwen2.5-Omni's thinker, and their names since Transformers 5.21.
 _MOVED: Final = {

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -19,6 +20,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.messages import plain
 from turbofit.core.model import Model, Quantization
 from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import JsonObject
 from turbofit.core.version import REFERENCE
 from turbofit.model.folder import uses_modelscope
 from turbofit.model.parameters import stored_bytes
@@ -32,11 +34,6 @@ from turbofit.model.presets import (
     preset_model,
     sizes_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from turbofit.core.struct import JsonObject
 
 #: The path of a model's page or file on a hub; some first parts of paths never name a model.
 _ADDRESS: Final = re.compile(

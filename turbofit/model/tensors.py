@@ -6,34 +6,28 @@ computed from this list, so a missing tensor is missing in all of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import Final, Literal
 
-from turbofit.core.model import TextDims
+from turbofit.core.model import DeltaDims, MlaDims, MoeDims, TextDims
 from turbofit.core.struct import Struct
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import Literal
-
-    from turbofit.core.model import DeltaDims, MlaDims, MoeDims
-
-    Part = Literal[
-        "embedding",
-        "head",
-        "attention",
-        "delta",
-        "mlp",
-        "expert",
-        "shared",
-        "router",
-        "norm",
-        "projector",
-    ]
-    Split = Literal["columns", "rows", "kv_heads", "whole"]
-    New = Callable[..., "Tensor"]
-
+Part = Literal[
+    "embedding",
+    "head",
+    "attention",
+    "delta",
+    "mlp",
+    "expert",
+    "shared",
+    "router",
+    "norm",
+    "projector",
+]
+Split = Literal["columns", "rows", "kv_heads", "whole"]
+New = Callable[..., "Tensor"]
 
 #: Rows in Llama 3.2 Vision's embeddings beyond the vocabulary; one is for the image token.
 CROSS_EMBEDDINGS: Final = 8

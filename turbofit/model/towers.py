@@ -7,20 +7,16 @@ the engine builds more.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.model.tensors import Tensor
+from turbofit.core.model import AudioDims, VisionDims
+from turbofit.model.tensors import New, Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.core.model import AudioDims, VisionDims
-    from turbofit.model.tensors import New
-
-    Tensors = list[Tensor]
+Tensors = list[Tensor]
 
 
 def tower_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:

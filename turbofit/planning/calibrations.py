@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.installation import installed
-from turbofit.core.machine import Calibration
-from turbofit.core.struct import Struct, to_builtins
+from turbofit.core.machine import Calibration, Machine
+from turbofit.core.process.files import StateFile
+from turbofit.core.struct import Document, Struct, to_builtins
 from turbofit.machine.learned import all_learned, learned
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from turbofit.core.machine import Machine
-    from turbofit.core.process.files import StateFile
-    from turbofit.core.struct import Document
 
 _SCHEMA: Final = "turbofit.calibration/1"
 #: Packages of CUDA's runtime that torch requires; since CUDA 13 the name has no version.

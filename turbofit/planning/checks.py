@@ -5,21 +5,23 @@ The code of a check is a function of the same name in a module of `planning.exam
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from turbofit.core.errors import DoesNotFitError, LaunchError, MachineError, PackageError
+from turbofit.core.errors import (
+    DoesNotFitError,
+    LaunchError,
+    MachineError,
+    PackageError,
+    TurbofitError,
+)
+from turbofit.core.machine import Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Plan
 from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
 from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from turbofit.core.errors import TurbofitError
-    from turbofit.core.machine import Machine
-    from turbofit.core.model import Model
-    from turbofit.core.plan import Plan
 
 DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
 _STOPS: Final = 3

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, permutations
 from math import log
 from statistics import fmean
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.machine import MeasuredSteps, StepPoint
 from turbofit.core.struct import Struct
 from turbofit.core.units import three_digits
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from turbofit.core.machine import MeasuredSteps, StepPoint
 
 #: The share by which a larger forward may be faster beside the spreads of both; above it, the two
 #: contradict each other.

@@ -8,31 +8,26 @@ measured figures; `python -m bench.speed --write` writes this file.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.forecast import HostImages, Surety, Throughput
+from turbofit.core.images.rule import ImageRule, Size
+from turbofit.core.machine import Gpu, Machine
 from turbofit.core.messages import plural
+from turbofit.core.model import Model
 from turbofit.core.plan import image_threads
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import three_digits
 from turbofit.machine.unlisted import slow_card
-from turbofit.memory.account import AMPERE, NO_IMAGES, capability_of
+from turbofit.memory.account import AMPERE, NO_IMAGES, VisionLoad, capability_of
+from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.planning.speed import Speed, rates
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from turbofit.core.images.rule import ImageRule, Size
-    from turbofit.core.machine import Gpu, Machine
-    from turbofit.core.model import Model
-    from turbofit.memory.account import VisionLoad
-    from turbofit.planning.resolved_request import ResolvedRequest
-
 
 Word = Literal["good", "fair", "rough", "order"]
 

@@ -9,15 +9,13 @@ tokens. The check of a start and the forecast of a plan share this model.
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec.structs import replace
 
+from turbofit.core.model import Model
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
-
-if TYPE_CHECKING:
-    from turbofit.core.model import Model
 
 #: Tokens of a chat's prompt before its images, and after them: typical, and rather too many.
 BEFORE: Final = 32

@@ -6,30 +6,25 @@ Results of pretend GPUs are stored separately: a real plan never reads them.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.installation import installed
-from turbofit.core.plan import alike
+from turbofit.core.machine import Machine
+from turbofit.core.plan import Plan, alike
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
 from turbofit.machine.learned import all_learned, learned
 from turbofit.memory.calibrated import identity
 from turbofit.memory.engines import engine_of
 from turbofit.planning.calibrations import pretends
 from turbofit.planning.choose import best_plan, make_plan
+from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from turbofit.core.machine import Machine
-    from turbofit.core.plan import Plan
-    from turbofit.planning.request import PlanRequest
-    from turbofit.planning.resolved_request import ResolvedRequest
-
+from turbofit.planning.resolved_request import ResolvedRequest
 
 #: How the reason of a tuned plan begins.
 _REASON: Final = "tuned: "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.errors import MachineError, UsageError
+from turbofit.core.machine import Gpu, Holder, Link, Machine
 from turbofit.core.messages import indices, plural
+from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.struct import NA, known
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.planning.examine.scene import (
@@ -17,12 +20,6 @@ from turbofit.planning.examine.scene import (
     unreadable,
     warning,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
-
-    from turbofit.core.machine import Gpu, Holder, Link, Machine
-    from turbofit.core.plan import GpuLedger, Plan
 
 #: With less free memory nothing can be served: a context and the smallest vision model's weights.
 _LEAST: Final = 2 * GIB

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 from itertools import combinations
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
+from turbofit.core.machine import Host
+from turbofit.core.plan import Plan
 from turbofit.core.process.network import DEFAULT_PORT
-from turbofit.core.struct import NA, known
+from turbofit.core.struct import NA, NaType, known
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from turbofit.core.machine import Host
-    from turbofit.core.plan import Plan
-    from turbofit.core.struct import NaType
 
 #: Host memory of one server process: at least, and with images in flight.
 _LEAST_RAM: Final = 4 * GIB

@@ -6,23 +6,20 @@ The checks only read files. The only package that is imported is torch, by a chi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.errors import PackageError
 from turbofit.core.installation import install_command
+from turbofit.core.machine import Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Plan
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import OLDEST_SERVED, parse, release
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from turbofit.core.machine import Machine
-    from turbofit.core.model import Model
-    from turbofit.core.plan import Plan
 
 #: The oldest driver for each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
