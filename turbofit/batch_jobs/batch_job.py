@@ -14,16 +14,17 @@ import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Final
+from pathlib import Path
+from typing import Annotated, Final
 
 import msgspec
 
-from turbofit.batch_jobs.batch_input import open_input
-from turbofit.batch_jobs.output_file import OutputFile, Survey
+from turbofit.batch_jobs.batch_input import BatchSpec, open_input
+from turbofit.batch_jobs.output_file import BatchItem, BatchLine, OutputFile, Survey
 from turbofit.batch_jobs.sender import Sender, request_body
 from turbofit.core.errors import LaunchError, UsageError, error_from
 from turbofit.core.process.guard import guarded
@@ -34,13 +35,6 @@ from turbofit.core.process.variable_names import without_options
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
 from turbofit.serving.runs import requests_at
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
-
-    from turbofit.batch_jobs.batch_input import BatchSpec
-    from turbofit.batch_jobs.output_file import BatchItem, BatchLine
 
 SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
 #: Seconds that a stopped server has to drain and to check that its memory is free; then a kill.

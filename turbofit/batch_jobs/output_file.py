@@ -12,19 +12,16 @@ import fcntl
 import os
 import stat
 from array import array
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import sync_folder
 from turbofit.core.struct import JsonObject, Struct
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
 
 CHAT: Final = "/v1/chat/completions"
 #: The beginning of every line of an output.

@@ -13,26 +13,22 @@ import asyncio
 import os
 import random
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import msgspec
 
-from turbofit.batch_jobs.output_file import BatchLine, ItemError
+from turbofit.batch_jobs.output_file import BatchItem, BatchLine, ItemError
 from turbofit.core.errors import UnservedError
+from turbofit.core.struct import JsonObject
 from turbofit.core.units import MIB, doubled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import first_model
 from turbofit.gateway.media.pictures import from_bytes, from_url
 from turbofit.measure.load.client import ServerClient, body_of, stated_pause
 from turbofit.measure.load.prompt import NO_JSON
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.batch_jobs.output_file import BatchItem
-    from turbofit.core.struct import JsonObject
 
 #: The most bytes of an image's file: a plan's limit (`planning/plan_document.py`).
 LARGEST_IMAGE: Final = 32 * MIB

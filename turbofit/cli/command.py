@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import click
 
@@ -25,9 +25,6 @@ from turbofit.serving.passthrough import (
     sort_options,
     take_values,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 #: The name of LMDeploy's server: the last word of its command, or a module that Python runs. vLLM's
 #: line is read as well, so that each of its options is answered.

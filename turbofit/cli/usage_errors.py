@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import click
 
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import guess, neighbour, neighbours, of_vllm
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 #: Options that every command has.
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")

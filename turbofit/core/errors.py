@@ -6,11 +6,9 @@ Any other exception is a bug in turbofit, and ends the process with exit code 1.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from keyword import iskeyword
-from typing import TYPE_CHECKING, Any, ClassVar, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import Any, ClassVar, Final
 
 #: An option that a text marks, with its value: `--on SPEC`. Each door spells what is marked.
 _MARKED: Final = re.compile("`--([a-z][a-z-]*)(?: ([^`]*))?`")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.presets import load_yaml, presets_dir
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: The hint for a command about a server, when no server runs.
 HOW_TO_SERVE: Final = "turbofit serve MODEL; without a GPU add --pretend --on SPEC"

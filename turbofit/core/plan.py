@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
@@ -16,11 +16,8 @@ from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
-from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins
+from turbofit.core.struct import JsonDocument, Options, Struct, const, doc, to_builtins
 from turbofit.core.units import MIB, round_up, three_digits
-
-if TYPE_CHECKING:
-    from turbofit.core.struct import Options
 
 PLAN_SCHEMA: Final = "turbofit.plan/2"
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20

@@ -9,8 +9,9 @@ that page twice a second.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
@@ -20,21 +21,23 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Document, Struct
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.http.routes import About, ModelCard, ModelFacts, named_model, no_such_model
+from turbofit.gateway.http.request_context import Receive, RequestContext, Send
+from turbofit.gateway.http.routes import (
+    About,
+    ModelCard,
+    ModelFacts,
+    Route,
+    named_model,
+    no_such_model,
+)
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream, refuse_no_url
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.request_context import Receive, RequestContext, Send
-    from turbofit.gateway.http.routes import Route
 
 _LOG: Final = LazyLogger(__name__)
 

@@ -10,26 +10,22 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from turbofit.core.plan import GRAMMAR_TRIAL
+from turbofit.core.plan import GRAMMAR_TRIAL, Plan
 from turbofit.core.process.interpreter import until_done
+from turbofit.core.struct import JsonObject
 from turbofit.core.units import MIB
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.grammars import grammar_of
 from turbofit.gateway.limits.rules import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from turbofit.core.plan import Plan
-    from turbofit.core.struct import JsonObject
 
 #: Seconds of processor time that a grammar may take, of all threads together: a busy host makes
 #: them no more. A string of ``maxLength`` 255 takes 8 with a vocabulary of 151,643

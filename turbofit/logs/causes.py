@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from turbofit.core.engine_end import Phase
 from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
-from turbofit.logs.log_reader import zeros
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from turbofit.logs.log_events import PythonFrame
-    from turbofit.logs.log_reader import Form
+from turbofit.logs.log_events import PythonFrame
+from turbofit.logs.log_reader import Form, zeros
 
 #: A cause ends a run; a refusal is an exception that no row knows; a consequence follows one of
 #: them; a notice harms nobody.

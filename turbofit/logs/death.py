@@ -8,24 +8,18 @@ the exit status and the kernel's count of kills, which must agree. No log shows 
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from turbofit.core.engine_end import AnyEnd, End, Phase, exit_words, signal_of
-from turbofit.core.plan import Settings
+from turbofit.core.engine_end import AnyEnd, End, EndKind, Phase, exit_words, signal_of
+from turbofit.core.plan import Plan, Settings
+from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
 from turbofit.machine.torch_memory import TorchMemory
-from turbofit.memory.account import LoggedSlab
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from turbofit.core.engine_end import EndKind
-    from turbofit.core.plan import Plan
-    from turbofit.core.struct import Struct
-    from turbofit.memory.account import Engine
+from turbofit.memory.account import Engine, LoggedSlab
 
 _T = TypeVar("_T")
 #: ``starting`` is before any engine exists; ``check`` and ``ready`` are a server's own stages.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.machine import Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Plan, Remedy
 from turbofit.core.version import REFERENCE
 from turbofit.logs import log_events as events
 from turbofit.logs.account import logged_cache
@@ -18,20 +22,12 @@ from turbofit.logs.causes import text_of, what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import RAISED, read_runs
 from turbofit.logs.log_reader import log_lines
-from turbofit.logs.next_run import SHARE, largest_share, next_run
+from turbofit.logs.next_run import SHARE, NextRun, largest_share, next_run
 from turbofit.logs.rules import drafts_of
 from turbofit.logs.steps import steps_of
 from turbofit.memory.versions import check_release, is_legacy
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from turbofit.core.machine import Machine
-    from turbofit.core.model import Model
-    from turbofit.core.plan import Plan, Remedy
-    from turbofit.logs.next_run import NextRun
 
 #: By the kind of an answer: kinds that are its reason, and are answered in its place.
 _REASONS: Final = {

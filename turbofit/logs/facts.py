@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import takewhile
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
 from turbofit.core.struct import Struct
 from turbofit.logs import log_events as events
-from turbofit.logs.causes import END, hits_of
+from turbofit.logs.causes import END, Hit, hits_of
 from turbofit.logs.log_events import (
     FATAL,
     OF_LAUNCH,
@@ -26,16 +27,10 @@ from turbofit.logs.log_events import (
     PythonError,
     PythonFrame,
 )
-from turbofit.logs.log_reader import event_in, form_of
+from turbofit.logs.log_reader import Form, LogLine, event_in, form_of
 from turbofit.logs.subject import Subject
 from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.machine.torch_memory import TorchMemory, torch_memory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from turbofit.logs.causes import Hit
-    from turbofit.logs.log_reader import Form, LogLine
 
 _T = TypeVar("_T", bound=Struct)
 #: What a line is. ``head``: it begins a traceback; ``late head``: likewise, but behind torch's

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import re
 from codecs import iterdecode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from turbofit.core.struct import Struct
 from turbofit.core.units import KIB, MIB
 from turbofit.logs import log_events as events
 from turbofit.machine.nvidia_smi import SmiGpu, listed
 from turbofit.machine.torch_memory import torch_memory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 
 class LogLine(NamedTuple):

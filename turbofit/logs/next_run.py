@@ -11,20 +11,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from turbofit.core.engine_end import Phase
 from turbofit.core.errors import option_of
-from turbofit.core.plan import Remedy
+from turbofit.core.machine import Machine
+from turbofit.core.plan import Plan, Remedy
 from turbofit.logs.account import logged_cache, most
-from turbofit.logs.case import DEGREES
+from turbofit.logs.answer import Draft
+from turbofit.logs.case import DEGREES, LogCase
 from turbofit.machine.torch_memory import TorchMemory
-
-if TYPE_CHECKING:
-    from turbofit.core.engine_end import Phase
-    from turbofit.core.machine import Machine
-    from turbofit.core.plan import Plan
-    from turbofit.logs.answer import Draft
-    from turbofit.logs.case import LogCase
 
 #: The share to try after one that died: so much less, or this part of it; the larger of both.
 _LESS, _PART = 0.1, 0.75

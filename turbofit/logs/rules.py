@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -20,19 +21,13 @@ from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
 from turbofit.logs.answer import Draft, Holding, Missing, evidence, raised_in
-from turbofit.logs.causes import Kind, release_of, table, text_of
+from turbofit.logs.case import LogCase
+from turbofit.logs.causes import Hit, Kind, Sentence, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
-from turbofit.logs.facts import IN_WORDS, LogEvent
+from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
 from turbofit.logs.out_of_memory import lack_of_memory
 from turbofit.memory.versions import listed_since, written
 from turbofit.planning.commands import option_since
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from turbofit.logs.case import LogCase
-    from turbofit.logs.causes import Hit, Sentence
-    from turbofit.logs.facts import LogFacts
 
 #: The first compute capability (10.0) that builds for CUDA up to 12.6 do not know.
 _FIRST_OF_CUDA_12_8: Final = 100

@@ -12,11 +12,12 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -26,9 +27,6 @@ from turbofit.core.machine import Machine, Measured
 from turbofit.core.process.progress import under_way
 from turbofit.core.struct import decode, to_json
 from turbofit.machine.learned import keep, with_measured
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
 
 PROGRAM: Final = Path(__file__).with_name("calibrate_program.py")
 #: Seconds after which the program begins no further task.

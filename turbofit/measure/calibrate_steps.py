@@ -13,24 +13,20 @@ import asyncio
 import json
 import time
 from base64 import b64encode
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import count, pairwise
 from statistics import median, quantiles
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 
 from turbofit.core.machine import MeasuredSteps, StepPoint
+from turbofit.core.plan import EnginePlan, Plan
 from turbofit.core.png import png
 from turbofit.memory.engines import engine_of
 from turbofit.planning.steps import refuse_contradictions
-from turbofit.rehearsal.pretend.clock import HELD_UP, held_up_share
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-
-    from turbofit.core.plan import EnginePlan, Plan
-    from turbofit.rehearsal.pretend.clock import ClockFile, ClockReading
+from turbofit.rehearsal.pretend.clock import HELD_UP, ClockFile, ClockReading, held_up_share
 
 #: Those of the least use last: time may run out.
 _SEQUENCES: Final = (1, 8, 32, 128, 2, 4, 16, 64)

@@ -5,15 +5,13 @@ Only TurboMind's launches are read, and only a speed that a plan may print is wo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from turbofit.core.plan import EnginePlan, Plan
 from turbofit.memory.engines import engine_of
 from turbofit.planning.speed import group_rates, rates
 from turbofit.planning.throughput import surety_of_speed
 from turbofit.rehearsal.pretend.clock import StepTable
-
-if TYPE_CHECKING:
-    from turbofit.core.plan import EnginePlan, Plan
 
 
 class ClockChoice(NamedTuple):

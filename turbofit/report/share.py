@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -16,18 +17,12 @@ from turbofit.core.machine import Host, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import EnginePlan, GpuLedger, Plan
 from turbofit.core.run_report import RunAttempt, RunReport
-from turbofit.core.struct import Struct, const, decode, doc
+from turbofit.core.struct import Document, Struct, const, decode, doc
 from turbofit.core.units import format_bytes, mib
 from turbofit.measure.load.result import BENCH_SCHEMA, LoadResult
-from turbofit.report.painters.document import FactList, Heading, Items, Paragraph, table
+from turbofit.report.painters.document import Block, FactList, Heading, Items, Paragraph, table
 from turbofit.report.stored_documents import StoredPlan, read_reported
 from turbofit.serving.calibration import SEEN_FILE, Observation, phase_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from turbofit.core.struct import Document
-    from turbofit.report.painters.document import Block
 
 SHARE_SCHEMA: Final = "turbofit.share/2"
 LEFT_OUT: Final = (

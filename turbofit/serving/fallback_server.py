@@ -19,9 +19,10 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -29,12 +30,13 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError
 from turbofit.core.installation import install_command
 from turbofit.core.process.network import DEFAULT_PORT
+from turbofit.core.struct import Document, JsonObject
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.prepare import decode
 from turbofit.gateway.http.refusals import Refusal, refusal_event
-from turbofit.gateway.http.request_context import RequestContext, answer
-from turbofit.gateway.http.routes import hold_name
+from turbofit.gateway.http.request_context import Receive, RequestContext, Send, answer
+from turbofit.gateway.http.routes import Kind, Route, hold_name
 from turbofit.gateway.limits.ranges import ANSWER_LENGTHS, hold_parameters
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope, refused
@@ -42,13 +44,6 @@ from turbofit.gateway.media.pictures import from_url
 from turbofit.gateway.server import run_gateway
 from turbofit.model.loading import load_model, load_processor
 from turbofit.planning.commands import read_map
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-
-    from turbofit.core.struct import Document, JsonObject
-    from turbofit.gateway.http.request_context import Receive, Send
-    from turbofit.gateway.http.routes import Kind, Route
 
 #: Fields of a body that have the same name and meaning in Transformers' GenerationConfig.
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

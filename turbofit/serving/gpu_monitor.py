@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.process.stat import group_of
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.machine.nvml import ask_driver
 from turbofit.planning.examine.cards import kept_margin, who_grew
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from turbofit.core.machine import Gpu, Machine
-    from turbofit.core.plan import GpuLedger, Plan
 
 _EVERY: Final = 10.0
 #: Growth below this many bytes is noise of drivers and displays.

@@ -14,27 +14,23 @@ import os
 import signal
 import stat
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.machine import Holder
+from turbofit.core.machine import Gpu, Holder, Machine
+from turbofit.core.plan import Plan
 from turbofit.core.process.files import lock_soon, write_atomic
 from turbofit.core.process.stat import group_of, members, start_time
 from turbofit.core.process.variables import variables
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from turbofit.core.machine import Gpu, Machine
-    from turbofit.core.plan import Plan
 
 #: The folder where ``TURBOFIT_LEASES`` names none. It is shared on purpose, and the same whatever
 #: TMPDIR says; see `_open_folder`.

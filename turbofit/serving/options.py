@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,15 +11,13 @@ from turbofit.core.messages import refuse_together
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
 from turbofit.core.process.network import DEFAULT_PORT, LAST_PORT
+from turbofit.core.struct import Options
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
 from turbofit.gateway.config import GatewayConfig
 from turbofit.model.presets import find_preset
 from turbofit.planning.request import PlanRequest
 from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.engine.worst_requests import CheckMode
-
-if TYPE_CHECKING:
-    from turbofit.core.struct import Options
 
 
 class ServeConfig(Validated):

@@ -7,10 +7,11 @@ import warnings
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.core.errors import LaunchError, NoGpuError, UsageError
-from turbofit.core.plan import config_names
+from turbofit.core.plan import GpuLedger, Plan, config_names
+from turbofit.core.struct import Options
 from turbofit.memory.engines import engine_of
 from turbofit.model.presets import find_preset
 from turbofit.planning.checks import refuse
@@ -23,10 +24,6 @@ from turbofit.serving.engine.lmdeploy import find_lmdeploy
 from turbofit.serving.leases import Leases
 from turbofit.serving.passthrough import uncounted_fields
 from turbofit.serving.planner import Planner
-
-if TYPE_CHECKING:
-    from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.core.struct import Options
 
 _TWIN: Final = "TURBOFIT_PRETEND_TWIN"
 #: Keywords that are for the plan; all others are LMDeploy's.

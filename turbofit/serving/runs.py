@@ -8,27 +8,23 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
-from turbofit.core.plan import Settings
+from turbofit.core.plan import Plan, Settings
 from turbofit.core.process.files import new_path, state_dir, unwritable_state, write_atomic
 from turbofit.core.process.processes import child
 from turbofit.core.process.stat import start_time
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    from turbofit.core.plan import Plan
 
 _MOST_EVENTS = 1000
 _HINT = "set XDG_STATE_HOME to a folder that can be written"

@@ -5,25 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.engine_end import End
 from turbofit.core.errors import TurbofitError
+from turbofit.core.plan import Plan
 from turbofit.core.process.processes import stop_signals, unblock
 from turbofit.gateway.routing.engines import Outage
 from turbofit.serving.engine.engine_log import EndedError
-from turbofit.serving.engine.supervised_engine import SupervisedEngine
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from turbofit.core.plan import Plan
-    from turbofit.serving.engine.launches import Launch
-    from turbofit.serving.engine.supervised_engine import Supervision
+from turbofit.serving.engine.launches import Launch
+from turbofit.serving.engine.supervised_engine import SupervisedEngine, Supervision
 
 #: Seconds beyond the drain until an engine that was told to end is killed.
 _LAST_SECONDS: Final = 10.0

@@ -11,24 +11,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.model import Model
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.processes import child
 from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
 from turbofit.model.folder import hub_cache, modelscope_cache, uses_modelscope
 from turbofit.planning.examine.scene import Sources
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.core.model import Model
 
 _LOG: Final = LazyLogger(__name__)
 

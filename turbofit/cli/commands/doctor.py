@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
@@ -14,9 +15,6 @@ from turbofit.cli.options.field_options import complete_model
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
 from turbofit.core.process.network import DEFAULT_PORT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @command(

@@ -7,9 +7,10 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
@@ -18,15 +19,10 @@ from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal.output import answer
 from turbofit.core.errors import DoesNotFitError, UsageError, option_of
 from turbofit.core.messages import plural
+from turbofit.core.plan import Plan
 from turbofit.core.presets import presets_dir
 from turbofit.core.process.network import DEFAULT_PORT
-from turbofit.core.struct import known
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from turbofit.core.plan import Plan
-    from turbofit.core.struct import Options
+from turbofit.core.struct import Options, known
 
 #: Bytes of /dev/shm for NCCL between cards without peer access. Source: NCCL's guide, Docker.
 _NCCL_SHM: Final = 1 << 30

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,10 +11,8 @@ from turbofit.cli.main import SHELLS, complete
 from turbofit.cli.options.common_options import FORMS, FULL, machine_options
 from turbofit.cli.terminal.output import Form, answer, say, show
 from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
 from turbofit.core.struct import to_json
-
-if TYPE_CHECKING:
-    from turbofit.core.model import Model
 
 
 @command(Argument("fragments", nargs=-1, metavar="[WORD]..."), *FORMS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from turbofit import api
 from turbofit.cli.command import PATH, Option, command
@@ -11,11 +11,9 @@ from turbofit.cli.options import field_options as fields
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.messages import refuse_together
+from turbofit.core.plan import Plan
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
-
-if TYPE_CHECKING:
-    from turbofit.core.plan import Plan
 
 
 @command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
@@ -13,10 +13,7 @@ from turbofit.cli.options import field_options as fields
 from turbofit.cli.options.untyped import use_file
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.network import DEFAULT_PORT, LAST_PORT
-
-if TYPE_CHECKING:
-    from turbofit.core.struct import Options
-
+from turbofit.core.struct import Options
 
 _KEEP: Final = "LMDeploy settings to keep"
 #: The most bytes of a SPEC; nvidia-smi's table of eight GPUs has 6,000.

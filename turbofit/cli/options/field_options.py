@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import (
-    TYPE_CHECKING,
     Annotated,
     Any,
     Final,
@@ -17,19 +17,12 @@ from typing import (
 )
 
 import click
+from pydantic.fields import FieldInfo
 
 from turbofit.cli.command import Option
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.validation import Metavar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from pydantic.fields import FieldInfo
-
-    from turbofit.core.struct import Options
-    from turbofit.core.validation import Validated
-
+from turbofit.core.struct import Options
+from turbofit.core.validation import Metavar, Validated
 
 T = TypeVar("T", bound="Validated")
 #: Numbers of cards that a TAB offers for `--on`.

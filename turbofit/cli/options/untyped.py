@@ -6,8 +6,9 @@ The command line overrides the variables, these override the file, which overrid
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 from click.core import ParameterSource
@@ -15,9 +16,6 @@ from click.core import ParameterSource
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import guess, of_vllm
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT: Final = PREFIX.rstrip("_")
 #: The commands that take ``-f FILE``; one file may have the options of both.

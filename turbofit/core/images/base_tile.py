@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 from msgspec import Meta
 
 from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
 from turbofit.core.messages import plural
+from turbofit.core.struct import Options
 from turbofit.core.units import number
-
-if TYPE_CHECKING:
-    from turbofit.core.struct import Options
 
 #: With a larger limit LMDeploy's search for a grid, cubic in it, takes minutes for one image.
 LARGEST_PATCH_LIMIT: Final = 4096

@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from math import sqrt
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 from msgspec import Meta
 from msgspec.structs import replace
+from typing_extensions import Self
 
 from turbofit.core.images.patch import PatchRule
 from turbofit.core.images.rule import FolderEdits, Size
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 #: The most patches of a side that a checkpoint may allow; the search for the worst image goes so
 #: far.

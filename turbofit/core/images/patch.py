@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import floor, isqrt, sqrt
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
+from typing_extensions import Self
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
 from turbofit.core.images.video import LARGEST_RATIO, VideoRule, Videos, windows
+from turbofit.core.struct import Options
 from turbofit.core.units import bisect, number
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from turbofit.core.struct import Options
 
 
 class PatchRule(ImageRule, tag="patch"):

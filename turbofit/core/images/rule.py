@@ -5,20 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from math import isqrt
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from msgspec.structs import replace
+from typing_extensions import Self
 
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.images.video import Videos
 from turbofit.core.messages import plural
-from turbofit.core.struct import Struct
+from turbofit.core.struct import Options, Struct
 from turbofit.core.units import bisect
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from turbofit.core.struct import Options
 
 #: Width and height in pixels.
 Size = tuple[int, int]

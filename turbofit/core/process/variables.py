@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import NAMES, PREFIX
 from turbofit.core.validation import Validated, parsed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def _key(text: str, name: str) -> str:

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from turbofit.core.messages import PRETEND_WORDS
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.struct import Document
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Hosts, Keys, Networks, Origins
 from turbofit.gateway.http.metrics import AccessLog, Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
     ForwardOutcome,
+    Message,
+    Receive,
     RequestContext,
+    Send,
     answer,
     entry,
 )  # fmt: skip
 from turbofit.gateway.http.routes import (
     About,
+    ClockFacts,
     ModelCard,
+    ModelFacts,
+    Route,
     api_of,
     chat_page,
     find_route,
@@ -31,14 +40,6 @@ from turbofit.gateway.http.routes import (
     is_page,
     models_document,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from turbofit.core.struct import Document
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.request_context import Message, Receive, Send
-    from turbofit.gateway.http.routes import ClockFacts, ModelFacts, Route
 
 _LOG: Final = LazyLogger(__name__)
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 from turbofit.core.process.interpreter import in_thread
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.http.request_context import uncancel
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.request_context import Receive, RequestContext
+from turbofit.gateway.http.request_context import Receive, RequestContext, uncancel
 
 #: The memory for all bodies is that of this many of the largest bodies, or these bytes if more.
 _LARGEST_AT_ONCE: Final = 16

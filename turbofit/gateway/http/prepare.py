@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.routes import Kind
+from turbofit.gateway.limits.defaults import Defaults
 from turbofit.gateway.limits.gate import UNSTATED, Cost
 from turbofit.gateway.limits.ranges import (
     hold_parameters,
@@ -19,9 +22,10 @@ from turbofit.gateway.limits.ranges import (
     passed,
     scope_of,
 )
-from turbofit.gateway.limits.request_body import read_body
+from turbofit.gateway.limits.request_body import MediaSlot, read_body
 from turbofit.gateway.limits.request_limits import (
     KNOBS,
+    Bounds,
     LimitedImage,
     RequestedImage,
     check_images,
@@ -45,14 +49,6 @@ from turbofit.gateway.media.pictures import (
     from_url,
     resized,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from turbofit.gateway.http.routes import Kind
-    from turbofit.gateway.limits.defaults import Defaults
-    from turbofit.gateway.limits.request_body import MediaSlot
-    from turbofit.gateway.limits.request_limits import Bounds
 
 
 class PreparedBody(Struct):

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import meant
-from turbofit.core.struct import Struct
+from turbofit.core.struct import JsonObject, Struct
 from turbofit.core.validation import Metavar, parsed
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.ranges import ANSWER_LENGTHS, RULES, check_template, hold_fields
 from turbofit.gateway.limits.rules import Scope
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.core.struct import JsonObject
 
 _TEMPLATE: Final = "chat_template_kwargs"
 #: Fields of the chat route that set a template argument; a client's field overrides a default.

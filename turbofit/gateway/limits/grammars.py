@@ -6,14 +6,12 @@ not tell how long this takes, so `gateway.grammar_trials` compiles each new one 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
+from turbofit.core.struct import JsonObject
 from turbofit.gateway.limits.rules import refused
-
-if TYPE_CHECKING:
-    from turbofit.core.struct import JsonObject
 
 #: Bytes of all schemas of a field, and the depth of their nesting: LMDeploy parses them on its
 #: event loop.

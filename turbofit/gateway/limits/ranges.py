@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
+from turbofit.core.struct import JsonObject
 from turbofit.gateway.limits.gate import TEMPLATE_TOKENS, UNSTATED
 from turbofit.gateway.limits.grammars import check_grammars
-from turbofit.gateway.limits.request_limits import shown
+from turbofit.gateway.limits.request_limits import Bounds, shown
 from turbofit.gateway.limits.rules import (
     Biases,
     DroppedRule,
@@ -27,12 +29,6 @@ from turbofit.gateway.limits.rules import (
     Texts,
     refused,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from turbofit.core.struct import JsonObject
-    from turbofit.gateway.limits.request_limits import Bounds
 
 #: Strings that stop an answer. LMDeploy looks for each in its whole vocabulary, on the event loop
 #: (lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #c5603f): 10 ms

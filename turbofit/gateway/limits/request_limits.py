@@ -8,7 +8,8 @@ the plan raises a `Refusal`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -17,20 +18,14 @@ from turbofit.core.images import AnyImageRule, ImageRule
 from turbofit.core.images.rule import Allowed, Size
 from turbofit.core.messages import plural
 from turbofit.core.model import DTYPE_BYTES
-from turbofit.core.plan import Limits
-from turbofit.core.struct import Struct
+from turbofit.core.plan import Limits, Plan
+from turbofit.core.struct import Options, Struct
 from turbofit.core.units import GIB
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, KvCache
 from turbofit.gateway.media.pictures import BYTES_OF_PIXEL, LARGEST_PIXELS
 from turbofit.memory.account import vision_load_within
 from turbofit.memory.engines import engine_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from turbofit.core.plan import Plan
-    from turbofit.core.struct import Options
 
 #: Parameters that LMDeploy reads beside an image.
 KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")

@@ -8,19 +8,21 @@ host memory. The functions are pure; the gateway and `turbofit.pipeline` use the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import floor
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images.video import GRID_TEXT_TOKENS, LONGEST_SECONDS
-from turbofit.core.struct import Struct
+from turbofit.core.struct import Options, Struct
 from turbofit.core.units import bisect, number
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import (
+    Bounds,
     LimitedImage,
     RequestedImage,
     hold_image,
@@ -29,15 +31,8 @@ from turbofit.gateway.limits.request_limits import (
     shown,
     within,
 )
-from turbofit.gateway.media.clips import MOST_FRAMES, RATES
+from turbofit.gateway.media.clips import MOST_FRAMES, RATES, Clip
 from turbofit.gateway.media.pictures import LARGEST_PIXELS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from turbofit.core.struct import Options
-    from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.media.clips import Clip
 
 #: The number of frames that LMDeploy samples by default.
 _FRAMES: Final = 32

@@ -11,7 +11,8 @@ import ipaddress
 import re
 import socket
 from collections import Counter, OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 from urllib.parse import urljoin
 
 import aiohttp
@@ -21,9 +22,6 @@ from yarl import URL
 from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0

@@ -11,18 +11,16 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
 
 #: The most pixels of an image, about 256 MiB once decoded; above it Pillow warns.
 LARGEST_PIXELS: Final = 89_478_485

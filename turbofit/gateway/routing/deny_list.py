@@ -24,18 +24,14 @@ import hmac
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.routing.engines import EngineDeath, Turn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.gateway.routing.engines import Present, RoutedEngine
+from turbofit.gateway.routing.engines import EngineDeath, Present, RoutedEngine, Turn
 
 _LOG: Final = LazyLogger(__name__)
 

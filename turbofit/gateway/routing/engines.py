@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.gate import Gate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from turbofit.gateway.limits.gate import Cost
+from turbofit.gateway.limits.gate import Cost, Gate
 
 #: Seconds for which an engine is assumed to have a request whose client left. If the answer comes
 #: in one piece, LMDeploy notices that only at the next token; the first may take longer. A stream

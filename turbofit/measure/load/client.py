@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -14,14 +15,9 @@ from typing_extensions import Self
 
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER
-from turbofit.gateway.http.routes import About, first_model
+from turbofit.core.struct import JsonObject
+from turbofit.gateway.http.routes import About, ClockFacts, first_model
 from turbofit.measure.load.prompt import LARGEST_ERROR, NO_JSON, StreamError, event_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from turbofit.core.struct import JsonObject
-    from turbofit.gateway.http.routes import ClockFacts
 
 #: The most bytes of a line in a stream: no server of text sends a longer one.
 _LONGEST_LINE: Final = 1 << 20

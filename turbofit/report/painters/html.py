@@ -6,15 +6,17 @@ import base64
 import hashlib
 import html
 import json
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import (
     Bar,
+    BarPiece,
     Block,
     Code,
     FactList,
@@ -26,11 +28,6 @@ from turbofit.report.painters.document import (
     Verdict,
 )
 from turbofit.report.painters.terminal import clean_lines
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from turbofit.report.painters.document import BarPiece
 
 #: Characters that could end a script element or a line of JavaScript, with their escapes.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}

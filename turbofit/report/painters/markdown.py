@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from turbofit.report.painters.document import (
     Bar,
+    Block,
     Code,
     FactList,
     Heading,
@@ -15,11 +17,6 @@ from turbofit.report.painters.document import (
     text_blocks,
 )
 from turbofit.report.painters.terminal import cells, clean, clean_lines, legend
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from turbofit.report.painters.document import Block
 
 #: Letters of a bar; GitHub shows this many between its margins.
 _BAR: Final = 76

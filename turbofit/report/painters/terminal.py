@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby, zip_longest
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import (
     Bar,
+    Block,
     Code,
+    Column,
     FactList,
     Heading,
     Items,
@@ -19,11 +22,6 @@ from turbofit.report.painters.document import (
     Tone,
     text_blocks,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from turbofit.report.painters.document import Block, Column
 
 _SPACES: Final = "  "
 _GAP: Final = len(_SPACES)

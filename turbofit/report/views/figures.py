@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from turbofit.core.messages import QUEUED, groups_of, indices
-from turbofit.core.plan import alike
+from turbofit.core.plan import EnginePlan, Plan, alike
 from turbofit.core.units import three_digits
 from turbofit.memory.versions import is_legacy
 from turbofit.planning.commands import ratio
 from turbofit.report.painters.document import (
     ONLY_SHORT,
     ONLY_WHOLE,
+    Block,
     Code,
     Heading,
     remark,
     table,
 )
 from turbofit.report.painters.terminal import filled
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from turbofit.core.plan import EnginePlan, Plan
-    from turbofit.report.painters.document import Block
 
 
 def largest_images(plan: Plan) -> tuple[int, int]:

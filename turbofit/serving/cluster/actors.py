@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -17,9 +18,6 @@ from turbofit.gateway.front import NodeAddress
 from turbofit.machine.source import machine_from
 from turbofit.memory.versions import release
 from turbofit.serving.cluster import ray_adapter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
 
 #: The largest number of simulated nodes; a larger one is taken for a typing error.
 _MOST_NODES: Final = 10_000

@@ -7,24 +7,21 @@ in which another controller may take it over; then it ends itself.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.cluster import NodePlan, NodeStatus
+from turbofit.core.plan import Plan
 from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.process.processes import child
 from turbofit.gateway.front import NodeAddress
 from turbofit.serving.cluster import ray_adapter
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Sequence
-
-    from turbofit.core.plan import Plan
 
 #: Why a drained node gets no plan.
 DRAINED: Final = "it is drained until it leaves the cluster"

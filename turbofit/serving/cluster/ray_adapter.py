@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.core.cluster import Node
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.process.interpreter import kept_stdout
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 #: Ray's namespaces, in which names of actors are unique: of nodes' actors, and of held names.
 _NAMESPACE: Final = "turbofit"

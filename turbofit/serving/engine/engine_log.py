@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.engine_end import End
+from turbofit.core.plan import EnginePlan, Plan
+from turbofit.core.run_report import RunFigure
+from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
-from turbofit.logs.death import Course, after, death
+from turbofit.logs.death import Course, Exit, Stage, after, death
 from turbofit.logs.log_events import (
     Backpressure,
     CacheBudget,
@@ -36,14 +40,6 @@ from turbofit.logs.log_reader import read_line
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.engines import engine_of
 from turbofit.serving.calibration import cache_beside, in_words, tokens_beside
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from turbofit.core.plan import EnginePlan, Plan
-    from turbofit.core.run_report import RunFigure
-    from turbofit.core.struct import Struct
-    from turbofit.logs.death import Exit, Stage
 
 #: A hang prints tens of thousands of lines a second; a healthy warm-up never waits for memory,
 #: since its requests come one at a time.

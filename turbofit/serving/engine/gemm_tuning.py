@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from turbofit.core.plan import Plan
 from turbofit.core.process.files import digest_of_parts, state_dir
 from turbofit.memory.engines import engine_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from turbofit.core.plan import Plan
 
 _ROOM: Final = "gemm-tuning"
 _IMPORT, _EXPORT = "TM_GEMM_IMPORT", "TM_GEMM_EXPORT"

@@ -11,14 +11,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, wraps
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.core.process.imports import once_imported, unlike
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _MODULE: Final = "lmdeploy.serve.core.async_engine"
 #: LMDeploy's functions that are called here, or whose order is relied on, and the first digits of

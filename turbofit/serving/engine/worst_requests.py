@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import copy
 from base64 import b64encode
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from turbofit.core.images.rule import DummyImage
+from turbofit.core.plan import EnginePlan, Plan
 from turbofit.core.png import png
+from turbofit.core.struct import JsonObject
 from turbofit.memory.engines import engine_of
 from turbofit.memory.worst_images import Meeting, Text, image, pictures
 from turbofit.planning.speed import GroupRates, group_rates, rates
 from turbofit.planning.tower import BEFORE
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from turbofit.core.plan import EnginePlan, Plan
-    from turbofit.core.struct import JsonObject
 
 #: Tokens of a short question with its chat template, estimated.
 _SHORT_TEXT: Final = 64

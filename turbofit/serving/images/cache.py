@@ -10,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import wraps
 from inspect import ismethod
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 #: The attribute of an image that identifies the bytes it was made from.
 _SOURCE: Final = "turbofit_source"

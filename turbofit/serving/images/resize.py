@@ -8,16 +8,12 @@ results for trial images equal those of the installed Pillow, to the byte.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.serving.images.values import NotUsableError, Pixels, TableTransform, open_library
-
-if TYPE_CHECKING:
-    import ctypes
-    from collections.abc import Callable
-
 
 #: Attributes with a transform of torchvision, which models have that resize by Pillow.
 _TRANSFORMS: Final = ("transform", "image_transform")
