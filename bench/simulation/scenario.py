@@ -85,7 +85,7 @@ class Turbofit:
 
     def signal(self, number: signal.Signals) -> None:
         """As `kill` sends it."""
-        from turbofit.serving.supervisor import StoppedError
+        from turbofit.core.process.signals import StoppedError
 
         world, process = self._day.world, self.process
         if process is None or not process.alive or self._stop is None:
@@ -102,10 +102,10 @@ class Turbofit:
 
     def _run(self) -> int:
         from turbofit.cli.terminal.output import exit_code, say
+        from turbofit.core.process.signals import StoppedError, StopSignal
         from turbofit.serving.leases import Leases
         from turbofit.serving.run import Run
         from turbofit.serving.start import follow
-        from turbofit.serving.supervisor import StoppedError, StopSignal
 
         self._stop = StopSignal()
         config = serve_question(self._model, tuple(self._fixed.items()), "m")

@@ -34,12 +34,13 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Remedy
 from turbofit.core.png import png
 from turbofit.core.process import files
+from turbofit.core.process.signals import StopSignal
 from turbofit.planning.remedies import Remedies
 from turbofit.serving import planner
 from turbofit.serving.engine.lmdeploy import Lmdeploy
 from turbofit.serving.engine.supervised_engine import Supervision
 from turbofit.serving.gpu_monitor import GpuMonitor
-from turbofit.serving.supervisor import StopSignal, Supervisor
+from turbofit.serving.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from bench.simulation.scheduler import Scheduler
@@ -380,7 +381,7 @@ def _replacements(one: World) -> dict[str, Any]:
         # Threads, and when they look.
         f"{_SERVE}.supervisor.time": SupervisorTime(),
         f"{_SERVE}.supervisor.Supervisor._follow": _follow,
-        f"{_SERVE}.supervisor.StopSignal.end": _end_run,
+        "turbofit.core.process.signals.StopSignal.end": _end_run,
         f"{_ENGINE}.engine_client.threading": SimulatedThreading("probes"),
         f"{_SERVE}.gpu_monitor.threading": SimulatedThreading("monitors"),
         f"{_ENGINE}.engine_client.Probe.start": _start,

@@ -10,6 +10,7 @@ import pytest
 
 from tests.measure.test_tune_slo import MEAN
 from turbofit.core.errors import LaunchError
+from turbofit.core.process.signals import StoppedError
 from turbofit.core.tuning import Tuning
 from turbofit.measure.load.result import LoadResult, Spread
 from turbofit.measure.load.spec import LoadSpec
@@ -18,7 +19,6 @@ from turbofit.measure.tune_runner import TrialEnd, figures_of
 from turbofit.measure.tune_space import choices
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
-from turbofit.serving.supervisor import StoppedError
 
 REQUEST = PlanRequest(model="internvl2-2b", on="1xrtx3090", engine="turbomind")
 FACTS: dict[str, Any] = {

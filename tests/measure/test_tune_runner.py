@@ -12,6 +12,7 @@ import pytest
 from tests.measure.load.scripted import ScriptedServer
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import LaunchError
+from turbofit.core.process.signals import StoppedError, StopSignal
 from turbofit.measure import tune_runner as runner
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune_runner import TrialEnd, _Load, run_trial
@@ -19,7 +20,6 @@ from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.tuned import plain
 from turbofit.serving.options import ServeConfig
-from turbofit.serving.supervisor import StoppedError, StopSignal
 
 PLAN = plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", engine="turbomind"))
 

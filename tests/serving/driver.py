@@ -8,13 +8,14 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
+from turbofit.core.process.signals import StopSignal
 from turbofit.planning.commands import commands
 from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import Supervision
 from turbofit.serving.engine.worst_requests import ask_worst
-from turbofit.serving.supervisor import StopSignal, Supervisor
+from turbofit.serving.supervisor import Supervisor
 
 
 def say(text: str) -> None:

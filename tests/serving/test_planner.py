@@ -20,6 +20,7 @@ from tests.support.waiting import until
 from turbofit.core.engine_end import AnyEnd, RehearsedCache
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.plan import Plan, Rehearsal
+from turbofit.core.process.signals import StopSignal
 from turbofit.core.units import MIB
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import GatewayThread, make_gateway
@@ -32,7 +33,6 @@ from turbofit.serving.leases import Leases
 from turbofit.serving.options import ServeConfig
 from turbofit.serving.planner import Planner, launch_request, leases_for
 from turbofit.serving.run import Reloader
-from turbofit.serving.supervisor import StopSignal
 
 REQUEST = PlanRequest(model="internvl2-1b", on="1xrtx3060")
 CONFIG = ServeConfig(request=REQUEST, pretend=True)

@@ -18,13 +18,13 @@ from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
 from tests.support.serving import ask_at
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import DoesNotFitError, TurbofitError
+from turbofit.core.process.signals import StopSignal
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.idle import AttachedGateway, IdleGateway
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.server import GatewayThread
 from turbofit.serving import serve_idle
 from turbofit.serving.serve_idle import IdleServer
-from turbofit.serving.supervisor import StopSignal
 
 
 class Site:

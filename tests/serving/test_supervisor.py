@@ -20,6 +20,7 @@ from tests.support.serving import ask_at
 from tests.support.waiting import HANG
 from turbofit.core.engine_end import End
 from turbofit.core.errors import UsageError
+from turbofit.core.process.signals import StopSignal
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import Outage
 from turbofit.gateway.server import GatewayThread, make_gateway
@@ -28,7 +29,7 @@ from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import Supervision
-from turbofit.serving.supervisor import StopSignal, Supervisor
+from turbofit.serving.supervisor import Supervisor
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
+from turbofit.core.process.signals import StoppedError, StopSignal
 from turbofit.gateway.config import GatewayConfig
 from turbofit.planning import choose
 from turbofit.planning.plan import plan as best_plan
@@ -29,7 +30,6 @@ from turbofit.serving.leases import Leases, end_orphans
 from turbofit.serving.options import ServeConfig
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
-from turbofit.serving.supervisor import StoppedError, StopSignal
 
 #: In the folder ``standin``, which is on the path.
 SERVER = "fake_server"

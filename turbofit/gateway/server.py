@@ -230,7 +230,7 @@ def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _:
     `stop_signals` lists the signals. Call this function in the main thread. Arguments and errors
     are the same as for `_Serving`.
     """
-    from turbofit.core.process.processes import stop_signals, unblock
+    from turbofit.core.process.signals import stop_signals, unblock
 
     async def main() -> None:
         serving, loop = _Serving(gateway, on_ready), asyncio.get_running_loop()

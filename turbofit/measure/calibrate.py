@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from turbofit.core.machine import Calibration
     from turbofit.core.plan import Plan
+    from turbofit.core.process.signals import StopSignal
     from turbofit.core.struct import Document
     from turbofit.serving.options import ServeConfig
-    from turbofit.serving.supervisor import StopSignal
 
 #: Bytes by which other processes' use may change while a launch is measured.
 _MOVED: Final = 32 * MIB

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.progress import under_way
+from turbofit.core.process.signals import StoppedError
 from turbofit.core.tuning import TrialRecord, Tuning
 from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
@@ -22,7 +23,6 @@ from turbofit.memory.calibrated import identity
 from turbofit.planning.tuned import cards_of, keep_tuned, plain, promise_of, recall_tuned
 from turbofit.rehearsal.plan_clock import ClockChoice, clock_for
 from turbofit.serving.run import Run
-from turbofit.serving.supervisor import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

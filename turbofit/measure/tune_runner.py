@@ -21,6 +21,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.network import LOOPBACK
 from turbofit.core.process.processes import child
 from turbofit.core.process.progress import Step, tell
+from turbofit.core.process.signals import StoppedError, StopSignal
 from turbofit.core.process.variable_names import without_options
 from turbofit.core.tuning import SpeedFigures
 from turbofit.core.units import parse_seconds
@@ -29,7 +30,6 @@ from turbofit.measure.load.result import LoadResult
 from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
-from turbofit.serving.supervisor import StoppedError, StopSignal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

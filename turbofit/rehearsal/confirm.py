@@ -11,8 +11,8 @@ from turbofit.core.engine_end import Rehearsal
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import EnginePlan, GpuLedger, Plan, Term, alike
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.processes import ended_like_ctrl_c
 from turbofit.core.process.progress import under_way
+from turbofit.core.process.signals import ended_like_ctrl_c
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import POOL_WARMUP, RATIO_STEPS
 from turbofit.planning.plan import finished

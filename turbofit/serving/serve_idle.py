@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.process.signals import StoppedError
 from turbofit.core.units import format_duration
 from turbofit.gateway.idle import BUSY_SECONDS, AttachedGateway, IdleGateway
 from turbofit.gateway.limits.request_limits import bounds_of
@@ -21,14 +22,13 @@ from turbofit.serving.engine.standby import standby_of
 from turbofit.serving.planner import leases_for, preview
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
-from turbofit.serving.supervisor import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from turbofit.core.process.signals import StopSignal
     from turbofit.serving.options import ServeConfig
-    from turbofit.serving.supervisor import StopSignal
 
 #: How many run folders are kept; each start makes one.
 _KEPT_RUNS: Final = 50

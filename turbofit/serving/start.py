@@ -21,6 +21,7 @@ from turbofit.core.errors import LaunchError, OutOfMemoryError, TurbofitError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.network import free_ports
 from turbofit.core.process.progress import under_way
+from turbofit.core.process.signals import StoppedError
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.server import digest_of, keep_large_blocks
 from turbofit.planning import checks
@@ -47,7 +48,7 @@ from turbofit.serving.images.preparation import image_environment
 from turbofit.serving.ladder import MOST_RUNGS, learned_file, rungs
 from turbofit.serving.proved import Learned, Proof
 from turbofit.serving.start_progress import StartProgress, as_launched, beside
-from turbofit.serving.supervisor import StoppedError, Supervisor
+from turbofit.serving.supervisor import Supervisor
 from turbofit.serving.weights import fetched
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
+    from turbofit.core.process.signals import StopSignal
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.routes import ClockFacts
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
@@ -64,7 +66,6 @@ if TYPE_CHECKING:
     from turbofit.serving.engine.supervised_engine import AskWorstCases, SupervisedEngine
     from turbofit.serving.ladder import Rung
     from turbofit.serving.run import PublicSide, Run
-    from turbofit.serving.supervisor import StopSignal
 
 
 class Start:

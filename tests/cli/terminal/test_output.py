@@ -16,7 +16,7 @@ from turbofit.cli.main import main
 from turbofit.cli.terminal import screen
 from turbofit.cli.terminal.output import exit_code, run_until_signal, verbose_log
 from turbofit.core.process.log import LazyLogger
-from turbofit.serving.supervisor import StopSignal
+from turbofit.core.process.signals import StopSignal
 
 PLAN = ["plan", "internvl2-8b", "--on", "1xrtx3090", "--json"]
 Out = pytest.CaptureFixture[str]

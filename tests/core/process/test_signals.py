@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from turbofit.core.process.processes import ended_like_ctrl_c
+from turbofit.core.process.signals import ended_like_ctrl_c
 
 PROGRAM = """
 import os, signal
-from turbofit.core.process.processes import stop_signals, unblock
+from turbofit.core.process.signals import stop_signals, unblock
 heard = stop_signals()
 for number in heard:
     signal.signal(number, lambda got, _: print("caught", signal.Signals(got).name))

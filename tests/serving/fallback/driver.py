@@ -7,6 +7,7 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
+from turbofit.core.process.signals import StopSignal
 from turbofit.gateway.config import GatewayConfig
 from turbofit.serving.engine.engine_client import EngineClient, Timing
 from turbofit.serving.engine.lmdeploy import Lmdeploy
@@ -14,7 +15,6 @@ from turbofit.serving.leases import Leases
 from turbofit.serving.options import ServeConfig
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
-from turbofit.serving.supervisor import StopSignal
 
 ASKED = EngineClient.is_healthy
 

@@ -92,7 +92,7 @@ def batch(
 
 
 async def _stoppable(job: BatchJob) -> BatchResult:
-    from turbofit.core.process.processes import stop_signals
+    from turbofit.core.process.signals import stop_signals
 
     loop, run = asyncio.get_running_loop(), asyncio.ensure_future(job.run())
     for number in stop_signals():

@@ -8,8 +8,8 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
-from turbofit.core.process.processes import ended_like_ctrl_c
 from turbofit.core.process.progress import under_way
+from turbofit.core.process.signals import ended_like_ctrl_c
 
 
 @command(

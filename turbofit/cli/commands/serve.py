@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.plan import Plan
+    from turbofit.core.process.signals import StopSignal
     from turbofit.core.struct import Options
     from turbofit.gateway.config import GatewayConfig
     from turbofit.serving.options import ServeConfig
     from turbofit.serving.passthrough import PassedOptions
     from turbofit.serving.run import Run
-    from turbofit.serving.supervisor import StopSignal
 
 #: What an open server's start says, and what differs there from LMDeploy's server.
 OPEN_TO_ALL: Final = (

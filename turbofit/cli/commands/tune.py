@@ -31,9 +31,9 @@ from turbofit.serving.options import (
 )
 
 if TYPE_CHECKING:
+    from turbofit.core.process.signals import StopSignal
     from turbofit.core.struct import Document
     from turbofit.core.tuning import Tuning
-    from turbofit.serving.supervisor import StopSignal
 
 _PRETEND: Final = (
     "PRETEND GPUs: this tries the calibration itself; what it learns is kept for pretend GPUs only"

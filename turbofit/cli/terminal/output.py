@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Iterable, Iterator
 
+    from turbofit.core.process.signals import StopSignal
     from turbofit.core.struct import Document
     from turbofit.report.painters.document import Block
-    from turbofit.serving.supervisor import StopSignal
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ INTERRUPTED: Final = 130
 
 def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
     """Call ``body``, which a signal can stop; return its result, or the signal that stopped it."""
-    from turbofit.serving.supervisor import StoppedError, StopSignal
+    from turbofit.core.process.signals import StoppedError, StopSignal
 
     with StopSignal() as stop:
         try:

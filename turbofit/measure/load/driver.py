@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from turbofit.core.errors import UnservedError
 from turbofit.core.messages import PRETEND_SPEED
 from turbofit.core.process.network import open_files
-from turbofit.core.process.processes import stop_signals
 from turbofit.core.process.progress import Step
+from turbofit.core.process.signals import stop_signals
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import doubled, format_duration
 from turbofit.core.version import REFERENCE, __version__

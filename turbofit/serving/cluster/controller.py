@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Container, Mapping
 
+    from turbofit.core.process.signals import StopSignal
     from turbofit.serving.options import ClusterServeConfig
-    from turbofit.serving.supervisor import StopSignal
 
 _TICK: Final = 0.5
 #: Seconds in which nodes are measured.
