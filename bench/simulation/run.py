@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.simulation.scenario import KINDS, of_kind, simulate
 from bench.simulation.world import Result
-from turbofit.gateway.server import keep_large_blocks
+from turbofit.gateway.http.uvicorn_server import keep_large_blocks
 
 #: Days of a task; of one whose first violation ends the run, since what has begun runs on.
 _BATCH, _SMALL_BATCH = 50, 5

@@ -415,7 +415,9 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.core.process.files.sync_folder": lambda _: None,
         # The gateway's outside. What looks at nothing does so less often: a day is long.
         "turbofit.gateway.server.GatewayThread": partial(SimulatedGatewayThread, one),
-        "turbofit.gateway.server.bind": lambda _: types.SimpleNamespace(close=lambda: None),
+        "turbofit.gateway.http.uvicorn_server.bind": lambda _: types.SimpleNamespace(
+            close=lambda: None
+        ),
         "turbofit.gateway.overlay.make_overlay": _no_overlay,
         "turbofit.gateway.upstream.engine_socket": SimulatedSocket,
         "aiohttp.connector.monotonic": clock.monotonic,

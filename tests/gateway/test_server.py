@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import platform
 import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -18,26 +16,18 @@ from pathlib import Path
 import msgspec
 import pytest
 from aiohttp import web
-from msgspec.structs import replace
 
 from tests.measure.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, image_part, plan_for
-from tests.support.plans import changed
 from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
 from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.metrics import AccessLog
+from turbofit.gateway.http.uvicorn_server import bind
 from turbofit.gateway.options import GatewayOptions
-from turbofit.gateway.server import (
-    GatewayThread,
-    bind,
-    check_bind,
-    digest_of,
-    loop_without_lookups,
-    make_gateway,
-)
+from turbofit.gateway.server import GatewayThread, check_bind, make_gateway
 
 
 class Engine(ThreadedServer):
@@ -215,16 +205,6 @@ def test_options(monkeypatch, tmp_path) -> None:
             parsed(*words)
 
 
-def test_a_digest_tells_all_limits_apart() -> None:
-    plan = plan_for()
-    fewer = replace(plan.promise.limits, bytes_per_body=plan.promise.limits.bytes_per_body - 1)
-    plans = (
-        plan, changed(plan, limits=fewer, units_per_forward=10**9),
-        changed(plan, context=plan.promise.context - 1),
-    )  # fmt: skip
-    assert len({digest_of(other) for other in plans}) == 3
-
-
 @pytest.mark.parametrize("front", [("--nodes", "http://x"), ("--cluster", "ray")])
 def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
     (tmp_path / "key").write_text("key\n")
@@ -279,43 +259,3 @@ def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> No
     nothing = str(tmp_path / "none.pem")
     with pytest.raises(UsageError, match="certificate"):
         thread(ssl_certfile=nothing, ssl_keyfile=nothing).start()
-
-
-#: What a process holds after each of eight threads held 16 MiB, one after another.
-THREADS = """
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
-from turbofit.gateway.server import keep_large_blocks
-
-def held():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
-
-keep_large_blocks()
-barrier, before = Barrier(8), held()
-with ThreadPoolExecutor(8) as pool:
-    list(pool.map(lambda _: barrier.wait(), range(8)))
-    for _ in range(200):
-        pool.submit(lambda: len(bytearray(16 << 20))).result()
-    print(held() - before)
-"""
-GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-
-
-def printed(code: str) -> str:
-    return subprocess.check_output([sys.executable, "-c", code], text=True)
-
-
-@GLIBC
-def test_threads_keep_the_largest_block_once() -> None:
-    assert int(printed(THREADS)) < 40 << 20
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_an_engine_is_connected_to_by_its_address_without_a_thread(address: str) -> None:
-    """As `sock_connect` asks, without a type; eight names that nobody resolves held all threads."""
-    loop = loop_without_lookups(pytest.importorskip("uvloop").Loop)()
-    with closing(loop), pytest.raises(StopIteration) as returned:
-        loop.getaddrinfo(address, 80, family=0).send(None)
-    ((_, kind, _, _, found),) = returned.value.value
-    assert (kind, found[:2]) == (socket.SOCK_STREAM, (address, 80))

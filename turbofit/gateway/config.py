@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.process.network import DEFAULT_PORT
 from turbofit.core.struct import Struct
 from turbofit.core.units import KIB
-from turbofit.gateway.http.routes import MemoryBar
+from turbofit.gateway.http.about import MemoryBar
 from turbofit.gateway.limits.defaults import Defaults
 
 #: The entry of allowed media domains that means any public host, over https on its own port.

@@ -22,17 +22,11 @@ from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Document, Struct
 from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.http.about import About, ModelFacts
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.request_context import Receive, RequestContext, Send
-from turbofit.gateway.http.routes import (
-    About,
-    ModelCard,
-    ModelFacts,
-    Route,
-    named_model,
-    no_such_model,
-)
+from turbofit.gateway.http.routes import ModelCard, Route, named_model, no_such_model
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine

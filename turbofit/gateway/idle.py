@@ -15,10 +15,11 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from turbofit.core.errors import LaunchError
+from turbofit.gateway.http.about import ModelFacts, facts_of
 from turbofit.gateway.http.asgi_app import AsgiApp, disconnected
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal, ending
-from turbofit.gateway.http.routes import ModelFacts, facts_of, named_model, no_such_model
+from turbofit.gateway.http.routes import named_model, no_such_model
 from turbofit.gateway.routing.health import healthy, trouble
 
 if TYPE_CHECKING:

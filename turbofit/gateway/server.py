@@ -7,35 +7,31 @@ thread to the engines' supervisor.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import socket
-import sys
 import threading
 from concurrent.futures import Future, wait
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 import msgspec
 
-from turbofit.core.errors import LaunchError, PackageError, TurbofitError, UsageError
-from turbofit.core.installation import install_command
-from turbofit.core.messages import PRETEND_HEADER
-from turbofit.core.process.network import EVERY_ADDRESS, open_files, tcp_socket
-from turbofit.core.units import MIB
-from turbofit.gateway.http.connections import Acceptor, is_loopback
-from turbofit.gateway.http.routes import memory_bars
+from turbofit.core.errors import LaunchError, TurbofitError, UsageError
+from turbofit.core.process.network import EVERY_ADDRESS
+from turbofit.gateway.http.about import about_plan, memory_bars
+from turbofit.gateway.http.connections import is_loopback
+from turbofit.gateway.http.uvicorn_server import (
+    bind,
+    keep_large_blocks,
+    need_packages,
+    run_loop,
+    uvicorn_server,
+)
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
-
-    import uvicorn
 
     from turbofit.core.plan import Plan
-    from turbofit.core.struct import Document
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
@@ -43,28 +39,12 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.protocol import LimitedProtocol
     from turbofit.gateway.routing.deny_list import DenyList
 
-_BACKLOG: Final = 2048
-#: Seconds for which a thread that handles a large body keeps Python's lock: at each step of every
-#: other request, the event loop waits for this time. Python's default is 5 ms.
-SWITCH_SECONDS: Final = 0.0005
-#: Open files beside those of connections (two each: the client's and the engine's); and open files
-#: for connections that are only told that there are too many.
-_OTHER_FILES: Final = 128
-_REFUSED_FILES: Final = 128
 #: Seconds for clients to read a last message, and again for aborted connections to end.
 _AT_ONCE: Final = 2.0
 #: Seconds in which fronts learn that a node drains; they read its health page twice a second.
 _TOLD: Final = 2.0
 #: Seconds until a gateway's thread must listen, and seconds beyond its drain until it has ended.
 _START_SECONDS, _BEYOND = 30.0, 5.0
-#: glibc's names for `mallopt`. Source: malloc.h.
-_TRIM_THRESHOLD: Final = -1
-_MMAP_THRESHOLD: Final = -3
-_ARENA_MAX: Final = -8
-#: Bytes of free memory that stay at the heap's end, and of the largest block from the heap; glibc
-#: accepts at most 32 MiB for the latter.
-_KEPT: Final = 64 * MIB
-_LARGEST: Final = 32 * MIB
 
 _Answer = TypeVar("_Answer")
 _App = TypeVar("_App", bound="AsgiApp")
@@ -103,7 +83,7 @@ def make_gateway(
         PackageError: aiohttp or Pillow is missing.
         UsageError: there is no engine, or a text is no URL.
     """
-    _need("aiohttp", "PIL")
+    need_packages("aiohttp", "PIL")
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.upstream import refuse_no_url
 
@@ -112,28 +92,6 @@ def make_gateway(
     bounds = bounds_of(plan, overlay=overlay)
     config = msgspec.structs.replace(config, about=about_plan(plan), memory=memory_bars(plan))
     return Gateway(bounds, upstreams, config, log, deny_list=deny_list)
-
-
-def about_plan(plan: Plan) -> Document:
-    """Return what `/health` tells a front about a plan: its capacity, limits and digest."""
-    limits = plan.promise.limits
-    return {
-        "at_once": plan.requests_at_once,
-        "kv_tokens": plan.kv_tokens,
-        "context": plan.promise.context,
-        "images": limits.images_per_request if limits.vision_unit is not None else 0,
-        "image_limit": limits.image_limit,
-        "bytes_per_body": limits.bytes_per_body,
-        "plan": digest_of(plan),
-    }
-
-
-def digest_of(plan: Plan) -> str:
-    """Return a hash of a plan's settings and limits, by which two plans can be compared."""
-    engines = [(it.gpus, it.settings, it.units_per_forward) for it in plan.engines]
-    promise = (plan.promise.limits, plan.promise.context)
-    parts = (plan.model.name, plan.backend, engines, promise)
-    return sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
 
 class _Serving:
@@ -154,7 +112,7 @@ class _Serving:
         scheme = "https" if gateway.config.ssl_certfile else "http"
         url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         try:
-            self._server = _uvicorn(gateway, partial(on_ready, url))
+            self._server = uvicorn_server(gateway, partial(on_ready, url))
         except BaseException:
             self._listener.close()
             raise
@@ -351,148 +309,3 @@ class GatewayThread(Generic[_App]):
             self._error = exc
         finally:
             self._listening.set()
-
-
-def bind(config: GatewayConfig) -> socket.socket:
-    """Open the listening socket; port 0 chooses a free port.
-
-    Raises:
-        LaunchError: the address cannot be bound.
-    """
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = tcp_socket(family)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((config.host, config.port))
-        listener.listen(_BACKLOG)
-    except (OSError, OverflowError) as exc:
-        listener.close()
-        raise LaunchError(
-            f"{config.host}:{config.port} cannot be bound: {exc}", hint="choose another --port"
-        ) from None
-    return listener
-
-
-def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
-    """Make a uvicorn server without signals, logs or WebSockets, with turbofit's own limits.
-
-    Raises:
-        UsageError: the certificate cannot be read.
-    """
-    _need("uvicorn", "httptools")
-    import uvicorn
-
-    from turbofit.gateway.http.protocol import LimitedProtocol
-
-    config, limits = gateway.config, gateway.config.connection
-    most = 2 * limits.connections + _REFUSED_FILES
-    files = open_files(_OTHER_FILES + most)
-    most = min(most, files - min(_OTHER_FILES, files // 2))
-    gateway.connections.lower(most // 2)
-    settings = uvicorn.Config(
-        gateway,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        http=LimitedProtocol,
-        headers=[(PRETEND_HEADER, "1")] if config.pretend else [],
-        proxy_headers=bool(config.trusted_proxies),
-        forwarded_allow_ips=list(config.trusted_proxies),
-        ws="none",
-        lifespan="off",
-        timeout_keep_alive=limits.keep_alive_seconds,
-        backlog=_BACKLOG,
-        ssl_certfile=config.ssl_certfile,
-        ssl_keyfile=config.ssl_keyfile,
-    )
-    try:
-        settings.load()
-    except OSError as exc:
-        raise UsageError(
-            f"the certificate cannot be read: {exc}", hint="see --ssl-certfile and --ssl-keyfile"
-        ) from None
-
-    class GatewayServer(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup([])
-
-            def protocol() -> LimitedProtocol:
-                return LimitedProtocol(
-                    limits, gateway.connections, config=self.config,
-                    server_state=self.server_state, app_state=self.lifespan.state,
-                )  # fmt: skip
-
-            self.servers = [
-                Acceptor(listener, gateway.connections, most, protocol, self.config.ssl)  # type: ignore[misc]
-                for listener in sockets or ()
-            ]
-            on_ready()
-
-        def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-            """Leave signals to the caller that runs the gateway."""
-            return nullcontext()
-
-    return GatewayServer(settings)
-
-
-def keep_large_blocks() -> bool:
-    """Let glibc take large blocks from the heap and keep them; return whether this is possible.
-
-    Otherwise glibc returns each block to the kernel and faults its pages in again for the next
-    block: this was 2 ms of the 3.6 ms in which a 2 MB image was read, held and written
-    (bench/gateway). Threads that start afterwards share one heap: otherwise each thread would keep
-    as much as the largest body that it ever had, and 16 MiB more for each other thread with such a
-    body (bench/soak).
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no library without a name
-        return False
-    mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
-    return bool(
-        mallopt(_TRIM_THRESHOLD, _KEPT)
-        and mallopt(_MMAP_THRESHOLD, _LARGEST)
-        and mallopt(_ARENA_MAX, 1)
-    )
-
-
-def run_loop(main: Any) -> None:
-    """Run a coroutine on uvloop if it is installed, else on asyncio.
-
-    Python's threads switch after `SWITCH_SECONDS`.
-    """
-    from importlib import import_module
-    from importlib.util import find_spec
-
-    sys.setswitchinterval(SWITCH_SECONDS)
-    if find_spec("uvloop"):
-        uvloop = import_module("uvloop")
-        uvloop.run(main, loop_factory=loop_without_lookups(uvloop.Loop))
-    else:
-        asyncio.run(main)
-
-
-def loop_without_lookups(base: Any) -> Any:
-    """Return a class of loops, made of uvloop's, that connects to an address without a thread.
-
-    `uvloop.Loop.sock_connect` names no type of socket when it looks an address up. So uvloop waits
-    for one of libuv's four threads, which all may wait for names.
-    """
-
-    class Loop(base):  # type: ignore[misc]
-        async def getaddrinfo(self, host: Any, port: Any, **given: Any) -> Any:
-            given["type"] = given.get("type") or socket.SOCK_STREAM
-            return await super().getaddrinfo(host, port, **given)
-
-    return Loop
-
-
-def _need(*packages: str) -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise PackageError(
-            f"the gateway needs {', '.join(missing)}",
-            hint=f"install it with {install_command('gateway')}",
-        )

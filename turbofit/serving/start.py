@@ -23,7 +23,8 @@ from turbofit.core.process.network import free_ports
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import StoppedError
 from turbofit.core.run_report import EngineRecord, RunMoment
-from turbofit.gateway.server import digest_of, keep_large_blocks
+from turbofit.gateway.http.about import digest_of
+from turbofit.gateway.http.uvicorn_server import keep_large_blocks
 from turbofit.planning import checks
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
@@ -58,8 +59,8 @@ if TYPE_CHECKING:
     from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
     from turbofit.core.process.signals import StopSignal
+    from turbofit.gateway.http.about import ClockFacts
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.http.routes import ClockFacts
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.rehearsal.plan_clock import ClockChoice
     from turbofit.serving.engine.engine_client import Timing
@@ -109,7 +110,7 @@ class Start:
         else:
             self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
         if config.gateway is not None and run.publish is None:
-            from turbofit.gateway.server import bind
+            from turbofit.gateway.http.uvicorn_server import bind
 
             # Fail before minutes of loading; the port is bound for good once engines are ready.
             bind(config.gateway).close()
@@ -338,7 +339,7 @@ class Start:
         return run.public
 
     def _clock_facts(self) -> ClockFacts | None:
-        from turbofit.gateway.http.routes import ClockFacts
+        from turbofit.gateway.http.about import ClockFacts
 
         clocks = [engine.clock for engine in self._supervisor.engines if engine.clock is not None]
         if not clocks:

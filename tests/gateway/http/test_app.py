@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import json
 import re
 import threading
-from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,22 +27,14 @@ from tests.support.gateway import (
     gateway,
     image_part,
     picture,
-    plan_for,
     stream,
 )
 from turbofit.core.errors import UsageError
-from turbofit.core.messages import PRETEND_WORDS
 from turbofit.gateway.http import body as body_module
 from turbofit.gateway.http.metrics import AccessLog, access_log, merge
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.http.routes import (
-    ROUTES,
-    api_of,
-    find_route,
-    hold_name,
-    memory_bars,
-)
+from turbofit.gateway.http.routes import ROUTES, api_of, find_route, hold_name
 
 ANTHROPIC = anthropic(picture(448, 5376))
 
@@ -543,58 +532,6 @@ async def test_what_begins_like_an_address_is_none(host: str, known: bool) -> No
     app, _ = gateway(names={"m": "m"})
     reply = await call(app, "/health", method="GET", headers={"host": host})
     assert (reply.status != 421) is known
-
-
-@pytest.mark.parametrize("path", ["/", "/docs", "/docs/"])
-async def test_the_page_is_the_same_for_all_and_runs_its_own_script_alone(path: str) -> None:
-    """It tells nothing of this server: a browser that shows it has no key yet."""
-    app, upstream = gateway(names={"secret-model": "m"}, api_keys=("k",), pretend=True)
-    reply = await call(app, path, method="GET")
-    assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    text = reply.body.decode()
-    assert not re.search("secret-model|PRETEND", text)
-    policy = reply.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    for name in ("script", "style"):
-        (content,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        assert f"{name}-src 'sha256-{digest}'" in policy
-    assert text.count("<script") == 1
-    assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(", text)
-    assert "localStorage" not in text  # a conversation ends with its tab
-    assert '<td>GET</td><td><a href="/metrics">/metrics</a></td>' in text
-    lines = resources.files("turbofit.gateway.http").joinpath("page.html").read_text().count("\n")
-    assert lines <= 560
-    assert (await call(app, path, {}, headers={"authorization": "Bearer k"})).status == 404
-    assert upstream.bodies == []
-
-
-async def test_about_tells_the_page_what_is_served() -> None:
-    names = {"org/<b>m": "org/m", "m": "org/m", "lora": "lora"}
-    plan = plan_for()
-    app, upstream = gateway(plan, names=names, memory=memory_bars(plan), pretend=True)
-    about = (await call(app, "/about", method="GET")).json
-    assert [one["name"] for one in about["models"]] == ["org/<b>m", "lora"]
-    first = about["models"][0]
-    assert first["images"] == plan.promise.limits.most_images(plan.model.image_rule) == 26
-    for words in (
-        "2 images of up to 13 tiles (6,656 tokens), 32,768 tokens in all",
-        "or 26 smaller images",
-        "a larger image is made smaller",
-        "128 answers at once (n), 4 with images",
-    ):
-        assert words in first["limits"]
-    bar = first["memory"][0]
-    assert bar["label"].startswith(f"GPU 0, {plan.ledgers[0].name}: ")
-    assert sum(piece["bytes"] for piece in bar["pieces"]) == plan.ledgers[0].total
-    assert about["notices"] == [
-        PRETEND_WORDS, "no engine answers; the next one is expected in 5 s"
-    ]  # fmt: skip
-    assert (about["pretend"], about["key"]) == (True, False)
-    assert upstream.bodies == []
-    app, _ = gateway(names=names, api_keys=("k",))
-    assert (await call(app, "/about", method="GET")).status == 401
 
 
 async def test_its_own_page_may_ask_and_another_one_may_not() -> None:

@@ -23,8 +23,8 @@ from tests.support.gateway import (
     stream,
 )
 from tests.support.waiting import until
+from turbofit.gateway.http.about import memory_bars
 from turbofit.gateway.http.app import Gateway
-from turbofit.gateway.http.routes import memory_bars
 from turbofit.gateway.server import GatewayThread
 
 pytestmark = pytest.mark.slow

@@ -39,8 +39,9 @@ from turbofit.gateway.http.connections import (
 )
 from turbofit.gateway.http.protocol import LimitedProtocol
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.uvicorn_server import uvicorn_server
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.server import GatewayThread, _uvicorn
+from turbofit.gateway.server import GatewayThread
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
 #: Deadlines that no test waits for.
@@ -393,7 +394,7 @@ async def spoken(data: bytes, bugs: list[dict[str, Any]]) -> None:
     loop.set_exception_handler(lambda _, context: bugs.append(context))
     app, _ = gateway(api_keys=("k",), trusted_proxies=("10.0.0.9",))
     others = asyncio.all_tasks()
-    config = copy(_uvicorn(app, lambda: None).config)
+    config = copy(uvicorn_server(app, lambda: None).config)
     config.loaded_app = ProxyHeadersMiddleware(app, ["10.0.0.9"])
     own = (app.config.connection, app.connections)
     protocol, wire = LimitedProtocol(*own, config, ServerState(), {}, loop), Wire()
@@ -504,7 +505,7 @@ def test_one_whose_request_has_come_makes_no_room() -> None:
 
 
 def test_without_descriptors_clients_wait_and_none_is_reset(monkeypatch) -> None:
-    monkeypatch.setattr("turbofit.gateway.server.open_files", lambda _: 64)
+    monkeypatch.setattr("turbofit.gateway.http.uvicorn_server.open_files", lambda _: 64)
     with serving(LONG) as gateway:
         clients = [connected(gateway) for _ in range(80)]
         for client in clients:

@@ -18,7 +18,7 @@ from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
-from turbofit.gateway.http.routes import ClockFacts
+from turbofit.gateway.http.about import ClockFacts
 from turbofit.measure.load.client import Answer, StreamReader
 from turbofit.measure.load.driver import LoadRun, bench, refuse_held_up, summary
 from turbofit.measure.load.prompt import PromptWriter, StreamError

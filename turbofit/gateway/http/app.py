@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA
+from turbofit.gateway.http.about import ModelFacts, facts_of
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.body import LARGE
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.request_context import RequestContext
-from turbofit.gateway.http.routes import ModelFacts, facts_of, hold_name
+from turbofit.gateway.http.routes import hold_name
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.media.clips import look
 from turbofit.gateway.media.fetch import MediaFetcher

@@ -14,6 +14,7 @@ from turbofit.core.messages import PRETEND_WORDS
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Document
 from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.http.about import About, ClockFacts, ModelFacts, chat_page
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Hosts, Keys, Networks, Origins
 from turbofit.gateway.http.metrics import AccessLog, Metrics
@@ -28,13 +29,9 @@ from turbofit.gateway.http.request_context import (
     entry,
 )  # fmt: skip
 from turbofit.gateway.http.routes import (
-    About,
-    ClockFacts,
     ModelCard,
-    ModelFacts,
     Route,
     api_of,
-    chat_page,
     find_route,
     is_health,
     is_page,

@@ -16,7 +16,8 @@ from typing_extensions import Self
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER
 from turbofit.core.struct import JsonObject
-from turbofit.gateway.http.routes import About, ClockFacts, first_model
+from turbofit.gateway.http.about import About, ClockFacts
+from turbofit.gateway.http.routes import first_model
 from turbofit.measure.load.prompt import LARGEST_ERROR, NO_JSON, StreamError, event_of
 
 #: The most bytes of a line in a stream: no server of text sends a longer one.

@@ -35,7 +35,7 @@ from turbofit.rehearsal.pretend.clock import HELD_UP, held_up_share
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from turbofit.gateway.http.routes import ClockFacts
+    from turbofit.gateway.http.about import ClockFacts
     from turbofit.measure.load.client import Answer
     from turbofit.measure.load.spec import LoadSpec
 

@@ -1,0 +1,190 @@
+"""What a gateway says of itself: its plan's limits and memory, and the page that shows them."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from functools import cache
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from turbofit.core.memory_stack import KINDS, fold, memory_label, stack, sums
+from turbofit.core.messages import indices, plural
+from turbofit.core.struct import Struct
+from turbofit.core.units import format_bytes
+from turbofit.gateway.http.routes import ROUTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.core.plan import Plan
+    from turbofit.core.struct import Document
+    from turbofit.gateway.limits.request_limits import Bounds
+
+_PAGE: Final = Path(__file__).with_name("page.html")
+_ROUTES: Final = "<!--routes-->"
+
+
+class Page(NamedTuple):
+    """The chat page, and headers that let a browser run no script but the page's own script."""
+
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+@cache
+def chat_page() -> Page:
+    """Return the chat page, with a list of the routes; the page's file is read only once."""
+    rows = []
+    for path, route in ROUTES.items():
+        shown = escape(path)
+        link = f'<a href="{shown}">{shown}</a>' if route.method == "GET" else shown
+        rows.append(f"<tr><td>{route.method}</td><td>{link}</td></tr>")
+    text = _PAGE.read_text(encoding="utf-8").replace(_ROUTES, "".join(rows))
+    policy = (
+        f"default-src 'none'; script-src {_digest(text, 'script')}; style-src"
+        f" {_digest(text, 'style')}; img-src data:; connect-src 'self'; base-uri 'none';"
+        " form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = (
+        (b"content-security-policy", policy.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cache-control", b"no-store"),
+    )
+    return Page(text.encode(), headers)
+
+
+def _digest(text: str, name: str) -> str:
+    """Return the hash of the page's only element ``name``, for its content security policy."""
+    (content,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
+    return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
+
+
+class MemoryPart(Struct):
+    """A piece of the bar that shows a GPU's memory; ``size`` is ``bytes`` as a text."""
+
+    kind: str
+    name: str
+    bytes: int
+    size: str
+
+
+class MemoryBar(Struct):
+    """A bar that shows the planned memory of equal GPUs, made of ``pieces`` in their order."""
+
+    gpus: tuple[int, ...]
+    label: str
+    pieces: tuple[MemoryPart, ...]
+
+
+class ModelFacts(Struct):
+    """What the chat page shows of one model.
+
+    ``limits`` are sentences; ``images`` is how many small images a request may have.
+    """
+
+    name: str
+    limits: tuple[str, ...]
+    images: int
+    memory: tuple[MemoryBar, ...] = ()
+
+
+class ClockFacts(Struct):
+    """How time passes on pretend GPUs, and by how many seconds the host has held them up so far.
+
+    Everything takes ``factor`` times as long as the forecast; ``words`` says so, with the
+    forecast's certainty. ``late`` is how much later than its time work was seen to be done,
+    ``idle`` how long cards waited for the host; ``busy`` the forecast's seconds of all forwards. Of
+    engines, the one that waited most.
+    """
+
+    factor: float
+    words: str
+    late: float = 0.0
+    idle: float = 0.0
+    busy: float = 0.0
+
+
+class About(Struct):
+    """The answer of `/about`; ``clock`` is None on real GPUs, and where no time passes."""
+
+    pretend: bool
+    key: bool
+    notices: tuple[str, ...]
+    models: tuple[ModelFacts, ...]
+    clock: ClockFacts | None = None
+
+
+def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
+    """Return the bars that show a plan's memory, one for each set of equal GPUs."""
+    return tuple(
+        MemoryBar(
+            gpus=tuple(members),
+            label=f"GPU {indices(members)}, {ledger.name}: {memory_label(ledger)}",
+            pieces=tuple(
+                MemoryPart(kind=kind, name=KINDS[kind][1], bytes=size, size=format_bytes(size))
+                for kind, size in sums(stack(ledger)).items()
+            ),
+        )
+        for members, ledger in fold(plan.ledgers)
+    )
+
+
+def facts_of(
+    names: Iterable[str], bounds: Bounds, more: Iterable[str], memory: tuple[MemoryBar, ...] = ()
+) -> tuple[ModelFacts, ...]:
+    """Return what the chat page shows of each model of one plan.
+
+    ``more`` are sentences that follow the limits.
+    """
+    limits = bounds.limits
+    return tuple(
+        ModelFacts(
+            name=name,
+            limits=(*limits_in_words(bounds), *more),
+            images=limits.most_images(bounds.rule),
+            memory=memory,
+        )
+        for name in names
+    )
+
+
+def limits_in_words(bounds: Bounds) -> list[str]:
+    limits, rule = bounds.limits, bounds.rule
+    units, tokens = limits.units_per_image, limits.image_tokens_per_request
+    words = [limits.promise(bounds.longest_request_tokens, units, tokens)]
+    if (most := limits.most_images(rule)) > limits.images_per_request:
+        words.append(f"or {most} smaller images")
+    if limits.image_limit is not None and most:
+        words.append("a larger image is made smaller")
+    copies, beside = limits.copies(images=False), limits.copies(images=True)
+    fewer = f", {beside} with images" if beside < copies and limits.vision_unit else ""
+    words.append(f"{copies} {plural(copies, 'answer')} at once (n){fewer}")
+    return [*words, f"a body of {format_bytes(limits.bytes_per_body)}"]
+
+
+def about_plan(plan: Plan) -> Document:
+    """Return what `/health` tells a front about a plan: its capacity, limits and digest."""
+    limits = plan.promise.limits
+    return {
+        "at_once": plan.requests_at_once,
+        "kv_tokens": plan.kv_tokens,
+        "context": plan.promise.context,
+        "images": limits.images_per_request if limits.vision_unit is not None else 0,
+        "image_limit": limits.image_limit,
+        "bytes_per_body": limits.bytes_per_body,
+        "plan": digest_of(plan),
+    }
+
+
+def digest_of(plan: Plan) -> str:
+    """Return a hash of a plan's settings and limits, by which two plans can be compared."""
+    engines = [(it.gpus, it.settings, it.units_per_forward) for it in plan.engines]
+    promise = (plan.promise.limits, plan.promise.context)
+    parts = (plan.model.name, plan.backend, engines, promise)
+    return sha256(msgspec.json.encode(parts)).hexdigest()[:16]
