@@ -65,10 +65,10 @@ if __name__ == "__main__":
     import subprocess  # noqa: F401 - `subprocess` itself needs some of it on this system
 
     take_away()
-    from turbofit.cli import command, main
+    from turbofit.cli import main
     from turbofit.cli.terminal import screen
 
-    command._WINDOWS = screen.WINDOWS = True
+    screen.WINDOWS = True
     if sys.argv[1:] == ["--each"]:
         for line in sys.stdin:
             out, err = io.StringIO(), io.StringIO()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbofit.cli.command import Typed, read
+from turbofit.cli.words import Typed, read
 from turbofit.core.errors import UsageError
 
 

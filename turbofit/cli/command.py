@@ -3,195 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 import click
 
 from turbofit.cli import usage_errors
 from turbofit.cli.options.untyped import WORDS, check_names, with_source
+from turbofit.cli.terminal import screen
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
+from turbofit.cli.words import TYPED, Typed, read, split_rest
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.process.variable_names import is_service_address
-from turbofit.serving.passthrough import (
-    EngineOption,
-    engine_options,
-    full_name,
-    is_option,
-    sort_options,
-    take_values,
-)
 
-#: The name of LMDeploy's server: the last word of its command, or a module that Python runs. vLLM's
-#: line is read as well, so that each of its options is answered.
-_COMMAND: Final = re.compile(r"(?:.*/)?lmdeploy serve api_server|(?:.*[ /])?vllm serve")
-_MODULE: Final = re.compile(r"lmdeploy\.serve\.(?:openai\.)?api_server")
-_VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
-_OF_PROGRAM: Final = re.compile(
-    r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm)(?:\.\S+)?|serve|api_server"
-)
-
-
-class TypedOption(Protocol):
-    """An option: if ``bare`` it may have no value; if ``several`` it takes several words."""
-
-    bare: bool
-    several: bool
-
-
-class Typed(NamedTuple):
-    """The words of a command line, sorted by the program that they are for.
-
-    ``words`` are turbofit's own, in click's form; ``passed`` are LMDeploy's options for the engine.
-    ``variables`` are the environment variables that the line sets. ``notes`` are sentences on what
-    became of LMDeploy's words. ``unknown`` are options that neither turbofit nor LMDeploy has.
-    ``in_place``: the line names LMDeploy's server, in whose place turbofit runs.
-    """
-
-    words: list[str]
-    passed: list[str]
-    variables: dict[str, str]
-    notes: list[str]
-    unknown: list[str]
-    in_place: bool = False
-
-
-def read(
-    words: Sequence[str], options: Mapping[str, TypedOption], *, plans: bool, serves: bool
-) -> Typed:
-    """Sort the words before ``--`` into turbofit's own and LMDeploy's.
-
-    ``options`` are the command's own options, by each of their names. ``plans``: LMDeploy's options
-    may stand among the words. ``serves``: the command starts engines, which get LMDeploy's options.
-
-    Raises:
-        UsageError: an option of LMDeploy lacks its value, or no plan can take it into account.
-        click.BadOptionUsage: an option stands where the value of another option should be.
-    """
-    typed = _pasted(words) if plans else Typed(list(words), [], {}, [], [])
-    reader, left = _Reader(options, typed, serves=serves), list(typed.words)
-    while left:
-        word = left.pop(0)
-        written, equals, value = word.partition("=")
-        name, given = full_name(written, options) if plans else written, [value] if equals else []
-        if name in options:
-            reader.take_own(name, given, left)
-        elif not is_option(word) or _are_letters(word, options):
-            reader.own.append(word)
-        elif plans and (row := engine_options().get(name)):
-            reader.take_lmdeploys(name, row, given or take_values(left, row.values, written))
-        else:
-            typed.unknown.append(written)
-    if not serves:
-        sort_options(typed.passed)  # refuses options that no plan counts
-        typed.passed.clear()
-    return typed._replace(words=reader.words(), notes=[*typed.notes, *reader.notes()])
-
-
-class _Reader:
-    """Takes the options of a command line one by one, and notes what became of LMDeploy's."""
-
-    def __init__(self, options: Mapping[str, TypedOption], typed: Typed, *, serves: bool) -> None:
-        self._options, self._typed, self._serves = options, typed, serves
-        self.own: list[str] = []
-        self._lists: dict[str, list[str]] = {}
-        self._said: dict[str, list[str]] = {}
-
-    def take_own(self, name: str, given: list[str], left: list[str]) -> None:
-        """Take an option of turbofit; its value is in ``given``, or else first in ``left``."""
-        option = self._options[name]
-        if option.several:
-            self._lists.setdefault(name, []).extend(given or take_values(left, "*", name))
-            return
-        if name == "--on" and name in self.own:
-            hint = "one machine of unequal cards is `--on A+B`"
-            raise UsageError("`--on` is given twice", hint=hint)
-        self.own.append("=".join([name, *given]))
-        if left and not given and not option.bare:
-            if is_option(left[0]):
-                raise click.BadOptionUsage(name, f"{name} needs a value before {left[0]}")
-            self.own.append(left.pop(0))
-
-    def take_lmdeploys(self, name: str, row: EngineOption, values: list[str]) -> None:
-        """Pass an option of LMDeploy to the engine, make it turbofit's option, or leave it out."""
-        self._said.setdefault(self._taken(name, row, values), []).append(name)
-
-    def _taken(self, name: str, row: EngineOption, values: list[str]) -> str:
-        if row.default is not None and values == [row.default]:
-            return f"{values[0]} left out: LMDeploy's own default"
-        if row.variables:
-            self._typed.variables.update(dict.fromkeys(row.variables, values[0]))
-            return f"as {' and '.join(row.variables)}"
-        targets = [word.partition("=")[0] for word in row.as_]
-        heeded = self._serves if row.is_ == "passed" else set(targets) <= set(self._options)
-        if not heeded:
-            return "without effect on the plan"
-        if row.is_ != "taken":
-            self._typed.passed.extend([name, *values])
-            return "for the engine" if row.is_ == "passed" else ""
-        for word in map(os.path.expandvars, row.as_):
-            self.own += [it for value in values for it in (word, value)] if row.values else [word]
-        self.own += row.in_place if self._typed.in_place else ()
-        return f"as {' and '.join(targets)}" if targets else f"left out: {row.say}"
-
-    def words(self) -> list[str]:
-        """Return turbofit's own words in click's form: ``--option a --option b`` for a list."""
-        words = list(self.own)
-        for name, values in self._lists.items():
-            words += [word for value in values for word in (name, value)] or [name]
-        return words
-
-    def notes(self) -> list[str]:
-        """Return a sentence on what became of LMDeploy's options, if there are any."""
-        parts = [f"{', '.join(names)} {what}" for what, names in self._said.items() if what]
-        return [f"as LMDeploy's: {'; '.join(parts)}"] if parts else []
-
-
-def _pasted(words: Sequence[str]) -> Typed:
-    """Cut a pasted command line of LMDeploy's server down to its arguments and variables."""
-    for at, word in enumerate(words):
-        if re.search("api_server|vllm serve", word) and len(word.split()) > 1:
-            try:
-                line = shlex.split(os.path.expandvars(re.sub(r"\\\s*\n", " ", word)))
-            except ValueError as exc:
-                raise UsageError(f"the pasted line: {exc}", hint="paste the whole line") from None
-            if end := _end_of_program(line):
-                return _cut(line[:end], [*words[:at], *line[end:], *words[at + 1 :]])
-    end = _end_of_program(words)
-    if any(word.startswith("-") and word != "-m" for word in words[:end]):
-        end = 0  # options of turbofit, one of which has the value api_server
-    return _cut(words[:end], list(words[end:]))
-
-
-def _end_of_program(words: Sequence[str]) -> int:
-    """Return the index of the first word after the name of LMDeploy's server; 0 without a name."""
-    for at, word in enumerate(words):
-        whole = " ".join(words[max(0, at - 2) : at + 1])
-        if _COMMAND.fullmatch(whole) or _MODULE.fullmatch(word) or whole == "api_server":
-            return at + 1
-    return 0
-
-
-def _cut(before: Sequence[str], words: list[str]) -> Typed:
-    found = [match for word in before if (match := _VARIABLE.fullmatch(word))]
-    left_out = len(found) < sum(not _OF_PROGRAM.fullmatch(word) for word in before)
-    notes = ["left out: what else stands before lmdeploy serve api_server"] if left_out else []
-    in_place = "".join(before[-1:]).endswith("api_server")
-    return Typed(words, [], {match[1]: match[2] for match in found}, notes, [], in_place)
-
-
-def _are_letters(word: str, options: Mapping[str, TypedOption]) -> bool:
-    """Return whether a word is several short options in one, such as -vq, which click splits."""
-    return word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
-
-
-_WINDOWS: Final = os.name == "nt"
-#: The key of the words that a context was made of, sorted.
-TYPED: Final = "turbofit.typed"
 _GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
@@ -341,7 +167,7 @@ class CliCommand(click.Command):
             ctx.params["form"] = Form(**fields)
 
     def invoke(self, ctx: click.Context) -> Any:
-        if _WINDOWS and self.only_linux and not ctx.params.get("dry_run"):
+        if screen.WINDOWS and self.only_linux and not ctx.params.get("dry_run"):
             raise UsageError(
                 f"{ctx.command_path} does not run on Windows",
                 hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
@@ -446,12 +272,3 @@ def command(*params: click.Parameter, **options: Any) -> Callable[[Callable[...,
     ... def gpus(json: bool) -> int: ...
     """
     return partial(CliCommand, params=params, **options)
-
-
-def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words before ``--``, and the words after it."""
-    before = list(arguments)
-    if "--" not in before:
-        return before, []
-    at = before.index("--")
-    return before[:at], before[at + 1 :]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import turbofit
-from turbofit.cli.command import split_rest
 from turbofit.cli.manual import COMMANDS, overview
 from turbofit.cli.options.untyped import ROOT
 from turbofit.cli.terminal.output import (
@@ -21,6 +20,7 @@ from turbofit.cli.terminal.output import (
     complain,
     prepare_streams,
 )
+from turbofit.cli.words import split_rest
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.core.process.interpreter import collect_after
 

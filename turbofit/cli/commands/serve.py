@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.command import TYPED, Argument, Option, command
+from turbofit.cli.command import Argument, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options import untyped
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.output import exit_code, run_until_signal
+from turbofit.cli.words import TYPED
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import PRETEND, refuse_together
 from turbofit.core.process.network import EVERY_ADDRESS, LAST_PORT
