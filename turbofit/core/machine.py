@@ -177,7 +177,8 @@ class StepPoint(Struct):
         if self.units:
             return f"an image of {self.units} vision units"
         if self.prompt:
-            return f"a prompt of {self.prompt:,} tokens"
+            beside = f" beside {self.sequences} sequences" if self.sequences > 1 else ""
+            return f"a prompt of {self.prompt:,} tokens{beside}"
         context = self.cached // self.sequences
         return f"{self.sequences} sequences of {context:,} tokens"
 

@@ -2,8 +2,8 @@
 
 One answer is watched as a stream, whose pieces come a forward apart: neither HTTP nor a tokenizer
 is in the time between two of them. Beside it run more answers, which are not streamed (forwards
-that decode), or it meets a prompt or an image (one longer gap, the forward that reads it). A
-reading is left out where its gaps differ too much for a forward, or the host held the engine up.
+that decode), or streams that meet a prompt or an image (one longer gap, the forward that reads it).
+A reading is left out where its gaps differ too much for a forward, or the host held the engine up.
 What LMDeploy's own loop adds between two forwards is in a gap: it is a step's time to clients.
 """
 
@@ -30,15 +30,18 @@ from turbofit.rehearsal.pretend.clock import HELD_UP, ClockFile, ClockReading, h
 
 #: Those of the least use last: time may run out.
 _SEQUENCES: Final = (1, 8, 32, 128, 2, 4, 16, 64)
-_CONTEXTS: Final = (64, 2048)
-_PROMPTS: Final = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-#: Sides of square pictures: of InternVL2, one tile, four and sixteen with their thumbnail.
-_SIDES: Final = (448, 896, 1792)
-#: Pieces of a watched answer: of many answers, and before, between and after prompts.
+_CONTEXTS: Final = (64, 512, 2048)
+_PROMPTS: Final = (128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+#: A prompt that meets so many answers.
+_BESIDE: Final = ((512, 8), (512, 32), (2048, 8))
+#: Pictures of one, two, four, six and twelve tiles of InternVL2, most of which add a thumbnail.
+_SIZES: Final = ((448, 448), (896, 448), (896, 896), (1344, 896), (1792, 1344))
+#: Pieces of one of many answers; pieces before a watched answer meets prompts, and its tokens: it
+#: is ended once it has met them, also where the host takes long for an image.
 _PIECES: Final = 24
 _LEAST_PIECES: Final = 8
 _FIRST: Final = 6
-_BETWEEN: Final = 24
+_WATCHED: Final = 1024
 _REPEATS: Final = 3
 #: Forwards that pass while requests arrive, beside one for each.
 _AHEAD: Final = 64
@@ -58,13 +61,6 @@ class EngineAddress(NamedTuple):
     url: str
     model: str
     key: str | None = None
-
-
-class _Task(NamedTuple):
-    """A forward to time, by name."""
-
-    what: str
-    timed: Callable[[], Awaitable[StepPoint]]
 
 
 class _HeldUpError(Exception):
@@ -101,14 +97,14 @@ class StepTimer:
         async with aiohttp.ClientSession(
             headers=headers, timeout=patience, connector=connector
         ) as self._session:
-            for what, timed in self._tasks():
+            for what, timed in self._tasks(left_out).items():
                 if time.monotonic() > ends:
                     left_out.append(f"{what}: {_SECONDS:.0f} s had passed")
                     continue
                 tell(what)
                 before, began = self._reading(), time.monotonic()
                 try:
-                    point = await timed()
+                    point = await asyncio.wait_for(timed(), ends - time.monotonic())
                     self._refuse_held_up(before, time.monotonic() - began)
                 except _HeldUpError as exc:
                     left_out.append(f"{what}: {exc}")
@@ -119,36 +115,55 @@ class StepTimer:
         policy = self._engine.settings.quant_policy
         return MeasuredSteps(quant_policy=policy, points=tuple(points), left_out=tuple(left_out))
 
-    def _tasks(self) -> list[_Task]:
-        """Return what can be timed within the engine's batch, cache and forward, by name."""
-        settings, tasks = self._engine.settings, list[_Task]()
-        most = self._longest_prompt
-        for tokens in sorted({min(tokens, most) for tokens in _PROMPTS}):
-            what = f"a prompt of {tokens:,} tokens"
-            tasks.append(_Task(what, partial(self._prompt, tokens)))
-        rule, limits = self._plan.model.image_rule, self._plan.promise.limits
-        if rule is not None and limits.image_limit is not None and limits.vision_unit is not None:
-            units = {rule.units(side, side, limits.image_limit): side for side in reversed(_SIDES)}
-            for unit, side in sorted(units.items()):
-                if rule.tokens(side, side, limits.image_limit) + _TEXT <= most:
-                    what = f"an image of {unit} vision units"
-                    tasks.append(_Task(what, partial(self._image, unit, side)))
-        for sequences in _SEQUENCES:
+    def _tasks(self, left_out: list[str]) -> dict[str, Callable[[], Awaitable[StepPoint]]]:
+        """Return what can be timed within the engine's batch, cache and forward, by name.
+
+        ``left_out`` receives the rest, with the reason.
+        """
+        settings, tokens = self._engine.settings, self._engine.kv.tokens
+        tasks: dict[str, Callable[[], Awaitable[StepPoint]]] = {}
+        batch, most = settings.max_batch_size, self._longest_prompt
+        for prompt in sorted({min(prompt, most) for prompt in _PROMPTS}):
+            tasks[f"a prompt of {prompt:,} tokens"] = partial(self._prompt, prompt)
+        if most < _PROMPTS[-1]:
+            left_out.append(f"longer prompts: not reached: one forward reads {most:,} tokens")
+        for units, size in sorted(self._pictures.items()):
+            tasks[f"an image of {units} vision units"] = partial(self._image, units, size)
+        for prompt, answers in _BESIDE:
+            held = prompt + answers * (_CONTEXTS[0] + _WATCHED)
+            if prompt + answers <= most and answers <= batch and held <= tokens:
+                what = f"a prompt of {prompt:,} tokens beside {answers} sequences"
+                tasks[what] = partial(self._prompt, prompt, answers)
+        reached = [sequences for sequences in _SEQUENCES if sequences < batch]
+        for sequences in (*reached[:1], batch, *reached[1:]):
             answer = self._answer(sequences)
-            room = min(settings.session_len, self._engine.kv.tokens // sequences) - answer - 64
-            contexts = sorted({min(context, room) for context in _CONTEXTS})
-            for context in contexts:
-                if context >= _CONTEXTS[0] and sequences <= settings.max_batch_size:
+            room = min(settings.session_len, tokens // sequences) - answer - _CONTEXTS[0]
+            for context in sorted({min(context, room) for context in _CONTEXTS}):
+                if context >= _CONTEXTS[0]:
                     what = f"{sequences} sequences of {context:,} tokens"
-                    tasks.append(_Task(what, partial(self._decode, sequences, context, answer)))
+                    tasks[what] = partial(self._decode, sequences, context, answer)
+        if batch < max(_SEQUENCES):
+            left_out.append(f"more sequences: not reached: the plan has {batch} requests at once")
         return tasks
+
+    @property
+    def _pictures(self) -> dict[int, tuple[int, int]]:
+        """The sizes of pictures that one forward reads, by their vision units."""
+        rule, limits = self._plan.model.image_rule, self._plan.promise.limits
+        if rule is None or limits.image_limit is None or limits.vision_unit is None:
+            return {}
+        return {
+            rule.units(*size, limits.image_limit): size
+            for size in reversed(_SIZES)
+            if rule.tokens(*size, limits.image_limit) + _TEXT <= self._longest_prompt
+        }
 
     @property
     def _longest_prompt(self) -> int:
         """The most tokens of a prompt that one forward reads beside the watched answer."""
         settings, room = self._engine.settings, self._engine.kv.tokens - 2 * _CONTEXTS[0]
         forward = engine_of(self._plan).forward_tokens(settings) - 2
-        return min(forward, settings.session_len - 8, room - _FIRST - _BETWEEN * _REPEATS)
+        return min(forward, settings.session_len - 8, room - _WATCHED)
 
     def _answer(self, sequences: int) -> int:
         """Return the tokens of an answer that outlives the start of so many.
@@ -180,50 +195,54 @@ class StepTimer:
         cached = (len(ends) + 1) * (context + answer) - left
         return self._point(seconds, spread, sequences=len(ends) + 1, cached=round(cached))
 
-    async def _prompt(self, tokens: int) -> StepPoint:
-        return await self._beside(lambda: self._ask(self._body(tokens, 1)), tokens)
+    async def _prompt(self, tokens: int, answers: int = 1) -> StepPoint:
+        return await self._beside(lambda: self._ask(self._body(tokens, 1)), tokens, answers=answers)
 
-    async def _image(self, units: int, side: int) -> StepPoint:
+    async def _image(self, units: int, size: tuple[int, int]) -> StepPoint:
+        rule, limit = self._plan.model.image_rule, self._plan.promise.limits.image_limit
+        assert rule is not None
+        assert limit is not None
+        knobs = rule.knobs(limit) if rule.client_knobs else {}
+
         def ask() -> Awaitable[int]:
-            data = b64encode(png(side, side, next(self._serial) * 4099 % (1 << 24))).decode()
-            picture: dict[str, Any] = {
-                "type": "image_url",
-                "image_url": {"url": f"data:image/png;base64,{data}"},
-            }
-            limit = self._plan.promise.limits.image_limit
-            rule = self._plan.model.image_rule
-            assert rule is not None
-            assert limit is not None
-            if rule.client_knobs:
-                picture["image_url"] = {**picture["image_url"], **rule.knobs(limit)}
-            content = [picture, {"type": "text", "text": "What is it?"}]
+            data = b64encode(png(*size, next(self._serial) * 4099 % (1 << 24))).decode()
+            url = {"url": f"data:image/png;base64,{data}", **knobs}
+            content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "What?"}]
             chat = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
             return self._ask(chat, "/v1/chat/completions")
 
         return await self._beside(ask, 0, units)
 
     async def _beside(
-        self, ask: Callable[[], Awaitable[int]], prompt: int, units: int = 0
+        self, ask: Callable[[], Awaitable[int]], prompt: int, units: int = 0, answers: int = 1
     ) -> StepPoint:
-        """Watch one answer, which meets a request several times: each makes one gap longer."""
-        started, context = asyncio.Event(), _CONTEXTS[0]
-        length = _FIRST + _BETWEEN * _REPEATS
-        watched = asyncio.ensure_future(self._watch(self._body(context, length), started))
-        await started.wait()
+        """Watch answers, which meet a request several times: each makes one gap longer."""
+        context, enough = _CONTEXTS[0], asyncio.Event()
+        length = min(_WATCHED, self._engine.settings.session_len - context)
+        started = [asyncio.Event() for _ in range(answers)]
+        body = partial(self._body, context, length)
+        watched = [asyncio.ensure_future(self._watch(body(), one, enough)) for one in started]
+        await asyncio.gather(*(one.wait() for one in started))
         asked = []
-        for _ in range(_REPEATS):
-            began = time.perf_counter()
-            prompt = await ask() or prompt
-            asked.append((began, time.perf_counter()))
-        pieces = await watched
+        try:
+            for _ in range(_REPEATS):
+                began = time.perf_counter()
+                prompt = await ask() or prompt
+                asked.append((began, time.perf_counter()))
+        finally:
+            enough.set()
+        pieces, *_ = await asyncio.gather(*watched)
+        pauses = list(enumerate(pairwise(pieces[1:]), start=context + 2))
         gaps = [
-            max((b - a for a, b in pairwise(pieces[1:]) if b > began and a < ended), default=0.0)
+            max((b - a, held) for held, (a, b) in pauses if b > began and a < ended)
             for began, ended in asked
             if ended < pieces[-1]
         ]
-        seconds, spread = self._median(gaps, least=_REPEATS)
-        cached = context + length // 2
-        return self._point(seconds, spread, sequences=1, cached=cached, prompt=prompt, units=units)
+        seconds, spread = self._median([gap for gap, _ in gaps], least=_REPEATS)
+        cached = answers * round(median(held for _, held in gaps))
+        return self._point(
+            seconds, spread, sequences=answers, cached=cached, prompt=prompt, units=units
+        )
 
     def _median(self, gaps: Sequence[float], least: int = _LEAST_PIECES) -> tuple[float, float]:
         """Return the median gap, and the share within which half of all gaps are around it."""
@@ -269,9 +288,15 @@ class StepTimer:
             return int(answer.get("usage", {}).get("prompt_tokens", 0))
 
     async def _watch(
-        self, body: dict[str, Any], started: asyncio.Event | None = None
+        self,
+        body: dict[str, Any],
+        started: asyncio.Event | None = None,
+        enough: asyncio.Event | None = None,
     ) -> list[float]:
-        """Return when the pieces of a streamed answer came; ``started`` is set after some."""
+        """Return when the pieces of a streamed answer came; ``started`` is set after some.
+
+        The answer is left at its first piece after ``enough``, which ends it in the engine.
+        """
         times: list[float] = []
         try:
             async with self._post({**body, "stream": True}, "/generate") as response:
@@ -281,6 +306,8 @@ class StepTimer:
                         times.append(time.perf_counter())
                     if started is not None and len(times) >= _FIRST:
                         started.set()
+                    if enough is not None and enough.is_set():
+                        break
         finally:
             if started is not None:
                 started.set()
