@@ -31,7 +31,7 @@ from bench.speed.rows import read_rows
 from tests.support.processes import Child
 from tests.support.serving import Served, serve_pretend, start_turbofit
 from turbofit.core.errors import UnservedError
-from turbofit.core.machine import Calibration, MeasuredSteps
+from turbofit.core.machine import Calibration
 from turbofit.core.plan import Plan
 from turbofit.core.struct import known
 from turbofit.machine.source import save_snapshot
@@ -247,12 +247,19 @@ def records(servers: Servers, factor: float) -> Iterator[Line]:
 #: A card's rates beside those of its preset: 40 % slower.
 _SLOW = 0.6
 _FIXED = ("--max-batch-size", "16", "--max-prefill-token-num", "4096")
+#: Loads of the model that is timed on it, and of another one: requests at once, tokens of a prompt
+#: and of an answer.
+_CALIBRATED = {
+    "internvl2-2b": ((1, 512, 128), (16, 512, 128), (16, 2048, 128)),
+    "internvl2-8b": ((1, 512, 128), (16, 512, 128)),
+}
 
 
 def calibrated(servers: Servers, factor: float) -> Iterator[Line]:
     """A card that is slower than its preset: what its preset's plan says before and after.
 
-    `calibrate` times the slow card's clock; a plan for the preset then forecasts by these steps.
+    `calibrate` times the slow card's clock; a plan for the preset then forecasts by these steps,
+    and the plan of another model by the rates that they show of the card.
     The load runs on the slow card, whose server knows no calibration.
     """
     machine = parse_spec("1xrtx3090")
@@ -273,28 +280,33 @@ def calibrated(servers: Servers, factor: float) -> Iterator[Line]:
     assert child.finish(900) == 0, child.stderr
     assert child.process.stdout is not None
     (learned,) = json.loads(child.process.stdout.read())["calibrations"]
-    server = servers.start("internvl2-2b", str(slow), factor, *_FIXED)
-    for point in msgspec.convert(learned["steps"], MeasuredSteps).points:
-        told = server.table.seconds(point)
-        yield Line("calibrated", point.words, table=1e3 * told, clock=1e3 * point.seconds)
+    kept = msgspec.convert(learned, Calibration)
     options = {"max_batch_size": 16, "max_prefill_token_num": 4096, "engine": "turbomind"}
-    kept = (msgspec.convert(learned, Calibration),)
-    before, after = (
-        turbofit.plan("internvl2-2b", on=replace(machine, calibrations=given), **options)
-        for given in ((), kept)
-    )
-    for at_once, prompt, output in ((1, 512, 128), (16, 512, 128), (16, 2048, 128)):
-        sent = asyncio.run(closed(server.url, at_once, 3 * at_once, prompt=prompt, output=output))
-        load = LoadSpec.of(
-            images=0, prompt_tokens=prompt, output_tokens=output, concurrency=at_once
+    for model, loads in _CALIBRATED.items():
+        server = servers.start(model, str(slow), factor, *_FIXED)
+        of_model = model in kept.model.lower()
+        for point in kept.steps.points if kept.steps is not None and of_model else ():
+            told = server.table.seconds(point)
+            yield Line("calibrated", point.words, table=1e3 * told, clock=1e3 * point.seconds)
+        before, after = (
+            turbofit.plan(model, on=replace(machine, calibrations=given), **options)
+            for given in ((), (kept,))
         )
-        for name, plan in (("before", before), ("after", after)):
-            told = forecast_of(plan, mean_request(load), at_once).requests_per_second * output
-            yield Line(
-                "calibrated", f"{name}: {at_once} at once, {prompt} and {output} tokens",
-                formula=told, clock=sent.tokens_per_second, held_up=sent.held_up, load=_load(),
-                unit="tokens/s",
-            )  # fmt: skip
+        name = "" if of_model else f"{model} by the rates of another model, "
+        for at_once, prompt, output in loads:
+            asked = closed(server.url, at_once, 3 * at_once, prompt=prompt, output=output)
+            sent = asyncio.run(asked)
+            load = LoadSpec.of(
+                images=0, prompt_tokens=prompt, output_tokens=output, concurrency=at_once
+            )
+            for when, plan in (("before", before), ("after", after)):
+                told = forecast_of(plan, mean_request(load), at_once).requests_per_second * output
+                yield Line(
+                    "calibrated",
+                    f"{name}{when}: {at_once} at once, {prompt} and {output} tokens",
+                    formula=told, clock=sent.tokens_per_second, held_up=sent.held_up,
+                    load=_load(), unit="tokens/s",
+                )  # fmt: skip
 
 
 GROUPS = {

@@ -14,6 +14,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Pcie
 from turbofit.core.plan import GpuLedger
 from turbofit.core.units import MIB
+from turbofit.planning.card_rates import refuse_impossible
 from turbofit.planning.steps import refuse_contradictions
 from turbofit.report.share import SharedRun
 from turbofit.report.stored_documents import check_consistent
@@ -42,7 +43,7 @@ def impossible(one: SharedRun) -> list[str]:
 
 
 def _timed(one: SharedRun) -> Iterator[str]:
-    """Yield timed steps of another engine, and those that contradict each other."""
+    """Yield timed steps of another engine, and those that contradict each other or the card."""
     groups = range(len(one.plan.engines))
     for seen in one.seen:
         if seen.group not in groups:
@@ -52,6 +53,7 @@ def _timed(one: SharedRun) -> Iterator[str]:
                 yield "its steps were timed with keys and values of another type"
             try:
                 refuse_contradictions(seen.steps)
+                refuse_impossible(seen.steps.rates, one.plan.machine.gpus)
             except UsageError as exc:
                 yield exc.message
 

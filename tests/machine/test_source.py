@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -115,6 +116,15 @@ def _cards(**wrong: float) -> dict[str, object]:
     return {"torch": "2", "cards": [{"index": 0, "bandwidth": 1e12, "flops": 1e12, **wrong}]}
 
 
+def _rated(machine: Any, **wrong: float) -> dict[str, object]:
+    """A calibration with one rate of the machine's cards."""
+    rate = {"of": "bandwidth", "value": 1e11, "spread": 0.1, **wrong}
+    words = ("model", "engine", "engine_version", "lmdeploy", "driver", "communicator", "when")
+    steps = {"quant_policy": 0, "points": [], "rates": [rate]}
+    cards = [machine["gpus"][0]["name"]]
+    return {**dict.fromkeys(words, ""), "gpus": cards, "context": 0, "buffers": 0, "steps": steps}
+
+
 REDUCE = {"gpus": [0, 1], "size": 1024, "seconds": 0.0, "right": True}
 
 
@@ -138,6 +148,9 @@ REDUCE = {"gpus": [0, 1], "size": 1024, "seconds": 0.0, "right": True}
         (lambda m: m["links"][0].update(b=9), "links"),
         (lambda m: m["links"].append(m["links"][0]), "links"),
         (lambda m: m["host"].update(ram_available=-5), "cannot be read"),
+        (lambda m: m.update(calibrations=[_rated(m, value=1e15)]), "above its card's peak"),
+        (lambda m: m.update(calibrations=[_rated(m, value=-1.0)]), "cannot be read"),
+        (lambda m: m.update(calibrations=[_rated(m, spread=1.5)]), "cannot be read"),
     ],
 )
 def test_impossible_machines(tmp_path: Path, machine: Machine, change, cause: str):

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import Calibration, MeasuredSteps, StepPoint
+from turbofit.core.machine import Calibration, Machine, MeasuredSteps, StepPoint
 from turbofit.core.plan import Plan
 from turbofit.measure import calibrate_steps
 from turbofit.measure.calibrate_steps import EngineAddress, StepTimer
@@ -162,21 +162,25 @@ def test_the_table_of_an_engine_is_found_also_one_that_no_formula_makes(monkeypa
         assert found.seconds(point) == pytest.approx(table.seconds(point), rel=0.03), point
 
 
-def test_a_slower_card_is_forecast_as_slow_once_it_was_timed(monkeypatch) -> None:
+def slower(machine: Machine) -> Machine:
+    """The machine with cards that are 40 % slower."""
     gpus = tuple(
         replace(
             gpu,
             memory_bandwidth=int(0.6 * gpu.memory_bandwidth),  # type: ignore[operator]
             dense_flops=int(0.6 * gpu.dense_flops),  # type: ignore[operator]
         )
-        for gpu in PLAN.machine.gpus
+        for gpu in machine.gpus
     )
-    slow = turbofit.plan(
-        "internvl2-2b", on=replace(PLAN.machine, gpus=gpus), engine="turbomind", max_batch_size=128
-    )
+    return replace(machine, gpus=gpus)
+
+
+def test_a_slower_card_is_forecast_as_slow_once_it_was_timed(monkeypatch) -> None:
+    options = {"engine": "turbomind", "max_batch_size": 128}
+    slow = turbofit.plan("internvl2-2b", on=slower(PLAN.machine), **options)
     steps = timed(Engine(slow, step_table(slow, slow.engines[0])), monkeypatch)
     machine = replace(PLAN.machine, calibrations=(with_steps(PLAN, steps),))
-    after = turbofit.plan("internvl2-2b", on=machine, engine="turbomind", max_batch_size=128)
+    after = turbofit.plan("internvl2-2b", on=machine, **options)
     told, true = after.throughput, slow.throughput
     assert "steps as measured here on 2026-11-29" in told.basis
     assert PLAN.throughput.requests_per_second > 1.3 * true.requests_per_second
@@ -184,8 +188,56 @@ def test_a_slower_card_is_forecast_as_slow_once_it_was_timed(monkeypatch) -> Non
         assert getattr(told, name) == pytest.approx(getattr(true, name), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("card", "other", "model"),
+    [
+        ("1xrtx3090", "internvl2-2b", "internvl2-8b"),
+        ("1xa100-80g", "internvl2-8b", "internvl2-2b"),
+        ("1xh100", "internvl2-8b", "qwen2.5-7b"),
+    ],
+)
+@pytest.mark.parametrize("launches", [0.5, 1.0, 1.5])
+def test_another_model_on_the_slower_card_is_forecast_by_its_rates(
+    monkeypatch, card: str, other: str, model: str, launches: float
+) -> None:
+    """Within 5 %, also where launches take half of what the constants say, or half as much again.
+
+    The plan of the other model, and the clock's table of it, are those of the slow card.
+    """
+    of_other = turbofit.plan(other, on=card, engine="turbomind")
+    slow = slower(of_other.machine)
+    timed_plan = turbofit.plan(other, on=slow, engine="turbomind")
+    plain = rates()
+    given = replace(
+        plain, layer_seconds=launches * plain.layer_seconds,
+        step_seconds=launches * plain.step_seconds,
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("turbofit.planning.speed.rates", lambda: given)
+        patch.setattr("turbofit.rehearsal.plan_clock.rates", lambda: given)
+        engine = Engine(timed_plan, step_table(timed_plan, timed_plan.engines[0]))
+        true = turbofit.plan(model, on=slow, engine="turbomind")
+        table = step_table(true, true.engines[0])
+    steps = timed(engine, monkeypatch)
+    machine = replace(of_other.machine, calibrations=(with_steps(of_other, steps),))
+    before = turbofit.plan(model, on=of_other.machine, engine="turbomind").throughput
+    after = turbofit.plan(model, on=machine, engine="turbomind")
+    told = after.throughput
+    assert "as measured here on 2026-11-29 with" in told.basis
+    assert "another model" in told.basis
+    for name in ("requests_per_second", "seconds_to_first_token_alone"):
+        wanted = getattr(true.throughput, name)
+        assert getattr(told, name) == pytest.approx(wanted, rel=0.05), name
+        assert getattr(before, name) != pytest.approx(wanted, rel=0.1), name
+    found = step_table(replace(true, machine=machine), true.engines[0])
+    for tokens in (1, 16, 512, 4096):
+        assert found.forward[tokens] == pytest.approx(table.forward[tokens], rel=0.2), tokens
+    assert found.context == pytest.approx(table.context, rel=0.05)
+
+
 def test_steps_hold_for_their_model_card_and_keys_alone(monkeypatch) -> None:
     steps = timed(Engine(PLAN, strange(step_table(PLAN, PLAN.engines[0]))), monkeypatch)
+    steps = replace(steps, rates=())
     kept, settings = with_steps(PLAN, steps), PLAN.engines[0].settings
 
     def seconds(plan: Plan, calibration: Calibration, quant_policy: int = 0) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
@@ -183,12 +183,34 @@ class StepPoint(Struct):
         return f"{self.sequences} sequences of {context:,} tokens"
 
 
+RateName = Literal["bandwidth", "cache_bandwidth", "flops", "vision_flops"]
+
+
+class MeasuredRate(Struct):
+    """A rate that timed forwards of one model show of its cards, within the share ``spread``.
+
+    Weights are read with ``bandwidth``, keys and values with ``cache_bandwidth``, in bytes/s.
+    Prompts are computed with ``flops``, images with ``vision_flops``, in FLOP/s.
+    """
+
+    of: RateName
+    value: Annotated[float, Meta(gt=0, lt=1e18)]
+    spread: Annotated[float, Meta(ge=0, lt=1)]
+
+    def exceeds(self, gpu: Gpu) -> bool:
+        """Whether a card cannot be so fast: the rate is more than its peak."""
+        peak = gpu.memory_bandwidth if "bandwidth" in self.of else gpu.dense_flops
+        return peak != NA and self.value * (1 - self.spread) > peak
+
+
 class MeasuredSteps(Struct):
     """Timed forwards of one engine, with 16-bit, int8 or int4 keys by ``quant_policy``."""
 
     quant_policy: int
     points: tuple[StepPoint, ...]
     left_out: Annotated[tuple[str, ...], doc("What was not measured, and why, in words.")] = ()
+    weights: Annotated[str, doc("How the model's weights are stored; empty: for no other.")] = ""
+    rates: Annotated[tuple[MeasuredRate, ...], doc("Of the cards, for other models.")] = ()
 
 
 class Calibration(Struct):

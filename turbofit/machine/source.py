@@ -216,12 +216,21 @@ def _impossible(machine: Machine) -> str | None:
     joins_its_own = all(a < b and {a, b} <= indices for a, b in pairs)
     cards = {gpu.name for gpu in machine.gpus}
     calibrated_here = all({*one.gpus} <= cards for one in machine.calibrations)
+    impossible_rate = any(
+        rate.exceeds(gpu)
+        for one in machine.calibrations
+        if one.steps is not None
+        for rate in one.steps.rates
+        for gpu in machine.gpus
+        if gpu.name in one.gpus
+    )
     reasons = {
         "it has no GPU": not indices,
         "two GPUs have one index": len(indices) != len(machine.gpus),
         "visible names GPUs that it does not have": not (visible_once and visible <= indices),
         "its links do not join its GPUs": not (linked_once and joins_its_own),
         "it has a calibration of cards that it does not have": not calibrated_here,
+        "it has a calibration with a rate above its card's peak": impossible_rate,
         "a GPU holds more than it has": any(map(_is_overfull, machine.gpus)),
         "it has unprintable text": not all(map(str.isprintable, texts)),
     }

@@ -20,11 +20,15 @@ from statistics import median, quantiles
 from typing import Any, Final, NamedTuple
 
 import aiohttp
+from msgspec.structs import replace
 
 from turbofit.core.machine import MeasuredSteps, StepPoint
 from turbofit.core.plan import EnginePlan, Plan
 from turbofit.core.png import png
+from turbofit.memory.calibrated import weights_of
 from turbofit.memory.engines import engine_of
+from turbofit.planning.card_rates import rates_of, refuse_impossible
+from turbofit.planning.speed import group_rates, rates
 from turbofit.planning.steps import refuse_contradictions
 from turbofit.rehearsal.pretend.clock import HELD_UP, ClockFile, ClockReading, held_up_share
 
@@ -81,13 +85,25 @@ class StepTimer:
         """Return the timed forwards; ``tell`` receives what is being timed.
 
         Raises:
-            UsageError: they contradict each other.
+            UsageError: they contradict each other, or the cards.
         """
         if self._clock is not None:
             self._clock.run()
         steps = asyncio.run(self._measured(tell))
         refuse_contradictions(steps)
-        return steps
+        return self._with_rates(steps)
+
+    def _with_rates(self, steps: MeasuredSteps) -> MeasuredSteps:
+        """Return the steps with what they say of the cards for other models."""
+        plan, weights = self._plan, weights_of(self._plan.model)
+        if not weights:
+            return steps
+        machine = replace(plan.machine, calibrations=())
+        gpus = [machine.gpu(index) for index in self._engine.gpus]
+        group = group_rates(plan.model, self._engine.settings, machine, gpus, engine_of(plan))
+        found = rates_of(group, steps, partial(group.launch_seconds, rates()))
+        refuse_impossible(found, gpus)
+        return replace(steps, weights=weights, rates=found)
 
     async def _measured(self, tell: Callable[[str], None]) -> MeasuredSteps:
         key, points, left_out = self._address.key, list[StepPoint](), list[str]()

@@ -8,11 +8,12 @@ and a real launch. The cache thus grows only by what was estimated too high.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from turbofit.core.machine import Calibration, Gpu, Machine
+from turbofit.core.machine import Calibration, Gpu, Machine, MeasuredRate
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import known
@@ -24,6 +25,11 @@ CONTEXT: Final = "calibration.context"
 BUFFERS: Final = "calibration.buffers"
 #: Bytes by which others may hold more than at calibration: a desktop's use varies.
 _JITTER: Final = 32 * MIB
+#: Rates in words, in the order in which they are told.
+_RATES: Final = {
+    "bandwidth": "reading weights", "cache_bandwidth": "reading the cache", "flops": "products",
+    "vision_flops": "vision",
+}  # fmt: skip
 
 
 def identity(model: Model) -> str:
@@ -84,6 +90,58 @@ def timed_for(
         if calibration.steps is not None and calibration.steps.quant_policy == settings.quant_policy
     )
     return max(timed, key=lambda calibration: calibration.when, default=None)
+
+
+class ShownRates(NamedTuple):
+    """Rates that other models' forwards show of cards; ``source`` says of which, and when."""
+
+    rates: tuple[MeasuredRate, ...] = ()
+    source: str = ""
+
+
+def weights_of(model: Model) -> str:
+    """Return how a model stores its weights; empty for models whose forwards show no rate.
+
+    What experts and gated delta nets read and compute is not what the formula counts best.
+    """
+    if model.text.moe is not None or model.text.delta is not None:
+        return ""
+    stored = model.quantization
+    return "16 bits" if stored is None else f"{stored.method}, {stored.bits} bits"
+
+
+def rates_shown(
+    model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
+) -> ShownRates:
+    """Return the rates of these cards that the forwards of other models on this engine show.
+
+    Weights, keys and values must be stored alike. Of several calibrations each rate is from the one
+    that determines it best.
+    """
+    if not machine.calibrations:
+        return ShownRates()
+    weights, names = weights_of(model), {gpu.name for gpu in gpus}
+    version, driver = (engine.name, engine.version), str(machine.driver)
+    found = [
+        (rate.spread, rate.of, rate, one)
+        for one in machine.calibrations
+        if weights
+        and one.steps is not None
+        and one.steps.weights == weights
+        and one.steps.quant_policy == settings.quant_policy
+        and ({*one.gpus}, one.driver) == (names, driver)
+        and (one.engine, one.engine_version) == version
+        for rate in one.steps.rates
+    ]
+    best = {of: (rate, one) for _, of, rate, one in sorted(found, key=itemgetter(0), reverse=True)}
+    if not best:
+        return ShownRates()
+    what = ", ".join(words for of, words in _RATES.items() if of in best)
+    timed = sorted({(one.when[:10], one.model.partition(" ")[0]) for _, one in best.values()})
+    models = " and ".join(f"on {day} with {name}" for day, name in timed)
+    where = machine.calibrations[0].where
+    source = f"{what} of the cards as measured {where} {models}, another model"
+    return ShownRates(tuple(rate for rate, _ in best.values()), source)
 
 
 def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:

@@ -23,7 +23,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
-from turbofit.memory.calibrated import timed_for
+from turbofit.memory.calibrated import rates_shown, timed_for
 from turbofit.planning.steps import StepRatios, at, ratios_of
 from turbofit.planning.tower import BEFORE, Tower, tower_of
 
@@ -78,10 +78,12 @@ _PRODUCT_SHARE = 0.75
 class GpuRates(Struct):
     """The sustained rates of a group's slowest card: bytes/s of memory, 16-bit FLOP/s.
 
-    The products of a vision tower and its attention have separate rates.
+    Weights and the cache (keys and values), and the products of a vision tower and its attention
+    have separate rates.
     """
 
     bandwidth: float
+    cache_bandwidth: float
     flops: float
     vision_flops: float
     vision_attention_flops: float
@@ -113,8 +115,10 @@ def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = Non
 
     peaks = [peak(gpu) for gpu in gpus]
     flops = min(flops for _, flops in peaks)
+    bandwidth = min(bandwidth for bandwidth, _ in peaks) * figures.memory_efficiency
     return GpuRates(
-        bandwidth=min(bandwidth for bandwidth, _ in peaks) * figures.memory_efficiency,
+        bandwidth=bandwidth,
+        cache_bandwidth=bandwidth,
         flops=flops * figures.compute_efficiency,
         vision_flops=flops * figures.vision_efficiency,
         vision_attention_flops=flops * figures.vision_attention_efficiency,
@@ -349,7 +353,7 @@ class Speed(Struct):
     number of requests in the batch. ``prefill`` is the seconds of one request's prompt, ``step``
     the seconds of one token of all running requests, and ``reduce`` the part of these seconds that
     links take. ``encodings`` is how often the images of a single request are encoded. ``source``
-    says where and when the engine's steps were timed; empty for constants. A larger cache never
+    says what was timed, where and when; empty for constants. A larger cache never
     gives fewer requests a second.
     """
 
@@ -431,8 +435,12 @@ class GroupRates(Struct):
         products = max(
             work.read_bytes(tokens) / card.bandwidth, tokens * work.token_flops / card.flops
         )
-        launches = work.layers * figures.layer_seconds + figures.step_seconds
-        return products + self.reduces(tokens) + launches
+        return products + self.launch_seconds(figures, tokens)
+
+    def launch_seconds(self, figures: Rates, tokens: float) -> float:
+        """Return the seconds of a forward that no rate of its cards shortens."""
+        launches = self.work.layers * figures.layer_seconds + figures.step_seconds
+        return launches + self.reduces(tokens)
 
     @property
     def pair_seconds(self) -> float:
@@ -442,7 +450,7 @@ class GroupRates(Struct):
     @property
     def context_seconds(self) -> float:
         """The seconds in which the keys and values of one cached token are read."""
-        return self.steps.context * self.work.kv_read_bytes / self.card.bandwidth
+        return self.steps.context * self.work.kv_read_bytes / self.card.cache_bandwidth
 
     def measured(self, steps: MeasuredSteps, source: str) -> GroupRates:
         """Return the rates with an engine's own seconds in place of the constants'."""
@@ -477,16 +485,27 @@ class GroupRates(Struct):
 def group_rates(
     model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
 ) -> GroupRates:
-    """Return a group's rates, with the seconds that `turbofit calibrate` timed of its engine."""
+    """Return a group's rates, with the seconds that `turbofit calibrate` timed of its engine.
+
+    If it timed other models alone, the rates that these show of the cards replace those of presets.
+    """
     group = GroupRates(
         work=work_of(model, settings, engine),
         card=card_of(gpus, rates(), machine.measured),
         reduce=all_reduce_of(machine, gpus, rates()),
     )
     calibration = timed_for(model, settings, machine, gpus, engine)
-    if calibration is None or calibration.steps is None:
+    if calibration is not None and calibration.steps is not None:
+        source = f"the engine's steps as measured {calibration.where} on {calibration.when[:10]}"
+        return group.measured(calibration.steps, source)
+    shown = rates_shown(model, settings, machine, gpus, engine)
+    if not shown.rates:
         return group
-    return group.measured(calibration.steps, f"{calibration.where} on {calibration.when[:10]}")
+    found = {rate.of: rate.value for rate in shown.rates}
+    card = replace(group.card, **found)
+    tower = card.vision_flops / group.card.vision_flops
+    card = replace(card, vision_attention_flops=card.vision_attention_flops * tower)
+    return replace(group, card=card, steps=StepRatios(source=shown.source))
 
 
 def group_speed(

@@ -2,8 +2,8 @@
 
 `turbofit calibrate` times forwards. Each figure of the forecast is multiplied by the ratio of the
 measured to the forecast seconds, interpolated between the forwards that were timed. Beyond the
-first and the last of them their ratio holds. The ratios are of one model, engine and card: other
-models keep their constants, since a forward does not tell its launches from its kernels.
+first and the last of them their ratio holds. The ratios are of one model, engine and card. What
+they say of the card for other models, `card_rates.py` derives.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class StepRatios(Struct):
     """Measured seconds divided by forecast seconds; all 1 if nothing was timed.
 
     ``forward`` has the ratios of forwards over so many tokens, ``image`` of images of so many
-    vision units; ``source`` says where and when, and is empty if nothing was timed.
+    vision units; ``source`` says what was timed, where and when, and is empty if nothing was.
     """
 
     forward: Curve = ()
@@ -80,23 +80,23 @@ def ratios_of(
     decoded = [point for point in steps.points if not (point.prompt or point.units)]
     prompts = [point for point in steps.points if point.prompt and not point.units]
     images = [point for point in steps.points if point.units]
-    cached = _slope(decoded) or context
+    cached = slope_of(decoded) or context
     longest = max(prompts, key=lambda point: point.prompt, default=None)
     of_pair = 1.0
     if longest is not None:
-        told = forward(_tokens(longest)) + _pairs(longest) * pair
+        told = forward(tokens_of(longest)) + pairs_of(longest) * pair
         of_pair = _bounded((longest.seconds - longest.cached * cached) / told)
 
     def attention(point: StepPoint) -> float:
-        return point.cached * cached + _pairs(point) * of_pair * pair
+        return point.cached * cached + pairs_of(point) * of_pair * pair
 
     curve = _curve(
-        (_tokens(point), (point.seconds - attention(point)) / forward(_tokens(point)))
+        (tokens_of(point), (point.seconds - attention(point)) / forward(tokens_of(point)))
         for point in (*decoded, *prompts)
     )
 
     def alone(point: StepPoint) -> float:
-        tokens = _tokens(point)
+        tokens = tokens_of(point)
         return point.seconds - attention(point) - forward(tokens) * at(curve, tokens)
 
     return StepRatios(
@@ -129,15 +129,17 @@ def _work(point: StepPoint) -> tuple[int, ...]:
     return (point.sequences, point.cached, point.prompt, point.units)
 
 
-def _tokens(point: StepPoint) -> int:
+def tokens_of(point: StepPoint) -> int:
+    """Return the tokens that a forward computes."""
     return point.sequences + point.prompt
 
 
-def _pairs(point: StepPoint) -> float:
+def pairs_of(point: StepPoint) -> float:
+    """Return the pairs of a prompt's token and a token that it attends to."""
     return point.prompt**2 / 2
 
 
-def _slope(points: Sequence[StepPoint]) -> float:
+def slope_of(points: Sequence[StepPoint]) -> float:
     """Return the seconds of a cached token by least squares over equal numbers of sequences.
 
     The result is 0 if no two such forwards differ, or if they show none.

@@ -145,11 +145,11 @@ def server_seconds(load: VisionLoad) -> float:
 def _rests(machine: Machine, host: HostRate | None, images: int, source: str) -> str:
     """Say what a forecast rests on: cards and links, and the host if there are images.
 
-    ``source`` says where and when the engine's steps were timed, if they were.
+    ``source`` says what was timed, where and when, if anything was.
     """
     rests, measured = "rates assumed, not measured", machine.measured
     if source:
-        rests = f"the engine's steps as measured {source}"
+        rests = source
     elif measured is not None and (measured.cards or measured.reduces):
         rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
     if not images:

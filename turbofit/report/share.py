@@ -196,9 +196,12 @@ def share_view(document: SharedRun) -> list[Block]:
         ("engine", f"{plan.backend.name}, {len(plan.groups)} of tp {plan.tp}"),
         ("starts", f"{len(run.attempts)}, {run.state}{f' ({end})' if end else ''}"),
     ]
-    points = [point for one in document.seen if one.steps for point in one.steps.points]
-    if points:
-        facts.append(("steps", f"{len(points)} of the engine, timed, each with its spread"))
+    timed = [one.steps for one in document.seen if one.steps]
+    if timed:
+        points = sum(len(steps.points) for steps in timed)
+        rates = sum(len(steps.rates) for steps in timed)
+        what = f"{points} of the engine, timed, each with its spread"
+        facts.append(("steps", f"{what}; {rates} rates of the cards that they show"))
     for load in document.loads:
         rate = f"{load.requests_per_second:.2f} requests/s"
         facts.append(("load", f"{rate}, {load.output_tokens_per_second:,.0f} tokens/s"))

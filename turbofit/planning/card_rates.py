@@ -1,0 +1,149 @@
+"""What the timed forwards of one model say of its cards, for plans of other models on them.
+
+A forward takes as long as its work at a rate, and as its launches, which no rate shortens. Launches
+are not told apart from work: they may be half as long as the constants say, or half as long again,
+and what that leaves open counts as the rate's spread. A rate with a larger spread than speeds are
+promised with is not determined: small models on fast cards do not show how weights are read.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import inf, sqrt
+from statistics import median
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import MeasuredRate
+from turbofit.core.units import three_digits
+from turbofit.planning.steps import pairs_of, slope_of, tokens_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from turbofit.core.machine import Gpu, MeasuredSteps, RateName, StepPoint
+    from turbofit.planning.speed import GroupRates
+
+#: The largest spread of a rate that is kept.
+_MOST_SPREAD: Final = 0.25
+#: The share by which launches may differ from the constants. With the presets' rates of an H200,
+#: its steps of Qwen2-VL-2B and InternVL2-8B leave 0.46 and 0.72 of them (bench/gpu).
+_LAUNCHES: Final = 0.5
+#: Sequences of which a forward reads weights rather than computes, on any card.
+_FEW: Final = 8
+#: A prompt computes rather than reads if it takes so many times as long as a step of one sequence.
+_COMPUTES: Final = 2.0
+#: The largest share of the cache in a step that shows how weights are read.
+_MOST_CACHE: Final = 0.1
+
+
+#: The least, the likely and the largest rate that one reading leaves possible.
+Ends = tuple[float, float, float]
+
+
+def rates_of(
+    group: GroupRates, steps: MeasuredSteps, launches: Callable[[float], float]
+) -> tuple[MeasuredRate, ...]:
+    """Return the rates of a group's cards that these forwards determine.
+
+    ``group`` has the constants' rates and the model's work; ``launches`` are the constants' seconds
+    of a forward over so many tokens that no rate shortens.
+    """
+    work = group.work
+    decoded = [point for point in steps.points if not (point.prompt or point.units)]
+    prompts = [point for point in steps.points if point.prompt and not point.units]
+    alone = min((point.seconds for point in decoded if point.sequences == 1), default=inf)
+    slope = slope_of(decoded)
+
+    def at_rate(point: StepPoint, amount: float) -> Ends:
+        """Return the rates at which a forward does this amount of work beside launches and cache.
+
+        A rate is endless if they may take all of the time.
+        """
+        launch = launches(tokens_of(point))
+        ends = []
+        for sign in (1, 0, -1):
+            seconds = point.seconds * (1 + sign * point.spread) - point.cached * slope
+            seconds -= (1 - sign * _LAUNCHES) * launch
+            ends.append(amount / seconds if seconds > 0 else inf)
+        return ends[0], ends[1], ends[2]
+
+    reads = [
+        at_rate(point, work.weights)
+        for point in decoded
+        if point.sequences <= _FEW and point.cached * slope <= _MOST_CACHE * point.seconds
+    ]
+    computes = [
+        at_rate(point, tokens_of(point) * work.token_flops + pairs_of(point) * work.pair_flops)
+        for point in prompts
+        if point.seconds >= _COMPUTES * alone
+    ]
+    found = (
+        _rate("bandwidth", reads),
+        _rate("cache_bandwidth", _cache(decoded, slope, work.kv_read_bytes)),
+        _rate("flops", computes),
+        _rate("vision_flops", _vision(group, steps, prompts)),
+    )
+    return tuple(rate for rate in found if rate is not None)
+
+
+def refuse_impossible(found: Iterable[MeasuredRate], gpus: Sequence[Gpu]) -> None:
+    """Refuse rates that are more than the peak of a card.
+
+    Raises:
+        UsageError: the first such rate.
+    """
+    for rate in found:
+        for gpu in gpus:
+            if rate.exceeds(gpu):
+                raise UsageError(
+                    f"timed steps contradict the {gpu.name}: they show a {rate.of} of"
+                    f" {three_digits(rate.value / 1e9)} G/s, which is more than its peak",
+                    hint="turbofit calibrate MODEL --again, while nothing else uses the card",
+                )
+
+
+def _cache(decoded: Sequence[StepPoint], slope: float, token_bytes: float) -> list[Ends]:
+    """Return the rate at which steps read keys and values, with what they differ by from a line."""
+    pairs = [(a, b) for a, b in combinations(decoded, 2) if a.sequences == b.sequences]
+    seconds = sum((b.seconds - a.seconds) ** 2 for a, b in pairs)
+    if not slope or not seconds:
+        return []
+    off = sum((b.seconds - a.seconds - (b.cached - a.cached) * slope) ** 2 for a, b in pairs)
+    rate, spread = token_bytes / slope, sqrt(off / seconds)
+    return [(rate * (1 - spread), rate, rate * (1 + spread))]
+
+
+def _vision(group: GroupRates, steps: MeasuredSteps, prompts: Sequence[StepPoint]) -> list[Ends]:
+    """Return the rates of a tower's products in images.
+
+    What the prompt takes of it, other prompts show, so that their spread counts as well.
+    """
+    timed, found = group.measured(steps, ""), []
+    others = max((point.spread for point in prompts), default=1.0)
+    for point in steps.points:
+        seconds = timed.tower_seconds(point.units)
+        if point.units:
+            rate = group.card.vision_flops * group.tower_seconds(point.units) / seconds
+            off = (point.spread + others) * point.seconds / seconds
+            found.append((rate / (1 + off), rate, rate * (1 + off)))
+    return found
+
+
+def _rate(of: RateName, readings: Iterable[Ends]) -> MeasuredRate | None:
+    """Return the median of the readings that leave little open; None if all leave much open."""
+    kept = [reading for reading in readings if _open(reading, reading[1]) <= _MOST_SPREAD]
+    if not kept:
+        return None
+    lows, values, highs = zip(*kept, strict=True)
+    value = median(values)
+    spread = _open((min(lows), value, max(highs)), value)
+    if spread > _MOST_SPREAD:
+        return None
+    return MeasuredRate(of=of, value=value, spread=round(spread, 4))
+
+
+def _open(ends: Ends, value: float) -> float:
+    """Return the share by which a rate may differ from ``value``; endless rates may by any."""
+    low, _, high = ends
+    return max(high / value - 1, 1 - low / value) if high < inf else inf
