@@ -118,10 +118,11 @@ class StepTimer:
                     left_out.append(f"{what}: {_SECONDS:.0f} s had passed")
                     continue
                 tell(what)
-                before, began = self._reading(), time.monotonic()
+                before = None if self._clock is None else self._clock.read()
+                began = time.monotonic()
                 try:
                     point = await asyncio.wait_for(timed(), ends - time.monotonic())
-                    self._refuse_held_up(before, time.monotonic() - began)
+                    self._refuse_held_up(before, began)
                 except _HeldUpError as exc:
                     left_out.append(f"{what}: {exc}")
                 except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, LookupError) as exc:
@@ -136,31 +137,37 @@ class StepTimer:
 
         ``left_out`` receives the rest, with the reason.
         """
-        settings, tokens = self._engine.settings, self._engine.kv.tokens
+        batch, most = self._engine.settings.max_batch_size, self._longest_prompt
         tasks: dict[str, Callable[[], Awaitable[StepPoint]]] = {}
-        batch, most = settings.max_batch_size, self._longest_prompt
         for prompt in sorted({min(prompt, most) for prompt in _PROMPTS}):
             tasks[f"a prompt of {prompt:,} tokens"] = partial(self._prompt, prompt)
-        if most < _PROMPTS[-1]:
-            left_out.append(f"longer prompts: not reached: one forward reads {most:,} tokens")
         for units, size in sorted(self._pictures.items()):
             tasks[f"an image of {units} vision units"] = partial(self._image, units, size)
         for prompt, answers in _BESIDE:
             held = prompt + answers * (_CONTEXTS[0] + _WATCHED)
-            if prompt + answers <= most and answers <= batch and held <= tokens:
+            if prompt + answers <= most and answers <= batch and held <= self._engine.kv.tokens:
                 what = f"a prompt of {prompt:,} tokens beside {answers} sequences"
                 tasks[what] = partial(self._prompt, prompt, answers)
-        reached = [sequences for sequences in _SEQUENCES if sequences < batch]
-        for sequences in (*reached[:1], batch, *reached[1:]):
-            answer = self._answer(sequences)
-            room = min(settings.session_len, tokens // sequences) - answer - _CONTEXTS[0]
-            for context in sorted({min(context, room) for context in _CONTEXTS}):
-                if context >= _CONTEXTS[0]:
-                    what = f"{sequences} sequences of {context:,} tokens"
-                    tasks[what] = partial(self._decode, sequences, context, answer)
+        for sequences, context in self._decodings:
+            what = f"{sequences} sequences of {context:,} tokens"
+            tasks[what] = partial(self._decode, sequences, context)
+        if most < _PROMPTS[-1]:
+            left_out.append(f"longer prompts: not reached: one forward reads {most:,} tokens")
         if batch < max(_SEQUENCES):
             left_out.append(f"more sequences: not reached: the plan has {batch} requests at once")
         return tasks
+
+    @property
+    def _decodings(self) -> list[tuple[int, int]]:
+        """Numbers of sequences up to the plan's own, with the contexts that the cache holds."""
+        settings, found = self._engine.settings, list[tuple[int, int]]()
+        reached = [sequences for sequences in _SEQUENCES if sequences < settings.max_batch_size]
+        for sequences in (*reached[:1], settings.max_batch_size, *reached[1:]):
+            room = min(settings.session_len, self._engine.kv.tokens // sequences)
+            room -= self._answer(sequences) + _CONTEXTS[0]
+            contexts = {min(context, room) for context in _CONTEXTS if room >= _CONTEXTS[0]}
+            found += [(sequences, context) for context in sorted(contexts)]
+        return found
 
     @property
     def _pictures(self) -> dict[int, tuple[int, int]]:
@@ -189,27 +196,24 @@ class StepTimer:
         forward = engine_of(self._plan).forward_tokens(self._engine.settings)
         return _PIECES + _AHEAD + sequences + sequences * _CONTEXTS[-1] // forward
 
-    async def _decode(self, sequences: int, context: int, answer: int) -> StepPoint:
-        """Watch one of so many equal answers, while all run."""
+    async def _decode(self, sequences: int, context: int) -> StepPoint:
+        """Watch one of so many equal answers, while all run.
+
+        The last gaps before the first answer ends are steps of all: the last answer to begin has as
+        many forwards as `_answer` gives it.
+        """
+        answer = self._answer(sequences)
         others = (self._ended(self._body(context, answer)) for _ in range(sequences - 1))
         watched = asyncio.ensure_future(self._watch(self._body(context, answer)))
         ends = await asyncio.gather(*others)
-        return self._decoded(context, answer, await watched, ends)
-
-    def _decoded(
-        self, context: int, answer: int, pieces: Sequence[float], ends: Sequence[float]
-    ) -> StepPoint:
-        """Return the point of the last gaps between ``pieces`` before the first answer ends.
-
-        All answers run then: the last one to begin has as many forwards as `_answer` gives it.
-        """
+        pieces = await watched
         until = min(ends, default=pieces[-1])
         alone = [at for at in pieces if at <= until][-_PIECES - 1 :]
         seconds, spread = self._median([b - a for a, b in pairwise(alone)])
         middle = (alone[0] + alone[-1]) / 2
         left = sum((end - middle) / seconds for end in (*ends, pieces[-1]))
-        cached = (len(ends) + 1) * (context + answer) - left
-        return self._point(seconds, spread, sequences=len(ends) + 1, cached=round(cached))
+        cached = round(sequences * (context + answer) - left)
+        return self._point(seconds, spread, sequences=sequences, cached=cached)
 
     async def _prompt(self, tokens: int, answers: int = 1) -> StepPoint:
         return await self._beside(lambda: self._ask(self._body(tokens, 1)), tokens, answers=answers)
@@ -274,13 +278,9 @@ class StepTimer:
     def _point(self, seconds: float, spread: float, **work: int) -> StepPoint:
         return StepPoint(seconds=seconds / self._slower, spread=round(spread, 4), **work)
 
-    def _reading(self) -> ClockReading | None:
-        return None if self._clock is None else self._clock.read()
-
-    def _refuse_held_up(self, before: ClockReading | None, passed: float) -> None:
-        after = self._reading()
-        if before is not None and after is not None:
-            share = held_up_share(before, after, passed)
+    def _refuse_held_up(self, before: ClockReading | None, began: float) -> None:
+        if self._clock is not None and before is not None:
+            share = held_up_share(before, self._clock.read(), time.monotonic() - began)
             if share > HELD_UP:
                 raise _HeldUpError(
                     f"this host held the pretend GPUs up for {share:.0%} of the time"

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.machine import Calibration, Gpu, Machine, MeasuredRate
+from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import known
@@ -92,13 +92,6 @@ def timed_for(
     return max(timed, key=lambda calibration: calibration.when, default=None)
 
 
-class ShownRates(NamedTuple):
-    """Rates that other models' forwards show of cards; ``source`` says of which, and when."""
-
-    rates: tuple[MeasuredRate, ...] = ()
-    source: str = ""
-
-
 def weights_of(model: Model) -> str:
     """Return how a model stores its weights; empty for models whose forwards show no rate.
 
@@ -112,36 +105,32 @@ def weights_of(model: Model) -> str:
 
 def rates_shown(
     model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
-) -> ShownRates:
+) -> tuple[dict[str, float], str]:
     """Return the rates of these cards that the forwards of other models on this engine show.
 
+    They are named as `MeasuredRate` names them; the text says of which models they are, and when.
     Weights, keys and values must be stored alike. Of several calibrations each rate is from the one
     that determines it best.
     """
-    if not machine.calibrations:
-        return ShownRates()
-    weights, names = weights_of(model), {gpu.name for gpu in gpus}
-    version, driver = (engine.name, engine.version), str(machine.driver)
+    names, driver = {gpu.name for gpu in gpus}, str(machine.driver)
+    wanted = (weights_of(model), settings.quant_policy, engine.name, engine.version, names, driver)
     found = [
-        (rate.spread, rate.of, rate, one)
+        (rate.spread, rate, one)
         for one in machine.calibrations
-        if weights
-        and one.steps is not None
-        and one.steps.weights == weights
-        and one.steps.quant_policy == settings.quant_policy
-        and ({*one.gpus}, one.driver) == (names, driver)
-        and (one.engine, one.engine_version) == version
+        if one.steps is not None
         for rate in one.steps.rates
-    ]
-    best = {of: (rate, one) for _, of, rate, one in sorted(found, key=itemgetter(0), reverse=True)}
-    if not best:
-        return ShownRates()
+        if wanted
+        == (
+            one.steps.weights, one.steps.quant_policy, one.engine, one.engine_version,
+            {*one.gpus}, one.driver,
+        )
+    ]  # fmt: skip
+    best = {rate.of: (rate, one) for _, rate, one in sorted(found, key=itemgetter(0), reverse=True)}
     what = ", ".join(words for of, words in _RATES.items() if of in best)
-    timed = sorted({(one.when[:10], one.model.partition(" ")[0]) for _, one in best.values()})
-    models = " and ".join(f"on {day} with {name}" for day, name in timed)
-    where = machine.calibrations[0].where
-    source = f"{what} of the cards as measured {where} {models}, another model"
-    return ShownRates(tuple(rate for rate, _ in best.values()), source)
+    timed = {(one.when[:10], one.model.partition(" ")[0], one.where) for _, one in best.values()}
+    models = " and ".join(f"{where} on {day} with {name}" for day, name, where in sorted(timed))
+    source = f"{what} of the cards as measured {models}, another model"
+    return {of: rate.value for of, (rate, _) in best.items()}, source if best else ""
 
 
 def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:

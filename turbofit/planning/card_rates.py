@@ -49,42 +49,44 @@ def rates_of(
     ``group`` has the constants' rates and the model's work; ``launches`` are the constants' seconds
     of a forward over so many tokens that no rate shortens.
     """
-    work = group.work
     decoded = [point for point in steps.points if not (point.prompt or point.units)]
     prompts = [point for point in steps.points if point.prompt and not point.units]
-    alone = min((point.seconds for point in decoded if point.sequences == 1), default=inf)
-    slope = slope_of(decoded)
+    slope, work = slope_of(decoded), group.work
 
     def at_rate(point: StepPoint, amount: float) -> Ends:
         """Return the rates at which a forward does this amount of work beside launches and cache.
 
         A rate is endless if they may take all of the time.
         """
-        launch = launches(tokens_of(point))
         ends = []
         for sign in (1, 0, -1):
             seconds = point.seconds * (1 + sign * point.spread) - point.cached * slope
-            seconds -= (1 - sign * _LAUNCHES) * launch
+            seconds -= (1 - sign * _LAUNCHES) * launches(tokens_of(point))
             ends.append(amount / seconds if seconds > 0 else inf)
         return ends[0], ends[1], ends[2]
 
-    reads = [
-        at_rate(point, work.weights)
-        for point in decoded
-        if point.sequences <= _FEW and point.cached * slope <= _MOST_CACHE * point.seconds
-    ]
-    computes = [
-        at_rate(point, tokens_of(point) * work.token_flops + pairs_of(point) * work.pair_flops)
-        for point in prompts
-        if point.seconds >= _COMPUTES * alone
-    ]
+    def flops(point: StepPoint) -> float:
+        return tokens_of(point) * work.token_flops + pairs_of(point) * work.pair_flops
+
     found = (
-        _rate("bandwidth", reads),
+        _rate("bandwidth", (at_rate(point, work.weights) for point in _reading(decoded, slope))),
         _rate("cache_bandwidth", _cache(decoded, slope, work.kv_read_bytes)),
-        _rate("flops", computes),
+        _rate("flops", (at_rate(point, flops(point)) for point in _computing(prompts, decoded))),
         _rate("vision_flops", _vision(group, steps, prompts)),
     )
     return tuple(rate for rate in found if rate is not None)
+
+
+def _reading(decoded: Iterable[StepPoint], slope: float) -> list[StepPoint]:
+    """Return the steps that read weights for nearly all of their time."""
+    few = (point for point in decoded if point.sequences <= _FEW)
+    return [point for point in few if point.cached * slope <= _MOST_CACHE * point.seconds]
+
+
+def _computing(prompts: Iterable[StepPoint], decoded: Iterable[StepPoint]) -> list[StepPoint]:
+    """Return the prompts that take much longer than a step that reads all weights."""
+    alone = min((point.seconds for point in decoded if point.sequences == 1), default=inf)
+    return [point for point in prompts if point.seconds >= _COMPUTES * alone]
 
 
 def refuse_impossible(found: Iterable[MeasuredRate], gpus: Sequence[Gpu]) -> None:

@@ -494,18 +494,17 @@ def group_rates(
         card=card_of(gpus, rates(), machine.measured),
         reduce=all_reduce_of(machine, gpus, rates()),
     )
+    if not machine.calibrations:
+        return group
     calibration = timed_for(model, settings, machine, gpus, engine)
     if calibration is not None and calibration.steps is not None:
         source = f"the engine's steps as measured {calibration.where} on {calibration.when[:10]}"
         return group.measured(calibration.steps, source)
-    shown = rates_shown(model, settings, machine, gpus, engine)
-    if not shown.rates:
-        return group
-    found = {rate.of: rate.value for rate in shown.rates}
+    found, source = rates_shown(model, settings, machine, gpus, engine)
     card = replace(group.card, **found)
-    tower = card.vision_flops / group.card.vision_flops
-    card = replace(card, vision_attention_flops=card.vision_attention_flops * tower)
-    return replace(group, card=card, steps=StepRatios(source=shown.source))
+    attention = card.vision_attention_flops * card.vision_flops / group.card.vision_flops
+    card = replace(card, vision_attention_flops=attention)
+    return replace(group, card=card, steps=StepRatios(source=source))
 
 
 def group_speed(
