@@ -46,6 +46,15 @@ _BEHIND_GATEWAY: Final = {
 _OBJECTS_BEFORE_COLLECTION: Final = 100_000
 
 _FAILED: Final = 1
+#: Modules of commands that are not in a module of their own name.
+_FILES: Final = {
+    "predict": "plan", "cluster": "serve", "rehearse": "plan", "which": "plan", "logs": "ps",
+    "stop": "ps", "gpus": "models", "machine": "models", "completion": "models",
+    "calibrate": "tune", "bench": "tune", "diagnose": "doctor",
+}  # fmt: skip
+SHELLS: Final = ("bash", "zsh", "fish")
+#: The environment variable by which a shell asks `turbofit` for completions.
+COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
 
 
 def entry() -> None:
@@ -132,14 +141,6 @@ def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
     return {"error": {"kind": "bug", "message": message, "hint": hint, "exit_code": _FAILED}}
 
 
-#: Modules of commands that are not in a module of their own name.
-_FILES: Final = {
-    "predict": "plan", "cluster": "serve", "rehearse": "plan", "which": "plan", "logs": "ps",
-    "stop": "ps", "gpus": "models", "machine": "models", "completion": "models",
-    "calibrate": "tune", "bench": "tune", "diagnose": "doctor",
-}  # fmt: skip
-
-
 class Turbofit(click.Group):
     """The group of all commands; a command is imported when it is named."""
 
@@ -184,11 +185,6 @@ def unknown_command(words: list[str]) -> UsageError:
     return UsageError(
         f"unknown command {name!r}", hint=hint or "turbofit --help lists the commands"
     )
-
-
-SHELLS: Final = ("bash", "zsh", "fish")
-#: The environment variable by which a shell asks `turbofit` for completions.
-COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
 
 
 def complete(instruction: str) -> int:

@@ -21,6 +21,44 @@ EXIT_CODES: Final[dict[int, str]] = {
     7: "a needed package is missing or unsupported",
     130: "Ctrl-C",
 }
+COMMANDS: Final[dict[str, str]] = {
+    "plan": "the best plan for a model on a machine: settings, ledger, command",
+    "predict": "what given settings would do, without a search",
+    "rehearse": "LMDeploy's real engine on pretend GPUs with the plan's settings",
+    "pretend": "any command on pretend GPUs: memory by process, card and phase, peak, death",
+    "serve": "measure, plan, launch LMDeploy and watch it",
+    "cluster": "what the nodes of a Ray cluster do, and a node that leaves",
+    "chat": "ask a server from the terminal, pictures by their paths",
+    "ps": "the servers that run here",
+    "logs": "what the engines of a run have printed",
+    "stop": "end a server in order",
+    "calibrate": "launch, drive the worst case, measure, and let later plans know",
+    "tune": "settings tried on the real engine under a load; plan and serve use the best",
+    "bench": "a load on any OpenAI-compatible server: requests a second, latency, errors",
+    "batch": "a file or a folder of requests, until each has its line; resumes",
+    "gateway": "hold every request to a plan, in front of any LMDeploy",
+    "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
+    "machine": "GPUs, who uses them, how they reach each other",
+    "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
+    "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",
+    "which": "the cards that keep a promise; the models that a machine serves",
+    "doctor": "check this machine and its environment, each finding with a fix",
+    "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",
+    "models": "models that turbofit knows by name",
+    "gpus": "GPUs that turbofit knows by name",
+    "completion": "what makes bash, zsh or fish complete commands, options and presets",
+}
+_ABOVE: Final = """\
+Usage: turbofit [--help] [--version] COMMAND ...
+
+Plans, launches and checks LMDeploy vision-language servers so that they never
+run out of GPU memory.
+
+Commands:"""
+_BELOW: Final = """
+turbofit COMMAND --help tells more: options, examples, exit codes, and what it
+touches.
+"""
 
 
 class Manual(NamedTuple):
@@ -72,46 +110,6 @@ def manual_text(name: str) -> str:
     ]  # fmt: skip
     examples = [f"  {example}" for example in manual.examples]
     return "\n".join(["", "examples:", *examples, "", *folded, ""])
-
-
-COMMANDS: Final[dict[str, str]] = {
-    "plan": "the best plan for a model on a machine: settings, ledger, command",
-    "predict": "what given settings would do, without a search",
-    "rehearse": "LMDeploy's real engine on pretend GPUs with the plan's settings",
-    "pretend": "any command on pretend GPUs: memory by process, card and phase, peak, death",
-    "serve": "measure, plan, launch LMDeploy and watch it",
-    "cluster": "what the nodes of a Ray cluster do, and a node that leaves",
-    "chat": "ask a server from the terminal, pictures by their paths",
-    "ps": "the servers that run here",
-    "logs": "what the engines of a run have printed",
-    "stop": "end a server in order",
-    "calibrate": "launch, drive the worst case, measure, and let later plans know",
-    "tune": "settings tried on the real engine under a load; plan and serve use the best",
-    "bench": "a load on any OpenAI-compatible server: requests a second, latency, errors",
-    "batch": "a file or a folder of requests, until each has its line; resumes",
-    "gateway": "hold every request to a plan, in front of any LMDeploy",
-    "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
-    "machine": "GPUs, who uses them, how they reach each other",
-    "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
-    "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",
-    "which": "the cards that keep a promise; the models that a machine serves",
-    "doctor": "check this machine and its environment, each finding with a fix",
-    "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",
-    "models": "models that turbofit knows by name",
-    "gpus": "GPUs that turbofit knows by name",
-    "completion": "what makes bash, zsh or fish complete commands, options and presets",
-}
-_ABOVE: Final = """\
-Usage: turbofit [--help] [--version] COMMAND ...
-
-Plans, launches and checks LMDeploy vision-language servers so that they never
-run out of GPU memory.
-
-Commands:"""
-_BELOW: Final = """
-turbofit COMMAND --help tells more: options, examples, exit codes, and what it
-touches.
-"""
 
 
 def overview() -> str:

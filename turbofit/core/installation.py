@@ -24,6 +24,8 @@ _NAME: Final = "turbofit"
 _CODE: Final = Path(__file__).resolve().parents[2]
 #: The library that resizes images; pixels.c, its source, and its digest are in the same folder.
 _LIBRARY: Final = _CODE / "turbofit" / "serving" / "images" / "libpixels.so"
+#: What `scripts/without-gpu --pytorch` needs, measured (docs/installation.md).
+_PYTORCH_SIZES: Final = "1.0 GB to download, 3.2 GB on disk, no GPU and no driver"
 
 
 def install_command(extra: str, *, upgrade: bool = False) -> str:
@@ -80,10 +82,6 @@ def clone_folder() -> Path | None:
         if (folder / "README.md").is_file() and (folder / "pyproject.toml").is_file():
             return folder
     return None
-
-
-#: What `scripts/without-gpu --pytorch` needs, measured (docs/installation.md).
-_PYTORCH_SIZES: Final = "1.0 GB to download, 3.2 GB on disk, no GPU and no driver"
 
 
 def without_gpu(*, pytorch: bool = False) -> str:

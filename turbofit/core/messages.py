@@ -35,6 +35,10 @@ RESERVED: Final = (
     " turbofit by half the margin at most, else up to the whole card"
 )
 HARMLESS: Final = (OWN_CODE, RESERVED)
+#: The least similarity of two names that counts as a misspelling.
+_ALIKE: Final = 0.8
+#: Quotes that people copy together with a word.
+_QUOTES: Final = "\"'`\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
 
 
 def indices(gpus: Iterable[int]) -> str:
@@ -81,12 +85,6 @@ def plural(count: int, noun: str) -> str:
     if count == 1:
         return noun
     return f"{noun}es" if noun.endswith(("ch", "sh", "s", "x")) else f"{noun}s"
-
-
-#: The least similarity of two names that counts as a misspelling.
-_ALIKE: Final = 0.8
-#: Quotes that people copy together with a word.
-_QUOTES: Final = "\"'`\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
 
 
 def plain(text: str) -> str:

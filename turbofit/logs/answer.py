@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from turbofit.logs.facts import LogEvent
     from turbofit.logs.subject import Place
 
+_SHOWN: Final = 240
+#: The most frames of a traceback that an answer names, from the innermost on.
+_FRAMES: Final = 3
+
 
 class Evidence(Struct):
     """A line of the log, counted from 1, and its meaning."""
@@ -126,11 +130,6 @@ class Diagnosis(Struct):
     def known(self) -> bool:
         """Whether the log proves a cause, or that nothing failed."""
         return self.kind != "unknown"
-
-
-_SHOWN: Final = 240
-#: The most frames of a traceback that an answer names, from the innermost on.
-_FRAMES: Final = 3
 
 
 class Draft(Diagnosis):

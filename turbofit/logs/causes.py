@@ -29,6 +29,12 @@ END: Final = re.compile(
 )
 #: The part of a line that a row without a pattern quotes.
 _WHOLE: Final = r"\S.{0,159}"
+#: Frames of torch, which computes what its caller asks for.
+_OF_TORCH: Final = re.compile(r"[/\\]torch[/\\]").search
+#: An unbounded repetition in a pattern, such as ``\w+`` or ``\S*``.
+_NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
+#: Characters of the longest name, path or figure that a message has.
+_LONGEST_NAME: Final = 1024
 
 
 class Row(Struct):
@@ -125,14 +131,6 @@ def _rows_in(form: str) -> tuple[Row, ...]:
     ``form``: a line with 0 for each digit.
     """
     return tuple(dict.fromkeys([row for word, row in _words() if word in form]))
-
-
-#: Frames of torch, which computes what its caller asks for.
-_OF_TORCH: Final = re.compile(r"[/\\]torch[/\\]").search
-#: An unbounded repetition in a pattern, such as ``\w+`` or ``\S*``.
-_NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
-#: Characters of the longest name, path or figure that a message has.
-_LONGEST_NAME: Final = 1024
 
 
 @cache

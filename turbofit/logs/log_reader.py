@@ -23,14 +23,6 @@ from turbofit.logs import log_events as events
 from turbofit.machine.nvidia_smi import SmiGpu, listed
 from turbofit.machine.torch_memory import torch_memory
 
-
-class LogLine(NamedTuple):
-    """A line's number from 1, and its text."""
-
-    line: int
-    text: str
-
-
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
 #: The words of journald between the time and the line: the host, the unit, the pid.
 _UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
@@ -68,6 +60,28 @@ _REQUEST: Final = re.compile(
     r".{0,240}?(?: - logger\.py:\d+ - session=[^,]*, |\bReceived request \S+: )"
 )
 _LONGEST: Final = 8192
+_T = TypeVar("_T")
+_ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
+#: The number of forms in the cache, and the longest of them: a server prints some hundred forms.
+_FORMS, LONGEST_FORM = 4096, 400
+#: A progress bar at the start of a line in which an engine prints, too.
+_BAR: Final = re.compile(r".*?\d%\|.*?(?=\[TM\]\[)")
+_PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
+#: The messages of torch, its cuBLAS and Triton if CUDA itself has no memory.
+_CUDA_MEMORY: Final = re.compile(
+    r"CUDA (?:driver )?error: ?(?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
+    r"|Triton Error \[CUDA\]: out of memory"
+)
+#: The parts before and after the request counts in a server's line.
+_MADE: Final = r".{0,120}?(?:/ ([\d.]+) tokens/s, )?"
+_RUNNING: Final = r" / -?\d+ / -?\d+,?(?: Engine \(running/waiting\): (-?\d+) / (-?\d+))?"
+
+
+class LogLine(NamedTuple):
+    """A line's number from 1, and its text."""
+
+    line: int
+    text: str
 
 
 def log_lines(chunks: Iterable[bytes]) -> Iterator[LogLine]:
@@ -118,12 +132,6 @@ def _bare(text: str) -> str:
     return "" if text.isspace() else text
 
 
-_T = TypeVar("_T")
-_ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
-#: The number of forms in the cache, and the longest of them: a server prints some hundred forms.
-_FORMS, LONGEST_FORM = 4096, 400
-
-
 class _Pattern(NamedTuple):
     """A row of the table: a line with one of ``words`` that ``pattern`` matches makes an event."""
 
@@ -134,21 +142,6 @@ class _Pattern(NamedTuple):
 
 def _pattern(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | None]) -> _Pattern:
     return _Pattern(tuple(words.split("|")), re.compile(pattern), make)
-
-
-#: A progress bar at the start of a line in which an engine prints, too.
-_BAR: Final = re.compile(r".*?\d%\|.*?(?=\[TM\]\[)")
-_PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
-#: The messages of torch, its cuBLAS and Triton if CUDA itself has no memory.
-_CUDA_MEMORY: Final = re.compile(
-    r"CUDA (?:driver )?error: ?(?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
-    r"|Triton Error \[CUDA\]: out of memory"
-)
-
-
-#: The parts before and after the request counts in a server's line.
-_MADE: Final = r".{0,120}?(?:/ ([\d.]+) tokens/s, )?"
-_RUNNING: Final = r" / -?\d+ / -?\d+,?(?: Engine \(running/waiting\): (-?\d+) / (-?\d+))?"
 
 
 def _counted(match: re.Match[str]) -> events.ServerFigures:

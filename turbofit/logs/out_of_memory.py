@@ -48,6 +48,8 @@ _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
 #: Words of training, which holds more memory than an answer needs.
 _TRAINS: Final = re.compile(r"\bbackward\(|optimizer|[/\\](?:trainer|autograd)\b")
+#: A sign of a cause: a sentence, the step against the cause or "", and the line that shows it.
+_Sign = tuple[str, str, "Evidence | None"]
 
 
 def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
@@ -162,10 +164,6 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
         free="",
         emptied=True,
     )
-
-
-#: A sign of a cause: a sentence, the step against the cause or "", and the line that shows it.
-_Sign = tuple[str, str, "Evidence | None"]
 
 
 def _with_torch(

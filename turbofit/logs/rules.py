@@ -32,6 +32,18 @@ from turbofit.planning.commands import option_since
 #: The first compute capability (10.0) that builds for CUDA up to 12.6 do not know.
 _FIRST_OF_CUDA_12_8: Final = 100
 _FIRST_WITH_BFLOAT16: Final = 80
+#: Functions that a program runs while it ends; an error in one is not the reason for its end.
+_CLEANS_UP: Final = (
+    "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
+    "__exit__", "_cleanup", "cleanup",
+)  # fmt: skip
+#: Last lines of a log after which an engine may stand still, by what the engine does then.
+_STANDS: Final = {
+    "TurboMind's cache or warm-up": re.compile(
+        r"Object cache budget|slab_size|\[Gemm2\]|Warm-up lengths|UnifiedAttentionLayer::Forward"
+    ),
+    "NCCL's first collective": re.compile(r"NCCL INFO (?:comm |Channel|Connected|.*Init COMPLETE)"),
+}
 
 
 def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
@@ -162,20 +174,6 @@ def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
         evidence=(evidence(mark, "the message"),),
         planned=kind.plan,
     )
-
-
-#: Functions that a program runs while it ends; an error in one is not the reason for its end.
-_CLEANS_UP: Final = (
-    "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
-    "__exit__", "_cleanup", "cleanup",
-)  # fmt: skip
-#: Last lines of a log after which an engine may stand still, by what the engine does then.
-_STANDS: Final = {
-    "TurboMind's cache or warm-up": re.compile(
-        r"Object cache budget|slab_size|\[Gemm2\]|Warm-up lengths|UnifiedAttentionLayer::Forward"
-    ),
-    "NCCL's first collective": re.compile(r"NCCL INFO (?:comm |Channel|Connected|.*Init COMPLETE)"),
-}
 
 
 def drafts_of(case: LogCase) -> Iterator[Draft]:

@@ -20,6 +20,14 @@ from turbofit.core.units import GIB, KIB, MIB, format_bytes
 from turbofit.machine.presets import find_preset, load_preset
 
 _NUMBER = re.compile(r"[+-]?\d{1,9}")
+_LIMIT: Final = "CUDA_DEVICE_MEMORY_LIMIT"
+#: ``0:GPU-5c1f… 1:GPU-77ab…``: the UUID for each limit's number, if the device plugin sets it.
+_DEVICE_MAP: Final = "NVIDIA_DEVICE_MAP"
+#: A limit as HAMi-core reads it: bytes, or a number with a letter for its unit.
+_SIZE: Final = re.compile(r"(\d+)([kmg]?)b?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "k": KIB, "m": MIB, "g": GIB}
+#: NVML reports the slice, not the card, if its total exceeds the limit by at most this rounding.
+_ROUNDING: Final = 16 * MIB
 
 
 def cuda_visible(
@@ -105,16 +113,6 @@ def _named(entry: str, gpus: Sequence[Gpu]) -> int | None:
     if len(entry) < 5:
         return None
     return _by_prefix(entry, {gpu.uuid: gpu.index for gpu in gpus})
-
-
-_LIMIT: Final = "CUDA_DEVICE_MEMORY_LIMIT"
-#: ``0:GPU-5c1f… 1:GPU-77ab…``: the UUID for each limit's number, if the device plugin sets it.
-_DEVICE_MAP: Final = "NVIDIA_DEVICE_MAP"
-#: A limit as HAMi-core reads it: bytes, or a number with a letter for its unit.
-_SIZE: Final = re.compile(r"(\d+)([kmg]?)b?", re.IGNORECASE)
-_UNITS: Final = {"": 1, "k": KIB, "m": MIB, "g": GIB}
-#: NVML reports the slice, not the card, if its total exceeds the limit by at most this rounding.
-_ROUNDING: Final = 16 * MIB
 
 
 def held_to_slices(machine: Machine, environ: Mapping[str, str]) -> Machine:

@@ -35,6 +35,28 @@ from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
 from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_by_side
 
+#: The device (its place in a group) of each decoder layer; None: it is on no device.
+Placement: TypeAlias = tuple[int | None, ...]
+#: The compute capabilities of these architectures; older cards have no bfloat16.
+AMPERE, HOPPER = (8, 0), (9, 0)
+#: The driver's page in bytes; an allocation outside a pool takes whole pages.
+PAGE: Final = 2 << 20
+#: The term of memory that stays allocated, in the engine's pool or in torch, after the warm-up.
+POOL_WARMUP: Final = "pool_warmup"
+#: The number of steps from 0 to 1 for a plan's ratio.
+RATIO_STEPS = 1000
+
+#: The only term of loading that is free again before the first request.
+TEMPORARIES: Final = "load_temporaries"
+#: LMDeploy's batch sizes by a part of the GPU's name:
+#: lmdeploy lmdeploy/utils.py::get_max_batch_size #1cc12e
+_BATCH_BY_NAME: Final = {
+    "a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024,
+}  # fmt: skip
+_BATCH: Final = 128
+_PREFILL: Final = 8192  # lmdeploy cli/utils.py::ArgumentHelper.max_prefill_token_num `default=8192`
+_RATIO: Final = 0.8  # lmdeploy cli/utils.py::ArgumentHelper.cache_max_entry_count `default=0.8`
+
 
 class CacheShape(Struct):
     """The layout of one rank's cache with given settings; sizes in bytes.
@@ -123,10 +145,6 @@ def vision_load_within(limits: Limits) -> VisionLoad:
 NO_IMAGES = VisionLoad(units_per_image=0, images_per_request=0, tokens_per_request=0)
 
 
-#: The device (its place in a group) of each decoder layer; None: it is on no device.
-Placement: TypeAlias = tuple[int | None, ...]
-
-
 class EngineLaunch(Struct):
     """One engine on one group of GPUs, before it is launched.
 
@@ -177,14 +195,6 @@ class Forward(Struct):
     first_layer: bool = False
 
 
-#: The compute capabilities of these architectures; older cards have no bfloat16.
-AMPERE, HOPPER = (8, 0), (9, 0)
-#: The driver's page in bytes; an allocation outside a pool takes whole pages.
-PAGE: Final = 2 << 20
-#: The term of memory that stays allocated, in the engine's pool or in torch, after the warm-up.
-POOL_WARMUP: Final = "pool_warmup"
-
-
 def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:
     """Return one named line of a ledger, in bytes."""
     return Term(term=name, phase=phase, bytes=size, basis=basis, note=note)
@@ -224,13 +234,6 @@ def uneven(dealt: Iterable[tuple[int, str]], tp: int) -> Iterator[str]:
     for number, what in dealt:
         if number % tp:
             yield f"{what} do not divide by {tp}"
-
-
-#: The number of steps from 0 to 1 for a plan's ratio.
-RATIO_STEPS = 1000
-
-#: The only term of loading that is free again before the first request.
-TEMPORARIES: Final = "load_temporaries"
 
 
 class GroupOutcome(Struct):
@@ -464,16 +467,6 @@ def total_bytes(terms: Sequence[Term]) -> int:
 
 def _largest(terms: Sequence[Term]) -> int:
     return max((term.bytes for term in terms), default=0)
-
-
-#: LMDeploy's batch sizes by a part of the GPU's name:
-#: lmdeploy lmdeploy/utils.py::get_max_batch_size #1cc12e
-_BATCH_BY_NAME: Final = {
-    "a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024,
-}  # fmt: skip
-_BATCH: Final = 128
-_PREFILL: Final = 8192  # lmdeploy cli/utils.py::ArgumentHelper.max_prefill_token_num `default=8192`
-_RATIO: Final = 0.8  # lmdeploy cli/utils.py::ArgumentHelper.cache_max_entry_count `default=0.8`
 
 
 class RankWeights(Struct):

@@ -45,6 +45,20 @@ _ADDRESS: Final = re.compile(
     re.IGNORECASE,
 )
 _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
+#: Names of models that have another name in the presets. The original LLaVA and its LoRA stand for
+#: the checkpoint that `turbofit merge` makes of them.
+_SPELLINGS: Final = (
+    (r"llava-?v?1[.-]5-7b|llava-7b", "llava-1.5-7b"),
+    (r"llava-?v?1[.-]5-13b", "llava-1.5-13b"),
+    (r"llava-?onevision.*7b", "llava-onevision-7b"),
+    (r"cogvlm2", "cogvlm2-19b"),
+    (r"cogvlm", "cogvlm-17b"),
+    (r"llama-?3[.-]2-11b-vision", "llama-3.2-11b-vision"),
+)
+#: A path or a name, also beside Chinese words; a part with a number; CogVLM, which has none.
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_./-]+")
+_NUMBERED: Final = re.compile(r"[A-Za-z].*\d")
+_COGVLM: Final = re.compile(r"(?<![A-Za-z])[Cc][Oo][Gg]VLM(?![A-Za-z])")
 
 
 class Name(NamedTuple):
@@ -243,22 +257,6 @@ def _packed(model: Model, stored: Quantization) -> Model:
     dtype = model.dtype if stored.method == "fp8" else "float16"
     size = stored_bytes(model.text, model.vision, dtype, stored)
     return msgspec.structs.replace(model, quantization=stored, dtype=dtype, weight_bytes=size)
-
-
-#: Names of models that have another name in the presets. The original LLaVA and its LoRA stand for
-#: the checkpoint that `turbofit merge` makes of them.
-_SPELLINGS: Final = (
-    (r"llava-?v?1[.-]5-7b|llava-7b", "llava-1.5-7b"),
-    (r"llava-?v?1[.-]5-13b", "llava-1.5-13b"),
-    (r"llava-?onevision.*7b", "llava-onevision-7b"),
-    (r"cogvlm2", "cogvlm2-19b"),
-    (r"cogvlm", "cogvlm-17b"),
-    (r"llama-?3[.-]2-11b-vision", "llama-3.2-11b-vision"),
-)
-#: A path or a name, also beside Chinese words; a part with a number; CogVLM, which has none.
-_TOKEN: Final = re.compile(r"[A-Za-z0-9_./-]+")
-_NUMBERED: Final = re.compile(r"[A-Za-z].*\d")
-_COGVLM: Final = re.compile(r"(?<![A-Za-z])[Cc][Oo][Gg]VLM(?![A-Za-z])")
 
 
 @cache

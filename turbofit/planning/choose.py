@@ -54,6 +54,9 @@ from turbofit.planning.verdict import Planned, Verdict, fitting
 
 #: The most rows of ``considered``; the first row is the chosen shape.
 _MOST_CANDIDATES = 24
+#: The lowest capability that Triton surely supports; on older cards, engines that need Triton are
+#: not chosen.
+_LEAST_TRITON: Final = (7, 5)
 
 
 def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
@@ -222,11 +225,6 @@ def known_warnings(fit: EngineFit) -> tuple[str, ...]:
         problems = known_problems(launch, fit.engine.name, fit.engine.version)
         warnings += [problem.warning for problem in problems]
     return tuple(dict.fromkeys(warnings))
-
-
-#: The lowest capability that Triton surely supports; on older cards, engines that need Triton are
-#: not chosen.
-_LEAST_TRITON: Final = (7, 5)
 
 
 def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:

@@ -19,6 +19,10 @@ from turbofit.planning.request import PlanRequest
 from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.engine.worst_requests import CheckMode
 
+Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
+#: How much slower than the forecast pretend GPUs are: 1 is as fast as life, 0 takes no time at all.
+Slower = Annotated[float | None, Field(ge=0, le=1000), Metavar("N")]
+
 
 class ServeConfig(Validated):
     """One `turbofit serve` on one machine.
@@ -89,11 +93,6 @@ class ClusterServeConfig(ServeConfig):
     node_words: tuple[str, ...] = Field(
         default=(), description="options of each node's `turbofit serve`"
     )
-
-
-Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
-#: How much slower than the forecast pretend GPUs are: 1 is as fast as life, 0 takes no time at all.
-Slower = Annotated[float | None, Field(ge=0, le=1000), Metavar("N")]
 
 
 class LaunchOptions(Validated):

@@ -56,6 +56,14 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.rules import Scope
     from turbofit.serving.leases import Leases
 
+#: Parameters of ``preprocess`` that `Pipeline` itself passes.
+_GIVEN: Final = ("messages", "session_id", "input_ids")
+#: Keywords of `Pipeline.infer`, `.stream_infer` and `.chat` that do not reach the engine.
+_OF_CALLS: Final = ("sessions", "stream_response", "multiplex")
+_REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
+_IMAGES: Final = ("image", "image_url", "image_data")
+_VIDEOS: Final = ("video", "video_url")
+
 
 def hold_config(config: Any, scope: Scope) -> Any:
     """Return a copy of a GenerationConfig, with values lowered to what the plan allows.
@@ -71,12 +79,6 @@ def hold_config(config: Any, scope: Scope) -> Any:
     if changes:
         warnings.warn(f"lowered to what the engine takes: {', '.join(changes)}", stacklevel=2)
     return result
-
-
-#: Parameters of ``preprocess`` that `Pipeline` itself passes.
-_GIVEN: Final = ("messages", "session_id", "input_ids")
-#: Keywords of `Pipeline.infer`, `.stream_infer` and `.chat` that do not reach the engine.
-_OF_CALLS: Final = ("sessions", "stream_response", "multiplex")
 
 
 def check_keywords(engine: Any, keywords: Options) -> None:
@@ -195,9 +197,6 @@ class _Request:
         max_pixels = video.get("max_pixels") if isinstance(video, dict) else None
         self.video_pixels: int = max_pixels if isinstance(max_pixels, int) else 0
         self.processor_kwargs: dict[str, dict[str, int]] = {}
-
-
-_REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
 
 
 class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy has no types
@@ -347,10 +346,6 @@ def _close(pipeline: ref[PlannedPipeline]) -> None:
     left = pipeline()
     if left is not None:
         left.close()
-
-
-_IMAGES: Final = ("image", "image_url", "image_data")
-_VIDEOS: Final = ("video", "video_url")
 
 
 def _count(messages: Any, kinds: tuple[str, ...]) -> int:

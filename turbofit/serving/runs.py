@@ -28,6 +28,12 @@ from turbofit.core.version import __version__
 
 _MOST_EVENTS = 1000
 _HINT = "set XDG_STATE_HOME to a folder that can be written"
+#: This variable is set for a server in the background, which must not start another one.
+DETACHED: Final = "_TURBOFIT_DETACHED"
+#: Seconds between two looks at its log.
+_LOOK: Final = 0.2
+#: What its log says for those in front of it; the command in front says it in its own words.
+_TO_OTHERS: Final = ("to ask: ", "ready at ", "ready, ")
 
 
 class AttemptRecord(RunAttempt):
@@ -246,14 +252,6 @@ def stop_server(server: LiveRun, seconds: float) -> None:
         raise LaunchError(
             f"{server.name} is not stopped: {why}", hint=f"turbofit logs {server.name} says more"
         )
-
-
-#: This variable is set for a server in the background, which must not start another one.
-DETACHED: Final = "_TURBOFIT_DETACHED"
-#: Seconds between two looks at its log.
-_LOOK: Final = 0.2
-#: What its log says for those in front of it; the command in front says it in its own words.
-_TO_OTHERS: Final = ("to ask: ", "ready at ", "ready, ")
 
 
 class DetachedServer(NamedTuple):

@@ -30,6 +30,7 @@ _WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
 _PICTURE: Final = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 #: The most seconds without a byte: a request may wait for a place, then for its first token.
 _SILENCE: Final = 600.0
+_WORDS: Final = "'/clear' forgets what was said, '/bye' or Ctrl-D ends, Ctrl-C ends an answer"
 
 
 class Piece(NamedTuple):
@@ -160,9 +161,6 @@ def question_of(text: str) -> JsonObject:
         pictures.append(f"data:image/{kind};base64,{data}")
         text = text.replace(word, "", 1)
     return user_message(" ".join(text.split()) if pictures else text, pictures)
-
-
-_WORDS: Final = "'/clear' forgets what was said, '/bye' or Ctrl-D ends, Ctrl-C ends an answer"
 
 
 @command(

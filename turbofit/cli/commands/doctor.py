@@ -16,6 +16,11 @@ from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
 from turbofit.core.process.network import DEFAULT_PORT
 
+_NOT_KNOWN: Final = 3
+_NO_TEXT: Final = (".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".mp4", ".pdf", ".png", ".webp")
+#: A word that is a message of a log, and not a file's name: Killed, OutOfMemoryError.
+_MESSAGE: Final = r"(?:\w+\.)*[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
+
 
 @command(
     spec_option(),
@@ -44,12 +49,6 @@ def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -
     report = examine(on=on, model=served, port=port, server=server)
     form._replace(full=True).show(report, partial(doctor_view, full=form.full or form.md))
     return report.exit_code
-
-
-_NOT_KNOWN: Final = 3
-_NO_TEXT: Final = (".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".mp4", ".pdf", ".png", ".webp")
-#: A word that is a message of a log, and not a file's name: Killed, OutOfMemoryError.
-_MESSAGE: Final = r"(?:\w+\.)*[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 
 
 @command(

@@ -34,6 +34,7 @@ _NAME: Final = re.compile(r"[^a-z0-9]+")
 #: A word that systemd reads without quotes, and the escapes of characters within quotes.
 _PLAIN: Final = re.compile(r"[\w@%+=:,./$-]+", re.ASCII)
 _ESCAPED: Final = {"\\": "\\\\", '"': '\\"'}
+_IMAGE: Final = "turbofit:latest"
 
 
 class _Template(Template):
@@ -126,9 +127,6 @@ def installed_program() -> str:
     """Return the path of the `turbofit` program that runs here."""
     beside = Path(sys.executable).with_name("turbofit")
     return str(beside) if beside.exists() else shutil.which("turbofit") or "/usr/bin/turbofit"
-
-
-_IMAGE: Final = "turbofit:latest"
 
 
 @command(

@@ -17,6 +17,8 @@ from turbofit.core.process.processes import child
 from turbofit.core.process.progress import under_way
 from turbofit.core.validation import SECONDS, Metavar, Validated
 
+_LINES = 100
+
 
 @command(*FORMS, only_linux=True)
 def ps(*, form: Form) -> int:
@@ -39,9 +41,6 @@ def ps(*, form: Form) -> int:
     ]
     form.show({"schema": "turbofit.ps/1", "servers": rows}, servers_view)
     return 0
-
-
-_LINES = 100
 
 
 @command(

@@ -38,6 +38,24 @@ if TYPE_CHECKING:
 _PRETEND: Final = (
     "PRETEND GPUs: this tries the calibration itself; what it learns is kept for pretend GPUs only"
 )
+_PRETEND_SPEED: Final = (
+    "PRETEND GPUs: no speed is measured on a card, and what is found is kept for pretend GPUs only"
+)
+#: Options that a plan also has, with another meaning: here they belong to the load.
+_BOTH: Final = ("images", "image_size", "concurrency")
+#: Options of a plan that make no sense here: one ignores tunings, one puts memory before speed.
+_OTHER_GOALS: Final = ("no_tuned", "least")
+_LOAD_GROUPS: Final = {
+    "requests": (
+        "images", "image_size", "prompt_tokens", "shared_prefix", "output_tokens", "stop_early",
+    ),
+    "arrivals": ("concurrency", "rate"),
+    "window": ("requests", "seconds", "warm_up", "timeout"),
+}  # fmt: skip
+LOAD_OPTIONS: Final = tuple(fields.grouped_options(LoadSpec, _LOAD_GROUPS))
+_PLANNING: Final = tuple(
+    option for option in common.planning_options() if option.name not in (*_BOTH, *_OTHER_GOALS)
+)
 
 
 @command(
@@ -84,28 +102,6 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
 
     form.show(result, calibration_view)
     return 0
-
-
-_PRETEND_SPEED: Final = (
-    "PRETEND GPUs: no speed is measured on a card, and what is found is kept for pretend GPUs only"
-)
-#: Options that a plan also has, with another meaning: here they belong to the load.
-_BOTH: Final = ("images", "image_size", "concurrency")
-#: Options of a plan that make no sense here: one ignores tunings, one puts memory before speed.
-_OTHER_GOALS: Final = ("no_tuned", "least")
-
-
-_LOAD_GROUPS: Final = {
-    "requests": (
-        "images", "image_size", "prompt_tokens", "shared_prefix", "output_tokens", "stop_early",
-    ),
-    "arrivals": ("concurrency", "rate"),
-    "window": ("requests", "seconds", "warm_up", "timeout"),
-}  # fmt: skip
-LOAD_OPTIONS: Final = tuple(fields.grouped_options(LoadSpec, _LOAD_GROUPS))
-_PLANNING: Final = tuple(
-    option for option in common.planning_options() if option.name not in (*_BOTH, *_OTHER_GOALS)
-)
 
 
 @command(

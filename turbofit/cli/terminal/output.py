@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED: Final = 130
+#: Columns of a help page.
+PAGE_WIDTH: Final = 96
 
 
 def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
@@ -41,10 +43,6 @@ def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
 def exit_code(ended: signal.Signals | None) -> int:
     """Return 130 after Ctrl-C, else 0, since other signals stop a server normally."""
     return INTERRUPTED if ended is not None and ended.name == "SIGINT" else 0
-
-
-#: Columns of a help page.
-PAGE_WIDTH: Final = 96
 
 
 def prepare_streams() -> None:

@@ -26,6 +26,19 @@ _TEXTS: Final = ("content", "reasoning_content", "reasoning")
 _SHOWN: Final = 200
 #: The most bytes of a server's page `/about` that are read.
 _LARGEST_ABOUT: Final = 1 << 20
+_CONNECT_SECONDS: Final = 10.0
+#: Below uvicorn's 5 s, so that no request uses a connection which the server is closing.
+_KEEP_ALIVE: Final = 3.0
+_LONGEST_PAUSE: Final = 30.0
+_READ_BUFFER: Final = 1 << 18
+_CHAT: Final = "/v1/chat/completions"
+#: Names of errors by type; the first type that fits counts.
+_KINDS: Final = (
+    (aiohttp.ClientConnectorError, "no connection"),
+    (aiohttp.SocketTimeoutError, "stalled"),
+    (asyncio.TimeoutError, "timeout"),
+    (aiohttp.ClientPayloadError, "cut short"),
+)
 
 
 @dataclass(slots=True)
@@ -150,14 +163,6 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-_CONNECT_SECONDS: Final = 10.0
-#: Below uvicorn's 5 s, so that no request uses a connection which the server is closing.
-_KEEP_ALIVE: Final = 3.0
-_LONGEST_PAUSE: Final = 30.0
-_READ_BUFFER: Final = 1 << 18
-_CHAT: Final = "/v1/chat/completions"
-
-
 class ServerClient:
     """Connections to one OpenAI-compatible server; a context manager.
 
@@ -275,15 +280,6 @@ class LoadClient(ServerClient):
             reader.feed(data, time.perf_counter())
         reader.end()
         answer.ended = time.perf_counter()
-
-
-#: Names of errors by type; the first type that fits counts.
-_KINDS: Final = (
-    (aiohttp.ClientConnectorError, "no connection"),
-    (aiohttp.SocketTimeoutError, "stalled"),
-    (asyncio.TimeoutError, "timeout"),
-    (aiohttp.ClientPayloadError, "cut short"),
-)
 
 
 def _kind(exc: Exception) -> str:

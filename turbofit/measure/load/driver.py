@@ -45,6 +45,12 @@ _LONGEST_PAUSE: Final = 2.0
 #: The number of failures in a row (per place, in a closed loop) that ends a load.
 _HOPELESS: Final = 4
 _LEAST_HOPELESS: Final = 8
+#: Above this share of a CPU the client may limit the server.
+_BUSY: Final = 0.8
+_LATE: Final = 0.1
+_FILES: Final = 65536
+#: Seconds without a byte after which a request has stalled.
+_SILENCE: Final = 120.0
 
 
 class LoadRun:
@@ -195,11 +201,6 @@ class LoadRun:
         task.add_done_callback(self._tasks.discard)
 
 
-#: Above this share of a CPU the client may limit the server.
-_BUSY: Final = 0.8
-_LATE: Final = 0.1
-
-
 def summary(
     run: LoadRun,
     *,
@@ -301,11 +302,6 @@ def refuse_held_up(before: ClockFacts, after: ClockFacts | None, passed: float) 
             "the time",
             hint=f"--clock {factor} (of turbofit serve --pretend, or tune), or a smaller load",
         )
-
-
-_FILES: Final = 65536
-#: Seconds without a byte after which a request has stalled.
-_SILENCE: Final = 120.0
 
 
 def bench(

@@ -25,6 +25,15 @@ NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 #: The most bytes of an error's text.
 LARGEST_ERROR: Final = 1 << 16
 _OTHERS: Final = (b":", b"event:", b"id:", b"retry:")
+#: English words that are one token, with the space before them, in most tokenizers.
+_WORDS: Final = [
+    "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by",
+    "on", "not", "he", "his", "but", "at", "are", "this", "have", "from", "or", "had", "an",
+    "they", "which", "one", "you", "were", "all", "her", "she", "there", "would", "their", "we",
+    "him", "been", "has", "when", "who", "will", "no", "more", "if", "out", "so", "said",
+    "what", "up", "its", "about", "into", "than", "them", "can", "only", "other", "time", "new",
+    "some", "could", "these", "two", "may", "first", "then", "do", "any",
+]  # fmt: skip
 
 
 class StreamError(Exception):
@@ -58,17 +67,6 @@ def event_of(line: bytes) -> JsonObject | None:
     if event.get("error") is not None:
         raise StreamError("error event", body)
     return event
-
-
-#: English words that are one token, with the space before them, in most tokenizers.
-_WORDS: Final = [
-    "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by",
-    "on", "not", "he", "his", "but", "at", "are", "this", "have", "from", "or", "had", "an",
-    "they", "which", "one", "you", "were", "all", "her", "she", "there", "would", "their", "we",
-    "him", "been", "has", "when", "who", "will", "no", "more", "if", "out", "so", "said",
-    "what", "up", "its", "about", "into", "than", "them", "can", "only", "other", "time", "new",
-    "some", "could", "these", "two", "may", "first", "then", "do", "any",
-]  # fmt: skip
 
 
 class PromptWriter:

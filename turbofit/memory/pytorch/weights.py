@@ -28,6 +28,34 @@ from turbofit.model.parameters import is_packed, packed_bytes, unpacked_bytes
 from turbofit.model.tensors import Tensor, elements, linears, text_tensors
 from turbofit.model.towers import audio_tensors, vision_tensors
 
+#: Terms and phases that are not in torch's allocator.
+_BEFORE: Final = ("before", "context")
+OUTSIDE_TORCH: Final = frozenset({"kernel_modules", "packed_kernels", BUFFERS})
+_LEAST_ROOM: Final = 128 * MIB
+#: The compute capability on which TurboMind's kernels multiply AWQ's packed weights. Source:
+#: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #7d9834
+_COPIED_ON = (9, 0)
+_COPIED_GROUP = 128
+_FLOAT = 4
+#: Sharded rows of the vocabulary are padded to a multiple of this.
+VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3b77b2
+#: Models whose routers have 32 bits, with their corrections. Source:
+#: lmdeploy models/glm4_moe.py::Glm4MoE `dtype=torch.float32`
+_FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
+#: The model with latent attention that does not keep ``kv_b``, and whose head is whole. Source:
+#: lmdeploy models/kimi_k2_language.py::KimiK2Attention.__init__ #590e26
+_KIMI = "KimiK2ForCausalLM"
+#: Towers that are whole on every rank. Source:
+#: lmdeploy models/kimi_k25_vision.py::MoonViTEncoderLayer.__init__ #7cc25d
+WHOLE_TOWERS = frozenset({"moonvit"})
+#: Models whose checkpoints store the experts of a layer in one tensor.
+_ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
+#: The class of a tensor by its part; tensors that are neither linear nor embedding count as norms.
+_CLASSES: Final = {
+    "embedding": "embedding", "head": "lm_head", "attention": "attention", "delta": "delta",
+    "mlp": "mlp", "expert": "mlp", "shared": "mlp",
+}  # fmt: skip
+
 
 class PytorchConstants(Struct):
     """The constants of one generation, in bytes unless the name says otherwise.
@@ -86,12 +114,6 @@ def environment(settings: Settings, model: Model, share: float | None = None) ->
     return env
 
 
-#: Terms and phases that are not in torch's allocator.
-_BEFORE: Final = ("before", "context")
-OUTSIDE_TORCH: Final = frozenset({"kernel_modules", "packed_kernels", BUFFERS})
-_LEAST_ROOM: Final = 128 * MIB
-
-
 def share_of(ledgers: Sequence[GpuLedger]) -> float:
     """Return the share of a card for torch's allocator: the plan's peak and half the margin.
 
@@ -111,26 +133,6 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
         room = max((ledger.margin - ledger.beyond_budget) // 2, _LEAST_ROOM)
         shares.append((held + room) / ledger.usable)
     return max(shares)
-
-
-#: The compute capability on which TurboMind's kernels multiply AWQ's packed weights. Source:
-#: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #7d9834
-_COPIED_ON = (9, 0)
-_COPIED_GROUP = 128
-_FLOAT = 4
-#: Sharded rows of the vocabulary are padded to a multiple of this.
-VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3b77b2
-#: Models whose routers have 32 bits, with their corrections. Source:
-#: lmdeploy models/glm4_moe.py::Glm4MoE `dtype=torch.float32`
-_FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
-#: The model with latent attention that does not keep ``kv_b``, and whose head is whole. Source:
-#: lmdeploy models/kimi_k2_language.py::KimiK2Attention.__init__ #590e26
-_KIMI = "KimiK2ForCausalLM"
-#: Towers that are whole on every rank. Source:
-#: lmdeploy models/kimi_k25_vision.py::MoonViTEncoderLayer.__init__ #7cc25d
-WHOLE_TOWERS = frozenset({"moonvit"})
-#: Models whose checkpoints store the experts of a layer in one tensor.
-_ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
@@ -154,13 +156,6 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     if model.vision is not None:
         classes |= _tower_classes(model, model.vision, tp)
     return {name: size for name, size in classes.items() if size}
-
-
-#: The class of a tensor by its part; tensors that are neither linear nor embedding count as norms.
-_CLASSES: Final = {
-    "embedding": "embedding", "head": "lm_head", "attention": "attention", "delta": "delta",
-    "mlp": "mlp", "expert": "mlp", "shared": "mlp",
-}  # fmt: skip
 
 
 def _held(model: Model, tensor: Tensor, tp: int) -> int:

@@ -17,6 +17,44 @@ from turbofit.memory.account import Load
 from turbofit.model.parameters import parameters, text_parameters
 from turbofit.model.tensors import elements, text_tensors
 
+_INSIDE: Final = "model.language_model"
+_LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
+#: Parts that only some layers have: a dense MLP, or experts; routers are divided evenly.
+_MLPS: Final = ("mlp", "expert", "shared")
+#: Towers whose attention has no rotation; the others rotate in 32 bits.
+_UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama", "idefics3"})
+#: Towers that get a mask of the pixels that belong to the image.
+_PIXEL_MASKS: Final = frozenset({"idefics3"})
+#: Channels of a token in a vision block's attention, in units of its width: residual, norm,
+#: queries, keys, values, output; the second includes their rotation. Rehearsed with Qwen2-VL: 17.6.
+_VISION_PLAIN: Final = 10
+_VISION_ROTATED: Final = 20
+#: Channels of a token beside the block's MLP. Rehearsed with SigLIP: 2.5.
+_VISION_BESIDE_MLP: Final = 4
+#: The projector, in units of the language model's width.
+_PROJECTOR: Final = 4
+_FLOAT: Final = 4
+#: Channels of a token beside the MLP: the prompt's embeddings, the layer's input, the residual, the
+#: norm, and rotary tables. Rehearsed with Qwen2, Llama and Mistral: 4.0 to 4.3.
+_BESIDE_MLP: Final = 5
+#: Copies of queries and keys before and after rotation, with temporaries.
+_ROTATED: Final = 4
+#: Bytes of one element in the attention matrix: three copies with 32 bits.
+_MATRIX: Final = 12
+#: Copies of a mask over all pairs of positions in a tower; and of prompt and image in a decoder,
+#: rehearsed with Llama-3.2-Vision: 2.1.
+_TOWER_MASKS: Final = 4
+_CROSS_MASKS: Final = 3
+#: Bytes of a pair of positions while a sliding window's mask is computed: three booleans. Rehearsed
+#: with Mistral and Qwen2-MoE, with Transformers 5.17: 3.0.
+_MASK_MADE: Final = 3
+#: Copies of that mask as numbers in attention: torch's memory-efficient kernel does not accept
+#: booleans, and needs a longer copy if the length is not a multiple of 16. Rehearsed with Mistral:
+#: 2, else 1.
+_MASK_NUMBERS: Final = 2
+#: Classes that always make the mask, even if no layer has a window.
+_ALWAYS_MASKED: Final = frozenset({"Qwen2MoeForCausalLM"})
+
 
 class Layer(Struct):
     """One decoder layer: bytes of its weights, and of its KV cache for one token and one image.
@@ -52,10 +90,6 @@ class Components(Struct):
     def weights(self) -> int:
         layers = sum(layer.weights for layer in self.layers)
         return self.vision + self.embeddings + layers + self.norm + self.head
-
-
-_INSIDE: Final = "model.language_model"
-_LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
 
 
 def components(model: Model, dtype: str) -> Components:
@@ -120,10 +154,6 @@ def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
         )
         for number in range(text.layers)
     )
-
-
-#: Parts that only some layers have: a dense MLP, or experts; routers are divided evenly.
-_MLPS: Final = ("mlp", "expert", "shared")
 
 
 def _mlp_elements(text: TextDims, layer: int) -> int:
@@ -211,41 +241,6 @@ def layout_of(model: Model) -> Layout:
             hint="give the checkpoint in Transformers' own format (its name often ends in -hf)",
         )
     return layout
-
-
-#: Towers whose attention has no rotation; the others rotate in 32 bits.
-_UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama", "idefics3"})
-#: Towers that get a mask of the pixels that belong to the image.
-_PIXEL_MASKS: Final = frozenset({"idefics3"})
-#: Channels of a token in a vision block's attention, in units of its width: residual, norm,
-#: queries, keys, values, output; the second includes their rotation. Rehearsed with Qwen2-VL: 17.6.
-_VISION_PLAIN: Final = 10
-_VISION_ROTATED: Final = 20
-#: Channels of a token beside the block's MLP. Rehearsed with SigLIP: 2.5.
-_VISION_BESIDE_MLP: Final = 4
-#: The projector, in units of the language model's width.
-_PROJECTOR: Final = 4
-_FLOAT: Final = 4
-#: Channels of a token beside the MLP: the prompt's embeddings, the layer's input, the residual, the
-#: norm, and rotary tables. Rehearsed with Qwen2, Llama and Mistral: 4.0 to 4.3.
-_BESIDE_MLP: Final = 5
-#: Copies of queries and keys before and after rotation, with temporaries.
-_ROTATED: Final = 4
-#: Bytes of one element in the attention matrix: three copies with 32 bits.
-_MATRIX: Final = 12
-#: Copies of a mask over all pairs of positions in a tower; and of prompt and image in a decoder,
-#: rehearsed with Llama-3.2-Vision: 2.1.
-_TOWER_MASKS: Final = 4
-_CROSS_MASKS: Final = 3
-#: Bytes of a pair of positions while a sliding window's mask is computed: three booleans. Rehearsed
-#: with Mistral and Qwen2-MoE, with Transformers 5.17: 3.0.
-_MASK_MADE: Final = 3
-#: Copies of that mask as numbers in attention: torch's memory-efficient kernel does not accept
-#: booleans, and needs a longer copy if the length is not a multiple of 16. Rehearsed with Mistral:
-#: 2, else 1.
-_MASK_NUMBERS: Final = 2
-#: Classes that always make the mask, even if no layer has a window.
-_ALWAYS_MASKED: Final = frozenset({"Qwen2MoeForCausalLM"})
 
 
 def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:

@@ -29,6 +29,23 @@ _MODEL_TYPES: Final = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "phi3": "Phi3ForCausalLM",
 }
+#: Keys of vision configs → field of `VisionDims` and its largest valid value.
+_TOWER_KEYS: Final = {
+    **dict.fromkeys(("num_hidden_layers", "depth"), ("layers", 1 << 10)),
+    "hidden_size": ("hidden", 1 << 16),
+    **dict.fromkeys(("num_attention_heads", "attention_heads", "num_heads"), ("heads", 1 << 12)),
+    "intermediate_size": ("intermediate", 1 << 20),
+    "patch_size": ("patch_size", 1 << 10),
+    "image_size": ("image_size", 1 << 14),
+    **dict.fromkeys(("num_channels", "in_channels"), ("channels", 64)),
+    "temporal_patch_size": ("temporal_patch", 64),
+    "spatial_merge_size": ("merge", 16),
+}
+_BY_HAND: Final = {
+    "turbomind": "TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
+    "pytorch": "LMDeploy's PyTorch engine runs it: start that by hand (--backend pytorch) with a "
+    "low --cache-max-entry-count",
+}
 
 
 class CheckpointConfig(NamedTuple):
@@ -76,20 +93,6 @@ def inner_text(config: Section, outer: str) -> TextDims:
     if names[0] not in TEXT_ARCHITECTURES:
         raise inner_refusal(outer, names[0])
     return read_text(config, names[0])
-
-
-#: Keys of vision configs → field of `VisionDims` and its largest valid value.
-_TOWER_KEYS: Final = {
-    **dict.fromkeys(("num_hidden_layers", "depth"), ("layers", 1 << 10)),
-    "hidden_size": ("hidden", 1 << 16),
-    **dict.fromkeys(("num_attention_heads", "attention_heads", "num_heads"), ("heads", 1 << 12)),
-    "intermediate_size": ("intermediate", 1 << 20),
-    "patch_size": ("patch_size", 1 << 10),
-    "image_size": ("image_size", 1 << 14),
-    **dict.fromkeys(("num_channels", "in_channels"), ("channels", 64)),
-    "temporal_patch_size": ("temporal_patch", 64),
-    "spatial_merge_size": ("merge", 16),
-}
 
 
 def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) -> VisionDims:
@@ -159,13 +162,6 @@ def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
         raise inner_refusal(parts.architecture, name)
     text = read_text(section, name, tied=tied)
     return replace(text, tie_word_embeddings=True) if tied else text
-
-
-_BY_HAND: Final = {
-    "turbomind": "TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
-    "pytorch": "LMDeploy's PyTorch engine runs it: start that by hand (--backend pytorch) with a "
-    "low --cache-max-entry-count",
-}
 
 
 class UnsupportedFamily(Struct, forbid_unknown_fields=True):

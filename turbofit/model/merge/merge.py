@@ -55,6 +55,8 @@ NOT_PLAIN: Final = (
 #: Initialisations that also change the base: W + s·B·A only holds for the changed base.
 RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _HINT: Final = "merge it with peft's own merge_and_unload, where the base fits into RAM"
+#: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
+_PREFIXES: Final = ("base_model", "model", "language_model")
 
 
 class Lora(NamedTuple):
@@ -163,10 +165,6 @@ def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
         alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
     divisor = math.sqrt(rank) if config.boolean("use_rslora", False) else rank
     return Lora(a, b, alpha / divisor)
-
-
-#: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
-_PREFIXES: Final = ("base_model", "model", "language_model")
 
 
 class Merged(Struct):

@@ -24,6 +24,22 @@ from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.planning.speed import Speed, group_class, reduce_class
 from turbofit.planning.tower import whole_image_prefill
 
+#: The digits of a value that ranks shapes.
+_DIGITS: Final = 9
+_CANDIDATE_SETTINGS: Final = (
+    "max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count"
+)  # fmt: skip
+PREFILL_SIZES = (8192, 4096, 2048, 1024)
+_LARGEST_TP = 8
+#: With more equal GPUs than this, not every grouping is tried: they are split in the order of
+#: links.
+_EXHAUSTIVE = 8
+#: The most groupings of one kind of card and one degree that are combined with other kinds, and the
+#: most combinations of kinds.
+_MIXED = 4
+_MOST_MIXED = 48
+Group = tuple[int, ...]
+
 
 class Shape(Struct):
     """One candidate of the search: groups of GPUs, a prefill size, an image limit and a dtype.
@@ -57,18 +73,9 @@ class Shape(Struct):
         return 1.0 if concurrency is None else concurrency / self.replicas
 
 
-#: The digits of a value that ranks shapes.
-_DIGITS: Final = 9
-
-
 def rounded(value: float) -> float:
     """Round a value so that sums of the same speeds in another order are equal."""
     return float(f"{value:.{_DIGITS}g}")
-
-
-_CANDIDATE_SETTINGS: Final = (
-    "max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count"
-)  # fmt: skip
 
 
 class Evaluation(Struct):
@@ -222,19 +229,6 @@ def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
             hint="leave `--dtype` out: float16 is chosen where it is needed",
         )
     return fixed
-
-
-PREFILL_SIZES = (8192, 4096, 2048, 1024)
-_LARGEST_TP = 8
-#: With more equal GPUs than this, not every grouping is tried: they are split in the order of
-#: links.
-_EXHAUSTIVE = 8
-#: The most groupings of one kind of card and one degree that are combined with other kinds, and the
-#: most combinations of kinds.
-_MIXED = 4
-_MOST_MIXED = 48
-
-Group = tuple[int, ...]
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:

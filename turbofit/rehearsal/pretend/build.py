@@ -38,6 +38,27 @@ _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall
 _COMPILER_SECONDS: Final = 60.0
 #: The file beside the libraries with the digest of all of them.
 _SHA256: Final = "SHA256"
+#: Libraries whose generated functions fail, since callers would use outputs that nobody filled.
+_REFUSING = ("libcudart", "libcuda")
+_NOT_SUPPORTED = 801  # cudaErrorNotSupported and CUDA_ERROR_NOT_SUPPORTED
+_HEAD = """\
+/* Generated: entry points of %s that do nothing; one written by hand takes its place. */
+#include "account.h"
+
+#define STUB(name) \\
+    __attribute__((weak, visibility("default"))) int name(void); \\
+    __attribute__((weak, visibility("default"))) int name(void) \\
+    { \\
+        static int told; \\
+        if (!told) { \\
+            told = 1; \\
+            pretend_stub(#name); \\
+        } \\
+        return %d; \\
+    }
+#define VARIABLE(name) __attribute__((weak, visibility("default"))) char name[4096];
+
+"""
 
 
 def find_compiler() -> list[str] | None:
@@ -170,30 +191,6 @@ def _is_whole(folder: Path, libraries: Iterable[str]) -> bool:
         return (folder / _SHA256).read_text("ascii") == _content(folder, libraries)
     except (FileNotFoundError, ValueError):
         return False
-
-
-#: Libraries whose generated functions fail, since callers would use outputs that nobody filled.
-_REFUSING = ("libcudart", "libcuda")
-_NOT_SUPPORTED = 801  # cudaErrorNotSupported and CUDA_ERROR_NOT_SUPPORTED
-
-_HEAD = """\
-/* Generated: entry points of %s that do nothing; one written by hand takes its place. */
-#include "account.h"
-
-#define STUB(name) \\
-    __attribute__((weak, visibility("default"))) int name(void); \\
-    __attribute__((weak, visibility("default"))) int name(void) \\
-    { \\
-        static int told; \\
-        if (!told) { \\
-            told = 1; \\
-            pretend_stub(#name); \\
-        } \\
-        return %d; \\
-    }
-#define VARIABLE(name) __attribute__((weak, visibility("default"))) char name[4096];
-
-"""
 
 
 def stub_source(family: str, names: Iterable[str], variables: Iterable[str] = ()) -> str:

@@ -16,14 +16,6 @@ from turbofit.rehearsal.pretend.elf import dynamic_symbols, needed, needed_versi
 
 #: From csrc/account.h: the interface version, and the result for a full card.
 _ABI, _NO_MEMORY = 5, 2
-
-
-class PretendError(PackageError):
-    """Something that the pretend machine needs is missing or unsupported (exit code 7)."""
-
-    kind = "pretend"
-
-
 #: NVIDIA's libraries by the beginning of their functions' names; the first match counts.
 FAMILIES: Mapping[str, re.Pattern[str]] = {
     name: re.compile(pattern)
@@ -57,6 +49,39 @@ _CALL = re.compile(r"\b(cu[A-Z]\w+)\s*\(")
 _NAME = re.compile(rb"(?<=\0)cu[A-Z]\w+(?=\0)")
 _LOOKS_UP = "torch/lib/libc10_cuda.so"
 _SHARED = re.compile(r"\.so(\.\d+)*$")
+ACCOUNT = "libturbofit_pretend.so"
+SOURCES = Path(__file__).parent / "csrc"
+#: The C files written by hand, by family.
+_BY_HAND = {
+    "libcudart": (
+        "cudart_device.c",
+        "cudart_memory.c",
+        "cudart_launch.c",
+        "cudart_graph.c",
+        "effects.c",
+        "clock.c",
+    ),
+    "libcuda": ("cuda.c", "cuda_module.c"),
+    "libcublas": ("cublas.c",),
+    "libcublasLt": ("cublaslt.c",),
+    "libcudnn": ("cudnn.c",),
+    "libnvrtc": ("nvrtc.c",),
+    "libnccl": ("nccl.c",),
+    "libnvidia-ml": ("nvml.c", "nvml_memory.c", "nvml_links.c", "nvml_values.c"),
+}
+#: The C files by library; the account has those that belong to no other library.
+_SOURCES = {
+    **_BY_HAND,
+    ACCOUNT: tuple(
+        sorted({path.name for path in SOURCES.glob("*.c")}.difference(*_BY_HAND.values()))
+    ),
+}
+
+
+class PretendError(PackageError):
+    """Something that the pretend machine needs is missing or unsupported (exit code 7)."""
+
+    kind = "pretend"
 
 
 def family_of(soname: str) -> str | None:
@@ -141,36 +166,6 @@ def _libraries(site: Path) -> Iterator[Path]:
             if _SHARED.search(path.name) and path.is_file():
                 yield path
 
-
-ACCOUNT = "libturbofit_pretend.so"
-SOURCES = Path(__file__).parent / "csrc"
-
-
-#: The C files written by hand, by family.
-_BY_HAND = {
-    "libcudart": (
-        "cudart_device.c",
-        "cudart_memory.c",
-        "cudart_launch.c",
-        "cudart_graph.c",
-        "effects.c",
-        "clock.c",
-    ),
-    "libcuda": ("cuda.c", "cuda_module.c"),
-    "libcublas": ("cublas.c",),
-    "libcublasLt": ("cublaslt.c",),
-    "libcudnn": ("cudnn.c",),
-    "libnvrtc": ("nvrtc.c",),
-    "libnccl": ("nccl.c",),
-    "libnvidia-ml": ("nvml.c", "nvml_memory.c", "nvml_links.c", "nvml_values.c"),
-}
-#: The C files by library; the account has those that belong to no other library.
-_SOURCES = {
-    **_BY_HAND,
-    ACCOUNT: tuple(
-        sorted({path.name for path in SOURCES.glob("*.c")}.difference(*_BY_HAND.values()))
-    ),
-}
 
 #: Always present: the libraries, with versions, that LMDeploy's TurboMind links, and NVML.
 _ENGINE = {

@@ -44,6 +44,7 @@ NOTICE: Final = "PRETEND GPUs: values and speed are not real"
 _TIMELINE_LIMIT: Final = 64 * MIB
 _PYTHON: Final = re.compile(r"(python|pypy)[\d.]*$")
 _ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f('os')).origin)"
+SCHEMA = "turbofit.pretend-run/1"
 
 
 @dataclass(frozen=True)
@@ -215,9 +216,6 @@ def _interpreter(program: str) -> str | None:
     pieces = first[2:].decode("utf-8", "replace").split() if first.startswith(b"#!") else []
     named = next((word for word in pieces if _PYTHON.match(Path(word).name)), None)
     return shutil.which(named) if named else None
-
-
-SCHEMA = "turbofit.pretend-run/1"
 
 
 def report(ran: FinishedRun) -> Document:

@@ -15,17 +15,22 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
 
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
+ONLY_SHORT: Final[Places] = {"short": True, "whole": False, "page": False}
+ONLY_WHOLE: Final[Places] = {"short": False, "whole": True, "page": False}
+ONLY_ON_PAGE: Final[Places] = {"short": False, "whole": False, "page": True}
+#: The note that stands beside everything that a run on pretend GPUs shows.
+PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
+#: The most warnings in the short answer, and the most characters of one.
+_WARNINGS: Final = 2
+_WARNING: Final = 75
+#: What a program prints, in quotes, and what stands in parentheses.
+_QUOTED: Final = re.compile(r"(?<!\w)'[^']*'(?!\w)|\([^()]*\)")
 
 
 class Places(TypedDict, total=False):
     short: bool
     whole: bool
     page: bool
-
-
-ONLY_SHORT: Final[Places] = {"short": True, "whole": False, "page": False}
-ONLY_WHOLE: Final[Places] = {"short": False, "whole": True, "page": False}
-ONLY_ON_PAGE: Final[Places] = {"short": False, "whole": False, "page": True}
 
 
 class Block(Struct):
@@ -185,21 +190,12 @@ def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Blo
 
 
 MORE: Final = remark("more: --full, --md or --json", **ONLY_SHORT)
-#: The note that stands beside everything that a run on pretend GPUs shows.
-PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
 
 
 def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
     """Return a list of the last ``most`` events of a run, under a title."""
     lines = (f"{event.at} {event.kind}: {event.text}" for event in run.events[-most:])
     return listed("Last events", lines, level=level)
-
-
-#: The most warnings in the short answer, and the most characters of one.
-_WARNINGS: Final = 2
-_WARNING: Final = 75
-#: What a program prints, in quotes, and what stands in parentheses.
-_QUOTED: Final = re.compile(r"(?<!\w)'[^']*'(?!\w)|\([^()]*\)")
 
 
 def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list[Block]:

@@ -22,6 +22,11 @@ from turbofit.report.painters.document import (
 )
 from turbofit.report.painters.terminal import filled
 
+_SAID_WHERE_SET: Final = ("language_model_only", "eager_mode", "num_gpu_blocks")
+_WIDTH: Final = 76
+#: The longest command on one line: with a terminal's indent it fills 80 columns.
+_ONE_LINE: Final = 78
+
 
 def largest_images(plan: Plan) -> tuple[int, int]:
     """Return the tiles or patches of the largest image served, and the image tokens of a request.
@@ -39,9 +44,6 @@ def largest_images(plan: Plan) -> tuple[int, int]:
     if rule is None or plan.throughput is None or limits.image_tokens_per_request <= room:
         return whole
     return rule.images_in(limits.images_per_request, room, limits.units_per_image)
-
-
-_SAID_WHERE_SET: Final = ("language_model_only", "eager_mode", "num_gpu_blocks")
 
 
 def settings_of(engine: EnginePlan) -> dict[str, str]:
@@ -88,11 +90,6 @@ def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str,
     }
     gpus = [index for number in numbers for index in plan.groups[number]]
     return f"GPU {indices(gpus)}", [cells.get(name, "-") for name in rows]
-
-
-_WIDTH: Final = 76
-#: The longest command on one line: with a terminal's indent it fills 80 columns.
-_ONE_LINE: Final = 78
 
 
 def command_blocks(plan: Plan) -> list[Block]:

@@ -67,6 +67,14 @@ _ASIDE: Final = ("context", "image limit", "cache ratio")
 
 #: The characters of a reason in the short answer.
 _REASON: Final = 68
+#: What a prediction that serves says to somebody whose engine died with these settings.
+_DIED: Final = "turbofit diagnose LOG tells why an engine died with these settings"
+#: Settings of the first answer beside the image limit, in this order.
+_FEW: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy")
+#: A lower image limit is shown if it serves at least this many times the requests.
+_WORTH: Final = 1.5
+#: Text tokens of the request by which a cache is counted; it also has the largest images.
+_TEXT: Final = 512
 
 
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
@@ -144,12 +152,6 @@ def _promised(plan: Plan) -> str:
     )
 
 
-#: What a prediction that serves says to somebody whose engine died with these settings.
-_DIED: Final = "turbofit diagnose LOG tells why an engine died with these settings"
-#: Settings of the first answer beside the image limit, in this order.
-_FEW: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy")
-
-
 def _few_settings(plan: Plan) -> str:
     """The settings that decide the memory, by LMDeploy's names."""
     settings, limits = settings_of(plan.smallest), plan.promise.limits
@@ -168,10 +170,6 @@ def _few_settings(plan: Plan) -> str:
         said = set(chain.from_iterable(commands))
         few = {name: value for name, value in few.items() if option_of(name) in said}
     return ", ".join(f"{name} {value}" for name, value in few.items())
-
-
-#: A lower image limit is shown if it serves at least this many times the requests.
-_WORTH: Final = 1.5
 
 
 def _trade(plan: Plan) -> str:
@@ -231,10 +229,6 @@ def _first_tokens(plan: Plan, speed: Throughput, *, whole: bool = False) -> str:
 
 def _size(sides: tuple[int, int]) -> str:
     return "{}x{}".format(*sides)
-
-
-#: Text tokens of the request by which a cache is counted; it also has the largest images.
-_TEXT: Final = 512
 
 
 def _in_cache(plan: Plan, of: str = "") -> str:

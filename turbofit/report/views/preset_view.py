@@ -28,6 +28,22 @@ if TYPE_CHECKING:
     from turbofit.planning.which import Serving, Which
     from turbofit.report.painters.document import Block
 
+#: Rows of a summary, and the number of others that it names; the whole text lists all.
+_ROWS: Final = 12
+_OTHERS: Final = 3
+_BY_TRANSFORMERS: Final = (
+    "Transformers alone runs these: one request at a time, with layers in host memory where the GPU"
+    " is too small"
+)
+_MODELS_FIRST: Final = "those with images first, each time the largest first"
+#: Columns that a summary leaves out.
+_WIDE: Final = ("engine", "shape", "KV tokens")
+#: A larger limit counts pixels: no preset cuts an image into more tiles.
+_MOST_TILES: Final = 1000
+_NUMBERS: Final = (
+    "memory", "context", "images", "KV tokens", "at once", "requests/s", "first token",
+)  # fmt: skip
+
 
 def models_view(
     known: Iterable[tuple[str, Model]],
@@ -74,23 +90,6 @@ def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
     )
     titles = ("name", "as NVML names it", *numbers, "P2P")
     return [Heading("GPUs"), table(titles, rows, right=numbers, wrap=("as NVML names it",))]
-
-
-#: Rows of a summary, and the number of others that it names; the whole text lists all.
-_ROWS: Final = 12
-_OTHERS: Final = 3
-_BY_TRANSFORMERS: Final = (
-    "Transformers alone runs these: one request at a time, with layers in host memory where the GPU"
-    " is too small"
-)
-_MODELS_FIRST: Final = "those with images first, each time the largest first"
-#: Columns that a summary leaves out.
-_WIDE: Final = ("engine", "shape", "KV tokens")
-#: A larger limit counts pixels: no preset cuts an image into more tiles.
-_MOST_TILES: Final = 1000
-_NUMBERS: Final = (
-    "memory", "context", "images", "KV tokens", "at once", "requests/s", "first token",
-)  # fmt: skip
 
 
 def which_view(which: Which) -> list[Block]:

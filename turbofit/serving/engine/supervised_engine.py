@@ -42,6 +42,27 @@ _FORECASTS: Final = 4
 _SHARE: Final = 0.05
 #: Parts of `Timing.silence`: when observing begins, its interval, and when doubt begins.
 _FIRST, _EVERY, _DOUBT = 0.25, 0.1, 0.5
+_LOG: Final = LazyLogger(__name__)
+
+#: Seconds between two readings of how many processes the kernel killed for lack of memory.
+_COUNT_SECONDS: Final = 30.0
+#: Seconds for one completion: a server whose engine is dead refuses it immediately.
+_CONFIRM_SECONDS: Final = 2.0
+EngineState = Literal["waiting", "starting", "ready", "broken"]
+#: The states of an engine: which may follow each, and who moves the engine there. A ready engine
+#: that gives no sign of life stays ready, and clients are sent elsewhere (`Supervision.on_doubt`).
+#: A server with `--idle` whose engines sleep has no supervisor (`gateway.idle.State`).
+NEXT_STATES: Final[dict[EngineState, dict[EngineState, str]]] = {
+    "waiting": {"starting": "the supervisor, at `again_at`, once no process is left"},
+    "starting": {
+        "ready": "the engine's own look, once its probe was answered",
+        "waiting": "the supervisor, after an end that another start may mend, or if it has served "
+        "and cannot be started now",
+        "broken": "the supervisor, after more than `Timing.restarts` ends in `Timing.window`",
+    },
+    "ready": {"waiting": "as from starting", "broken": "as from starting"},
+    "broken": {"starting": "the supervisor, at `again_at`, once no process is left"},
+}
 
 
 class Silence:
@@ -130,31 +151,6 @@ class Examiner(Protocol):
         Raises:
             LaunchError: the engine must not become ready.
         """
-
-
-_LOG: Final = LazyLogger(__name__)
-
-#: Seconds between two readings of how many processes the kernel killed for lack of memory.
-_COUNT_SECONDS: Final = 30.0
-#: Seconds for one completion: a server whose engine is dead refuses it immediately.
-_CONFIRM_SECONDS: Final = 2.0
-
-
-EngineState = Literal["waiting", "starting", "ready", "broken"]
-#: The states of an engine: which may follow each, and who moves the engine there. A ready engine
-#: that gives no sign of life stays ready, and clients are sent elsewhere (`Supervision.on_doubt`).
-#: A server with `--idle` whose engines sleep has no supervisor (`gateway.idle.State`).
-NEXT_STATES: Final[dict[EngineState, dict[EngineState, str]]] = {
-    "waiting": {"starting": "the supervisor, at `again_at`, once no process is left"},
-    "starting": {
-        "ready": "the engine's own look, once its probe was answered",
-        "waiting": "the supervisor, after an end that another start may mend, or if it has served "
-        "and cannot be started now",
-        "broken": "the supervisor, after more than `Timing.restarts` ends in `Timing.window`",
-    },
-    "ready": {"waiting": "as from starting", "broken": "as from starting"},
-    "broken": {"starting": "the supervisor, at `again_at`, once no process is left"},
-}
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ _CASTS: Final = {
         ),
     },
 }
+_described: Any = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 
 
 class NotUsableError(Exception):
@@ -83,9 +86,6 @@ _Array._fields_ = (
     *((name, ctypes.c_int64) for name in ("length", "nulls", "offset", "buffers", "children")),
     ("buffer", ctypes.POINTER(ctypes.c_void_p)),
     ("child", ctypes.POINTER(ctypes.POINTER(_Array))),
-)
-_described: Any = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
 
 
