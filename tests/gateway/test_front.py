@@ -9,7 +9,6 @@ from threading import Event
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from tests.gateway.test_server import Engine, asked, certificate, config, streamed
 from tests.support.gateway import CHAT, chat, plan_for
@@ -40,7 +39,7 @@ class World:
         engine, records = self.stack.enter_context(Engine()), []
         settings = config(front_keys=(KEY,), **(files or {}))
         app = make_gateway(plan_for(), [engine.url], settings, log=records.append, overlay=False)
-        app.config = replace(app.config, about=app.config.about | about)
+        app.config = app.config.changed(about=app.config.about | about)
         thread = self.stack.enter_context(GatewayThread(app))
         self.records[name] = records
         return NodeAddress(name=name, url=thread.url, key=key), engine, thread
@@ -60,7 +59,7 @@ class World:
 
 def test_answers_and_streams_pass_with_their_limits_and_who_asks_is_told_to_the_node(world) -> None:
     address, _, node = world.node("a")
-    _, front = world.front(address, api_keys=("alice", "bob"))
+    _, front = world.front(address, api_key=("alice", "bob"))
     bob = {"authorization": "Bearer bob"}
     status, _, body = asked(front.url, chat(), authorization="Bearer alice")
     assert (status, json.loads(body)) == (200, {"choices": [{}]})
@@ -130,7 +129,7 @@ def test_a_node_with_an_odd_health_page_is_out_with_the_reason(world, body, monk
 
 def test_a_front_heeds_its_bound_of_all_requests_at_once(world) -> None:
     address, engine, _ = world.node("a")
-    app, front = world.front(address, at_once=2)
+    app, front = world.front(address, max_concurrent_requests=2)
     with ThreadPoolExecutor(4) as pool:
         long = {"stream": True, "max_tokens": 4}
         answers = [pool.submit(asked, front.url, chat(**long)) for _ in range(4)]

@@ -32,8 +32,8 @@ class Site:
         """Its engines are ready, as a run says so."""
         if self.app.state != "starting":
             self.app.begin()
-        keys = self.config.api_keys
-        inner, self.recorder = gateway(recorder=Recorder(answer), api_keys=keys, names=NAMES)
+        keys = self.config.api_key
+        inner, self.recorder = gateway(recorder=Recorder(answer), api_key=keys, names=NAMES)
         for engine in inner.engines:
             engine.succeeded()
         self.app.open(inner)
@@ -127,7 +127,7 @@ async def test_a_client_that_leaves_waits_no_longer_and_stops_the_engine() -> No
 
 
 async def test_a_model_that_does_not_start_says_why_to_who_has_a_key() -> None:
-    site, key = Site(api_keys=("k",)), {"headers": {"authorization": "Bearer k"}}
+    site, key = Site(api_key=("k",)), {"headers": {"authorization": "Bearer k"}}
     waiting = await site.waiting(**key)
     site.app.begin()
     site.app.fail("GPU 0 lacks 2.0 GiB", 60)
@@ -208,7 +208,7 @@ async def test_pages_say_where_it_stands() -> None:
 
 
 async def test_strangers_learn_nothing_and_wake_nobody() -> None:
-    site = Site(api_keys=("k",))
+    site = Site(api_key=("k",))
     for reply in (await site.chat(), await site.page("/v1/models"), await site.page("/sleep")):
         assert reply.status == 401
     assert site.app.waiting == 0

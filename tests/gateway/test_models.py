@@ -65,7 +65,7 @@ def test_the_model_of_a_request_answers_it(world) -> None:
 
 
 def test_the_list_has_every_name_and_an_unknown_one_is_a_404_that_names_them(world) -> None:
-    one = world(api_keys=("k",))
+    one = world(api_key=("k",))
     key = {"authorization": "Bearer k"}
     cards = json.loads(asked(one.front.url, path="/v1/models", **key)[2])["data"]
     assert [card["id"] for card in cards] == ["org/a", "mine"]

@@ -13,7 +13,6 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
-import msgspec
 import pytest
 from aiohttp import web
 
@@ -23,11 +22,11 @@ from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
 from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.config import GatewayConfig, GatewayOptions
 from turbofit.gateway.http.metrics import AccessLog
 from turbofit.gateway.http.uvicorn_server import bind
-from turbofit.gateway.options import GatewayOptions
-from turbofit.gateway.server import GatewayThread, check_bind, make_gateway
+from turbofit.gateway.options import check_bind, configured
+from turbofit.gateway.server import GatewayThread, make_gateway
 
 
 class Engine(ThreadedServer):
@@ -148,7 +147,7 @@ def certificate(folder: Path, address: str) -> dict[str, str]:
 
 
 def test_the_address_of_a_server_on_every_address_can_be_asked(engine) -> None:
-    open_to_all = GatewayConfig(host="0.0.0.0", port=0, api_keys=("k",))
+    open_to_all = GatewayConfig(host="0.0.0.0", port=0, api_key=("k",))
     with GatewayThread(make_gateway(plan_for(), [engine.url], open_to_all)) as gateway:
         assert gateway.url.startswith("http://127.0.0.1:")
         assert asked(gateway.url, path="/health")[0] in (200, 503)  # it is reached
@@ -169,32 +168,32 @@ def test_a_bind_beyond_loopback_needs_a_key_or_a_word_and_an_upstream_is_an_addr
     for urls in ([], ["localhost:1"]):
         with pytest.raises(UsageError, match="no address"):
             make_gateway(plan_for(), urls, config())
-    check_bind(GatewayConfig(host="0.0.0.0"), no_auth=True)
-    check_bind(GatewayConfig(host="0.0.0.0", api_keys=("k",)))
+    check_bind(GatewayConfig(host="0.0.0.0", no_auth=True))
+    check_bind(GatewayConfig(host="0.0.0.0", api_key=("k",)))
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
         check_bind(GatewayConfig(host=host))
 
 
 def parsed(*words: str, **more: object) -> GatewayConfig:
     with command.make_context("gateway", ["--plan", "p", "--upstream", "http://x", *words]) as ctx:
-        return filled(GatewayOptions, ctx.params).config(**more)
+        return configured(filled(GatewayOptions, ctx.params), **more)
 
 
 def test_options(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TURBOFIT_API_KEYS", "a, b,")
     options = parsed()
-    assert (options.api_keys, options.host, options.port) == (("a", "b"), "127.0.0.1", 23333)
+    assert (options.api_key, options.host, options.port) == (("a", "b"), "127.0.0.1", 23333)
     options = parsed("--api-key", "x", "--host", "::", upstream_key="u")
-    assert (options.api_keys, options.upstream_key) == (("x",), "u")
+    assert (options.api_key, options.upstream_key) == (("x",), "u")
     options = parsed("--trusted-proxies", "10.0.0.7", "fd00::/8")
     assert options.trusted_proxies == ("10.0.0.7", "fd00::/8")
     monkeypatch.delenv("TURBOFIT_API_KEYS")
     file = tmp_path / "keys"
     file.write_text("one\n\ntwo\n")
     options = parsed("--api-key-file", str(file), "--api-key", "x")
-    assert options.api_keys == ("x", "one", "two")
+    assert options.api_key == ("x", "one", "two")
     options = parsed("--host", "0.0.0.0", "--front-key-file", str(file))
-    assert (options.api_keys, options.front_keys) == ((), ("one", "two"))
+    assert (options.api_key, options.front_keys) == ((), ("one", "two"))
     for words, says in (
         (("--ssl-certfile", "x"), "go together"), (("--api-key", " "), "empty"),
         (("--trusted-proxies", "proxy"), "is no address or network"),
@@ -228,7 +227,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def thread(log: AccessLog | None = None, **settings: object) -> GatewayThread:
     config = GatewayConfig(port=0, upstream_key="k", drain_seconds=1.0)
-    config = msgspec.structs.replace(config, **settings)
+    config = config.changed(**settings)
     return GatewayThread(make_gateway(plan_for(), ["http://127.0.0.1:9"], config, log=log))
 
 

@@ -154,7 +154,7 @@ OPTIONS = {"api_key": ("one",), "context": "4096", "port": 0}
 
 
 def public(*keys: str) -> GatewayConfig:
-    return GatewayConfig(port=0, api_keys=keys, drain_seconds=1.0)
+    return GatewayConfig(port=0, api_key=keys, drain_seconds=1.0)
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_key_changes_at_once_and_in_later_starts(job):
     assert job.said == ["needs a restart: context", "reloaded: api_key"]
     reloader.reload()
     assert job.said[2:] == ["needs a restart: context", "reloaded: nothing"]
-    assert job.config.gateway.api_keys == ("two",)
+    assert job.config.gateway.api_key == ("two",)
 
 
 def test_a_wrong_file_changes_nothing(job):

@@ -32,17 +32,17 @@ def config(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_the_network_needs_a_key_or_a_word(config: list[Any], monkeypatch, capsys) -> None:
     assert main(WORDS) == 0  # loopback needs none
-    assert (config[0].host, config[0].port, config[0].api_keys) == ("127.0.0.1", 23333, ())
+    assert (config[0].host, config[0].port, config[0].api_key) == ("127.0.0.1", 23333, ())
     assert main([*WORDS, "--host", "0.0.0.0"]) == 2
     assert "no key is set" in capsys.readouterr().err
     assert main([*WORDS, "--host", "0.0.0.0", "--dry-run"]) == 2  # as the start that it shows
     assert "no key is set" in capsys.readouterr().err
     assert main([*WORDS, "--host", "0.0.0.0", "--no-auth"]) == 0
     assert main([*WORDS, "--host", "0.0.0.0", "--api-key", "a", "--api-key", "b"]) == 0
-    assert config[-1].api_keys == ("a", "b")
+    assert config[-1].api_key == ("a", "b")
     monkeypatch.setenv("TURBOFIT_API_KEY", "c")
     assert main([*WORDS, "--host", "0.0.0.0", "--port", "8080"]) == 0
-    assert (config[-1].api_keys, config[-1].port) == (("c",), 8080)
+    assert (config[-1].api_key, config[-1].port) == (("c",), 8080)
     monkeypatch.delenv("TURBOFIT_API_KEY")
     assert main([*WORDS, "--no-gateway", "--", "--api-keys", "k"]) == 0
     assert main([*WORDS, "--no-gateway", "--host", "127.0.0.1", "--port", "8080"]) == 0

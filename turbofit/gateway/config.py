@@ -1,20 +1,24 @@
-"""The settings of a gateway in addition to the plan."""
+"""The settings of a gateway in addition to the plan: its options, and what nobody types."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from msgspec import field
-from msgspec.structs import replace
+from pydantic import Field
 
-from turbofit.core.process.network import DEFAULT_PORT
+from turbofit.core.errors import UsageError, option_of
+from turbofit.core.process.network import DEFAULT_PORT, LAST_PORT
 from turbofit.core.struct import Struct
 from turbofit.core.units import KIB
+from turbofit.core.validation import FilePath, Metavar, Validated
 from turbofit.gateway.http.about import MemoryBar
-from turbofit.gateway.limits.defaults import Defaults
+from turbofit.gateway.limits.defaults import Defaults, JsonArguments, JsonSampling
+from turbofit.planning.request import Positive
 
 #: The entry of allowed media domains that means any public host, over https on its own port.
 ANY_PUBLIC: Final = "*"
+#: Options that can change while a gateway serves.
+LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
 
 
 class ConnectionLimits(Struct):
@@ -37,34 +41,63 @@ class ConnectionLimits(Struct):
     connections_per_address: int = 1024
 
 
-class GatewayConfig(Struct):
-    """Settings of one gateway; times are in seconds.
+class GatewayOptions(Validated):
+    """The options of the gateway, as a person gives them; each is one of `gateway` and `serve`.
 
-    If ``api_keys`` is empty, everybody may use the gateway. At most ``at_once`` requests are at the
-    engines. ``front_keys`` are the keys of gateways in front of several nodes (fronts); a front
-    names the client of each request. A body must be complete within ``body_seconds``, and bring
-    ``body_rate`` bytes a second in each ``body_window_seconds``. An engine is probed after
-    ``idle_seconds`` without a success, or after ``stall_seconds`` of silence while requests wait
-    for its answers (`health.Monitor`). An engine that fails probes gets no more requests after
-    ``hung_seconds`` of such silence; infinity leaves this to its supervisor. ``names`` maps each
-    name that clients may use to the engines' name of the model or adapter; if empty, every name is
-    passed on. ``about`` is what `/health` tells of the plan, ``memory`` the plan's memory as the
-    chat page shows it.
+    `options.configured` makes the configuration of them.
     """
 
     host: str = "127.0.0.1"
-    port: int = DEFAULT_PORT
-    api_keys: tuple[str, ...] = ()
+    port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = DEFAULT_PORT
+    api_key: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = ()
+    api_key_file: FilePath | None = None
+    front_key_file: FilePath | None = None
+    no_auth: bool = False
+    allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = ()
+    allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = ()
+    allowed_hosts: tuple[Annotated[str, Metavar("NAME")], ...] = ()
+    trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = ()
+    max_concurrent_requests: Positive | None = None
+    ssl_certfile: FilePath | None = None
+    ssl_keyfile: FilePath | None = None
+    access_log: FilePath | None = None
+
+    default_chat_template_kwargs: JsonArguments | None = None
+    default_sampling: JsonSampling | None = None
+
+    def refuse_unused(self) -> None:
+        """Refuse options that only a gateway uses, such as a key, if there is no gateway.
+
+        Raises:
+            UsageError: such an option is given.
+        """
+        usual = {"host": "127.0.0.1", "no_auth": True}
+        for name, value in self.given().items():
+            if name != "port" and usual.get(name) != value:
+                raise UsageError(
+                    f"{option_of(name)} is for the gateway, and --no-gateway leaves that out",
+                    hint="leave one of the two out; the engines listen on 127.0.0.1, and take keys "
+                    "as -- --api-keys KEY",
+                )
+
+
+class GatewayConfig(GatewayOptions):
+    """Settings of one gateway; times are in seconds.
+
+    If ``api_key`` is empty, everybody may use the gateway; ``front_keys`` are the keys of gateways
+    in front of several nodes (fronts); a front names the client of each request. A body must
+    be complete within ``body_seconds``, and bring ``body_rate`` bytes a second in each
+    ``body_window_seconds``. An engine is probed after ``idle_seconds`` without a success, or after
+    ``stall_seconds`` of silence while requests wait for its answers (`health.Monitor`). An engine
+    that fails probes gets no more requests after ``hung_seconds`` of such silence; infinity leaves
+    this to its supervisor. ``names`` maps each name that clients may use to the engines' name of
+    the model or adapter; if empty, every name is passed on. ``about`` is what `/health` tells of
+    the plan, ``memory`` the plan's memory as the chat page shows it.
+    """
+
     front_keys: tuple[str, ...] = ()
     upstream_key: str | None = None
-    allow_origins: tuple[str, ...] = ()
-    allowed_hosts: tuple[str, ...] = ()
-    allowed_media_domains: tuple[str, ...] = ()
-    trusted_proxies: tuple[str, ...] = ()
     connection: ConnectionLimits = ConnectionLimits()
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    at_once: int | None = None
     queue_length: int = 256
     queue_seconds: float = 30.0
     body_seconds: float = 300.0
@@ -77,18 +110,16 @@ class GatewayConfig(Struct):
     probe_seconds: float = 10.0
     drain_seconds: float = 30.0
     pretend: bool = False
-    names: dict[str, str] = field(default_factory=dict)
-    defaults: Defaults = Defaults()
-    about: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = Field(default_factory=dict)
+    about: dict[str, Any] = Field(default_factory=dict)
     memory: tuple[MemoryBar, ...] = ()
 
-    def taking_over(self, other: GatewayConfig) -> GatewayConfig:
-        """Return this configuration with the keys, origins, hosts and media domains of another."""
-        return replace(
-            self,
-            api_keys=other.api_keys,
-            front_keys=other.front_keys,
-            allow_origins=other.allow_origins,
-            allowed_hosts=other.allowed_hosts,
-            allowed_media_domains=other.allowed_media_domains,
+    @property
+    def defaults(self) -> Defaults:
+        return Defaults(
+            template=self.default_chat_template_kwargs or {}, sampling=self.default_sampling or {}
         )
+
+    def taking_over(self, other: GatewayConfig) -> GatewayConfig:
+        """Return this configuration with what can change while it serves, as in another."""
+        return self.changed(**{name: getattr(other, name) for name in (*LIVE, "front_keys")})

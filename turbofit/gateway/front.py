@@ -111,9 +111,10 @@ class Front(AsgiApp):
         self._forwarder = self._forwarder_to(self.fleet)
 
     def _forwarder_to(self, fleet: Fleet) -> RequestForwarder:
+        admission = Admission(fleet, at_once=self.config.max_concurrent_requests)
         return RequestForwarder(
-            fleet, Admission(fleet, at_once=self.config.at_once), self._upstream, self, DenyList(),
-            self._bodies, self.metrics, before_nodes=True,
+            fleet, admission, self._upstream, self, DenyList(), self._bodies, self.metrics,
+            before_nodes=True,
         )  # fmt: skip
 
     async def startup(self) -> None:

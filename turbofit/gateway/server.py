@@ -13,12 +13,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
-import msgspec
-
-from turbofit.core.errors import LaunchError, TurbofitError, UsageError
+from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.process.network import EVERY_ADDRESS
 from turbofit.gateway.http.about import about_plan, memory_bars
-from turbofit.gateway.http.connections import is_loopback
 from turbofit.gateway.http.uvicorn_server import (
     bind,
     keep_large_blocks,
@@ -50,20 +47,6 @@ _Answer = TypeVar("_Answer")
 _App = TypeVar("_App", bound="AsgiApp")
 
 
-def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
-    """Refuse an address beyond the loopback if no key is set and ``no_auth`` is not given.
-
-    Raises:
-        UsageError: others could reach the engines without a key.
-    """
-    if config.api_keys or config.front_keys or no_auth or is_loopback(config.host):
-        return
-    raise UsageError(
-        f"--host {config.host} is reachable from other machines and no key is set",
-        hint="give --api-key, or --no-auth if everybody may use the server",
-    )
-
-
 def make_gateway(
     plan: Plan,
     upstreams: Sequence[str],
@@ -90,7 +73,7 @@ def make_gateway(
     refuse_no_url(upstreams or [""], "an engine", "http://127.0.0.1:23334")
 
     bounds = bounds_of(plan, overlay=overlay)
-    config = msgspec.structs.replace(config, about=about_plan(plan), memory=memory_bars(plan))
+    config = config.changed(about=about_plan(plan), memory=memory_bars(plan))
     return Gateway(bounds, upstreams, config, log, deny_list=deny_list)
 
 

@@ -152,7 +152,7 @@ def run_loads(common: Run, plan: Plan, loads: Loads) -> TrialEnd:
     key, stop = secrets.token_hex(16), StopSignal()
     drive = _Load(loads, key, stop)
     gateway = GatewayConfig(
-        host=LOOPBACK, port=0, api_keys=(key,), queue_length=_QUEUE,
+        host=LOOPBACK, port=0, api_key=(key,), queue_length=_QUEUE,
         queue_seconds=3600.0,
     )  # fmt: skip
     run = Run(

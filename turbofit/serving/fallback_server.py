@@ -25,7 +25,6 @@ from importlib import import_module
 from typing import Any, Final
 
 import msgspec
-from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError
 from turbofit.core.installation import install_command
@@ -260,7 +259,7 @@ class FallbackApp(AsgiApp):
         config: GatewayConfig,
         on_fatal: Callable[[str], None],
     ) -> None:
-        super().__init__(replace(config, names={name: name}), _LARGEST)
+        super().__init__(config.changed(names={name: name}), _LARGEST)
         self._model, self._name, self._on_fatal = model, name, on_fatal
         self._one_at_a_time = ThreadPoolExecutor(1, "generate")
 
@@ -370,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, more in _OPTIONS.items():
         parser.add_argument(name, **more)
     given = parser.parse_args(argv)
-    config = GatewayConfig(host=given.host, port=given.port, api_keys=tuple(given.api_keys))
+    config = GatewayConfig(host=given.host, port=given.port, api_key=tuple(given.api_keys))
     try:
         with tempfile.TemporaryDirectory(prefix="turbofit-offload-") as scratch:
             placed, offload = read_map(given.device_map), given.offload_folder or scratch

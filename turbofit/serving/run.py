@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from turbofit.core.errors import (
     DoesNotFitError,
@@ -18,7 +18,7 @@ from turbofit.core.errors import (
     UsageError,
 )
 from turbofit.core.messages import BESIDE_COMMANDS, PRETEND
-from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.config import LIVE, GatewayConfig
 from turbofit.machine.presets import is_measured
 from turbofit.planning import checks
 from turbofit.planning.calibrations import pretends
@@ -240,10 +240,6 @@ class Run:
         return self.folder
 
 
-#: Options of a gateway that can change while it serves.
-LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
-
-
 class Reloader:
     """Reads a server's options again, and gives the gateway those that can change.
 
@@ -269,7 +265,7 @@ class Reloader:
                 options, config = self._read()
                 gateway, names = run.config.gateway, {**before, **options}
                 changed = [name for name in names if before.get(name) != options.get(name)]
-                if gateway and gateway.api_keys != config.api_keys and "api_key" not in changed:
+                if gateway and gateway.api_key != config.api_key and "api_key" not in changed:
                     changed.append("api_key")  # the file with the keys has others now
                 taken = [name for name in changed if name in LIVE and gateway is not None]
                 if taken and gateway is not None:

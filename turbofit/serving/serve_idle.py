@@ -10,8 +10,6 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from msgspec.structs import replace
-
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.process.signals import StoppedError
 from turbofit.core.units import format_duration
@@ -65,8 +63,8 @@ def serve_idle(
     keep_large_blocks()  # before the first thread, which would have a heap of its own
     assert config.gateway is not None
     plan = preview(config)
-    public = replace(
-        config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend,
+    public = config.gateway.changed(
+        drain_seconds=config.timing.drain, pretend=config.pretend,
         names=config.names(plan), about=about_plan(plan),
     )  # fmt: skip
     with leases_for(config) as leases, standby_of(config, say) as standby:

@@ -313,8 +313,7 @@ class Start:
         # The supervisor ends a hanging engine if it watches for signs of life.
         own, slower = serve_config.gateway, max(1.0, self._clock.factor)
         hung = math.inf if serve_config.timing.liveness else slower * own.hung_seconds
-        config = replace(
-            own,
+        config = own.changed(
             upstream_key=self._key,
             hung_seconds=hung,
             queue_seconds=slower * own.queue_seconds,

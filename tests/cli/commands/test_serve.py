@@ -92,8 +92,8 @@ def test_a_server_of_lmdeploy_is_asked_for_as_one(monkeypatch, capsys: Out) -> N
     main(["serve", line, "--pretend", "--on", "1xrtx3090"])
     (config,) = asked
     gateway = config.gateway
-    assert (gateway.host, gateway.port, gateway.at_once) == ("0.0.0.0", 7001, 4)
-    assert (gateway.api_keys, gateway.allow_origins) == (("one", "two"), ("*",))
+    assert (gateway.host, gateway.port, gateway.max_concurrent_requests) == ("0.0.0.0", 7001, 4)
+    assert (gateway.api_key, gateway.allow_origins) == (("one", "two"), ("*",))
     assert config.options == ("--tool-call-parser", "internlm", "--trust-remote-code")
     assert (config.model_name, config.request.model) == ("mine", "internvl2-8b")
     assert "--disable-fastapi-docs left out: they are always off" in capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_lmdeploys_own_word_opens_a_server_as_lmdeploy_does(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     (gateway,) = asked_of(line, monkeypatch)
-    assert (gateway.host, gateway.api_keys, gateway.allowed_media_domains) == ("0.0.0.0", (), ())
+    assert (gateway.host, gateway.api_key, gateway.allowed_media_domains) == ("0.0.0.0", (), ())
     (warning,) = [it for it in capsys.readouterr().err.splitlines() if it.startswith("warning")]
     assert "everybody who reaches 0.0.0.0 may use this server, as with LMDeploy" in warning
     assert "pictures by address and web pages of others are refused" in warning
@@ -144,7 +144,7 @@ def test_keys_close_it_and_pictures_may_come_by_address_then(
     monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     (gateway,) = asked_of(f"{IN_PLACE} --api-keys one", monkeypatch)
-    assert (gateway.api_keys, gateway.allowed_media_domains) == (("one",), ("*",))
+    assert (gateway.api_key, gateway.allowed_media_domains) == (("one",), ("*",))
     said = capsys.readouterr().err
     assert said.count("warning") == 1
     assert "keys and prompts cross the network in clear" in said
@@ -201,7 +201,7 @@ def test_what_changes_no_memory_does_not_stop_a_plan(capsys: Out) -> None:
         ({}, ["/v1, model m", "http://127.0.0.1:1, which"]),
         ({"front_keys": ("k",)}, []),  # a node: no client's key is taken
         (
-            {"front_keys": ("k",), "api_keys": ("c",)},
+            {"front_keys": ("k",), "api_key": ("c",)},
             ["/v1, model m, with a key", "http://127.0.0.1:1, which"],
         ),
         (

@@ -19,7 +19,7 @@ from turbofit.gateway.http.about import digest_of, memory_bars
 @pytest.mark.parametrize("path", ["/", "/docs", "/docs/"])
 async def test_the_page_is_the_same_for_all_and_runs_its_own_script_alone(path: str) -> None:
     """It tells nothing of this server: a browser that shows it has no key yet."""
-    app, upstream = gateway(names={"secret-model": "m"}, api_keys=("k",), pretend=True)
+    app, upstream = gateway(names={"secret-model": "m"}, api_key=("k",), pretend=True)
     reply = await call(app, path, method="GET")
     assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
     text = reply.body.decode()
@@ -64,7 +64,7 @@ async def test_about_tells_the_page_what_is_served() -> None:
     ]  # fmt: skip
     assert (about["pretend"], about["key"]) == (True, False)
     assert upstream.bodies == []
-    app, _ = gateway(names=names, api_keys=("k",))
+    app, _ = gateway(names=names, api_key=("k",))
     assert (await call(app, "/about", method="GET")).status == 401
 
 

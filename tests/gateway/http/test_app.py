@@ -99,7 +99,7 @@ def test_methods_are_those_of_the_route_and_head_is_asked_as_get() -> None:
 
 
 def test_keys() -> None:
-    app, upstream = gateway(api_keys=("one", "two"))
+    app, upstream = gateway(api_key=("one", "two"))
     assert ask(app, "/health").status == ask(app, "/health/").status == 503
     assert ask(app, "/healthy").status == 401
     wrong = ({"authorization": "Bearer no"}, {"authorization": "two"}, {"x-api-key": ""})
@@ -170,7 +170,7 @@ def test_request_ids_are_kept_where_harmless() -> None:
 def test_what_is_lowered_is_said_and_the_log_holds_no_prompt_and_no_image(caplog) -> None:
     caplog.set_level("DEBUG", logger="turbofit")
     records = []
-    app, upstream = gateway(log=records.append, api_keys=("secret-key",))
+    app, upstream = gateway(log=records.append, api_key=("secret-key",))
     body = chat(image_part(640, 480, detail="high"), max_tokens=9)
     body["messages"][0]["content"][0]["text"] = "a very private question"
     reply = ask(app, body=body, headers={"authorization": "Bearer secret-key"})
@@ -549,6 +549,6 @@ async def test_its_own_page_may_ask_and_another_one_may_not() -> None:
         headers["origin"] = "http://evil.example"
         if "evil" not in host:
             assert (await call(app, CHAT, chat(), headers=headers)).status == 403
-    app, _ = gateway(names={"m": "m"}, api_keys=("k",))
+    app, _ = gateway(names={"m": "m"}, api_key=("k",))
     headers = {"host": "a.example", "origin": "https://a.example", "authorization": "Bearer k"}
     assert (await call(app, CHAT, chat(), headers=headers)).status == 200

@@ -163,7 +163,7 @@ def test_what_a_model_or_a_name_says_stays_text(
 def test_a_key_is_asked_for_and_kept_in_the_page_alone(
     served: Callable[..., Page], browser: Browser
 ) -> None:
-    page = served(lambda *_: stream(event("yes"), DONE), api_keys=("k",), names={"secret": "m"})
+    page = served(lambda *_: stream(event("yes"), DONE), api_key=("k",), names={"secret": "m"})
     page.show()
     assert "secret" not in browser.driver.page_source
     assert not browser.one("#chat").is_displayed()

@@ -194,7 +194,7 @@ def test_a_later_request_has_the_same_deadline_and_idle_connections_end() -> Non
 def test_the_key_is_looked_at_before_the_body_and_the_rest_is_read_for_a_while() -> None:
     big = HEAD + b"content-length: 100000000000\r\nauthorization: Bearer k\r\n\r\n"
     with conversation(
-        {"unread_seconds": 0.1}, HEAD + b"content-length: 10000000\r\n\r\n{", api_keys=("k",)
+        {"unread_seconds": 0.1}, HEAD + b"content-length: 10000000\r\n\r\n{", api_key=("k",)
     ) as (gateway, client):
         assert answered(client)[0] == 401
         send(client, b" " * 1000, again=True)  # until the connection ends
@@ -206,7 +206,7 @@ def test_the_key_is_looked_at_before_the_body_and_the_rest_is_read_for_a_while()
 
 def test_a_refused_body_that_comes_whole_leaves_the_connection_usable() -> None:
     refused = HEAD + b"content-length: 1000000\r\n\r\n"
-    with conversation(sent=refused, api_keys=("k",)) as (_, client):
+    with conversation(sent=refused, api_key=("k",)) as (_, client):
         assert answered(client)[0] == 401
         client.sendall(b" " * 1_000_000 + HEALTH)
         assert answered(client)[0] == 200
@@ -215,7 +215,7 @@ def test_a_refused_body_that_comes_whole_leaves_the_connection_usable() -> None:
 @pytest.mark.parametrize("other", [{"key": "b"}, {"key": "a", "source": "127.0.0.2"}])
 def test_nine_unfinished_bodies_lock_no_other_client_out(other) -> None:
     keys = ("a", "b") if other["key"] == "b" else ()
-    config = {"room": 1 << 20, "api_keys": keys, "body_window_seconds": 1000.0}
+    config = {"room": 1 << 20, "api_key": keys, "body_window_seconds": 1000.0}
     with serving(LONG, **config, body_seconds=1000.0) as gateway:
         posting = HEAD + b"authorization: Bearer a\r\ncontent-length: 200000\r\n\r\n"
         clients = [connected(gateway) for _ in range(9)]
@@ -392,7 +392,7 @@ def test_nothing_breaks_and_nothing_is_left(data: bytes) -> None:
 async def spoken(data: bytes, bugs: list[dict[str, Any]]) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: bugs.append(context))
-    app, _ = gateway(api_keys=("k",), trusted_proxies=("10.0.0.9",))
+    app, _ = gateway(api_key=("k",), trusted_proxies=("10.0.0.9",))
     others = asyncio.all_tasks()
     config = copy(uvicorn_server(app, lambda: None).config)
     config.loaded_app = ProxyHeadersMiddleware(app, ["10.0.0.9"])
@@ -642,11 +642,11 @@ def test_only_names_of_the_server_are_its_own_where_nobody_needs_a_key(name, saf
     with nullcontext() if safe else pytest.raises(Refusal, match="--allowed-hosts"):
         Hosts(GatewayConfig()).check(headers)
     for config in (
-        GatewayConfig(allowed_hosts=("*",)), GatewayConfig(api_keys=("k",)),
+        GatewayConfig(allowed_hosts=("*",)), GatewayConfig(api_key=("k",)),
         GatewayConfig(host="0.0.0.0"), GatewayConfig(front_keys=("k",)),
     ):  # fmt: skip
         Hosts(config).check(headers)
-    named = GatewayConfig(host="0.0.0.0", api_keys=("k",), allowed_hosts=("chat.example",))
+    named = GatewayConfig(host="0.0.0.0", api_key=("k",), allowed_hosts=("chat.example",))
     with nullcontext() if safe else pytest.raises(Refusal):
         Hosts(named).check(headers)
     Hosts(named).check({b"host": b"chat.example:443"})

@@ -14,13 +14,13 @@ import pytest
 from tests.support.gateway import ask, chat, gateway
 from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import UsageError
+from turbofit.gateway.config import GatewayOptions
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.defaults import Defaults
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.ranges import RULES, hold_parameters, lower_answer, most_tokens
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope
-from turbofit.gateway.options import GatewayOptions
 
 
 def of(engine: str) -> Scope:
@@ -282,10 +282,10 @@ def test_a_value_beyond_a_route_s_range_is_not_laid_there() -> None:
 
 
 def test_limits_and_the_engine_see_them() -> None:
-    app, upstream = gateway(defaults=DEFAULTS)
+    app, upstream = gateway(default_chat_template_kwargs=QUIET, default_sampling=SAMPLING)
     assert ask(app, body=chat()).status == 200
     assert upstream.bodies == [{**chat(), **SAMPLING, "chat_template_kwargs": QUIET}]
-    app, _ = gateway(defaults=Defaults(sampling={"max_tokens": 1 << 20}))
+    app, _ = gateway(default_sampling={"max_tokens": 1 << 20})
     assert "max_tokens=1048576->" in ask(app, body=chat()).headers["x-turbofit-limited"]
 
 

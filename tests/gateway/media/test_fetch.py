@@ -13,11 +13,11 @@ from aiohttp.test_utils import TestServer
 from tests.support.gateway import ask, chat, data_url, gateway, picture
 from tests.support.waiting import HANG, auntil
 from tests.virtual_time import settled
-from turbofit.gateway.config import ANY_PUBLIC
+from turbofit.gateway.config import ANY_PUBLIC, GatewayOptions
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import fetch
 from turbofit.gateway.media.fetch import MediaFetcher, allowed_host, is_public
-from turbofit.gateway.options import GatewayOptions
+from turbofit.gateway.options import configured
 
 MOST = 1 << 20
 INSIDE = "has no public address that this server finds"
@@ -240,7 +240,7 @@ async def test_clients_that_have_no_turn_get_one_in_turn() -> None:
 )  # fmt: skip
 def test_who_gets_remote_images_without_a_word(options, allowed, monkeypatch) -> None:
     monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
-    assert GatewayOptions(**options).config().allowed_media_domains == allowed
+    assert configured(GatewayOptions(**options)).allowed_media_domains == allowed
 
 
 @pytest.mark.parametrize("url", ["https://example.org/a.png", "http://example.org/a.png"])

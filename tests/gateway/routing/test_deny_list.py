@@ -166,7 +166,7 @@ async def test_what_an_engine_had_when_it_died_is_sent_to_no_other() -> None:
 @pytest.mark.parametrize(("suspects", "together"), [(1, 1), (4, 2), (10, 4)])
 async def test_few_suspects_run_at_a_time_beside_others(suspects: int, together: int) -> None:
     """As many as the square root of those of their end, also if all are of one client."""
-    async with Fleet(1, api_keys=("one", "other")) as fleet:
+    async with Fleet(1, api_key=("one", "other")) as fleet:
         (engine,) = fleet.app.engines
         await fleet.accused(*((f"{n}", "one") for n in range(suspects)))
         again = [fleet.begin(f"{n}", "one") for n in range(suspects)]
@@ -344,7 +344,7 @@ async def test_a_client_that_kills_and_others_that_do_not(
             answers[f"bad {reply.status}"] += 1
             await asyncio.sleep(0.3)
 
-    async with Fleet(engines, seconds=3.0, api_keys=("bad", "patient", *keys)) as fleet:
+    async with Fleet(engines, seconds=3.0, api_key=("bad", "patient", *keys)) as fleet:
         ends = time.monotonic() + _LONG
         for engine in fleet.app.engines:  # as whoever started them says
             engine.start_seconds = fleet.restart

@@ -12,7 +12,7 @@ from turbofit.cli.options import field_options as fields
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import refuse_together
-from turbofit.gateway.options import GatewayOptions
+from turbofit.gateway.config import GatewayOptions
 from turbofit.serving.options import needs_cluster, ray_address
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import PRETEND, refuse_together
 from turbofit.core.process.network import EVERY_ADDRESS, LAST_PORT
 from turbofit.core.struct import to_json
-from turbofit.gateway.options import GatewayOptions
+from turbofit.gateway.config import GatewayOptions
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
 from turbofit.serving import options as launch
 
@@ -89,11 +89,12 @@ class Arguments(NamedTuple):
 def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> GatewayConfig:
     """Return the settings of a gateway; warn if keys cross the network unencrypted."""
     from turbofit.gateway.http.connections import is_loopback
+    from turbofit.gateway.options import configured
 
-    config = options.config(upstream_key=upstream_key)
+    config = configured(options, upstream_key=upstream_key)
     if is_loopback(config.host):
         return config
-    if not config.api_keys and not config.front_keys:
+    if not config.api_key and not config.front_keys:
         output.note(f"warning: {OPEN_TO_ALL.format(host=config.host)}")
     elif not config.ssl_certfile:
         output.note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
@@ -106,9 +107,9 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.
         return
     output.answer("".join(f"{url}\n" for url in urls))
     gateway = config.gateway
-    if gateway is not None and gateway.front_keys and not gateway.api_keys:
+    if gateway is not None and gateway.front_keys and not gateway.api_key:
         return  # a node, which accepts no client's key: its front prints the lines
-    key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
+    key = bool(config.api_key) if gateway is None else bool(gateway.api_key)
     asked = f"{urls[0]}/v1, model {model}{', with a key' if key else ''}"
     output.say(f"to ask: turbofit chat {urls[0]}, or OpenAI's API at {asked}")
     page = "" if gateway is None else ", which is a page to chat in a browser"

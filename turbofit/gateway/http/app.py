@@ -96,7 +96,7 @@ class Gateway(AsgiApp):
         self._upstream = upstream or Upstream(serial=bounds.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds,
-            at_once=config.at_once,
+            at_once=config.max_concurrent_requests,
         )  # fmt: skip
         self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
         self.deny_list = deny_list or DenyList()

@@ -67,7 +67,7 @@ class AsgiApp(ABC):
 
     def _let_in(self, config: GatewayConfig) -> None:
         """Admit only clients that the keys, hosts and origins of ``config`` allow, from now on."""
-        self._keys, self._hosts = Keys(config.api_keys, config.front_keys), Hosts(config)
+        self._keys, self._hosts = Keys(config.api_key, config.front_keys), Hosts(config)
         self._origins = Origins(config.allow_origins, self._hosts)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -134,7 +134,7 @@ class AsgiApp(ABC):
             body = msgspec.json.encode(
                 About(
                     pretend=pretend,
-                    key=bool(self.config.api_keys),
+                    key=bool(self.config.api_key),
                     notices=(*(told if pretend else ()), *self._waits()),
                     models=tuple(self._models()),
                     clock=clock,

@@ -287,7 +287,7 @@ class Hosts:
 
     def __init__(self, config: GatewayConfig) -> None:
         allowed = {name.lower().rstrip(".") for name in config.allowed_hosts}
-        self._keyed = bool(config.api_keys or config.front_keys)
+        self._keyed = bool(config.api_key or config.front_keys)
         safe = not allowed and (self._keyed or not is_loopback(config.host))
         self._any = safe or "*" in allowed
         self._names = {"localhost", config.host.lower(), socket.gethostname().lower(), *allowed}

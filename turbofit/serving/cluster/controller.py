@@ -245,7 +245,7 @@ def serve_cluster(
     with ray_adapter.connected(config.address) as address:
         stop.rearm()  # Ray takes SIGTERM
         controller = Controller(address, config, stop, say)
-        public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
+        public = config.gateway.changed(drain_seconds=config.timing.drain, pretend=config.pretend)
         folder = needed_state_dir(f"clusters/{config.name}")
         log = access_log(config.access_log or f"{folder}/access.log")
         held = ray_adapter.held_name(config.name)
