@@ -197,11 +197,12 @@ def _delta(text: TextDims, delta: DeltaDims) -> list[Tensor]:
     layers = tuple([layer for layer in range(text.layers) if layer not in attention])
     net = partial(Tensor, part="delta", layers=layers)
     columns = partial(net, split="columns")
+    gate = partial(columns, shape=(heads, hidden))
     return [
         columns(role="delta.qkv", shape=(delta.channels, hidden), packs=True),
         columns(role="delta.z", shape=(delta.values, hidden), packs=True),
-        columns(role="delta.b", shape=(heads, hidden)),
-        columns(role="delta.a", shape=(heads, hidden)),
+        gate(role="delta.b"),
+        gate(role="delta.a"),
         net(role="delta.o", shape=(hidden, delta.values), packs=True, split="rows"),
         columns(role="delta.decay", shape=(heads,)),
         columns(role="delta.step", shape=(heads,)),

@@ -75,6 +75,8 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     )
     context = request.workload.context or settings.session_len
     communicator = engine.communicator(settings)
+    backend = replace(engine.backend, communicator=communicator, reason=parallel_reason)
+    promise = _promise(request, settings, vision_load, image_limit, accounts)
     now = datetime.now(timezone.utc)
     return Plan(
         turbofit_version=__version__,
@@ -84,8 +86,8 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         model=request.model,
         machine=request.machine,
         workload=replace(request.workload, context=context),
-        backend=replace(engine.backend, communicator=communicator, reason=parallel_reason),
-        promise=_promise(request, settings, vision_load, image_limit, accounts),
+        backend=backend,
+        promise=promise,
         engines=engines,
         host=host,
         throughput=throughput,

@@ -89,6 +89,11 @@ def learn(
         if plan.model.image_rule is not None and plan.promise.limits.vision_unit is None:
             # Without images the tower's kernels were not loaded: no correction may remove bytes.
             context, buffers = max(0, context), max(0, buffers)
+        planned = plan.engines[observation.group]
+        free = min(
+            ledger.usable - card.before
+            for card, ledger in zip(observation.cards, ledgers, strict=True)
+        )
         calibration = Calibration(
             model=identity(plan.model),
             engine=plan.backend.name,
@@ -96,15 +101,12 @@ def learn(
             lmdeploy=lmdeploy,
             gpus=names,
             driver=str(plan.machine.driver),
-            communicator=plan.engines[observation.group].settings.communicator,
+            communicator=planned.settings.communicator,
             when=when,
             context=context + ledgers[0].bytes_of(CONTEXT),
             buffers=buffers + ledgers[0].bytes_of(BUFFERS),
             pretend=pretend,
-            free=min(
-                ledger.usable - card.before
-                for card, ledger in zip(observation.cards, ledgers, strict=True)
-            ),
+            free=free,
             steps=observation.steps,
         )
         calibrations[names] = _larger(calibrations.get(names, calibration), calibration)

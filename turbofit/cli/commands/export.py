@@ -65,10 +65,11 @@ def manifest(
         raise UsageError(f"--name {name} does not begin with a letter", hint="give a name like vlm")
     indices = [index for group in plan.groups for index in group]
     cards = dict.fromkeys(" ".join(plan.machine.gpu(index).name.split()) for index in indices)
+    shown_cards = f"{len(indices)} {plural(len(indices), 'GPU')}: {', '.join(cards)}"
     values: dict[str, object] = {
         "name": label.strip("-"), "image": image, "quoted_image": _quoted(image), "port": port,
         "gpus": len(indices), "memory": _mebibytes(plan.host.total), "shm": _mebibytes(_shm(plan)),
-        "cards": f"{len(indices)} {plural(len(indices), 'GPU')}: {', '.join(cards)}",
+        "cards": shown_cards,
         "model": " ".join(plan.model.name.split()).rstrip("\\").replace("%", "%%"),
         "command": _command(plan.serve.argv, kind, port),
     }  # fmt: skip

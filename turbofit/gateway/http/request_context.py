@@ -122,6 +122,7 @@ def entry(request: RequestContext, path: str, first: float | None) -> Document:
     prepared, outcome, now = request.prepared, request.outcome, time.perf_counter()
     engine = None if request.engine is None else request.engine.index
     first_byte_ms = None if first is None else round((first - request.read) * 1e3, 1)
+    bytes_out = 0 if outcome is None else outcome.bytes_out
     return {
         "time": round(time.time(), 3),
         "id": request.id,
@@ -137,7 +138,7 @@ def entry(request: RequestContext, path: str, first: float | None) -> Document:
         "limited": list(prepared.lowered),
         "refused": request.reason,
         "bytes_in": request.bytes_in,
-        "bytes_out": 0 if outcome is None else outcome.bytes_out,
+        "bytes_out": bytes_out,
         "ms": round((now - request.t0) * 1e3, 1),
         "ms_first_byte": first_byte_ms,
         "broken": outcome is not None and outcome.broken,

@@ -220,31 +220,42 @@ def summary(
     good = [answer for answer in counted if answer.answered]
     every = [answer for answer in run.answers if answer.answered]
     pieces_only = any(answer.output_tokens is None for answer in good)
+    now = datetime.now(timezone.utc)
     split = urlsplit(url)
+    without_password = split._replace(netloc=split.netloc.rpartition("@")[2])
+    load = to_builtins((asked or run.spec).given())
+    warm_up_errors = sum(map(window.failed_before, run.answers))
+    requests_per_second = window.per_second(window.share, every)
+    output_tokens_per_second = window.per_second(window.tokens, every)
+    prompt_tokens = _mean([answer.prompt_tokens for answer in good])
+    output_tokens = _mean([answer.tokens for answer in good]) or 0.0
+    client = ClientShare(busy=round(busy, 3), late=round(run.late, 3))
+    ttft, tpot, e2e = (spread(map(attrgetter(it), good)) for it in ("ttft", "tpot", "e2e"))
+    warnings = _warnings(run, busy, pieces_only=pieces_only, forecast=forecast)
     return LoadResult(
         turbofit_version=__version__,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        url=split._replace(netloc=split.netloc.rpartition("@")[2]).geturl(),  # without a password
+        created=now.isoformat(timespec="seconds"),
+        url=without_password.geturl(),
         model=model,
-        load=to_builtins((asked or run.spec).given()),
+        load=load,
         seconds=round(window.seconds, 3),
         stopped=run.stopped,
         begun=len(counted),
         answered=len(good),
         errors=_errors(counted),
-        warm_up_errors=sum(map(window.failed_before, run.answers)),
-        requests_per_second=window.per_second(window.share, every),
-        output_tokens_per_second=window.per_second(window.tokens, every),
+        warm_up_errors=warm_up_errors,
+        requests_per_second=requests_per_second,
+        output_tokens_per_second=output_tokens_per_second,
         running=window.per_second(window.overlap, every),
-        prompt_tokens=_mean([answer.prompt_tokens for answer in good]),
-        output_tokens=_mean([answer.tokens for answer in good]) or 0.0,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
         counted="pieces" if pieces_only else "usage",
-        ttft=spread(map(attrgetter("ttft"), good)),
-        tpot=spread(map(attrgetter("tpot"), good)),
-        e2e=spread(map(attrgetter("e2e"), good)),
-        client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
+        ttft=ttft,
+        tpot=tpot,
+        e2e=e2e,
+        client=client,
         forecast=forecast,
-        warnings=tuple(_warnings(run, busy, pieces_only=pieces_only, forecast=forecast)),
+        warnings=tuple(warnings),
     )
 
 

@@ -128,37 +128,42 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     mla = None
     if expanded or has_latent:
         mla = _latents(config, hidden, heads, expanded=expanded)
+        head_dim = mla.key_dim
     inner = config.integer("intermediate_size", defaults["intermediate_size"], high=1 << 20)
     vocab = config.integer("vocab_size", defaults["vocab_size"])
     length = _length(config, defaults["max_position_embeddings"])
     usually_tied = defaults.get("tied", False) if tied is None else tied
+    tied = config.boolean("tie_word_embeddings", usually_tied)
     is_hybrid, is_phi_moe = "hybrid" in defaults, architecture == _PHI_MOE
     may_norm, always_norms = architecture == _GLM_MOE, architecture.startswith(("Qwen3", "Gemma3"))
+    norms_heads = always_norms or (may_norm and config.boolean("use_qk_norm", False))
     read_experts = _routed_experts if mla or "routed" in defaults else _moe
+    experts = read_experts(config, architecture, defaults, layers)
+    window = _window(config, architecture, layers)
     return TextDims(
         architecture=defaults.get("run_as", architecture),
         layers=layers,
         hidden=hidden,
         heads=heads,
         kv_heads=1 if has_latent else kv_heads,
-        head_dim=mla.key_dim if mla else head_dim,
+        head_dim=head_dim,
         intermediate=inner,
         vocab=vocab,
         max_position_embeddings=length,
-        tie_word_embeddings=config.boolean("tie_word_embeddings", usually_tied),
+        tie_word_embeddings=tied,
         delta=_delta(config, layers) if is_hybrid else None,
         output_gate=is_hybrid,
         mla=mla,
         sinks=architecture == _GPT_OSS,
-        qk_norm=always_norms or (may_norm and config.boolean("use_qk_norm", False)),
+        qk_norm=norms_heads,
         layer_norms=defaults.get("norms", 2),
-        moe=read_experts(config, architecture, defaults, layers),
+        moe=experts,
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         mlp_bias=mlp_bias,
         norm_bias=is_phi_moe,
         head_bias=is_phi_moe and config.boolean("lm_head_bias", False),
-        sliding_window=_window(config, architecture, layers) or UNSET,
+        sliding_window=window or UNSET,
     )
 
 

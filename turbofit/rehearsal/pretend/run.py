@@ -221,6 +221,7 @@ def _interpreter(program: str) -> str | None:
 def report(ran: FinishedRun) -> Document:
     """Return the document of a run, without processes that used no memory."""
     cards = range(len(ran.scenario.gpus))
+    rows = [_process_row(one, used, len(cards)) for one, used in _pairs(ran) if one.used]
     return {
         "schema": SCHEMA,
         "pretend": NOTICE,
@@ -230,7 +231,7 @@ def report(ran: FinishedRun) -> Document:
         "seconds": ran.seconds,
         "context": ran.scenario.context,
         "gpus": [{"gpu": index, **card_at_peak(ran, index)} for index in cards],
-        "processes": [_process_row(p, u, len(cards)) for p, u in _pairs(ran) if p.used],
+        "processes": rows,
         "pinned_peak": ran.shared.pinned_peak,
         "allocations": ran.shared.allocations,
         "pinned_allocations": ran.shared.pinned_allocations,

@@ -130,13 +130,14 @@ def _table(sets: list[tuple[str, GpuLedger]]) -> Table:
 
 
 def _sums(sets: list[tuple[str, GpuLedger]]) -> list[tuple[str, ...]]:
+    ledgers = [ledger for _, ledger in sets]
     lines = (
-        ("total", "of the card", [g.total for _, g in sets]),
-        ("reserved", "by the driver", [g.reserved for _, g in sets]),
-        ("steady", "after warm-up, as nvidia-smi shows it", [g.steady for _, g in sets]),
-        ("load peak", "while loading", [g.load_peak for _, g in sets]),
-        ("peak", "in the worst case", [g.peak for _, g in sets]),
-        ("headroom", "left at the higher peak", [g.headroom for _, g in sets]),
-        ("margin", "wanted of the headroom", [g.margin for _, g in sets]),
+        ("total", "of the card", [it.total for it in ledgers]),
+        ("reserved", "by the driver", [it.reserved for it in ledgers]),
+        ("steady", "after warm-up, as nvidia-smi shows it", [it.steady for it in ledgers]),
+        ("load peak", "while loading", [it.load_peak for it in ledgers]),
+        ("peak", "in the worst case", [it.peak for it in ledgers]),
+        ("headroom", "left at the higher peak", [it.headroom for it in ledgers]),
+        ("margin", "wanted of the headroom", [it.margin for it in ledgers]),
     )
     return [("sum", name, *map(mib, values), "", note) for name, note, values in lines]
