@@ -244,7 +244,7 @@ class CliCommand(click.Command):
                 formatter.write_text("taken too: lmdeploy serve api_server --help lists them")
 
     def _group_of(self, option: Option) -> str:
-        """Return the heading above an option; those that come first have their command's."""
+        """Return the heading above an option; "" for one of the command's first options."""
         if option.name in self.first:
             return ""
         return option.group or ("more" if self.first else "")

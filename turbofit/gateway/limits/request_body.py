@@ -321,7 +321,7 @@ def _responses(parsed: Parsed) -> None:
 
 
 def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
-    """Refuse an item of a Responses request if LMDeploy would not read it or a part of it."""
+    """Refuse an item of a Responses request that LMDeploy would not read in full."""
     kind = item.get("type", "message")
     if kind not in _ITEMS:
         raise _not_taken("input", str(kind), f"{', '.join(_ITEMS)} are taken")

@@ -24,7 +24,7 @@ from turbofit.gateway.http.refusals import Refusal
 
 #: The most pixels of an image, about 256 MiB once decoded; above it Pillow warns.
 LARGEST_PIXELS: Final = 89_478_485
-#: How many pictures of that size may have pixels in memory at once, 2 GiB in all.
+#: How many pictures of `LARGEST_PIXELS` may have pixels in memory at once, 2 GiB in all.
 _LARGEST_AT_ONCE: Final = 2
 #: The longest side of a JPEG; longer sides only serve attacks.
 LONGEST_SIDE: Final = 65_535

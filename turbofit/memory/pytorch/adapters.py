@@ -31,8 +31,8 @@ _LEAST_RANK: Final = 64
 def adapter_bytes(model: Model, tp: int) -> int:
     """Return the bytes of all adapters' matrices on one rank.
 
-    Beside a module's two matrices stand the offsets of the ranks; the ranks and scalings of each
-    target are smaller than the rounding that is counted for offsets.
+    Each module also has the offsets of the adapters' ranks, counted as one block of torch's
+    allocator. Each kind of module also has the ranks and the scalings, one block each.
     """
     total = 0
     for module, tensor in lora_modules(model.text).items():
