@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-#: The niceness of a fork, which leaves the cores to the engines, and the most seconds that it lives.
+#: The niceness of a fork, which leaves the cores to the engines; the most seconds that it lives.
 _NICE, _LONGEST = 5, 240
 #: The most characters of an error that are told.
 _TOLD = 500

@@ -185,7 +185,7 @@ def _other(name: str) -> UsageError | None:
         )
     if _LAPTOP.search(bare_name(name)):
         return UsageError(
-            f"{name} is a laptop's card; the desktop card of the same number has other memory",
+            f"{name} is a laptop's card, not the desktop card of the same number",
             hint=f"write what CUDA can hand out of it: {bare_name(name)}:total=NGiB",
         )
     return None
