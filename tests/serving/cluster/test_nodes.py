@@ -18,7 +18,7 @@ from turbofit.machine.source import save_snapshot
 from turbofit.machine.spec import parse_spec
 from turbofit.serving.cluster import ray_adapter
 from turbofit.serving.cluster.actors import cluster_from, measure_here, measured
-from turbofit.serving.engine import launches
+from turbofit.serving.engine import lmdeploy
 
 
 def test_simulated_machines_are_described_and_say_so() -> None:
@@ -102,7 +102,7 @@ def test_a_node_that_cannot_be_planned_for_says_why(
     monkeypatch.setenv("TURBOFIT_NODE_SPEC", "3xnosuchcard")
     assert "nosuchcard" in measure_here(__version__).why_not
     assert measure_here("0.0.1").why_not.startswith(f"it has turbofit {__version__}, not 0.0.1")
-    other = launches.Lmdeploy(argv=(), version="0.12.1")
-    monkeypatch.setattr(launches, "find_lmdeploy", lambda: other)
+    other = lmdeploy.Lmdeploy(argv=(), version="0.12.1")
+    monkeypatch.setattr(lmdeploy, "find_lmdeploy", lambda: other)
     told = measure_here(__version__).why_not
     assert told == f"it has LMDeploy 0.12.1, plans are for {REFERENCE}"
