@@ -48,7 +48,7 @@ _OBJECTS_BEFORE_COLLECTION: Final = 100_000
 _FAILED: Final = 1
 #: Modules of commands that are not in a module of their own name.
 _FILES: Final = {
-    "predict": "plan", "cluster": "serve", "rehearse": "plan", "which": "plan", "logs": "ps",
+    "predict": "plan", "cluster": "ps", "rehearse": "plan", "which": "plan", "logs": "ps",
     "stop": "ps", "gpus": "models", "machine": "models", "completion": "models",
     "calibrate": "tune", "bench": "tune", "diagnose": "doctor",
 }  # fmt: skip

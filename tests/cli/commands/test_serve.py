@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import click
 import pytest
 
-from turbofit.cli.commands.serve import say_open, serve
+from turbofit.cli.commands.serve import serve
 from turbofit.cli.main import TURBOFIT, main
-from turbofit.cli.terminal.output import Form
+from turbofit.cli.terminal.output import Form, say_open
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.connections import Hosts, Origins

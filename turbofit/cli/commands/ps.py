@@ -1,4 +1,4 @@
-"""``turbofit ps``, ``logs``, ``stop``: running servers, their logs, their end."""
+"""``turbofit ps``, ``logs``, ``stop``, ``cluster``: running servers, their logs, their end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from pathlib import Path
 from typing import Annotated
 
+import click
 from pydantic import Field
 
 from turbofit.cli.command import Argument, Option, command
@@ -99,4 +100,30 @@ def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 -
         with under_way(f"waiting for {server.name} to end"):
             stop_server(server, wait)
         say(f"{server.name} has ended")
+    return 0
+
+
+@command(
+    Argument("action", metavar="ACTION", type=click.Choice(("status", "drain"))),
+    Argument("node", metavar="NODE", required=False),
+    Option("--cluster", metavar="RAY", default="ray"),
+    Option("--name"),
+    *FORMS,
+    only_linux=True,
+    usage="status|drain [NODE] [--cluster ray:ADDRESS]",
+)
+def cluster(*, action: str, node: str | None, cluster: str, name: str | None, form: Form) -> int:
+    from turbofit.report.views.cluster_view import status_view
+    from turbofit.serving.cluster.actors import drain, statuses
+    from turbofit.serving.cluster.ray_adapter import connected
+    from turbofit.serving.options import ray_address
+
+    if (node is not None) != (action == "drain"):
+        raise UsageError("drain takes a node, status none", hint="turbofit cluster drain NODE")
+    with connected(ray_address(cluster)):
+        if node is None:
+            form.show(statuses(name), status_view)
+        else:
+            drained = drain(name, node)
+            form.tell({"drained": drained.id}, f"node {drained.name} finishes what it has\n")
     return 0

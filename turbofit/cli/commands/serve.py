@@ -6,18 +6,16 @@ import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
-from click.core import ParameterSource
 
-from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.command import Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options import untyped
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.output import exit_code, run_until_signal
-from turbofit.cli.words import TYPED
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import PRETEND, refuse_together
-from turbofit.core.process.network import EVERY_ADDRESS, LAST_PORT
+from turbofit.core.process.network import LAST_PORT
 from turbofit.core.struct import to_json
 from turbofit.gateway.config import GatewayOptions
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
@@ -41,12 +39,33 @@ OPEN_TO_ALL: Final = (
     " other than by LMDeploy, pictures by address and web pages of others are refused"
     " (--allowed-media-domains, --allow-origins)"
 )
-#: What a start in place of LMDeploy's says last, where no address was given.
-HERE_ONLY: Final = (
-    "ready, on this machine only: LMDeploy would listen on every address (--server-name 0.0.0.0)"
-)
 #: The model of a request that names none; a saved plan has its own model.
 NO_MODEL: Final = "-"
+_LAUNCH: Final = (
+    "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
+    "unplanned", "drain", "liveness", "clock", "idle", "cluster",
+)  # fmt: skip
+#: The options that most people use, in the order of the help page.
+_FIRST: Final = (
+    "tp", "images", "image_size", "context", "concurrency", "budget", "host", "port", "api_key",
+    "plan", "file", "detach", "pretend", "dry_run",
+)  # fmt: skip
+#: Options that the help page leaves out: LMDeploy's own, which its own help has; those of
+#: `--cluster`, whose line names them; those of every command; and two of docs/operations.md and
+#: docs/bench.md.
+_NOT_IN_HELP: Final = (
+    *ENGINE_OPTIONS, "async", "revision", "model_name", "allow_origins", "allowed_media_domains",
+    "max_concurrent_requests", "name", "node_port", "front_key_file", "quiet", "verbose", "help",
+    "no_standby", "no_tuned",
+)  # fmt: skip
+#: Options that belong to one machine.
+_ONE_MACHINE: Final = (
+    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "front_key_file",
+    "max_concurrent_requests",
+)  # fmt: skip
+_NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
+#: Options of the gateway that nodes apply, not their front.
+_OF_NODES: Final = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
 
 
 class Arguments(NamedTuple):
@@ -99,55 +118,6 @@ def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> 
     elif not config.ssl_certfile:
         output.note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
     return config
-
-
-def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
-    """Print a server's addresses, and how to ask it."""
-    if form.as_json:
-        return
-    output.answer("".join(f"{url}\n" for url in urls))
-    gateway = config.gateway
-    if gateway is not None and gateway.front_keys and not gateway.api_key:
-        return  # a node, which accepts no client's key: its front prints the lines
-    key = bool(config.api_key) if gateway is None else bool(gateway.api_key)
-    asked = f"{urls[0]}/v1, model {model}{', with a key' if key else ''}"
-    output.say(f"to ask: turbofit chat {urls[0]}, or OpenAI's API at {asked}")
-    page = "" if gateway is None else ", which is a page to chat in a browser"
-    everywhere = ""
-    if gateway is not None and gateway.host in EVERY_ADDRESS:
-        everywhere = " and at every other address of this machine"
-    output.say(f"ready at {urls[0]}{everywhere}{page}")
-    _say_here_only()
-
-
-def _say_here_only() -> None:
-    """Say that only this machine is served, where LMDeploy's own line would serve others, too."""
-    ctx = click.get_current_context(silent=True)  # None if a program calls it
-    if (
-        ctx is not None
-        and ctx.get_parameter_source("host") is ParameterSource.DEFAULT
-        and ctx.meta[TYPED].in_place
-    ):
-        output.say(HERE_ONLY)
-
-
-_LAUNCH: Final = (
-    "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
-    "unplanned", "drain", "liveness", "clock", "idle", "cluster",
-)  # fmt: skip
-#: The options that most people use, in the order of the help page.
-_FIRST: Final = (
-    "tp", "images", "image_size", "context", "concurrency", "budget", "host", "port", "api_key",
-    "plan", "file", "detach", "pretend", "dry_run",
-)  # fmt: skip
-#: Options that the help page leaves out: LMDeploy's own, which its own help has; those of
-#: `--cluster`, whose line names them; those of every command; and two of docs/operations.md and
-#: docs/bench.md.
-_NOT_IN_HELP: Final = (
-    *ENGINE_OPTIONS, "async", "revision", "model_name", "allow_origins", "allowed_media_domains",
-    "max_concurrent_requests", "name", "node_port", "front_key_file", "quiet", "verbose", "help",
-    "no_standby", "no_tuned",
-)  # fmt: skip
 
 
 @command(
@@ -241,7 +211,7 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     document = {"url": server.url, "pid": server.pid, "log": str(server.log)}
     form.tell(document, f"{server.url}\n")
     output.say(f"ready at {server.url}: process {server.pid} serves, log {server.log}; {how}")
-    _say_here_only()
+    output.say_here_only()
     return 0
 
 
@@ -250,7 +220,7 @@ def _with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
     from turbofit.serving.serve_idle import Served, serve_idle
 
     def opened(url: str, model: str) -> None:
-        say_open([url], config, model, form)
+        output.say_open([url], config, model, form)
 
     def body(stop: StopSignal) -> Served:
         return serve_idle(config, idle, stop, output.say, opened)
@@ -299,7 +269,7 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 
     def body(stop: StopSignal) -> signal.Signals:
         def opened(urls: list[str]) -> None:
-            say_open(urls, config, config.client_name(plan.model), form)
+            output.say_open(urls, config, config.client_name(plan.model), form)
 
         with leases_for(config) as leases, standby_of(config, output.say) as standby:
             run = Run(config, leases, output.say, on_open=opened, standby=standby)
@@ -375,43 +345,6 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     return 0
 
 
-@command(
-    Argument("action", metavar="ACTION", type=click.Choice(("status", "drain"))),
-    Argument("node", metavar="NODE", required=False),
-    Option("--cluster", metavar="RAY", default="ray"),
-    Option("--name"),
-    *common.FORMS,
-    only_linux=True,
-    usage="status|drain [NODE] [--cluster ray:ADDRESS]",
-)
-def cluster(
-    *, action: str, node: str | None, cluster: str, name: str | None, form: output.Form
-) -> int:
-    from turbofit.report.views.cluster_view import status_view
-    from turbofit.serving.cluster.actors import drain, statuses
-    from turbofit.serving.cluster.ray_adapter import connected
-
-    if (node is not None) != (action == "drain"):
-        raise UsageError("drain takes a node, status none", hint="turbofit cluster drain NODE")
-    with connected(launch.ray_address(cluster)):
-        if node is None:
-            form.show(statuses(name), status_view)
-        else:
-            drained = drain(name, node)
-            form.tell({"drained": drained.id}, f"node {drained.name} finishes what it has\n")
-    return 0
-
-
-#: Options that belong to one machine.
-_ONE_MACHINE: Final = (
-    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "front_key_file",
-    "max_concurrent_requests",
-)  # fmt: skip
-_NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
-#: Options of the gateway that nodes apply, not their front.
-_OF_NODES: Final = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
-
-
 def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     """Serve on a cluster until a signal; return 130 after Ctrl-C, 0 after another signal."""
     from turbofit.planning.resolve import model_of
@@ -444,7 +377,7 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     )
 
     def opened(urls: list[str]) -> None:
-        say_open(urls, config, config.client_name(model), form)
+        output.say_open(urls, config, config.client_name(model), form)
 
     ended = run_until_signal(
         lambda stop: serve_cluster(config, stop, say=output.say, on_open=opened)

@@ -7,26 +7,36 @@ import sys
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeVar
 
+import click
+from click.core import ParameterSource
+
 from turbofit.cli.terminal import screen
 from turbofit.cli.terminal.screen import TERMINAL, ProgressDisplay
+from turbofit.cli.words import TYPED
 from turbofit.core.errors import UsageError
 from turbofit.core.process.interpreter import stdout
+from turbofit.core.process.network import EVERY_ADDRESS
 from turbofit.core.process.progress import listened
 from turbofit.core.struct import to_json
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from turbofit.core.process.signals import StopSignal
     from turbofit.core.struct import Document
     from turbofit.report.painters.document import Block
+    from turbofit.serving.options import ServeConfig
 
 T = TypeVar("T")
 
 INTERRUPTED: Final = 130
 #: Columns of a help page.
 PAGE_WIDTH: Final = 96
+#: What a start in place of LMDeploy's says last, where no address was given.
+HERE_ONLY: Final = (
+    "ready, on this machine only: LMDeploy would listen on every address (--server-name 0.0.0.0)"
+)
 
 
 def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
@@ -235,3 +245,33 @@ def say_cut(cut: int) -> None:
     """Print the last line of a server: the number of requests that its end has cut off."""
     requests = "1 open request was" if cut == 1 else f"{cut:,} open requests were"
     say(f"ended: {requests} cut off")
+
+
+def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: Form) -> None:
+    """Print a server's addresses, and how to ask it."""
+    if form.as_json:
+        return
+    answer("".join(f"{url}\n" for url in urls))
+    gateway = config.gateway
+    if gateway is not None and gateway.front_keys and not gateway.api_key:
+        return  # a node, which accepts no client's key: its front prints the lines
+    key = bool(config.api_key) if gateway is None else bool(gateway.api_key)
+    asked = f"{urls[0]}/v1, model {model}{', with a key' if key else ''}"
+    say(f"to ask: turbofit chat {urls[0]}, or OpenAI's API at {asked}")
+    page = "" if gateway is None else ", which is a page to chat in a browser"
+    everywhere = ""
+    if gateway is not None and gateway.host in EVERY_ADDRESS:
+        everywhere = " and at every other address of this machine"
+    say(f"ready at {urls[0]}{everywhere}{page}")
+    say_here_only()
+
+
+def say_here_only() -> None:
+    """Say that only this machine is served, where LMDeploy's own line would serve others, too."""
+    ctx = click.get_current_context(silent=True)  # None if a program calls it
+    if (
+        ctx is not None
+        and ctx.get_parameter_source("host") is ParameterSource.DEFAULT
+        and ctx.meta[TYPED].in_place
+    ):
+        say(HERE_ONLY)
