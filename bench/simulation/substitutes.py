@@ -390,7 +390,7 @@ def _replacements(one: World) -> dict[str, Any]:
         f"{_ENGINE}.supervised_engine.EngineProcess": partial(SimulatedEngineProcess, one),
         f"{_ENGINE}.engine_client.EngineClient.call": _call,
         "turbofit.planning.examine.scene.Sources.port_problem": staticmethod(_port_problem),
-        "turbofit.serving.start.free_ports": _free_ports,
+        "turbofit.serving.launch_description.free_ports": _free_ports,
         f"{_SERVE}.leases.start_time": _live,
         f"{_SERVE}.runs.start_time": lambda pid: pid,
         f"{_SERVE}.leases.group_of": lambda pid: pid,
@@ -425,7 +425,7 @@ def _replacements(one: World) -> dict[str, Any]:
         f"{_ENGINE}.engine_client._PAUSE": 300.0,
         # What is installed, and what people are told.
         "turbofit.serving.run.lmdeploy_if_needed": lambda _: _LMDEPLOY,
-        "turbofit.serving.start.fetched": lambda model, _: model,
+        "turbofit.serving.launch_description.fetched": lambda model, _: model,
         "importlib.metadata.version": _version,
         "importlib.util.find_spec": _found_module,
         "turbofit.cli.terminal.output.note": lambda text: one.trace(f"says {text}"),

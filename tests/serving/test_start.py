@@ -1,10 +1,7 @@
-"""What a start is launched with: cache ratios, and how far it has come."""
+"""What a start tells, and how far it has come."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import MagicMock
@@ -12,34 +9,14 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from tests.support.plans import changed, plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.engine_end import End
 from turbofit.core.process.progress import Step, listened, tell
-from turbofit.core.units import GIB
 from turbofit.serving import start_progress
-from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio
-from turbofit.serving.engine.pretend_launch import with_checkpoint
 from turbofit.serving.start import Start
 from turbofit.serving.start_progress import StartProgress, as_launched
 
 PLAN = plausible_plan(gpus=1, tp=1)
-#: With a budget that leaves a gibibyte of the card to others.
-HALF = changed(PLAN, ledgers=tuple(replace(gpu, withheld=GIB) for gpu in PLAN.ledgers))
-
-
-@pytest.mark.parametrize(
-    ("plan", "run", "expected"),
-    [
-        (PLAN, {}, ratio_now),
-        (HALF, {}, shared_ratio),
-        (PLAN, {"fixed": {"cache_max_entry_count": 0.5}}, None),
-        (HALF, {"config": SimpleNamespace(pretend=True)}, None),
-    ],
-)
-def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(plan, run, expected: Any) -> None:
-    beside = {"fixed": {}, "config": SimpleNamespace(pretend=False), **run}
-    ratio = Start(SimpleNamespace(**beside), plan, 0)._ratio(0)
-    assert (ratio and ratio.func) is expected
 
 
 @pytest.mark.parametrize(
@@ -55,7 +32,7 @@ def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(kind, taken,
     start: Any = Start(SimpleNamespace(), PLAN, 0)
     start._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)
     end = End(kind=kind, message=kind, hint="none")
-    assert start._other_cause(SimpleNamespace(group=0), end) is expected
+    assert start._other_cause(SimpleNamespace(planned=PLAN.engines[0]), end) is expected
 
 
 @pytest.mark.parametrize(("pretend", "noted"), [(False, 1), (True, 0)])
@@ -63,19 +40,6 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     told: list[dict[str, Any]] = []
     start_of([], pretend=pretend, note=lambda *_, **facts: told.append(facts))._tick()
     assert len(told) == noted
-
-
-def test_a_stand_in_checkpoint_that_was_removed_is_made_again(tmp_path: Path) -> None:
-    """Somebody removed the run's folder; a checkpoint that is not ours is waited for."""
-    plan = with_checkpoint(PLAN, tmp_path / "model")
-    folder = Path(str(plan.model.source.checkpoint))
-    run: Any = SimpleNamespace(config=SimpleNamespace(pretend=True), folder=tmp_path)
-    start, made = Start(run, plan, 0), []
-    start._make_overlay = lambda: made.append(sorted(os.listdir(folder)))
-    start._prepare()
-    shutil.rmtree(folder)
-    start._prepare()
-    assert made[0] == made[1] != []
 
 
 def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:

@@ -20,7 +20,7 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.planning import choose
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
-from turbofit.serving import start as start_module
+from turbofit.serving import launch_description
 from turbofit.serving.engine import standby
 from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.engine.lmdeploy import Lmdeploy, module_runner
@@ -82,7 +82,7 @@ def run(stop: StopSignal, leases: Leases, stack: ExitStack) -> str:
     vars(standby)["LEAST_AVAILABLE"] = 0
     one.plan, one.changes, one.fixed = plan, changes, fixed
     vars(one.planner)["make"] = replan
-    vars(start_module)["fetched"] = lambda model, _: model  # nothing is downloaded
+    vars(launch_description)["fetched"] = lambda model, _: model  # nothing is downloaded
     one.begin()
     return follow(one, stop).name
 

@@ -567,6 +567,11 @@ class Plan(JsonDocument):
         """The engine with the smallest cache."""
         return min(self.engines, key=lambda engine: engine.kv.tokens)
 
+    @property
+    def shares_cards(self) -> bool:
+        """Whether a budget leaves memory of a GPU to other servers."""
+        return any(ledger.beyond_budget for ledger in self.ledgers)
+
     def with_commands(self, commands: Sequence[Command]) -> Plan:
         """Return the plan with the command line of each engine."""
         engines = zip(self.engines, commands, strict=True)

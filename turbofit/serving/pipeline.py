@@ -203,9 +203,8 @@ def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
     It must not be limited if a budget leaves memory to the caller's other models, or if ``config``
     has fields that the plan does not count: their memory comes from the same allocator.
     """
-    ledgers = plan.engines[0].ledgers
     more = uncounted_fields() & changed_fields(config).keys()
-    return () if more or any(ledger.beyond_budget for ledger in ledgers) else ledgers
+    return () if more or plan.shares_cards else plan.engines[0].ledgers
 
 
 def _trust(plan: Plan, trust: bool | None) -> bool:

@@ -1,4 +1,4 @@
-"""Makes one start of a run: its overlay folder, engines, gateway and GPU watch.
+"""Makes one start of a run: its engines, gateway and GPU watch.
 
 If memory runs out, the run goes on with a plan that needs less.
 """
@@ -6,36 +6,24 @@ If memory runs out, the run goes on with a plan that needs less.
 from __future__ import annotations
 
 import math
-import os
-import secrets
-import shlex
 import shutil
 import time
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from turbofit.core.errors import LaunchError, OutOfMemoryError, TurbofitError
 from turbofit.core.process.files import write_atomic
-from turbofit.core.process.network import free_ports
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import StoppedError
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.http.about import digest_of
 from turbofit.gateway.http.uvicorn_server import keep_large_blocks
 from turbofit.planning import checks
-from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
-from turbofit.rehearsal.plan_clock import clock_for
 from turbofit.serving.calibration import in_words
-from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.gemm_tuning import give_tuning
-from turbofit.serving.engine.launches import Launch
-from turbofit.serving.engine.lmdeploy import module_runner
-from turbofit.serving.engine.parsers import parser_options
 from turbofit.serving.engine.supervised_engine import Supervision
 from turbofit.serving.engine.worst_requests import LONG, ask_small, ask_worst, check_seconds
 from turbofit.serving.gpu_monitor import (
@@ -45,12 +33,11 @@ from turbofit.serving.gpu_monitor import (
     memory_back,
     used_now,
 )
-from turbofit.serving.images.preparation import image_environment
 from turbofit.serving.ladder import MOST_RUNGS, learned_file, rungs
+from turbofit.serving.launch_description import LaunchDescription
 from turbofit.serving.proved import Learned, Proof
 from turbofit.serving.start_progress import StartProgress, as_launched, beside
 from turbofit.serving.supervisor import Supervisor
-from turbofit.serving.weights import fetched
 
 if TYPE_CHECKING:
     import signal
@@ -62,24 +49,18 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.about import ClockFacts
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
-    from turbofit.rehearsal.plan_clock import ClockChoice
-    from turbofit.serving.engine.engine_client import Timing
     from turbofit.serving.engine.supervised_engine import AskWorstCases, SupervisedEngine
     from turbofit.serving.ladder import Rung
     from turbofit.serving.run import PublicSide, Run
 
 
 class Start:
-    """Start ``number`` of a run, counted from 0: its overlay, engines, gateway and GPU watch."""
+    """Start ``number`` of a run, counted from 0: its engines, gateway and GPU watch."""
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
-        #: Whether a budget leaves memory of a GPU to other servers.
-        self._shares_cards = any(gpu.beyond_budget for gpu in plan.ledgers)
-        #: Makes the folder that engines open in the checkpoint's place, before each start of one.
-        self._make_overlay: Callable[[], object] = lambda: None
-        #: `run` sets these; the folder and options of the engines' server are for its grammars.
-        self._grammars: tuple[str, list[str]]
+        #: `run` sets these.
+        self._described: LaunchDescription
         self._supervisor: Supervisor
         self._proves = False
         self._start_progress: StartProgress
@@ -101,20 +82,17 @@ class Start:
             TurbofitError: something else has failed.
         """
         from turbofit.machine.host import read_host
-        from turbofit.serving.engine.pretend_launch import with_checkpoint
 
         run, config = self._run, self._run.config
         run.public = None
-        if config.pretend:
-            self._plan = with_checkpoint(self._plan, run.folder / "model")
-        else:
-            self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
+        described = LaunchDescription(run, self._plan, self._number, holders)
+        self._described, self._plan = described, described.plan
         if config.gateway is not None and run.publish is None:
             from turbofit.gateway.http.uvicorn_server import bind
 
             # Fail before minutes of loading; the port is bound for good once engines are ready.
             bind(config.gateway).close()
-        launches = self._launches(holders)
+        launches = described.launches
         ports = [launch.port for launch in launches]
         scene = Scene(
             Sources(), "start", host=read_host(), plan=self._plan, folder=run.folder, ports=ports,
@@ -123,7 +101,7 @@ class Start:
         for warning in checks.refuse(scene):
             run.say(f"warning: {warning}")
         if config.pretend:
-            run.say(self._clock.words)
+            run.say(described.clock.words)
         self._before = self._used()
         self._start_progress = StartProgress(self._plan, self._before)
         if run.examiner is None:
@@ -136,7 +114,7 @@ class Start:
             version = run.lmdeploy.version
             give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
         supervision = Supervision(
-            run.say, worst_cases, self._timing, before_start=self._prepare,
+            run.say, worst_cases, described.timing, before_start=described.prepare,
             clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
             on_back=lambda engine: self._have_gateway(lambda it: it.engine_ready(engine.index)),
             on_doubt=lambda index, at: self._have_gateway(lambda it: it.doubt(index, at)),
@@ -147,20 +125,6 @@ class Start:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)
         finally:
             self._gone()
-
-    def _prepare(self) -> None:
-        """Make what an engine opens in the checkpoint's place, and a twin that was removed.
-
-        Raises:
-            UsageError: the checkpoint is not on this machine.
-            LaunchError: the folder cannot be made.
-        """
-        from turbofit.serving.engine.pretend_launch import with_checkpoint
-
-        where = self._plan.model.source.checkpoint
-        if self._run.config.pretend and where is not None and not os.path.isdir(where):
-            with_checkpoint(self._plan, self._run.folder / "model")
-        self._make_overlay()
 
     def _worst_cases(self) -> AskWorstCases | None:
         """Choose and announce the requests that each engine must answer; None for no check."""
@@ -181,17 +145,6 @@ class Start:
         return ask_worst
 
     @cached_property
-    def _clock(self) -> ClockChoice:
-        """How time passes on pretend GPUs."""
-        return clock_for(self._plan, self._run.config.clock)
-
-    @cached_property
-    def _timing(self) -> Timing:
-        """The deadlines, of which those for work of slow cards are as much longer."""
-        timing, slower = self._run.config.timing, max(1.0, self._clock.factor)
-        return replace(timing, drain=slower * timing.drain, patience=slower * timing.patience)
-
-    @cached_property
     def _proof(self) -> Proof:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
 
@@ -199,76 +152,6 @@ class Start:
         """Forget the proof of a plan that ran out of memory: its earlier check no longer counts."""
         if end.is_oom:
             self._proof.forget()
-
-    def _launches(self, holders: ExitStack) -> list[Launch]:
-        run, config, plan = self._run, self._run.config, self._plan
-        name, key = config.client_name(plan.model), None
-        if config.gateway is None and run.examiner is None:
-            engine_commands = commands(plan, port=config.port, name=name, options=config.options)
-        else:
-            from turbofit.gateway.overlay import make_overlay
-
-            root = run.folder / f"overlay-{self._number}"
-            folder = make_overlay(plan, root)
-            self._make_overlay = partial(make_overlay, plan, root)
-            # The gateway listens once all engines are ready.
-            public = None if config.gateway is None else config.gateway.port
-            ports = free_ports(len(plan.groups), holders, besides=public)
-            # Options that the plan does not count take memory of the margin, too.
-            options = list(config.options)
-            self._grammars = str(folder), options
-            if plan.backend.of_lmdeploy:
-                found = list(parser_options(plan.model, folder, config.options))
-                options += found
-                if found and not self._number:
-                    words = shlex.join(found)
-                    run.say(f"by the model's family: {words}; your own is taken instead")
-            engine_commands = private_commands(
-                plan, ports, str(folder), name, options, held=not config.unplanned
-            )
-            key = secrets.token_hex(32)  # hexadecimal: none begins with a dash, as an option does
-        self._key = key
-        key = key or config.api_key  # the user's own is on the command line already
-        spawn = None if run.standby is None else run.standby.spawn
-        images = image_environment(plan)
-        if config.pretend:
-            from turbofit.serving.engine.pretend_launch import PretendLaunch, pretend_runner
-
-            folder = run.folder / f"pretend-{self._number}"
-            return [
-                PretendLaunch(
-                    command, pretend_runner(plan), key, group=group,
-                    ratio=self._ratio(group), plan=plan, folder=folder, spawn=spawn,
-                    images=images, factor=self._clock.factor,
-                )
-                for group, command in enumerate(engine_commands)
-            ]  # fmt: skip
-        ours = module_runner(module_of(plan.backend))
-        runner = run.lmdeploy.argv if plan.backend.of_lmdeploy else ours
-        return [
-            Launch(
-                command,
-                runner,
-                key,
-                group=group,
-                ratio=self._ratio(group),
-                images=images,
-                spawn=spawn,
-            )
-            for group, command in enumerate(engine_commands)
-        ]
-
-    def _ratio(self, group: int) -> Callable[[], float] | None:
-        """Return a function that computes the cache ratio at each start of a group's engine.
-
-        None if the engine uses the plan's ratio.
-        """
-        run, plan = self._run, self._plan
-        if run.config.pretend:
-            return None
-        if self._shares_cards:
-            return partial(shared_ratio, plan, group)
-        return None if "cache_max_entry_count" in run.fixed else partial(ratio_now, plan, group)
 
     def _open(self, urls: list[str]) -> None:
         """Say that all engines are ready, compare them with the plan, and open the gateway."""
@@ -311,19 +194,22 @@ class Start:
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
         # The supervisor ends a hanging engine if it watches for signs of life.
-        own, slower = serve_config.gateway, max(1.0, self._clock.factor)
+        own, described = serve_config.gateway, self._described
+        slower = max(1.0, described.clock.factor)
         hung = math.inf if serve_config.timing.liveness else slower * own.hung_seconds
         config = own.changed(
-            upstream_key=self._key,
+            upstream_key=described.key,
             hung_seconds=hung,
             queue_seconds=slower * own.queue_seconds,
-            drain_seconds=self._timing.drain,
+            drain_seconds=described.timing.drain,
             pretend=serve_config.pretend,
             names=serve_config.names(plan),
         )
         log = access_log(serve_config.access_log or str(run.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)
-        gateway.grammars = trials_of(plan, *self._grammars, run.say, ours=True)
+        gateway.grammars = trials_of(
+            plan, str(described.overlay), described.options, run.say, ours=True
+        )
         run.deny_list = gateway.deny_list
         gateway.in_use = partial(self._start_progress.used, self._supervisor.engines)
         gateway.clock = self._clock_facts
@@ -345,7 +231,7 @@ class Start:
             return None
         readings = [clock.read() for clock in clocks]
         most = max(readings, key=lambda reading: reading.late + reading.idle)
-        clock = self._clock
+        clock = self._described.clock
         return ClockFacts(
             factor=clock.factor, words=clock.words, late=most.late, idle=most.idle,
             busy=sum(reading.busy for reading in readings),
@@ -398,7 +284,7 @@ class Start:
 
     def _gone(self) -> None:
         """Check that the memory of the ended engines is free again."""
-        before = {} if self._shares_cards else self._before  # others come and go there
+        before = {} if self._plan.shares_cards else self._before  # others come and go there
         late = memory_back(self._plan, before) if before else []
         for text in late:
             self._run.say(f"warning: {text}")
@@ -429,8 +315,8 @@ class Start:
 
     def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
         """Return whether an engine ended for a reason that no request can have caused."""
-        members, monitor = self._plan.groups[engine.group], self._gpu_monitor
-        uuids = [gpu.uuid for gpu in self._plan.ledgers if gpu.index in members]
+        monitor = self._gpu_monitor
+        uuids = [gpu.uuid for gpu in engine.planned.ledgers]
         if end.kind == "out_of_memory" and monitor is not None and monitor.without_headroom(uuids):
             return True
         return end.kind == "killed" or any_lost(uuids)

@@ -1,0 +1,140 @@
+"""Describes how a start launches its engines: checkpoint, ports, commands, key and time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from turbofit.core.process.network import free_ports
+from turbofit.core.struct import Options
+from turbofit.planning.commands import commands, module_of, private_commands
+from turbofit.rehearsal.plan_clock import clock_for
+from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio
+from turbofit.serving.engine.launches import Launch
+from turbofit.serving.engine.lmdeploy import module_runner
+from turbofit.serving.engine.parsers import parser_options
+from turbofit.serving.images.preparation import image_environment
+from turbofit.serving.weights import fetched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from turbofit.core.plan import Command, Plan
+    from turbofit.serving.engine.engine_client import Timing
+    from turbofit.serving.run import Run
+
+
+class LaunchDescription:
+    """The engines of start ``number`` of a run, ready to be launched.
+
+    ``plan`` has its checkpoint on disk, and ``launches`` an engine each. ``key`` is the engines'
+    key, which only turbofit knows; None if clients reach the engines themselves. ``overlay`` is the
+    folder that engines with such a key open in the checkpoint's place; ``options`` are LMDeploy's
+    options, with the parsers of the model's family. ``clock`` is how time passes on pretend GPUs,
+    ``timing`` the deadlines; those for work of slow cards are as much longer. ``holders`` gets the
+    sockets that keep the engines' ports from other programs.
+
+    Raises:
+        TurbofitError: the checkpoint cannot be had, or the overlay cannot be made.
+    """
+
+    def __init__(self, run: Run, plan: Plan, number: int, holders: ExitStack) -> None:
+        config, timing = run.config, run.config.timing
+        self._run, self._number = run, number
+        self.key: str | None = None
+        self.overlay: Path | None = None
+        self.options = list(config.options)
+        self.plan = self._with_checkpoint(plan)
+        self.clock = clock_for(plan, config.clock)
+        slower = max(1.0, self.clock.factor)
+        self.timing: Timing = replace(
+            timing, drain=slower * timing.drain, patience=slower * timing.patience
+        )
+        if config.gateway is None and run.examiner is None:
+            name = config.client_name(plan.model)
+            found = commands(self.plan, port=config.port, name=name, options=config.options)
+        else:
+            found = self._private_commands(holders)
+        self.launches = [self._launch(group, command) for group, command in enumerate(found)]
+
+    def prepare(self) -> None:
+        """Make what an engine opens, before each start of one: it may have been removed.
+
+        Raises:
+            UsageError: the checkpoint is not on this machine.
+            LaunchError: the folder cannot be made.
+        """
+        where = self.plan.model.source.checkpoint
+        if self._run.config.pretend and where is not None and not os.path.isdir(where):
+            self._with_checkpoint(self.plan)
+        if self.overlay is not None:
+            self._make_overlay()
+
+    def _with_checkpoint(self, plan: Plan) -> Plan:
+        run = self._run
+        if not run.config.pretend:
+            return replace(plan, model=fetched(plan.model, run.say))
+        from turbofit.serving.engine.pretend_launch import with_checkpoint
+
+        return with_checkpoint(plan, run.folder / "model")
+
+    def _make_overlay(self) -> Path:
+        from turbofit.gateway.overlay import make_overlay
+
+        return make_overlay(self.plan, self._run.folder / f"overlay-{self._number}")
+
+    def _private_commands(self, holders: ExitStack) -> tuple[Command, ...]:
+        """Return commands of engines that only turbofit reaches, each on a free port."""
+        run, config, plan = self._run, self._run.config, self.plan
+        self.overlay = self._make_overlay()
+        # The gateway listens once all engines are ready.
+        public = None if config.gateway is None else config.gateway.port
+        ports = free_ports(len(plan.groups), holders, besides=public)
+        if plan.backend.of_lmdeploy:
+            found = list(parser_options(plan.model, self.overlay, config.options))
+            self.options += found
+            if found and not self._number:
+                words = shlex.join(found)
+                run.say(f"by the model's family: {words}; your own is taken instead")
+        # Hexadecimal: no key begins with a dash, as an option does.
+        self.key = secrets.token_hex(32)
+        # Options that the plan does not count take memory of the margin, too.
+        held, name = not config.unplanned, config.client_name(plan.model)
+        folder = str(self.overlay)
+        return private_commands(plan, ports, folder, name, self.options, held=held)
+
+    def _launch(self, group: int, command: Command) -> Launch:
+        run, plan = self._run, self.plan
+        shared: dict[str, Any] = {
+            # The user's own key is on the command line already.
+            "key": self.key or run.config.api_key,
+            "group": group,
+            "images": image_environment(plan),
+            "spawn": None if run.standby is None else run.standby.spawn,
+        }
+        if run.config.pretend:
+            from turbofit.serving.engine.pretend_launch import PretendLaunch, pretend_runner
+
+            folder = run.folder / f"pretend-{self._number}"
+            words, factor = pretend_runner(plan), self.clock.factor
+            return PretendLaunch(command, words, plan=plan, folder=folder, factor=factor, **shared)
+        ours = module_runner(module_of(plan.backend))
+        runner = run.lmdeploy.argv if plan.backend.of_lmdeploy else ours
+        return Launch(command, runner, ratio=ratio_of(plan, group, run.fixed), **shared)
+
+
+def ratio_of(plan: Plan, group: int, fixed: Options) -> Callable[[], float] | None:
+    """Return a function that computes the cache ratio at each start of a group's engine.
+
+    None if the engine uses the plan's ratio, which ``fixed``, the user's options, has.
+    """
+    if plan.shares_cards:
+        return partial(shared_ratio, plan, group)
+    return None if "cache_max_entry_count" in fixed else partial(ratio_now, plan, group)
