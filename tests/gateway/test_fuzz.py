@@ -39,12 +39,11 @@ POSTS = [route.path for route in ROUTES.values() if route.method == "POST"]
 @hostile("bodies")
 def test_bytes_are_answered_and_hold_nothing_afterwards(data: bytes) -> None:
     """The first bytes say which plan, with or without an overlay, and which route."""
-    if len(data) < 2:
-        return
+    plan, route = data[:2].ljust(2, b"\0")
 
     async def posted() -> None:
-        app, _ = gateway(PLANS[data[0] // 2 % 3], overlay=data[0] % 2 == 0)
-        reply = await call(app, POSTS[data[1] % len(POSTS)], raw=data[2:], method="POST")
+        app, _ = gateway(PLANS[plan // 2 % 3], overlay=plan % 2 == 0)
+        reply = await call(app, POSTS[route % len(POSTS)], raw=data[2:], method="POST")
         assert reply.status < 500, reply.body
         assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
         await app.shutdown()

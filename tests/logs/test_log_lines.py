@@ -6,7 +6,7 @@ import re
 from itertools import starmap
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.logs.conftest import explain
@@ -134,8 +134,7 @@ def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> N
 
 @given(st.binary(max_size=400), st.integers(2, 50))
 def test_any_bytes_in_any_pieces_are_read(data: bytes, size: int) -> None:
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return
+    assume(data[:2] not in (b"\xff\xfe", b"\xfe\xff"))  # UTF-16's mark
     whole = list(log_lines([data]))
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     assert list(log_lines(pieces)) == whole

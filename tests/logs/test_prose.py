@@ -55,4 +55,4 @@ def test_a_line_alone_is_one(text: str) -> None:
 
 @pytest.mark.parametrize("log", sorted(LOGS.glob("*.log")), ids=lambda path: path.stem)
 def test_a_pasted_log_is_a_log(log) -> None:
-    turbofit.diagnose(log.read_text(encoding="utf-8", errors="replace"))
+    assert turbofit.diagnose(log.read_text(encoding="utf-8", errors="replace")).kind

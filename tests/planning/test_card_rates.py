@@ -78,6 +78,7 @@ def test_what_launches_leave_open_is_the_spread_of_a_rate() -> None:
     usual = GROUP.launch_seconds(rates(), 1)
     for launches in (-0.4 * usual, 0.4 * usual):
         found = rates_of(GROUP, steps_of(GROUP, launches=launches))
+        assert found
         for name, rate in found.items():
             true = getattr(GROUP.card, name)
             bound = 0.001 + rate.spread / (1 - rate.spread)

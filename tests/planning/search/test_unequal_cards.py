@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import pytest
 from msgspec.structs import replace
@@ -11,6 +12,7 @@ import turbofit
 from tests.planning.conftest import keeps_promises, random_request, with_used
 from tests.sweep import sweep
 from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY, engine_named
@@ -98,18 +100,24 @@ def random_mixed(seed: int) -> ResolvedRequest:
     return replace(request, workload=replace(request.workload, queue_images=None))
 
 
-CASES = sweep(((name, seed) for name in LMDEPLOY for seed in range(40)), 32)
+SEEDS = sweep(range(40), 16)
 
 
-@pytest.mark.parametrize(("name", "seed"), CASES)
-def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> None:
-    request, engine = random_mixed(seed), engine_named(name)
+@pytest.mark.parametrize("name", LMDEPLOY)
+def test_own_settings_are_never_worse_than_common_ones(name: str) -> None:
+    compared = sum(own_settings_compared(name, seed) for seed in SEEDS)
+    assert compared >= len(SEEDS)
+
+
+def own_settings_compared(name: str, seed: int) -> int:
+    """Put each evaluation of its own settings beside common ones; return how many there were."""
+    request, engine, compared = random_mixed(seed), engine_named(name), 0
     if request.workload.context is None:  # the longest that each shape holds is no one context
         request = replace(request, workload=replace(request.workload, context=4096))
     try:
         found = search(request, engine)
     except UsageError:
-        return
+        return 0
     for one in found.evaluations:
         if len(one.parts) == 1 or not one.fits or one.shape.units_per_forward is not None:
             continue
@@ -120,6 +128,7 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
         ):
             continue
         gpus = [request.machine.gpu(index) for group in groups for index in group]
+        compared += 1
         for prefill in PREFILL_SIZES:
             shape = Shape(
                 tp=one.shape.tp, groups=groups, max_prefill_token_num=prefill,
@@ -127,17 +136,23 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
             )  # fmt: skip
             common = evaluate(SearchState(request, engine), shape)
             assert not common.fits or one.rank >= (*common.worth[:-1], common.score * (1 - 1e-8))
+    return compared
 
 
-@pytest.mark.parametrize(("name", "seed"), CASES)
-def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
-    request = random_mixed(1000 + seed)
-    try:
-        plan = make_plan(request, engine_named(name))
-    except UsageError:
-        return
-    if not plan.fits:
-        return
+@pytest.mark.parametrize("name", LMDEPLOY)
+def test_every_engine_keeps_every_promise(name: str) -> None:
+    plans = []
+    for seed in SEEDS:
+        request = random_mixed(1000 + seed)
+        with suppress(UsageError):
+            plans.append((request, make_plan(request, engine_named(name))))
+    fitting = [(request, plan) for request, plan in plans if plan.fits]
+    assert len(fitting) > len(SEEDS) / 2
+    for request, plan in fitting:
+        keep_the_promise(request, plan)
+
+
+def keep_the_promise(request: ResolvedRequest, plan: Plan) -> None:
     keeps_promises(plan)
     for own, group in zip(plan.engines, plan.groups, strict=True):
         assert own.settings.tp == len(group)

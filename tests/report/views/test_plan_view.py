@@ -56,9 +56,13 @@ def is_a_first_answer(plan: Plan) -> None:
     "names", [_NAMES[::12], pytest.param(_NAMES, marks=pytest.mark.exhaustive)]
 )
 def test_the_first_answer_of_every_model(names: list[str], on: str) -> None:
+    plans = []
     for name in names:
         with suppress(TurbofitError):  # no engine runs it on this card
-            is_a_first_answer(turbofit.plan(name, on=on))
+            plans.append(turbofit.plan(name, on=on))
+    assert len(plans) > len(names) / 2
+    for plan in plans:
+        is_a_first_answer(plan)
 
 
 @pytest.mark.parametrize(("model", "on"), SPECS)
