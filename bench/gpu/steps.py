@@ -1,150 +1,216 @@
 """Times a card's steps by `calibrate`, and holds plans before and after against loads on it.
 
-    python -m bench.gpu.steps MODEL OUT [--pretend SPEC --clock N] [-- OPTION...]
+    python -m bench.gpu.steps OUT MODEL [OTHER] [--twin] [--pretend SPEC --clock N] [-- OPTION...]
 
-Some eight minutes on a real card: a start for `calibrate`, one of `serve`, three loads. OUT gets
-each command's output, the document of `report --share` with the loads, and ``steps.md``: each timed
-step beside the constants, and each load beside both forecasts. Options after ``--`` are a plan's.
+Some six minutes on a real card: a start for `calibrate` of MODEL, then one of `serve` with loads
+for each model; OTHER is forecast by the rates that MODEL's steps show. ``--twin`` makes checkpoints
+without weights of presets, for a machine without a network. Options after ``--`` are a plan's. All
+of it ends after BUDGET seconds, a variable of the environment.
+
+OUT gets what each command said, the document of `report --share` with the loads, and ``steps.md``:
+each timed step beside the constants, and each load beside both forecasts, for as many tokens as the
+server counted. It is written anew after each command: nothing is lost where one fails. On pretend
+GPUs the page says how many sequences a forward had. Where these are fewer than the clients, the
+host was too busy to bring them their answers in time, and the speed is not the card's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
+from bench.clock.loads import forwards_of
+from bench.gpu import twin
 from bench.page import table
-from tests.support.processes import Child
-from tests.support.serving import Served, free_port, start_turbofit
+from tests.support.processes import free_port
 from turbofit.core.machine import Calibration
 from turbofit.core.plan import Plan
+from turbofit.measure.load.result import LoadResult
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune_space import forecast_of, mean_request
 from turbofit.rehearsal.plan_clock import step_table
 
-#: Requests at once, tokens of a prompt and of an answer.
+#: Requests at once, tokens of a prompt and of an answer: of MODEL, and of OTHER.
 _LOADS = ((1, 512, 128), (16, 512, 128), (16, 2048, 128))
-_SECONDS = 900
+_OTHERS_LOADS = _LOADS[:2]
+_HEADS = "load | tokens/s | forecast before | forecast after | sequences a forward"
+_LAST_SECONDS = 40
 
 
 class Trial:
     """The commands of one trial, which share a state folder below ``out``."""
 
-    def __init__(self, model: str, out: Path, options: list[str], pretend: list[str]) -> None:
-        self.model, self.out, self._options, self._pretend = model, out, options, pretend
-        self.children: list[Child] = []
+    def __init__(self, out: Path, options: list[str], budget: float) -> None:
+        self.out, self._options, self._ends = out, options, time.monotonic() + budget
+        self._page: list[str] = []
+        #: Words of `bench` for a token that the server counts; a stand-in's tokenizer counts more.
+        self._words = 1.0
+        self._environ = {**os.environ, "XDG_STATE_HOME": str(out / "state")}
+        self._environ["TURBOFIT_LEASES"] = str(out / "state" / "leases")
 
-    def calibrate(self) -> Calibration:
-        words = ("calibrate", self.model, *self._options, *self._pretend, "--json")
-        child = start_turbofit(self.children, self.out / "state", *words)
-        code = child.finish(_SECONDS)
-        assert child.process.stdout is not None
-        (self.out / "calibrate.json").write_text(document := child.process.stdout.read())
-        assert code == 0, child.stderr
-        return msgspec.convert(json.loads(document)["calibrations"][0], Calibration)
+    def say(self, block: str) -> None:
+        """Add a block to the page, and write it."""
+        print(block, flush=True)
+        self._page.append(block)
+        (self.out / "steps.md").write_text("\n\n".join(self._page) + "\n")
 
-    def serve(self) -> Served:
-        port = str(free_port())
-        words = ("serve", self.model, "--port", port, *self._options, *self._pretend)
-        served = Served(start_turbofit(self.children, self.out / "state", *words), int(port),
-                        self.out / "state")  # fmt: skip
-        served.wait()
-        return served
+    def run(self, name: str, *words: str) -> bytes:
+        """Return what a command of turbofit printed; its messages are in a log of this name."""
+        left = max(1.0, self._ends - time.monotonic())
+        with (self.out / f"{name}.log").open("wb") as log:
+            done = subprocess.run(
+                [sys.executable, "-m", "turbofit", *words], stdout=subprocess.PIPE, stderr=log,
+                env=self._environ, timeout=left, check=True,
+            )  # fmt: skip
+        (self.out / f"{name}.json").write_bytes(done.stdout)
+        return done.stdout
 
-    def load(self, url: str, at_once: int, prompt: int, output: int) -> float:
-        """Return the tokens a second that `bench` measured."""
-        path = self.out / f"load-{at_once}-{prompt}.json"
+    def calibrate(self, model: str) -> Calibration:
+        found = self.run("calibrate", "calibrate", model, "--no-rehearse", "--json", *self._options)
+        return msgspec.convert(json.loads(found)["calibrations"][0], Calibration)
+
+    @contextmanager
+    def serving(self, model: str) -> Iterator[str]:
+        """Serve a model, and yield its address once it is ready."""
+        port = free_port()
+        words = ("serve", model, "--no-rehearse", "--port", str(port), *self._options)
+        with (self.out / f"serve-{Path(model).name}.log").open("wb") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "turbofit", *words], stdout=subprocess.PIPE, stderr=log,
+                env=self._environ, text=True,
+            )  # fmt: skip
+            end = threading.Timer(max(1.0, self._ends - time.monotonic()), child.kill)
+            end.start()
+            try:
+                assert child.stdout is not None
+                assert child.stdout.readline(), f"{model} was not served"
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                end.cancel()
+                child.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_LAST_SECONDS)
+                child.kill()
+
+    def load(self, url: str, name: str, at_once: int, prompt: int, output: int) -> LoadResult:
         words = (
-            "bench", url, "--images", "0", "--prompt-tokens", str(prompt), "--output-tokens",
-            str(output), "--concurrency", str(at_once), "--requests", str(3 * at_once), "--json",
+            "bench", url, "--images", "0", "--prompt-tokens", str(round(prompt * self._words)),
+            "--output-tokens", str(output), "--concurrency", str(at_once),
+            "--requests", str(3 * at_once), "--json",
         )  # fmt: skip
-        told = subprocess.run(
-            [sys.executable, "-m", "turbofit", *words], stdout=subprocess.PIPE, timeout=_SECONDS,
-            check=True,
-        )  # fmt: skip
-        path.write_bytes(told.stdout)
-        return float(json.loads(told.stdout)["output_tokens_per_second"])
+        found = msgspec.json.decode(self.run(name, *words), type=LoadResult)
+        self._words *= prompt / (found.prompt_tokens or prompt)
+        return found
 
     @property
     def runs(self) -> list[Path]:
         """The folders of the runs so far, in their order: `calibrate`, then `serve`."""
         return sorted((self.out / "state" / "turbofit" / "runs").iterdir())
 
-    def share(self) -> None:
-        """Write the document of `calibrate` that others may read; pretend GPUs have none."""
-        loads = [word for path in self.out.glob("load-*") for word in ("--load", str(path))]
-        words = (
-            "report",
-            str(self.runs[0]),
-            "--share",
-            "--out",
-            str(self.out / "card.json"),
-            *loads,
-        )
-        start_turbofit(self.children, self.out / "state", *words).finish(_SECONDS)
 
-    def end(self) -> None:
-        while self.children:
-            self.children.pop().kill()
-
-
-def run(trial: Trial) -> None:
-    kept = trial.calibrate()
+def timed(trial: Trial, model: str) -> None:
+    """Time MODEL's steps, and say each beside the constants, with the rates that they show."""
+    kept = trial.calibrate(model)
     assert kept.steps is not None, "no step was timed"
-    served = trial.serve()
-    after = Plan.from_json((trial.runs[-1] / "plan.json").read_bytes())
-    before = replace(after, machine=replace(after.machine, calibrations=()))
-    told = step_table(before, before.engines[0])
-    steps = [
+    plan = Plan.from_json((trial.runs[-1] / "plan.json").read_bytes())
+    told = step_table(plan, plan.engines[0])
+    rows = [
         (point.words, *(f"{1e3 * one:.3g}" for one in (told.seconds(point), point.seconds)),
          f"{point.seconds / told.seconds(point) - 1:+.1%}", f"{point.spread:.1%}")
         for point in kept.steps.points
     ]  # fmt: skip
-    loads = []
-    for at_once, prompt, output in _LOADS:
-        found = trial.load(served.url, at_once, prompt, output)
-        load = LoadSpec.of(
-            images=0, prompt_tokens=prompt, output_tokens=output, concurrency=at_once
-        )
-        forecasts = [
-            forecast_of(plan, mean_request(load), at_once).requests_per_second * output
-            for plan in (before, after)
-        ]
-        beside = (f"{one:.4g} ({one / found - 1:+.1%})" for one in forecasts)
-        loads.append((f"{at_once} at once, {prompt} and {output} tokens", f"{found:.4g}", *beside))
-    trial.share()
-    left_out = "".join(f"- {text}\n" for text in kept.steps.left_out)
-    page = (
-        f"{table('step | constants, ms | measured, ms | beside | spread', steps)}\n\n{left_out}\n"
-    )
-    heads = "load | tokens/s | forecast before | forecast after"
-    (trial.out / "steps.md").write_text(f"{page}{table(heads, loads)}\n")
+    trial.say(table("step | constants, ms | measured, ms | beside | spread", rows))
+    trial.say("\n".join(f"- {text}" for text in kept.steps.left_out))
+    rates = [
+        (rate.of, f"{rate.value / 1e9:.5g}", f"{rate.spread:.0%}") for rate in kept.steps.rates
+    ]
+    trial.say(table("rate | G/s | spread", rates))
 
 
-def main() -> None:
+def loaded(trial: Trial, model: str, loads: tuple[tuple[int, int, int], ...]) -> None:
+    """Serve a model, and say each load beside the forecasts without and with what was timed."""
+    with trial.serving(model) as url:
+        after = Plan.from_json((trial.runs[-1] / "plan.json").read_bytes())
+        before = replace(after, machine=replace(after.machine, calibrations=()))
+        for at_once, prompt, output in loads:
+            name, had = f"load-{after.model.name}-{at_once}-{prompt}", forwards_of(trial.runs[-1])
+            found = trial.load(url, name, at_once, prompt, output)
+            counted, speed = round(found.prompt_tokens or prompt), found.output_tokens_per_second
+            load = LoadSpec.of(
+                images=0, prompt_tokens=counted, output_tokens=output, concurrency=at_once
+            )
+            told = [
+                forecast_of(plan, mean_request(load), at_once).requests_per_second * output
+                for plan in (before, after)
+            ]
+            beside = (f"{one:.4g} ({one / speed - 1:+.1%})" for one in told)
+            passed = forwards_of(trial.runs[-1]) - had
+            # The warm-up's answers are counted by the clock, too.
+            tokens = (found.begun + at_once) * output
+            sequences = f"{tokens / passed:.1f}" if passed else "not known"
+            what = f"{after.model.name}, {at_once} at once, {counted} and {output} tokens"
+            trial.say(table(_HEADS, [(what, f"{speed:.4g}", *beside, sequences)]))
+
+
+def share(trial: Trial) -> None:
+    """Write the document of `calibrate` that others may read; pretend GPUs have none."""
+    files = sorted(trial.out.glob("load-*.json"))
+    words = [word for path in files for word in ("--load", str(path))]
+    path = trial.out / "card.json"
+    trial.run("share", "report", str(trial.runs[0]), "--share", "--out", str(path), *words)
+
+
+def main() -> int:
+    """Run the trial; returns 1 if a part of it failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.steps", description=__doc__)
-    parser.add_argument("model")
     parser.add_argument("out", type=Path)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--twin", action="store_true")
     parser.add_argument("--pretend", metavar="SPEC")
-    parser.add_argument("--clock", default="4")
+    parser.add_argument("--clock", default="8")
     words, options = sys.argv[1:], list[str]()
     if "--" in words:
         words, options = words[: words.index("--")], words[words.index("--") + 1 :]
     given = parser.parse_args(words)
     given.out.mkdir(parents=True, exist_ok=True)
-    pretend = ["--pretend", "--on", given.pretend, "--clock", given.clock] if given.pretend else []
-    trial = Trial(given.model, given.out.resolve(), options, pretend)
+    if given.pretend:
+        options += ["--pretend", "--on", given.pretend, "--clock", given.clock]
+    trial = Trial(given.out.resolve(), options, float(os.environ.get("BUDGET", "3600")))
+    with tempfile.TemporaryDirectory() as folder:
+        first, *others = given.models
+        if given.twin:
+            first, *others = (str(Path(folder) / name) for name in given.models)
+            for name in given.models:
+                twin.main([name, str(Path(folder) / name)])
+        parts = [partial(timed, trial, first), partial(loaded, trial, first, _LOADS)]
+        parts += [partial(loaded, trial, model, _OTHERS_LOADS) for model in others]
+        parts += [] if given.pretend else [partial(share, trial)]
+        return max([attempt(trial, part) for part in parts])
+
+
+def attempt(trial: Trial, part: Callable[[], None]) -> int:
+    """Run a part of the trial; returns 1, and says why on the page, if it failed."""
     try:
-        run(trial)
-    finally:
-        trial.end()
-    print((given.out / "steps.md").read_text())
+        part()
+    except (AssertionError, OSError, ValueError, subprocess.SubprocessError) as exc:
+        trial.say(f"failed: {exc}")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bench.gpu import table
+from bench.gpu import table, trust
 from bench.gpu.__main__ import main
 from bench.gpu.check import impossible
 from bench.gpu.held import hold
@@ -140,9 +140,38 @@ def test_a_card_without_a_preset_and_a_run_without_a_calibration_have_rows() -> 
         assert row.startswith(f"| NVIDIA New 1 | InternVL2-8B | turbomind | {peak} |")
 
 
-def test_the_page_has_the_table_of_what_is_kept() -> None:
+def test_the_page_has_the_tables_of_what_is_kept() -> None:
     text = table.PAGE.read_text(encoding="utf-8")
     assert text == table.page(KEPT), "run python -m bench.gpu table"
+    first, _, _ = text.partition("<!-- end of how far to trust -->")
+    assert len(first.splitlines()) < 24
+    assert all(f"| {one.preset} | TurboMind: inside in" in first for one in KEPT)
+
+
+@pytest.mark.parametrize(
+    ("used", "told"),
+    [
+        (0, "TurboMind: inside in 1 of 1, +199 to +199 MiB"),
+        (300 * MIB, "TurboMind: outside, -101 MiB (why is not known)"),
+        (-900 * MIB, "TurboMind: outside, +1099 MiB (why is not known)"),
+    ],
+)
+def test_a_peak_is_inside_if_it_is_over_by_little(used: int, told: str) -> None:
+    (card,) = ONE.seen[0].cards
+    more = {name: size + used for name, size in card.used.items()}
+    seen = replace(ONE.seen[0], cards=(replace(card, used=more),))
+    (row,) = [
+        line
+        for line in trust.trusted([Trial("", replace(ONE, seen=(seen,)))]).splitlines()
+        if line.startswith("| h200 |")
+    ]
+    assert told in row
+
+
+def test_what_lies_outside_has_its_reason() -> None:
+    text = trust.trusted(KEPT)
+    assert "outside, -728 MiB (torch keeps what it once reserved)" in text
+    assert "why is not known" not in text
 
 
 def test_what_a_real_card_implies_of_memory() -> None:
