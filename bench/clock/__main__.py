@@ -23,15 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 import turbofit
-from bench.clock.loads import (
-    Line,
-    Sent,
-    closed,
-    forwards_of,
-    photograph,
-    poisson,
-    stream_beside,
-)  # fmt: skip
+from bench.clock.loads import Line, Sent, closed, photograph, poisson, stream_beside
 from bench.page import ran_on, table
 from bench.speed.forecast import forecast as formula
 from bench.speed.forecast import setup_of
@@ -302,10 +294,9 @@ def calibrated(servers: Servers, factor: float) -> Iterator[Line]:
         )
         name = "" if of_model else f"{model} by the rates of another model, "
         for at_once, prompt, output in loads:
-            asked = closed(server.url, at_once, 3 * at_once, prompt=prompt, output=output)
-            had = forwards_of(server.served.run)
-            sent = asyncio.run(asked)
-            running = sent.output / (forwards_of(server.served.run) - had)
+            sent = asyncio.run(
+                closed(server.url, at_once, 3 * at_once, prompt=prompt, output=output)
+            )
             load = LoadSpec.of(
                 images=0, prompt_tokens=prompt, output_tokens=output, concurrency=at_once
             )
@@ -313,8 +304,7 @@ def calibrated(servers: Servers, factor: float) -> Iterator[Line]:
                 told = forecast_of(plan, mean_request(load), at_once).requests_per_second * output
                 yield Line(
                     "calibrated",
-                    f"{name}{when}: {at_once} at once, {prompt} and {output} tokens,"
-                    f" {running:.1f} sequences a forward",
+                    f"{name}{when}: {at_once} at once, {prompt} and {output} tokens",
                     formula=told, clock=sent.tokens_per_second, held_up=sent.held_up,
                     load=_load(), unit="tokens/s",
                 )  # fmt: skip

@@ -10,7 +10,6 @@ import time
 from base64 import b64encode
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from turbofit.measure.load.result import spread
-from turbofit.rehearsal.pretend.clock import HELD_UP, ClockFile
+from turbofit.rehearsal.pretend.clock import HELD_UP
 
 #: Seconds, as the card counts them, after which a picture is sent beside a stream.
 _AFTER = 0.3
@@ -82,11 +81,6 @@ class Sent(NamedTuple):
     @property
     def tokens_per_second(self) -> float:
         return self.output / self.seconds
-
-
-def forwards_of(run: Path) -> int:
-    """The forwards of a run's first pretend card so far; 0 on a real one."""
-    return sum(ClockFile(path).read().forwards for path in run.glob("pretend-0/*/clock"))
 
 
 class Client:

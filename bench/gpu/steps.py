@@ -1,17 +1,17 @@
 """Times a card's steps by `calibrate`, and holds plans before and after against loads on it.
 
-    python -m bench.gpu.steps OUT MODEL [OTHER] [--twin] [--pretend SPEC --clock N] [-- OPTION...]
+    python -m bench.gpu.steps OUT MODEL [--other MODEL] [--twin] [--pretend SPEC --clock N]
 
 Some six minutes on a real card: a start for `calibrate` of MODEL, then one of `serve` with loads
-for each model; OTHER is forecast by the rates that MODEL's steps show. ``--twin`` makes checkpoints
-without weights of presets, for a machine without a network. Options after ``--`` are a plan's. All
-of it ends after BUDGET seconds, a variable of the environment.
+for each model; the other one is forecast by the rates that MODEL's steps show. ``--twin`` makes
+checkpoints without weights of presets, for a machine without a network. More options are a plan's.
+All of it ends after BUDGET seconds, a variable of the environment.
 
 OUT gets what each command said, the document of `report --share` with the loads, and ``steps.md``:
 each timed step beside the constants, and each load beside both forecasts, for as many tokens as the
-server counted. It is written anew after each command: nothing is lost where one fails. On pretend
-GPUs the page says how many sequences a forward had. Where these are fewer than the clients, the
-host was too busy to bring them their answers in time, and the speed is not the card's.
+server counted. It is written anew after each command: nothing is lost where one fails. Where a busy
+host brings clients their answers late, a pretend card's batch is not full, and the speed is the
+host's: beside each load stands the host's own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,7 +32,6 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from bench.clock.loads import forwards_of
 from bench.gpu import twin
 from bench.page import table
 from tests.support.processes import free_port
@@ -44,10 +42,11 @@ from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune_space import forecast_of, mean_request
 from turbofit.rehearsal.plan_clock import step_table
 
-#: Requests at once, tokens of a prompt and of an answer: of MODEL, and of OTHER.
-_LOADS = ((1, 512, 128), (16, 512, 128), (16, 2048, 128))
-_OTHERS_LOADS = _LOADS[:2]
-_HEADS = "load | tokens/s | forecast before | forecast after | sequences a forward"
+#: Requests at once, tokens of a prompt and of an answer: of MODEL, and of the other one.
+_LOADS = (
+    ((1, 512, 128), (16, 512, 128), (16, 2048, 128)), ((1, 512, 128), (16, 512, 128)),
+)  # fmt: skip
+_HEADS = "load | tokens/s | forecast before | forecast after | load of the host"
 _LAST_SECONDS = 40
 
 
@@ -55,7 +54,7 @@ class Trial:
     """The commands of one trial, which share a state folder below ``out``."""
 
     def __init__(self, out: Path, options: list[str], budget: float) -> None:
-        self.out, self._options, self._ends = out, options, time.monotonic() + budget
+        self.out, self.options, self._ends = out, options, time.monotonic() + budget
         self._page: list[str] = []
         #: Words of `bench` for a token that the server counts; a stand-in's tokenizer counts more.
         self._words = 1.0
@@ -70,49 +69,42 @@ class Trial:
 
     def run(self, name: str, *words: str) -> bytes:
         """Return what a command of turbofit printed; its messages are in a log of this name."""
-        left = max(1.0, self._ends - time.monotonic())
         with (self.out / f"{name}.log").open("wb") as log:
             done = subprocess.run(
                 [sys.executable, "-m", "turbofit", *words], stdout=subprocess.PIPE, stderr=log,
-                env=self._environ, timeout=left, check=True,
+                env=self._environ, check=True,
+                timeout=max(1.0, self._ends - time.monotonic()),
             )  # fmt: skip
         (self.out / f"{name}.json").write_bytes(done.stdout)
         return done.stdout
-
-    def calibrate(self, model: str) -> Calibration:
-        found = self.run("calibrate", "calibrate", model, "--no-rehearse", "--json", *self._options)
-        return msgspec.convert(json.loads(found)["calibrations"][0], Calibration)
 
     @contextmanager
     def serving(self, model: str) -> Iterator[str]:
         """Serve a model, and yield its address once it is ready."""
         port = free_port()
-        words = ("serve", model, "--no-rehearse", "--port", str(port), *self._options)
+        words = ("serve", model, "--no-rehearse", "--port", str(port), *self.options)
         with (self.out / f"serve-{Path(model).name}.log").open("wb") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "turbofit", *words], stdout=subprocess.PIPE, stderr=log,
                 env=self._environ, text=True,
             )  # fmt: skip
-            end = threading.Timer(max(1.0, self._ends - time.monotonic()), child.kill)
-            end.start()
             try:
                 assert child.stdout is not None
                 assert child.stdout.readline(), f"{model} was not served"
                 yield f"http://127.0.0.1:{port}"
             finally:
-                end.cancel()
                 child.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(_LAST_SECONDS)
                 child.kill()
 
     def load(self, url: str, name: str, at_once: int, prompt: int, output: int) -> LoadResult:
-        words = (
-            "bench", url, "--images", "0", "--prompt-tokens", str(round(prompt * self._words)),
-            "--output-tokens", str(output), "--concurrency", str(at_once),
-            "--requests", str(3 * at_once), "--json",
+        printed = self.run(
+            name, "bench", url, "--images", "0", "--output-tokens", str(output), "--json",
+            "--prompt-tokens", str(round(prompt * self._words)), "--concurrency", str(at_once),
+            "--requests", str(3 * at_once),
         )  # fmt: skip
-        found = msgspec.json.decode(self.run(name, *words), type=LoadResult)
+        found = msgspec.json.decode(printed, type=LoadResult)
         self._words *= prompt / (found.prompt_tokens or prompt)
         return found
 
@@ -124,7 +116,8 @@ class Trial:
 
 def timed(trial: Trial, model: str) -> None:
     """Time MODEL's steps, and say each beside the constants, with the rates that they show."""
-    kept = trial.calibrate(model)
+    printed = trial.run("calibrate", "calibrate", model, "--no-rehearse", "--json", *trial.options)
+    kept = msgspec.convert(json.loads(printed)["calibrations"][0], Calibration)
     assert kept.steps is not None, "no step was timed"
     plan = Plan.from_json((trial.runs[-1] / "plan.json").read_bytes())
     told = step_table(plan, plan.engines[0])
@@ -147,7 +140,7 @@ def loaded(trial: Trial, model: str, loads: tuple[tuple[int, int, int], ...]) ->
         after = Plan.from_json((trial.runs[-1] / "plan.json").read_bytes())
         before = replace(after, machine=replace(after.machine, calibrations=()))
         for at_once, prompt, output in loads:
-            name, had = f"load-{after.model.name}-{at_once}-{prompt}", forwards_of(trial.runs[-1])
+            name = f"load-{after.model.name}-{at_once}-{prompt}"
             found = trial.load(url, name, at_once, prompt, output)
             counted, speed = round(found.prompt_tokens or prompt), found.output_tokens_per_second
             load = LoadSpec.of(
@@ -158,46 +151,39 @@ def loaded(trial: Trial, model: str, loads: tuple[tuple[int, int, int], ...]) ->
                 for plan in (before, after)
             ]
             beside = (f"{one:.4g} ({one / speed - 1:+.1%})" for one in told)
-            passed = forwards_of(trial.runs[-1]) - had
-            # The warm-up's answers are counted by the clock, too.
-            tokens = (found.begun + at_once) * output
-            sequences = f"{tokens / passed:.1f}" if passed else "not known"
             what = f"{after.model.name}, {at_once} at once, {counted} and {output} tokens"
-            trial.say(table(_HEADS, [(what, f"{speed:.4g}", *beside, sequences)]))
+            trial.say(table(_HEADS, [(what, f"{speed:.4g}", *beside, os.getloadavg()[0])]))
 
 
 def share(trial: Trial) -> None:
     """Write the document of `calibrate` that others may read; pretend GPUs have none."""
-    files = sorted(trial.out.glob("load-*.json"))
-    words = [word for path in files for word in ("--load", str(path))]
-    path = trial.out / "card.json"
-    trial.run("share", "report", str(trial.runs[0]), "--share", "--out", str(path), *words)
+    loads = [word for path in trial.out.glob("load-*.json") for word in ("--load", str(path))]
+    out = str(trial.out / "card.json")
+    trial.run("share", "report", str(trial.runs[0]), "--share", "--out", out, *loads)
 
 
 def main() -> int:
     """Run the trial; returns 1 if a part of it failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.steps", description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("model")
+    parser.add_argument("--other", metavar="MODEL")
     parser.add_argument("--twin", action="store_true")
     parser.add_argument("--pretend", metavar="SPEC")
     parser.add_argument("--clock", default="8")
-    words, options = sys.argv[1:], list[str]()
-    if "--" in words:
-        words, options = words[: words.index("--")], words[words.index("--") + 1 :]
-    given = parser.parse_args(words)
+    given, options = parser.parse_known_args()
     given.out.mkdir(parents=True, exist_ok=True)
     if given.pretend:
         options += ["--pretend", "--on", given.pretend, "--clock", given.clock]
     trial = Trial(given.out.resolve(), options, float(os.environ.get("BUDGET", "3600")))
     with tempfile.TemporaryDirectory() as folder:
-        first, *others = given.models
+        models = [given.model, given.other] if given.other else [given.model]
         if given.twin:
-            first, *others = (str(Path(folder) / name) for name in given.models)
-            for name in given.models:
+            for name in models:
                 twin.main([name, str(Path(folder) / name)])
-        parts = [partial(timed, trial, first), partial(loaded, trial, first, _LOADS)]
-        parts += [partial(loaded, trial, model, _OTHERS_LOADS) for model in others]
+            models = [str(Path(folder) / name) for name in models]
+        parts = [partial(timed, trial, models[0])]
+        parts += [partial(loaded, trial, *one) for one in zip(models, _LOADS, strict=False)]
         parts += [] if given.pretend else [partial(share, trial)]
         return max([attempt(trial, part) for part in parts])
 

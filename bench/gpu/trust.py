@@ -28,13 +28,16 @@ REASONS = {
     "h100 pytorch": "torch keeps what it once reserved",
     "h100-internvl2-2b-threads-8": "the host prepares fewer images than its cores could",
 }
+_UNKNOWN = "why is not known"
 _ENGINES = {"turbomind": "TurboMind", "pytorch": "PyTorch engine"}
 _TEXT, _INTERNVL2 = "text with turbomind", "internvl2.0/deployment"
 _CLOCK = Path(__file__).parents[1] / "clock" / "results.jsonl"
-_OTHERS = (
-    ("any other", "formulas, with contexts and libraries at their upper end: not measured",
-     "the word beside each figure ([by kind](speed.md#how-sure-by-kind)); `null`: nobody knows"),
-    ("yours, after `turbofit calibrate MODEL`", "what your card took, and a margin of 64 MiB"),
+_ANY_OTHER = (
+    "any other", "formulas, with contexts and libraries at their upper end: not measured",
+    "the word beside each figure ([by kind](speed.md#how-sure-by-kind)); `null`: nobody knows",
+)  # fmt: skip
+_CALIBRATED = (
+    "yours, after `turbofit calibrate MODEL`", "what your card took, and a margin of 64 MiB",
 )  # fmt: skip
 
 
@@ -44,8 +47,7 @@ def trusted(found: Sequence[Trial]) -> str:
     keys = sorted({one.preset for one in found if one.preset is not None})
     of_cards = [(key, _memory(key, found), _images(key, images)) for key in keys]
     published = ("one of which others published figures", _published(), _text())
-    any_other, (yours, memory) = _OTHERS
-    rows = [*of_cards, published, any_other, (yours, memory, _calibrated())]
+    rows = [*of_cards, published, _ANY_OTHER, (*_CALIBRATED, _calibrated())]
     return table("your card | memory | speed", rows)
 
 
@@ -59,10 +61,6 @@ def peaks_of(trial: Trial) -> list[tuple[int, float]]:
     return [(over, over / gpu.total) for over, gpu in overs]
 
 
-def _reason(name: str) -> str:
-    return REASONS.get(name, "why is not known")
-
-
 def _memory(key: str, found: Sequence[Trial]) -> str:
     """Return what lies inside and outside the band of memory, by engine."""
     parts = []
@@ -74,7 +72,7 @@ def _memory(key: str, found: Sequence[Trial]) -> str:
             sizes = f"{inside[0]:+.0f} to {inside[-1]:+.0f} MiB"
             parts.append(f"{name}: inside in {len(inside)} of {len(peaks)}, {sizes}")
         parts += [
-            f"{name}: outside, {over / MIB:+.0f} MiB ({_reason(f'{key} {engine}')})"
+            f"{name}: outside, {over / MIB:+.0f} MiB ({REASONS.get(f'{key} {engine}', _UNKNOWN)})"
             for over, share in peaks
             if not 0 <= share <= MEMORY
         ]
@@ -87,7 +85,7 @@ def _images(key: str, scores: Sequence[Score]) -> str:
     here = [one for one in here if one.setup.row.engine == "turbomind"]
     outside = [one for one in here if abs(one.error) > SPEED]
     text = f"images: inside in {len(here) - len(outside)} of [{len(here)} figures](speed.md#images)"
-    reasons = (f"{one.error:+.1%} ({_reason(one.setup.row.id)})" for one in outside)
+    reasons = (f"{one.error:+.1%} ({REASONS.get(one.setup.row.id, _UNKNOWN)})" for one in outside)
     return "; ".join((text, *(f"outside, {reason}" for reason in reasons)))
 
 
