@@ -58,8 +58,8 @@ class Trial:
         self._page: list[str] = []
         #: Words of `bench` for a token that the server counts; a stand-in's tokenizer counts more.
         self._words = 1.0
-        self._environ = {**os.environ, "XDG_STATE_HOME": str(out / "state")}
-        self._environ["TURBOFIT_LEASES"] = str(out / "state" / "leases")
+        folders = {"XDG_STATE_HOME": out / "state", "TURBOFIT_LEASES": out / "state" / "leases"}
+        self._environ = {**os.environ, **{name: str(path) for name, path in folders.items()}}
 
     def say(self, block: str) -> None:
         """Add a block to the page, and write it."""
@@ -128,9 +128,7 @@ def timed(trial: Trial, model: str) -> None:
     ]  # fmt: skip
     trial.say(table("step | constants, ms | measured, ms | beside | spread", rows))
     trial.say("\n".join(f"- {text}" for text in kept.steps.left_out))
-    rates = [
-        (rate.of, f"{rate.value / 1e9:.5g}", f"{rate.spread:.0%}") for rate in kept.steps.rates
-    ]
+    rates = ((one.of, f"{one.value / 1e9:.5g}", f"{one.spread:.0%}") for one in kept.steps.rates)
     trial.say(table("rate | G/s | spread", rates))
 
 
@@ -143,11 +141,9 @@ def loaded(trial: Trial, model: str, loads: tuple[tuple[int, int, int], ...]) ->
             name = f"load-{after.model.name}-{at_once}-{prompt}"
             found = trial.load(url, name, at_once, prompt, output)
             counted, speed = round(found.prompt_tokens or prompt), found.output_tokens_per_second
-            load = LoadSpec.of(
-                images=0, prompt_tokens=counted, output_tokens=output, concurrency=at_once
-            )
+            asked = mean_request(LoadSpec.of(images=0, prompt_tokens=counted, output_tokens=output))
             told = [
-                forecast_of(plan, mean_request(load), at_once).requests_per_second * output
+                forecast_of(plan, asked, at_once).requests_per_second * output
                 for plan in (before, after)
             ]
             beside = (f"{one:.4g} ({one / speed - 1:+.1%})" for one in told)
@@ -158,8 +154,8 @@ def loaded(trial: Trial, model: str, loads: tuple[tuple[int, int, int], ...]) ->
 def share(trial: Trial) -> None:
     """Write the document of `calibrate` that others may read; pretend GPUs have none."""
     loads = [word for path in trial.out.glob("load-*.json") for word in ("--load", str(path))]
-    out = str(trial.out / "card.json")
-    trial.run("share", "report", str(trial.runs[0]), "--share", "--out", out, *loads)
+    words = ("report", str(trial.runs[0]), "--share", "--out", str(trial.out / "card.json"))
+    trial.run("share", *words, *loads)
 
 
 def main() -> int:

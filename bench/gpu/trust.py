@@ -81,8 +81,8 @@ def _memory(key: str, found: Sequence[Trial]) -> str:
 
 def _images(key: str, scores: Sequence[Score]) -> str:
     """Return what lies inside and outside the band of speed, of images with TurboMind."""
-    here = [one for one in scores if one.setup.row.on == f"1x{key}"]
-    here = [one for one in here if one.setup.row.engine == "turbomind"]
+    of_card = ("turbomind", f"1x{key}")
+    here = [one for one in scores if (one.setup.row.engine, one.setup.row.on) == of_card]
     outside = [one for one in here if abs(one.error) > SPEED]
     text = f"images: inside in {len(here) - len(outside)} of [{len(here)} figures](speed.md#images)"
     reasons = (f"{one.error:+.1%} ({REASONS.get(one.setup.row.id, _UNKNOWN)})" for one in outside)
@@ -97,8 +97,10 @@ def _published() -> str:
         used = [figure.percent_of_card or 0.0 for figure in one.scores if figure.figure == "used"]
         errors.setdefault(one.row.engine, []).extend(used)
     spans = [f"{_ENGINES[name]} {min(of):+.2f} to {max(of):+.2f} %" for name, of in errors.items()]
-    told = f"InternVL2's table, older LMDeploy: {', '.join(spans)} of the card"
-    return f"{told}; single runs further off ([which](#what-the-forecast-rests-on))"
+    return (
+        f"InternVL2's table, older LMDeploy: {', '.join(spans)} of the card;"
+        " single runs further off ([which](#what-the-forecast-rests-on))"
+    )
 
 
 def _text() -> str:
