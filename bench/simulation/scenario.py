@@ -142,7 +142,7 @@ def serve_question(
         gateway=GatewayConfig(idle_seconds=5400.0, retry_seconds=30.0),
         timing=Timing(liveness=1800.0, start=1800.0),
         access_log="none",
-        rehearse=False,
+        no_rehearse=True,
         model_name=name,
     )
 

@@ -68,7 +68,7 @@ def run(stop: StopSignal, leases: Leases, stack: ExitStack) -> str:
         gateway=GatewayConfig(port=int(sys.argv[2])) if given.get("gateway") else None,
         port=int(sys.argv[2]),
         check="auto" if given.get("check", True) else "none",
-        standby=given.get("standby", False),
+        no_standby=not given.get("standby", False),
     )
     one = Run(
         config,

@@ -84,7 +84,7 @@ def tune_model(
         )
     usual = run.refuse()
     load = _load(wanted.load, usual)
-    clock = clock_for(usual, config.clock)
+    clock = clock_for(usual, config.clock or 0.0)
     facts = _facts(wanted, usual, load, run.lmdeploy.version, clock)
     alike = (
         tuning

@@ -52,7 +52,7 @@ class LaunchDescription:
         self.overlay: Path | None = None
         self.options = list(config.options)
         self.plan = self._with_checkpoint(plan)
-        self.clock = clock_for(plan, config.clock)
+        self.clock = clock_for(plan, config.clock or 0.0)
         slower = max(1.0, self.clock.factor)
         self.timing: Timing = replace(
             timing, drain=slower * timing.drain, patience=slower * timing.patience

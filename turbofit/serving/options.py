@@ -1,8 +1,8 @@
-"""Options of a launch, as `serve`, `calibrate` and `tune` take them; each field is an option."""
+"""Options of a launch, as `serve`, `calibrate` and `tune` take them, and what their run reads."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -24,7 +24,117 @@ Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 Slower = Annotated[float | None, Field(ge=0, le=1000), Metavar("N")]
 
 
-class ServeConfig(Validated):
+class LaunchOptions(Validated):
+    """Options that `serve`, `calibrate` and `tune` share, and that their run reads."""
+
+    #: The factor of the clock without ``--clock``; 0: forwards of pretend GPUs take no time.
+    usual_clock: ClassVar[float] = 1.0
+
+    pretend: bool = False
+    no_rehearse: bool = False
+    forget: bool = False
+    clock: Slower = None
+
+    def refuse_real_clock(self) -> None:
+        """Refuse ``--clock`` without ``--pretend``.
+
+        Raises:
+            UsageError: no real GPU has such a clock.
+        """
+        if self.clock is not None and not self.pretend:
+            raise UsageError(
+                "--clock is the time of pretend GPUs, and these are real",
+                hint="add --pretend",
+                options=["clock"],
+            )
+
+    def run_fields(self) -> Options:
+        """Return the given fields that a run reads, and how slow its pretend GPUs are."""
+        read = RunOptions.model_fields
+        given = {name: value for name, value in self.given().items() if name in read}
+        factor = self.usual_clock if self.clock is None else self.clock
+        return {**given, "clock": factor * self.pretend}
+
+
+class RunOptions(LaunchOptions):
+    """Options of `serve` that its run reads."""
+
+    check: CheckMode = "auto"
+    no_standby: bool = False
+    model_name: Annotated[str | None, Field(min_length=1)] = None
+
+
+class ServeOptions(RunOptions):
+    """Further options of `serve`."""
+
+    plan: FilePath | None = None
+    dry_run: bool = False
+    no_gateway: bool = False
+    unplanned: bool = False
+    drain: Seconds | None = None
+    liveness: Seconds | None = None
+    cluster: Annotated[str | None, Metavar("RAY")] = None
+    name: str | None = None
+    node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
+    idle: Annotated[float | None, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")] = None
+
+    @property
+    def timing(self) -> Timing:
+        given = self.given()
+        return Timing(**{name: given[name] for name in ("drain", "liveness") if name in given})
+
+    def refuse_alone(self) -> None:
+        """Refuse an option that needs a missing option, or that excludes another given option.
+
+        Raises:
+            UsageError: the first such option.
+        """
+        if self.idle is not None:
+            beside = {"cluster": self.cluster is not None, "no_gateway": self.no_gateway}
+            refuse_together(beside, "--idle")
+        self.refuse_real_clock()
+        for name in ("name", "node_port"):
+            if self.cluster is None and name in self.given():
+                raise needs_cluster(name)
+
+
+class CalibrateOptions(LaunchOptions):
+    """Further options of `calibrate`."""
+
+    usual_clock: ClassVar[float] = 0.0  # no step is timed
+
+    again: bool = False
+    minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
+
+
+class TuneOptions(LaunchOptions):
+    """Options of `tune` besides those of a plan and a load."""
+
+    usual_clock: ClassVar[float] = 4.0  # slower than life: this host can keep up with a load
+
+    time: Annotated[str, Metavar("TIME")] = "20m"
+    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 6
+    slo: Annotated[str | None, Metavar("LIMITS")] = None
+    kv_types: Annotated[str, Metavar("LIST")] = "0,8"
+    again: bool = False
+
+    @property
+    def kv_policies(self) -> tuple[int, ...]:
+        """The values of ``--quant-policy`` to try, without repeats.
+
+        Raises:
+            UsageError: a word of the list is no KV type.
+        """
+        types = [part.strip() for part in self.kv_types.split(",")]
+        if not {*types} <= {"0", "4", "8", "16", "17"}:
+            raise UsageError(
+                f"--kv-types {self.kv_types!r} is no list of KV types",
+                hint="write it as 0,8 or 0,8,4",
+            )
+        return tuple(map(int, dict.fromkeys(types)))
+
+
+class ServeConfig(RunOptions):
     """One `turbofit serve` on one machine.
 
     >>> ServeConfig(request=PlanRequest(model="internvl2-8b"), gateway=GatewayConfig(port=8000))
@@ -48,20 +158,8 @@ class ServeConfig(Validated):
     options: tuple[str, ...] = Field(default=(), description="LMDeploy's own options, passed on")
     unplanned: tuple[str, ...] = Field(default=(), description="those the plan does not count")
     api_key: str | None = Field(default=None, description="without a gateway, the engines' key")
-    model_name: str | None = Field(default=None, description="what the engines call the model")
     access_log: str | None = Field(
         default=None, description="a file, - for stderr, or none; None is the run's folder"
-    )
-    check: CheckMode = Field(
-        default="auto", description="what must be answered before it opens; see `CheckMode`"
-    )
-    rehearse: bool = Field(default=True, description="a plan is rehearsed before it is launched")
-    standby: bool = Field(
-        default=True, description="a process has imported what the next start needs"
-    )
-    pretend: bool = Field(default=False, description="on pretend GPUs")
-    clock: float = Field(
-        default=0.0, ge=0, description="how much slower than the forecast pretend GPUs are; 0: none"
     )
 
     def client_name(self, model: Model) -> str:
@@ -93,129 +191,6 @@ class ClusterServeConfig(ServeConfig):
     node_words: tuple[str, ...] = Field(
         default=(), description="options of each node's `turbofit serve`"
     )
-
-
-class LaunchOptions(Validated):
-    """Options that `serve`, `calibrate` and `tune` share; each field is an option."""
-
-    pretend: bool = False
-    no_rehearse: bool = False
-    forget: bool = False
-
-    def config_fields(self) -> Options:
-        """Return the fields of `ServeConfig` that these options set."""
-        return {"rehearse": not self.no_rehearse, "pretend": self.pretend}
-
-
-class ServeOptions(LaunchOptions):
-    """Further options of `serve`."""
-
-    plan: FilePath | None = None
-    dry_run: bool = False
-    check: Literal["auto", "full", "quick", "none"] = "auto"
-    no_standby: bool = False
-    model_name: Annotated[str | None, Field(min_length=1)] = None
-    no_gateway: bool = False
-    unplanned: bool = False
-    drain: Seconds | None = None
-    liveness: Seconds | None = None
-    clock: Slower = None
-    cluster: Annotated[str | None, Metavar("RAY")] = None
-    name: str | None = None
-    node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
-    idle: Annotated[float | None, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")] = None
-
-    def refuse_alone(self) -> None:
-        """Refuse an option that needs a missing option, or that excludes another given option.
-
-        Raises:
-            UsageError: the first such option.
-        """
-        if self.idle is not None:
-            beside = {"cluster": self.cluster is not None, "no_gateway": self.no_gateway}
-            refuse_together(beside, "--idle")
-        refuse_real_clock(self)
-        for name in ("name", "node_port"):
-            if self.cluster is None and name in self.given():
-                raise needs_cluster(name)
-
-    def config_fields(self) -> Options:
-        from turbofit.serving.engine.engine_client import Timing
-
-        given = self.given()
-        timing = {name: given[name] for name in ("drain", "liveness") if name in given}
-        return {
-            **super().config_fields(),
-            "timing": Timing(**timing),
-            "check": self.check,
-            "standby": not self.no_standby,
-            "model_name": self.model_name,
-            "clock": (1.0 if self.clock is None else self.clock) * self.pretend,
-        }
-
-
-class CalibrateOptions(LaunchOptions):
-    """Further options of `calibrate`."""
-
-    again: bool = False
-    minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
-    clock: Slower = None
-
-    def config_fields(self) -> Options:
-        """Return the fields of `ServeConfig` that these options set.
-
-        Without ``--clock``, pretend GPUs take no time, and no step is timed.
-        """
-        refuse_real_clock(self)
-        return {**super().config_fields(), "clock": self.clock or 0.0}
-
-
-class TuneOptions(LaunchOptions):
-    """Options of `tune` besides those of a plan and a load."""
-
-    time: Annotated[str, Metavar("TIME")] = "20m"
-    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 6
-    slo: Annotated[str | None, Metavar("LIMITS")] = None
-    kv_types: Annotated[str, Metavar("LIST")] = "0,8"
-    again: bool = False
-    clock: Slower = None
-
-    def config_fields(self) -> Options:
-        """Return the fields of `ServeConfig` that these options set.
-
-        Pretend GPUs are four times slower than life, so that this host can keep up with a load.
-        """
-        factor = 4.0 if self.clock is None else self.clock
-        return {**super().config_fields(), "clock": factor * self.pretend}
-
-    @property
-    def kv_policies(self) -> tuple[int, ...]:
-        """The values of ``--quant-policy`` to try, without repeats.
-
-        Raises:
-            UsageError: a word of the list is no KV type.
-        """
-        types = [part.strip() for part in self.kv_types.split(",")]
-        if not {*types} <= {"0", "4", "8", "16", "17"}:
-            raise UsageError(
-                f"--kv-types {self.kv_types!r} is no list of KV types",
-                hint="write it as 0,8 or 0,8,4",
-            )
-        return tuple(map(int, dict.fromkeys(types)))
-
-
-def refuse_real_clock(options: ServeOptions | TuneOptions | CalibrateOptions) -> None:
-    """Refuse ``--clock`` without ``--pretend``.
-
-    Raises:
-        UsageError: no real GPU has such a clock.
-    """
-    if options.clock is not None and not options.pretend:
-        raise UsageError(
-            "--clock is the time of pretend GPUs, and these are real",
-            hint="add --pretend",
-            options=["clock"],
-        )
 
 
 def needs_cluster(name: str) -> UsageError:

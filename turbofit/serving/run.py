@@ -103,7 +103,7 @@ class Run:
         self.planner = Planner(
             config.request, leases, say, pretend=config.pretend,
             # A run on pretend GPUs is its own rehearsal.
-            rehearse=config.rehearse and not config.pretend and can_rehearse(),
+            rehearse=not (config.no_rehearse or config.pretend) and can_rehearse(),
             doubled=self.lmdeploy.warning is not None,
             meanwhile=self._import_meanwhile,
             over=lambda plan: Proof(plan, config, self.lmdeploy.version).over,

@@ -257,7 +257,8 @@ def _config(arguments: Arguments) -> ServeConfig:
         access_log=public.access_log,
         options=tuple(passed.argv),
         unplanned=tuple(passed.unplanned),
-        **options.config_fields(),
+        timing=options.timing,
+        **options.run_fields(),
     )
 
 
@@ -373,7 +374,8 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
         node_words=words,
         access_log=public.access_log,
         options=tuple(passed.argv),
-        **options.config_fields(),
+        timing=options.timing,
+        **options.run_fields(),
     )
 
     def opened(urls: list[str]) -> None:

@@ -27,7 +27,6 @@ from turbofit.serving.options import (
     CalibrateOptions,
     TuneOptions,
     refuse_elsewhere,
-    refuse_real_clock,
 )
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
         config = ServeConfig.of(
             request=launch_request(request, pretend=options.pretend),
             timing=Timing(start=60 * options.minutes, drain=0.0, liveness=0.0),
-            **options.config_fields(),
+            **options.run_fields(),
         )
         return measure(config, stop, say, again=options.again, apart=apart)
 
@@ -133,7 +132,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     options, load = fields.filled(TuneOptions, given), fields.filled(LoadSpec, given)
     load.check()
     request = _request(model, given, load)
-    refuse_real_clock(options)
+    options.refuse_real_clock()
     if not options.pretend:
         refuse_elsewhere(request, "tune measures")
     if request.goal == "context":
@@ -157,7 +156,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
         if options.pretend:
             note(_PRETEND_SPEED)
         here = launch_request(request, pretend=options.pretend)
-        config = ServeConfig.of(request=here, **{**options.config_fields(), "rehearse": False})
+        config = ServeConfig.of(request=here, **options.run_fields(), no_rehearse=True)
         with leases_for(config) as leases:
             return tune_model(wanted, config, leases, say)
 

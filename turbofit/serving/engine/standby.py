@@ -256,7 +256,7 @@ class StandbyStarter:
 @contextmanager
 def standby_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[StandbyStarter | None]:
     """Keep a standby for a server until the server ends; yields None if no standby is wanted."""
-    if not config.standby:
+    if config.no_standby:
         yield None
         return
     from turbofit.machine.host import read_host
