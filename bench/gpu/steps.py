@@ -9,9 +9,8 @@ All of it ends after BUDGET seconds, a variable of the environment.
 
 OUT gets what each command said, the document of `report --share` with the loads, and ``steps.md``:
 each timed step beside the constants, and each load beside both forecasts, for as many tokens as the
-server counted. It is written anew after each command: nothing is lost where one fails. Where a busy
-host brings clients their answers late, a pretend card's batch is not full, and the speed is the
-host's: beside each load stands the host's own.
+server counted. It is written anew after each command: nothing is lost where one fails. On pretend
+GPUs a host with more to do than it has cores slows loads down: beside each stands the host's own.
 """
 
 from __future__ import annotations

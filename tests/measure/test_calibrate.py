@@ -110,11 +110,11 @@ def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch) -> None
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def moved(_: Any) -> Any:
-        return SimpleNamespace(used=200 * MIB)
+        return 200 * MIB
 
     for place, answer, before, told in (
         ("turbofit.core.process.files._created", full, {}, "cannot be written: No space left"),
-        ("turbofit.measure.calibrate.memory_now", moved, {0: 0}, "200 MiB more in use than before"),
+        ("turbofit.measure.calibrate.used_now", moved, {0: 0}, "200 MiB more in use than before"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, answer)

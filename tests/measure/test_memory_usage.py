@@ -19,7 +19,7 @@ from turbofit import api
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
 from turbofit.measure import memory_usage
-from turbofit.measure.memory_usage import Memory, SampledRange, Sampler, memory_now
+from turbofit.measure.memory_usage import SampledRange, Sampler, used_now
 from turbofit.rehearsal.planned import charged
 from turbofit.serving.engine.pretend_launch import PretendReader
 
@@ -46,10 +46,7 @@ def test_peaks_and_last_values_between_two_times(nvml_library: Path, tmp_path: P
         assert sampler.between(0, begun, now) == SampledRange(peak=900 * MIB, last=300 * MIB)
         assert sampler.between(uuid, begun, now) == SampledRange(peak=5 * MIB, last=5 * MIB)
         assert sampler.between(0, now + 1, now + 2) is None
-        card = gpu_3090()
-        assert memory_now(0) == Memory(
-            total=24576 * MIB, used=300 * MIB, free=24576 * MIB - card.reserved - 300 * MIB
-        )
+        assert used_now(0) == 300 * MIB
 
 
 def test_a_gpu_that_cannot_be_read_is_said_and_the_others_are_sampled(
@@ -62,10 +59,10 @@ def test_a_gpu_that_cannot_be_read_is_said_and_the_others_are_sampled(
     scenario = Scenario([gpu_3090(no_handle=LOST), gpu_3090(1, used=5 * MIB)])
     with in_process(nvml_library, scenario, tmp_path) as path:
         with pytest.raises(MachineError, match="no GPU 7"):
-            memory_now(7)
+            used_now(7)
         for gpu in (0, scenario.gpus[0].uuid):
             with pytest.raises(MachineError, match="is lost"):
-                memory_now(gpu)
+                used_now(gpu)
         begun = time.monotonic()
         with Sampler([0, 1], seconds=0.001) as sampler:
             until(lambda: sampler.between(1, begun, time.monotonic()) is not None, "a sample")
@@ -73,7 +70,7 @@ def test_a_gpu_that_cannot_be_read_is_said_and_the_others_are_sampled(
         scenario.gpus[1].error = LOST
         scenario.write(path)
         with pytest.raises(MachineError):
-            memory_now(1)
+            used_now(1)
 
 
 def test_a_driver_that_never_answers_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +82,7 @@ def test_a_driver_that_never_answers_holds_nobody(monkeypatch: pytest.MonkeyPatc
         raise MachineError("it is lost", hint="none")
 
     monkeypatch.setattr(memory_usage, "Nvml", nullcontext)
-    monkeypatch.setattr(memory_usage, "_memory", silent)
+    monkeypatch.setattr(memory_usage, "_used", silent)
     monkeypatch.setattr(memory_usage, "_LAST_SECONDS", 0.0)
     try:
         with Sampler([0]):
@@ -143,7 +140,7 @@ class Samples(nullcontext):  # type: ignore[type-arg]
 def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(monkeypatch) -> None:
     clock = SimpleNamespace(monotonic=lambda: 10.0, sleep=lambda _: None)
     monkeypatch.setattr(memory_usage, "time", clock)
-    monkeypatch.setattr(memory_usage, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
+    monkeypatch.setattr(memory_usage, "used_now", lambda _: MIB)
     engine: Any = SimpleNamespace(group=0)
     for last, refused in ((9.9, False), (9.0, True)):
         monkeypatch.setattr(memory_usage, "Sampler", lambda _, last=last: Samples(1.0, last))

@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.machine import Calibration
+from turbofit.core.plan import Plan
 from turbofit.core.process.files import write_atomic
-from turbofit.core.struct import to_builtins, to_json
+from turbofit.core.process.signals import StopSignal
+from turbofit.core.struct import Document, to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
 from turbofit.measure.calibrate_speeds import is_measured, measure_speeds
 from turbofit.measure.calibrator import Calibrator
-from turbofit.measure.memory_usage import NvmlUsageReader, PretendUsageReader, memory_now
+from turbofit.measure.memory_usage import NvmlUsageReader, PretendUsageReader, used_now
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
 from turbofit.memory.calibrated import calibration_for
 from turbofit.planning import calibrations
@@ -25,19 +30,10 @@ from turbofit.planning.choose import best_plan
 from turbofit.planning.resolve import resolve
 from turbofit.serving.calibration import SEEN_FILE, Observation, document, learn
 from turbofit.serving.ladder import learned_file
+from turbofit.serving.options import ServeConfig
 from turbofit.serving.planner import leases_for
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
-
-if TYPE_CHECKING:
-    import signal
-    from collections.abc import Callable, Mapping, Sequence
-
-    from turbofit.core.machine import Calibration
-    from turbofit.core.plan import Plan
-    from turbofit.core.process.signals import StopSignal
-    from turbofit.core.struct import Document
-    from turbofit.serving.options import ServeConfig
 
 #: Bytes by which other processes' use may change while a launch is measured.
 _MOVED: Final = 32 * MIB
@@ -193,7 +189,7 @@ def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
     """
     for gpu in plan.ledgers:
         if gpu.index in before:
-            more = memory_now(gpu.uuid).used - before[gpu.index]
+            more = used_now(gpu.uuid) - before[gpu.index]
             if abs(more) > _MOVED:
                 change = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
                 return f"GPU {gpu.index} has {change} than before: somebody else's memory moved"

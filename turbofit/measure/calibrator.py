@@ -7,28 +7,25 @@ worst case.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from turbofit.core.errors import LaunchError, TurbofitError, UsageError
+from turbofit.core.machine import MeasuredSteps
+from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
 from turbofit.measure.calibrate_steps import EngineAddress, StepTimer
+from turbofit.measure.memory_usage import GpuUsage
 from turbofit.serving.calibration import KERNELS, STEADY, CalibratedGpu, Observation
+from turbofit.serving.engine.supervised_engine import SupervisedEngine
 from turbofit.serving.engine.worst_requests import (
+    ProbeRequest,
     every_worst,
     small_requests,
     worst_image_tokens,
     worst_request,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.core.machine import MeasuredSteps
-    from turbofit.core.plan import Plan
-    from turbofit.measure.memory_usage import GpuUsage
-    from turbofit.serving.engine.supervised_engine import SupervisedEngine
-    from turbofit.serving.engine.worst_requests import ProbeRequest
 
 _REQUEST: Final = "vision_request"
 

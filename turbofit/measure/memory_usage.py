@@ -7,33 +7,22 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
+
+from typing_extensions import Self
 
 from turbofit.core.errors import MachineError
+from turbofit.core.plan import Plan
 from turbofit.machine.nvml import GpuLostError, Nvml, answered
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from typing_extensions import Self
-
-    from turbofit.core.plan import Plan
-    from turbofit.serving.engine.supervised_engine import SupervisedEngine
+from turbofit.serving.engine.supervised_engine import SupervisedEngine
 
 _SECONDS: Final = 0.01
 #: Seconds to wait for a running query: a driver that lost a card may never answer.
 _LAST_SECONDS: Final = 10.0
 #: Seconds for which a card is sampled before a reading, whose last sample is then recent.
 _SETTLE: Final = 0.3
-
-
-class Memory(NamedTuple):
-    """The memory of one GPU in bytes, by NVML; ``used`` excludes the driver's own reserve."""
-
-    total: int
-    used: int
-    free: int
 
 
 class SampledRange(NamedTuple):
@@ -43,8 +32,8 @@ class SampledRange(NamedTuple):
     last: int
 
 
-def memory_now(gpu: int | str) -> Memory:
-    """Read the memory of a GPU once.
+def used_now(gpu: int | str) -> int:
+    """Return the bytes in use on a GPU, without the driver's own reserve.
 
     Args:
         gpu: NVML's index, or a UUID.
@@ -54,7 +43,7 @@ def memory_now(gpu: int | str) -> Memory:
         PackageError: nvidia-ml-py is not installed.
     """
     with Nvml() as nvml:
-        return _memory(nvml, gpu)
+        return _used(nvml, gpu)
 
 
 class Sampler:
@@ -95,12 +84,12 @@ class Sampler:
             while not self._over.is_set():
                 for gpu in self._gpus:
                     with suppress(MachineError):
-                        used = _memory(nvml, gpu).used
+                        used = _used(nvml, gpu)
                         self._samples[gpu].append((time.monotonic(), used))
                 self._over.wait(self._seconds)
 
 
-def _memory(nvml: Nvml, gpu: int | str) -> Memory:
+def _used(nvml: Nvml, gpu: int | str) -> int:
     name = "nvmlDeviceGetHandleByUUID" if isinstance(gpu, str) else "nvmlDeviceGetHandleByIndex"
     try:
         handle = nvml.query(name, gpu)
@@ -111,7 +100,7 @@ def _memory(nvml: Nvml, gpu: int | str) -> Memory:
         raise MachineError(f"NVML knows no GPU {gpu}", hint="check nvidia-smi -L")
     if not answered(info):
         raise MachineError(f"the memory of GPU {gpu} cannot be read", hint="check nvidia-smi")
-    return Memory(total=int(info.total), used=int(info.used), free=int(info.free))
+    return int(info.used)
 
 
 class NvmlUsageReader:
@@ -125,7 +114,7 @@ class NvmlUsageReader:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self._uuids = plan, {gpu.index: gpu.uuid for gpu in plan.ledgers}
-        self.before = {index: memory_now(uuid).used for index, uuid in self._uuids.items()}
+        self.before = {index: used_now(uuid) for index, uuid in self._uuids.items()}
         self._sampler = Sampler(list(self._uuids.values()))
         self._sampler.__enter__()
         self._since = dict.fromkeys(self._uuids, time.monotonic())

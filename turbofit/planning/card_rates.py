@@ -8,21 +8,17 @@ promised with is not determined: small models on fast cards do not show how weig
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from math import inf, sqrt
 from statistics import median
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import MeasuredRate
+from turbofit.core.machine import Gpu, MeasuredRate, MeasuredSteps, RateName, StepPoint
 from turbofit.core.units import three_digits
+from turbofit.planning.speed import GroupRates
 from turbofit.planning.steps import pairs_of, slope_of, tokens_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from turbofit.core.machine import Gpu, MeasuredSteps, RateName, StepPoint
-    from turbofit.planning.speed import GroupRates
 
 #: The largest spread of a rate that is kept.
 _MOST_SPREAD: Final = 0.25
