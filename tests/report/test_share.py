@@ -13,7 +13,7 @@ from referencing import Registry, Resource
 from tests.report.documents import planned, served_run
 from tests.support.plans import changed
 from turbofit.cli.main import main
-from turbofit.core.machine import Holder, Host
+from turbofit.core.machine import Holder, Host, MeasuredRate, MeasuredSteps, StepPoint
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_json
 from turbofit.measure.load.result import ErrorCount, LoadResult
@@ -79,7 +79,11 @@ def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     folder = run_folder(tmp_path / "run", plan)
     used = {"steady": plan.ledgers[0].steady, "sampling": plan.ledgers[0].peak - 5}
     cards = tuple(CalibratedGpu(index=gpu.index, before=0, used=used) for gpu in plan.ledgers)
-    seen = (Observation(group=0, free=None, region=None, cards=cards),)
+    steps = MeasuredSteps(
+        quant_policy=0, points=(StepPoint(sequences=1, cached=64, seconds=0.01),),
+        weights="16 bits", rates=(MeasuredRate(of="bandwidth", value=1e12, spread=0.1),),
+    )  # fmt: skip
+    seen = (Observation(group=0, free=None, region=None, cards=cards, steps=steps),)
     (folder / SEEN_FILE).write_text(to_json(seen))
     out = tmp_path / "out.json"
     words = ["report", str(folder), "--share", "--load", str(load(tmp_path)), "--out", str(out)]
@@ -90,6 +94,8 @@ def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
         assert secret not in said, secret
     for word in ("Left out:", "580.159.04", "1.50 requests/s", "in use, MiB: sampling", "(crash)"):
         assert word in said
+    assert "1 of the engine, timed, each with its spread; 1 rates of the cards" in said
+    assert document["seen"][0]["steps"]["rates"][0]["value"] == 1e12
     assert document["plan"]["model"]["name"] == plan.model.architecture
     assert document["run"]["attempts"][0]["ended"] == {"kind": "crash"}
     assert document["loads"][0]["load"] == {"concurrency": 8}
