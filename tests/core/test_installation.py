@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,21 @@ from turbofit.core.installation import image_library, install_command
 REPO = Path(__file__).resolve().parents[2]
 
 
+@dataclass
 class _Installed:
-    """A distribution as importlib.metadata gives it."""
+    """In the place of importlib.metadata's distribution; ``origin`` is its direct_url.json."""
 
-    origin: str | None = None
+    origin: str | None
 
     def read_text(self, name: str) -> str | None:
         return self.origin if name == "direct_url.json" else None
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> _Installed:
+    made = _Installed(None)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _: made)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -36,22 +45,22 @@ class _Installed:
     ],
 )
 def test_what_turbofit_was_installed_from_is_named(
-    origin: object, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    origin: object,
+    words: list[str],
+    installed: _Installed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "clone").mkdir()
     for name in ("clone/pyproject.toml", "clone/README.md"):
         (tmp_path / name).touch()
-
-    monkeypatch.setattr(
-        _Installed, "origin", json.dumps(origin).replace("PLACE", tmp_path.as_uri())
-    )
-    monkeypatch.setattr("importlib.metadata.distribution", lambda _: _Installed())
+    installed.origin = json.dumps(origin).replace("PLACE", tmp_path.as_uri())
     wanted = [word.replace("HERE", str(tmp_path)).replace("CODE", str(REPO)) for word in words]
     assert shlex.split(install_command("ray")) == ["pip", "install", *wanted]
     upgraded = shlex.split(install_command("ray", upgrade=True))
     assert upgraded == ["pip", "install", "-U", *wanted]
     monkeypatch.setattr(installation, "_CODE", tmp_path)
-    monkeypatch.setattr(_Installed, "origin", None)
+    installed.origin = None
     assert install_command("ray") == "pip install 'turbofit[ray]'"
 
 
@@ -63,7 +72,11 @@ def test_what_turbofit_was_installed_from_is_named(
     ],
 )
 def test_a_library_that_is_missing_has_the_line_that_makes_it(
-    origin: object, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    origin: object,
+    words: list[str],
+    installed: _Installed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sysconfig.get_platform", lambda: "linux-x86_64")
     monkeypatch.setattr(installation, "_LIBRARY", tmp_path / "libpixels.so")
@@ -71,10 +84,7 @@ def test_a_library_that_is_missing_has_the_line_that_makes_it(
     for name in ("pyproject.toml", "README.md"):
         (tmp_path / name).touch()
     monkeypatch.setattr(installation, "_CODE", tmp_path / "site-packages")
-    monkeypatch.setattr("importlib.metadata.distribution", lambda _: _Installed())
-    monkeypatch.setattr(
-        _Installed, "origin", json.dumps(origin).replace("PLACE", tmp_path.as_uri())
-    )
+    installed.origin = json.dumps(origin).replace("PLACE", tmp_path.as_uri())
     with pytest.raises(PackageError, match="without a C compiler") as caught:
         image_library()
     wanted = [word.replace("HERE", str(tmp_path)) for word in words]

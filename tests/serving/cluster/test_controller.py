@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from turbofit.core.cluster import Node, NodePlan, NodeStatus
 from turbofit.core.errors import DoesNotFitError, LaunchError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.planning.request import PlanRequest
-from turbofit.serving.cluster import actors, ray_adapter
+from turbofit.serving.cluster import actors
 from turbofit.serving.cluster import controller as module
 from turbofit.serving.cluster.controller import Controller, serve_cluster
 from turbofit.serving.cluster.node import DRAINED
@@ -60,12 +60,12 @@ class Actor:
 
 
 class World:
-    """Nodes that come and go, and the time."""
+    """A cluster in the place of `ray_adapter`, with nodes that come and go, and its time."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.machines: dict[str, Node] = {}
         self.alive: dict[str, Node] = {}
-        self.actors: dict[str, Actor] = {}
+        self.named: dict[str, Actor] = {}
         self.fails: dict[str, str] = {}
         #: When a controller asked the actor of a node; the names that controllers hold.
         self.kept: dict[str, float] = {}
@@ -73,44 +73,47 @@ class World:
         self.log: list[str] = []
         self.said: list[str] = []
         self.now, self.stop = 1000.0, SimpleNamespace(signal=None, urgent=False)
-        for name in ("start_actor", "kill_actor", "nodes", "outcomes", "held_name"):
-            monkeypatch.setattr(ray_adapter, name, getattr(self, name))
-        monkeypatch.setattr(ray_adapter, "actors", lambda: dict(self.actors))
-        monkeypatch.setattr(module, "measured", self.measured)
-        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(module.time, "sleep", self.sleep)
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def connected(self, _: str | None) -> Any:
+        return nullcontext("10.0.0.1:6379")
+
+    def actors(self) -> dict[str, Actor]:
+        return dict(self.named)
 
     def nodes(self, _: str) -> dict[str, Node]:
         """Each with what its actor holds."""
-        held = {actor.planned.node: actor.gpus for actor in self.actors.values()}
+        held = {actor.planned.node: actor.gpus for actor in self.named.values()}
         why = "jobs of Ray hold its GPUs"
         return {
             key: replace(one, why_not=one.why_not or why * bool(held.get(key)))
             for key, one in self.alive.items()
         }
 
-    def measured(self, nodes: Iterable[Node], _: float) -> tuple[Node, ...]:
-        self.log += [f"measure {one.name}" for one in nodes if not one.why_not]
-        return tuple(
-            one if one.why_not else replace(self.machines[one.id], gpus=one.gpus) for one in nodes
-        )
+    def run_on(self, node: str, _task: Callable[..., Node], _version: str) -> Node:
+        self.log.append(f"measure {self.machines[node].name}")
+        return self.machines[node]
 
     def outcomes(self, answers: Sequence[Any], _: float) -> list[Any]:
         return list(answers)
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
     def start_actor(self, _: type, *args: Any, node: str, gpus: int, name: str) -> Actor:
         run, planned, _words, _key, claim = args
         assert name.startswith(f"{run}/{node}/")
         self.log.append(f"start {planned.name} {gpus}")
-        self.actors[name] = Actor(self, planned, claim, gpus)
-        return self.actors[name]
+        self.named[name] = Actor(self, planned, claim, gpus)
+        return self.named[name]
 
     def kill_actor(self, actor: Actor) -> None:
         self.log.append(f"kill {actor.planned.name}")
-        self.actors = {name: one for name, one in self.actors.items() if one is not actor}
+        self.named = {name: one for name, one in self.named.items() if one is not actor}
 
     def held_name(self, name: str) -> object | None:
         if name in self.held:
@@ -139,15 +142,19 @@ class World:
 
     @property
     def states(self) -> dict[str, str]:
-        return {one.planned.name: one.status.state for one in self.actors.values()}
+        return {one.planned.name: one.status.state for one in self.named.values()}
 
     def actor(self, name: str) -> Actor:
-        return next(one for one in self.actors.values() if one.planned.name == name)
+        return next(one for one in self.named.values() if one.planned.name == name)
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(monkeypatch)
+    made = World()
+    monkeypatch.setattr(module, "ray_adapter", made)
+    monkeypatch.setattr(actors, "ray_adapter", made)
+    monkeypatch.setattr(module, "time", made)
+    return made
 
 
 def ticks(made: Controller, count: int = 3) -> None:
@@ -211,7 +218,7 @@ def test_an_unfit_node_is_tried_again_after_a_while(world: World) -> None:
 def test_a_node_whose_actor_has_gone_joins_again(world: World) -> None:
     world.add(1, "1xl4")
     made = world.controller()
-    world.actors.clear()
+    world.named.clear()
     world.now += 15
     ticks(made)
     assert world.states == {"host-1": "serving"}
@@ -256,12 +263,12 @@ def test_a_controller_takes_over_what_a_killed_one_left(world: World) -> None:
     ticks(first)
     world.actor("host-2").end.remote()
     ticks(first)
-    before = dict(world.actors)
+    before = dict(world.named)
     world.log.clear()
     world.said.clear()
     made = world.controller()
     assert world.log == []
-    assert world.actors == before
+    assert world.named == before
     assert world.states == {"host-1": "serving", "host-2": "drained", "host-3": "serving"}
     assert world.said[0] == "taken over from an earlier controller, with its promise: 2 nodes"
     assert first.plan is not None
@@ -301,7 +308,7 @@ def test_gpus_that_ray_frees_late_are_waited_for(
         why = "jobs of Ray hold its GPUs" * (world.now < freed)
         return {key: replace(one, why_not=one.why_not or why) for key, one in world.alive.items()}
 
-    monkeypatch.setattr(ray_adapter, "nodes", nodes)
+    monkeypatch.setattr(world, "nodes", nodes)
     world.controller(context=8192)
     assert world.states["host-1"] == "serving"
     assert freed <= world.now < freed + 1
@@ -375,7 +382,6 @@ class Front:
 def serve(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """`serve_cluster` without a front's sockets; it gets SIGTERM once it is open."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(ray_adapter, "connected", lambda _: nullcontext("10.0.0.1:6379"))
     monkeypatch.setattr(module, "Front", lambda source, *_: source)
     monkeypatch.setattr(module, "GatewayThread", lambda source: Front(world, source))
     world.stop.rearm = lambda: None
@@ -400,7 +406,7 @@ def test_it_opens_once_a_node_serves_and_leaves_nothing(world: World, serve: Any
     assert world.log == [
         "front", "measure host-1", "start host-1 1", "front drains", "end host-1", "kill host-1",
     ]  # fmt: skip
-    assert world.actors == {}
+    assert world.named == {}
     assert "draining: what is under way may end" in world.said
 
 
@@ -410,7 +416,7 @@ def test_it_takes_over_at_its_start_and_leaves_nothing(world: World, serve: Any)
     world.log.clear()
     assert serve() == signal.SIGTERM
     assert world.log == ["front", "front drains", "end host-1", "kill host-1"]
-    assert world.actors == {}
+    assert world.named == {}
 
 
 def test_two_controllers_do_not_serve_the_same(world: World, serve: Any) -> None:
@@ -437,7 +443,7 @@ def test_where_no_node_serves_from_the_beginning_it_ends(world: World, serve: An
     with pytest.raises(LaunchError, match="no node serves"):
         serve()
     assert "node host-1: unfit the weights are not there" in world.said
-    assert world.actors == {}
+    assert world.named == {}
 
 
 def test_an_address_stays_while_its_actor_is_silent(world: World) -> None:
@@ -448,7 +454,7 @@ def test_an_address_stays_while_its_actor_is_silent(world: World) -> None:
     address = actors.NodeAddress(name="a", url="http://a", key="k")
     closed = actors.NodeAddress(name="b", url="", key="k")
     told: Any = {f"{RUN}/a/1": Told(address), f"{RUN}/b/1": Told(closed), "another/a/1": Told(None)}
-    world.actors = told
+    world.named = told
     find = actors.address_source(RUN)
     assert find() == [address]
     told[f"{RUN}/a/1"] = Told(TimeoutError())
