@@ -117,8 +117,9 @@ def pretend_here() -> None:
     say_no_answer(async_engine)
     if clock := os.environ.get(CLOCK):
         from fastapi import FastAPI
+        from lmdeploy.serve.managers.session_manager import RequestHandlePool
 
-        slow_down(async_engine.AsyncEngine, FastAPI, ClockFile(Path(clock)))
+        slow_down(RequestHandlePool, FastAPI, ClockFile(Path(clock)))
 
 
 def main(arguments: list[str]) -> int:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -20,25 +18,23 @@ from turbofit.rehearsal.pretend.clock import ClockFile
 _TAKEN: Final[ContextVar[float | None]] = ContextVar("taken", default=None)
 
 
-def slow_down(engine: Any, app: Any, clock: ClockFile) -> None:
-    """Make each request wait before the engine gets it.
+def slow_down(pool: Any, app: Any, clock: ClockFile) -> None:
+    """Make each request wait before it takes one of the engine's handles.
 
-    ``engine`` is LMDeploy's class `AsyncEngine`, ``app`` the class of its ASGI app.
+    ``pool`` is LMDeploy's class `RequestHandlePool`, ``app`` the class of its ASGI app. A request
+    that finds no free handle waits for the cards, which are slow themselves, so this counts only
+    what passed before.
     """
-    run, serve = engine.safe_run, app.__call__
+    get, serve = pool.get, app.__call__
 
     async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
         _TAKEN.set(time.monotonic())
         await serve(self, scope, receive, send)
 
-    @asynccontextmanager
-    async def safe_run(self: Any, handle: Any, session: Any, **given: Any) -> AsyncIterator[Any]:
+    async def get_later(self: Any) -> Any:
         taken, slower = _TAKEN.get(), clock.read().factor - 1
-        # The engine gets the request when the outputs are asked for. LMDeploy's `safe_run` itself
-        # ends the request of a client that leaves during the wait.
-        async with run(self, handle, session, **given) as outputs:
-            if taken is not None and slower > 0:
-                await asyncio.sleep(slower * (time.monotonic() - taken))
-            yield outputs
+        if taken is not None and slower > 0:
+            await asyncio.sleep(slower * (time.monotonic() - taken))
+        return await get(self)
 
-    app.__call__, engine.safe_run = call, safe_run
+    app.__call__, pool.get = call, get_later
