@@ -227,6 +227,44 @@ def test_a_larger_cache_runs_more_and_evicts_less(room: float) -> None:
     assert max(running) == 64
 
 
+def mean_first_token(clients: int, met: int, output: int, prompt: float, step: float) -> float:
+    """The mean seconds to a first token of clients that ask again for answers of ``output`` tokens.
+
+    LMDeploy 0.18's forwards, one after another. Each is composed while the one before runs, of what
+    the one before that has shown, and of at most ``met`` prompts that take ``prompt`` seconds.
+    """
+    now, waiting, firsts = 0.0, [0.0] * clients, list[float]()
+    runs = list[list[float]]()  # requests: when they came, and how many tokens they have
+    while len(firsts) < 8 * clients:
+        new = [[came, 0.0] for came in waiting[:met] if came <= now]
+        del waiting[: len(new)]
+        composed = [one for one in runs if one[1] < output] + new
+        if not runs and not new:
+            now = waiting[0]
+            continue
+        now += prompt * sum(not tokens for _, tokens in runs) + (step if runs else 0.0)
+        for one in runs:
+            one[1] += 1
+            firsts += [now - one[0]] * (one[1] == 1)
+            waiting += [now + step / 2] * (one[1] == output)
+        runs = composed
+    return sum(firsts[clients:]) / (len(firsts) - clients)
+
+
+@pytest.mark.parametrize(
+    ("clients", "prompt", "output"),
+    [(2, 512, 64), (4, 2048, 128), (16, 2048, 128), (16, 512, 128), (8, 4096, 64), (32, 2048, 4)],
+)
+def test_equal_prompts_meet_as_in_the_engines_own_order(clients, prompt, output) -> None:
+    settings = Settings(max_batch_size=64, max_prefill_token_num=4096, session_len=8192)
+    load = ClosedLoad(prompt=prompt, output=output, at_once=clients)
+    found = speed_of(group(), rates(), load, settings, 10**9)
+    first = mean_first_token(clients, 4096 // prompt, output, found.prefill, found.step)
+    assert found.seconds_to_first_token == pytest.approx(first, rel=0.1)
+    spread = speed_of(group(), rates(), replace(load, spread=1.0), settings, 10**9)
+    assert spread.seconds_to_first_token <= found.seconds_to_first_token
+
+
 cached_model = cache(resolve_model)
 
 #: vLLM's defaults, which most sources ran: share of a card, bytes beside weights and cache, batch.

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from turbofit.core.errors import TurbofitError
 from turbofit.core.tuning import TrialForecast
 from turbofit.memory.account import NO_IMAGES, VisionLoad
-from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import plan as best_plan
-from turbofit.planning.speed import ClosedLoad, group_rates, rates, speed_of
+from turbofit.planning.speed import ClosedLoad, engine_rates, rates, speed_of
 from turbofit.planning.throughput import (
     host_rate,
     kind_of,
@@ -62,7 +61,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> LoadForecas
 
     The host prepares images meanwhile, as in a plan's own forecast (`throughput.forecast`).
     """
-    engine, images = engine_of(plan), _vision_load(plan, request)
+    images = _vision_load(plan, request)
     load = ClosedLoad(
         prompt=request.text_tokens + images.tokens_per_request,
         output=request.output_tokens,
@@ -71,13 +70,11 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> LoadForecas
     )
     rate, ttft, tpot = 0.0, 0.0, 0.0
     for one in plan.engines:
-        settings, gpus = one.settings, [plan.machine.gpu(index) for index in one.gpus]
-        here = group_rates(plan.model, settings, plan.machine, gpus, engine)
-        speed = speed_of(here, rates(), load, settings, one.kv.tokens)
+        speed = speed_of(engine_rates(plan, one), rates(), load, one.settings, one.kv.tokens)
         rate += speed.requests_per_second
         ttft = max(ttft, speed.seconds_to_first_token)
-        # Between its steps a row waits for the prefills of other rows.
-        taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
+        # After its first token a row waits for the prefills of other rows that come later.
+        taken = speed.seconds_per_request - speed.seconds_to_first_token
         tpot = max(tpot, taken / request.output_tokens, speed.step)
     host = host_of(plan, request)
     if host is not None:

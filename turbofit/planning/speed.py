@@ -19,11 +19,12 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu, Link, Machine, Measured, MeasuredSteps
 from turbofit.core.model import Model
-from turbofit.core.plan import Settings
+from turbofit.core.plan import EnginePlan, Plan, Settings
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
 from turbofit.memory.calibrated import rates_shown, timed_for
+from turbofit.memory.engines import engine_of
 from turbofit.planning.steps import StepRatios, at, ratios_of
 from turbofit.planning.tower import BEFORE, Tower, tower_of
 
@@ -507,6 +508,13 @@ def group_rates(
     return replace(group, card=card, steps=StepRatios(source=source))
 
 
+def engine_rates(plan: Plan, engine: EnginePlan) -> GroupRates:
+    """Return the rates of one of a plan's engines."""
+    settings, machine = engine.settings, plan.machine
+    gpus = [machine.gpu(index) for index in engine.gpus][: settings.tp]
+    return group_rates(plan.model, settings, machine, gpus, engine_of(plan))
+
+
 def group_speed(
     group: GroupRates,
     settings: Settings,
@@ -546,7 +554,7 @@ def speed_of(
     # percent at most, must not outweigh the cache that a smaller prefill leaves.
     text = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
     step = group.seconds(figures, running, cached=running * context)
-    encoding = group.tower_seconds(load.images.units_per_image)
+    sent, encoding = load.images, group.tower_seconds(load.images.units_per_image)
     encodings, cut = _encodings(work, load, settings)
     alone = text + encodings * encoding
     # Answers that end in the same step admit prompts that are then read back to back.
@@ -561,8 +569,12 @@ def speed_of(
     cycle = running * (prefill + again) + load.output * step
     # LMDeploy's event loop runs beside the GPU.
     rate = min(min(1.0, admitted) * running / cycle, 1 / figures.request_seconds)
-    others = (running - 1) * (prefill + again) / cycle
-    first = prefill + others * (prefill / 2 + prefill * together / 2) + step
+    if load.spread or sent.images_per_request:
+        others = (running - 1) * (prefill + again) / cycle
+        first = prefill * (1 + others * (1 + together) / 2)
+    else:
+        first = _met_seconds(prefill, running, load, work.prompt_tokens(settings))
+    first += step
     return Speed(
         requests_per_second=rate,
         seconds_per_request=at_once / rate,
@@ -575,6 +587,22 @@ def speed_of(
         encodings=encodings,
         source=group.steps.source,
     )
+
+
+def _met_seconds(prefill: float, running: float, load: ClosedLoad, forward: int) -> float:
+    """Return the seconds until a prompt is read, if prompts of equal answers come together.
+
+    Answers that began in one forward of ``forward`` tokens of prompts end in one step, and are
+    followed by prompts that meet in one forward again; the answers of the next forward end in the
+    next step. LMDeploy 0.18 prepares a forward while another runs, so a prompt waits for two that
+    were full before it. The first that come find none, the second wait for one. If the prompts of
+    all take more forwards than an answer has steps, they wait for the rest of them.
+    `bench/clock` compares this with LMDeploy's own scheduler. Images do not meet so, because the
+    host prepares one after another.
+    """
+    met = max(1.0, min(running, forward / load.prompt))
+    forwards, full = running / met, prefill * min(met, forward / load.prompt)
+    return met * prefill + full * max(1 - 1 / forwards, 2 - 3 / forwards, forwards - load.output)
 
 
 def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[int, float]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from turbofit.core.plan import EnginePlan, Plan
 from turbofit.memory.engines import engine_of
-from turbofit.planning.speed import group_rates, rates
+from turbofit.planning.speed import engine_rates, rates
 from turbofit.planning.throughput import surety_of_speed
 from turbofit.rehearsal.pretend.clock import StepTable
 
@@ -47,14 +47,12 @@ def clock_for(plan: Plan, factor: float) -> ClockChoice:
 
 def step_table(plan: Plan, engine: EnginePlan) -> StepTable:
     """Return the seconds of the forwards of one of a plan's engines."""
-    account, settings, figures = engine_of(plan), engine.settings, rates()
-    gpus = [plan.machine.gpu(index) for index in engine.gpus][: settings.tp]
-    group = group_rates(plan.model, settings, plan.machine, gpus, account)
+    account, figures, group = engine_of(plan), rates(), engine_rates(plan, engine)
     most = max(plan.promise.limits.units_per_request, engine.units_per_forward)
     return StepTable(
         forward=[
             group.seconds(figures, float(tokens))
-            for tokens in range(account.forward_tokens(settings) + 1)
+            for tokens in range(account.forward_tokens(engine.settings) + 1)
         ],
         image=[group.tower_seconds(units) for units in range(most + 1)],
         pair=group.pair_seconds,

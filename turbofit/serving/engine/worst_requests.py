@@ -17,7 +17,7 @@ from turbofit.core.png import png
 from turbofit.core.struct import JsonObject
 from turbofit.memory.engines import engine_of
 from turbofit.memory.worst_images import Meeting, Text, image, pictures
-from turbofit.planning.speed import GroupRates, group_rates, rates
+from turbofit.planning.speed import GroupRates, engine_rates, rates
 from turbofit.planning.tower import BEFORE
 
 #: Tokens of a short question with its chat template, estimated.
@@ -328,9 +328,7 @@ def whole_check(plan: Plan, engine: EnginePlan, model: str) -> tuple[ProbeReques
 
 def seconds_of(plan: Plan, engine: EnginePlan, questions: Iterable[ProbeRequest]) -> float:
     """Return how many seconds one engine needs for these requests, one after another."""
-    account = engine_of(plan)
-    gpus = [plan.machine.gpu(index) for index in engine.gpus][: engine.settings.tp]
-    group = group_rates(plan.model, engine.settings, plan.machine, gpus, account)
+    group, account = engine_rates(plan, engine), engine_of(plan)
     questions = list(questions)
     forward = account.forward_tokens(engine.settings)
     seconds = sum(_request_seconds(plan, group, forward, question) for question in questions)
