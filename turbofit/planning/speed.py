@@ -348,8 +348,9 @@ _LEAST_ROOM = 0.1
 class Speed(Struct):
     """The forecast of one group.
 
-    ``seconds_to_first_token`` is for a request that comes at a random time while all others run,
-    and waits for the prompt in progress (no answer ends meanwhile, so few other requests wait).
+    ``seconds_to_first_token`` is for a request that comes while all others run: of equal answers of
+    text the mean, as their prompts come together; of others for one that comes at a random time and
+    waits for the prompt in progress (no answer ends meanwhile, so few other requests wait).
     ``alone`` is the same for a request that finds the engine idle. ``running`` is the average
     number of requests in the batch. ``prefill`` is the seconds of one request's prompt, ``step``
     the seconds of one token of all running requests, and ``reduce`` the part of these seconds that
