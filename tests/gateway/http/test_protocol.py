@@ -1,4 +1,4 @@
-"""What strangers send over real sockets: what is answered, what is refused, what ends a connection."""
+"""What strangers send over real sockets: what is answered or refused, what ends a connection."""
 
 from __future__ import annotations
 
