@@ -25,6 +25,10 @@ from turbofit.rehearsal.spec import LONGEST, RehearsalCase, RehearsalRequest, Un
 
 _NEW: Final = 2  # tokens to generate: one forward of prefill, one of decoding
 _NEW_ON_TORCH: Final = 4
+#: With so many tokens all rows of a batch are sampled at once on the PyTorch engine: once half of
+#: the batch runs, it prefills the others after 16 steps. Source:
+#: lmdeploy pytorch/engine/inputs_maker.py::InputsMakerAsync.do_prefill_default #1d41ff
+_NEW_OF_ALL: Final = 24
 _TEXT: Final = 32  # tokens of text beside images, about those of a chat template
 #: The most tokens that a chat template adds to a prompt and to each picture, and after them.
 _CHAT: Final = Text(before=33, around=8, after=_NEW_ON_TORCH + 1)
@@ -127,6 +131,7 @@ def _cases(
     cases = {"vision_request": one, "vision_forward": forward}
     cases["text_prefill"] = [RehearsalRequest(longest, max_new_tokens=new)]
     if plan.backend.of_lmdeploy:
-        row = RehearsalRequest(16, max_new_tokens=new, top_k=0)
+        sampled = _NEW_OF_ALL if plan.backend.on_torch else new
+        row = RehearsalRequest(16, max_new_tokens=sampled, top_k=0)
         cases["sampling"] = [row] * engine.settings.max_batch_size
     return tuple(RehearsalCase(name, tuple(some)) for name, some in cases.items() if some)
