@@ -305,7 +305,8 @@ class Adapter(Struct):
 
     ``modules`` are the last parts of the changed modules' names, such as ``q_proj``; each is
     changed in all layers, with this ``rank``. ``file_bytes`` are the bytes of the file's tensors,
-    ``base`` is the model that it names as its own.
+    ``base`` is the model that it names as its own. ``renamed``: engines open a copy with other
+    names, since LMDeploy does not read those of the files.
     """
 
     name: str
@@ -314,6 +315,7 @@ class Adapter(Struct):
     modules: tuple[str, ...]
     file_bytes: int
     base: str = ""
+    renamed: bool = False
 
 
 class Model(Struct):

@@ -38,6 +38,12 @@ _LAYERS: Final = {
     ),
     "Qwen3VLForConditionalGeneration": "language_model.layers",
 }  # fmt: skip
+#: What releases of Transformers call the decoder's layers of vision-language models; they renamed
+#: them in 4.52. All name the same layers.
+_CALLED: Final = frozenset({
+    "model.layers", "language_model.model.layers", "model.language_model.layers",
+    "language_model.layers",
+})  # fmt: skip
 #: Modules of a tower whose names end like those of the decoder.
 _IN_TOWER: Final = {
     "Qwen2_5_VLForConditionalGeneration": frozenset({"gate_proj", "up_proj", "down_proj"}),
@@ -62,12 +68,27 @@ _TEMPLATES: Final = frozenset({
     "llava-chatml", "hf",
 })  # fmt: skip
 _SPEED: Final = "the forecast of speed is that of the base: adapters are computed beside it"
+_RENAMED: Final = (
+    "names its modules in a way that LMDeploy does not read: turbofit starts engines with a copy of"
+    " other names and the same values"
+)
+#: The file of an adapter's matrices that is read. LMDeploy prefers adapter_model.bin.
+ADAPTER_FILE: Final = "adapter_model.safetensors"
 _MERGE: Final = "turbofit merge BASE ADAPTER OUT makes a model of it"
 
 
 def lora_modules(text: TextDims) -> dict[str, Tensor]:
     """Return the decoder's modules that adapters change, by the last parts of their names."""
     return {_MODULES[one.role]: one for one in text_tensors(text) if one.role in _MODULES}
+
+
+def lmdeploy_key(model: Model, key: str) -> str:
+    """Return the name of an adapter's matrix under which LMDeploy's class finds its module."""
+    match = _KEY.fullmatch(key)
+    if match is None:
+        return key
+    begin, end = match.span("layers")
+    return key[:begin] + _LAYERS[model.architecture] + key[end:]
 
 
 def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Model:
@@ -101,7 +122,8 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
         for one in read
         if one.base and one.base.rstrip("/").rpartition("/")[2].lower() not in names
     )
-    warnings = dict.fromkeys((*model.warnings, _SPEED, *others))
+    renamed = (f"adapter {one.name} {_RENAMED}" for one in read if one.renamed)
+    warnings = dict.fromkeys((*model.warnings, _SPEED, *others, *renamed))
     return replace(model, adapters=tuple(read), warnings=tuple(warnings))
 
 
@@ -133,14 +155,16 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
         raise _refusal(f"{folder} has no {ADAPTER_CONFIG}", "name the folder of an adapter")
     if problem := next(_unlike_lora(config), None):
         raise _refusal(f"adapter {name}: {problem}")
-    modules = config.strings("target_modules")
-    if dotted := next((module for module in modules if "." in module), None):
+    if files.size("adapter_model.bin") is not None:
         raise _refusal(
-            f"adapter {name}: target_modules names {dotted[:80]} by its path, and LMDeploy goes by"
-            " the last part alone", "write the last parts alone into it, each once",
-        )  # fmt: skip
+            f"adapter {name}: adapter_model.bin cannot be checked without running it",
+            "save it as adapter_model.safetensors, and take the .bin away, which LMDeploy prefers",
+        )
+    stored = files.header(ADAPTER_FILE)
+    matches = [_KEY.fullmatch(key) for key in stored]
+    modules = _last_parts(config) or {match["module"] for match in matches if match}
     in_tower = frozenset() if only_text else _IN_TOWER.get(model.architecture, frozenset())
-    if shared := next((module for module in modules if module in in_tower), None):
+    if shared := min(in_tower.intersection(modules), default=None):
         raise _refusal(
             f"adapter {name}: LMDeploy {REFERENCE} also takes the vision tower's {shared} for it,"
             " with the prompt's positions, and pictures come out wrong",
@@ -149,17 +173,27 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     rank = config.integer("r", high=_LARGEST_RANK)
     known = lora_modules(model.text)
     used = tuple(module for module in known if module in modules)
-    if files.size("adapter_model.bin") is not None:
-        raise _refusal(
-            f"adapter {name}: adapter_model.bin cannot be checked without running it",
-            "save it as adapter_model.safetensors, and take the .bin away, which LMDeploy prefers",
-        )
-    stored = files.header("adapter_model.safetensors")
     wanted = dict(_expected(known, used, rank))
     _check_keys(model, name, stored, wanted)
     size = sum(tensor.bytes for tensor in stored.values())
-    base = config.string("base_model_name_or_path", "")
-    return Adapter(name=name, path=folder, rank=rank, modules=used, file_bytes=size, base=base)
+    layers = {match["layers"] for match in matches if match}
+    return Adapter(
+        name=name,
+        path=folder,
+        rank=rank,
+        modules=used,
+        file_bytes=size,
+        base=config.string("base_model_name_or_path", ""),
+        renamed=layers != {_LAYERS[model.architecture]} or not _last_parts(config),
+    )
+
+
+def _last_parts(config: Section) -> tuple[str, ...]:
+    """Return ``target_modules`` if LMDeploy reads it; empty if it is an expression or has paths."""
+    if isinstance(config.values.get("target_modules"), str):
+        return ()
+    modules = config.strings("target_modules")
+    return () if any("." in module for module in modules) else modules
 
 
 def _unlike_lora(config: Section) -> Iterator[str]:
@@ -175,8 +209,6 @@ def _unlike_lora(config: Section) -> Iterator[str]:
         yield f"init_lora_weights is {begun[:30]!r}, which had changed the base too"
     if config.string("bias", "none") != "none":
         yield "it has biases, on which LMDeploy ends"
-    if not isinstance(config.values.get("target_modules"), list):
-        yield "target_modules is no list, and LMDeploy takes one text for its letters"
 
 
 def _expected(
@@ -198,6 +230,7 @@ def _check_keys(
 ) -> None:
     """Refuse a file that does not have exactly the matrices that the engine makes."""
     layers = _LAYERS[model.architecture]
+    called = {layers} if model.vision is None else _CALLED
     for key, tensor in stored.items():
         match = _KEY.fullmatch(key)
         place = (match["module"], int(match["layer"]), match["part"]) if match else None
@@ -206,7 +239,7 @@ def _check_keys(
                 f"adapter {name}: LMDeploy has no place for its {key[:120]} and would end",
                 f"was it trained on another base than {model.name}? {_MERGE}",
             )
-        if match["layers"] != layers:
+        if match["layers"] not in called:
             raise _refusal(
                 f"adapter {name} calls the decoder's layers {match['layers'][:60]}, LMDeploy"
                 f" {REFERENCE}'s class calls them {layers}, and would end",

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from turbofit.core.process.network import free_ports
 from turbofit.core.struct import Options
+from turbofit.model.adapter_copies import with_copies
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.rehearsal.plan_clock import clock_for
 from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio
@@ -59,7 +60,8 @@ class LaunchDescription:
         )
         if config.gateway is None and run.examiner is None:
             name = config.client_name(plan.model)
-            found = commands(self.plan, port=config.port, name=name, options=config.options)
+            plan = self._with_adapters()
+            found = commands(plan, port=config.port, name=name, options=config.options)
         else:
             found = self._private_commands(holders)
         self.launches = [self._launch(group, command) for group, command in enumerate(found)]
@@ -74,6 +76,7 @@ class LaunchDescription:
         where = self.plan.model.source.checkpoint
         if self._run.config.pretend and where is not None and not os.path.isdir(where):
             self._with_checkpoint(self.plan)
+        self._with_adapters()
         if self.overlay is not None:
             self._make_overlay()
 
@@ -84,6 +87,10 @@ class LaunchDescription:
         from turbofit.serving.engine.pretend_launch import with_checkpoint
 
         return with_checkpoint(plan, run.folder / "model")
+
+    def _with_adapters(self) -> Plan:
+        """Return the plan with the adapters that engines open."""
+        return with_copies(self.plan, self._run.folder / f"overlay-{self._number}-adapters")
 
     def _make_overlay(self) -> Path:
         from turbofit.gateway.overlay import make_overlay
@@ -107,7 +114,7 @@ class LaunchDescription:
         self.key = secrets.token_hex(32)
         # Options that the plan does not count take memory of the margin, too.
         held, name = not config.unplanned, config.client_name(plan.model)
-        folder = str(self.overlay)
+        folder, plan = str(self.overlay), self._with_adapters()
         return private_commands(plan, ports, folder, name, self.options, held=held)
 
     def _launch(self, group: int, command: Command) -> Launch:

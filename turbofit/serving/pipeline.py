@@ -7,12 +7,14 @@ import warnings
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from turbofit.core.errors import LaunchError, NoGpuError, UsageError
 from turbofit.core.plan import GpuLedger, Plan, config_names
 from turbofit.core.struct import Options
 from turbofit.memory.engines import engine_of
+from turbofit.model.adapter_copies import with_copies
 from turbofit.model.presets import find_preset
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
@@ -58,7 +60,8 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         warnings.warn(lmdeploy.warning, stacklevel=3)
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
     _check_plannable(keywords.pop("replicas", 1), speculative_config, keywords)
-    with ExitStack() as failed:
+    # The engine reads a copy of an adapter while it starts, so the copy can go afterwards.
+    with ExitStack() as failed, TemporaryDirectory(prefix="turbofit-adapters-") as copies:
         leases = Leases() if planning.get("on") is None else None
         if leases is not None:
             failed.callback(leases.close)
@@ -78,7 +81,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
             from turbofit.rehearsal.turbomind.server import pretend_here
 
             pretend_here()  # the PyTorch engine runs on pretend GPUs without this
-        config = planned_config(plan, backend_config)
+        config = planned_config(with_copies(plan, Path(copies)), backend_config)
         _choose_gpus(plan, config)
         if leases is not None and request.cache_max_entry_count is None:
             config.cache_max_entry_count = ratio_now(plan, 0)  # a pipeline is one engine
