@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -163,13 +163,8 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     stored = files.header(ADAPTER_FILE)
     matches = [_KEY.fullmatch(key) for key in stored]
     modules = _last_parts(config) or {match["module"] for match in matches if match}
-    in_tower = frozenset() if only_text else _IN_TOWER.get(model.architecture, frozenset())
-    if shared := min(in_tower.intersection(modules), default=None):
-        raise _refusal(
-            f"adapter {name}: LMDeploy {REFERENCE} also takes the vision tower's {shared} for it,"
-            " with the prompt's positions, and pictures come out wrong",
-            f"{_MERGE}; `--language-model-only` serves it without pictures",
-        )
+    if not only_text:
+        _check_tower(model, name, modules)
     rank = config.integer("r", high=_LARGEST_RANK)
     known = lora_modules(model.text)
     used = tuple(module for module in known if module in modules)
@@ -186,6 +181,17 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
         base=config.string("base_model_name_or_path", ""),
         renamed=layers != {_LAYERS[model.architecture]} or not _last_parts(config),
     )
+
+
+def _check_tower(model: Model, name: str, modules: Iterable[str]) -> None:
+    """Refuse modules that LMDeploy would also find in the vision tower."""
+    in_tower = _IN_TOWER.get(model.architecture, frozenset())
+    if shared := min(in_tower.intersection(modules), default=None):
+        raise _refusal(
+            f"adapter {name}: LMDeploy {REFERENCE} also takes the vision tower's {shared} for it,"
+            " with the prompt's positions, and pictures come out wrong",
+            f"{_MERGE}; `--language-model-only` serves it without pictures",
+        )
 
 
 def _last_parts(config: Section) -> tuple[str, ...]:
