@@ -27,25 +27,25 @@ def with_copies(plan: Plan, root: Path) -> Plan:
     Raises:
         LaunchError: a copy cannot be written.
     """
-    words: dict[str, str] = {}
-    for number, adapter in enumerate(plan.model.loras):
-        if adapter.renamed:
-            folder = root / str(number)
-            _write(plan.model, adapter, folder)
-            words[f"{adapter.name}={adapter.path}"] = f"{adapter.name}={folder}"
-    if not words:
+    loras = plan.model.loras
+    if not any(adapter.renamed for adapter in loras):
         return plan
-    engines = []
-    for engine in plan.engines:
-        opened = tuple(words.get(word, word) for word in engine.settings.adapters or ())
-        engines.append(replace(engine, settings=replace(engine.settings, adapters=opened)))
+    folders = [_opened(plan.model, one, root / str(number)) for number, one in enumerate(loras)]
+    words = tuple(f"{one.name}={folder}" for one, folder in zip(loras, folders, strict=True))
+    engines = [
+        replace(engine, settings=replace(engine.settings, adapters=words))
+        for engine in plan.engines
+    ]
     return replace(plan, engines=tuple(engines))
 
 
-def _write(model: Model, adapter: Adapter, folder: Path) -> None:
+def _opened(model: Model, adapter: Adapter, folder: Path) -> str:
+    """Return the folder that engines open: the adapter's own, or ``folder`` with a copy."""
+    if not adapter.renamed:
+        return adapter.path
     source, config = Path(adapter.path), folder / ADAPTER_CONFIG
     if config.exists():  # it is written last
-        return
+        return str(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(source / ADAPTER_FILE, "rb") as old, open(folder / ADAPTER_FILE, "wb") as new:
@@ -63,3 +63,4 @@ def _write(model: Model, adapter: Adapter, folder: Path) -> None:
             f"the copy of adapter {adapter.name} cannot be written: {exc.strerror or exc}",
             hint="set XDG_STATE_HOME to a folder that can be written and has room",
         ) from None
+    return str(folder)

@@ -57,6 +57,9 @@ _KEY: Final = re.compile(
     r"base_model\.model\.(?P<layers>.+)\.(?P<layer>\d{1,6})\.(?:self_attn|mlp)\.(?P<module>\w+)"
     r"\.lora_(?P<part>[AB])\.weight"
 )
+_NAME_OF_LAYERS: Final = re.compile(
+    r"(?<=base_model\.model\.).+(?=\.\d{1,6}\.(?:self_attn|mlp)\.\w+\.lora_)"
+)
 #: Triton's blocks are powers of two; ranks up to this share one.
 _LEAST_BLOCK: Final = 16  # lmdeploy kernels/cuda/fused_lora.py::fused_lora `max(16, max_rank)`
 _LARGEST_RANK: Final = 1 << 14
@@ -84,11 +87,7 @@ def lora_modules(text: TextDims) -> dict[str, Tensor]:
 
 def lmdeploy_key(model: Model, key: str) -> str:
     """Return the name of an adapter's matrix under which LMDeploy's class finds its module."""
-    match = _KEY.fullmatch(key)
-    if match is None:
-        return key
-    begin, end = match.span("layers")
-    return key[:begin] + _LAYERS[model.architecture] + key[end:]
+    return _NAME_OF_LAYERS.sub(_LAYERS[model.architecture], key)
 
 
 def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Model:
@@ -196,10 +195,10 @@ def _check_tower(model: Model, name: str, modules: Iterable[str]) -> None:
 
 def _last_parts(config: Section) -> tuple[str, ...]:
     """Return ``target_modules`` if LMDeploy reads it; empty if it is an expression or has paths."""
-    if isinstance(config.values.get("target_modules"), str):
+    given = config.values.get("target_modules")
+    if isinstance(given, str) or any("." in name for name in config.strings("target_modules")):
         return ()
-    modules = config.strings("target_modules")
-    return () if any("." in module for module in modules) else modules
+    return config.strings("target_modules")
 
 
 def _unlike_lora(config: Section) -> Iterator[str]:

@@ -131,7 +131,7 @@ def _cases(
     cases = {"vision_request": one, "vision_forward": forward}
     cases["text_prefill"] = [RehearsalRequest(longest, max_new_tokens=new)]
     if plan.backend.of_lmdeploy:
-        sampled = _NEW_OF_ALL if plan.backend.on_torch else new
-        row = RehearsalRequest(16, max_new_tokens=sampled, top_k=0)
+        most = _NEW_OF_ALL if plan.backend.on_torch else new
+        row = RehearsalRequest(16, max_new_tokens=most, top_k=0)
         cases["sampling"] = [row] * engine.settings.max_batch_size
     return tuple(RehearsalCase(name, tuple(some)) for name, some in cases.items() if some)
