@@ -1,26 +1,32 @@
 """Reads LoRA adapters that LMDeploy's PyTorch engine serves beside one base.
 
 The engine's own loader checks little: what it would take for something else, leave unfilled or end
-on is refused here. Only headers of files are read.
+on is refused here. Only headers of files are read, until engines start: then adapters whose names
+it does not read are copied with other names.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.model import Adapter, Model, TextDims
+from turbofit.core.plan import Plan
 from turbofit.core.version import REFERENCE
 from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.files import located
 from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, RESIDUAL
+from turbofit.model.safetensors import PREFIX, header_length
 from turbofit.model.safetensors import Tensor as Stored
 from turbofit.model.tensors import Tensor, text_tensors
 
@@ -71,23 +77,14 @@ _TEMPLATES: Final = frozenset({
     "llava-chatml", "hf",
 })  # fmt: skip
 _SPEED: Final = "the forecast of speed is that of the base: adapters are computed beside it"
-_RENAMED: Final = (
-    "names its modules in a way that LMDeploy does not read: turbofit starts engines with a copy of"
-    " other names and the same values"
-)
 #: The file of an adapter's matrices that is read. LMDeploy prefers adapter_model.bin.
-ADAPTER_FILE: Final = "adapter_model.safetensors"
+_FILE: Final = "adapter_model.safetensors"
 _MERGE: Final = "turbofit merge BASE ADAPTER OUT makes a model of it"
 
 
 def lora_modules(text: TextDims) -> dict[str, Tensor]:
     """Return the decoder's modules that adapters change, by the last parts of their names."""
     return {_MODULES[one.role]: one for one in text_tensors(text) if one.role in _MODULES}
-
-
-def lmdeploy_key(model: Model, key: str) -> str:
-    """Return the name of an adapter's matrix under which LMDeploy's class finds its module."""
-    return _NAME_OF_LAYERS.sub(_LAYERS[model.architecture], key)
 
 
 def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Model:
@@ -121,7 +118,12 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
         for one in read
         if one.base and one.base.rstrip("/").rpartition("/")[2].lower() not in names
     )
-    renamed = (f"adapter {one.name} {_RENAMED}" for one in read if one.renamed)
+    renamed = (
+        f"adapter {one.name} names its modules in a way that LMDeploy does not read: turbofit"
+        " starts engines with a copy of other names and the same values"
+        for one in read
+        if one.renamed
+    )
     warnings = dict.fromkeys((*model.warnings, _SPEED, *others, *renamed))
     return replace(model, adapters=tuple(read), warnings=tuple(warnings))
 
@@ -131,18 +133,16 @@ def _check_names(model: Model, names: Sequence[str]) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise _refusal(f"two adapters are called {twice}", "write each as NAME=PATH")
+    taken = {
+        **dict.fromkeys(_TEMPLATES, "a chat template of LMDeploy, which it would use for it"),
+        **dict.fromkeys((model.name, model.hub_id or model.name), "the model"),
+    }
     for name in names:
         if not name:
             raise _refusal("an adapter has an empty name", "write it as NAME=PATH")
-        if name in (model.name, model.hub_id):
+        if name in taken:
             raise _refusal(
-                f"an adapter is called {name!r}, as is the model", "give it another name"
-            )
-        if name in _TEMPLATES:
-            raise _refusal(
-                f"an adapter is called {name}, as is a chat template of LMDeploy, which it would"
-                " use for it",
-                "give it another name",
+                f"an adapter is called {name}, as is {taken[name]}", "give it another name"
             )
 
 
@@ -159,7 +159,7 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
             f"adapter {name}: adapter_model.bin cannot be checked without running it",
             "save it as adapter_model.safetensors, and take the .bin away, which LMDeploy prefers",
         )
-    stored = files.header(ADAPTER_FILE)
+    stored = files.header(_FILE)
     matches = [_KEY.fullmatch(key) for key in stored]
     modules = _last_parts(config) or {match["module"] for match in matches if match}
     if not only_text:
@@ -167,25 +167,22 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     rank = config.integer("r", high=_LARGEST_RANK)
     known = lora_modules(model.text)
     used = tuple(module for module in known if module in modules)
-    wanted = dict(_expected(known, used, rank))
-    _check_keys(model, name, stored, wanted)
-    size = sum(tensor.bytes for tensor in stored.values())
-    layers = {match["layers"] for match in matches if match}
+    _check_keys(model, name, stored, dict(_expected(known, used, rank)))
+    read = {match["layers"] for match in matches if match} == {_LAYERS[model.architecture]}
     return Adapter(
         name=name,
         path=folder,
         rank=rank,
         modules=used,
-        file_bytes=size,
+        file_bytes=sum(tensor.bytes for tensor in stored.values()),
         base=config.string("base_model_name_or_path", ""),
-        renamed=layers != {_LAYERS[model.architecture]} or not _last_parts(config),
+        renamed=not (read and _last_parts(config)),
     )
 
 
 def _check_tower(model: Model, name: str, modules: Iterable[str]) -> None:
     """Refuse modules that LMDeploy would also find in the vision tower."""
-    in_tower = _IN_TOWER.get(model.architecture, frozenset())
-    if shared := min(in_tower.intersection(modules), default=None):
+    if shared := min(_IN_TOWER.get(model.architecture, set()).intersection(modules), default=None):
         raise _refusal(
             f"adapter {name}: LMDeploy {REFERENCE} also takes the vision tower's {shared} for it,"
             " with the prompt's positions, and pictures come out wrong",
@@ -195,10 +192,10 @@ def _check_tower(model: Model, name: str, modules: Iterable[str]) -> None:
 
 def _last_parts(config: Section) -> tuple[str, ...]:
     """Return ``target_modules`` if LMDeploy reads it; empty if it is an expression or has paths."""
-    given = config.values.get("target_modules")
-    if isinstance(given, str) or any("." in name for name in config.strings("target_modules")):
+    if isinstance(config.values.get("target_modules"), str):
         return ()
-    return config.strings("target_modules")
+    modules = config.strings("target_modules")
+    return () if any("." in module for module in modules) else modules
 
 
 def _unlike_lora(config: Section) -> Iterator[str]:
@@ -260,6 +257,56 @@ def _check_keys(
             f"adapter {name} has no lora_{part} of layer {layer}'s {module}, which LMDeploy would"
             " leave unfilled and compute with"
         )
+
+
+def with_copies(plan: Plan, root: Path) -> Plan:
+    """Return the plan whose engines open copies, below ``root``, of adapters that are ``renamed``.
+
+    Copies from an earlier call stay unchanged, since engines may be reading them.
+
+    Raises:
+        LaunchError: a copy cannot be written.
+    """
+    loras = plan.model.loras
+    if not any(adapter.renamed for adapter in loras):
+        return plan
+    words = tuple(
+        f"{one.name}={_opened(plan.model, one, root / str(number))}"
+        for number, one in enumerate(loras)
+    )
+    engines = (
+        replace(engine, settings=replace(engine.settings, adapters=words))
+        for engine in plan.engines
+    )
+    return replace(plan, engines=tuple(engines))
+
+
+def _opened(model: Model, adapter: Adapter, folder: Path) -> str:
+    """Return the folder that engines open: the adapter's own, or ``folder`` with a copy.
+
+    The header's keys and ``target_modules`` change; the bytes of the matrices do not.
+    """
+    config = folder / ADAPTER_CONFIG  # it is written last
+    if not adapter.renamed or config.exists():
+        return str(folder) if adapter.renamed else adapter.path
+    source, layers = Path(adapter.path), _LAYERS[model.architecture]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(source / _FILE, "rb") as old, open(folder / _FILE, "wb") as new:
+            header = json.loads(old.read(header_length(old.read(PREFIX), None, _FILE)))
+            renamed = {_NAME_OF_LAYERS.sub(layers, key): entry for key, entry in header.items()}
+            text = json.dumps(renamed).encode()
+            text += b" " * (-len(text) % PREFIX)
+            new.write(len(text).to_bytes(PREFIX, "little") + text)
+            shutil.copyfileobj(old, new)
+        given = json.loads((source / ADAPTER_CONFIG).read_bytes())
+        config.write_text(json.dumps({**given, "target_modules": adapter.modules}))
+    except OSError as exc:
+        raise LaunchError(
+            f"the copy of adapter {adapter.name} cannot be written: {exc.strerror or exc}",
+            hint="set XDG_STATE_HOME to a folder that can be written and has room",
+        ) from None
+    return str(folder)
 
 
 def _refusal(problem: str, hint: str = _MERGE) -> UsageError:

@@ -19,7 +19,7 @@ from turbofit.core.struct import Document, to_builtins
 from turbofit.core.version import __version__
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_of
-from turbofit.model.adapter_copies import with_copies
+from turbofit.model.adapters import with_copies
 from turbofit.rehearsal.cases import limited
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.engines import ADAPTERS
@@ -187,8 +187,9 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
         # LMDeploy chooses chat templates by the folder's name, so the twin has the model's name.
         folder = Path(scratch) / plan.model.name
         folder = checkpoint_for(limited(plan), folder, torch=not plan.backend.of_lmdeploy)
-        plan = with_copies(plan, Path(scratch) / "adapters")
-        return rehearse(plan_spec(plan, folder, group), keep)
+        return rehearse(
+            plan_spec(with_copies(plan, Path(scratch) / "adapters"), folder, group), keep
+        )
 
 
 def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:

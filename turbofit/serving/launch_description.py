@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from turbofit.core.process.network import free_ports
 from turbofit.core.struct import Options
-from turbofit.model.adapter_copies import with_copies
+from turbofit.model.adapters import with_copies
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.rehearsal.plan_clock import clock_for
 from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio
@@ -60,8 +60,9 @@ class LaunchDescription:
         )
         if config.gateway is None and run.examiner is None:
             name = config.client_name(plan.model)
-            plan = self._with_adapters()
-            found = commands(plan, port=config.port, name=name, options=config.options)
+            found = commands(
+                self._with_adapters(), port=config.port, name=name, options=config.options
+            )
         else:
             found = self._private_commands(holders)
         self.launches = [self._launch(group, command) for group, command in enumerate(found)]

@@ -206,11 +206,9 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
         size += constants.segment * (2 if work.text.moe else 1)
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     size += work.further_pool()
-    if work.model.loras:
-        # Copies of less than 1 MiB are in a segment of their own.
-        size += round_up(work.restored(settings.max_batch_size), constants.page) + constants.page
-        if settings.eager_mode:  # otherwise the first CUDA graph gives it back
-            size += constants.kernel_tuning
+    size += round_up(work.restored(settings.max_batch_size), constants.page)
+    if work.model.loras and settings.eager_mode:  # otherwise the first CUDA graph gives it back
+        size += constants.kernel_tuning
     return term(POOL_WARMUP, "buffers", size, "formula", note)
 
 

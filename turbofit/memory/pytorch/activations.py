@@ -161,12 +161,13 @@ class Activations:
     def restored(self, rows: int) -> int:
         """Return the bytes of the widest output of a module with adapters; 0 without adapters.
 
-        The warm-up copies it to try the variants of their kernel, whose writes add up. Source:
+        The warm-up copies it to try the variants of their kernel, whose writes add up. Copies of
+        less than 1 MiB have a page of their own. Source:
         lmdeploy kernels/cuda/fused_lora.py `restore_value=['c_ptr']`
         """
-        if not self.model.loras:
-            return 0
-        return rows * max(self.text.intermediate // self.tp, self.text.hidden) * HALF
+        text, page = self.text, self.constants.page
+        copied = rows * max(text.intermediate // self.tp, text.hidden) * HALF
+        return copied + page if self.model.loras else 0
 
     def delta_warmup(self, rows: int) -> int:
         """Return the bytes that delta nets add to the warm-up, which prefills one token a row."""
