@@ -88,13 +88,14 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         cut = f" {self.layers} layers" * bool(self.layers)
-        hidden = ("adapters", "hf_overrides")
-        told = {name: value for name, value in self.options.items() if name not in hidden}
-        options = (f" {name} {value}" for name, value in told.items())
-        margin = " margin 0" * (self.margin == 0)
-        margin += "".join(f" LoRA {rank} of {len(modules)}" for rank, modules in self.loras)
-        margin += " long" * ("hf_overrides" in self.options)
-        return f"{Path(self.model).name}{cut} {self.on}{''.join(options)}{margin}"
+        options = (
+            f" {name} {value}"
+            for name, value in self.options.items()
+            if name not in ("adapters", "hf_overrides")
+        )
+        margin = " margin 0" * (self.margin == 0) + " long" * ("hf_overrides" in self.options)
+        loras = "".join(f" LoRA {rank} of {len(modules)}" for rank, modules in self.loras)
+        return f"{Path(self.model).name}{cut} {self.on}{''.join(options)}{margin}{loras}"
 
 
 #: Overrides for a context of 131,072 tokens, as Qwen's pages give them.
@@ -103,15 +104,7 @@ _YARN = (
     '"original_max_position_embeddings": 32768}}'
 )
 _LONG = {"context": "max", "hf_overrides": _YARN}
-_LONG_TEXT = {"context": "max", "hf_overrides": f'{{"text_config": {_YARN}}}'}
-_FOUR = ((8, ALL), (64, ("q_proj", "v_proj")), (32, ATTENTION), (16, ALL))
-_SMALL = {"max_batch_size": 2, "max_prefill_token_num": 256}
 _MP = {"tp": 2, "distributed_executor_backend": "mp"}
-#: LMDeploy's mp workers get larger pictures in minutes: mp_executor.py copies what is left for each
-#: MiB of them.
-_PAGE = {"image_size": (1344, 1568)}
-#: The decoder's layers since Transformers 4.52.
-_CALLED = "model.language_model.layers"
 
 
 def _both(model: str, on: str, **options: Any) -> tuple[Row, Row]:
@@ -173,25 +166,73 @@ ROWS = (
     Row("kimi-k2.5", "1xa100-80g", None, {"max_batch_size": 64}, layers=2),
     Row("kimi-k2.5", "1xh100", 0, {"max_batch_size": 32}, layers=2),
     Row("kimi-k2.5", "2xa100-80g", None, {"tp": 2, "max_batch_size": 32}, layers=2),
-    # LoRA adapters, and contexts that overrides lengthen: with --only "LoRA|long"
+    # LoRA adapters, and contexts that overrides lengthen: with --only "LoRA|long". Since
+    # Transformers 4.52 the decoder is called model.language_model.layers.
     Row("qwen2.5-0.5b", "1xrtx3060", loras=((16, ALL), (64, ("q_proj", "v_proj")))),
     Row("qwen2.5-0.5b", "1xt4", layers=2, loras=((64, ALL),)),
     Row("qwen2.5-0.5b", "1xh100", layers=2, loras=((128, ATTENTION), (8, ALL))),
-    Row("qwen2.5-7b", "1xrtx3090", 0, layers=3, loras=_FOUR),
+    Row(
+        "qwen2.5-7b",
+        "1xrtx3090",
+        0,
+        layers=3,
+        loras=((8, ALL), (64, ("q_proj", "v_proj")), (32, ATTENTION), (16, ALL)),
+    ),
     Row("qwen2.5-7b", "1xa100-40g", layers=3, loras=((128, ALL),)),
-    Row("qwen2.5-7b", "1xrtx3090", None, _SMALL, layers=2, loras=((16, ALL),)),
+    Row(
+        "qwen2.5-7b",
+        "1xrtx3090",
+        None,
+        {"max_batch_size": 2, "max_prefill_token_num": 256},
+        layers=2,
+        loras=((16, ALL),),
+    ),
     Row("llama-3.1-8b", "1xl4", layers=2, loras=((8, ALL), (12, ALL), (16, ALL))),
-    Row("qwen3-8b", "1xrtx3090", 0, {"eager_mode": True}, layers=2, loras=_FOUR[:2]),
+    Row(
+        "qwen3-8b",
+        "1xrtx3090",
+        0,
+        {"eager_mode": True},
+        layers=2,
+        loras=((8, ALL), (64, ("q_proj", "v_proj"))),
+    ),
     Row("qwen3-30b-a3b", "1xa100-40g", layers=1, loras=((16, ATTENTION),)),
     Row("qwen2-vl-2b", "1xrtx3060", layers=2, loras=((16, ALL),)),
-    Row("qwen2.5-vl-3b", "1xl4", layers=2, loras=((32, ATTENTION),), called=_CALLED),
-    Row("qwen3-vl-2b", "1xrtx3060", layers=4, loras=((32, ALL),), called=_CALLED),
-    Row("qwen2-vl-2b", "2xrtx3060", None, {**_MP, **_PAGE}, layers=2, loras=((16, ALL),)),
+    Row(
+        "qwen2.5-vl-3b",
+        "1xl4",
+        layers=2,
+        loras=((32, ATTENTION),),
+        called="model.language_model.layers",
+    ),
+    Row(
+        "qwen3-vl-2b",
+        "1xrtx3060",
+        layers=4,
+        loras=((32, ALL),),
+        called="model.language_model.layers",
+    ),
+    # LMDeploy's mp executor copies what is left of a message for each MiB: larger pictures took
+    # minutes.
+    Row(
+        "qwen2-vl-2b",
+        "2xrtx3060",
+        None,
+        {**_MP, "image_size": (1344, 1568)},
+        layers=2,
+        loras=((16, ALL),),
+    ),
     Row("llama-3.1-8b", "2xrtx3090", None, _MP, layers=2, loras=((64, ALL),)),
     Row("qwen2.5-0.5b", "2xrtx3060", None, {"tp": 2}, layers=2, loras=((16, ALL),)),
     Row("qwen2.5-0.5b", "1xrtx3060", None, _LONG, layers=2),
     Row("qwen2.5-7b", "1xrtx3090", None, _LONG, layers=2, loras=((16, ALL),)),
-    Row("qwen2-vl-2b", "1xrtx3060", None, _LONG_TEXT, layers=2),
+    Row(
+        "qwen2-vl-2b",
+        "1xrtx3060",
+        None,
+        {**_LONG, "hf_overrides": f'{{"text_config": {_YARN}}}'},
+        layers=2,
+    ),
 )
 
 
