@@ -108,7 +108,9 @@ class StepTimer:
     async def _measured(self, tell: Callable[[str], None]) -> MeasuredSteps:
         key, points, left_out = self._address.key, list[StepPoint](), list[str]()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        seconds, connector = _SECONDS * self._slower, aiohttp.TCPConnector(limit=0)
+        # A server may end a connection that was idle just when it is used again.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        seconds = _SECONDS * self._slower
         patience, ends = aiohttp.ClientTimeout(total=seconds), time.monotonic() + seconds
         async with aiohttp.ClientSession(
             headers=headers, timeout=patience, connector=connector

@@ -102,12 +102,16 @@ def refuse_impossible(found: Iterable[MeasuredRate], gpus: Sequence[Gpu]) -> Non
 
 
 def _cache(decoded: Sequence[StepPoint], slope: float, token_bytes: float) -> list[Ends]:
-    """Return the rate at which steps read keys and values, with what they differ by from a line."""
+    """Return the rate at which steps read keys and values.
+
+    What is open is by how much steps differ from a line, and by how much their readings differ.
+    """
     pairs = [(a, b) for a, b in combinations(decoded, 2) if a.sequences == b.sequences]
     seconds = sum((b.seconds - a.seconds) ** 2 for a, b in pairs)
     if not slope or not seconds:
         return []
     off = sum((b.seconds - a.seconds - (b.cached - a.cached) * slope) ** 2 for a, b in pairs)
+    off += sum((one.seconds * one.spread) ** 2 for pair in pairs for one in pair)
     rate, spread = token_bytes / slope, sqrt(off / seconds)
     return [(rate * (1 - spread), rate, rate * (1 + spread))]
 
