@@ -81,11 +81,11 @@ class Trial:
     def serving(self, model: str) -> Iterator[str]:
         """Serve a model, and yield its address once it is ready."""
         port = free_port()
-        words = ("serve", model, "--no-rehearse", "--port", str(port), *self.options)
         with (self.out / f"serve-{Path(model).name}.log").open("wb") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "turbofit", *words], stdout=subprocess.PIPE, stderr=log,
-                env=self._environ, text=True,
+                [sys.executable, "-m", "turbofit", "serve", model, "--no-rehearse", "--port",
+                 str(port), *self.options],
+                stdout=subprocess.PIPE, stderr=log, env=self._environ, text=True,
             )  # fmt: skip
             try:
                 assert child.stdout is not None
@@ -135,26 +135,30 @@ def loaded(trial: Trial, model: str, loads: tuple[tuple[int, int, int], ...]) ->
     """Serve a model, and say each load beside the forecasts without and with what was timed."""
     with trial.serving(model) as url:
         after = Plan.from_json((trial.runs[-1] / "plan.json").read_bytes())
-        before = replace(after, machine=replace(after.machine, calibrations=()))
-        for at_once, prompt, output in loads:
-            name = f"load-{after.model.name}-{at_once}-{prompt}"
-            found = trial.load(url, name, at_once, prompt, output)
-            counted, speed = round(found.prompt_tokens or prompt), found.output_tokens_per_second
-            asked = mean_request(LoadSpec.of(images=0, prompt_tokens=counted, output_tokens=output))
-            told = [
-                forecast_of(plan, asked, at_once).requests_per_second * output
-                for plan in (before, after)
-            ]
-            beside = (f"{one:.4g} ({one / speed - 1:+.1%})" for one in told)
-            what = f"{after.model.name}, {at_once} at once, {counted} and {output} tokens"
-            trial.say(table(_HEADS, [(what, f"{speed:.4g}", *beside, os.getloadavg()[0])]))
+        plans = (replace(after, machine=replace(after.machine, calibrations=())), after)
+        for load in loads:
+            attempt(trial, partial(compared, trial, url, plans, *load))
+
+
+def compared(
+    trial: Trial, url: str, plans: tuple[Plan, Plan], at_once: int, prompt: int, output: int
+) -> None:
+    """Say a load beside the forecast of each plan."""
+    model = plans[0].model.name
+    found = trial.load(url, f"load-{model}-{at_once}-{prompt}", at_once, prompt, output)
+    counted, speed = round(found.prompt_tokens or prompt), found.output_tokens_per_second
+    asked = mean_request(LoadSpec.of(images=0, prompt_tokens=counted, output_tokens=output))
+    rates = (forecast_of(plan, asked, at_once).requests_per_second for plan in plans)
+    beside = (f"{rate * output:.4g} ({rate * output / speed - 1:+.1%})" for rate in rates)
+    row = (f"{model}, {at_once} at once, {counted} and {output} tokens", f"{speed:.4g}", *beside)
+    trial.say(table(_HEADS, [(*row, os.getloadavg()[0])]))
 
 
 def share(trial: Trial) -> None:
     """Write the document of `calibrate` that others may read; pretend GPUs have none."""
     loads = [word for path in trial.out.glob("load-*.json") for word in ("--load", str(path))]
-    words = ("report", str(trial.runs[0]), "--share", "--out", str(trial.out / "card.json"))
-    trial.run("share", *words, *loads)
+    run, out = str(trial.runs[0]), str(trial.out / "card.json")
+    trial.run("share", "report", run, "--share", "--out", out, *loads)
 
 
 def main() -> int:

@@ -45,10 +45,9 @@ def trusted(found: Sequence[Trial]) -> str:
     """Return the table; ``found`` are the runs on real cards."""
     images = [score(setup_of(row), rates()) for row in read_rows() if row.sizes]
     keys = sorted({one.preset for one in found if one.preset is not None})
-    of_cards = [(key, _memory(key, found), _images(key, images)) for key in keys]
-    published = ("one of which others published figures", _published(), _text())
-    rows = [*of_cards, published, _ANY_OTHER, (*_CALIBRATED, _calibrated())]
-    return table("your card | memory | speed", rows)
+    rows = [(key, _memory(key, found), _images(key, images)) for key in keys]
+    rows += [("one of which others published figures", _published(), _text()), _ANY_OTHER]
+    return table("your card | memory | speed", [*rows, (*_CALIBRATED, _calibrated())])
 
 
 def peaks_of(trial: Trial) -> list[tuple[int, float]]:
