@@ -84,12 +84,7 @@ def refuse_missing_folder(name: str | Model) -> None:
     """
     path = os.path.expanduser(name) if isinstance(name, str) else ""
     if isinstance(name, str) and _is_path(name) and not os.path.exists(path):
-        from turbofit.model.names import near_by_name
-
-        raise UsageError(
-            f"no folder {path[:160]!r} is here",
-            hint=f"name a checkpoint's folder or hub id{near_by_name(name)}",
-        )
+        raise _no_folder(path)
 
 
 def _elsewhere(path: str) -> Model:
@@ -100,7 +95,7 @@ def _elsewhere(path: str) -> Model:
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     preset = find_preset(last)
     if preset is None:
-        return _fine_tuned(path, last)
+        return _by_its_name(path, last)
     hub_id = load_preset(preset).hub_id
     return preset_model(
         preset,
@@ -111,19 +106,30 @@ def _elsewhere(path: str) -> Model:
     )
 
 
-def _fine_tuned(path: str, last: str) -> Model:
-    """Return the model of a missing folder whose name is a preset's with an end such as -MPO."""
+def _by_its_name(path: str, last: str) -> Model:
+    """Return the model of a missing folder whose name is a preset's with an end such as -MPO.
+
+    Raises:
+        UsageError: the words name anything else; the hint may name a similar preset.
+    """
     from msgspec.structs import replace
 
-    from turbofit.model.names import by_its_name
+    from turbofit.machine.spec import is_spec
+    from turbofit.model.families.dims import named_refusal
+    from turbofit.model.folder import READ_ELSEWHERE
+    from turbofit.model.names import by_its_name, near_by_name, unrunnable
 
-    error = _unknown(path)
-    if not error.message.startswith("no folder") or "by its name it is" in error.message:
-        raise error
+    if refused := named_refusal(path) or unrunnable(path):
+        raise refused
+    if elsewhere := READ_ELSEWHERE.get(os.path.splitext(path)[1]):
+        raise UsageError(f"{path[:160]!r} is no model", hint=elsewhere + near_by_name(path))
+    if not _is_path(path) and ("/" not in path or " " in path):
+        hint = f"it is a machine: --on {path}" if is_spec(path) else _nearest_hint(path)
+        raise UsageError(f"no model is known as {path[:80]!r}", hint=hint)
     unread = f"no folder {path[:160]} is here, so its name alone was read"
     read = by_its_name(last, unread, guess=True)
     if isinstance(read, str):
-        raise error
+        raise _no_folder(path)
     return replace(read, hub_id=path)
 
 
@@ -274,22 +280,11 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
     return (f"a preset describes the main revision; {revision!r} was not looked at",)
 
 
-def _unknown(name: str) -> UsageError:
-    """Return the error for a name or path of no model; its hint may name a similar preset."""
-    from turbofit.machine.spec import is_spec
-    from turbofit.model.families.dims import named_refusal
-    from turbofit.model.folder import READ_ELSEWHERE
-    from turbofit.model.names import near_by_name, unrunnable
+def _no_folder(path: str) -> UsageError:
+    from turbofit.model.names import near_by_name
 
-    if refused := named_refusal(name) or unrunnable(name):
-        return refused
-    if elsewhere := READ_ELSEWHERE.get(os.path.splitext(name)[1]):
-        return UsageError(f"{name[:160]!r} is no model", hint=elsewhere + near_by_name(name))
-    if _is_path(name) or ("/" in name and " " not in name):
-        hint = f"name a checkpoint's folder or hub id{near_by_name(name)}"
-        return UsageError(f"no folder {name[:160]!r} is here", hint=hint)
-    hint = f"it is a machine: --on {name}" if is_spec(name) else _nearest_hint(name)
-    return UsageError(f"no model is known as {name[:80]!r}", hint=hint)
+    hint = f"name a checkpoint's folder or hub id{near_by_name(path)}"
+    return UsageError(f"no folder {path[:160]!r} is here", hint=hint)
 
 
 def _nearest_hint(name: str) -> str:
