@@ -19,7 +19,7 @@ import pytest
 from tests.support.checkpoints import write_checkpoint
 from turbofit.core.units import MIB
 from turbofit.logs.explain import diagnose
-from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.rehearsal.engines import REHEARSED_ENGINES
 from turbofit.rehearsal.notes import NOT_FINISHED
 from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.pretend.elf import Symbols
@@ -111,7 +111,7 @@ def lived(folder: Path, checkpoint: Path, **fails: int) -> EndedRun:
         machine=replace(Scenario(gpus=(CARD,)), **fails), model_dir=str(checkpoint),
         settings=SETTINGS, cases=(RehearsalCase("worst", (request,)),), case_seconds=30.0,
     )  # fmt: skip
-    adapter = ADAPTERS[spec.engine]
+    adapter = REHEARSED_ENGINES[spec.engine]
     return run_child(spec, folder, adapter.environ, adapter.path)
 
 

@@ -29,7 +29,7 @@ from turbofit.memory.turbomind import account
 from turbofit.memory.turbomind.account import Turbomind
 from turbofit.memory.turbomind.pool import PoolModel, engine_bound
 from turbofit.planning.speed import group_rates, group_speed
-from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.rehearsal.engines import REHEARSED_ENGINES
 from turbofit.serving.calibration import (
     CalibratedGpu,
     Observation,
@@ -138,7 +138,7 @@ def test_a_tower_200_times_as_large_moves_everybody(register: Register, engine: 
         return {
             "plan": (plan.backend.version, plan.engines[0].kv.tokens, plan.promise.limits),
             "predict": [term for term in predicted.ledgers[0].terms if term.phase == "transient"],
-            "rehearse": ADAPTERS[engine].worst(plan, plan.engines[0]),
+            "rehearse": REHEARSED_ENGINES[engine].worst(plan, plan.engines[0]),
             "calibrate": [row["forecast"] for row in phase_rows(plan, [seen])],
             "live comparison": cache_beside(plan.engines[0], budget),
             "limits": bounds_of(plan),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from turbofit.rehearsal import run
-from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.rehearsal.engines import REHEARSED_ENGINES
 from turbofit.rehearsal.planned import moments, outcome_and_end
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.run import Readings
@@ -159,5 +159,5 @@ def test_its_ranks_join_no_ray_that_runs_here(tmp_path: Path, monkeypatch) -> No
     """The workers of a cluster have real GPUs."""
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     for name in ("pytorch", "transformers"):
-        env = run._environment(tmp_path, ADAPTERS[name].environ, ())
+        env = run._environment(tmp_path, REHEARSED_ENGINES[name].environ, ())
         assert env["RAY_ADDRESS"] == "local"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
@@ -23,7 +23,8 @@ PLAN_SCHEMA: Final = "turbofit.plan/2"
 
 EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
-Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
+T = TypeVar("T")
+TermPhase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
 #: The most images of a request if the plan does not promise more. Each image takes at least 2 ms of
 #: a thread of LMDeploy's process, a photograph 30 to 100 ms; with only one thread, all clients
@@ -132,7 +133,7 @@ class Term(Struct):
     """One named amount of memory in the account (ledger) of a GPU."""
 
     term: Annotated[str, doc("Its name.")]
-    phase: Annotated[Phase, doc("When it is taken; of transients only the largest counts.")]
+    phase: Annotated[TermPhase, doc("When it is taken; of transients only the largest counts.")]
     bytes: Annotated[int, doc("Bytes of this GPU.")]
     basis: Annotated[Basis, doc("What the figure rests on; an estimate enters at its upper end.")]
     note: Annotated[str, doc("More for people.")] = ""
@@ -478,13 +479,19 @@ def alike(engines: Sequence[EnginePlan]) -> tuple[tuple[int, ...], ...]:
 
     A small difference in used memory does not matter.
     """
-    sets: list[list[int]] = []
-    for number, engine in enumerate(engines):
-        members = next((them for them in sets if engine.is_like(engines[them[0]])), None)
+    numbers = range(len(engines))
+    return tuple(map(tuple, sets_of(numbers, lambda a, b: engines[a].is_like(engines[b]))))
+
+
+def sets_of(items: Iterable[T], like: Callable[[T, T], bool]) -> list[list[T]]:
+    """Divide items into sets; an item joins the first set whose first item is ``like`` it."""
+    sets: list[list[T]] = []
+    for item in items:
+        members = next((members for members in sets if like(members[0], item)), None)
         if members is None:
             sets.append(members := [])
-        members.append(number)
-    return tuple(map(tuple, sets))
+        members.append(item)
+    return sets
 
 
 class Plan(JsonDocument):

@@ -26,10 +26,10 @@ from turbofit.core.plan import (
     GpuLedger,
     HostMemory,
     Limits,
-    Phase,
     Promise,
     Settings,
     Term,
+    TermPhase,
 )
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
@@ -195,7 +195,7 @@ class Forward(Struct):
     first_layer: bool = False
 
 
-def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:
+def term(name: str, phase: TermPhase, size: int, basis: Basis, note: str = "") -> Term:
     """Return one named line of a ledger, in bytes."""
     return Term(term=name, phase=phase, bytes=size, basis=basis, note=note)
 

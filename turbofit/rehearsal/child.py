@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from turbofit.core.process.interpreter import collect_after
 from turbofit.core.struct import decode
-from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.rehearsal.engines import REHEARSED_ENGINES
 from turbofit.rehearsal.notes import Notes
 from turbofit.rehearsal.spec import Spec
 
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> NoReturn:
     notes, close = Notes(folder), None
     code = 0
     try:
-        close = import_module(ADAPTERS[spec.engine].driver).drive(spec, notes)
+        close = import_module(REHEARSED_ENGINES[spec.engine].driver).drive(spec, notes)
         notes.write(done=True)  # all cases were driven
     except BaseException as error:  # noqa: BLE001 - the parent decides what it means
         traceback.print_exc()

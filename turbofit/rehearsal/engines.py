@@ -1,4 +1,4 @@
-"""The adapters of all engines that can be rehearsed: how to drive and read each engine."""
+"""All engines that can be rehearsed: how to drive and read each engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from turbofit.rehearsal.turbomind import readings as turbomind_readings
 
 
 @dataclass(frozen=True)
-class Adapter:
+class RehearsedEngine:
     """How one engine is rehearsed.
 
     Attributes:
@@ -45,8 +45,8 @@ class Adapter:
     path: tuple[Path, ...] = ()
 
 
-def _on_torch(driver: str) -> Adapter:
-    return Adapter(
+def _on_torch(driver: str) -> RehearsedEngine:
+    return RehearsedEngine(
         driver=f"turbofit.rehearsal.torch.{driver}",
         read=torch_readings.read_run,
         worst=torch_cases,
@@ -64,8 +64,8 @@ def _on_torch(driver: str) -> Adapter:
     )
 
 
-ADAPTERS: Final[Mapping[str, Adapter]] = {
-    "turbomind": Adapter(
+REHEARSED_ENGINES: Final[Mapping[str, RehearsedEngine]] = {
+    "turbomind": RehearsedEngine(
         driver="turbofit.rehearsal.turbomind.drive",
         read=turbomind_readings.read_run,
         worst=turbomind_cases,

@@ -1,6 +1,6 @@
 """The report that a rehearsal's child writes for its parent: a JSON file, replaced at each note.
 
-The report contains no memory sizes; the parent reads those from the engine's adapter.
+The report contains no memory sizes; the parent reads those by the engine's `RehearsedEngine`.
 """
 
 from __future__ import annotations

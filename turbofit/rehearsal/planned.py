@@ -22,7 +22,7 @@ from turbofit.memory.engines import engine_of
 from turbofit.model.adapters import with_copies
 from turbofit.rehearsal.cases import limited
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.rehearsal.engines import REHEARSED_ENGINES
 from turbofit.rehearsal.notes import DEAD, NOT_FINISHED
 from turbofit.rehearsal.packages import need_kernels, needs
 from turbofit.rehearsal.pretend.run import NOTICE
@@ -46,11 +46,11 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
     Raises:
         PackageError: the engine, a package that it runs, or a C compiler is missing.
     """
-    adapter, versions = ADAPTERS[spec.engine], needs(spec)
+    rehearsed, versions = REHEARSED_ENGINES[spec.engine], needs(spec)
     folder = Path(tempfile.mkdtemp(prefix="turbofit-rehearsal-"))
     try:
-        ended = run_child(spec, folder, adapter.environ, adapter.path)
-        document = report(ended, adapter.read(ended), versions)
+        ended = run_child(spec, folder, rehearsed.environ, rehearsed.path)
+        document = report(ended, rehearsed.read(ended), versions)
         if keep is not None:
             shutil.copytree(folder, keep, dirs_exist_ok=True)
             document["files"] = str(keep)
@@ -86,7 +86,7 @@ def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> 
         "cases": [_case(case, readings) for case in notes.get("cases", [])],
         "timeline": [to_builtins(moment) for moment in timeline],
         "pinned": dict(readings.pinned),
-        "not_known": list(ADAPTERS[spec.engine].not_known),
+        "not_known": list(REHEARSED_ENGINES[spec.engine].not_known),
         "error": notes.get("error"),
         "log": ended.log[-_KEPT_LINES:],
     }
@@ -202,17 +202,17 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
         model_dir=str(checkpoint.absolute()),
         engine=plan.backend.name,
         settings={name: value for name, value in settings.items() if value is not None},
-        cases=ADAPTERS[plan.backend.name].worst(plan, engine),
+        cases=REHEARSED_ENGINES[plan.backend.name].worst(plan, engine),
         environ=engine_of(plan).environment(plan.model, engine.settings, engine.ledgers),
     )
 
 
 def charged(plan: Plan, group: int = 0) -> Scenario:
     """Return the pretend machine of one group, charged with terms that a rehearsal cannot see."""
-    adapter, engine = ADAPTERS[plan.backend.name], plan.engines[group]
+    rehearsed, engine = REHEARSED_ENGINES[plan.backend.name], plan.engines[group]
     twin = pretend_twin(plan.machine, engine.gpus)
-    before = adapter.before
-    if adapter.process_context or engine.settings.communicator == "nccl":
+    before = rehearsed.before
+    if rehearsed.process_context or engine.settings.communicator == "nccl":
         before = (*before, "communicator")
     ledgers = [ledger.terms for ledger in engine.ledgers]
     # A calibration's correction may subtract more than these terms: then the rest is ignored.
@@ -220,12 +220,12 @@ def charged(plan: Plan, group: int = 0) -> Scenario:
         dataclasses.replace(
             gpu,
             used=gpu.used + max(0, _sum(ledger, before)),
-            late=max(0, _sum(ledger, adapter.after)),
+            late=max(0, _sum(ledger, rehearsed.after)),
         )
         for gpu, ledger in zip(twin.gpus, ledgers, strict=True)
     )
     context = 0
-    if adapter.process_context:
+    if rehearsed.process_context:
         context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
     return dataclasses.replace(twin, gpus=gpus, context=context)
 

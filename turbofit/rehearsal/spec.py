@@ -52,7 +52,7 @@ class Spec:
 
     Attributes:
         machine: the pretend machine, with the bytes that are charged to it beforehand.
-        engine: a key of `turbofit.rehearsal.engines.ADAPTERS`.
+        engine: a key of `turbofit.rehearsal.engines.REHEARSED_ENGINES`.
         settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
           ``device_map``.
         cases: run in this order, each after the requests of the previous case have ended.

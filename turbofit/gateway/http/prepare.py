@@ -40,7 +40,7 @@ from turbofit.gateway.limits.sharing import (
     request_bounds,
 )
 from turbofit.gateway.media.clips import Clip
-from turbofit.gateway.media.fetch import without_secrets
+from turbofit.gateway.media.fetch import about_url
 from turbofit.gateway.media.pictures import (
     Picture,
     PictureTurns,
@@ -242,10 +242,8 @@ def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> P
     if slot.inline:
         return from_base64(slot.source, most)
     if slot.remote:
-        try:
+        with about_url(slot.source):
             return from_bytes(fetched[slot.source], most)
-        except Refusal as refusal:
-            raise refusal.about(without_secrets(slot.source)) from None
     return from_url(slot.source, most)
 
 

@@ -87,11 +87,6 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
         super().__init__(self.message)
         self.param, self.retry_after = param, retry_after
 
-    def about(self, what: str) -> Refusal:
-        """Return this refusal; its message now begins with ``what`` is refused, such as a URL."""
-        self.message = f"{what}: {self.message}"
-        return self
-
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         unreached = self.status == 503 and self.reason in _UNREACHED

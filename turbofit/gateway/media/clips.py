@@ -16,7 +16,7 @@ import msgspec
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media.fetch import without_secrets
+from turbofit.gateway.media.fetch import about_url
 from turbofit.gateway.media.pictures import (
     BYTES_OF_PIXEL,
     LARGEST_PIXELS,
@@ -82,10 +82,8 @@ async def look(
     if slot is None:
         return None
     if slot.remote:
-        try:
+        with about_url(slot.source):
             film = check_film(fetched[slot.source], most_bytes)
-        except Refusal as refusal:
-            raise refusal.about(without_secrets(slot.source)) from None
     else:
         frames = frames_of(slot.source, most_bytes)
         if frames is not None:

@@ -11,7 +11,8 @@ import ipaddress
 import re
 import socket
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urljoin
 
@@ -199,10 +200,8 @@ class MediaFetcher:
             return {}
 
         async def fetch(url: str) -> bytes:
-            try:
+            with about_url(url):
                 file = await self._fetch(url, most_bytes, who)
-            except Refusal as refusal:
-                raise refusal.about(without_secrets(url)) from None
             count(url, len(file))
             return file
 
@@ -279,9 +278,14 @@ class MediaFetcher:
         return Refusal("media_domain", shown=host)
 
 
-def without_secrets(url: str) -> str:
-    """Return a URL as its client is told of it, without its query and a password."""
-    return _SECRETS.sub("", url)[:_SHOWN]
+@contextmanager
+def about_url(url: str) -> Iterator[None]:
+    """Let the message of a refusal begin with the URL, without its query and a password."""
+    try:
+        yield
+    except Refusal as refusal:
+        refusal.message = f"{_SECRETS.sub('', url)[:_SHOWN]}: {refusal.message}"
+        raise
 
 
 def _why(exc: Exception) -> str:

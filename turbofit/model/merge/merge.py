@@ -84,7 +84,7 @@ class Lora(NamedTuple):
         return weight
 
 
-class Adapter(NamedTuple):
+class AdapterWeights(NamedTuple):
     """The changes of an adapter, by the names of the tensors: LoRAs to add, and new tensors."""
 
     loras: Mapping[str, Lora] = MappingProxyType({})
@@ -92,7 +92,7 @@ class Adapter(NamedTuple):
     base_name: str = ""
 
 
-def read_adapter(folder: str) -> Adapter:
+def read_adapter(folder: str) -> AdapterWeights:
     """Read the adapter in a folder; kinds other than W + s·B·A are refused.
 
     Raises:
@@ -123,7 +123,7 @@ def read_adapter(folder: str) -> Adapter:
         if files.size(name) is not None:
             whole |= open_tensors(folder, name)
     loras = {f"{module}.weight": _lora(config, module, kinds) for module, kinds in parts.items()}
-    return Adapter(loras, whole, config.string("base_model_name_or_path", ""))
+    return AdapterWeights(loras, whole, config.string("base_model_name_or_path", ""))
 
 
 def _check(config: Section) -> None:
@@ -216,7 +216,7 @@ def merge(
     if config is None:
         raise UsageError(f"{folder} has no config.json", hint="name a checkpoint's folder")
     _refuse_base(config)
-    lora = read_adapter(lora_folder) if lora_folder else Adapter()
+    lora = read_adapter(lora_folder) if lora_folder else AdapterWeights()
     warnings = _base_warnings(base, folder, config, lora)
     original = _original(base, config, lora_folder, vision_tower)
     files = open_weights(folder)
@@ -297,7 +297,7 @@ def _refuse_base(config: Section) -> None:
         )
 
 
-def _base_warnings(base: str, folder: str, config: Section, lora: Adapter) -> list[str]:
+def _base_warnings(base: str, folder: str, config: Section, lora: AdapterWeights) -> list[str]:
     # The folder of a hub snapshot is a commit; the hub id is two levels up, models--ORG--NAME.
     names = re.split("/|--", "/".join((base, folder, config.string("_name_or_path", ""))).lower())
     if re.split("/|--", lora.base_name.lower().rstrip("/"))[-1] in ("", *names):
@@ -338,7 +338,7 @@ def _bare(name: str) -> str:
 
 
 def _assigned(
-    adapter: Adapter, stored: Tensors, *, projector: bool
+    adapter: AdapterWeights, stored: Tensors, *, projector: bool
 ) -> tuple[dict[str, Lora], Tensors, Tensors]:
     """Assign the adapter's changes to tensors of the base; refuse changes of tensors that it lacks.
 

@@ -17,7 +17,7 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import ALIKE, Candidate, Settings
+from turbofit.core.plan import ALIKE, Candidate, Settings, sets_of
 from turbofit.core.struct import Struct, known
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
@@ -456,13 +456,8 @@ def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group,
         equal = all(a[1:] == b[1:] and abs(a[0] - b[0]) < ALIKE for a, b in pairs)
         return len(group) == len(other) and equal
 
-    sets: list[list[Group]] = []
-    for group in sorted(groups, key=lambda group: (*by_group[group], group)):
-        members = next((members for members in sets if alike(members[0], group)), None)
-        if members is None:
-            sets.append(members := [])
-        members.append(group)
-    return tuple(tuple(sorted(members)) for members in sets)
+    freest_first = sorted(groups, key=lambda group: (*by_group[group], group))
+    return tuple(tuple(sorted(members)) for members in sets_of(freest_first, alike))
 
 
 def _partitions(
