@@ -54,7 +54,7 @@ class CapacitySearch:
         """Yield the loads; send how each ended."""
         clients, rate = max(1, min(self._first, self._most)), 0.0
         for _ in range(_CLIENTS):
-            if self._why or not self._good < clients < self._bad:
+            if not self._good < clients < self._bad:
                 break
             yield from self._load_of(clients=clients)
             if self._why:

@@ -181,7 +181,7 @@ def _capacity(
 def _host_rate(plan: Plan, load: LoadSpec) -> float:
     """Return the requests a second for which the host prepares images; infinity without any."""
     mean = mean_request(load)
-    host = host_of(plan, mean) if mean.images else None
+    host = host_of(plan, mean)
     return math.inf if host is None else host.images_per_second / len(mean.images)
 
 

@@ -45,6 +45,9 @@ void clock_register(const void *host_function, const char *device_name)
             known[count++] = (typeof(*known)){host_function, kernel};
 }
 
+/* The default streams have none. */
+static int has_time(const object_ *object) { return page && (size_t)object > 2; }
+
 static int64_t now(void)
 {
     struct timespec t;
@@ -86,12 +89,12 @@ static double attention_of(const int *ends, int prompts)
     return pairs * page->pair + context * page->context;
 }
 
-void clock_launch(const void *host_function, void **args, const dim3_ *grid, void *stream)
+void clock_launch(const void *host_function, void **args, const dim3_ *grid, object_ *stream)
 {
     int i = 0, of = grid->x;
     while (i < count && known[i].function != host_function)
         ++i;
-    if (i == count || !(page->factor > 0) || (size_t)stream <= 2)
+    if (i == count || !(page->factor > 0) || !has_time(stream))
         return;
     if (known[i].kernel == LENGTHS)
         forward.lengths = *(const int **)args[0], forward.rows = *(int *)args[1];
@@ -109,20 +112,19 @@ void clock_launch(const void *host_function, void **args, const dim3_ *grid, voi
 
 void clock_goes_on(int sequences) { forward.goes_on = sequences; }
 
-void clock_follow(void *after, const void *before)
+void clock_follow(object_ *after, const object_ *before)
 {
-    int ours = page && (size_t)after > 2 && (size_t)before > 2;
-    if (ours && ((object_ *)after)->until < ((const object_ *)before)->until)
-        ((object_ *)after)->until = ((const object_ *)before)->until;
+    if (has_time(after) && has_time(before) && after->until < before->until)
+        after->until = before->until;
 }
 
-void clock_wait(const void *object)
+void clock_wait(const object_ *object)
 {
-    int64_t until = page && (size_t)object > 2 ? ((const object_ *)object)->until : 0;
+    int64_t until = has_time(object) ? object->until : 0;
     const struct timespec at = {until / 1000000000, until % 1000000000};
     if (until <= now())
         return;
     while (now() < until) /* a signal may have woken it */
         clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL);
-    page->late += ((const object_ *)object)->device ? 0 : now() - until;
+    page->late += object->device ? 0 : now() - until;
 }

@@ -72,13 +72,15 @@ API error_t_ cudaStreamQuery(void *s)
 
 API error_t_ cudaStreamDestroy(void *s) { return destroy(s); }
 
-API error_t_ cudaStreamSynchronize(void *s)
+static error_t_ synchronise(const void *o)
 {
     pretend_called();
-    clock_wait(s);
-    pretend_synchronised(device_of(s));
+    clock_wait(o);
+    pretend_synchronised(device_of(o));
     return success;
 }
+
+API error_t_ cudaStreamSynchronize(void *s) { return synchronise(s); }
 
 API error_t_ cudaStreamWaitEvent(void *s, void *e, unsigned flags)
 {
@@ -118,13 +120,7 @@ API error_t_ cudaEventRecordWithFlags(void *e, void *s, unsigned flags)
     return cudaEventRecord(e, s);
 }
 
-API error_t_ cudaEventSynchronize(void *e)
-{
-    pretend_called();
-    clock_wait(e);
-    pretend_synchronised(device_of(e));
-    return success;
-}
+API error_t_ cudaEventSynchronize(void *e) { return synchronise(e); }
 
 API error_t_ cudaEventElapsedTime(float *ms, void *a, void *b)
 {
