@@ -17,6 +17,7 @@ MACHINE_SCHEMA: Final = "turbofit.machine/1"
 Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 Rate = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+RateName = Literal["bandwidth", "cache_bandwidth", "flops", "vision_flops"]
 
 
 class Holder(Struct):
@@ -181,9 +182,6 @@ class StepPoint(Struct):
             return f"a prompt of {self.prompt:,} tokens{beside}"
         context = self.cached // self.sequences
         return f"{self.sequences} sequences of {context:,} tokens"
-
-
-RateName = Literal["bandwidth", "cache_bandwidth", "flops", "vision_flops"]
 
 
 class MeasuredRate(Struct):

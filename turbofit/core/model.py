@@ -22,6 +22,13 @@ _MOST_REPEATS: Final = 4
 _OF_LAYER: Final = r"(?:(?:model|language_model|llm)\.)*(layers\.\d{1,9}\b.*)"
 #: Parts of names that, together, cover all linear layers of a decoder except its experts.
 _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
+#: The architecture of tower and projector, one family file each.
+VisionKind = Literal[
+    "internvit", "qwen2vit", "qwen2_5vit", "qwen3vit", "clip", "siglip", "eva_clip", "eva_clip_glm",
+    "glm4v", "mllama", "gemma3", "phi3v", "llama4", "idefics3", "moonvit",
+]  # fmt: skip
+#: Bytes of one element of each unquantised dtype.
+DTYPE_BYTES: Final[dict[str, int]] = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 class MoeDims(Struct):
@@ -158,13 +165,6 @@ class TextDims(Struct):
     def attention_layers(self) -> int:
         """Layers with attention: all but those with a gated delta net."""
         return self.layers - (self.delta.layers if self.delta else 0)
-
-
-#: The architecture of tower and projector, one family file each.
-VisionKind = Literal[
-    "internvit", "qwen2vit", "qwen2_5vit", "qwen3vit", "clip", "siglip", "eva_clip", "eva_clip_glm",
-    "glm4v", "mllama", "gemma3", "phi3v", "llama4", "idefics3", "moonvit",
-]  # fmt: skip
 
 
 class AudioDims(Struct):
@@ -382,7 +382,3 @@ class Model(Struct):
         if self.image_rule is None or self.vision is None:
             return 1
         return self.image_rule.tower_tokens(self.vision.patch_size)
-
-
-#: Bytes of one element of each unquantised dtype.
-DTYPE_BYTES: Final[dict[str, int]] = {"float16": 2, "bfloat16": 2, "float32": 4}

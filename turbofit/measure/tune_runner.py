@@ -42,6 +42,13 @@ if TYPE_CHECKING:
 LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
 #: The largest share of requests that may fail.
 _FAILING: Final = 0.01
+#: The length of the gateway's queue: more requests than a load may have under way.
+_QUEUE: Final = 4096
+_BENCH: Final = (sys.executable, "-m", "turbofit", "bench")
+#: Seconds that a load has to end normally.
+_PATIENCE: Final = 10.0
+_TIMING: Final = Timing(start=3600.0, drain=1.0, liveness=0.0, restarts=0)
+Outcome = Literal["measured", "died", "unserved"]
 
 
 def parse_slo(text: str) -> dict[str, float]:
@@ -101,17 +108,6 @@ def order(
         return -max(1.0, missed), choice.rate
 
     return sorted(left, key=promise, reverse=True)
-
-
-#: The length of the gateway's queue: more requests than a load may have under way.
-_QUEUE: Final = 4096
-_BENCH: Final = (sys.executable, "-m", "turbofit", "bench")
-#: Seconds that a load has to end normally.
-_PATIENCE: Final = 10.0
-_TIMING: Final = Timing(start=3600.0, drain=1.0, liveness=0.0, restarts=0)
-
-
-Outcome = Literal["measured", "died", "unserved"]
 
 
 class TrialEnd(NamedTuple):

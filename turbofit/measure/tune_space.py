@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
     from turbofit.planning.throughput import HostRate
 
+_BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
+#: The other way of queueing images is tried only if its forecast is higher by this factor.
+_QUEUE_GAIN: Final = 1.01
+
 
 class MeanRequest(NamedTuple):
     """The average request of a load; ``images`` are the sizes of its images, in pixels."""
@@ -107,12 +112,6 @@ def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
         images_per_request=len(units),
         tokens_per_request=sum(rule.unit_tokens(count) for count in units),
     )
-
-
-_BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
-#: The other way of queueing images is tried only if its forecast is higher by this factor.
-_QUEUE_GAIN: Final = 1.01
 
 
 class TrialChoice(NamedTuple):

@@ -47,6 +47,9 @@ _FALLBACK_MODULE: Final = "turbofit.serving.fallback_server"
 
 #: Words of a command: one option with its values, or the whole command.
 Words = tuple[str, ...]
+_LAYER: Final = re.compile(r"(.+\.layers)\.(\d+)")
+_RUN: Final = re.compile(r"(.+\.layers)\.(\d{1,4})-(\d{1,4})")
+_MAP_HINT: Final = 'write it as {"model.embed_tokens": 0, "model.layers.0-15": 0, ...}'
 
 
 def commands(
@@ -255,11 +258,6 @@ def _fallback_arguments(plan: Plan, engine: EnginePlan, port: str) -> Words:
         "--host", _HOST,
         "--port", port,
     )  # fmt: skip
-
-
-_LAYER: Final = re.compile(r"(.+\.layers)\.(\d+)")
-_RUN: Final = re.compile(r"(.+\.layers)\.(\d{1,4})-(\d{1,4})")
-_MAP_HINT: Final = 'write it as {"model.embed_tokens": 0, "model.layers.0-15": 0, ...}'
 
 
 def folded(placed: Mapping[str, int | str]) -> str:

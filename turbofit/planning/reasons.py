@@ -37,6 +37,8 @@ from turbofit.planning.throughput import forecast, surety_of_speed
 _USUAL_SIZE: Final = (1920, 1080)
 #: Time on links below this share of a step is not named as a cause.
 _MUCH: Final = 0.1
+#: What a forecast is called that ranks shapes and is not told.
+_UNTOLD: Final = "a forecast that is not printed"
 
 
 def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
@@ -287,10 +289,6 @@ def speed_told(request: ResolvedRequest, evaluation: Evaluation) -> bool:
     images, gpus = bool(evaluation.vision_load.units_per_image), evaluation.gpus(request.machine)
     sure = surety_of_speed(request.model, evaluation.engine, gpus, images=images)
     return sure.known or request.workload.goal == "context"
-
-
-#: What a forecast is called that ranks shapes and is not told.
-_UNTOLD: Final = "a forecast that is not printed"
 
 
 def forecast_words(fit: EngineFit) -> str:

@@ -39,6 +39,18 @@ _QUANT_POLICIES: Final = {
     "fp8": 16, "fp8_e4m3": 16, "fp8_e5m2": 17, "turbo_quant": 42,
     **{str(number): number for number in (0, 4, 8, 16, 17, 42)},
 }  # fmt: skip
+#: Options that a plan states elsewhere: its model, its machine, its GPUs and its engine.
+_OF_A_PLACE: Final = frozenset({"model", "on", "gpus", "lmdeploy"})
+
+#: The headings of the fields in help pages; `ENGINE_OPTIONS` follow.
+GROUPS: Final = {
+    "shape": ("tp", "replicas", "engine"),
+    "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),
+    "limits and budgets": (
+        "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin", "budget",
+        "least", "no_tuned",
+    ),
+}  # fmt: skip
 
 
 def _bytes(text: str, name: str) -> int:
@@ -336,18 +348,6 @@ class PlanRequest(Validated):
         }
 
 
-#: Options that a plan states elsewhere: its model, its machine, its GPUs and its engine.
-_OF_A_PLACE: Final = frozenset({"model", "on", "gpus", "lmdeploy"})
-
-#: The headings of the fields in help pages; `ENGINE_OPTIONS` follow.
-GROUPS: Final = {
-    "shape": ("tp", "replicas", "engine"),
-    "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),
-    "limits and budgets": (
-        "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin", "budget",
-        "least", "no_tuned",
-    ),
-}  # fmt: skip
 _NAMES: Final = tuple(PlanRequest.model_fields)
 #: The fields that are LMDeploy's own options; a plan never changes those that are given.
 ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]

@@ -18,6 +18,9 @@ from turbofit.planning.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolved_request import ResolvedRequest, with_image_limit
 
+#: The hint for two options that exclude each other.
+_ONE_OF: Final = "give only one of the two"
+
 
 def resolve(request: PlanRequest) -> ResolvedRequest:
     """Read the model, measure the machine, and refuse contradictory options.
@@ -69,10 +72,6 @@ def model_of(request: PlanRequest) -> Model:
     if isinstance(model, str):
         model = resolve_model(model, revision=revision, model_format=request.model_format)
     return model if revision is None else replace(model, revision=revision)
-
-
-#: The hint for two options that exclude each other.
-_ONE_OF: Final = "give only one of the two"
 
 
 def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:

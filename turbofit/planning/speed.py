@@ -32,6 +32,12 @@ from turbofit.planning.tower import BEFORE, Tower, tower_of
 #: forecast.
 _UNKNOWN_BANDWIDTH = 200 * 10**9
 _UNKNOWN_FLOPS = 20 * 10**12
+#: The share of a card's peak that a large copy or product reaches. A measured card's figures are
+#: such rates, while the efficiencies are shares of the peak.
+_COPY_SHARE = 0.9
+_PRODUCT_SHARE = 0.75
+#: The least ``room`` that `crowd_of` divides by; with less room, evictions begin no sooner.
+_LEAST_ROOM = 0.1
 
 
 class Rates(Struct):
@@ -68,12 +74,6 @@ class Rates(Struct):
     processor_source_seconds: float
     processor_prepared_seconds: float
     queued_share: float
-
-
-#: The share of a card's peak that a large copy or product reaches. A measured card's figures are
-#: such rates, while the efficiencies are shares of the peak.
-_COPY_SHARE = 0.9
-_PRODUCT_SHARE = 0.75
 
 
 class GpuRates(Struct):
@@ -339,10 +339,6 @@ def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
     slope = max((times[large] - times[small]) / (large - small), 1e-15)
     latency = max(times[small] - slope * small, 0.0) / ((1 + log2(measured)) / 2)
     return AllReduce(ranks=ranks, latency=latency, bandwidth=2 * (measured - 1) / measured / slope)
-
-
-#: The least ``room`` that `crowd_of` divides by; with less room, evictions begin no sooner.
-_LEAST_ROOM = 0.1
 
 
 class Speed(Struct):

@@ -33,6 +33,14 @@ Word = Literal["good", "fair", "rough", "order"]
 
 #: The image that `turbofit calibrate` measures: pixels of a photograph, and of its nine tiles.
 _REFERENCE: Final = (1920 * 1080, 9 * 448 * 448)
+#: Nine of ten forecasts of a kind must be within these factors to be good, fair or rough; of worse
+#: kinds only the order of magnitude is told.
+TIMES: Final = (1.25, 1.5, 2.0)
+_WORDS: Final[tuple[Word, ...]] = ("good", "fair", "rough", "order")
+#: The first tokens of requests that are told, by what else is there.
+_FIRST: Final = ("among others", "alone")
+#: The suffix of kinds whose rows and cards were not used in the fit.
+UNSEEN: Final = "other cards"
 
 
 class HostRate(Struct):
@@ -228,16 +236,6 @@ def with_text(
     return replace(
         found, seconds_to_first_token_of_text=sure.told(seconds, 3), first_token_of_text=sure
     )
-
-
-#: Nine of ten forecasts of a kind must be within these factors to be good, fair or rough; of worse
-#: kinds only the order of magnitude is told.
-TIMES: Final = (1.25, 1.5, 2.0)
-_WORDS: Final[tuple[Word, ...]] = ("good", "fair", "rough", "order")
-#: The first tokens of requests that are told, by what else is there.
-_FIRST: Final = ("among others", "alone")
-#: The suffix of kinds whose rows and cards were not used in the fit.
-UNSEEN: Final = "other cards"
 
 
 class Errors(Struct):

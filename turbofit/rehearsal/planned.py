@@ -36,6 +36,10 @@ _IMAGES: Final = "case vision"
 #: The phase that begins when an engine reads free memory.
 _SIZED: Final = "cache"
 _KEPT_LINES: Final = 12
+#: The fewest tokens that a worst case generates.
+_NEW = 2
+#: The counters' line for terms that one call of the engine allocates together.
+_TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 
 
 def rehearse(spec: Spec, keep: Path | None = None) -> Document:
@@ -150,12 +154,6 @@ def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Mom
         )
         for i, phase in enumerate(order)
     )
-
-
-#: The fewest tokens that a worst case generates.
-_NEW = 2
-#: The counters' line for terms that one call of the engine allocates together.
-_TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 
 
 def rehearsed_engine(plan: Plan, group: int = 0, keep: Path | None = None) -> EnginePlan:
