@@ -30,8 +30,8 @@ def presets_dir() -> Path:
 def preset_path(folder: str, name: str) -> Path:
     """Return the path of a preset for `load_yaml`, such as ``preset_path("gpus", "rtx3090")``.
 
-    ``folder`` is a folder of the presets. In a wheel the path need not exist: `load_yaml` still
-    reads it.
+    ``folder`` is a folder of the presets, or empty. In a wheel the path need not exist: `load_yaml`
+    still reads it.
     """
     return presets_dir() / folder / f"{name}.yaml"
 
@@ -89,6 +89,17 @@ def converted(data: object, type_: type[T], path: Path) -> T:
         raise UsageError(
             f"preset {path.parent.name}/{path.name} is damaged: {exc}", hint="reinstall turbofit"
         ) from None
+
+
+def read_preset(folder: str, name: str, type_: type[T], part: str | None = None) -> T:
+    """Read a preset, or the ``part`` of it with this key, into a type.
+
+    Raises:
+        UsageError: the file cannot be read, or its content is not of that type.
+    """
+    path = preset_path(folder, name)
+    data = load_yaml(path)
+    return converted(data if part is None else data.get(part), type_, path)
 
 
 def merged(below: JsonObject, above: JsonObject) -> JsonObject:

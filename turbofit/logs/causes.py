@@ -8,7 +8,7 @@ from functools import cache
 from typing import Final, Literal, NamedTuple
 
 from turbofit.core.engine_end import Phase
-from turbofit.core.presets import converted, load_yaml, presets_dir
+from turbofit.core.presets import read_preset
 from turbofit.core.struct import Struct
 from turbofit.logs.log_events import PythonFrame
 from turbofit.logs.log_reader import Form, zeros
@@ -90,8 +90,7 @@ class Hit(NamedTuple):
 
 @cache
 def table() -> _Table:
-    path = presets_dir() / "causes.yaml"
-    return converted(load_yaml(path), _Table, path)
+    return read_preset("", "causes", _Table)
 
 
 def release_of(name: str, *, dropped: bool) -> str | None:

@@ -11,7 +11,7 @@ from typing import Final, Generic, Literal, NamedTuple, TypeVar
 import msgspec
 
 from turbofit.core.machine import Gpu, Link, Pcie
-from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir, presets_of
+from turbofit.core.presets import presets_of, read_preset
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import MIB
 
@@ -162,7 +162,7 @@ def preset_names() -> tuple[str, ...]:
 @cache
 def load_preset(key: str) -> GpuPreset:
     """Read one preset by its file's name."""
-    return read_table(preset_path("gpus", key).name, GpuPreset)
+    return read_preset("gpus", key, GpuPreset)
 
 
 def find_preset(name: str) -> str | None:
@@ -404,7 +404,7 @@ def bare_name(name: str) -> str:
 @cache
 def _names() -> GpuNames:
     """Return the content of aliases.yaml; other presets are added with only their own name."""
-    names = read_table("aliases.yaml", GpuNames)
+    names = read_preset("gpus", "aliases", GpuNames)
     others = sorted(presets_of("gpus") - _NO_CARDS - set(names.presets))
     unlisted = {key: [load_preset(key).name] for key in others}
     return msgspec.structs.replace(names, presets=names.presets | unlisted)
@@ -419,13 +419,7 @@ def _index() -> dict[str, str]:
 
 @cache
 def _context_rule() -> ContextRule:
-    return read_table("context.yaml", ContextRule)
-
-
-def read_table(file: str, type_: type[T]) -> T:
-    """Read a file of `presets/gpus/` into a type."""
-    path = presets_dir() / "gpus" / file
-    return converted(load_yaml(path), type_, path)
+    return read_preset("gpus", "context", ContextRule)
 
 
 class NamedCards(NamedTuple):

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from turbofit.core.errors import UsageError
+from turbofit.core.presets import read_preset
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 from turbofit.machine.presets import (
@@ -16,7 +17,6 @@ from turbofit.machine.presets import (
     nearest_names,
     nominal_gigabytes,
     preset_names,
-    read_table,
     split_size,
 )
 
@@ -90,7 +90,7 @@ class OtherCard(NamedTuple):
 def unsupported_card(name: str) -> UnsupportedCard | None:
     """Return the first row of unsupported cards that matches a typed name; None if no row does."""
     wanted = "".join(c for c in name.lower() if c.isalnum())
-    for row in _unsupported()["cards"]:
+    for row in read_preset("gpus", "unsupported", tuple[UnsupportedCard, ...], "cards"):
         if any(re.fullmatch("|".join(row.names), form) for form in (wanted, name.lower())):
             return row
     return None
@@ -216,9 +216,4 @@ def _unknown(name: str) -> UsageError:
 
 @cache
 def _table() -> _Unlisted:
-    return read_table("unlisted.yaml", _Unlisted)
-
-
-@cache
-def _unsupported() -> dict[str, tuple[UnsupportedCard, ...]]:
-    return read_table("unsupported.yaml", dict[str, tuple[UnsupportedCard, ...]])
+    return read_preset("gpus", "unlisted", _Unlisted)

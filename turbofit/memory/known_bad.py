@@ -9,7 +9,7 @@ from functools import cache
 from msgspec.structs import replace
 
 from turbofit.core.model import Model
-from turbofit.core.presets import converted, load_yaml, preset_path
+from turbofit.core.presets import read_preset
 from turbofit.core.struct import NA, Struct
 from turbofit.memory.account import EngineLaunch
 from turbofit.memory.versions import parse, written
@@ -185,5 +185,4 @@ def _rows_of(engine: str, version: str) -> tuple[KnownProblem, ...]:
 @cache
 def all_problems() -> tuple[KnownProblem, ...]:
     """Return the known faults of all versions and engines."""
-    path = preset_path("engines", "known-bad")
-    return converted(load_yaml(path).get("problems"), tuple[KnownProblem, ...], path)
+    return read_preset("engines", "known-bad", tuple[KnownProblem, ...], "problems")

@@ -12,7 +12,7 @@ import msgspec
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Model
-from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir
+from turbofit.core.presets import load_yaml, preset_path, presets_dir, read_preset
 from turbofit.core.struct import Struct
 from turbofit.core.version import REFERENCE
 
@@ -215,8 +215,7 @@ def listed_since(architecture: str) -> str | None:
 @cache
 def listings(engine: str) -> dict[str, tuple[_Span, ...]]:
     """Return the spans of releases that list each architecture, oldest first."""
-    path = preset_path("engines", "architectures")
-    read = converted(load_yaml(path), _Architectures, path)
+    read = read_preset("engines", "architectures", _Architectures)
     changes = {"turbomind": read.turbomind, "pytorch": read.pytorch}[engine]
     oldest = next(iter(changes), "")
     spans: dict[str, tuple[_Span, ...]] = {}

@@ -15,7 +15,7 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule
 from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDims, VisionDims
-from turbofit.core.presets import converted, is_preset, load_yaml, preset_path, presets_dir
+from turbofit.core.presets import is_preset, load_yaml, preset_path, presets_dir, read_preset
 from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, stored_bytes
 
@@ -91,8 +91,7 @@ def sizes_of(name: str) -> set[str]:
 @cache
 def load_preset(preset_id: str) -> Preset:
     """Read one preset; missing fields come from its base."""
-    path = preset_path("models", preset_id)
-    preset = converted(load_yaml(path), Preset, path)
+    preset = read_preset("models", preset_id, Preset)
     if preset.base is None:
         return preset
     base = load_preset(preset.base)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.plan import Command, ServeCommand, config_names
-from turbofit.core.presets import converted, load_yaml, preset_path
+from turbofit.core.presets import read_preset
 from turbofit.core.process.network import DEFAULT_PORT
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.memory import versions
@@ -232,8 +232,7 @@ def came_later(option: Words, version: str) -> str | None:
 
 @cache
 def _releases() -> _Releases:
-    path = preset_path("engines", "option-releases")
-    return converted(load_yaml(path), _Releases, path)
+    return read_preset("engines", "option-releases", _Releases)
 
 
 def _fallback_arguments(plan: Plan, engine: EnginePlan, port: str) -> Words:

@@ -15,7 +15,7 @@ import msgspec
 
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import of_vllm
-from turbofit.core.presets import converted, load_yaml, preset_path
+from turbofit.core.presets import read_preset
 from turbofit.core.struct import Struct
 from turbofit.core.version import REFERENCE
 
@@ -59,8 +59,7 @@ class PassedOptions(msgspec.Struct):
 
 @cache
 def option_table() -> _Table:
-    path = preset_path("engines", "lmdeploy-options")
-    return converted(load_yaml(path), _Table, path)
+    return read_preset("engines", "lmdeploy-options", _Table)
 
 
 def engine_options() -> dict[str, EngineOption]:

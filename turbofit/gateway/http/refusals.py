@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from turbofit.core.presets import converted, load_yaml, presets_dir
+from turbofit.core.presets import read_preset
 from turbofit.core.struct import Struct
 
 #: A header with the reason, in refusals of requests that no engine has received: a front may send
@@ -56,8 +56,7 @@ class _Row(Struct):
 
 @cache
 def refusals() -> dict[str, _Row]:
-    path = presets_dir() / "refusals.yaml"
-    return converted(load_yaml(path), dict[str, _Row], path)
+    return read_preset("", "refusals", dict[str, _Row])
 
 
 class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its answer

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule
 from turbofit.core.model import TextDims, VisionDims
-from turbofit.core.presets import converted, load_yaml, preset_path
+from turbofit.core.presets import read_preset
 from turbofit.core.struct import Struct
 from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
@@ -203,8 +203,7 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
 @cache
 def unplanned() -> tuple[UnsupportedFamily, ...]:
     """Return the families of `presets/families/unplanned.yaml`, which have no account."""
-    path = preset_path("families", "unplanned")
-    return converted(load_yaml(path).get("models"), tuple[UnsupportedFamily, ...], path)
+    return read_preset("families", "unplanned", tuple[UnsupportedFamily, ...], "models")
 
 
 def refusal(architecture: str) -> UsageError:

@@ -15,7 +15,7 @@ from turbofit.core.installation import install_command
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
-from turbofit.core.presets import converted, load_yaml, preset_path
+from turbofit.core.presets import read_preset
 from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import OLDEST_SERVED, parse, release
@@ -244,8 +244,7 @@ class TriedTransformers(Struct, forbid_unknown_fields=True):
 @cache
 def tried_transformers() -> TriedTransformers:
     """Return the table of `presets/engines/known-bad.yaml`."""
-    path = preset_path("engines", "known-bad")
-    return converted(load_yaml(path)["transformers"], TriedTransformers, path)
+    return read_preset("engines", "known-bad", TriedTransformers, "transformers")
 
 
 def bad_transformers(

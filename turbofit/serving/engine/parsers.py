@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from turbofit.core.presets import converted, load_yaml, preset_path
+from turbofit.core.presets import read_preset
 from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class _Row(Struct, forbid_unknown_fields=True):
 
 @cache
 def _rows() -> dict[Kind, tuple[_Row, ...]]:
-    path = preset_path("engines", "parsers")
-    return converted(load_yaml(path), dict[Kind, tuple[_Row, ...]], path)
+    return read_preset("engines", "parsers", dict[Kind, tuple[_Row, ...]])
 
 
 def parser_of(kind: Kind, model: Model) -> str | None:
