@@ -14,6 +14,9 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 #: Bytes of one element at 16 bits: float16 (CUDA's half) or bfloat16.
 HALF: Final = 2
+#: Bytes of one element at 32 bits: a float32 or an int32.
+FLOAT: Final = 4
+INT: Final = 4
 
 _SUFFIX: Final = {
     "": 1, "b": 1,

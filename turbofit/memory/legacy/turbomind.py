@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model, TextDims
 from turbofit.core.plan import HostMemory, Settings, Term
-from turbofit.core.units import HALF, round_up
+from turbofit.core.units import FLOAT, HALF, INT, round_up
 from turbofit.memory.account import (
     PAGE,
     POOL_WARMUP,
@@ -51,15 +51,13 @@ from turbofit.memory.turbomind.account import (
     rank_weights,
 )
 from turbofit.memory.turbomind.cache import cache_shape
+from turbofit.memory.turbomind.pool import CURAND_STATE, POINTER
 from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, lm_head_rows
 from turbofit.memory.versions import FIRST_CURRENT
 
 #: Bytes for each vocabulary entry and row sampled with top_k=0: logits, ids, sorting. Upper end.
 _SAMPLING: Final = 20
-_INT = _FLOAT = 4
-_POINTER = 8
-_WORDS = 4 * 32 * _INT  # stop and bad words with their offsets
-_CURAND_STATE = 48
+_WORDS = 4 * 32 * INT  # stop and bad words with their offsets
 #: The term of memory that torch keeps after loading.
 _KEPT = "torch_cache"
 _FOUR_BIT = frozenset({"awq", "gptq"})
@@ -172,7 +170,7 @@ class _Forward:
         text, tp = self._text, self._tp
         sampling = _SAMPLING * (rows - 1) * lm_head_rows(text, tp)
         splits = self._account.generation.buffers.split_rows
-        return sampling + rows * splits * (text.heads // tp) * (text.head_dim + 2) * _FLOAT
+        return sampling + rows * splits * (text.heads // tp) * (text.head_dim + 2) * FLOAT
 
     def _feed_forward(self) -> int:
         """Return the elements of a token in gate and up together, or in all chosen experts."""
@@ -197,22 +195,22 @@ def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, i
         kv = max(1, text.kv_heads // settings.tp) * text.head_dim
         yield "kv_copies", rule.kv_copies * tokens * kv * HALF, "linear keys and values"
     note = f"{rule.token_ids} of max_batch_size × session_len"
-    yield "token_ids", rule.token_ids * batch * session_len * _INT, note
+    yield "token_ids", rule.token_ids * batch * session_len * INT, note
     if rule.logits:
         yield "logits", rule.logits * batch * vocab, "max_batch_size × vocabulary"
     elif settings.tp > 1:  # one buffer contains hidden states and logits
         larger = max(0, batch * lm_head_rows(text, settings.tp) * HALF - hidden)
         yield "logits", larger, "beyond the hidden states they share a buffer with"
     if rule.log_probs:
-        yield "log_probs", 2 * batch * rule.log_probs * _INT, "and their indices"
+        yield "log_probs", 2 * batch * rule.log_probs * INT, "and their indices"
     if rule.attention_tokens:
         floats = heads * (text.head_dim + rule.attention_extra) + 1
-        yield "attention_workspace", rule.attention_tokens * floats * _FLOAT, "split-k outputs"
-    pointers = batch * -(-session_len // settings.cache_block_seq_len) * _POINTER
-    small = pointers + batch * (_WORDS + 4 * _CURAND_STATE + 2 * text.hidden * HALF)
-    small += tokens * _INT
+        yield "attention_workspace", rule.attention_tokens * floats * FLOAT, "split-k outputs"
+    pointers = batch * -(-session_len // settings.cache_block_seq_len) * POINTER
+    small = pointers + batch * (_WORDS + 4 * CURAND_STATE + 2 * text.hidden * HALF)
+    small += tokens * INT
     if model.mrope:
-        small += 3 * 3 * batch * session_len * _INT  # M-RoPE positions in three states
+        small += 3 * 3 * batch * session_len * INT  # M-RoPE positions in three states
     yield "small_buffers", small, "block pointers, stop words, random states, positions"
 
 

@@ -13,7 +13,7 @@ from turbofit.core.messages import RESERVED, plural
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
-from turbofit.core.units import MIB, round_up
+from turbofit.core.units import INT, MIB, round_up
 from turbofit.core.version import REFERENCE
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import (
@@ -68,7 +68,6 @@ from turbofit.memory.pytorch.weights import (
     weight_classes,
 )
 
-_INT = 4
 #: Blocks from this size on come from segments of 20 MiB (kMinLargeAlloc of torch's allocator).
 _LARGE_BLOCK = MIB
 #: The first compute capability for which Triton compiles fp8.
@@ -184,7 +183,7 @@ def buffer_terms(
         note = "TurboMind's kernels and their workspaces"
         terms.append(term("packed_kernels", "buffers", size, "estimate", note))
     if captured := capture_sizes(settings):
-        tables = sum(captured) * most_blocks * _INT + work.graph_buffers(captured)
+        tables = sum(captured) * most_blocks * INT + work.graph_buffers(captured)
         # Torch keeps the graphs' memory separate, so no prefill can use it.
         note = "each CUDA graph's table of blocks, and the graphs' own pool"
         size = tables + _step_pool(work, settings, constants)

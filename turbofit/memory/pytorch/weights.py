@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from turbofit.core.model import DTYPE_BYTES, AudioDims, Model, TextDims, VisionDims
 from turbofit.core.plan import GpuLedger, Settings
 from turbofit.core.struct import Struct
-from turbofit.core.units import HALF, MIB, round_up
+from turbofit.core.units import FLOAT, HALF, MIB, round_up
 from turbofit.core.version import REFERENCE
 from turbofit.machine.kernels.census import torch_takes_a_share
 from turbofit.memory.calibrated import BUFFERS
@@ -36,7 +36,6 @@ _LEAST_ROOM: Final = 128 * MIB
 #: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #7d9834
 _COPIED_ON = (9, 0)
 _COPIED_GROUP = 128
-_FLOAT = 4
 #: Sharded rows of the vocabulary are padded to a multiple of this.
 VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3b77b2
 #: Models whose routers have 32 bits, with their corrections. Source:
@@ -186,9 +185,9 @@ def _width(text: TextDims, tensor: Tensor) -> int:
     keeps. Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #73dd14
     """
     if tensor.role == "delta.decay":
-        return 2 * _FLOAT
+        return 2 * FLOAT
     float_router = tensor.part == "router" and text.architecture in _FLOAT_ROUTERS
-    return _FLOAT if float_router or tensor.role == "delta.step" else HALF
+    return FLOAT if float_router or tensor.role == "delta.step" else HALF
 
 
 def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import Final
 from turbofit.core.errors import UsageError
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import Struct
+from turbofit.core.units import FLOAT
 from turbofit.memory.account import Load
 from turbofit.model.parameters import parameters, text_parameters
 from turbofit.model.tensors import elements, text_tensors
@@ -33,7 +34,6 @@ _VISION_ROTATED: Final = 20
 _VISION_BESIDE_MLP: Final = 4
 #: The projector, in units of the language model's width.
 _PROJECTOR: Final = 4
-_FLOAT: Final = 4
 #: Channels of a token beside the MLP: the prompt's embeddings, the layer's input, the residual, the
 #: norm, and rotary tables. Rehearsed with Qwen2, Llama and Mistral: 4.0 to 4.3.
 _BESIDE_MLP: Final = 5
@@ -259,7 +259,7 @@ def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
     if layout.keeps_states:
         channels += (vision.layers + 1) * vision.hidden
     # Pixels arrive with 32 bits and are cast.
-    return pixels * (_FLOAT + width) + tokens * channels * width + _mask_bytes(model, units, width)
+    return pixels * (FLOAT + width) + tokens * channels * width + _mask_bytes(model, units, width)
 
 
 def _mask_bytes(model: Model, units: int, width: int) -> int:
@@ -274,7 +274,7 @@ def _mask_bytes(model: Model, units: int, width: int) -> int:
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None or vision.kind not in _PIXEL_MASKS:
         return 0
-    return units * (2 * _FLOAT * rule.unit_side**2 + model.unit_tower_tokens**2 * (1 + width))
+    return units * (2 * FLOAT * rule.unit_side**2 + model.unit_tower_tokens**2 * (1 + width))
 
 
 def _tower(model: Model, units: int) -> tuple[int, int]:
@@ -295,7 +295,7 @@ def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) 
         size += tokens * text.hidden * (1 + getattr(model.vision, "deepstack", 0)) * width
     if model.vision is not None:
         tower_tokens, pixels = _tower(model, load.units)
-        size += pixels * _FLOAT + tower_tokens * model.vision.hidden * width
+        size += pixels * FLOAT + tower_tokens * model.vision.hidden * width
     if writes_matrix:
         size += _MATRIX * text.heads * tokens**2
     return size + _CROSS_MASKS * width * tokens * cross_tokens(model) * images

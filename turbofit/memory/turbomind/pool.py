@@ -15,7 +15,7 @@ from functools import lru_cache
 from turbofit.core.images import ImageRule
 from turbofit.core.model import DeltaDims, Model, TextDims, VisionDims
 from turbofit.core.plan import Settings
-from turbofit.core.units import HALF, round_up
+from turbofit.core.units import FLOAT, HALF, INT, round_up
 from turbofit.memory.account import PAGE, Forward, VisionLoad
 from turbofit.memory.turbomind.weights import (
     DeltaKernel,
@@ -30,8 +30,6 @@ from turbofit.memory.turbomind.weights import (
     vision_tp,
 )
 
-#: Bytes of a 32-bit logit: TurboMind casts logits from 16 bits, and makes a router's in 32.
-_FLOAT = 4
 #: Bytes of ids, offsets and masks of a pass, and of a stage's small allocations: an upper bound.
 _BOOKKEEPING = 64 << 10
 #: Bytes of one row's offsets, positions, masks and top-k scratch: far above what most rows need.
@@ -45,9 +43,8 @@ _SEQUENCE_MAPS = 16
 _HEAD_MAPS = 4
 #: Bytes of a segment's state element: 32 bits, and two of 16 bits or one more of 32.
 _SEGMENT_BYTES = 8
-_INT = 4
-_POINTER = 8
-_CURAND_STATE = 48
+POINTER = 8
+CURAND_STATE = 48
 _ROUTING_TILES = 16
 _WORDS = 2 * 2 * 32 + 48  # stop and bad words (32 ids and offsets each), end ids, penalties
 
@@ -142,7 +139,7 @@ class PoolModel:
         if moe is None or (mixed and forward.first_layer):
             return dense
         routed = tokens * moe.experts_per_token
-        router = tokens * moe.experts * _FLOAT
+        router = tokens * moe.experts * FLOAT
         chosen = routed * self.expert_streams * self.expert * HALF
         shared = 0
         if moe.shared_intermediate:
@@ -160,8 +157,8 @@ class PoolModel:
         logits = forward.rows * self.vocab_padded
         row = self.text.hidden * HALF + _ROW
         base = forward.rows * row + self._embeds(forward.units)
-        cast = logits * (HALF + _FLOAT)
-        sort = logits * (_FLOAT + 4)
+        cast = logits * (HALF + FLOAT)
+        sort = logits * (FLOAT + 4)
         if forward.top_k_0:
             sort += logits * (4 + 8)
         return base + max(cast, sort)
@@ -281,7 +278,7 @@ def token_bytes(delta: DeltaDims, tp: int) -> int:
     They are the projections, two gates in 32 bits, the output, and the convolution's output.
     """
     sixteen = input_rows(delta) + delta.values + delta.channels
-    return (sixteen * HALF + 2 * delta.value_heads * _FLOAT) // tp
+    return (sixteen * HALF + 2 * delta.value_heads * FLOAT) // tp
 
 
 def workspace(
@@ -318,7 +315,7 @@ def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, seg
 
     They are the summed decays in 32 bits, each chunk's inverse matrix, and the segments' states.
     """
-    whole = tokens * (round_up(heads, 4) * _FLOAT + heads * kernel.chunk * HALF)
+    whole = tokens * (round_up(heads, 4) * FLOAT + heads * kernel.chunk * HALF)
     return whole + segments * heads * delta.key_dim * delta.value_dim * _SEGMENT_BYTES
 
 
@@ -369,21 +366,21 @@ def device_buffers(
     tokens = constants.attention_workspace_tokens
     yield (
         "attention_workspace",
-        tokens * heads * (text.head_dim + 2) * _INT + tokens * _INT,
+        tokens * heads * (text.head_dim + 2) * INT + tokens * INT,
         "split-k partial outputs of decoding",
     )
     yield (
         "block_pointers",
-        phases * (_block_slots(settings) + 16) * _POINTER,
+        phases * (_block_slots(settings) + 16) * POINTER,
         "max_batch_size × session_len / cache_block_seq_len pointers",
     )
-    yield "token_ids", batch * settings.session_len * _INT, "max_batch_size × session_len"
+    yield "token_ids", batch * settings.session_len * INT, "max_batch_size × session_len"
     yield (
         "sampling_buffers",
-        phases * batch * constants.max_log_probs * (_INT + _INT),
+        phases * batch * constants.max_log_probs * (INT + INT),
         "log probabilities and their indices",
     )
-    bitmask = -(-lm_head_rows(text, settings.tp) // 32) * _INT
+    bitmask = -(-lm_head_rows(text, settings.tp) // 32) * INT
     yield "guided_decoding", phases * batch * bitmask, "one bit a vocabulary entry and row"
     if settings.tp > 1:
         yield (
@@ -398,14 +395,14 @@ def device_buffers(
         # MoeFfnDefaultImpl::Init: masks of experts, arrays of routed tokens, counters.
         moe = text.moe
         routed = (moe.experts + 4 * moe.experts_per_token) * forward
-        size = (routed + moe.experts * (_ROUTING_TILES + 1) + 1) * _INT
+        size = (routed + moe.experts * (_ROUTING_TILES + 1) + 1) * INT
         yield "expert_routing", size, "which token goes to which expert"
-    small = batch * (_CURAND_STATE + phases * (6 * _INT + _POINTER + _WORDS * _INT))
-    small += forward * (1 + phases * 2 * _INT)
+    small = batch * (CURAND_STATE + phases * (6 * INT + POINTER + _WORDS * INT))
+    small += forward * (1 + phases * 2 * INT)
     if text.delta is not None:
-        small += phases * batch * (text.delta.layers + 1) * _POINTER  # a sequence's states
+        small += phases * batch * (text.delta.layers + 1) * POINTER  # a sequence's states
     if model.mrope:
-        small += phases * forward * 3 * _INT  # M-RoPE positions
+        small += phases * forward * 3 * INT  # M-RoPE positions
     yield "small_buffers", small, "token ids, lengths, stop words, masks, positions"
 
 
@@ -413,11 +410,11 @@ def pinned_buffers(model: Model, settings: Settings) -> int:
     """Return the pinned host bytes of one rank, allocated at the start."""
     batch = settings.max_batch_size
     embeds = phases_of(settings) * forward_tokens(settings) * model.text.hidden * 2
-    token_ids = batch * settings.session_len * _INT
-    logprobs = batch * 1024 * (_INT + _INT)
-    pointers = _block_slots(settings) * _POINTER
-    bitmask = batch * -(-lm_head_rows(model.text, settings.tp) // 32) * _INT
-    small = batch * (_CURAND_STATE + _WORDS * _INT) + forward_tokens(settings) * 2 * _INT
+    token_ids = batch * settings.session_len * INT
+    logprobs = batch * 1024 * (INT + INT)
+    pointers = _block_slots(settings) * POINTER
+    bitmask = batch * -(-lm_head_rows(model.text, settings.tp) // 32) * INT
+    small = batch * (CURAND_STATE + _WORDS * INT) + forward_tokens(settings) * 2 * INT
     return embeds + token_ids + logprobs + pointers + bitmask + small
 
 

@@ -24,7 +24,7 @@ from turbofit.core.model import (
 )
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
-from turbofit.core.units import HALF, round_up
+from turbofit.core.units import FLOAT, HALF, round_up
 from turbofit.core.version import REFERENCE
 from turbofit.memory.account import HOPPER, PAGE
 from turbofit.memory.versions import figures
@@ -34,7 +34,6 @@ from turbofit.model.towers import vision_tensors
 
 #: Elements of a 16-byte vector of 16-bit values; each rank's lm_head rows are padded to it.
 _VECTOR = 8
-_FLOAT: Final = 4
 #: Bytes; every allocation from a pool of CUDA is a multiple of this.
 _POOL_BLOCK = 512
 #: The class of a tensor, by its part.
@@ -359,7 +358,7 @@ class _Rank(NamedTuple):
         if packing is not None and self.packed is not None:
             groups = self.packed.groups(elements, packing.group_size)
             return elements * packing.bits // 8 + int(groups * self.packed.group)
-        return elements * (_FLOAT if joined.tensors[0].role == "correction" else HALF)
+        return elements * (FLOAT if joined.tensors[0].role == "correction" else HALF)
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
         """Return the shape of the rank's part of a tensor: outputs, then inputs."""
