@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.units import GIB, MIB, parse_bytes, parse_seconds, three_digits
+from turbofit.core.units import GIB, MIB, grouped, parse_bytes, parse_seconds, three_digits
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,13 @@ def test_times(text: str, seconds: float) -> None:
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(UsageError, match="is no time"):
         parse_seconds(text, "x")
+
+
+def test_keys_and_values_keep_the_order_of_the_pairs():
+    pairs = [("b", 2), ("a", 1), ("b", 1), ("b", 2)]
+
+    assert list(grouped(pairs).items()) == [("b", [2, 1, 2]), ("a", [1])]
+
+
+def test_no_pairs_make_no_group():
+    assert grouped([]) == {}

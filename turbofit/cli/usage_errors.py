@@ -12,6 +12,7 @@ import click
 
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import guess, neighbour, neighbours, of_vllm
+from turbofit.core.units import grouped
 
 #: Options that every command has.
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
@@ -70,10 +71,8 @@ def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Conte
 
 def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
     """Return one error for all options that a command does not have, with each hint once."""
-    hints: dict[str, list[str]] = {}
-    for name in names:
-        hint = _known_elsewhere(name, ctx) or f"see {ctx.command_path} --help"
-        hints.setdefault(hint, []).append(name)
+    other = f"see {ctx.command_path} --help"
+    hints = grouped((_known_elsewhere(name, ctx) or other, name) for name in names)
     several = len(hints) > 1
     lines = [f"{', '.join(them)}: {hint}" if several else hint for hint, them in hints.items()]
     what = "unknown options" if len(names) > 1 else "unknown option"

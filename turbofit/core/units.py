@@ -1,13 +1,16 @@
-"""Parses and formats bytes, times and other numbers for people."""
+"""Parses and formats bytes, times and other numbers for people; groups and bisects values."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from turbofit.core.errors import UsageError
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -170,3 +173,11 @@ def number(value: Any) -> int:
 def doubled(first: float, times: int, longest: float) -> float:
     """Return a pause of ``first`` seconds, doubled ``times`` times, but at most ``longest``."""
     return min(longest, first * 2.0 ** min(times, 30))
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """Return the values of each key, both in the order of ``pairs``, which are keys and values."""
+    groups: dict[K, list[V]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups

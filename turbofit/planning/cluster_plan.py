@@ -22,7 +22,7 @@ from turbofit.core.machine import Host, Machine
 from turbofit.core.messages import plural
 from turbofit.core.plan import EnginePlan, Limits, Plan, Remedy
 from turbofit.core.struct import NA, known
-from turbofit.core.units import GIB
+from turbofit.core.units import GIB, grouped
 from turbofit.core.version import __version__
 from turbofit.planning.choose import plan_best
 from turbofit.planning.resolved_request import ResolvedRequest
@@ -97,10 +97,11 @@ def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool
     Raises:
         TurbofitError: the first kind's error, if ``raises`` and no kind can be planned.
     """
-    alike: dict[Hashable, list[tuple[Machine, Node]]] = {}
-    for node in cluster.nodes:
-        if node.machine is not None and node.machine.visible and not node.why_not:
-            alike.setdefault(_equal(node.machine), []).append((node.machine, node))
+    alike = grouped(
+        (_equal(node.machine), (node.machine, node))
+        for node in cluster.nodes
+        if node.machine is not None and node.machine.visible and not node.why_not
+    )
     kinds, errors = [], []
     for members in alike.values():
         machine = min((machine for machine, _ in members), key=_host_room)

@@ -9,7 +9,6 @@ they say of the card for other models, `card_rates.py` derives.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, permutations
 from math import log
@@ -19,7 +18,7 @@ from typing import Final
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import MeasuredSteps, StepPoint
 from turbofit.core.struct import Struct
-from turbofit.core.units import three_digits
+from turbofit.core.units import grouped, three_digits
 
 #: The share by which a larger forward may be faster beside the spreads of both; above it, the two
 #: contradict each other.
@@ -152,9 +151,7 @@ def slope_of(points: Sequence[StepPoint]) -> float:
 
 def _curve(ratios: Iterable[tuple[float, float]]) -> Curve:
     """Return the mean ratio of each place, in the order of places."""
-    found = defaultdict[float, list[float]](list)
-    for place, ratio in ratios:
-        found[place].append(_bounded(ratio))
+    found = grouped((place, _bounded(ratio)) for place, ratio in ratios)
     return tuple((place, fmean(found[place])) for place in sorted(found))
 
 

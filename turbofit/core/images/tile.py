@@ -14,6 +14,7 @@ from math import isqrt
 from turbofit.core.errors import UsageError
 from turbofit.core.images.base_tile import DETAIL_PATCHES, LARGEST_PATCH_LIMIT, BaseTileRule
 from turbofit.core.images.rule import DummyImage, FolderEdits, Size
+from turbofit.core.units import grouped
 
 
 class TileRule(BaseTileRule, tag="tile"):
@@ -118,11 +119,8 @@ def _grids(smallest: int, limit: int) -> tuple[tuple[int, tuple[float, ...]], ..
 
     A ratio is width / height.
     """
-    by_count: dict[int, list[float]] = {}
-    for columns in range(1, limit + 1):
-        for rows in range(1, limit // columns + 1):
-            if columns * rows >= smallest:
-                by_count.setdefault(columns * rows, []).append(columns / rows)
+    grids = ((w, h) for w in range(1, limit + 1) for h in range(1, limit // w + 1))
+    by_count = grouped((w * h, w / h) for w, h in grids if w * h >= smallest)
     return tuple((count, tuple(by_count[count])) for count in sorted(by_count))
 
 

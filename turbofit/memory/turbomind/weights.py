@@ -24,7 +24,7 @@ from turbofit.core.model import (
 )
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
-from turbofit.core.units import FLOAT, HALF, round_up
+from turbofit.core.units import FLOAT, HALF, grouped, round_up
 from turbofit.core.version import REFERENCE
 from turbofit.memory.account import HOPPER, PAGE
 from turbofit.memory.versions import figures
@@ -291,10 +291,8 @@ class _Joined(NamedTuple):
 @lru_cache
 def _as_built(text: TextDims, quantization: Quantization | None) -> tuple[_Joined, ...]:
     """Return a language model's tensors without the head, grouped as the engine joins them."""
-    joined: dict[str, list[Tensor]] = {}
-    for tensor in text_tensors(text):
-        if tensor.part != "head":
-            joined.setdefault(_JOINED.get(tensor.role, tensor.role), []).append(tensor)
+    inside = [tensor for tensor in text_tensors(text) if tensor.part != "head"]
+    joined = grouped((_JOINED.get(tensor.role, tensor.role), tensor) for tensor in inside)
     if text.mla is not None:
         joined = _folded(text, joined)
     found = [(tuple(group), _packing(group, text, quantization)) for group in joined.values()]

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
+from turbofit.core.units import grouped
 from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
@@ -346,9 +347,7 @@ def _assigned(
     adapter may have a projector that the base lacks: its tensors are the third mapping, under their
     names in the original LLaVA.
     """
-    by_bare: dict[str, list[str]] = {}
-    for name in stored:
-        by_bare.setdefault(_bare(name), []).append(name)
+    by_bare = grouped((_bare(name), name) for name in stored)
     added: dict[str, Lora] = {}
     replaced: Tensors = {}
     besides: Tensors = {}

@@ -19,6 +19,7 @@ from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import ALIKE, Candidate, Settings, sets_of
 from turbofit.core.struct import Struct, known
+from turbofit.core.units import grouped
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.planning.speed import Speed, group_class, reduce_class
@@ -360,9 +361,8 @@ def check_tp(request: ResolvedRequest, engine: Engine) -> None:
 
 def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     """Divide the GPUs into kinds of equal cards, as a tensor-parallel group needs them."""
-    alike: dict[tuple[object, ...], list[Gpu]] = {}
-    for gpu in gpus:
-        alike.setdefault((gpu.name, gpu.total, gpu.compute_capability, gpu.limit), []).append(gpu)
+    facts = ((gpu.name, gpu.total, gpu.compute_capability, gpu.limit) for gpu in gpus)
+    alike = grouped(zip(facts, gpus, strict=True))
     return [tuple(group) for group in alike.values()]
 
 

@@ -17,6 +17,7 @@ from typing import IO, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.stat import every_stat
+from turbofit.core.units import grouped
 from turbofit.rehearsal.pretend.libraries import ACCOUNT, family_of
 
 _FORWARDED: Final = (
@@ -149,9 +150,7 @@ def _is_on(pid: int, scenario: str) -> bool:
 
 def _descendants(pid: int) -> Iterator[int]:
     """Yield the ids of all descendants of a process, including zombies."""
-    below: dict[int, list[int]] = {}
-    for other, fields in every_stat():
-        below.setdefault(int(fields[1]), []).append(other)
+    below = grouped((int(fields[1]), other) for other, fields in every_stat())
     waiting = [pid]
     while waiting:
         for child in below.get(waiting.pop(), []):

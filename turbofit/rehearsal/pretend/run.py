@@ -18,6 +18,7 @@ from turbofit.core.machine import Gpu, Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.processes import output_of
 from turbofit.core.struct import Document
+from turbofit.core.units import grouped
 from turbofit.rehearsal.pretend.build import build
 from turbofit.rehearsal.pretend.command import (
     cuda_site,
@@ -241,9 +242,7 @@ def report(ran: FinishedRun) -> Document:
 
 def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:
     """Pair each process with its timeline; processes with the same pid stay in their order."""
-    usages: dict[int, list[Usage]] = {}
-    for usage in ran.usages:
-        usages.setdefault(usage.pid, []).append(usage)
+    usages = grouped((usage.pid, usage) for usage in ran.usages)
     left = {pid: iter(ones) for pid, ones in usages.items()}
     return [
         (process, next(left.get(process.pid, iter(())), Usage(pid=process.pid)))

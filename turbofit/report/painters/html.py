@@ -13,7 +13,7 @@ from string import Template
 from typing import Any, Final
 
 from turbofit.core.struct import to_builtins
-from turbofit.core.units import format_bytes
+from turbofit.core.units import format_bytes, grouped
 from turbofit.report.painters.document import (
     Bar,
     BarPiece,
@@ -121,9 +121,8 @@ def _phase(part: BarPiece, *, explained: bool) -> Markup:
 
 def _legend(bars: Sequence[Bar]) -> Markup:
     """One legend for all bars: each kind of memory and its sizes, the smallest and the largest."""
-    sizes: dict[tuple[str, str, str], list[int]] = {}
-    for part in (part for bar in bars for part in bar.parts):
-        sizes.setdefault((part.kind, part.mark, part.name), []).append(part.bytes)
+    parts = [part for bar in bars for part in bar.parts]
+    sizes = grouped(((part.kind, part.mark, part.name), part.bytes) for part in parts)
     overs = [bar.owner for bar in bars if bar.need > bar.room]
     entries = []
     for (kind, mark, name), amounts in sizes.items():

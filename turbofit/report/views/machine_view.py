@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import NA
-from turbofit.core.units import format_bytes, mib
+from turbofit.core.units import format_bytes, grouped, mib
 from turbofit.report.painters.document import (
     MORE,
     ONLY_SHORT,
@@ -23,7 +23,7 @@ from turbofit.report.painters.document import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from turbofit.core.machine import Holder, Link, Machine, Measured
+    from turbofit.core.machine import Link, Machine, Measured
     from turbofit.core.struct import NaType
     from turbofit.report.painters.document import Block
 
@@ -127,10 +127,7 @@ def _host(machine: Machine) -> dict[str, str]:
 
 def _holders(machine: Machine) -> str:
     """Return who holds the most memory; a holder of equal memory on several GPUs is named once."""
-    gpus: dict[Holder, list[int]] = {}
-    for gpu in machine.gpus:
-        for holder in gpu.holders:
-            gpus.setdefault(holder, []).append(gpu.index)
+    gpus = grouped((holder, gpu.index) for gpu in machine.gpus for holder in gpu.holders)
     holders = sorted(gpus, key=lambda holder: -holder.bytes if isinstance(holder.bytes, int) else 0)
     texts = []
     for holder in holders[:_HOLDERS]:
@@ -174,10 +171,8 @@ def ways_text(machine: Machine) -> str:
 
 def _ways(machine: Machine, way: Callable[[Link], str]) -> dict[str, list[str]]:
     """Return the pairs of GPUs by kind of link, which ``way`` describes."""
-    pairs: dict[str, list[str]] = {}
-    for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
-        pairs.setdefault(way(machine.link(a, b)), []).append(f"{a}-{b}")
-    return pairs
+    pairs = combinations([gpu.index for gpu in machine.gpus], 2)
+    return grouped((way(machine.link(a, b)), f"{a}-{b}") for a, b in pairs)
 
 
 def _way(link: Link) -> str:

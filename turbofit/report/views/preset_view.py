@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
-from turbofit.core.units import MIB, format_bytes
+from turbofit.core.units import MIB, format_bytes, grouped
 from turbofit.report.painters.document import (
     ONLY_SHORT,
     Heading,
@@ -142,10 +142,8 @@ def _warned(which: Which) -> list[Block]:
 
     The short answer only names these cards or models.
     """
-    warned = dict[str, list[str]]()
-    for row in which.keep:
-        for text in row.warnings:
-            warned.setdefault(text, []).append(row.on if which.model else row.model)
+    named = [(row, row.on if which.model else row.model) for row in which.keep]
+    warned = grouped((text, name) for row, name in named for text in row.warnings)
     names = list(dict.fromkeys(chain(*warned.values())))
     if not names:
         return []
