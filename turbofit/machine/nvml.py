@@ -45,6 +45,9 @@ class Nvml:
         NoGpuError: there is no NVML library, no driver, or the driver does not answer.
     """
 
+    #: The driver's words for the last error of a query.
+    reason = "no reason given"
+
     def __init__(self) -> None:
         try:
             import pynvml
@@ -90,14 +93,6 @@ class Nvml:
         """
         return self.query("nvmlDeviceGetMemoryInfo", handle, self._library.nvmlMemory_v2)
 
-    def reason(self, function: str, *args: Any) -> str:
-        """Return the driver's words for the error of a query."""
-        try:
-            getattr(self._library, function)(*args)
-        except (self._library.NVMLError, *self._no_answer) as exc:
-            return str(exc)
-        return "no reason given"
-
     def _ask(self, function: str, *args: Any) -> tuple[Any, int]:
         call = getattr(self._library, function, None)
         if call is None:
@@ -107,7 +102,7 @@ class Nvml:
             try:
                 return call(*args), 0
             except self._library.NVMLError as exc:
-                code = int(getattr(exc, "value", 0))
+                code, self.reason = int(getattr(exc, "value", 0)), str(exc)
                 _LOG.debug("%s: %s", function, exc)
             except self._no_answer as exc:
                 _LOG.debug("%s: %s", function, exc)
@@ -116,7 +111,7 @@ class Nvml:
             if code != _INSUFFICIENT_SIZE:
                 break
         if code in (_GPU_IS_LOST, _RESET_REQUIRED):
-            raise GpuLostError(self.reason(function, *args))
+            raise GpuLostError(self.reason)
         return NA, code
 
 

@@ -131,7 +131,7 @@ def _opened(nvml: Nvml, place: int) -> Device:
         if answered(device.handle):
             device.bus = _address(nvml.query("nvmlDeviceGetPciInfo", device.handle))
         else:
-            device.lost = nvml.reason("nvmlDeviceGetHandleByIndex", place)
+            device.lost = nvml.reason
     except GpuLostError as exc:
         device.lost = str(exc)
     return device

@@ -182,16 +182,26 @@ def _check_version(model: Model, version: str) -> None:
         UsageError: the version has the part in another form, or not at all; or it is no version.
     """
     versions.check_release(version)
-    if part := without_account(model, version):
+    if not versions.is_legacy(version):
+        return
+    # TurboMind 0.12 cached a latent for each head, which left 42,880 tokens for GLM-4.7-Flash, a
+    # twentieth of what one latent for each token allows (lmdeploy#4367).
+    parts = {
+        "an audio tower": model.vision and model.vision.audio,
+        "gated delta nets": model.text.delta,
+        "multi-head latent attention": model.text.mla,
+        "attention sinks": model.text.sinks,
+        "LoRA adapters": model.loras,
+    }
+    lacking = next((name for name, part in parts.items() if part), None)
+    if lacking is not None:
         raise UsageError(
-            f"turbofit has no account of {part} with LMDeploy {version}",
+            f"turbofit has no account of {lacking} with LMDeploy {version}",
             hint=f"it has one for LMDeploy {REFERENCE}",
         )
-    if model.vision is None or not versions.is_legacy(version):
-        return
     from turbofit.memory.legacy.generations import generation_of
 
-    if generation_of(version).vision.runs == "none":
+    if model.vision is not None and generation_of(version).vision.runs == "none":
         raise UsageError(
             f"LMDeploy {version} runs no vision tower, and {model.name} has one",
             hint="towers came with 0.2.6",
@@ -210,21 +220,3 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
 
         older = unread(engine, version, model.quantization)
     return older or engine_problem(text, engine)
-
-
-def without_account(model: Model, version: str) -> str | None:
-    """Return the part of a model that old versions lack or store differently, or None.
-
-    An example is latent attention: TurboMind 0.12 cached a latent for each head. That left 42,880
-    tokens for GLM-4.7-Flash, a twentieth of what one latent for each token allows (lmdeploy#4367).
-    """
-    text, audio = model.text, model.vision and model.vision.audio
-    parts = {
-        "an audio tower": audio,
-        "gated delta nets": text.delta,
-        "multi-head latent attention": text.mla,
-        "attention sinks": text.sinks,
-        "LoRA adapters": model.loras,
-    }
-    older = versions.is_legacy(version)
-    return next((name for name, part in parts.items() if part and older), None)

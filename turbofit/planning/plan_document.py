@@ -109,30 +109,9 @@ def _promise(
     image_limit: int | None,
     accounts: Sequence[Account],
 ) -> Promise:
-    """Return what clients may count on, whichever engine answers."""
-    tokens = [account.tokens_at(account.ratio) for account in accounts]
-    limits = _limits(request, vision_load, image_limit, accounts)
-    return Promise(
-        context=min(settings.session_len, *tokens),
-        images=limits.images_per_request,
-        image_limit=limits.image_limit,
-        requests=requests_held(accounts, tokens, vision_load),
-        request_tokens=counted_tokens(vision_load, settings.session_len),
-        limits=limits,
-    )
-
-
-def _limits(
-    request: ResolvedRequest,
-    vision_load: VisionLoad,
-    image_limit: int | None,
-    accounts: Sequence[Account],
-) -> Limits:
-    """Return the limits on requests that the plan's peak allows.
-
-    `gateway.limits` enforces them.
-    """
+    """Return what clients may count on, whichever engine answers: no more than the peak allows."""
     rule, images = request.model.image_rule, vision_load.images_per_request
+    tokens = [account.tokens_at(account.ratio) for account in accounts]
     limits = Limits(
         vision_unit=None,
         max_dynamic_patch=None,
@@ -145,9 +124,16 @@ def _limits(
         bytes_per_image=_BYTES_PER_IMAGE if images else 0,
         bytes_per_body=int(images * _BYTES_PER_IMAGE * _BASE64) + _BODY_BESIDE_IMAGES,
     )
-    if rule is None or not vision_load.units_per_image:
-        return limits
-    return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
+    if rule is not None and vision_load.units_per_image:
+        limits = replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
+    return Promise(
+        context=min(settings.session_len, *tokens),
+        images=images,
+        image_limit=limits.image_limit,
+        requests=requests_held(accounts, tokens, vision_load),
+        request_tokens=counted_tokens(vision_load, settings.session_len),
+        limits=limits,
+    )
 
 
 def _engine_plan(
