@@ -165,8 +165,7 @@ class _Unequal:
         counts = [len(groups) for groups in self.sets]
         even: Sequence[float | None] = [None] * len(counts)
         if requests is not None:
-            alike = [(count, 1.0) for count in counts]
-            even = self._held_shares(lambda most: evenly(alike, requests, most))
+            even = self._held_shares(lambda most: evenly(counts, requests, most))
         alone = [self._best(*pair, None) for pair in zip(self.sets, even, strict=True)]
         if not all(part.fits for part in alone):
             return self._whole(alone)
@@ -184,7 +183,8 @@ class _Unequal:
         ``shared`` divides the requests, given the largest number for an engine of each set. Caches
         count only if requests are promised; if all caches together hold fewer, fewer are divided.
         """
-        shares, most = shared(()), [inf] * len(self.sets)
+        most = [inf] * len(self.sets)
+        shares = shared(most)
         while self.request.promised_requests is not None:
             parts = [self._best(*pair, None) for pair in zip(self.sets, shares, strict=True)]
             counts = [part.held_requests / len(part.shape.groups) for part in parts]
@@ -280,24 +280,20 @@ class _Unequal:
         return _scored(self.request, whole)
 
 
-def evenly(
-    sets: Sequence[tuple[int, float]], requests: float, most: Sequence[float] = ()
-) -> list[float]:
-    """Divide requests over the engines of each set, in proportion to a weight, up to a bound.
+def evenly(counts: Sequence[int], requests: float, most: Sequence[float]) -> list[float]:
+    """Divide requests over the engines of each set, up to a bound.
 
-    Returns the requests for one engine of each set. ``sets`` has the number of engines and the
-    weight for each set. ``most`` has the largest number for one engine of each set, or is empty.
+    Returns the requests for one engine of each set. ``counts`` has the number of engines of each
+    set, ``most`` the largest number of requests for one of them.
     """
-    bounds = list(most or [inf] * len(sets))
-    open_, left = dict(enumerate(sets)), requests
+    open_, left = dict(enumerate(counts)), requests
     while open_:
-        weights = sum(count * weight for count, weight in open_.values())
-        level = {i: left * weight / weights for i, (_, weight) in open_.items()}
-        full = [i for i in open_ if bounds[i] < level[i]]
+        level = left / sum(open_.values())
+        full = [i for i in open_ if most[i] < level]
         if not full:
-            return [level.get(i, bound) for i, bound in enumerate(bounds)]
-        left -= sum(open_.pop(i)[0] * bounds[i] for i in full)
-    return bounds
+            return [level if i in open_ else bound for i, bound in enumerate(most)]
+        left -= sum(open_.pop(i) * most[i] for i in full)
+    return list(most)
 
 
 def share_out(
@@ -307,7 +303,7 @@ def share_out(
 
     The requests are divided into small parts. Each part goes to the set for which the goal gains
     most (``context`` counts as ``throughput``); with equal gains, to the earlier set. Every engine
-    gets some. ``most`` is as in :func:`evenly`.
+    gets some. ``most`` is as in :func:`evenly`; empty: no bounds.
     """
     counts = [count for count, _ in sets]
     engines = sum(counts)
@@ -341,5 +337,5 @@ def share_out(
         return shares
     left = concurrency - sum(count * share for count, share in zip(counts, shares, strict=True))
     room = [bound - share for bound, share in zip(bounds, shares, strict=True)]
-    more = evenly([(count, 1.0) for count in counts], left, room)
+    more = evenly(counts, left, room)
     return [share + added for share, added in zip(shares, more, strict=True)]
