@@ -296,9 +296,8 @@ class Account(ABC):
     #: The time at which ``pool_warmup`` is allocated.
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up"
 
-    #: Bytes of one KV block on one rank, and tokens in it.
-    block_bytes: int
-    block_tokens: int
+    #: The layout of one rank's cache.
+    shape: CacheShape
     #: The fewest KV blocks that let the engine start with these settings.
     least_blocks: int
 
@@ -350,13 +349,23 @@ class Account(ABC):
     def region_at(self, ratio: float) -> int:
         """Return the bytes of the cache on each rank."""
 
-    @abstractmethod
     def tokens_at(self, ratio: float) -> int:
         """Return the KV tokens that the cache holds at least."""
+        return self.shape.tokens(self.region_at(ratio))
 
     @abstractmethod
     def cache_terms(self, i: int, ratio: float) -> list[Term]:
         """Return the cache of GPU ``i`` as terms of its ledger."""
+
+    @property
+    def block_bytes(self) -> int:
+        """The bytes of one KV block on one rank."""
+        return self.shape.block_bytes
+
+    @property
+    def block_tokens(self) -> int:
+        """The tokens in one KV block."""
+        return self.shape.block_tokens
 
     @property
     def bytes_per_token(self) -> int:

@@ -19,6 +19,7 @@ from turbofit.memory.account import (
     PAGE,
     POOL_WARMUP,
     Account,
+    CacheShape,
     EngineLaunch,
     StaticMemory,
     term,
@@ -57,8 +58,8 @@ class LegacyTorchAccount(GroupAccount):
         model, vision_load = launch.model, launch.vision_load
         self.generation, self.constants, self.settings = generation, constants, launch.settings
         self._model, self._vision_load = model, vision_load
-        self.block_bytes = block_bytes(model.text, self.settings)
-        self.block_tokens = self.settings.cache_block_seq_len
+        size, tokens = block_bytes(model.text, self.settings), self.settings.cache_block_seq_len
+        self.shape = CacheShape(block_bytes=size, block_tokens=tokens, step=PAGE)
         units = vision_load.units_per_image if model.vision is not None else 0
         if generation.tower == "engine":  # all images of a request meet in one forward
             units *= vision_load.images_per_request
@@ -86,9 +87,6 @@ class LegacyTorchAccount(GroupAccount):
 
     def region_at(self, ratio: float) -> int:
         return int(max(0, self.ratio_base) * ratio) // self.block_bytes * self.block_bytes
-
-    def tokens_at(self, ratio: float) -> int:
-        return self.region_at(ratio) // self.block_bytes * self.block_tokens
 
     def _terms_before(self, i: int, launch: EngineLaunch) -> Iterator[Term]:
         """Yield the terms of contexts, of the language model and of the vision tower.

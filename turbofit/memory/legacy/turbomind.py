@@ -244,7 +244,6 @@ class LegacyAccount(GroupAccount):
         self.generation, self.constants = generation, constants
         self._total = min(gpu.usable for gpu in gpus)
         self.shape = older_cache(model.text, settings, generation, constants)
-        self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
         #: Units of one torch forward: these servers encode one image at a time.
         self._units = 0
         if model.image_rule is not None and model.vision is not None:
@@ -312,9 +311,6 @@ class LegacyAccount(GroupAccount):
         else:
             blocks = int((self._total if rule.of == "total" else free) * ratio) // self.block_bytes
         return blocks * self.block_bytes
-
-    def tokens_at(self, ratio: float) -> int:
-        return self.shape.tokens(self.region_at(ratio))
 
     def _late(self, i: int, ratio: float) -> LateMemory:
         forward = _Forward(self, self.tokens_at(ratio))

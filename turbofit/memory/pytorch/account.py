@@ -444,7 +444,6 @@ class PytorchAccount(Account):
         vision_load = launch.vision_load
         self.constants = constants
         self.shape = self.cache_shape(model.text, settings, constants)
-        self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
         # With fewer blocks the engine lowers max_prefill_token_num, or stops.
         self.least_blocks = constants.least_blocks
         state = self.state_bytes(model.text, settings)
@@ -518,10 +517,6 @@ class PytorchAccount(Account):
 
     def region_at(self, ratio: float) -> int:
         return (self.settings.num_gpu_blocks or self.blocks_at(ratio)) * self.block_bytes
-
-    def tokens_at(self, ratio: float) -> int:
-        """Return the KV tokens for requests; the engine keeps two blocks for itself."""
-        return self.shape.tokens(self.region_at(ratio))
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
         """Return the cache, which is one allocation, as a term."""

@@ -58,14 +58,14 @@ class TransformersAccount(Account):
     cache_shortfall: str = "of the longest request ({more} more)"
     dies: ClassVar[str] = "answers with an error"
     allocator: ClassVar[str] = "torch's allocator"
-    #: The cache grows token by token.
-    block_tokens = 1
     least_blocks = 0
 
     def __init__(self, launch: EngineLaunch) -> None:
         margins = {gpu.index: size for gpu, size in zip(launch.gpus, launch.margins, strict=True)}
         self.copies = ModelCopies(launch.model, launch.settings.dtype, [launch.gpus], margins)
-        self.block_bytes = sum(layer.kv_per_token for layer in self.copies.parts.layers)
+        size = sum(layer.kv_per_token for layer in self.copies.parts.layers)
+        # The cache grows token by token.
+        self.shape = CacheShape(block_bytes=size, block_tokens=1, step=1)
         self._load = launch.vision_load.of(launch.settings.session_len)
         copies, load = self.copies, self._load
         placement = launch.placement or place_all(copies, load) or fewest_offloaded(copies, load)

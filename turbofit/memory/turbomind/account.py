@@ -45,7 +45,7 @@ from turbofit.memory.account import (
     uneven,
 )
 from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.turbomind.cache import StatePart, cache_shape, shape_of
+from turbofit.memory.turbomind.cache import SlabShape, StatePart, cache_shape, shape_of
 from turbofit.memory.turbomind.pool import (
     PoolModel,
     device_buffers,
@@ -430,6 +430,7 @@ class TurbomindAccount(Account):
     #: On an H200, a server after its start held 250 to 350 MiB less than was charged.
     grown: ClassVar[tuple[str, ...]] = ("pool_growth", "mrope_pool")
     allocator: ClassVar[str] = "the executor's pool"
+    shape: SlabShape
     #: The formulas; the class of a newer version may replace each of them (docs/adding.md).
     pool_model: ClassVar[type[PoolModel]] = PoolModel
     cache_shape = staticmethod(cache_shape)
@@ -451,7 +452,6 @@ class TurbomindAccount(Account):
         rule, vision_load = model.image_rule, launch.vision_load
         self.constants = constants
         self.shape = self.cache_shape(model.text, settings, constants)
-        self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
         units = 0
         if rule is not None and vision_load.units_per_image:
             units = vision_load.budgeted_units(self.units_bound(rule, vision_load, settings))
@@ -511,9 +511,6 @@ class TurbomindAccount(Account):
 
     def region_at(self, ratio: float) -> int:
         return int(max(0, self.free) * ratio)
-
-    def tokens_at(self, ratio: float) -> int:
-        return self.shape.tokens(self.region_at(ratio))
 
     def forward_bytes(self, forward: Forward) -> int:
         """Return the bytes of one forward in the executor's pool, in whole steps."""
