@@ -78,11 +78,6 @@ class Cloud:
         words += ["--deadline-remaining-seconds", "3600"]
         subprocess.run([ray, "drain-node", *words], check=True, capture_output=True)
 
-    def actor(self, name: str) -> int:
-        """The process of the node's actor; 0 while there is none."""
-        raylet = self.nodes[name].all_processes["raylet"][0].process.pid
-        return sum(found(b"ray::NodeActor", lambda pid: parent(pid) == raylet)[:1])
-
     def stop(self) -> None:
         self._cluster.shutdown()
         signal.signal(signal.SIGTERM, self._sigterm)
@@ -95,12 +90,12 @@ class Serving:
     """
 
     def __init__(self, cloud: Cloud, state: Path, *words: str) -> None:
-        self.cloud, self.state, self.port, self.own = cloud, state, free_port(), free_port()
+        self.cloud, self.state, self.port = cloud, state, free_port()
         self.children: list[Child] = []
         # That the worst requests are answered before a server opens is tested alone; so are
         # standbys.
         self._words = [
-            "serve", "internvl2-2b", "--pretend", "--port", str(self.own), "--drain", "60",
+            "serve", "internvl2-2b", "--pretend", "--port", str(free_port()), "--drain", "60",
             "--check", "none", "--no-standby", "--api-key", KEY, *words,
         ]  # fmt: skip
         self.child = self.again()
@@ -157,13 +152,6 @@ class Serving:
         """Wait until the front has these nodes, and no other."""
         until(lambda: self.up() == set(nodes), f"{nodes}, {self.up()}: {self.child.stderr[-3000:]}")
 
-    def own_front_serves(self) -> bool:
-        """Whether the front in the controller's process has a node that serves."""
-        try:
-            return ask(self.own, "/health")[0] == 200
-        except OSError:
-            return False
-
     def folder(self, name: str) -> Path:
         (found,) = (self.state / "turbofit" / "nodes").glob(f"*-{self.cloud.identity(name)[:12]}")
         return found
@@ -181,10 +169,6 @@ class Serving:
         """The processes of all nodes' servers."""
         nodes = str(self.state / "turbofit" / "nodes").encode()
         return found(nodes, lambda _: True)
-
-    def engines(self, name: str) -> list[int]:
-        """The processes of the node's engines."""
-        return found(b"fake_server.py", lambda pid: self.server(name) in above(pid))
 
     def end(self) -> int:
         self.child.process.send_signal(signal.SIGTERM)
@@ -275,20 +259,6 @@ def command(pid: int) -> bytes:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""
-
-
-def parent(pid: int) -> int:
-    with suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return 0
-
-
-def above(pid: int) -> list[int]:
-    """The process's ancestors."""
-    found = []
-    while (pid := parent(pid)) > 1:
-        found.append(pid)
-    return found
 
 
 def found(word: bytes, fits: Callable[[int], bool]) -> list[int]:

@@ -1,4 +1,4 @@
-"""``turbofit serve --cluster`` on a Ray cluster of pretend machines; `bench.cluster` kills more."""
+"""``turbofit serve --cluster`` on a Ray cluster of pretend machines."""
 
 from __future__ import annotations
 

@@ -1,1 +1,0 @@
-"""A cluster of pretend nodes under kills."""

@@ -1,1 +1,0 @@
-"""Measures how a server recovers from faults."""
