@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, UsageError
+from turbofit.model.config import parse_json
 
 if TYPE_CHECKING:
     from turbofit.core.images import ImageRule
@@ -111,11 +112,8 @@ def _edited(values: dict[str, Any], edited: FolderEdits) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
+        return parse_json(path.read_bytes(), str(path)).values
+    except OSError as exc:
         raise UsageError(
             f"{path} cannot be read: {exc}", hint="download the checkpoint again"
         ) from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} is no JSON object", hint="download the checkpoint again")
-    return content

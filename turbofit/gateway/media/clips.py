@@ -21,6 +21,8 @@ from turbofit.gateway.media.pictures import (
     BYTES_OF_PIXEL,
     LARGEST_PIXELS,
     LONGEST_SIDE,
+    SPACES,
+    check_bytes,
     decoded,
     encoded,
     from_base64,
@@ -45,6 +47,8 @@ _SECONDS: Final = 20.0
 #: Seconds to wait after SIGKILL; a process that the kernel holds is not waited for longer.
 _LAST_SECONDS: Final = 5.0
 _NO_OPENCV: Final = 3
+#: Bytes that the padding of base64 may seem to be.
+_PADDING: Final = 3
 
 
 class Clip(Struct):
@@ -129,8 +133,7 @@ def frames_of(url: str, most_bytes: int) -> Clip | None:
     head, payload = _split(url)
     if head != f"data:{_SEQUENCE};base64":
         return None
-    if len(payload) > most_bytes * 4 // 3 + (1 << 16):
-        raise _too_big(len(payload) * 3 // 4, most_bytes)
+    check_bytes("video_too_big", len(payload) * 3 // 4, most_bytes, SPACES)
     count = payload.count(",") + 1
     if count > MOST_FRAMES:
         raise Refusal("too_many_frames:sent", count=count, most=MOST_FRAMES)
@@ -154,8 +157,7 @@ def film_of(url: str, most_bytes: int) -> bytes:
         Refusal: the URL has no valid base64, or the file is too large.
     """
     _, payload = _split(url)
-    if len(payload) > most_bytes * 4 // 3 + 4:
-        raise _too_big(len(payload) * 3 // 4, most_bytes)
+    check_bytes("video_too_big", len(payload) * 3 // 4, most_bytes, _PADDING)
     try:
         data = decoded(payload)
     except ValueError:
@@ -169,8 +171,7 @@ def check_film(data: bytes, most_bytes: int) -> bytes:
     Raises:
         Refusal: the bytes are no film of an accepted type, or too many.
     """
-    if len(data) > most_bytes:
-        raise _too_big(len(data), most_bytes)
+    check_bytes("video_too_big", len(data), most_bytes)
     if _mime(data) is None:
         raise Refusal("unknown_video_type", taken=_TAKEN)
     return data
@@ -211,7 +212,3 @@ def _mime(data: bytes) -> str | None:
     if data.startswith(b"\x1a\x45\xdf\xa3"):
         return "video/webm"
     return "video/x-msvideo" if data[:4] == b"RIFF" and data[8:12] == b"AVI " else None
-
-
-def _too_big(size: int, most: int) -> Refusal:
-    return Refusal("video_too_big", size=size, most=most)

@@ -37,6 +37,8 @@ _BEGINS: Final = (
     (b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF87a", "GIF"),
     (b"GIF89a", "GIF"), (b"BM", "BMP"),
 )  # fmt: skip
+#: Bytes of a file beyond its limit that white space may take in its base64.
+SPACES: Final = 48 << 10
 _TAKEN: Final = "PNG, JPEG, WebP, GIF and BMP are taken"
 #: The most bytes of host memory for a pixel. Measured: 8 for JPEG and PNG while Pillow decodes and
 #: converts, 10 for a progressive JPEG, and two more with four colours. Afterwards 4 stay, and
@@ -108,8 +110,7 @@ def from_base64(text: str, most_bytes: int) -> Picture:
     Raises:
         Refusal: the text is no base64, too long, or no image of an accepted type.
     """
-    if len(text) > most_bytes * 4 // 3 + (1 << 16):
-        raise _too_big(len(text) * 3 // 4, most_bytes)
+    check_bytes("image_too_big", len(text) * 3 // 4, most_bytes, SPACES)
     with suppress(ValueError):
         return from_bytes(decoded(text), most_bytes, text)
     plain = "".join(text.split()).rstrip("=")
@@ -126,8 +127,7 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
     Raises:
         Refusal: the image is too large, cut short, or of no accepted type.
     """
-    if len(data) > most_bytes:
-        raise _too_big(len(data), most_bytes)
+    check_bytes("image_too_big", len(data), most_bytes)
     kind, size = _header(data)
     width, height = size
     if width < 1 or height < 1 or max(size) > LONGEST_SIDE:
@@ -249,8 +249,14 @@ def _bytes_of_pixel(mime: str) -> int:
     return _WEBP_BYTES_OF_PIXEL if mime == "image/webp" else BYTES_OF_PIXEL
 
 
-def _too_big(size: int, most: int) -> Refusal:
-    return Refusal("image_too_big", size=size, most=most)
+def check_bytes(key: str, size: int, most: int, beyond: int = 0) -> None:
+    """Refuse a file of more than ``most`` bytes; its base64 may take ``beyond`` bytes more.
+
+    Raises:
+        Refusal: it is larger; ``key`` is the refusal's.
+    """
+    if size > most + beyond:
+        raise Refusal(key, size=size, most=most)
 
 
 def _codec() -> tuple[Callable[[str], bytes], Callable[[bytes], str]]:
