@@ -104,6 +104,16 @@ def engine_config(kind: Any, settings: Options) -> Any:
     return kind(**settings)
 
 
+def called_after(act: Callable[[], object], call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``call``, before each call of which ``act`` is called."""
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        act()
+        return call(*args, **kwargs)
+
+    return step
+
+
 def replaced(path: Path, text: str) -> None:
     """Replace a file so that readers never see half of it.
 

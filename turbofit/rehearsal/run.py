@@ -18,9 +18,8 @@ from turbofit.core.process.progress import Step, listening, tell
 from turbofit.core.struct import Document, to_json
 from turbofit.rehearsal.notes import read_notes
 from turbofit.rehearsal.pretend.command import CHANGING, find_turbofit, put_first
-from turbofit.rehearsal.pretend.run import FinishedRun, run_pretend
-from turbofit.rehearsal.pretend.scenario import Scenario
-from turbofit.rehearsal.pretend.usage import SharedRecord
+from turbofit.rehearsal.pretend.run import FinishedRun, PreparedRun, run_pretend
+from turbofit.rehearsal.pretend.usage import read_shared
 from turbofit.rehearsal.spec import Spec
 
 #: Variables, also Ray's, that change what an engine allocates, which only its settings may change.
@@ -103,8 +102,8 @@ def run_child(
         spec.machine,
         keep=folder / "pretend",
         stdout=2,
-        on_poll=watch,
         every=_LOOK,
+        tick=watch,
         base=_environment(folder, {**environ, **spec.environ}, path),
     )
     if -ran.code in _STOPPED:
@@ -159,7 +158,7 @@ class _Watch:
         self._timer = InactivityTimer(lambda: _progress(folder))
         self._stuck = 0
 
-    def __call__(self, _: Scenario, shared: SharedRecord) -> None:
+    def __call__(self) -> None:
         notes = read_notes(self._folder)
         _tell(self._spec, notes)
         ready = "ready" in notes.get("seconds", {})
@@ -171,6 +170,7 @@ class _Watch:
             self.stopped = "idle"
         if not self.stopped:
             return
+        shared = read_shared(PreparedRun(self._folder / "pretend").shared)
         pids = {process.pid for process in shared.processes if process.alive}
         if "pid" in notes:
             pids.add(notes["pid"])

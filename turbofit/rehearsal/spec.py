@@ -11,6 +11,9 @@ from turbofit.rehearsal.pretend.scenario import Scenario
 Unit = int | tuple[int, int, int]
 #: A value of ``text_tokens``: the prompt is as long as the engine allows.
 LONGEST: Final = -1
+#: An ordinary token of each vocabulary, and a letter that is one token for a twin's tokenizer.
+TOKEN: Final = 5
+LETTER: Final = "a"
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def test_a_checkpoint_of_few_layers_is_read_whole(tmp_path, preset, layers, dens
     if unread:
         for part in folder.glob("model*"):
             part.unlink()
-        write_header(folder / "model.safetensors", [*tensors(twin), *unread])
+        write_header(folder / "model.safetensors", [*tensors(twin), *unread], {})
     read = resolve_model(str(folder))
     assert (read.architecture, read.text, read.vision) == (model.architecture, text, model.vision)
     assert read.quantization == model.quantization

@@ -12,7 +12,6 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 from turbofit.core.errors import UsageError
@@ -57,7 +56,6 @@ _SHARD = 8 << 30
 #: the model's), and the packed tensor.
 _WEIGHT_SHAPE, _PACKED_WEIGHT = ".weight_shape", ".weight_packed"
 _IN_A_WORD = 8
-_NONE: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +70,6 @@ class Twin:
     model: Model
     decoder: Kind
     whole: Kind | None = None
-
-    @property
-    def packing(self) -> str:
-        """The method by which the twin's tensors are packed; empty if they are not packed."""
-        return "" if self.model.quantization is None else self.model.quantization.method
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -145,7 +138,7 @@ def config_of(twin: Twin) -> JsonObject:
         quantized = whole.decoder.quantized
     quantization = model.quantization
     if quantization is not None:
-        packing = dict(common()["packings"][twin.packing])
+        packing = dict(common()["packings"][quantization.method])
         if quantization.method == "awq" and quantization.unconverted:
             packing["modules_to_not_convert"] = list(quantization.unconverted)
         template = merged(_nested(quantized, {"quantization_config": packing}), template)
@@ -194,9 +187,9 @@ def _placed(name: str, whole: Kind | None) -> str:
 
 
 def write_header(
-    path: Path, entries: Iterable[Entry], stored: Mapping[str, tuple[int, int]] = _NONE
-) -> int:
-    """Write a sparse safetensors file without tensor data; return the size of that data in bytes.
+    path: Path, entries: Iterable[Entry], stored: Mapping[str, tuple[int, int]]
+) -> None:
+    """Write a sparse safetensors file without tensor data.
 
     ``stored`` has two numbers for each tensor that states the shape of a packed weight; only these
     numbers are written as data.
@@ -218,7 +211,6 @@ def write_header(
         with path.open("r+b") as file:
             file.seek(-len(shapes), os.SEEK_END)
             file.write(shapes)
-    return at
 
 
 def write_weights(entries: Iterable[Entry], folder: Path) -> None:

@@ -84,17 +84,17 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
     *,
     keep: Path | None = None,
     stdout: int | IO[bytes] | None = None,
-    on_poll: Callable[[Scenario, SharedRecord], None] | None = None,
     every: float = 3600.0,
+    tick: Callable[[], None] = lambda: None,
     base: Mapping[str, str] | None = None,
     python: str | None = None,
 ) -> FinishedRun:
     """Run a command on a pretend machine until it and all processes that it started have ended.
 
-    ``keep`` is a new or empty folder for scenario, shared file and timelines. ``on_poll`` is called
-    with the state of the machine's processes every ``every`` seconds. ``base`` is the environment
-    to start from, by default this process's. ``python`` is the Python whose packages the command
-    loads, if the command itself does not show it.
+    ``keep`` is a new or empty folder for scenario, shared file and timelines. ``tick`` is called
+    every ``every`` seconds. ``base`` is the environment to start from, by default this process's.
+    ``python`` is the Python whose packages the command loads, if the command itself does not show
+    it.
 
     Raises:
         UsageError: the command cannot be run, or the folder cannot be used.
@@ -105,19 +105,9 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
         folder = _kept(keep) if keep else Path(temporary)
         prepared = prepare(scenario, folder, base, site=site)
 
-        def tick() -> None:
-            if on_poll is not None:
-                on_poll(scenario, read_shared(prepared.shared))
-
         _LOG.info("on pretend GPUs: %s in %s", command[0], folder)
         begun = time.monotonic()
-        code = run_command(
-            command,
-            prepared.env,
-            stdout=stdout,
-            every=every,
-            tick=tick,
-        )
+        code = run_command(command, prepared.env, stdout=stdout, every=every, tick=tick)
         seconds = round(time.monotonic() - begun, 3)
         _LOG.info("on pretend GPUs: %s ended with code %d after %s s", command[0], code, seconds)
         usages = []

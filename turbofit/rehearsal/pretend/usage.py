@@ -239,7 +239,6 @@ class Process:
     Attributes:
         refused_at: when an allocation was last refused, 0 for never.
         allocated: memory that the process holds, or held at its end, without its context.
-        late: memory that came into use after the process had read the free memory.
         peak: the most memory that the process held.
         at_peak: what the process held when all processes together held the most.
         pinned_peak: the most page-locked host memory.
@@ -250,7 +249,6 @@ class Process:
     alive: bool
     allocated: tuple[int, ...]
     context: tuple[int, ...]
-    late: tuple[int, ...]
     peak: tuple[int, ...]
     at_peak: tuple[int, ...]
     pinned_peak: int
@@ -270,13 +268,9 @@ class SharedRecord:
     allocations: int = 0
     pinned_allocations: int = 0
 
-    def holders(self, device: int) -> list[tuple[Process, int]]:
-        """Return the living processes that use a device, with the bytes that each holds there.
-
-        The bytes include the process's CUDA context.
-        """
-        holders = [(p, p.allocated[device] + p.context[device]) for p in self.processes if p.alive]
-        return [(process, size) for process, size in holders if size]
+    def held(self, device: int) -> int:
+        """Return the bytes that living processes hold on a device, with their CUDA contexts."""
+        return sum(p.allocated[device] + p.context[device] for p in self.processes if p.alive)
 
 
 def read_shared(path: Path) -> SharedRecord:
@@ -308,11 +302,11 @@ def _process(slot: tuple[int, ...]) -> Process:
     state, pid, started, _, refused_at, *rows = slot
     alive = state == _LIVE and lives(pid, started)
     # Each row ends with the page-locked host memory.
-    allocated, context, late, peak, at_peak = (
+    allocated, context, _, peak, at_peak = (
         tuple(rows[i * _ROWS : i * _ROWS + _PINNED]) for i in range(5)
     )
     pinned = rows[3 * _ROWS + _PINNED]
-    return Process(pid, refused_at, alive, allocated, context, late, peak, at_peak, pinned)
+    return Process(pid, refused_at, alive, allocated, context, peak, at_peak, pinned)
 
 
 def lives(pid: int, started: int | None = None) -> bool:

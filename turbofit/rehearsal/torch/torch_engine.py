@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
-from turbofit.rehearsal.notes import NOT_FINISHED, Notes, engine_config
-from turbofit.rehearsal.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearsal.notes import NOT_FINISHED, Notes, called_after, engine_config
+from turbofit.rehearsal.spec import LETTER, LONGEST, TOKEN, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearsal.torch.phase_recorder import Phases
 
 #: Steps of ExecutorBase.init, and the phase that each begins.
@@ -23,8 +24,6 @@ _CACHE: Final = (
     "num_gpu_blocks", "block_size", "max_prefill_token_num", "max_batches",
     "cache_max_entry_count", "num_state_caches", "num_cpu_blocks", "quant_policy",
 )  # fmt: skip
-_TOKEN: Final = 5  # an ordinary token of every vocabulary
-_LETTER: Final = "a"  # is a token of the tokenizer of a twin
 
 
 def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
@@ -61,13 +60,6 @@ def _mark_start(notes: Notes) -> None:
     base: Any = ExecutorBase
     init = base.init
 
-    def marked(call: Callable[..., Any], phase: str) -> Callable[..., Any]:
-        def step(*args: Any, **kwargs: Any) -> Any:
-            notes.enter(phase)
-            return call(*args, **kwargs)
-
-        return step
-
     def noted(call: Callable[..., Any], name: str, value: Callable[[Any], Any]) -> Any:
         def ask(*args: Any, **kwargs: Any) -> Any:
             answer = call(*args, **kwargs)
@@ -78,7 +70,7 @@ def _mark_start(notes: Notes) -> None:
 
     def started(self: Any) -> None:
         for name, phase in _STEPS.items():
-            setattr(self, name, marked(getattr(self, name), phase))
+            setattr(self, name, called_after(partial(notes.enter, phase), getattr(self, name)))
         self.gather_free_mem = noted(self.gather_free_mem, "free_at_sizing", list)
         # The sizes of all ranks: lmdeploy engine/executor/base.py
         # `self._get_rank_cache_block_sizes(`
@@ -154,13 +146,13 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
         length = request.text_tokens
         if length == LONGEST:
             length = _longest(engine) - request.max_new_tokens - 1
-        ids = [_TOKEN] * max(1, length)
+        ids = [TOKEN] * max(1, length)
         return await engine.preprocess(
             None, next(_numbers), gen_config=config, input_ids=ids, adapter_name=adapter
         )
     from PIL import Image
 
-    content: list[dict[str, Any]] = [{"type": "text", "text": _LETTER * request.text_tokens}]
+    content: list[dict[str, Any]] = [{"type": "text", "text": LETTER * request.text_tokens}]
     for size in request.sizes:
         picture = Image.new("RGB", size, (120, 80, 40 + (request.images or 0)))
         content.append({"type": "image_data", "image_data": {"data": picture}})

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Any
 
 from turbofit.model.loading import load_model, load_processor
 from turbofit.rehearsal.notes import Notes
-from turbofit.rehearsal.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearsal.spec import LETTER, LONGEST, TOKEN, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearsal.torch.phase_recorder import Phases
-
-_TOKEN: Final = 5
-_LETTER: Final = "a"  # is a token of the tokenizer of a twin
 
 
 def drive(spec: Spec, notes: Notes) -> None:
@@ -53,7 +50,7 @@ def _inputs(processor: Any, config: Any, request: RehearsalRequest) -> dict[str,
         text = config.get_text_config()
         longest = int(getattr(text, "max_position_embeddings", 4096)) - request.max_new_tokens
         length = longest if request.text_tokens == LONGEST else request.text_tokens
-        ids = torch_.full((1, max(1, length)), _TOKEN, dtype=torch_.long)
+        ids = torch_.full((1, max(1, length)), TOKEN, dtype=torch_.long)
         return {"input_ids": ids, "attention_mask": torch_.ones_like(ids)}
     from PIL import Image
 
@@ -63,5 +60,5 @@ def _inputs(processor: Any, config: Any, request: RehearsalRequest) -> dict[str,
     around = ("<|vision_start|>", "<|vision_end|>") if token == "<|image_pad|>" else ("", "")
     if around[0] not in vocabulary:
         around = ("", "")
-    prompt = (around[0] + token + around[1]) * len(pictures) + _LETTER * request.text_tokens
+    prompt = (around[0] + token + around[1]) * len(pictures) + LETTER * request.text_tokens
     return dict(processor(text=[prompt], images=pictures, return_tensors="pt"))

@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -20,6 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from turbofit.rehearsal.notes import called_after
 from turbofit.rehearsal.pretend.libraries import LibraryAccount
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 
@@ -165,7 +167,8 @@ def install(
         ("_process_weights", "prepare"),
         ("_create_engine", "engine"),
     ):
-        setattr(engine, method, _marked(getattr(engine, method), phase, account))
+        mark = partial(account.mark, phase)
+        setattr(engine, method, called_after(mark, getattr(engine, method)))
     export, start, copy_from = loader.export, engine.__init__, _tm.Tensor.copy_from
 
     def exported(self: Any) -> Any:
@@ -183,14 +186,6 @@ def install(
         ready(self)
 
     loader.export, engine.__init__, _tm.Tensor.copy_from = exported, started, copy
-
-
-def _marked(function: Any, phase: str, account: LibraryAccount) -> Any:
-    def call(*args: Any) -> Any:
-        account.mark(phase)
-        return function(*args)
-
-    return call
 
 
 class _NoTokenizer:

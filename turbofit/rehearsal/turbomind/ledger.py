@@ -8,6 +8,7 @@ the first allocation of the executor's pool.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -164,10 +165,9 @@ class Ledger:
 
     def pinned(self) -> dict[str, int]:
         """Return the page-locked host memory in bytes by phase: the sum of the ranks' peaks."""
-        total: dict[str, int] = {}
+        total = Counter[str]()
         for card in self.cards:
-            for phase, size in card.pinned_peak.items():
-                total[phase] = total.get(phase, 0) + size
+            total.update(card.pinned_peak)
         return total
 
     def _leave(self, index: int) -> None:

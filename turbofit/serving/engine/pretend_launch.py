@@ -159,10 +159,7 @@ class PretendReader:
             shared = read_shared(PreparedRun(self.timeline).shared)
         except (OSError, ValueError):
             return []
-        sizes = (
-            sum(size for _, size in shared.holders(place))
-            for place in range(len(self._machine.gpus))
-        )
+        sizes = map(shared.held, range(len(self._machine.gpus)))
         return [(peak, size, None) for peak, size in zip(shared.peak, sizes, strict=False)]
 
     @cached_property
