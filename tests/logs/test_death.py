@@ -70,7 +70,7 @@ def test_every_state_is_begun_by_its_events_and_left_by_none_before() -> None:
         events.Slab: events.Slab(slab_size=1, object_size=1),
         events.KvBlocks: events.KvBlocks(field="block_size", value=1),
         events.CacheFrame: events.CacheFrame(), events.WarmingUp: events.WarmingUp(),
-        events.WarmupLengths: events.WarmupLengths(lengths=(8,)),
+        events.WarmupLengths: events.WarmupLengths(),
         events.WarmupFinished: events.WarmupFinished(), events.ServerUp: events.ServerUp(),
         events.Answered: events.Answered(),
     }  # fmt: skip

@@ -32,7 +32,7 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
             "slab_size 33554432, object_size 2097152, object_count 16, ratio 1",
             log.Slab(slab_size=33554432, object_size=2097152),
         ),
-        (PREFIX + "Warm-up lengths: 8, 16, 8320", log.WarmupLengths(lengths=(8, 16, 8320))),
+        (PREFIX + "Warm-up lengths: 8, 16, 8320", log.WarmupLengths()),
         (PREFIX + "8320", log.WarmupLength(tokens=8320)),
         (PREFIX + "Warm-up finished in 12.34 seconds.", log.WarmupFinished()),
         # As `serving.engine.log_file` hands it on, without its time.

@@ -71,9 +71,7 @@ class KvBlocks(Struct):
 
 
 class WarmupLengths(Struct):
-    """The warm-up begins; requests with these numbers of tokens will follow."""
-
-    lengths: tuple[int, ...]
+    """The warm-up begins; a request of each length follows."""
 
 
 class WarmupLength(Struct):

@@ -166,7 +166,7 @@ _TURBOMIND: Final = (
          lambda m: events.Slab(slab_size=int(m[1]), object_size=int(m[2]))
          if all(int(m[i]) for i in (1, 2, 3)) else None),
     _pattern("Warm-up lengths", r"Warm-up lengths: ([\d, ]+)",
-         lambda m: events.WarmupLengths(lengths=tuple(map(int, re.findall(r"\d+", m[1]))))),
+         lambda _: events.WarmupLengths()),
     _pattern("Warm-up finished", r"Warm-up finished in [\d.]+ seconds",
          lambda _: events.WarmupFinished()),
     _pattern("error: ", r"CUDA ([Dd]river )?error: (.+)",
@@ -273,8 +273,6 @@ class Form:
     A pattern without digits gives the same answer for the form as for the line itself; a word with
     digits must be written with zeros.
     """
-
-    __slots__ = ("_answers", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
