@@ -75,11 +75,6 @@ def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") 
             )
 
 
-def on_each_gpu(gpus: int) -> str:
-    """Return the words ``on each GPU`` for a number of bytes; empty if there is one GPU."""
-    return " on each GPU" if gpus > 1 else ""
-
-
 def plural(count: int, noun: str) -> str:
     """Return the noun as it stands after a number: ``1 patch``, ``2 patches``."""
     if count == 1:

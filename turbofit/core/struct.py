@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
+from typing_extensions import Self, dataclass_transform
 
 from turbofit.core.errors import UsageError
 
@@ -15,17 +16,6 @@ JsonObject: TypeAlias = dict[str, Any]
 Options: TypeAlias = dict[str, Any]
 #: One of turbofit's documents that has no struct yet: of a rehearsal, a calibration, a pretend run.
 Document: TypeAlias = dict[str, Any]
-
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, dataclass_transform
-
-else:
-
-    def dataclass_transform(**_: Any) -> Any:
-        """Return a decorator without effect; type checkers read the real one."""
-        return lambda cls: cls
-
 
 NaType = Literal["NA"]
 #: A value that could not be read. It is never 0, and prints and serialises as "NA".

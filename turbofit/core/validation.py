@@ -127,7 +127,7 @@ class Validated(BaseModel):
         try:
             return cls.model_validate(dict(values), strict=strict, context={"spelled": spelled})
         except ValidationError as exc:
-            raise of_pydantic(exc, cls, spelled) from None
+            raise _field_error(exc.errors(include_url=False)[0], cls, spelled) from None
 
     def given(self) -> Options:
         """Return the fields that were given and are not None, in the order of the class."""
@@ -197,16 +197,10 @@ def _has_ellipsis(annotation: Any) -> bool:
     return Ellipsis in arguments or any(map(_has_ellipsis, arguments))
 
 
-def of_pydantic(
-    exc: ValidationError, kind: type[BaseModel], spelled: Callable[[str], str] = str
-) -> UsageError:
-    """Make a UsageError of the first of pydantic's errors for an instance of ``kind``."""
-    return _field_error(exc.errors(include_url=False)[0], kind, spelled)
-
-
 def _field_error(
     first: Mapping[str, Any], kind: type[BaseModel], spelled: Callable[[str], str]
 ) -> UsageError:
+    """Make a UsageError of one of pydantic's errors for an instance of ``kind``."""
     cause = getattr(first.get("ctx", {}).get("error"), "__cause__", None)
     field = str(first["loc"][0]) if first["loc"] else ""
     if isinstance(cause, UsageError):

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.forecast import UsualImage
-from turbofit.core.messages import on_each_gpu, plural
+from turbofit.core.messages import plural
 from turbofit.core.plan import LimitCost
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.machine.presets import is_measured
@@ -264,9 +264,8 @@ def _too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
         most = "" if given else ", the most that LMDeploy survives,"
         batch = settings.max_batch_size
         return f"max_batch_size {batch}{most} runs {count:,} of {wanted:,} at once"
-    per_gpu = (
-        "" if len(evaluation.parts) > 1 else on_each_gpu(sum(map(len, evaluation.shape.groups)))
-    )
+    several = sum(map(len, evaluation.shape.groups)) > 1
+    per_gpu = " on each GPU" if several and len(evaluation.parts) < 2 else ""
     return (
         f"the cache holds {count:,} of {wanted:,} requests of {size:,} tokens,"
         f" {format_bytes(evaluation.short)} short{per_gpu}"

@@ -228,12 +228,8 @@ def reportable() -> list[str]:
     return _newest_first([*plans.glob("*.json"), *runs.glob("*/run.json")])
 
 
-def summaries(most: int) -> list[tuple[str, str, str]]:
-    """The path, the subject and the time of at most ``most`` documents, the newest first."""
-    return [_summary(path) for path in reportable()[:most]]
-
-
-def _summary(path: str) -> tuple[str, str, str]:
+def summary(path: str) -> tuple[str, str, str]:
+    """Return the path, the subject and the time of a stored document."""
     try:
         document = read_reported(path)
     except UsageError as exc:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import Option, command
 from turbofit.cli.options.common_options import SERVER_OPTIONS, server_of
-from turbofit.cli.terminal.output import answer, note
+from turbofit.cli.terminal.output import answer, complain, note
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_WORDS
 from turbofit.core.process.network import opened
@@ -195,8 +195,7 @@ def chat(
                 question = question_of(text)
                 reply = _tell(server.ask([*messages, question], max_tokens))
             except (UnservedError, UsageError) as exc:
-                note(f"error: {exc.message}")
-                note(f"hint: {exc.hint}")
+                complain(exc.to_dict(), as_json=False)
                 continue
             messages += [question, {"role": "assistant", "content": reply}]
     return 0

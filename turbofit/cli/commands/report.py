@@ -56,10 +56,10 @@ def report(
                 "report needs a plan, a run or latest", hint="turbofit report lists them"
             )
         from turbofit.report.painters.document import Paragraph, table
-        from turbofit.report.stored_documents import summaries
+        from turbofit.report.stored_documents import reportable, summary
 
         nothing = Paragraph("nothing was planned, rehearsed or served yet: turbofit plan MODEL")
-        rows = summaries(_MOST_LISTED)
+        rows = list(map(summary, reportable()[:_MOST_LISTED]))
         listed = table(("report", "of", "when"), rows, wrap=("report", "of"))
         show([listed if rows else nothing], markdown=form.md)
         return 0

@@ -117,12 +117,9 @@ def candidates_or_files(candidates: Iterable[str], incomplete: str) -> list[Any]
     return items or [CompletionItem(incomplete, type="file")]
 
 
-def syntax_of(field: FieldInfo) -> _Syntax:
-    return _syntax(field.annotation, field.metadata)
-
-
 def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
-    syntax, option, name = syntax_of(field), option_of(name), name.rstrip("_")
+    syntax = _syntax(field.annotation, field.metadata)
+    option, name = option_of(name), name.rstrip("_")
     attributes = {"default": None, "help": field.description, "group": group, **attributes}
     if field.default not in (None, False, ()) and not field.is_required():
         attributes["usual"] = f" (default {_typed(field.default)})"

@@ -128,9 +128,6 @@ class BaseTileRule(ImageRule):
     def small_image(self) -> DummyImage:
         return DummyImage((self.tile_size,) * 2, self.knobs(1) if self.client_knobs else {})
 
-    def image_of(self, units: int) -> DummyImage | None:
-        return None
-
     def grid(self, units: int) -> int | list[int]:
         return units
 

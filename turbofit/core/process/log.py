@@ -15,8 +15,6 @@ class LazyLogger:
     they must know from errors, and from the warnings in answers.
     """
 
-    __slots__ = ("_name",)
-
     def __init__(self, name: str) -> None:
         self._name = name
 

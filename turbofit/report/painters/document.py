@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from turbofit.core.plan import Remedy
-    from turbofit.core.run_report import RunReport
 
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
 ONLY_SHORT: Final[Places] = {"short": True, "whole": False, "page": False}
@@ -190,12 +189,6 @@ def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Blo
 
 
 MORE: Final = remark("more: --full, --md or --json", **ONLY_SHORT)
-
-
-def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
-    """Return a list of the last ``most`` events of a run, under a title."""
-    lines = (f"{event.at} {event.kind}: {event.text}" for event in run.events[-most:])
-    return listed("Last events", lines, level=level)
 
 
 def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list[Block]:

@@ -39,8 +39,6 @@ _LONG: Final = 24
 class Markup(str):
     """Text that is HTML already and is not escaped again."""
 
-    __slots__ = ()
-
 
 def tag(name: str, *children: str, **attributes: Any) -> Markup:
     """Return an HTML element.

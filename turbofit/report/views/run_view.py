@@ -14,7 +14,6 @@ from turbofit.report.painters.document import (
     Heading,
     Paragraph,
     known_facts,
-    last_events,
     listed,
     table,
 )
@@ -88,7 +87,8 @@ def _run(run: RunReport) -> list[Block]:
         if attempt.ended:
             text = f"start {attempt.number} ended: {attempt.ended.get('message', '')}"
             blocks.append(Paragraph(text, tone="bad"))
-    return [*blocks, *last_events(run, _EVENTS, level=3)]
+    events = (f"{event.at} {event.kind}: {event.text}" for event in run.events[-_EVENTS:])
+    return [*blocks, *listed("Last events", events, level=3)]
 
 
 def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
@@ -217,9 +217,8 @@ def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
         "in use at rest": next(ready, None),
         "in use in the worst case": max(cases, default=None),
     }
-    if cache is not None:
-        figures[_FREE] = min((size for size in cache.free if size is not None), default=None)
-        figures |= {"KV cache": cache.region[place], _TOKENS: cache.tokens}
+    figures[_FREE] = min((size for size in cache.free if size is not None), default=None)
+    figures |= {"KV cache": cache.region[place], _TOKENS: cache.tokens}
     return figures
 
 
