@@ -277,7 +277,6 @@ class ModelsGateway(Front):
         log: Callable[[Document], None] | None = None,
     ) -> None:
         super().__init__(lambda: servers, config, log)
-        self._addresses = servers
         self._forwarders: dict[str, RequestForwarder] = {}
 
     @property
@@ -286,7 +285,7 @@ class ModelsGateway(Front):
         return {address.name: node for address, node in self.nodes.items()}
 
     async def startup(self) -> None:
-        for address in self._addresses:
+        for address in self._source():
             fleet = _OneServer((self._add(address),))
             self._forwarders[address.name] = self._forwarder_to(fleet)
         await super().startup()

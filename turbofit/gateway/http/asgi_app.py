@@ -33,8 +33,6 @@ from turbofit.gateway.http.routes import (
     Route,
     api_of,
     find_route,
-    is_health,
-    is_page,
     models_document,
 )
 
@@ -43,6 +41,8 @@ _LOG: Final = LazyLogger(__name__)
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: Routes that are called again and again: the log contains only their failures.
 _POLLED: Final = ("/health", "/about", "/metrics")
+#: The paths of the chat page, without a slash at their end.
+_PAGES: Final = (b"", b"/docs")
 
 
 class AsgiApp(ABC):
@@ -162,12 +162,12 @@ class AsgiApp(ABC):
                 await answer(request, send, 204, b"", "text/plain")
                 return
             request.out += self._origins.check(request.headers)
-            if request.method in ("GET", "HEAD") and is_page(path):
+            if request.method in ("GET", "HEAD") and path.rstrip(b"/") in _PAGES:
                 page = chat_page()  # the same for everybody: it tells nothing of this server
                 request.out += page.headers
                 await answer(request, send, 200, page.body, "text/html; charset=utf-8")
                 return
-            if not is_health(path):
+            if path.rstrip(b"/") != b"/health":
                 # Before the route: without a key nobody learns which routes exist.
                 request.key, of_front = self._keys.check(request.headers)
                 if of_front:

@@ -69,22 +69,20 @@ class Networks:
             ) from None
 
     def __contains__(self, host: str) -> bool:
-        if not self._networks:
-            return False
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        return any(address in network for network in self._networks)
+        address = _ip_address(host)
+        return address is not None and any(address in network for network in self._networks)
+
+
+def _ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    with suppress(ValueError):
+        return ipaddress.ip_address(text)
+    return None
 
 
 def address_of(host: str) -> str:
     """Return the address under which a client is counted; for IPv6 it is the /64 network."""
-    if ":" not in host:
-        return host
-    try:
-        address = ipaddress.IPv6Address(host)
-    except ValueError:
+    address = _ip_address(host)
+    if address is None or address.version == 4:
         return host
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
@@ -92,10 +90,8 @@ def address_of(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
+    address = _ip_address(host.partition("%")[0])
+    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 class Connections:
@@ -307,7 +303,7 @@ class Hosts:
 
     def _knows(self, name: str) -> bool:
         private = name.endswith((".localhost", ".internal"))
-        return name in self._names or private or _is_address(name)
+        return name in self._names or private or _ip_address(name) is not None
 
     def comes_from_page(self, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether a request with an ``Origin`` comes from this server's own page.
@@ -326,12 +322,6 @@ def _name_of(host: bytes) -> str:
     text = host.decode("latin-1").lower()
     parts = _HOST.fullmatch(text)
     return (parts[1] or parts[2]).rstrip(".") if parts else text
-
-
-def _is_address(host: str) -> bool:
-    with suppress(ValueError):
-        return bool(ipaddress.ip_address(host))
-    return False
 
 
 class Keys:

@@ -34,7 +34,6 @@ _HELP: Final = {
     "limited_total": ("counter", "Requests lowered to the plan, by what was lowered."),
     "disconnected_total": ("counter", "Requests whose client went away."),
     "engine_failures_total": ("counter", "Requests that an engine did not finish."),
-    "retried_total": ("counter", "Requests that a front sent to another node."),
     "connections_closed_total": ("counter", "Connections closed without an answer, by reason."),
     "engine_deaths_total": ("counter", "Deaths of engines that had requests, by engine."),
     "convicted_total": ("counter", "Requests that were refused for engines' deaths."),

@@ -110,15 +110,6 @@ def api_of(raw_path: bytes) -> Api:
     return "anthropic" if raw_path.startswith((b"/v1/messages", b"/anthropic/")) else "openai"
 
 
-def is_health(raw_path: bytes) -> bool:
-    return raw_path.rstrip(b"/") == b"/health"
-
-
-def is_page(raw_path: bytes) -> bool:
-    """Return whether a path leads to the chat page: the empty path, or ``/docs``."""
-    return raw_path.rstrip(b"/") in (b"", b"/docs")
-
-
 class _Named(msgspec.Struct):
     model: Any = None
 

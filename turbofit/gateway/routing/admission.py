@@ -67,7 +67,7 @@ class Place:
         self._give_back_host()
         self.engine.gate.begin(self._share)
         self._end_turn()
-        self._admission.given_back()
+        self._admission.pump()
 
     def leave(self, after: float = 0.0, *, left: bool = False) -> None:
         """Free all that the request uses at the engine, and let waiting requests in.
@@ -91,12 +91,12 @@ class Place:
     def _end_turn(self) -> None:
         """End the suspect's turn, so that the next suspect may come to the engine."""
         if self.engine.turns.pop(self, None) is not None:
-            self._admission.given_back()
+            self._admission.pump()
 
     def _end(self) -> None:
         self.engine.gate.end(self._share)
         self._admission.under_way -= 1
-        self._admission.given_back()
+        self._admission.pump()
 
     def _give_back_host(self) -> None:
         self.engine.host_bytes -= self._host_bytes
@@ -210,10 +210,6 @@ class Admission:
                 if client in lines:
                     lines.move_to_end(client)
         return went
-
-    def given_back(self) -> None:
-        if self.waiting:
-            self.pump()
 
     def _settles(self, queue: _Queue, place: Place) -> bool:
         """Give a waiting request a place at an engine, or a refusal, if possible.
