@@ -130,6 +130,12 @@ def _parsed(spec: str) -> Machine:
         replace(card.gpu, index=index, uuid=f"preset-{index}") for index, card in enumerate(cards)
     )
     notes = dict.fromkeys(card.note for card in cards if card.note)
+    held = (
+        f"GPU {gpu.index}: {format_bytes(int(gpu.used))} are held by others, as the pasted"
+        " nvidia-smi says"
+        for gpu in gpus
+        if printed and gpu.used
+    )
     return Machine(
         name=_kinds(gpus) if printed else " ".join(spec.split()),
         source="preset",
@@ -137,7 +143,7 @@ def _parsed(spec: str) -> Machine:
         links=_links(cards, options),
         host=_host(options),
         visible=tuple(range(len(cards))),
-        warnings=(*notes, *(_held_note(gpu) for gpu in gpus if printed and gpu.used)),
+        warnings=(*notes, *held),
     )
 
 
@@ -162,11 +168,6 @@ def _host(options: Mapping[str, str]) -> Host:
 def _kinds(gpus: Sequence[Gpu]) -> str:
     kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
     return " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
-
-
-def _held_note(gpu: Gpu) -> str:
-    held = format_bytes(int(gpu.used))
-    return f"GPU {gpu.index}: {held} are held by others, as the pasted nvidia-smi says"
 
 
 def _parse_group(text: str) -> list[_Card]:

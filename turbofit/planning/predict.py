@@ -12,7 +12,7 @@ from turbofit.core.errors import NoKernelError, UsageError, spelled_in_shell
 from turbofit.core.forecast import Throughput
 from turbofit.core.messages import QUEUED, plural
 from turbofit.core.plan import Plan, Remedy, Settings
-from turbofit.core.units import MIB, format_bytes
+from turbofit.core.units import MIB, bisect, format_bytes
 from turbofit.memory.account import (
     NO_IMAGES,
     POOL_WARMUP,
@@ -243,15 +243,15 @@ def _least_free(
     """
     if not (is_legacy(engine.version) and accounts[0].launch.vision_load.units_per_image):
         return ""
-    dies, serves, end = 0, min(account.free for account in accounts) // MIB, ""
-    while serves - dies > 1:
-        free = (dies + serves) // 2
+
+    def end_with(free: int) -> str:
         outcomes = [outcome_at(account, ratio) for account in with_free(free * MIB)]
-        worst = next((outcome for outcome in outcomes if not outcome.serves), None)
-        if worst is None:
-            serves = free
-        else:
-            dies, end = free, worst.text.partition(" (")[0].partition(":")[0]
+        worst = next((outcome.text for outcome in outcomes if not outcome.serves), "")
+        return worst.partition(" (")[0].partition(":")[0]
+
+    enough = min(account.free for account in accounts) // MIB
+    dies, serves = bisect(lambda free: end_with(free) != "", 0, enough)
+    end = end_with(dies) if dies else ""
     return f"; with less than {serves:,} MiB free when the cache is sized it {end}" if end else ""
 
 

@@ -325,11 +325,11 @@ class Sizer:
         return min(account.tokens_at(ratio) for account in accounts)
 
     def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
-        def account() -> Account:
-            return self.engine.account(launch_of(self.request, settings, gpus, self.vision_load))
-
-        key = "account", settings, self.vision_load, self.state.key_of(gpus)
-        return self.state.once(key, account)
+        request, load = self.request, self.vision_load
+        key = "account", settings, load, self.state.key_of(gpus)
+        return self.state.once(
+            key, lambda: self.engine.account(launch_of(request, settings, gpus, load))
+        )
 
 
 def shortest_context(vision_load: VisionLoad) -> int:
