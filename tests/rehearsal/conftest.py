@@ -12,9 +12,9 @@ from tests.support.checkpoints import write_checkpoint
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode
+from turbofit.core.units import MIB
 from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.planned import rehearse
-from turbofit.rehearsal.pretend.scenario import MIB
 from turbofit.rehearsal.spec import Spec
 
 Rehearse = Callable[..., dict[str, Any]]

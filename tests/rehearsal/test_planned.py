@@ -10,13 +10,13 @@ import turbofit.api
 from tests.rehearsal.conftest import Rehearse, forward_pool
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
+from turbofit.core.units import MIB
 from turbofit.model.folder import FolderFiles
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal import planned as module
 from turbofit.rehearsal.cases import turbomind_cases
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for, twin_of, write_model
 from turbofit.rehearsal.planned import _lines, plan_spec, rehearse, unanswered
-from turbofit.rehearsal.pretend.scenario import MIB
 from turbofit.rehearsal.spec import Spec
 
 TRANSIENT = ("vision_request", "vision_forward", "text_prefill", "sampling")

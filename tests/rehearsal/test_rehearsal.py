@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.rehearsal.conftest import Rehearse, mib
+from turbofit.core.units import MIB
 from turbofit.logs.answer import Diagnosis
 from turbofit.logs.explain import diagnose
-from turbofit.rehearsal.pretend.scenario import MIB
 
 pytestmark = pytest.mark.lmdeploy
 

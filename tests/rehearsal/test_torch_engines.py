@@ -14,7 +14,8 @@ import pytest
 from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, PATH, ROOT, cuda_json
 from tests.support.checkpoints import write_checkpoint
 from turbofit.core.struct import to_json
-from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
+from turbofit.core.units import MIB
+from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest, Spec
 
 pytestmark = [

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.waiting import HANG
+from turbofit.core.units import MIB
 from turbofit.rehearsal.pretend.command import pretend_environment
-from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario, write_scenario
+from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario, write_scenario
 from turbofit.rehearsal.pretend.usage import Event, SharedRecord, read_shared, read_timeline
 
 CARD = PretendGpu("Pretend RTX 3090", total=1000 * MIB, used=100 * MIB)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.rehearsal.pretend.child import CARD, Pretend
-from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
+from turbofit.core.units import MIB
+from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import MALLOC, PINNED, POOL, VMM
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.rehearsal.pretend.child import Machine, ask, make, tell
 from tests.support.waiting import HANG
-from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
+from turbofit.core.units import MIB
+from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 
 pytest.importorskip("pynvml")
 

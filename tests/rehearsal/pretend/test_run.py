@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from turbofit.core.errors import UsageError
+from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.rehearsal.pretend import run
 from turbofit.rehearsal.pretend.run import FinishedRun, report, run_pretend, scenario_of, site_of
-from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
+from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import Peak, Process, RefusedAllocation, SharedRecord, Usage
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.measured_view import pretend_view

@@ -17,6 +17,7 @@ import pytest
 import turbofit.rehearsal.pretend
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError
+from turbofit.core.units import MIB
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal import packages
@@ -24,7 +25,7 @@ from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.packages import SERVED
 from turbofit.rehearsal.planned import report
 from turbofit.rehearsal.pretend.command import find_turbofit, put_first
-from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
+from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import read_timeline, read_usage
 from turbofit.rehearsal.run import EndedRun
 from turbofit.rehearsal.spec import Spec

@@ -56,8 +56,8 @@ _HELP: Final = {
 class AccessLog(FileLog):
     """A log file with a line of JSON for each request; if lines are lost, another line says so."""
 
-    def __init__(self, path: Path, *, cap: int = _LOG_CAP) -> None:
-        super().__init__(path, cap, _LOST)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, _LOG_CAP, _LOST)
 
     def __call__(self, record: Document) -> None:
         self.put(_entry(record))

@@ -18,7 +18,7 @@ from turbofit.core.machine import Gpu, Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.processes import output_of
 from turbofit.core.struct import Document
-from turbofit.core.units import grouped
+from turbofit.core.units import MIB, grouped
 from turbofit.rehearsal.pretend.build import build
 from turbofit.rehearsal.pretend.command import (
     cuda_site,
@@ -26,7 +26,7 @@ from turbofit.rehearsal.pretend.command import (
     run_command,
     site_with,
 )
-from turbofit.rehearsal.pretend.scenario import MIB, Scenario, pretend_twin, write_scenario
+from turbofit.rehearsal.pretend.scenario import Scenario, pretend_twin, write_scenario
 from turbofit.rehearsal.pretend.usage import (
     Peak,
     Process,

@@ -10,9 +10,8 @@ from typing import Any
 
 from turbofit.core.errors import MachineError
 from turbofit.core.machine import Gpu, Machine
+from turbofit.core.units import MIB
 from turbofit.rehearsal.pretend.libraries import PretendError
-
-MIB = 1024 * 1024
 
 # Shared memory in KiB of one multiprocessor, and the most that one block can use, by compute
 # capability: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
