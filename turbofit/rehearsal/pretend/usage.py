@@ -268,6 +268,10 @@ class SharedRecord:
     allocations: int = 0
     pinned_allocations: int = 0
 
+    def held(self, device: int) -> int:
+        """Return the bytes that living processes hold on a device, with their CUDA contexts."""
+        return sum(p.allocated[device] + p.context[device] for p in self.processes if p.alive)
+
 
 def read_shared(path: Path) -> SharedRecord:
     """Read the state of a machine's processes; the result is empty if there is no file yet.
