@@ -21,9 +21,10 @@ from msgspec.structs import replace
 
 from bench.page import table
 from bench.rehearsal.adapters import ALL, ATTENTION, write_adapter
+from bench.rehearsal.drafts import Algorithm, write_draft
 from turbofit import api
 from turbofit.core.model import TextDims
-from turbofit.core.plan import GpuLedger, Plan
+from turbofit.core.plan import SPECULATIVE, GpuLedger, Plan
 from turbofit.core.units import MIB
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.pytorch.weights import segments
@@ -52,7 +53,8 @@ forecast, and is in both columns. *Live* is what tensors, contexts and that char
 the worst moment; *reserved* is with what torch's allocator kept beside it, which it gives back when
 the card is full. Ray's workers (tp 2) have fixed segments, of which much lies unusable between live
 blocks: there the ledger charges that too, and a peak is held against *reserved*, a case only from
-below.
+below. With a draft a peak is held against *reserved* too, since two CUDA graphs' pools are held and
+idle, each as large as a step of all tokens.
 
 {told}
 
@@ -74,7 +76,8 @@ class Row(NamedTuple):
     """A plan to compare.
 
     ``layers``, if not 0: only this number of the model's layers. ``loras``: ranks and modules of
-    adapters that are served beside it, whose files call its layers ``called``.
+    adapters that are served beside it, whose files call its layers ``called``. ``draft``: the
+    algorithm of a draft, and its tokens.
     """
 
     model: str
@@ -84,6 +87,7 @@ class Row(NamedTuple):
     layers: int = 0
     loras: tuple[tuple[int, tuple[str, ...]], ...] = ()
     called: str = "model.layers"
+    draft: tuple[Algorithm, int] | None = None
 
     @property
     def name(self) -> str:
@@ -91,11 +95,12 @@ class Row(NamedTuple):
         options = (
             f" {name} {value}"
             for name, value in self.options.items()
-            if name not in ("adapters", "hf_overrides")
+            if name not in ("adapters", "hf_overrides", *SPECULATIVE)
         )
         margin = " margin 0" * (self.margin == 0) + " long" * ("hf_overrides" in self.options)
-        loras = "".join(f" LoRA {rank} of {len(modules)}" for rank, modules in self.loras)
-        return f"{Path(self.model).name}{cut} {self.on}{''.join(options)}{margin}{loras}"
+        made = "".join(f" LoRA {rank} of {len(modules)}" for rank, modules in self.loras)
+        made += " {} of {}".format(*self.draft) if self.draft else ""
+        return f"{Path(self.model).name}{cut} {self.on}{''.join(options)}{margin}{made}"
 
 
 #: Overrides for a context of 131,072 tokens, as Qwen's pages give them.
@@ -233,11 +238,34 @@ ROWS = (
         {**_LONG, "hf_overrides": f'{{"text_config": {_YARN}}}'},
         layers=2,
     ),
+    # Drafts, with FlashAttention-3's stand-in
+    Row("llama-3.1-8b", "1xa100-40g", 0, {"max_batch_size": 128}, layers=8, draft=("eagle3", 3)),
+    Row("llama-3.1-8b", "1xh100", None, {"max_batch_size": 48}, layers=7, draft=("eagle", 5)),
+    Row("llama-3.2-1b", "1xrtx3060", 0, {"max_batch_size": 32}, layers=7, draft=("eagle3", 1)),
+    Row(
+        "llama-3.1-8b",
+        "2xrtx3090",
+        0,
+        {"tp": 2, "distributed_executor_backend": "mp", "max_batch_size": 64},
+        layers=8,
+        draft=("eagle3", 3),
+    ),
+    Row(
+        "llama-3.1-8b",
+        "2xa100-40g",
+        None,
+        {"tp": 2, "distributed_executor_backend": "mp", "max_batch_size": 32},
+        layers=7,
+        draft=("eagle", 2),
+    ),
 )
 
 
-def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
-    """Return the number of cache blocks by the formula, for the rank with the fewest."""
+def formula(model: str, tp: int, cache: dict[str, Any], drafts: int = 0) -> int:
+    """Return the number of cache blocks by the formula, for the rank with the fewest.
+
+    ``drafts`` are the bytes of a draft's block, which the first rank has.
+    """
     text = resolve_model(model).text
     heads = max(1, text.kv_heads // tp)
     rows = cache["block_size"] * heads
@@ -249,7 +277,8 @@ def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
     runtime = states(text, tp, cache["num_state_caches"] or 0)
     runtime += (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
     ratio = cache["cache_max_entry_count"]
-    return min(int((free - runtime) * ratio) // block for free in cache["free"])
+    rooms = [int((free - runtime) * ratio) for free in cache["free"]]
+    return min(rooms[0] // (block + drafts), *[room // block for room in rooms])
 
 
 def states(text: TextDims, tp: int, slots: int) -> int:
@@ -279,6 +308,8 @@ def compare(row: Row) -> Found:
     with tempfile.TemporaryDirectory() as scratch:
         if row.layers:
             row = row._replace(model=_cut(row, Path(scratch)))
+        if row.draft is not None:
+            row = row._replace(options={**row.options, **_drafted(row, Path(scratch))})
         if row.loras:
             row = row._replace(options={**row.options, "adapters": _written(row, Path(scratch))})
         return _compare(row)
@@ -291,6 +322,14 @@ def _written(row: Row, scratch: Path) -> tuple[str, ...]:
         f"lora{n}={write_adapter(model, scratch / f'lora{n}', rank, modules, layers=row.called)}"
         for n, (rank, modules) in enumerate(row.loras)
     )
+
+
+def _drafted(row: Row, scratch: Path) -> dict[str, Any]:
+    """Write a row's draft; return its options."""
+    assert row.draft is not None
+    algorithm, tokens = row.draft
+    folder = write_draft(resolve_model(row.model), scratch / algorithm, algorithm)
+    return dict(zip(SPECULATIVE, (algorithm, str(folder), tokens), strict=True))
 
 
 def _cut(row: Row, scratch: Path) -> str:
@@ -334,7 +373,11 @@ def _start(
     card, cache = cards[i], document["cache"] or {}
     told = {term.term: term for term in card.terms}
     blocks = cache.get("num_gpu_blocks") or 0
-    wanted = formula(row.model, plan.engines[0].settings.tp, cache) if cache.get("free") else 0
+    settings, draft = plan.engines[0].settings, plan.model.draft
+    drafts = 0
+    if draft:  # of one layer
+        drafts = 4 * settings.cache_block_seq_len * draft.text.kv_heads * draft.text.head_dim
+    wanted = formula(row.model, settings.tp, cache, drafts) if cache.get("free") else 0
     if blocks != wanted:
         say(f"{blocks} blocks, {wanted} by the formula")
     tokens = (blocks - 2) * (cache.get("block_size") or 0)
@@ -343,10 +386,13 @@ def _start(
     weights = sum(t.bytes for t in card.terms if t.term.startswith("weights."))
     requested = document["terms"][i].get("weights")
     for name in ("load_fragmentation", POOL_WARMUP):
-        _hold(name, told[name].bytes, told[name].rehearsed, card.total, say)
+        size = told[name].bytes
+        if draft and name == POOL_WARMUP:
+            size += told["draft_graphs"].bytes
+        _hold(name, size, told[name].rehearsed, card.total, say)
     live, reserved = _peaks(plan, document, i)
-    fixed = segments(plan.engines[0].settings) == "fixed"
-    _hold("peak", card.peak, live, card.total, say, upper=max(live, reserved) if fixed else None)
+    held = segments(plan.engines[0].settings) == "fixed" or draft
+    _hold("peak", card.peak, live, card.total, say, upper=max(live, reserved) if held else None)
     return (
         f"{plan.engines[0].kv.tokens:,} / {tokens:,}",
         f"{blocks} / {wanted}",

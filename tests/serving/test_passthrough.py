@@ -81,14 +81,14 @@ def test_refusals(words: list[str], message: str, hint: str) -> None:
 
 
 def test_what_passes_unplanned_is_said() -> None:
-    words = ["--speculative-algorithm", "dflash"]
+    words = ["--speculative-dflash-block-size", "8"]
     words += ["--num-tokens-per-iter", "8"]
-    with pytest.raises(UsageError, match="dflash: TurboMind ignores drafts"):
+    with pytest.raises(UsageError, match="drafts that propose a block at once"):
         sort_options(words)
     words += ["--new", "1"]
     passed = sort_options(words, unplanned=True)
     assert passed.argv == words
-    assert passed.unplanned == ["--speculative-algorithm", "--num-tokens-per-iter", "--new"]
+    assert passed.unplanned == ["--speculative-dflash-block-size", "--num-tokens-per-iter", "--new"]
     with pytest.raises(UsageError, match="set by turbofit"):  # which nothing contradicts
         sort_options(["--cache-max-entry-count", "0.9"], unplanned=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import threading
@@ -192,12 +193,13 @@ def test_the_callers_config_is_kept_and_not_touched(pipeline: Any, internvl2: Pa
 
 def test_what_cannot_be_planned_is_refused(pipeline: Any, internvl2: Path) -> None:
     tp = lmdeploy.TurbomindEngineConfig(tp=2)
+    draft = importlib.import_module("lmdeploy.messages").SpeculativeConfig("eagle3")
     for config, keywords, words in (
         (object(), {}, "no config of LMDeploy"),
         (lmdeploy.PytorchEngineConfig(), {"engine": "turbomind"}, "of the pytorch engine, and"),
         (tp, {"tp": 1}, "tp is 2 in backend_config and 1"),
         (None, {"replicas": 2}, "one engine"),
-        (None, {"speculative_config": object()}, "no account of speculative decoding"),
+        (None, {"speculative_config": draft}, "has eagle3 for LlamaForCausalLM"),
     ):
         with pytest.raises(UsageError, match=words):
             pipeline(internvl2, config, **keywords)

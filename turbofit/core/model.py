@@ -318,6 +318,22 @@ class Adapter(Struct):
     renamed: bool = False
 
 
+class Draft(Struct):
+    """A model that proposes ``tokens`` tokens, which the base then checks in one forward.
+
+    ``algorithm`` is LMDeploy's name of its class. ``text`` has the dimensions of its decoder.
+    ``head_rows`` are the rows of its own head; 0: it has none, and takes the base's. ``embeds``:
+    its file has embeddings; else it takes the base's.
+    """
+
+    algorithm: str
+    path: str
+    tokens: int
+    text: TextDims
+    head_rows: int = 0
+    embeds: bool = True
+
+
 class Model(Struct):
     """A checkpoint as planning sees it; sizes in bytes.
 
@@ -325,7 +341,7 @@ class Model(Struct):
     are the bytes in the files for each safetensors dtype (such as ``BF16``), empty if only a
     formula is known. ``needs_remote_code``: the engine needs remote code for tokenizer, processor
     or config. ``revision`` is the branch, tag or commit that was asked for. ``adapters`` are those
-    that the PyTorch engine loads beside it.
+    that the PyTorch engine loads beside it, and so is ``draft``.
     """
 
     name: str
@@ -344,6 +360,7 @@ class Model(Struct):
     source: ModelSource
     warnings: tuple[str, ...] = ()
     adapters: tuple[Adapter, ...] | UnsetType = UNSET
+    draft: Draft | UnsetType = UNSET
 
     @property
     def loras(self) -> tuple[Adapter, ...]:

@@ -41,11 +41,18 @@ _TURBOMIND_NAMES: Final = (
     "session_len", "quant_policy", "cache_block_seq_len", "communicator", "async_",
     "enable_prefix_caching", "model_format", "language_model_only", "hf_overrides",
 )  # fmt: skip
+#: LMDeploy's options of a draft, by the fields of its ``SpeculativeConfig``.
+DRAFT_FIELDS: Final = {
+    "method": "speculative_algorithm",
+    "model": "speculative_draft_model",
+    "num_speculative_tokens": "speculative_num_draft_tokens",
+}
+SPECULATIVE: Final = tuple(DRAFT_FIELDS.values())
 _PYTORCH_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
     "session_len", "quant_policy", "cache_block_seq_len", "enable_prefix_caching", "model_format",
     "language_model_only", "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-    "distributed_executor_backend", "hf_overrides", "adapters",
+    "distributed_executor_backend", "hf_overrides", "adapters", *SPECULATIVE,
 )  # fmt: skip
 _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
 #: The phases whose terms are in memory when the cache is sized.
@@ -119,6 +126,11 @@ class Settings(Struct):
     hf_overrides: Annotated[str | UnsetType, doc("JSON; only where given.")] = UNSET
     adapters: Annotated[
         tuple[str, ...] | UnsetType, doc("NAME=PATH, the PyTorch engine's; only where given.")
+    ] = UNSET
+    speculative_algorithm: Annotated[str | UnsetType, doc("Only with a draft.")] = UNSET
+    speculative_draft_model: Annotated[str | UnsetType, doc("The draft's folder.")] = UNSET
+    speculative_num_draft_tokens: Annotated[
+        int | UnsetType, doc("Tokens that the draft proposes in each step.")
     ] = UNSET
 
     def requests_in(self, kv_tokens: int, size: int) -> int:
@@ -465,8 +477,13 @@ class EnginePlan(Struct):
             values["hf_overrides"] = json.loads(values["hf_overrides"])
         if "adapters" in values:
             values["adapters"] = dict(word.split("=", 1) for word in values["adapters"])
-        names = config_names(self.backend)
+        names = [pair for pair in config_names(self.backend) if pair[0] not in SPECULATIVE]
         return {theirs: values[name] for name, theirs in names if name in values}
+
+    def speculative_config(self) -> Options:
+        """Return the fields of LMDeploy's ``SpeculativeConfig``; empty without a draft."""
+        values = to_builtins(self.settings)
+        return {field: values[name] for field, name in DRAFT_FIELDS.items() if name in values}
 
 
 def may_evict(settings: Settings, tokens: int) -> bool:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError, option_of
 from turbofit.core.model import Model
-from turbofit.core.plan import Plan
+from turbofit.core.plan import SPECULATIVE, Plan
 from turbofit.core.version import REFERENCE
 from turbofit.memory import versions
 from turbofit.memory.account import Engine
@@ -44,13 +44,17 @@ ENGINES: Final = {
     "pytorch": EngineKind(
         "pytorch.account.Pytorch",
         ("num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-         "distributed_executor_backend", "adapters"),
+         "distributed_executor_backend", "adapters", *SPECULATIVE),
         {"quant_policy": frozenset({16, 17, 42})},
     ),
     "transformers": EngineKind("transformers.account.Transformers"),
 }  # fmt: skip
 #: What an option's owner and the others offer in its place, where that is no mere choice of engine.
 _WAYS: Final = {
+    **dict.fromkeys(
+        SPECULATIVE,
+        "TurboMind warns and ignores drafts: leave it out, or take `--engine pytorch`",
+    ),
     "adapters": "turbofit merge BASE ADAPTER OUT makes a model of each, with all weights again and"
     " nothing slower; `--engine pytorch` holds the base once, and computes each adapter beside it",
 }
@@ -192,6 +196,7 @@ def _check_version(model: Model, version: str) -> None:
         "multi-head latent attention": model.text.mla,
         "attention sinks": model.text.sinks,
         "LoRA adapters": model.loras,
+        "drafts": model.draft,
     }
     lacking = next((name for name, part in parts.items() if part), None)
     if lacking is not None:

@@ -13,7 +13,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.plan import Command, ServeCommand, config_names
+from turbofit.core.plan import SPECULATIVE, Command, ServeCommand, config_names
 from turbofit.core.presets import read_preset
 from turbofit.core.process.network import DEFAULT_PORT
 from turbofit.core.struct import Struct, to_builtins
@@ -41,6 +41,7 @@ _RAY: Final = "ray "
 _WHERE_SET: Final = frozenset({
     "model_format", "enable_prefix_caching", "language_model_only", "num_gpu_blocks", "eager_mode",
     "cudagraph_capture_batch_sizes", "distributed_executor_backend", "hf_overrides", "adapters",
+    *SPECULATIVE,
 })  # fmt: skip
 #: The server for Transformers, run with ``python -m``.
 _FALLBACK_MODULE: Final = "turbofit.serving.fallback_server"

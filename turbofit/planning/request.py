@@ -306,6 +306,15 @@ class PlanRequest(Validated):
         description="PyTorch engine: LoRA adapters, which clients name in place of the model; a "
         "PATH alone is called default",
     )
+    speculative_algorithm: (
+        Literal["eagle", "eagle3", "deepseek_mtp", "hy3_mtp", "qwen3_5_mtp", "dflash"] | None
+    ) = Field(default=None, description="PyTorch engine: how a draft proposes tokens")
+    speculative_draft_model: Annotated[str | None, Metavar("PATH")] = Field(
+        default=None, description="PyTorch engine: the draft, a folder or a hub id in the cache"
+    )
+    speculative_num_draft_tokens: Positive | None = Field(
+        default=None, description="PyTorch engine: tokens that a draft proposes (default: 1)"
+    )
 
     def with_maximum(self, tokens: int) -> PlanRequest:
         """Return the request in which the model's longest context replaces ``max``."""

@@ -12,6 +12,7 @@ from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
 from turbofit.memory.known_bad import survived_batch
 from turbofit.model.adapters import with_adapters
+from turbofit.model.drafts import with_draft
 from turbofit.model.overrides import overridden
 from turbofit.model.source import resolve_model
 from turbofit.planning.calibrations import pretends, with_calibrations
@@ -38,6 +39,15 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         model = with_adapters(model, request.adapters, only_text=bool(request.language_model_only))
         words = [f"{adapter.name}={adapter.path}" for adapter in model.loras]
         request = request.changed(adapters=tuple(words))
+    model = with_draft(
+        model,
+        request.speculative_algorithm,
+        request.speculative_draft_model,
+        request.speculative_num_draft_tokens,
+    )
+    if model.draft:
+        path, tokens = model.draft.path, model.draft.tokens
+        request = request.changed(speculative_draft_model=path, speculative_num_draft_tokens=tokens)
     request = request.with_maximum(model.text.max_position_embeddings)
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source == "nvml":

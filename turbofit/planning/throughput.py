@@ -275,8 +275,8 @@ def kind_of(model: Model, engine: str, gpus: Iterable[Gpu], *, images: bool) -> 
 
 def _traits(model: Model) -> list[str]:
     """Return what sets a model's forecast apart from that of other models."""
-    parts = {"experts": model.text.moe, "delta nets": model.text.delta}
-    return [name for name, part in parts.items() if part is not None]
+    parts = {"experts": model.text.moe, "delta nets": model.text.delta, "drafts": model.draft}
+    return [name for name, part in parts.items() if part]
 
 
 def _of_cards(gpus: Sequence[Gpu]) -> str:

@@ -20,6 +20,8 @@ from turbofit.rehearsal.spec import Spec
 _HERE: Final = Path(__file__).parent / "torch"
 #: The folder for each process of a rehearsal.
 INSIDE: Final = _HERE / "torch_inside"
+#: The folder for each process of an engine with a draft.
+DRAFT: Final = _HERE / "draft_inside"
 #: The folder for each process of a server.
 SERVED: Final = _HERE / "served_inside"
 _LMDEPLOY: Final = f"lmdeploy=={REFERENCE}.0"

@@ -24,11 +24,11 @@ from turbofit.rehearsal.cases import limited
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.engines import REHEARSED_ENGINES
 from turbofit.rehearsal.notes import DEAD, NOT_FINISHED
-from turbofit.rehearsal.packages import need_kernels, needs
+from turbofit.rehearsal.packages import DRAFT, need_kernels, needs
 from turbofit.rehearsal.pretend.run import NOTICE
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario, pretend_twin
 from turbofit.rehearsal.run import KEPT, EndedRun, Readings, run_child
-from turbofit.rehearsal.spec import Spec
+from turbofit.rehearsal.spec import SPECULATIVE_CONFIG, Spec
 
 SCHEMA: Final = "turbofit.rehearsal/1"
 #: The beginning of names of phases whose worst cases have images.
@@ -51,9 +51,11 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
         PackageError: the engine, a package that it runs, or a C compiler is missing.
     """
     rehearsed, versions = REHEARSED_ENGINES[spec.engine], needs(spec)
+    has_draft = spec.settings.get(SPECULATIVE_CONFIG)
+    path = (*rehearsed.path, DRAFT) if has_draft else rehearsed.path
     folder = Path(tempfile.mkdtemp(prefix="turbofit-rehearsal-"))
     try:
-        ended = run_child(spec, folder, rehearsed.environ, rehearsed.path)
+        ended = run_child(spec, folder, rehearsed.environ, path)
         document = report(ended, rehearsed.read(ended), versions)
         if keep is not None:
             shutil.copytree(folder, keep, dirs_exist_ok=True)
@@ -193,6 +195,7 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
 def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
     engine = plan.engines[group]
     settings: dict[str, object] = dict(engine.lmdeploy_settings())
+    settings[SPECULATIVE_CONFIG] = engine.speculative_config() or None
     if not plan.backend.of_lmdeploy:
         settings = {"dtype": engine.settings.dtype, "device_map": engine.device_map}
     return Spec(

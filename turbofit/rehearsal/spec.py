@@ -14,6 +14,8 @@ LONGEST: Final = -1
 #: An ordinary token of each vocabulary, and a letter that is one token for a twin's tokenizer.
 TOKEN: Final = 5
 LETTER: Final = "a"
+#: The setting that is no field of the engine configuration: LMDeploy's configuration of a draft.
+SPECULATIVE_CONFIG: Final = "speculative_config"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Spec:
         machine: the pretend machine, with the bytes that are charged to it beforehand.
         engine: a key of `turbofit.rehearsal.engines.REHEARSED_ENGINES`.
         settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
-          ``device_map``.
+          ``device_map``. With a draft, also ``SPECULATIVE_CONFIG``.
         cases: run in this order, each after the requests of the previous case have ended.
         start_seconds, case_seconds: how long the engine may make no progress, at its start and in
           a case, before it counts as hanging.

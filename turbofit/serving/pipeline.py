@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from turbofit.core.errors import LaunchError, NoGpuError, UsageError
-from turbofit.core.plan import GpuLedger, Plan, config_names
+from turbofit.core.plan import DRAFT_FIELDS, GpuLedger, Plan, config_names
 from turbofit.core.struct import Options
 from turbofit.memory.engines import engine_of
 from turbofit.model.adapters import with_copies
@@ -59,7 +59,8 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     if lmdeploy.warning:
         warnings.warn(lmdeploy.warning, stacklevel=3)
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
-    _check_plannable(keywords.pop("replicas", 1), speculative_config, keywords)
+    _check_plannable(keywords.pop("replicas", 1), keywords)
+    planning |= _draft_options(speculative_config)
     # The engine reads a copy of an adapter while it starts, so the copy can go afterwards.
     with ExitStack() as failed, TemporaryDirectory(prefix="turbofit-adapters-") as copies:
         leases = Leases() if planning.get("on") is None else None
@@ -94,6 +95,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
             log_level=log_level,
             max_log_len=max_log_len,
             trust_remote_code=_trust(plan, trust_remote_code),
+            speculative_config=speculative_config,
             allowed_media_domains=allowed_media_domains,
             **keywords,
         )
@@ -115,15 +117,17 @@ def _opened(plan: Plan, **arguments: Any) -> Any:
         raise LaunchError(cause, hint=HINTS["huggingface_hub"]) from exc
 
 
-def _check_plannable(replicas: int, speculative_config: Any, keywords: Options) -> None:
+def _draft_options(config: Any) -> Options:
+    """Return the planning keywords for LMDeploy's configuration of a draft; none for None."""
+    if config is None:
+        return {}
+    return {ours: getattr(config, name) or None for name, ours in DRAFT_FIELDS.items()}
+
+
+def _check_plannable(replicas: int, keywords: Options) -> None:
     if replicas != 1:
         raise UsageError(
             "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
-        )
-    if speculative_config is not None:
-        raise UsageError(
-            "turbofit has no account of speculative decoding, so speculative_config must be None",
-            hint="open lmdeploy.pipeline yourself, with a low cache_max_entry_count",
         )
     for name in keywords:
         if name not in _OF_LMDEPLOY:

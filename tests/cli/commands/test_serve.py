@@ -60,7 +60,7 @@ def test_a_line_reaches_a_plan(line: str, said: str, capsys: Out) -> None:
         (
             "lmdeploy serve api_server internvl2-8b --speculative-algorithm eagle3",
             2,
-            "which no plan",
+            "for LlamaForCausalLM",
         ),
         ("lmdeploy serve api_server internvl2-8b --device maca", 2, "CUDA GPUs alone"),
         ("lmdeploy serve api_server internvl2-8b --kernel-block-size 32", 2, "no such cache"),

@@ -15,7 +15,7 @@ from tests.support.nvml import Scenario, gpu_3090
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
-from turbofit.core.model import Adapter
+from turbofit.core.model import Adapter, Draft
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.model.presets import preset_model
@@ -153,6 +153,11 @@ def with_lora(plan: Plan) -> Plan:
     return replace(plan, model=replace(plan.model, adapters=(lora,)))
 
 
+def with_draft(plan: Plan) -> Plan:
+    draft = Draft(algorithm="eagle", path="/draft", tokens=1, text=plan.model.text)
+    return replace(plan, model=replace(plan.model, draft=draft))
+
+
 @pytest.mark.parametrize(
     ("plan", "modules"),
     [
@@ -163,6 +168,7 @@ def with_lora(plan: Plan) -> Plan:
         (plan_of("internvl3.5-gpt-oss-20b-a4b", "turbomind"), set()),
         (plan_of("qwen2.5-7b", "transformers"), set()),
         (with_lora(plan_of("qwen2.5-7b")), {"peft"}),
+        (with_draft(plan_of("llama-3.1-8b")), {"flash_attn_interface"}),
     ],
 )
 def test_what_lmdeploy_imports_for_one_model_is_looked_for_before_it_loads(

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
+from msgspec.structs import replace
+
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import RESERVED, plural
 from turbofit.core.model import Model
@@ -21,6 +23,7 @@ from turbofit.memory.account import (
     HOPPER,
     POOL_WARMUP,
     Account,
+    CacheShape,
     Engine,
     EngineLaunch,
     RankWeights,
@@ -29,6 +32,7 @@ from turbofit.memory.account import (
     capability_of,
     given,
     term,
+    total_bytes,
     transients,
     uneven,
 )
@@ -46,6 +50,7 @@ from turbofit.memory.pytorch.cache import (
     TURBO_QUANT,
     UnitsMet,
     cache_shape,
+    draft_block,
     engine_bound,
     runtime_bytes,
     state_bytes,
@@ -56,6 +61,8 @@ from turbofit.memory.pytorch.weights import (
     VOCAB_ROWS,
     WHOLE_TOWERS,
     PytorchConstants,
+    draft_staged,
+    draft_weights,
     environment,
     is_copied,
     kv_heads_held,
@@ -68,6 +75,9 @@ from turbofit.memory.pytorch.weights import (
     weight_classes,
 )
 
+#: The first compute capability without kernels of FlashAttention-3; the multiprocessors of a card
+#: that does not tell them.
+_AFTER_HOPPER, _MOST_PROCESSORS = (10, 0), 132
 #: Blocks from this size on come from segments of 20 MiB (kMinLargeAlloc of torch's allocator).
 _LARGE_BLOCK = MIB
 #: The first compute capability for which Triton compiles fp8.
@@ -135,8 +145,9 @@ def weight_terms(
         terms.append(term("weights.adapters", "weights", held, "formula", note))
     kind = segments(settings)
     fragmented = constants.load_fragmentation[kind]
-    if model.text.moe is not None:
-        # Experts that are copied to a new layout leave a part unused: 33 MiB on pretend GPUs.
+    if model.text.moe is not None or model.draft:
+        # Experts that are copied to a new layout leave a part unused: 33 MiB on pretend GPUs. What
+        # a draft makes and drops leaves 9 MiB.
         fragmented += constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
@@ -238,6 +249,13 @@ def transient_terms(
     rule = model.image_rule
     kept = work.tables() if rule is not None and vision_load.units_per_image else 0
     text = work.prefill(Prefill(tokens=prompt, context=context, sequences=sequences))
+    if model.draft:
+        forward, chunks = (
+            Prefill(tokens=prompt, context=context),
+            -(-settings.session_len // prompt),
+        )
+        size = work.draft_prefill(model.draft, forward, chunks) + constants.prefill_base
+        text = max(text, size)
     cases: list[tuple[str, int, str]] = [
         ("text_prefill", text + kept, "longest prompts fill a forward"),
         ("sampling", work.sampling(sequences) + kept, f"{sequences} rows with top_k=0"),
@@ -358,6 +376,11 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
             f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, so that it"
             f" runs in no other dtype: `--dtype` is {settings.dtype}"
         )
+    if model.draft and settings.quant_policy:
+        yield (
+            f"`--quant-policy {settings.quant_policy}`: FlashAttention-3 reads a draft's cache, and"
+            " the base's, at 16 bits alone"
+        )
     if settings.communicator != "nccl":
         yield f"`--communicator {settings.communicator}` is TurboMind's: this engine has NCCL"
 
@@ -443,7 +466,10 @@ class PytorchAccount(Account):
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         vision_load = launch.vision_load
         self.constants = constants
-        self.shape = self.cache_shape(model.text, settings, constants)
+        self._drafts = draft_block(model, settings)
+        shape = self.cache_shape(model.text, settings, constants)
+        # A draft has as many blocks, on the first GPU alone.
+        self.shape = replace(shape, block_bytes=shape.block_bytes + self._drafts)
         # With fewer blocks the engine lowers max_prefill_token_num, or stops.
         self.least_blocks = constants.least_blocks
         state = self.state_bytes(model.text, settings)
@@ -451,6 +477,7 @@ class PytorchAccount(Account):
         #: is not.
         self._kept = state + self.runtime_bytes(model.text, settings)
         work = self.activations_of(model, settings, constants)
+        work.processors = max(known(gpu.sm_count, _MOST_PROCESSORS) for gpu in gpus)
         met = UnitsMet(0, 0)
         if model.image_rule is not None and vision_load.units_per_image:
             bound = self.units_bound(model.image_rule, vision_load, settings)
@@ -468,10 +495,20 @@ class PytorchAccount(Account):
             # small.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
             buffers = self.buffer_terms(model, work, settings, gpu, most, constants)
+            if model.draft and gpu is gpus[0]:
+                size = work.draft_graphs(model.draft, capture_sizes(settings), most)
+                note = "the draft's CUDA graphs, and their own pool"
+                buffers.append(term("draft_graphs", "buffers", size, "formula", note))
             memory = StaticMemory(before=terms, buffers=(*states, *buffers), staged=staged)
             static.append(corrected(memory, calibration))
         pool = self.pool_term(work, settings, constants)
         super().__init__(launch, static, pool, transients, met.now, calibration)
+        blocks = [self.block_bytes, *[shape.block_bytes] * (len(gpus) - 1)]
+        #: On each GPU, the bytes of which the ratio is a share, and the bytes of a block.
+        self._shares = [
+            (gpu.usable - total_bytes(memory.before) - self._kept, block)
+            for gpu, memory, block in zip(gpus, static, blocks, strict=True)
+        ]
 
     def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
         """Return each GPU's terms before the cache, and the additional bytes of loading."""
@@ -488,6 +525,10 @@ class PytorchAccount(Account):
             largest_loaded(model, settings.tp),
             staged_copy(model, settings.tp, capability, self.constants),
         )
+        if model.draft:
+            size, note = draft_weights(model.draft), "the draft, whole on the first rank"
+            before[0] = (*before[0], term("weights.draft", "weights", size, "formula", note))
+            largest = max(largest, draft_staged(model.draft))
         largest += adapter_files(model)  # torch has not given back what came before them
         return before, round_up(largest, self.constants.page)
 
@@ -507,7 +548,7 @@ class PytorchAccount(Account):
 
     def blocks_at(self, ratio: float) -> int:
         """Return the blocks by the ratio, which the engine checks even with ``num_gpu_blocks``."""
-        return max(0, int(self.ratio_base * ratio)) // self.block_bytes
+        return max(0, min(int(size * ratio) // block for size, block in self._shares))
 
     def cache_shortfall_at(self, ratio: float) -> int:
         """Return the bytes missing for the least number of blocks beside the reserve, or 0."""
@@ -518,13 +559,18 @@ class PytorchAccount(Account):
     def region_at(self, ratio: float) -> int:
         return (self.settings.num_gpu_blocks or self.blocks_at(ratio)) * self.block_bytes
 
-    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
-        """Return the cache, which is one allocation, as a term."""
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:
+        """Return the cache, which is one allocation, as a term; so is a draft's."""
         note = f"{ratio:.3f} of free memory less the runtime's reserve"
         if self.settings.num_gpu_blocks:
             note = f"num_gpu_blocks {self.settings.num_gpu_blocks}"
-        size = self.shape.held(self.region_at(ratio))
-        return [term("kv_cache", "cache", size, "formula", note)]
+        blocks = self.region_at(ratio) // self.block_bytes
+        size = self.shape.held(blocks * (self.block_bytes - self._drafts))
+        terms = [term("kv_cache", "cache", size, "formula", note)]
+        if self._drafts and i == 0:
+            size = self.shape.held(blocks * self._drafts)
+            terms.append(term("kv_cache.draft", "cache", size, "formula", "as many blocks"))
+        return terms
 
 
 class Pytorch(Engine):
@@ -554,6 +600,11 @@ class Pytorch(Engine):
         for gpu in launch.gpus:
             if problem := kernel_problem(launch.model, capability_of(gpu), gpu.name):
                 return problem
+            if launch.model.draft and not AMPERE <= capability_of(gpu) < _AFTER_HOPPER:
+                return (
+                    "LMDeploy decodes a draft's tokens by FlashAttention-3, which has kernels for"
+                    f" compute capability 8 and 9, and none for {gpu.name}"
+                )
         quantization = launch.model.quantization
         bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
         if bfloat_states and (card := _card_before(launch, AMPERE)):
@@ -573,6 +624,10 @@ class Pytorch(Engine):
         self, model: Model, settings: Settings, ledgers: Sequence[GpuLedger] = ()
     ) -> dict[str, str]:
         return environment(settings, model, share_of(ledgers) if ledgers else None)
+
+    def cache(self, model: Model, settings: Settings) -> CacheShape:
+        shape = super().cache(model, settings)
+        return replace(shape, block_bytes=shape.block_bytes + draft_block(model, settings))
 
     def weights(self, model: Model, tp: int) -> RankWeights:
         classes = self.account_class.weight_classes(model, tp)

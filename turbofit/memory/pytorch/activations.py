@@ -8,11 +8,12 @@ tower. Factors were counted in LMDeploy's modelling files and checked on pretend
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
-from turbofit.core.model import MlaDims, Model, MoeDims
+from turbofit.core.model import Draft, MlaDims, Model, MoeDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
-from turbofit.core.units import HALF
+from turbofit.core.units import FLOAT, HALF, INT
 from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
 from turbofit.memory.pytorch.weights import (
     WHOLE_TOWERS,
@@ -20,6 +21,7 @@ from turbofit.memory.pytorch.weights import (
     expert_channels,
     kv_heads_held,
 )
+from turbofit.model.drafts import EAGLE3, STATES
 
 #: Hidden states alive when deepstack features are added: embeddings, hidden, residual, the
 #: scattered features, their mask, and torch's running count of the mask in 64 bits. Source:
@@ -81,6 +83,32 @@ _DOWN = "down_proj"
 _HEAD_COPIES = 2
 
 
+#: The most parts that FlashAttention-3 cuts keys and values into. It takes the fewest parts that
+#: keep most of the best use of a card.
+_MOST_PARTS = 128
+_BUSY, _GOOD = 0.8, 0.85
+#: A draft's layer joins embeddings and states, beside the hidden states of a plain one. At most so
+#: many copies of the base's states are alive. Source:
+#: lmdeploy models/llama_eagle3.py::Eagle3LlamaModel.forward #0ff5db
+#: lmdeploy spec_decode/spec_agent.py::SpecModelAgent._prepare_inputs_from_main #66b53a
+_JOINED, _STATES = 2, 3
+
+
+def attention_parts(kv_heads: int, processors: int) -> int:
+    """Return into how many parts FlashAttention-3 cuts keys and values in a step.
+
+    It plans a batch as if it were one sequence, whose query rows of a KV head are one tile. Of
+    sequences that are all short it cuts fewer. Source: Dao-AILab/flash-attention
+    hopper/heuristics.h ``num_splits_heuristic``, and hopper/flash_api.cpp ``get_num_splits``.
+    """
+    if kv_heads >= _BUSY * processors:
+        return 1
+    waves = [kv_heads * n / processors for n in range(1, min(_MOST_PARTS, processors) + 1)]
+    uses = [wave / ceil(wave) for wave in waves]
+    best = max(uses)
+    return next(n for n, use in enumerate(uses, start=1) if use >= _GOOD * best)
+
+
 def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
     """Return how many tensor elements a token has in a layer's experts on one rank.
 
@@ -115,13 +143,48 @@ class Activations:
         self.constants = constants
         self.tp = settings.tp
         self.expert = expert_channels(model, self.tp)
+        #: A token's states that the base's layers collect for EAGLE-3, and tokens of one step.
+        reads_layers = model.draft and model.draft.algorithm == EAGLE3
+        self.collected = STATES * model.text.hidden if reads_layers else 0
+        self.step_tokens = 1 + model.draft.tokens if model.draft else 1
+        #: Multiprocessors of the largest card, which the account sets.
+        self.processors = 0
 
-    def graph_buffers(self, captured: Sequence[int]) -> int:  # noqa: ARG002 - MiniCPM3's
+    def graph_buffers(self, captured: Sequence[int]) -> int:
         """Return the bytes of CUDA graphs for the ``captured`` batch sizes.
 
-        The graphs' tables and shared pool are not included.
+        The graphs' tables and shared pool are not included; what they give only for a draft.
         """
-        return 0
+        given = self.collected + self.text.hidden if self.model.draft else 0
+        return sum(captured) * self.step_tokens * given * HALF
+
+    def draft_graphs(self, draft: Draft, captured: Sequence[int], blocks: int) -> int:
+        """Return the bytes of a draft's CUDA graphs, two for each batch size, and of its step.
+
+        One has all tokens of a step, the other a token of each sequence. Each has a table of
+        ``blocks`` blocks, the states that it is given, and those that it gives.
+        """
+        hidden, rows = draft.text.hidden, max(captured, default=0) * self.step_tokens
+        gives = 2 * hidden if self.collected else hidden
+        each = self.step_tokens * ((self.collected or hidden) + gives) + hidden + gives
+        parts = attention_parts(draft.text.kv_heads, self.processors)
+        sums = rows * parts * draft.text.heads * (draft.text.head_dim + 1) * FLOAT
+        step = self.draft_prefill(draft, Prefill(tokens=rows, context=0), 1) + sums
+        return step + sum(captured) * (2 * blocks * INT + each * HALF)
+
+    def draft_prefill(self, draft: Draft, forward: Prefill, chunks: int) -> int:
+        """Return the bytes of a draft's prefill, with the base's states. Exact on pretend GPUs.
+
+        Where a prompt is read in ``chunks``, states are copied to begin with the last of the chunk
+        before, whose own stay until the third.
+        """
+        text, tokens, constants = draft.text, forward.tokens, self.constants
+        queries, keys = text.heads * text.head_dim, text.kv_heads * text.head_dim
+        states = min(chunks, _STATES) * (self.collected or text.hidden)
+        each = states + constants.hidden_copies * text.hidden + constants.token_elements
+        attention = _JOINED * text.hidden + 2 * (queries + keys + text.heads)
+        attention = tokens * attention + 2 * keys * forward.context
+        return (tokens * each + max(tokens * 2 * text.intermediate, attention)) * HALF
 
     def further_pool(self) -> int:
         """Return the bytes that torch keeps after the warm-up in addition to the pool of one step.
@@ -143,20 +206,33 @@ class Activations:
         return _TABLE_SIDE**2 * vision.head_dim // 2 * _COMPLEX
 
     def sampling(self, rows: int) -> int:
-        """Return the bytes for logits and sampling of at most ``rows`` rows."""
+        """Return the bytes for logits and sampling of at most ``rows`` rows.
+
+        With a draft, logits of all tokens are alive, and a copy of the last token's; then a copy of
+        the others', which become probabilities at 32 bits. Exact on pretend GPUs. Source:
+        lmdeploy backends/cuda/rejection_sampling.py::CudaRejectionSamplingImpl.forward #370a48
+        """
         few = min(rows, _SEGMENTED_SORT - 1) * self.constants.logit_few
         many = rows * self.constants.logit if rows >= _SEGMENTED_SORT else 0
-        return max(few, many) * self.text.vocab + self.constants.sampling_base
+        size, proposed = max(few, many), self.step_tokens - 1
+        if proposed:
+            logits = HALF * (self.step_tokens + 1)
+            size = max(size + rows * logits, rows * (logits + (HALF + 2 * FLOAT) * proposed))
+        return size * self.text.vocab + self.constants.sampling_base
 
     def decode(self, rows: int) -> int:
-        """Return the bytes of one decoding step with ``rows`` rows."""
+        """Return the bytes of one decoding step with ``rows`` sequences."""
         mlp = max(self._mlp_elements(), self._moe_elements() + self._unfused_elements())
-        per_head = _SPLITS * 2 * (self.text.head_dim + 2)  # the outputs of attention's parts
+        parts = _SPLITS
+        if self.model.draft:
+            heads = kv_heads_held(self.text.kv_heads, self.tp) // self.tp
+            parts = attention_parts(heads, self.processors)
+        per_head = parts * 2 * (self.text.head_dim + 2)  # the outputs of attention's parts
         if (mla := self.text.cached_latent) is not None:
             attention = self._latent_elements(mla, per_head)
         else:
             attention = self._attention_elements() + int(self.text.heads / self.tp * per_head)
-        return rows * max(mlp, attention, self._delta_elements()) * HALF
+        return rows * self.step_tokens * max(mlp, attention, self._delta_elements()) * HALF
 
     def restored(self, rows: int) -> int:
         """Return the bytes of the widest output of a module with adapters; 0 without adapters.
@@ -236,7 +312,9 @@ class Activations:
         """
         text = self.text
         heads = max(1, text.kv_heads // self.tp) - 1 if text.fourier else 0
-        return self.constants.token_elements + 2 * heads * text.head_dim
+        # FlashAttention-3 also writes a sum of 32 bits for each head.
+        drafted = self.collected + 2 * text.heads if self.model.draft else 0
+        return self.constants.token_elements + 2 * heads * text.head_dim + drafted
 
     def _moe_elements(self) -> int:
         """Return how many tensor elements a token has in a layer of experts; 0 without experts."""

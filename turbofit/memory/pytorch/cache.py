@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from turbofit.core.images import ImageRule
-from turbofit.core.model import TextDims
+from turbofit.core.model import Model, TextDims
 from turbofit.core.plan import Settings
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.account import CacheShape, VisionLoad
@@ -77,6 +79,11 @@ def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants)
         step=constants.page,
         reserved=RESERVED_BLOCKS,
     )
+
+
+def draft_block(model: Model, settings: Settings) -> int:
+    """Return the bytes of a draft's keys and values in one block, on its only rank; or 0."""
+    return block_bytes(model.draft.text, replace(settings, tp=1)) if model.draft else 0
 
 
 def state_slots(settings: Settings) -> int:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from math import prod
 from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import DTYPE_BYTES, AudioDims, Model, TextDims, VisionDims
+from turbofit.core.model import DTYPE_BYTES, AudioDims, Draft, Model, TextDims, VisionDims
 from turbofit.core.plan import GpuLedger, Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import FLOAT, HALF, MIB, round_up
@@ -23,6 +24,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.machine.kernels.census import torch_takes_a_share
 from turbofit.memory.calibrated import BUFFERS
 from turbofit.memory.versions import figures
+from turbofit.model.drafts import EAGLE3, draft_tensors
 from turbofit.model.families.engines import PROJECTOR_AS_TEXT
 from turbofit.model.parameters import is_packed, packed_bytes, unpacked_bytes
 from turbofit.model.tensors import Tensor, elements, linears, text_tensors
@@ -36,6 +38,7 @@ _LEAST_ROOM: Final = 128 * MIB
 #: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #7d9834
 _COPIED_ON = (9, 0)
 _COPIED_GROUP = 128
+_MAPPED = 3 * 8
 #: Sharded rows of the vocabulary are padded to a multiple of this.
 VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3b77b2
 #: Models whose routers have 32 bits, with their corrections. Source:
@@ -307,6 +310,27 @@ def largest_loaded(model: Model, tp: int) -> int:
     down = text.hidden * max(text.intermediate, inner, delta) * HALF
     rows = rows_held(text, tp) * text.hidden * HALF if text.cached_latent else 0
     return max(tied + down, rows, experts)
+
+
+def draft_weights(draft: Draft) -> int:
+    """Return the bytes of a draft, which the first rank has whole, and other ranks have not.
+
+    EAGLE-3's class makes the projections of a plain layer first, which are freed after the cache is
+    sized; its map to the base's vocabulary has 64 bits, and so have words and bits for grammars.
+    Source:
+    lmdeploy pytorch/spec_decode/__init__.py::build_spec_agent #bb0341
+    lmdeploy models/llama_eagle3.py::Eagle3LlamaDecoderLayer.__init__ #4e5c93
+    """
+    text, replaced = draft.text, 0
+    if draft.algorithm == EAGLE3:
+        replaced = (text.heads + 2 * text.kv_heads) * text.head_dim * text.hidden
+    tensors = sum(prod(shape) for shape in draft_tensors(draft).values())
+    return (tensors + replaced) * HALF + draft.head_rows * _MAPPED
+
+
+def draft_staged(draft: Draft) -> int:
+    """Return the bytes of embeddings that are made for a draft, and dropped for the base's."""
+    return 0 if draft.embeds else draft.text.vocab * draft.text.hidden * HALF
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:

@@ -326,8 +326,14 @@ _HARMONY: Final = ("GptOssForCausalLM", "openai_harmony")
 #: The modules with kernels of gated delta nets:
 #: lmdeploy nn/gated_delta.py `from fla.modules import`
 _DELTA: Final = {"pytorch": ("fla", "tilelang")}
-#: Modules whose package has another name.
-_PACKAGES: Final = {"fla": "flash-linear-attention"}
+#: FlashAttention-3, by which LMDeploy decodes several tokens of a sequence at once:
+#: lmdeploy attention/__init__.py::require_fa3_for_speculative_decoding #42332f
+_FLASH: Final = "flash_attn_interface"
+#: Modules whose package has another name, or none that pip finds by a name.
+_PACKAGES: Final = {
+    "fla": "flash-linear-attention",
+    _FLASH: "'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
+}
 
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
@@ -359,6 +365,7 @@ def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     wanted += ["peft"] if model.loras else []
+    wanted += [_FLASH] if model.draft else []
     return [module for module in wanted if not sources.has_module(module)]
 
 

@@ -9,7 +9,15 @@ from functools import partial
 from typing import Any, Final
 
 from turbofit.rehearsal.notes import NOT_FINISHED, Notes, called_after, engine_config
-from turbofit.rehearsal.spec import LETTER, LONGEST, TOKEN, RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearsal.spec import (
+    LETTER,
+    LONGEST,
+    SPECULATIVE_CONFIG,
+    TOKEN,
+    RehearsalCase,
+    RehearsalRequest,
+    Spec,
+)
 from turbofit.rehearsal.torch.phase_recorder import Phases
 
 #: Steps of ExecutorBase.init, and the phase that each begins.
@@ -33,15 +41,21 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
     """
     notes.begin = Phases(notes.folder).enter
     from lmdeploy import PytorchEngineConfig, pipeline
+    from lmdeploy.messages import SpeculativeConfig
 
     from turbofit.rehearsal.turbomind import hfconfig
 
     hfconfig.register_for_pytorch()
     hfconfig.stand_in_for_kimi()
     hfconfig.plain_gpt_oss_tokenizer()
-    config = engine_config(PytorchEngineConfig, dict(spec.settings))
+    settings = dict(spec.settings)
+    draft = settings.pop(SPECULATIVE_CONFIG, None)
+    speculative = SpeculativeConfig(**draft) if draft else None
+    config = engine_config(PytorchEngineConfig, settings)
     _mark_start(notes)
-    pipe: Any = pipeline(spec.model_dir, backend_config=config, log_level="INFO")
+    pipe: Any = pipeline(
+        spec.model_dir, backend_config=config, speculative_config=speculative, log_level="INFO"
+    )
     engine = pipe.async_engine
     notes.started(engine.backend_config, session_len=_longest(engine))
     for case in spec.cases:

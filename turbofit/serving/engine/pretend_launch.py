@@ -16,7 +16,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
 from turbofit.planning.commands import module_of
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.rehearsal.packages import SERVED, engine_library, need_engine
+from turbofit.rehearsal.packages import DRAFT, SERVED, engine_library, need_engine
 from turbofit.rehearsal.plan_clock import step_table
 from turbofit.rehearsal.planned import charged
 from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
@@ -93,6 +93,8 @@ class PretendLaunch(Launch):
         need_engine(plan)
         if plan.backend.of_lmdeploy:
             put_first(path, "PYTHONPATH", str(SERVED))
+            if plan.model.draft:
+                put_first(path, "PYTHONPATH", str(DRAFT))
             find_turbofit(path)
         prepared = prepare(machine, folder, path, site=cuda_site())
         alone = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_ADDRESS": "local"}

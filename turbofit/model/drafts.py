@@ -1,0 +1,173 @@
+"""Reads a draft that LMDeploy's PyTorch engine loads beside a model for speculative decoding.
+
+The engine's classes check little: what a file lacks stays unfilled, and what it has besides ends
+the start. Both are refused here. Only the config and headers are read.
+"""
+
+from __future__ import annotations
+
+import os
+from math import prod
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Draft, Model
+from turbofit.core.version import REFERENCE
+from turbofit.model.adapters import lora_modules
+from turbofit.model.checkpoint import read_section
+from turbofit.model.config import Section
+from turbofit.model.families.text import read_text
+from turbofit.model.folder import FolderFiles
+from turbofit.model.merge.files import located
+
+#: The architecture of bases and drafts. Source:
+#: lmdeploy configurations/llama.py::LlamaModelConfigBuilder.build #815ffa
+_LLAMA: Final = "LlamaForCausalLM"
+#: Algorithms that LMDeploy has and turbofit does not plan, with the reason.
+_UNPLANNED: Final = {
+    "dflash": "turbofit has no account of drafts that propose a block at once",
+    **dict.fromkeys(
+        ("deepseek_mtp", "hy3_mtp", "qwen3_5_mtp"),
+        "turbofit has no account of layers of the model's own that propose tokens",
+    ),
+}
+#: The engine takes 16 times as many tokens, and one more, of the cache ahead of each answer: those
+#: of two blocks. lmdeploy ar_spec/engine.py::ARSpecEngineStrategy.get_prealloc_size #7a6ed7
+_MOST_TOKENS: Final = 6
+#: EAGLE-3 reads three layers: the third, the middle one, and the third from the end.
+EAGLE3: Final = "eagle3"
+STATES: Final = 3
+_LEAST_LAYERS: Final = 7
+_HINT: Final = "name the draft that was trained for this model"
+
+
+def draft_tensors(draft: Draft) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all 16-bit tensors that LMDeploy's class loads, by their names."""
+    text, third = draft.text, draft.algorithm == EAGLE3
+    norm, sources = (text.hidden,), STATES if third else 2
+    named: dict[str, tuple[int, ...]] = {"fc.weight": (text.hidden, sources * text.hidden)}
+    if draft.embeds:
+        named["embed_tokens.weight"] = (text.vocab, text.hidden)
+    if third:
+        named["lm_head.weight"] = (draft.head_rows, text.hidden)
+        named["norm.weight"] = named["midlayer.hidden_norm.weight"] = norm
+    for layer in range(text.layers):
+        at = "midlayer" if third else f"layers.{layer}"
+        named[f"{at}.post_attention_layernorm.weight"] = norm
+        if third or layer:  # EAGLE's first layer has no norm before its attention
+            named[f"{at}.input_layernorm.weight"] = norm
+        for module, tensor in lora_modules(text).items():
+            part = "self_attn" if tensor.part == "attention" else "mlp"
+            joined = third and module in ("q_proj", "k_proj", "v_proj")  # embeddings, and states
+            shape = (tensor.shape[0], tensor.shape[1] * (1 + joined))
+            named[f"{at}.{part}.{module}.weight"] = shape
+    return named
+
+
+def with_draft(model: Model, algorithm: str | None, path: str | None, tokens: int | None) -> Model:
+    """Return the model with its draft in ``path``, which proposes ``tokens`` tokens a step.
+
+    Without any of the three, the model is returned as it is.
+
+    Raises:
+        UsageError: LMDeploy would end on the draft, or turbofit has no account of it.
+    """
+    if algorithm is None and path is None and tokens is None:
+        return model
+    option, without = "`--speculative-algorithm`", "leave the draft out: answers are the same"
+    unplanned = _UNPLANNED.get(str(algorithm))
+    refused = (
+        (algorithm is None, f"LMDeploy loads no draft without {option}", f"give {option}"),
+        (algorithm in _UNPLANNED, f"{option} {algorithm}: {unplanned}", without),
+        (
+            model.architecture != _LLAMA,
+            f"LMDeploy {REFERENCE} has {algorithm} for {_LLAMA}, and {model.name} is"
+            f" {model.architecture}", without,
+        ),
+        (path is None, f"{option} {algorithm} needs a draft", "give `--speculative-draft-model`"),
+        (
+            (tokens or 1) > _MOST_TOKENS,
+            f"`--speculative-num-draft-tokens {tokens}`: turbofit plans up to {_MOST_TOKENS}",
+            "with more the engine takes blocks of the cache that no plan keeps",
+        ),
+    )  # fmt: skip
+    for wrong, problem, hint in refused:
+        if wrong:
+            raise _refusal(problem, hint)
+    return replace(model, draft=_read(model, str(algorithm), str(path).strip(), tokens or 1))
+
+
+def _read(model: Model, algorithm: str, path: str, tokens: int) -> Draft:
+    folder = located(path, "config.json", "the draft's folder")
+    files, third = FolderFiles(folder), algorithm == EAGLE3
+    config = read_section(files, "config.json", "the draft's config.json") or Section({}, path)
+    named = next(iter(config.strings("architectures")), "none")
+    if named != _LLAMA:
+        raise _refusal(
+            f"the draft's architecture is {named[:80]}, and LMDeploy {REFERENCE} has {algorithm}"
+            f" for {_LLAMA} alone"
+        )
+    text = read_text(config, named)
+    rows = config.integer("draft_vocab_size", text.vocab) if third else 0
+    draft = Draft(algorithm=algorithm, path=folder, tokens=tokens, text=text, head_rows=rows)
+    _check(model, draft, config)
+    return _with_file(draft, files)
+
+
+def _with_file(draft: Draft, files: FolderFiles) -> Draft:
+    """Return the draft, with embeddings or without, as its file has them.
+
+    Raises:
+        UsageError: the file does not have exactly the tensors that LMDeploy's class loads.
+    """
+    stored, third = files.weights().tensors, draft.algorithm == EAGLE3
+    if stored is None:
+        size = sum(files.size(name) or 0 for name in files.names() if name.endswith(".bin"))
+        whole = sum(prod(shape) for shape in draft_tensors(draft).values())
+        return replace(draft, embeds=not third or size >= 2 * whole)  # a weight has 16 bits or more
+    draft = replace(draft, embeds=not third or "embed_tokens.weight" in stored)
+    wanted = draft_tensors(draft) | ({"d2t": (draft.head_rows,)} if third else {})
+    found = {name: tensor.shape for name, tensor in stored.items() if name != "t2d"}
+    unlike = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+    if unlike:
+        raise _refusal(
+            f"{draft.path} is no {draft.algorithm} draft of the dimensions in its config.json:"
+            f" LMDeploy's class and the file differ in {unlike[0][:120]}"
+        )
+    return draft
+
+
+def _check(model: Model, draft: Draft, config: Section) -> None:
+    """Refuse a draft of such dimensions that it does not run beside the model."""
+    text, base, third = draft.text, model.text, draft.algorithm == EAGLE3
+    states = config.integer("target_hidden_size", text.hidden)
+    checkpoint = model.source.checkpoint or model.name
+    problems = {
+        f"it is {model.name} itself": os.path.realpath(checkpoint) == os.path.realpath(draft.path),
+        f"its vocabulary has {text.vocab:,} tokens, and that of {model.name} {base.vocab:,}": (
+            text.vocab != base.vocab
+        ),
+        f"it has {text.hidden} hidden channels, and {model.name} {base.hidden}": (
+            {text.hidden, states} != {base.hidden}
+        ),
+        f"LMDeploy {REFERENCE} runs EAGLE-3 drafts of one layer, and it has {text.layers}": (
+            third and text.layers > 1
+        ),
+        f"EAGLE-3 reads three layers of a base of {_LEAST_LAYERS} or more": (
+            third and base.layers < _LEAST_LAYERS
+        ),
+        f"LMDeploy {REFERENCE} takes no draft whose head is tied to its embeddings": (
+            text.tie_word_embeddings
+        ),
+        "it has biases, or is quantised, of which turbofit has no account": (
+            text.qkv_bias or text.mlp_bias or "quantization_config" in config
+        ),
+    }
+    if problem := next((what for what, is_so in problems.items() if is_so), None):
+        raise _refusal(f"the draft in {draft.path}: {problem}")
+
+
+def _refusal(problem: str, hint: str = _HINT) -> UsageError:
+    return UsageError(problem, hint=hint, options=["speculative_draft_model"])
