@@ -19,13 +19,10 @@ from aiohttp import web
 from tests.measure.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, image_part, plan_for
 from tests.support.waiting import HANG
-from turbofit.cli.commands.gateway import gateway as command
-from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.gateway.config import GatewayConfig, GatewayOptions
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.metrics import AccessLog
 from turbofit.gateway.http.uvicorn_server import bind
-from turbofit.gateway.options import check_bind, configured
 from turbofit.gateway.server import GatewayThread, make_gateway
 
 
@@ -161,62 +158,10 @@ def test_tls(engine, tmp_path) -> None:
         assert asked(gateway.url, chat(), context=context)[0] == 200
 
 
-def test_a_bind_beyond_loopback_needs_a_key_or_a_word_and_an_upstream_is_an_address() -> None:
-    for host in ("0.0.0.0", "::"):
-        with pytest.raises(UsageError, match="no key is set"):
-            check_bind(GatewayConfig(host=host))
+def test_an_upstream_is_an_address() -> None:
     for urls in ([], ["localhost:1"]):
         with pytest.raises(UsageError, match="no address"):
             make_gateway(plan_for(), urls, config())
-    check_bind(GatewayConfig(host="0.0.0.0", no_auth=True))
-    check_bind(GatewayConfig(host="0.0.0.0", api_key=("k",)))
-    for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
-        check_bind(GatewayConfig(host=host))
-
-
-def parsed(*words: str, **more: object) -> GatewayConfig:
-    with command.make_context("gateway", ["--plan", "p", "--upstream", "http://x", *words]) as ctx:
-        return configured(filled(GatewayOptions, ctx.params), **more)
-
-
-def test_options(monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("TURBOFIT_API_KEYS", "a, b,")
-    options = parsed()
-    assert (options.api_key, options.host, options.port) == (("a", "b"), "127.0.0.1", 23333)
-    options = parsed("--api-key", "x", "--host", "::", upstream_key="u")
-    assert (options.api_key, options.upstream_key) == (("x",), "u")
-    options = parsed("--trusted-proxies", "10.0.0.7", "fd00::/8")
-    assert options.trusted_proxies == ("10.0.0.7", "fd00::/8")
-    monkeypatch.delenv("TURBOFIT_API_KEYS")
-    file = tmp_path / "keys"
-    file.write_text("one\n\ntwo\n")
-    options = parsed("--api-key-file", str(file), "--api-key", "x")
-    assert options.api_key == ("x", "one", "two")
-    options = parsed("--host", "0.0.0.0", "--front-key-file", str(file))
-    assert (options.api_key, options.front_keys) == ((), ("one", "two"))
-    for words, says in (
-        (("--ssl-certfile", "x"), "go together"), (("--api-key", " "), "empty"),
-        (("--trusted-proxies", "proxy"), "is no address or network"),
-        (("--host", "0.0.0.0"), "no key is set"),
-        (("--api-key-file", str(tmp_path / "nobody")), "cannot be read"),
-    ):  # fmt: skip
-        with pytest.raises(UsageError, match=says):
-            parsed(*words)
-
-
-@pytest.mark.parametrize("front", [("--nodes", "http://x"), ("--cluster", "ray")])
-def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
-    (tmp_path / "key").write_text("key\n")
-    words = [*front, "--host", "0.0.0.0", "--front-key-file", str(tmp_path / "key")]
-    with pytest.raises(UsageError, match=r"--front-key-file and .* do not go together"):
-        command.main(words, standalone_mode=False)
-
-
-def test_a_bound_of_all_requests_is_for_one_model_alone() -> None:
-    words = ["--models", "a=http://x", "--max-concurrent-requests", "2"]
-    with pytest.raises(UsageError, match="--max-concurrent-requests and --models do not") as caught:
-        command.main(words, standalone_mode=False)
-    assert caught.value.hint == "leave --max-concurrent-requests out; each server has its own"
 
 
 @pytest.fixture(autouse=True)
