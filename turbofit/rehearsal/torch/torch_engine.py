@@ -32,6 +32,7 @@ _CACHE: Final = (
     "num_gpu_blocks", "block_size", "max_prefill_token_num", "max_batches",
     "cache_max_entry_count", "num_state_caches", "num_cpu_blocks", "quant_policy",
 )  # fmt: skip
+_numbers = iter(range(1, 1 << 31))
 
 
 def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
@@ -103,9 +104,6 @@ def _mark_start(notes: Notes) -> None:
 def _longest(engine: Any) -> int:
     """Return the most tokens of a prompt with its answer that session length and cache allow."""
     return int(min(engine.session_len, engine.engine.max_session_len))
-
-
-_numbers = iter(range(1, 1 << 31))
 
 
 async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) -> bool:
