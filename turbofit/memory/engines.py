@@ -17,6 +17,16 @@ from turbofit.memory.account import Engine
 from turbofit.memory.versions import not_listed
 from turbofit.model.families.engines import engine_problem
 
+#: What an option's owner and the others offer in its place, where that is no mere choice of engine.
+_WAYS: Final = {
+    **dict.fromkeys(
+        SPECULATIVE,
+        "TurboMind warns and ignores drafts: leave it out, or take `--engine pytorch`",
+    ),
+    "adapters": "turbofit merge BASE ADAPTER OUT makes a model of each, with all weights again and"
+    " nothing slower; `--engine pytorch` holds the base once, and computes each adapter beside it",
+}
+
 
 class EngineKind(NamedTuple):
     """An engine: the path of its class, imported when needed, and options of this engine only."""
@@ -49,15 +59,6 @@ ENGINES: Final = {
     ),
     "transformers": EngineKind("transformers.account.Transformers"),
 }  # fmt: skip
-#: What an option's owner and the others offer in its place, where that is no mere choice of engine.
-_WAYS: Final = {
-    **dict.fromkeys(
-        SPECULATIVE,
-        "TurboMind warns and ignores drafts: leave it out, or take `--engine pytorch`",
-    ),
-    "adapters": "turbofit merge BASE ADAPTER OUT makes a model of each, with all weights again and"
-    " nothing slower; `--engine pytorch` holds the base once, and computes each adapter beside it",
-}
 #: The names of LMDeploy's engines.
 LMDEPLOY: Final = tuple(name for name in ENGINES if name != "transformers")
 

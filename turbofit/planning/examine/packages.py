@@ -28,6 +28,19 @@ _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)",
 _MENDED: Final = {
     "LlavaForConditionalGeneration": "pretend GPUs read its images as Transformers 5.21 does",
 }
+#: The only parser for this architecture: lmdeploy api_server.py::set_parsers #14c093
+_HARMONY: Final = ("GptOssForCausalLM", "openai_harmony")
+#: The modules with kernels of gated delta nets:
+#: lmdeploy nn/gated_delta.py `from fla.modules import`
+_DELTA: Final = {"pytorch": ("fla", "tilelang")}
+#: FlashAttention-3, by which LMDeploy decodes several tokens of a sequence at once:
+#: lmdeploy attention/__init__.py::require_fa3_for_speculative_decoding #42332f
+_FLASH: Final = "flash_attn_interface"
+#: Modules whose package has another name, or none that pip finds by a name.
+_PACKAGES: Final = {
+    "fla": "flash-linear-attention",
+    _FLASH: "'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
+}
 
 
 def lmdeploy(sources: Sources, _: Scene) -> Answer:
@@ -319,21 +332,6 @@ def _served(scene: Scene) -> tuple[Model | None, list[str]]:
         return scene.plan.model, [scene.plan.backend.name]
     model = scene.model
     return model, [name for name in LMDEPLOY if model and engine_problem(model, name) is None]
-
-
-#: The only parser for this architecture: lmdeploy api_server.py::set_parsers #14c093
-_HARMONY: Final = ("GptOssForCausalLM", "openai_harmony")
-#: The modules with kernels of gated delta nets:
-#: lmdeploy nn/gated_delta.py `from fla.modules import`
-_DELTA: Final = {"pytorch": ("fla", "tilelang")}
-#: FlashAttention-3, by which LMDeploy decodes several tokens of a sequence at once:
-#: lmdeploy attention/__init__.py::require_fa3_for_speculative_decoding #42332f
-_FLASH: Final = "flash_attn_interface"
-#: Modules whose package has another name, or none that pip finds by a name.
-_PACKAGES: Final = {
-    "fla": "flash-linear-attention",
-    _FLASH: "'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
-}
 
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
