@@ -163,8 +163,8 @@ def _capacity(
     most = max(1, min(_MOST_CLIENTS, 4 * usual.requests_at_once))
     limit = wanted.slo.get("ttft", math.inf)
     keeps = (n for n in range(most, 0, -1) if forecast_of(usual, mean, n).ttft <= limit)
-    # Few clients are soon tried, and the formula says little of how images wait for the host.
-    first = max(1, min(next(keeps, 1), usual.requests_at_once) // 2)
+    # Few clients are soon tried, and the formula says little of how images wait for this host.
+    first = max(1, min(next(keeps, 1), usual.requests_at_once) // 4)
     search = CapacitySearch(
         load, wanted.slo, first=first, most=most, host_rate=_host_rate(usual, load), say=say
     )

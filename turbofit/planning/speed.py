@@ -344,8 +344,8 @@ def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
 class Speed(Struct):
     """The forecast of one group.
 
-    ``seconds_to_first_token`` is for a request that comes while all others run: of equal answers of
-    text the mean, as their prompts come together; of others for one that comes at a random time and
+    ``seconds_to_first_token`` is for a request that comes while all others run: of equal answers
+    the mean, as their prompts come together; of others for one that comes at a random time and
     waits for the prompt in progress (no answer ends meanwhile, so few other requests wait).
     ``alone`` is the same for a request that finds the engine idle. ``running`` is the average
     number of requests in the batch. ``prefill`` is the seconds of one request's prompt, ``step``
@@ -551,7 +551,7 @@ def speed_of(
     # percent at most, must not outweigh the cache that a smaller prefill leaves.
     text = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
     step = group.seconds(figures, running, cached=running * context)
-    sent, encoding = load.images, group.tower_seconds(load.images.units_per_image)
+    encoding = group.tower_seconds(load.images.units_per_image)
     encodings, cut = _encodings(work, load, settings)
     alone = text + encodings * encoding
     # Answers that end in the same step admit prompts that are then read back to back.
@@ -566,7 +566,7 @@ def speed_of(
     cycle = running * (prefill + again) + load.output * step
     # LMDeploy's event loop runs beside the GPU.
     rate = min(min(1.0, admitted) * running / cycle, 1 / figures.request_seconds)
-    if load.spread or sent.images_per_request:
+    if load.spread:
         others = (running - 1) * (prefill + again) / cycle
         first = prefill * (1 + others * (1 + together) / 2)
     else:
@@ -591,11 +591,11 @@ def _met_seconds(prefill: float, running: float, load: ClosedLoad, forward: int)
 
     Answers that began in one forward of ``forward`` tokens of prompts end in one step, and are
     followed by prompts that meet in one forward again; the answers of the next forward end in the
-    next step. LMDeploy 0.18 prepares a forward while another runs, so a prompt waits for two that
-    were full before it. The first that come find none, the second wait for one. If the prompts of
-    all take more forwards than an answer has steps, they wait for the rest of them.
-    `bench/clock` compares this with LMDeploy's own scheduler. Images do not meet so, because the
-    host prepares one after another.
+    next step. TurboMind 0.18 composes a forward while another runs, so a prompt waits for two that
+    were full before it; how the PyTorch engine queues is not known, and no plan tells of it. The
+    first that come find none, the second wait for one. If the prompts of all take more forwards
+    than an answer has steps, they wait for the rest of them. `bench/clock` compares this with
+    LMDeploy's own scheduler. What images wait for the host comes on top (`throughput.with_host`).
     """
     met = max(1.0, min(running, forward / load.prompt))
     forwards, full = running / met, prefill * min(met, forward / load.prompt)
