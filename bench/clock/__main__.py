@@ -1,6 +1,6 @@
 """Compares what the clock of pretend GPUs gives with its table and with measured figures.
 
-    python -m bench.clock [--only construction tp picture page tables records] [--clock 8] [--write]
+    python -m bench.clock [--only GROUP ...] [--clock 8] [--write]
 
 Each group starts `turbofit serve --pretend`, under LMDeploy's own scheduler, and replaces its lines
 of results.jsonl; ``--write`` makes RESULTS.md of them. A load that this host held up has no figure.
@@ -16,7 +16,7 @@ import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,11 +25,11 @@ from msgspec.structs import replace
 import turbofit
 from bench.clock.loads import Line, Sent, closed, photograph, poisson, stream_beside
 from bench.page import ran_on, table
-from bench.speed.forecast import forecast as formula
+from bench.speed.forecast import forecast as formula_of
 from bench.speed.forecast import setup_of
 from bench.speed.rows import read_rows
 from tests.support.processes import Child
-from tests.support.serving import Served, serve_pretend, start_turbofit
+from tests.support.serving import serve_pretend, start_turbofit
 from turbofit.core.errors import UnservedError
 from turbofit.core.machine import Calibration
 from turbofit.core.plan import Plan
@@ -48,16 +48,11 @@ RESULTS, PAGE = HERE / "results.jsonl", HERE / "RESULTS.md"
 
 
 class Clocked(NamedTuple):
-    """A server on pretend GPUs with a clock: its table, and how much slower than life it is."""
+    """A server on pretend GPUs with a clock, and its clock's table."""
 
-    served: Served
+    url: str
     table: StepTable
     plan: Plan
-    factor: float
-
-    @property
-    def url(self) -> str:
-        return self.served.url
 
 
 class Servers:
@@ -76,7 +71,7 @@ class Servers:
         )  # fmt: skip
         served.wait()
         plan = Plan.from_json((served.run / "plan.json").read_bytes())
-        return Clocked(served, step_table(plan, plan.engines[0]), plan, factor)
+        return Clocked(served.url, step_table(plan, plan.engines[0]), plan)
 
     def end(self) -> None:
         """End the server that runs."""
@@ -98,87 +93,108 @@ def first_of(server: Clocked, prompt: int) -> float:
     return chunks + prompt**2 / 2 * server.table.pair + step_of(server, 1, prompt, 0)
 
 
-def line_of(group: str, what: str, sent: Sent, table_ms: float, clock_ms: float) -> Line:
-    return Line(group, what, table=table_ms, clock=clock_ms, held_up=sent.held_up, load=_load())
+def line_of(group: str, what: str, sent: Sent | None, **figures: Any) -> Line:
+    """Return a line with the load of this host, and how much it held up what was sent."""
+    held_up, load = sent.held_up if sent else 0.0, round(os.getloadavg()[0], 1)
+    return Line(group, what, held_up=held_up, load=load, **figures)
 
 
-def _load() -> float:
-    return round(os.getloadavg()[0], 1)
+def steps(group: str, what: str, server: Clocked, *clients: int) -> Iterator[Line]:
+    for at_once in clients:
+        sent = asyncio.run(closed(server.url, at_once, at_once, prompt=64, output=64))
+        expected = 1e3 * step_of(server, at_once, 64, 64)
+        yield line_of(
+            group, f"{what}, {at_once} at once", sent, table=expected, clock=1e3 * sent.step
+        )
 
 
 def construction(servers: Servers, factor: float) -> Iterator[Line]:
     """Steps of 1, 16 and 64 sequences; prompts of 64 to 16,000 tokens, alone."""
     server = servers.start("qwen2.5-7b", "1xa100-80g", factor)
-    for at_once in (1, 16, 64):
-        sent = asyncio.run(closed(server.url, at_once, at_once, prompt=64, output=64))
-        expected = step_of(server, at_once, 64, 64)
-        what = f"a token, {at_once} at once"
-        yield line_of("construction", what, sent, 1e3 * expected, 1e3 * sent.step)
+    yield from steps("construction", "a token", server, 1, 16, 64)
     for prompt in (64, 1024, 4096, 16000):
         sent = asyncio.run(closed(server.url, 1, 3, prompt=prompt, output=2))
-        what, expected = f"first token, {prompt:,} tokens", first_of(server, prompt)
-        yield line_of("construction", what, sent, 1e3 * expected, 1e3 * sent.first(0.5))
+        yield line_of(
+            "construction", f"first token, {prompt:,} tokens", sent,
+            table=1e3 * first_of(server, prompt), clock=1e3 * sent.first.p50,
+        )  # fmt: skip
 
 
 def tensor_parallel(servers: Servers, factor: float) -> Iterator[Line]:
-    server = servers.start("qwen2.5-7b", "2xl4", factor, "--tp", "2")
-    for at_once in (1, 8):
-        sent = asyncio.run(closed(server.url, at_once, at_once, prompt=64, output=64))
-        expected = step_of(server, at_once, 64, 64)
-        yield line_of(
-            "tp", f"a token, tp 2, {at_once} at once", sent, 1e3 * expected, 1e3 * sent.step
-        )
+    yield from steps(
+        "tp", "a token, tp 2", servers.start("qwen2.5-7b", "2xl4", factor, "--tp", "2"), 1, 8
+    )
+
+
+def whole_of(server: Clocked, size: tuple[int, int]) -> float:
+    """The table's milliseconds of a picture and the text beside it, and of a step."""
+    rule = server.plan.model.image_rule
+    assert rule is not None
+    units = rule.units(*size, server.plan.promise.image_limit)
+    return 1e3 * (server.table.image[units] + first_of(server, rule.unit_tokens(units) + 40))
+
+
+#: A photograph, and a picture of which this card's tower works for longer than a hang may last.
+_PHOTOGRAPH, _LARGE = (1920, 1080), (3584, 3584)
 
 
 def picture(servers: Servers, _: float) -> Iterator[Line]:
-    """A photograph alone, at several factors, and the gap that it makes beside a stream."""
+    """A picture alone, at several factors, and the gap that a photograph makes beside a stream."""
     for factor in (1.0, 2.0, 4.0):
         server = servers.start("internvl2-2b", "1xrtx3090", factor)
-        rule = server.plan.model.image_rule
-        assert rule is not None
-        units = rule.units(1920, 1080, server.plan.promise.image_limit)
-        tower = server.table.image[units]
-        whole = tower + first_of(server, rule.unit_tokens(units) + 40)
-        pictures = [photograph(1920, 1080) for _ in range(8)]
+        pictures = [photograph(*_PHOTOGRAPH) for _ in range(8)]
+        whole = whole_of(server, _PHOTOGRAPH)
         sent = asyncio.run(closed(server.url, 1, 6, pictures=pictures[:6], output=2))
-        what = f"first token of a photograph, {factor:g} times slower"
-        yield line_of("picture", what, sent, 1e3 * whole, 1e3 * sent.first(0.5))
+        what = f"of a photograph, {factor:g} times slower"
+        yield line_of(
+            "picture", f"first token {what}", sent, table=whole, clock=1e3 * sent.first.p50
+        )
         beside = asyncio.run(stream_beside(server.url, pictures[6:]))
-        what = f"gap beside a stream, {factor:g} times slower"
-        yield line_of("picture", what, beside, 1e3 * whole, 1e3 * median(beside.gaps))
+        yield line_of(
+            "picture", f"gap {what} beside a stream", beside,
+            table=whole, clock=1e3 * median(beside.gaps),
+        )  # fmt: skip
+    for factor in (1.0, 4.0):
+        server = servers.start("qwen2-vl-2b", "1xrtx4060ti", factor)
+        sent = asyncio.run(closed(server.url, 1, 1, pictures=[photograph(*_LARGE)], output=2))
+        yield line_of(
+            "picture", f"first token of a picture of 3584x3584, {factor:g} times slower", sent,
+            table=whole_of(server, _LARGE), clock=1e3 * sent.first.p50,
+        )  # fmt: skip
 
 
-#: First token and a token, p50 and p90 in ms, by requests a second: LMDeploy 0.4.0, Llama-3-8B on
-#: one RTX 3090, ShareGPT. Source: zhjunqin/LLM-Learning, inference/benchmark/README.md.
-PUBLISHED = {1: (69.06, 182.0, 22.4, 24.54), 5: (97.06, 230.58, 32.18, 44.24)}
+#: First token and a token, p50 and p90 in ms, by requests sent a second, and requests answered a
+#: second, which only a full batch shows: LMDeploy 0.4.0, Llama-3-8B on one RTX 3090, ShareGPT.
+#: Source: zhjunqin/LLM-Learning, inference/benchmark/README.md.
+PUBLISHED = {
+    1: (69.06, 182.0, 22.4, 24.54), 5: (97.06, 230.58, 32.18, 44.24),
+    8: (217.0, 516.0, 74.9, 94.2, 6.94),
+}  # fmt: skip
+_PAGE = ("first token p50", "first token p90", "a token p50", "a token p90", "answered")
 #: Requests of a rate. Lengths: a lognormal distribution with these means and this sigma; at most.
-_REQUESTS = {1: 40, 5: 250}
+_REQUESTS = {1: 60, 5: 300, 8: 600}
 _MEANS, _SIGMA, _MOST = (199, 197), 0.9, 1024
 
 
-def lengths(count: int) -> list[tuple[int, int]]:
+def lengths(count: int) -> list[list[int]]:
     """Pairs of tokens of a prompt and an answer, always the same ones."""
     draw = random.Random(119)
-
-    def one(mean: float) -> int:
-        value = draw.lognormvariate(0.0, _SIGMA) * mean / 2.718281828 ** (_SIGMA**2 / 2)
-        return max(4, min(_MOST, round(value)))
-
-    return [(one(_MEANS[0]), one(_MEANS[1])) for _ in range(count)]
+    pairs = (
+        [mean * draw.lognormvariate(-(_SIGMA**2) / 2, _SIGMA) for mean in _MEANS]
+        for _ in range(count)
+    )
+    return [[max(4, min(_MOST, round(value))) for value in pair] for pair in pairs]
 
 
 def page(servers: Servers, factor: float) -> Iterator[Line]:
     server = servers.start("llama-3.1-8b", "1xrtx3090", factor, "--max-batch-size", "128")
     for rate, published in PUBLISHED.items():
-        pairs = lengths(_REQUESTS[rate])
-        sent = asyncio.run(poisson(server.url, rate, pairs))
-        found = (sent.first(0.5), sent.first(0.9), sent.token(0.5), sent.token(0.9))
-        names = ("first token p50", "first token p90", "a token p50", "a token p90")
-        for name, measured, clock in zip(names, published, found, strict=True):
-            yield Line(
-                "page", f"{rate} a second: {name}", measured=measured, clock=1e3 * clock,
-                held_up=sent.held_up, load=_load(), unit="ms",
-            )  # fmt: skip
+        sent = asyncio.run(poisson(server.url, rate, lengths(_REQUESTS[rate])))
+        times = (sent.first.p50, sent.first.p90, sent.token.p50, sent.token.p90)
+        found = (*(1e3 * one for one in times), sent.answered)
+        for name, measured, clock in zip(_PAGE, published, found, strict=False):
+            what = f"{rate} a second: {name}"
+            yield line_of("page", what, sent, measured=measured, clock=clock)
 
 
 #: Rows of LMDeploy's own table of Llama-2-7B on an A100 (bench/speed/rows.jsonl).
@@ -193,60 +209,65 @@ def tables(servers: Servers, factor: float) -> Iterator[Line]:
         at_once, prompt, output = row.concurrency or 1, int(row.prompt), int(row.output)
         rounds = at_once * (1 if at_once >= 16 else 2)
         sent = asyncio.run(closed(server.url, at_once, rounds, prompt=prompt, output=output))
-        told = formula(setup_of(row), rates()).requests_per_second * output
-        yield Line(
-            "tables", name, measured=row.output_tokens_per_second, formula=told,
-            clock=sent.tokens_per_second, held_up=sent.held_up, load=_load(), unit="tokens/s",
+        told = formula_of(setup_of(row), rates()).requests_per_second * output
+        yield line_of(
+            "tables", name, sent, measured=row.output_tokens_per_second, formula=told,
+            clock=sent.tokens_per_second,
         )  # fmt: skip
 
 
-class Record(NamedTuple):
-    """A load that was measured on a card with LMDeploy 0.18 (bench/speed/images.jsonl)."""
-
-    id: str
-    model: str
-    on: str
-    size: str
-    prompt: int
-    output: int
-    at_once: int
-    measured: float
-
-
+#: Loads that were measured on a card with LMDeploy 0.18 (bench/speed/images.jsonl).
 RECORDS = (
-    Record("h100-qwen2.5-vl-7b-c1", "qwen2.5-vl-7b", "1xh100", "1024x768", 290, 64, 1, 2.077),
-    Record("h100-qwen2.5-vl-7b-c32", "qwen2.5-vl-7b", "1xh100", "1024x768", 290, 64, 32, 15.85),
-    Record("h200-internvl2-8b-image-1", "internvl2-8b", "1xh200", "1792x1344", 35, 1, 1, 4.985),
-    Record("h200-internvl2-8b-image-8", "internvl2-8b", "1xh200", "1792x1344", 35, 1, 8, 7.19),
-    Record("h200-qwen2-vl-2b-image-1", "qwen2-vl-2b", "1xh200", "1792x1344", 35, 1, 1, 3.145),
-    Record("h200-qwen2-vl-2b-image-8", "qwen2-vl-2b", "1xh200", "1792x1344", 35, 1, 8, 4.746),
-)
+    "h100-qwen2.5-vl-7b-c1", "h100-qwen2.5-vl-7b-c32", "h200-internvl2-8b-image-1",
+    "h200-internvl2-8b-image-8", "h200-qwen2-vl-2b-image-1", "h200-qwen2-vl-2b-image-8",
+)  # fmt: skip
 
 
 def records(servers: Servers, factor: float) -> Iterator[Line]:
+    rows = {row.id: row for row in read_rows()}
     server, there = None, None
-    for record in RECORDS:
-        if there != (record.model, record.on) or server is None:
-            there = (record.model, record.on)
+    for row in map(rows.__getitem__, RECORDS):
+        if there != (row.model, row.on) or server is None:
+            there = (row.model, row.on)
             server = servers.start(*there, factor)
+        ((width, height),), at_once = row.sizes, row.concurrency or 1
         load = LoadSpec.of(
-            image_size=record.size, prompt_tokens=record.prompt, output_tokens=record.output,
-            concurrency=record.at_once, requests=max(4, 3 * record.at_once), warm_up=record.at_once,
+            image_size=f"{width}x{height}", prompt_tokens=int(row.prompt), concurrency=at_once,
+            output_tokens=int(row.output), requests=max(4, 3 * at_once), warm_up=at_once,
         )  # fmt: skip
-        told = forecast_of(server.plan, mean_request(load), record.at_once).requests_per_second
-        line = Line(
-            "records", record.id, measured=record.measured, formula=told, load=_load(), unit="1/s"
-        )
+        told = forecast_of(server.plan, mean_request(load), at_once).requests_per_second
+        line = line_of("records", row.id, None, formula=told, measured=row.requests_per_second)
         try:
             found = bench(server.url, load).requests_per_second
             yield line._replace(clock=found)
         except UnservedError as error:
-            yield line._replace(held_up=1.0, what=f"{record.id}: {error.message}")
+            yield line._replace(held_up=1.0, what=f"{row.id}: {error.message}")
+
+
+_FIXED = ("--max-batch-size", "16", "--max-prefill-token-num", "4096")
+#: Equal requests: clients, tokens of a prompt and of an answer.
+QUEUES = ((16, 512, 128), (4, 2048, 128), (16, 2048, 128), (8, 1500, 64), (12, 3000, 64))
+
+
+def queues(servers: Servers, factor: float) -> Iterator[Line]:
+    """Prompts that meet: the formula beside LMDeploy's own scheduler, after each client's first."""
+    server = servers.start("internvl2-2b", "1xrtx3090", factor, *_FIXED)
+    for at_once, prompt, output in QUEUES:
+        sent = asyncio.run(closed(server.url, at_once, 4 * at_once, prompt=prompt, output=output))
+        load = LoadSpec.of(images=0, prompt_tokens=prompt, output_tokens=output)
+        told = forecast_of(server.plan, mean_request(load), at_once)
+        found = {
+            "tokens/s": (told.requests_per_second * output, sent.tokens_per_second),
+            "first token": (1e3 * told.ttft, 1e3 * mean(sent.firsts[at_once:])),
+            "a token": (1e3 * told.tpot, 1e3 * mean(sent.tokens[at_once:])),
+        }
+        for name, (formula, clock) in found.items():
+            what = f"{at_once} at once, {prompt:,} and {output} tokens: {name}"
+            yield line_of("queues", what, sent, formula=formula, clock=clock)
 
 
 #: A card's rates beside those of its preset: 40 % slower.
 _SLOW = 0.6
-_FIXED = ("--max-batch-size", "16", "--max-prefill-token-num", "4096")
 #: Loads of the model that is timed on it, and of another one: requests at once, tokens of a prompt
 #: and of an answer.
 _CALIBRATED = {
@@ -302,17 +323,15 @@ def calibrated(servers: Servers, factor: float) -> Iterator[Line]:
             )
             for when, plan in (("before", before), ("after", after)):
                 told = forecast_of(plan, mean_request(load), at_once).requests_per_second * output
-                yield Line(
-                    "calibrated",
-                    f"{name}{when}: {at_once} at once, {prompt} and {output} tokens",
-                    formula=told, clock=sent.tokens_per_second, held_up=sent.held_up,
-                    load=_load(), unit="tokens/s",
+                yield line_of(
+                    "calibrated", f"{name}{when}: {at_once} at once, {prompt} and {output} tokens",
+                    sent, formula=told, clock=sent.tokens_per_second,
                 )  # fmt: skip
 
 
 GROUPS = {
     "construction": construction, "tp": tensor_parallel, "picture": picture, "page": page,
-    "tables": tables, "records": records, "calibrated": calibrated,
+    "tables": tables, "records": records, "queues": queues, "calibrated": calibrated,
 }  # fmt: skip
 
 
@@ -326,8 +345,8 @@ def run(names: list[str], factor: float) -> None:
             try:
                 lines = []
                 for line in GROUPS[name](servers, factor):
-                    print(line.text, flush=True)
                     lines.append(json.dumps(line._asdict()))
+                    print(lines[-1], flush=True)
                 known[name] = lines
             finally:
                 servers.end()

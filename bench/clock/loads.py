@@ -17,7 +17,7 @@ import aiohttp
 import numpy as np
 from PIL import Image
 
-from turbofit.measure.load.result import spread
+from turbofit.measure.load.result import Spread, spread
 from turbofit.rehearsal.pretend.clock import HELD_UP
 
 #: Seconds, as the card counts them, after which a picture is sent beside a stream.
@@ -35,7 +35,6 @@ class Line(NamedTuple):
     clock: float | None = None
     held_up: float = 0.0
     load: float = 0.0
-    unit: str = "ms"
 
     @property
     def figure(self) -> float | None:
@@ -48,18 +47,12 @@ class Line(NamedTuple):
         beside = self.table or self.measured or self.formula
         return "" if self.figure is None or not beside else f"{self.figure / beside - 1:+.1%}"
 
-    @property
-    def text(self) -> str:
-        named = {name: getattr(self, name) for name in ("table", "formula", "measured", "clock")}
-        figures = (f"{name} {value:.4g}" for name, value in named.items() if value is not None)
-        return f"{self.group}: {self.what}: {', '.join(figures)} {self.unit} {self.ratio}"
-
 
 class Sent(NamedTuple):
     """What a load measured, in seconds of the card.
 
     ``step`` is the median time between two pieces of an answer; ``gaps`` are those that pictures
-    made.
+    made; ``answered`` is the requests a second that ended while the second half of them was sent.
     """
 
     firsts: list[float]
@@ -69,14 +62,15 @@ class Sent(NamedTuple):
     held_up: float
     step: float = 0.0
     gaps: tuple[float, ...] = ()
+    answered: float = 0.0
 
-    def first(self, share: float) -> float:
-        found = spread(self.firsts)
-        return found.p50 if share == 0.5 else found.p90
+    @property
+    def first(self) -> Spread:
+        return spread(self.firsts)
 
-    def token(self, share: float) -> float:
-        found = spread(self.tokens)
-        return found.p50 if share == 0.5 else found.p90
+    @property
+    def token(self) -> Spread:
+        return spread(self.tokens)
 
     @property
     def tokens_per_second(self) -> float:
@@ -154,19 +148,18 @@ async def closed(
     """Send ``count`` equal requests, ``at_once`` at any time."""
     async with Client(url) as client:
         await client.ask(8, 2)  # the first request of a server loads what the others use
-        left = iter(range(count))
-        answers: list[tuple[list[float], int]] = []
+        left, answers = iter(range(count)), dict[int, tuple[list[float], int]]()
 
         async def place() -> None:
             for number in left:
                 picture = pictures[number] if pictures else ""
-                answers.append((await client.ask(prompt, output, picture), output))
+                answers[number] = (await client.ask(prompt, output, picture), output)
 
         await asyncio.gather(*(place() for _ in range(at_once)))
-        return await _sent(client, answers)
+        return await _sent(client, [answers[number] for number in range(count)])
 
 
-async def poisson(url: str, rate: float, pairs: Sequence[tuple[int, int]]) -> Sent:
+async def poisson(url: str, rate: float, pairs: Sequence[Sequence[int]]) -> Sent:
     """Send requests of these lengths, of which ``rate`` arrive a second of the card."""
     async with Client(url) as client:
         draw, asked = random.Random(5), []
@@ -177,7 +170,11 @@ async def poisson(url: str, rate: float, pairs: Sequence[tuple[int, int]]) -> Se
         for prompt, output in pairs:
             asked.append(asyncio.ensure_future(one(prompt, output)))
             await asyncio.sleep(draw.expovariate(rate) * client.factor)
-        return await _sent(client, await asyncio.gather(*asked))
+        answers = await asyncio.gather(*asked)
+        half, last = answers[len(asked) // 2][0][0], answers[-1][0][0]
+        ended = sum(half < times[-1] <= last for times, _ in answers)
+        answered = ended / (last - half) * client.factor
+        return (await _sent(client, answers))._replace(answered=answered)
 
 
 async def stream_beside(url: str, pictures: Sequence[str]) -> Sent:
