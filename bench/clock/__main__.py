@@ -38,7 +38,7 @@ from turbofit.machine.source import save_snapshot
 from turbofit.machine.spec import parse_spec
 from turbofit.measure.load.driver import bench
 from turbofit.measure.load.spec import LoadSpec
-from turbofit.measure.tune_space import forecast_of, mean_request
+from turbofit.measure.tune_space import forecast_of
 from turbofit.planning.speed import rates
 from turbofit.rehearsal.plan_clock import step_table
 from turbofit.rehearsal.pretend.clock import StepTable
@@ -235,7 +235,7 @@ def records(servers: Servers, factor: float) -> Iterator[Line]:
             image_size=f"{width}x{height}", prompt_tokens=int(row.prompt), concurrency=at_once,
             output_tokens=int(row.output), requests=max(4, 3 * at_once), warm_up=at_once,
         )  # fmt: skip
-        told = forecast_of(server.plan, mean_request(load), at_once).requests_per_second
+        told = forecast_of(server.plan, load, at_once).requests_per_second
         line = line_of("records", row.id, None, formula=told, measured=row.requests_per_second)
         try:
             found = bench(server.url, load).requests_per_second
@@ -255,7 +255,7 @@ def queues(servers: Servers, factor: float) -> Iterator[Line]:
     for at_once, prompt, output in QUEUES:
         sent = asyncio.run(closed(server.url, at_once, 4 * at_once, prompt=prompt, output=output))
         load = LoadSpec.of(images=0, prompt_tokens=prompt, output_tokens=output)
-        told = forecast_of(server.plan, mean_request(load), at_once)
+        told = forecast_of(server.plan, load, at_once)
         found = {
             "tokens/s": (told.requests_per_second * output, sent.tokens_per_second),
             "first token": (1e3 * told.ttft, 1e3 * mean(sent.firsts[at_once:])),
@@ -322,7 +322,7 @@ def calibrated(servers: Servers, factor: float) -> Iterator[Line]:
                 images=0, prompt_tokens=prompt, output_tokens=output, concurrency=at_once
             )
             for when, plan in (("before", before), ("after", after)):
-                told = forecast_of(plan, mean_request(load), at_once).requests_per_second * output
+                told = forecast_of(plan, load, at_once).requests_per_second * output
                 yield line_of(
                     "calibrated", f"{name}{when}: {at_once} at once, {prompt} and {output} tokens",
                     sent, formula=told, clock=sent.tokens_per_second,

@@ -38,7 +38,7 @@ from turbofit.core.machine import Calibration
 from turbofit.core.plan import Plan
 from turbofit.measure.load.result import LoadResult
 from turbofit.measure.load.spec import LoadSpec
-from turbofit.measure.tune_space import forecast_of, mean_request
+from turbofit.measure.tune_space import forecast_of
 from turbofit.rehearsal.plan_clock import step_table
 
 #: Requests at once, tokens of a prompt and of an answer: of MODEL, and of the other one.
@@ -147,7 +147,7 @@ def compared(
     model = plans[0].model.name
     found = trial.load(url, f"load-{model}-{at_once}-{prompt}", at_once, prompt, output)
     counted, speed = round(found.prompt_tokens or prompt), found.output_tokens_per_second
-    asked = mean_request(LoadSpec.of(images=0, prompt_tokens=counted, output_tokens=output))
+    asked = LoadSpec.of(images=0, prompt_tokens=counted, output_tokens=output)
     rates = (forecast_of(plan, asked, at_once).requests_per_second for plan in plans)
     beside = (f"{rate * output:.4g} ({rate * output / speed - 1:+.1%})" for rate in rates)
     row = (f"{model}, {at_once} at once, {counted} and {output} tokens", f"{speed:.4g}", *beside)

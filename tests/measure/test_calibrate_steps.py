@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import UsageError
+from turbofit.core.images.rule import DummyImage
 from turbofit.core.machine import Calibration, Machine, MeasuredSteps, StepPoint
 from turbofit.core.plan import Plan
 from turbofit.measure import calibrate_steps
@@ -94,9 +95,9 @@ class Engine(StepTimer):
         await sequence.ended.wait()
         return sequence.prompt
 
-    async def _image(self, units: int, size: tuple[int, int]) -> StepPoint:
-        self.size = size
-        return await super()._image(units, size)
+    async def _image(self, units: int, image: DummyImage) -> StepPoint:
+        self.size = image.size
+        return await super()._image(units, image)
 
     async def _watch(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.measure.test_tune_slo import MEAN
+from tests.measure.test_tune_slo import LOAD
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.signals import StoppedError
 from turbofit.core.tuning import Tuning
@@ -29,7 +29,7 @@ STOP = StoppedError(signal.SIGINT)
 
 @cache
 def every_choice() -> list[Any]:
-    return choices(REQUEST, plan(REQUEST), MEAN, 64, (0,))
+    return choices(REQUEST, plan(REQUEST), LOAD, 64, (0,))
 
 
 def result(rate: float, ttft: float = 0.1) -> LoadResult:

@@ -17,7 +17,6 @@ from turbofit.measure.tune_space import (
     TrialChoice,
     choices,
     forecast_of,
-    mean_request,
 )
 from turbofit.memory.account import VisionLoad
 from turbofit.planning.plan import plan
@@ -51,7 +50,7 @@ def test_nine_of_ten_must_keep_it_and_nearly_all_be_answered() -> None:
 
 REQUEST = PlanRequest(model="internvl2-2b", on="1xrtx3090", engine="turbomind")
 USUAL = plan(REQUEST)
-MEAN = mean_request(LoadSpec.of(image_size=(448, 448)))
+LOAD = LoadSpec.of(image_size=(448, 448))
 
 
 def choice(rate: float, ttft: float = 0.1, tpot: float = 0.01) -> TrialChoice:
@@ -87,7 +86,7 @@ def test_the_highest_forecast_that_keeps_the_slo_comes_first() -> None:
 
 
 def test_all_keep_the_promise_and_fit_and_the_usual_plan_is_first() -> None:
-    found = choices(REQUEST, USUAL, MEAN, 32, (0, 8))
+    found = choices(REQUEST, USUAL, LOAD, 32, (0, 8))
     assert found[0].plan == USUAL
     assert found[0].options == {}
     assert len(found) > 20
@@ -108,31 +107,29 @@ def test_all_keep_the_promise_and_fit_and_the_usual_plan_is_first() -> None:
 def test_what_is_given_is_not_changed_and_shapes_use_all_cards() -> None:
     fixed = REQUEST.changed(max_batch_size=8, quant_policy=4)
     settings = [
-        one.plan.engines[0].settings for one in choices(fixed, plan(fixed), MEAN, 32, (0, 8))
+        one.plan.engines[0].settings for one in choices(fixed, plan(fixed), LOAD, 32, (0, 8))
     ]
     assert {(one.max_batch_size, one.quant_policy) for one in settings} == {(8, 4)}
     assert len({one.max_prefill_token_num for one in settings}) > 1
     request = PlanRequest(model="internvl2-8b", on="2xrtx3090", engine="turbomind")
-    found = choices(request, plan(request), MEAN, 16)
+    found = choices(request, plan(request), LOAD, 16)
     shapes = {(one.plan.tp, one.plan.replicas) for one in found}
     assert shapes == {(1, 2), (2, 1)}
 
 
 def test_a_forecast_follows_the_load() -> None:
-    small = forecast_of(USUAL, MEAN, 8)
-    long = forecast_of(USUAL, MEAN._replace(output_tokens=1024), 8)
+    small = forecast_of(USUAL, LOAD, 8)
+    long = forecast_of(USUAL, LOAD.changed(output_tokens=1024), 8)
     assert long.requests_per_second < small.requests_per_second / 3
-    many = forecast_of(USUAL, MEAN._replace(images=((448, 448),) * 8), 8)
+    many = forecast_of(USUAL, LOAD.changed(images=8), 8)
     assert many.requests_per_second < small.requests_per_second
     assert many.ttft > small.ttft
-    one = LoadSpec.of(prompt_tokens=2, output_tokens=20, image_size=(64, 32), images=1)
-    assert mean_request(one) == (2, 20, ((64, 32),))
 
 
 def test_a_forecast_knows_the_host_that_prepares_images() -> None:
     machine = replace(USUAL.machine, host=replace(USUAL.machine.host, cpus=1))
     alone = replace(USUAL, machine=machine)
-    photos = MEAN._replace(images=((8160, 6120),))
+    photos = LOAD.changed(image_size=(8160, 6120))
     known, unknown = (forecast_of(one, photos, 8) for one in (alone, USUAL))
     load = VisionLoad(
         units_per_image=USUAL.promise.limits.units_per_image,
@@ -145,7 +142,7 @@ def test_a_forecast_knows_the_host_that_prepares_images() -> None:
     assert known.requests_per_second == min(unknown.requests_per_second, host.images_per_second)
     assert known.requests_per_second < unknown.requests_per_second
     assert known.ttft > unknown.ttft + host.seconds
-    text = MEAN._replace(images=())
+    text = LOAD.changed(images=0)
     assert forecast_of(alone, text, 8) == forecast_of(USUAL, text, 8)
 
 
@@ -153,12 +150,12 @@ def test_a_forecast_knows_the_host_that_prepares_images() -> None:
 def test_images_are_queued_where_the_forecast_gains_by_it() -> None:
     request = PlanRequest(model="qwen2-vl-7b", on="1xrtx3090", engine="turbomind")
     usual = plan(request)
-    large = mean_request(LoadSpec.of(image_size=(1400, 1400)))
+    large = LoadSpec.of(image_size=(1400, 1400))
     found = choices(request, usual, large, 32)
     queued = [one.plan for one in found if one.options.get("queue_images")]
     assert queued
     for one in queued:
         (paid,) = {each.units_per_forward for each in one.engines}
         assert paid <= one.promise.limits.units_per_request
-    for asked, load in ((request, MEAN), (request.changed(queue_images=False), large)):
+    for asked, load in ((request, LOAD), (request.changed(queue_images=False), large)):
         assert not [one for one in choices(asked, usual, load, 32) if "queue_images" in one.options]

@@ -9,15 +9,12 @@ from __future__ import annotations
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 
 from turbofit.core.errors import PackageError
-
-if TYPE_CHECKING:
-    pass
 
 _NAME: Final = "turbofit"
 #: The folder that has the package turbofit: a clone, or site-packages.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import count, pairwise
@@ -22,15 +21,16 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 from msgspec.structs import replace
 
+from turbofit.core.images.rule import DummyImage
 from turbofit.core.machine import MeasuredSteps, StepPoint
 from turbofit.core.plan import EnginePlan, Plan
-from turbofit.core.png import png
 from turbofit.memory.calibrated import weights_of
 from turbofit.memory.engines import engine_of
 from turbofit.planning.card_rates import rates_of, refuse_impossible
-from turbofit.planning.speed import group_rates, rates
+from turbofit.planning.speed import engine_rates, rates
 from turbofit.planning.steps import refuse_contradictions
 from turbofit.rehearsal.pretend.clock import HELD_UP, ClockFile, ClockReading, held_up_share
+from turbofit.serving.engine.worst_requests import image_part
 
 #: Those of the least use last: time may run out.
 _SEQUENCES: Final = (1, 8, 32, 128, 2, 4, 16, 64)
@@ -96,14 +96,13 @@ class StepTimer:
 
     def _with_rates(self, steps: MeasuredSteps) -> MeasuredSteps:
         """Return the steps with what they say of the cards for other models."""
-        plan, weights = self._plan, weights_of(self._plan.model)
+        machine, weights = self._plan.machine, weights_of(self._plan.model)
         if not weights:
             return steps
-        machine = replace(plan.machine, calibrations=())
-        gpus = [machine.gpu(index) for index in self._engine.gpus]
-        group = group_rates(plan.model, self._engine.settings, machine, gpus, engine_of(plan))
+        plan = replace(self._plan, machine=replace(machine, calibrations=()))
+        group = engine_rates(plan, self._engine)
         found = rates_of(group, steps, partial(group.launch_seconds, rates()))
-        refuse_impossible(found, gpus)
+        refuse_impossible(found, [machine.gpu(index) for index in self._engine.gpus])
         return replace(steps, weights=weights, rates=found)
 
     async def _measured(self, tell: Callable[[str], None]) -> MeasuredSteps:
@@ -144,8 +143,8 @@ class StepTimer:
         tasks: dict[str, Callable[[], Awaitable[StepPoint]]] = {}
         for prompt in sorted({min(prompt, most) for prompt in _PROMPTS}):
             tasks[f"a prompt of {prompt:,} tokens"] = partial(self._prompt, prompt)
-        for units, size in sorted(self._pictures.items()):
-            tasks[f"an image of {units} vision units"] = partial(self._image, units, size)
+        for units, image in sorted(self._pictures.items()):
+            tasks[f"an image of {units} vision units"] = partial(self._image, units, image)
         for prompt, answers in _BESIDE:
             held = prompt + answers * (_CONTEXTS[0] + _WATCHED)
             if prompt + answers <= most and answers <= batch and held <= self._engine.kv.tokens:
@@ -173,13 +172,14 @@ class StepTimer:
         return found
 
     @property
-    def _pictures(self) -> dict[int, tuple[int, int]]:
-        """The sizes of pictures that one forward reads, by their vision units."""
+    def _pictures(self) -> dict[int, DummyImage]:
+        """The images that one forward reads, by their vision units."""
         rule, limits = self._plan.model.image_rule, self._plan.promise.limits
         if rule is None or limits.image_limit is None or limits.vision_unit is None:
             return {}
+        knobs = rule.knobs(limits.image_limit) if rule.client_knobs else {}
         return {
-            rule.units(*size, limits.image_limit): size
+            rule.units(*size, limits.image_limit): DummyImage(size, knobs)
             for size in reversed(_SIZES)
             if rule.tokens(*size, limits.image_limit) + _TEXT <= self._longest_prompt
         }
@@ -221,16 +221,10 @@ class StepTimer:
     async def _prompt(self, tokens: int, answers: int = 1) -> StepPoint:
         return await self._beside(lambda: self._ask(self._body(tokens, 1)), tokens, answers=answers)
 
-    async def _image(self, units: int, size: tuple[int, int]) -> StepPoint:
-        rule, limit = self._plan.model.image_rule, self._plan.promise.limits.image_limit
-        assert rule is not None
-        assert limit is not None
-        knobs = rule.knobs(limit) if rule.client_knobs else {}
-
+    async def _image(self, units: int, image: DummyImage) -> StepPoint:
         def ask() -> Awaitable[int]:
-            data = b64encode(png(*size, next(self._serial) * 4099 % (1 << 24))).decode()
-            url = {"url": f"data:image/png;base64,{data}", **knobs}
-            content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "What?"}]
+            colour = next(self._serial) * 4099 % (1 << 24)
+            content = [image_part(image, colour), {"type": "text", "text": "What?"}]
             chat = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
             return self._ask(chat, "/v1/chat/completions")
 

@@ -18,7 +18,7 @@ from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.measure.capacity import CapacitySearch, within_host
 from turbofit.measure.tune_runner import TrialEnd, meets, order, run_loads, run_trial
-from turbofit.measure.tune_space import choices, forecast_of, host_of, mean_request
+from turbofit.measure.tune_space import choices, forecast_of, host_of
 from turbofit.memory.calibrated import identity
 from turbofit.planning.tuned import cards_of, keep_tuned, plain, promise_of, recall_tuned
 from turbofit.rehearsal.plan_clock import ClockChoice, clock_for
@@ -159,10 +159,10 @@ def _capacity(
     Nothing is kept for later plans.
     """
     began = time.monotonic()
-    load, mean = load.changed(concurrency=None), mean_request(load)
+    load = load.changed(concurrency=None)
     most = max(1, min(_MOST_CLIENTS, 4 * usual.requests_at_once))
     limit = wanted.slo.get("ttft", math.inf)
-    keeps = (n for n in range(most, 0, -1) if forecast_of(usual, mean, n).ttft <= limit)
+    keeps = (n for n in range(most, 0, -1) if forecast_of(usual, load, n).ttft <= limit)
     # Few clients are soon tried, and the formula says little of how images wait for this host.
     first = max(1, min(next(keeps, 1), usual.requests_at_once) // 4)
     search = CapacitySearch(
@@ -180,9 +180,8 @@ def _capacity(
 
 def _host_rate(plan: Plan, load: LoadSpec) -> float:
     """Return the requests a second for which the host prepares images; infinity without any."""
-    mean = mean_request(load)
-    host = host_of(plan, mean)
-    return math.inf if host is None else host.images_per_second / len(mean.images)
+    host = host_of(plan, load)
+    return math.inf if host is None else host.images_per_second / load.images
 
 
 def why_not_kept(result: Tuning, before: Tuning | None) -> str:
@@ -199,8 +198,7 @@ def _choices(
     """Return the choices and the number of requests at once; print what a person should know."""
     at_once = load.at_once or _at_once(usual)
     prefix = load.shared_prefix > 0
-    mean = mean_request(load)
-    candidates = choices(request, usual, mean, at_once, wanted.kv_types, prefix=prefix)
+    candidates = choices(request, usual, load, at_once, wanted.kv_types, prefix=prefix)
     say(
         f"{len(candidates)} settings keep the promise of the plan: those with the best forecast"
         f" are tried, at most {wanted.starts} and {format_duration(wanted.seconds)}, each for"

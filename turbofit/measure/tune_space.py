@@ -14,12 +14,7 @@ from turbofit.core.tuning import TrialForecast
 from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.speed import ClosedLoad, engine_rates, rates, speed_of
-from turbofit.planning.throughput import (
-    host_rate,
-    kind_of,
-    surety_of,
-    with_host,
-)
+from turbofit.planning.throughput import host_rate, kind_of, surety_of, with_host
 from turbofit.planning.tuned import promises_no_less
 
 if TYPE_CHECKING:
@@ -36,19 +31,6 @@ _PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
 _QUEUE_GAIN: Final = 1.01
 
 
-class MeanRequest(NamedTuple):
-    """The average request of a load; ``images`` are the sizes of its images, in pixels."""
-
-    text_tokens: int
-    output_tokens: int
-    images: tuple[tuple[int, int], ...]
-
-
-def mean_request(spec: LoadSpec) -> MeanRequest:
-    sizes = tuple([spec.image_size] * spec.images)
-    return MeanRequest(spec.prompt_tokens, spec.output_tokens, sizes)
-
-
 class LoadForecast(NamedTuple):
     """The forecast of a plan's speed under a load, which orders trials; times are in seconds.
 
@@ -61,32 +43,32 @@ class LoadForecast(NamedTuple):
     told: TrialForecast
 
 
-def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> LoadForecast:
+def forecast_of(plan: Plan, load: LoadSpec, at_once: float) -> LoadForecast:
     """Forecast the speed of all engines of a plan together, with ``at_once`` requests in all.
 
     The host prepares images meanwhile, as in a plan's own forecast (`throughput.forecast`).
     """
-    images = _vision_load(plan, request)
-    load = ClosedLoad(
-        prompt=request.text_tokens + images.tokens_per_request,
-        output=request.output_tokens,
+    images = _vision_load(plan, load)
+    closed = ClosedLoad(
+        prompt=load.prompt_tokens + images.tokens_per_request,
+        output=load.output_tokens,
         at_once=at_once / len(plan.groups),
         images=images,
     )
     rate, ttft, tpot = 0.0, 0.0, 0.0
     for one in plan.engines:
-        speed = speed_of(engine_rates(plan, one), rates(), load, one.settings, one.kv.tokens)
+        speed = speed_of(engine_rates(plan, one), rates(), closed, one.settings, one.kv.tokens)
         rate += speed.requests_per_second
         ttft = max(ttft, speed.seconds_to_first_token)
         # After its first token a row waits for the prefills of other rows that come later.
         taken = speed.seconds_per_request - speed.seconds_to_first_token
-        tpot = max(tpot, taken / request.output_tokens, speed.step)
-    host = host_of(plan, request)
+        tpot = max(tpot, taken / load.output_tokens, speed.step)
+    host = host_of(plan, load)
     if host is not None:
-        rate, waits = with_host(max(rate, 1e-9), at_once, host, len(request.images))
+        rate, waits = with_host(max(rate, 1e-9), at_once, host, load.images)
         ttft += waits
     gpus = [plan.machine.gpu(index) for group in plan.groups for index in group]
-    kind = kind_of(plan.model, plan.backend.name, gpus, images=bool(request.images))
+    kind = kind_of(plan.model, plan.backend.name, gpus, images=load.images > 0)
     sure, first = surety_of(kind, gpus), surety_of(f"first token among others, {kind}", gpus)
     told = TrialForecast(
         requests_per_second=sure.told(rate, 4), ttft=first.told(ttft, 4), tpot=sure.told(tpot, 4)
@@ -94,23 +76,23 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> LoadForecas
     return LoadForecast(rate, ttft, tpot, told)
 
 
-def host_of(plan: Plan, request: MeanRequest) -> HostRate | None:
+def host_of(plan: Plan, load: LoadSpec) -> HostRate | None:
     """Return how fast the host prepares the images of a load; None without images."""
-    largest = max(request.images, key=lambda size: size[0] * size[1], default=None)
-    rule, threads, engines = plan.model.image_rule, plan.host.image_threads, plan.replicas
-    images = _vision_load(plan, request)
-    return host_rate(plan.machine, rule, images, engines, size=largest, threads=threads)
+    rule, threads, images = plan.model.image_rule, plan.host.image_threads, _vision_load(plan, load)
+    return host_rate(
+        plan.machine, rule, images, plan.replicas, size=load.image_size, threads=threads
+    )
 
 
-def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
+def _vision_load(plan: Plan, load: LoadSpec) -> VisionLoad:
     rule, limit = plan.model.image_rule, plan.promise.image_limit
-    if rule is None or not request.images:
+    if rule is None or not load.images:
         return NO_IMAGES
-    units = [rule.units(width, height, limit) for width, height in request.images]
+    units = rule.units(*load.image_size, limit)
     return VisionLoad(
-        units_per_image=max(units),
-        images_per_request=len(units),
-        tokens_per_request=sum(rule.unit_tokens(count) for count in units),
+        units_per_image=units,
+        images_per_request=load.images,
+        tokens_per_request=load.images * rule.unit_tokens(units),
     )
 
 
@@ -130,7 +112,7 @@ class TrialChoice(NamedTuple):
 def choices(
     request: PlanRequest,
     usual: Plan,
-    mean: MeanRequest,
+    load: LoadSpec,
     at_once: float,
     kv_types: Sequence[int] = (0,),
     *,
@@ -141,7 +123,7 @@ def choices(
     The speed is the forecast, fastest first. The person's own options are not changed. ``prefix``:
     try prefix caching, too, since it may help this load.
     """
-    chosen = [TrialChoice({}, usual, forecast_of(usual, mean, at_once))]
+    chosen = [TrialChoice({}, usual, forecast_of(usual, load, at_once))]
     kinds = {_kind(usual, at_once)}
 
     def added(options: dict[str, Any]) -> TrialChoice | None:
@@ -152,7 +134,7 @@ def choices(
         if not plan.fits or not promises_no_less(plan, usual) or _kind(plan, at_once) in kinds:
             return None
         kinds.add(_kind(plan, at_once))
-        chosen.append(TrialChoice(options, plan, forecast_of(plan, mean, at_once)))
+        chosen.append(TrialChoice(options, plan, forecast_of(plan, load, at_once)))
         return chosen[-1]
 
     queue = usual.promise.limits.vision_unit is not None and request.queue_images is None

@@ -18,7 +18,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, MeasuredRate, MeasuredSteps, RateName, StepPoint
 from turbofit.core.units import three_digits
 from turbofit.planning.speed import GroupRates
-from turbofit.planning.steps import pairs_of, slope_of, tokens_of
+from turbofit.planning.steps import by_work, pairs_of, slope_of, tokens_of
 
 #: The largest spread of a rate that is kept.
 _MOST_SPREAD: Final = 0.25
@@ -32,7 +32,6 @@ _COMPUTES: Final = 2.0
 #: The largest share of the cache in a step that shows how weights are read.
 _MOST_CACHE: Final = 0.1
 
-
 #: The least, the likely and the largest rate that one reading leaves possible.
 Ends = tuple[float, float, float]
 
@@ -45,8 +44,7 @@ def rates_of(
     ``group`` has the constants' rates and the model's work; ``launches`` are the constants' seconds
     of a forward over so many tokens that no rate shortens.
     """
-    decoded = [point for point in steps.points if not (point.prompt or point.units)]
-    prompts = [point for point in steps.points if point.prompt and not point.units]
+    decoded, prompts, images = by_work(steps)
     slope, work = slope_of(decoded), group.work
 
     def at_rate(point: StepPoint, amount: float) -> Ends:
@@ -68,7 +66,7 @@ def rates_of(
         _rate("bandwidth", (at_rate(point, work.weights) for point in _reading(decoded, slope))),
         _rate("cache_bandwidth", _cache(decoded, slope, work.kv_read_bytes)),
         _rate("flops", (at_rate(point, flops(point)) for point in _computing(prompts, decoded))),
-        _rate("vision_flops", _vision(group, steps, prompts)),
+        _rate("vision_flops", _vision(group, steps, prompts, images)),
     )
     return tuple(rate for rate in found if rate is not None)
 
@@ -116,19 +114,23 @@ def _cache(decoded: Sequence[StepPoint], slope: float, token_bytes: float) -> li
     return [(rate * (1 - spread), rate, rate * (1 + spread))]
 
 
-def _vision(group: GroupRates, steps: MeasuredSteps, prompts: Sequence[StepPoint]) -> list[Ends]:
+def _vision(
+    group: GroupRates,
+    steps: MeasuredSteps,
+    prompts: Sequence[StepPoint],
+    images: Sequence[StepPoint],
+) -> list[Ends]:
     """Return the rates of a tower's products in images.
 
     What the prompt takes of it, other prompts show, so that their spread counts as well.
     """
     timed, found = group.measured(steps, ""), []
     others = max((point.spread for point in prompts), default=1.0)
-    for point in steps.points:
+    for point in images:
         seconds = timed.tower_seconds(point.units)
-        if point.units:
-            rate = group.card.vision_flops * group.tower_seconds(point.units) / seconds
-            off = (point.spread + others) * point.seconds / seconds
-            found.append((rate / (1 + off), rate, rate * (1 + off)))
+        rate = group.card.vision_flops * group.tower_seconds(point.units) / seconds
+        off = (point.spread + others) * point.seconds / seconds
+        found.append((rate / (1 + off), rate, rate * (1 + off)))
     return found
 
 

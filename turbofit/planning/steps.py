@@ -76,9 +76,7 @@ def ratios_of(
         UsageError: two forwards contradict each other.
     """
     refuse_contradictions(steps)
-    decoded = [point for point in steps.points if not (point.prompt or point.units)]
-    prompts = [point for point in steps.points if point.prompt and not point.units]
-    images = [point for point in steps.points if point.units]
+    decoded, prompts, images = by_work(steps)
     cached = slope_of(decoded) or context
     longest = max(prompts, key=lambda point: point.prompt, default=None)
     of_pair = 1.0
@@ -122,6 +120,13 @@ def refuse_contradictions(steps: MeasuredSteps) -> None:
                 f" {three_digits(1e3 * one.seconds)} ms",
                 hint="turbofit calibrate MODEL --again, while nothing else uses the card",
             )
+
+
+def by_work(steps: MeasuredSteps) -> tuple[list[StepPoint], list[StepPoint], list[StepPoint]]:
+    """Return the forwards that decode alone, those that read a text prompt, and an image."""
+    decoded = [point for point in steps.points if not (point.prompt or point.units)]
+    prompts = [point for point in steps.points if point.prompt and not point.units]
+    return decoded, prompts, [point for point in steps.points if point.units]
 
 
 def _work(point: StepPoint) -> tuple[int, ...]:

@@ -7,23 +7,19 @@ another. `recall` returns the settings that an earlier run came to.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
+from turbofit.core.engine_end import End
 from turbofit.core.messages import plural
-from turbofit.core.struct import Struct
+from turbofit.core.plan import GpuLedger, Plan
+from turbofit.core.process.files import StateFile
+from turbofit.core.struct import Options, Struct
 from turbofit.core.units import MIB, format_bytes, round_up
 from turbofit.machine.learned import learned
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.calibrated import identity
 from turbofit.serving.proved import Learned
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from turbofit.core.engine_end import End
-    from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.core.process.files import StateFile
-    from turbofit.core.struct import Options
 
 #: The most rungs of a run: starts with new settings after one that ran out of memory.
 MOST_RUNGS: Final = 3

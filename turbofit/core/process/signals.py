@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 _ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
 #: The signals that stop a command, other than Ctrl-C; Windows has no SIGHUP.

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import time
 from codecs import BOM_UTF8
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.struct import Struct
+from turbofit.core.struct import Document, JsonObject, Struct
 from turbofit.gateway.http.refusals import Api, Refusal
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from turbofit.core.struct import Document, JsonObject
-
 
 Kind = Literal[
     "chat", "completions", "messages", "count_tokens", "responses", "generate", "models",

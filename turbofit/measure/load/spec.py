@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import SECONDS, Metavar, Validated
 from turbofit.planning.request import Count, Positive, Size, Tokens
-
-if TYPE_CHECKING:
-    pass
 
 Seconds = Annotated[float, Field(gt=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 

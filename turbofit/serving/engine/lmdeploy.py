@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from turbofit.core.errors import PackageError
 from turbofit.core.installation import install_command, installed, without_gpu
@@ -12,9 +12,6 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.core.version import REFERENCE
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.memory.versions import OLDEST_SERVED, release
-
-if TYPE_CHECKING:
-    pass
 
 _LOG: Final = LazyLogger(__name__)
 #: The program that becomes LMDeploy's command line.

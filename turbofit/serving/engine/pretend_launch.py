@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
 from turbofit.planning.commands import module_of
@@ -23,17 +24,12 @@ from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
 from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
 from turbofit.rehearsal.pretend.elf import Symbols
 from turbofit.rehearsal.pretend.run import PreparedRun, prepare
+from turbofit.rehearsal.pretend.scenario import Scenario
 from turbofit.rehearsal.pretend.usage import TimelineReader, read_shared
 from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
 from turbofit.rehearsal.turbomind.server import server_environment
 from turbofit.serving.engine.launches import Launch, StartCommand
 from turbofit.serving.engine.lmdeploy import module_runner
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from turbofit.core.plan import Plan
-    from turbofit.rehearsal.pretend.scenario import Scenario
 
 
 def with_checkpoint(plan: Plan, folder: Path) -> Plan:

@@ -203,9 +203,9 @@ def cheaper_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> Pr
     return _chat("the fullest forward", plan, model, met.dummies)
 
 
-def image_part(image: DummyImage) -> JsonObject:
-    """Return a part of a chat message: a single-coloured image with the image's own parameters."""
-    url = "data:image/png;base64," + b64encode(png(*image.size)).decode()
+def image_part(image: DummyImage, colour: int = 0) -> JsonObject:
+    """Return a part of a chat message: an image of one ``colour``, with its own parameters."""
+    url = "data:image/png;base64," + b64encode(png(*image.size, colour)).decode()
     return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
 
