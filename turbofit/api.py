@@ -171,7 +171,7 @@ def diagnose(
         UsageError: the file cannot be read, or ``model`` or ``on`` has no possible meaning.
     """
     from turbofit.logs.explain import diagnose as explain
-    from turbofit.logs.prose import refuse_prose
+    from turbofit.logs.explain import refuse_prose
 
     told: dict[str, Any] = {"model": model, "on": on, "hang": hang, "lmdeploy": lmdeploy}
 
@@ -182,8 +182,9 @@ def diagnose(
     try:
         return explain([Path(log).read_bytes()], **told)
     except OSError as exc:
-        hint = "name a log file, or give the log itself"
-        raise UsageError(f"{log} cannot be read: {exc.strerror}", hint=hint) from None
+        raise UsageError(
+            f"{log} cannot be read: {exc.strerror}", hint="name a log file, or give the log itself"
+        ) from None
 
 
 def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature

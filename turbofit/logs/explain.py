@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
@@ -9,7 +10,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import TurbofitError
+from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan, Remedy
@@ -41,6 +42,18 @@ _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_ba
                  "session_len", "dtype", "quant_policy")  # fmt: skip
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
 _ONCE_FREE: Final = "once the cards are free: "
+#: What a line of a program has, and a sentence about it does not: an exception's name, a logger's
+#: level, a source line, a command, torch's figures, or the words of a shell or the kernel alone.
+_OF_PROGRAM: Final = re.compile(
+    r"\w(?:Error|Exception|Warning|Exit|Interrupt)\b|Traceback|[Ee]rrno|\[[\w.: ]+\]|\w\.\w+:\d"
+    r"|\b(?:ERROR|FATAL|CRITICAL|WARNING|INFO|NVRM)\b|\bline \d|\b(?:python3?|lmdeploy) [\w-]"
+    r"|\w: (?:error|fatal|warning|exec)|Tried to allocate|(?im:^\W*(?:\w+\.\w+: )?(?:error|killed"
+    r"|aborted|segmentation|illegal|bus|(?:cuda |gpu )?out of memory|oom|fatal|exec|what\(\))\b)"
+)
+#: Kinds of answers that words alone can have; every other kind rests on a program's own line.
+_IN_WORDS: Final = ("unknown", "out_of_memory")
+#: What the evidence says of a line that a row of presets/causes.yaml matches.
+_ROW: Final = "the message"
 
 
 def diagnose(
@@ -337,4 +350,20 @@ def _read(case: LogCase) -> Read:
         machine=case.on,
         tp=case.shown_tp,
         settings=dict(subject.options),
+    )
+
+
+def refuse_prose(text: str, found: Diagnosis) -> None:
+    """Refuse a text that a person typed in which no line is a program's.
+
+    Raises:
+        UsageError: there is no such line.
+    """
+    by_row = any(one.tells == _ROW for one in found.evidence)
+    if by_row or found.kind not in _IN_WORDS or _OF_PROGRAM.search(text):
+        return
+    raise UsageError(
+        "this describes a crash, and has no line of a program, which diagnose reads",
+        hint="paste the last 100 lines of the log; for settings that fit: turbofit plan"
+        f" {found.read.model or 'MODEL'} --on {found.read.machine or 'SPEC'}",
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from turbofit.rehearsal.pretend.clock import ClockFile, StepTable
-from turbofit.rehearsal.turbomind import slow_motion
+from turbofit.rehearsal.turbomind import server
 
 
 class App:
@@ -52,13 +52,13 @@ def test_a_request_waits_as_much_longer_as_the_cards_are_slower_and_no_longer_fo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     passes, clock = FakeTime(), ClockFile(tmp_path / "clock", factor)
-    monkeypatch.setattr(slow_motion, "time", SimpleNamespace(monotonic=lambda: passes.now))
-    monkeypatch.setattr(slow_motion, "asyncio", SimpleNamespace(sleep=passes.sleep))
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: passes.now))
+    monkeypatch.setattr(server, "asyncio", SimpleNamespace(sleep=passes.sleep))
     clock.write(StepTable([], [], 0.0, 0.0))
     if runs:
         clock.run()
     app, pool = type("App", (App,), {}), type("Pool", (Pool,), {})
-    slow_motion.slow_down(pool, app, clock)
+    server.slow_down(pool, app, clock)
     came: list[Any] = []
     asyncio.run(app(passes, pool(passes, busy))(None, None, came.append))
     assert came == ["handle"]
@@ -70,5 +70,5 @@ def test_who_asks_the_engine_without_a_request_does_not_wait(tmp_path: Path) -> 
     clock.write(StepTable([], [], 0.0, 0.0))
     clock.run()
     pool = type("Pool", (Pool,), {})
-    slow_motion.slow_down(pool, type("App", (App,), {}), clock)
+    server.slow_down(pool, type("App", (App,), {}), clock)
     assert asyncio.run(pool(passes, 0.0).get()) == "handle"

@@ -62,7 +62,7 @@ def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -
 def diagnose(*, log: str | None, form: Form, **given: Any) -> int:
     """Read a log and show what ended the engine; exit 3 if the log proves no cause."""
     from turbofit.logs.explain import diagnose as explain
-    from turbofit.logs.prose import refuse_prose
+    from turbofit.logs.explain import refuse_prose
     from turbofit.report.views.findings_view import diagnosis_view
 
     if log is None and sys.stdin.isatty():
@@ -78,8 +78,10 @@ def diagnose(*, log: str | None, form: Form, **given: Any) -> int:
 def _chunks(path: str) -> Iterator[bytes]:
     several = any(sign.isspace() for sign in path.strip())
     if path.lower().endswith(_NO_TEXT) and (os.path.exists(path) or not several):
-        hint = "paste the message in quotes, or name the log: turbofit diagnose serve.log"
-        raise UsageError(f"{path} is by its name no text, which diagnose reads", hint=hint)
+        raise UsageError(
+            f"{path} is by its name no text, which diagnose reads",
+            hint="paste the message in quotes, or name the log: turbofit diagnose serve.log",
+        )
     try:
         if path == "-":
             yield from sys.stdin.buffer

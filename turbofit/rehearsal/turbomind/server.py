@@ -6,10 +6,14 @@ of the answers is not.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import sys
+import time
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any, Final
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.model import Model
@@ -27,7 +31,6 @@ from turbofit.rehearsal.pretend.command import (
 )
 from turbofit.rehearsal.pretend.libraries import LibraryAccount, check_surface
 from turbofit.rehearsal.pretend.scenario import Scenario, write_scenario
-from turbofit.rehearsal.turbomind.slow_motion import slow_down
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"
 #: This variable names the folder that `turbofit.pipeline` opens instead of a model.
@@ -36,6 +39,8 @@ NOTICE = (
     "turbofit: PRETEND GPUs: memory, admission, errors and death are real; "
     "the words that this server generates mean nothing"
 )
+#: When the server took the request of this task, by `time.monotonic`.
+_TAKEN: Final[ContextVar[float | None]] = ContextVar("taken", default=None)
 
 
 def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
@@ -120,6 +125,32 @@ def pretend_here() -> None:
         from lmdeploy.serve.managers.session_manager import RequestHandlePool
 
         slow_down(RequestHandlePool, FastAPI, ClockFile(Path(clock)))
+
+
+def slow_down(pool: Any, app: Any, clock: ClockFile) -> None:
+    """Make what comes before a request reaches the engine as slow as the cards.
+
+    On pretend GPUs that are N times slower than life, everything that a client measures is divided
+    by N. Pictures, tokenizer and HTTP take this host as long as ever. So a request waits N - 1
+    times as long as they took, before it takes one of the engine's handles.
+
+    ``pool`` is LMDeploy's class `RequestHandlePool`, ``app`` the class of its ASGI app. A request
+    that finds no free handle waits for the cards, which are slow themselves, so this counts only
+    what passed before.
+    """
+    get, serve = pool.get, app.__call__
+
+    async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        _TAKEN.set(time.monotonic())
+        await serve(self, scope, receive, send)
+
+    async def get_later(self: Any) -> Any:
+        taken, slower = _TAKEN.get(), clock.read().factor - 1
+        if taken is not None and slower > 0:
+            await asyncio.sleep(slower * (time.monotonic() - taken))
+        return await get(self)
+
+    app.__call__, pool.get = call, get_later
 
 
 def main(arguments: list[str]) -> int:
