@@ -104,8 +104,9 @@ class _Reader:
             self._lists.setdefault(name, []).extend(given or take_values(left, "*", name))
             return
         if name == "--on" and name in self.own:
-            hint = "one machine of unequal cards is `--on A+B`"
-            raise UsageError("`--on` is given twice", hint=hint)
+            raise UsageError(
+                "`--on` is given twice", hint="one machine of unequal cards is `--on A+B`"
+            )
         self.own.append("=".join([name, *given]))
         if left and not given and not option.bare:
             if is_option(left[0]):

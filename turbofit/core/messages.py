@@ -93,9 +93,7 @@ def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
     ``spelled`` turns the name of a setting into the name of turbofit's option.
     """
     row = neighbours()["vllm"].get(name.lstrip("-").replace("_", "-").lower())
-    if row is None:
-        return ""
-    return f"an option of vLLM; here: {_told(row, spelled)}"
+    return "" if row is None else f"an option of vLLM; here: {_told(row, spelled)}"
 
 
 def _told(row: Mapping[str, str], spelled: Callable[[str], str]) -> str:

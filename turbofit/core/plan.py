@@ -199,9 +199,7 @@ class GpuLedger(Struct):
     @property
     def budget(self) -> int | None:
         """Bytes that the engines may use on this GPU; None without a budget."""
-        if self.withheld is UNSET:
-            return None
-        return self.usable - self.used - self.withheld
+        return None if self.withheld is UNSET else self.usable - self.used - self.withheld
 
     @property
     def most(self) -> int:

@@ -259,8 +259,9 @@ class _OneServer(Fleet):
     def dead(self) -> Refusal:
         (node,) = self.engines
         trouble = node.trouble if isinstance(node, Node) else _SILENT
-        why = f"the server of {node.index} {trouble}"
-        return Refusal("model_unavailable", why=why, retry_after=_RETRY)
+        return Refusal(
+            "model_unavailable", why=f"the server of {node.index} {trouble}", retry_after=_RETRY
+        )
 
 
 class ModelsGateway(Front):

@@ -86,8 +86,7 @@ class Upstream:
             )
         except aiohttp.ClientConnectorError as exc:
             # A connection that waits for acceptance when the engine ends is reset, not refused.
-            ended = isinstance(exc.os_error, ConnectionError)
-            raise Unreachable(str(exc), ended=ended) from None
+            raise Unreachable(str(exc), ended=isinstance(exc.os_error, ConnectionError)) from None
         except aiohttp.ConnectionTimeoutError as exc:
             raise Unreachable(str(exc)) from None
         except (aiohttp.ClientError, OSError) as exc:

@@ -67,8 +67,7 @@ def machine_from(
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
         if not gpus.strip():
-            hint = "name GPUs as in `--gpus 0,1`"
-            raise UsageError("`--gpus` is empty", hint=hint)
+            raise UsageError("`--gpus` is empty", hint="name GPUs as in `--gpus 0,1`")
         visible = select(gpus, machine.gpus, machine.visible)
         machine = replace(machine, visible=visible)
     machine = _with_notes(_readable(machine, chosen_by_user=chosen_by_user))
@@ -185,8 +184,7 @@ def check_possible(machine: Machine, what: str) -> None:
     Raises:
         UsageError: sizes or links contradict each other.
     """
-    cause = _impossible(machine)
-    if cause:
+    if cause := _impossible(machine):
         raise UsageError(f"{what} is not a possible machine: {cause}", hint=_HINT)
 
 

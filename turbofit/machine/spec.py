@@ -207,8 +207,9 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
 
 
 def _unused(name: str, total: int, reserved: int = 0) -> Gpu:
-    free = total - reserved
-    return Gpu(index=0, uuid="", name=name, total=total, reserved=reserved, used=0, free=free)
+    return Gpu(
+        index=0, uuid="", name=name, total=total, reserved=reserved, used=0, free=total - reserved
+    )
 
 
 def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:

@@ -156,8 +156,9 @@ def no_preset(name: str) -> UsageError:
     if row is not None:
         return UsageError(f"{name} is {row.card}: {row.why}", hint=row.instead)
     if profile := MIG_NAME.fullmatch(name):
-        cause = f"{name} is a MIG slice, of which card?"
-        return UsageError(cause, hint=_cards_with(profile["profile"]))
+        return UsageError(
+            f"{name} is a MIG slice, of which card?", hint=_cards_with(profile["profile"])
+        )
     if is_vgpu(name):
         return UsageError(
             f"{name} is a vGPU profile: a part of a card's memory, and of its time",
@@ -174,9 +175,8 @@ def _other(name: str) -> UsageError | None:
         written = [
             f"{other.name}:total={least_usable(gb) // MIB}MiB ({gb} GB)" for gb in other.sizes
         ]
-        desk = ""
-        if other.laptop:
-            desk = f" of laptops, another chip than the desktop's {other.known},"
+        chip = f" of laptops, another chip than the desktop's {other.known},"
+        desk = chip if other.laptop else ""
         return UsageError(
             f"{name} was read as a card{desk} of which only memory and compute capability are"
             " known",

@@ -80,11 +80,9 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
                 hint=f"{known}; how many a described machine has stands in `--on`, as 2xrtx3090",
             )
         if index in chosen:
-            twice = f"`--gpus`: GPU {index} is there twice"
-            raise UsageError(twice, hint="name each GPU once")
+            raise UsageError(f"`--gpus`: GPU {index} is there twice", hint="name each GPU once")
         if index not in visible:
-            hidden = f"`--gpus`: GPU {index} is hidden by CUDA_VISIBLE_DEVICES"
-            raise UsageError(hidden, hint=known)
+            raise UsageError(f"`--gpus`: GPU {index} is hidden by CUDA_VISIBLE_DEVICES", hint=known)
         chosen.append(index)
     return tuple(chosen)
 

@@ -277,7 +277,8 @@ class StepTimer:
 
     def _refuse_held_up(self, before: ClockReading | None, began: float) -> None:
         if self._clock is not None and before is not None:
-            share = held_up_share(before, self._clock.read(), time.monotonic() - began)
+            after, passed = self._clock.read(), time.monotonic() - began
+            share = held_up_share(after.late - before.late, after.idle - before.idle, passed)
             if share > HELD_UP:
                 raise _HeldUpError(
                     f"this host held the pretend GPUs up for {share:.0%} of the time"

@@ -197,8 +197,9 @@ def _choices(
 ) -> tuple[list[TrialChoice], int]:  # fmt: skip
     """Return the choices and the number of requests at once; print what a person should know."""
     at_once = load.at_once or _at_once(usual)
-    prefix = load.shared_prefix > 0
-    candidates = choices(request, usual, load, at_once, wanted.kv_types, prefix=prefix)
+    candidates = choices(
+        request, usual, load, at_once, wanted.kv_types, prefix=load.shared_prefix > 0
+    )
     say(
         f"{len(candidates)} settings keep the promise of the plan: those with the best forecast"
         f" are tried, at most {wanted.starts} and {format_duration(wanted.seconds)}, each for"

@@ -167,9 +167,7 @@ def run_loads(common: Run, plan: Plan, loads: Loads) -> TrialEnd:
             drive.end()
     if stop.received is not None:
         raise StoppedError(stop.received)
-    if drive.death:
-        return TrialEnd(None, "died", drive.death)
-    return drive.last
+    return TrialEnd(None, "died", drive.death) if drive.death else drive.last
 
 
 class _Load:

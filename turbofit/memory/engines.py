@@ -150,8 +150,10 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
             return engine_named(name, version)
     if not version and wanted[-1] not in LMDEPLOY:
         instead = "take a checkpoint that is not quantised; " if model.quantization else ""
-        hint = f"{instead}see docs/models.md for what runs where"
-        raise UsageError("; ".join(map(str, problems.values())), hint=hint)
+        raise UsageError(
+            "; ".join(map(str, problems.values())),
+            hint=f"{instead}see docs/models.md for what runs where",
+        )
     if wanted == LMDEPLOY and version:
         raise _in_no_engine(model, version, problems)
     others = (it for it in known if it not in wanted and not _problem(model, it, version))

@@ -246,9 +246,8 @@ def by_its_name(
         )
     warning += f"; {rest!r} is taken for a fine-tune of it" if rest else ""
     source = msgspec.structs.replace(model.source, sizes="estimate")
-    name = hub_id.rpartition("/")[2]
     return msgspec.structs.replace(
-        model, name=name, hub_id=hub_id, source=source, warnings=(warning,)
+        model, name=hub_id.rpartition("/")[2], hub_id=hub_id, source=source, warnings=(warning,)
     )
 
 

@@ -104,11 +104,15 @@ def _refuse_unknown(
     if at != path and unknown in (_LENGTH, *_SCALINGS):
         raise _refusal(f"{name} changes nothing there", _where(path))
     if unknown == "rope_theta":
-        hint = 'write it as {"rope_parameters": {"rope_type": "default", "rope_theta": ...}}'
-        raise _refusal(f"{name} is not read with Transformers 5", hint)
+        raise _refusal(
+            f"{name} is not read with Transformers 5",
+            'write it as {"rope_parameters": {"rope_type": "default", "rope_theta": ...}}',
+        )
     keys = ", ".join((_LENGTH, *_SCALINGS))
-    hint = f"{keys} have an account; write others into a copy's config.json, which plans read"
-    raise _refusal(f"changes {name}, and no account knows what follows", hint)
+    raise _refusal(
+        f"changes {name}, and no account knows what follows",
+        f"{keys} have an account; write others into a copy's config.json, which plans read",
+    )
 
 
 def _where(path: tuple[str, ...]) -> str:

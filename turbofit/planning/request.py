@@ -74,8 +74,9 @@ def _size(text: str, name: str) -> tuple[int, int]:
     sides = _SIDES.fullmatch(text.strip())
     pixels = [plain_number(side) for side in sides.groups() if side] if sides else []
     if not pixels or not all(map(str.isdigit, pixels)):
-        hint = "write it as 1920x1080 in pixels"
-        raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint=hint)
+        raise UsageError(
+            f"{name} {text!r} is not WIDTHxHEIGHT", hint="write it as 1920x1080 in pixels"
+        )
     return int(pixels[0]), int(pixels[-1])
 
 

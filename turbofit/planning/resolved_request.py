@@ -281,8 +281,9 @@ def with_image_limit(
     ):
         if given is not None and option_of(option) != taken:
             hint = f"leave it out, or give `{taken}`" if taken else "leave it out"
-            problem = f"`{option_of(option)}` limits {of}, which no image of {name} keeps"
-            raise UsageError(problem, hint=hint)
+            raise UsageError(
+                f"`{option_of(option)}` limits {of}, which no image of {name} keeps", hint=hint
+            )
     image_limit = max_pixels if max_dynamic_patch is None else max_dynamic_patch
     if rule is None or image_limit is None:
         return request

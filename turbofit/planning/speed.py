@@ -351,8 +351,8 @@ class Speed(Struct):
     number of requests in the batch. ``prefill`` is the seconds of one request's prompt, ``step``
     the seconds of one token of all running requests, and ``reduce`` the part of these seconds that
     links take. ``encodings`` is how often the images of a single request are encoded. ``source``
-    says what was timed, where and when; empty for constants. A larger cache never
-    gives fewer requests a second.
+    says what was timed, where and when; empty for constants. A larger cache never gives fewer
+    requests a second.
     """
 
     requests_per_second: float

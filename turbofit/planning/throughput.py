@@ -201,8 +201,7 @@ def forecast(
         rate, waits = with_host(of_cards, there, host, images)
         seconds += waits
     if rule is not None and images and with_images:
-        by_float = threads == 1
-        alone += images * _seconds_here(machine, rule, load, size, by_float=by_float)
+        alone += images * _seconds_here(machine, rule, load, size, by_float=threads == 1)
     return Throughput(
         basis=(
             f"estimate: {figures.text_tokens} text tokens beside the workload's images, "

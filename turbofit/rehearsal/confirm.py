@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -70,11 +71,8 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
         result = rehearse_plan(plan)
         if not ratios and result.rehearsal is not None and result.rehearsal.outcome == "failed":
             # The rehearsal itself failed, and so decides nothing.
-            engines = zip(cautious.engines, result.engines, strict=True)
-            failed = tuple(replace(was, rehearsal=now.rehearsal) for was, now in engines)
-            return finished(
-                replace(cautious, fits=False, verdict=result.verdict, engines=failed), given
-            )
+            failed = with_rehearsals(cautious, result.engines)
+            return finished(replace(failed, fits=False, verdict=result.verdict), given)
         lower = corrected_ratios(result)
         if not lower:
             return finished(confirmed(result), given)
@@ -117,10 +115,16 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
     _LOG.info("%s rehearsed: %s, %s", plan.model.name, worst.outcome, worst.death)
     if worst.outcome == "served" or not plan.fits:
         return whole
-    verdict = _contradiction(plan, worst)
-    forecast = zip(plan.engines, whole.engines, strict=True)
-    ended = tuple(replace(was, rehearsal=now.rehearsal) for was, now in forecast)
-    return replace(whole, engines=ended, fits=False, verdict=verdict, serve=None)
+    ended = with_rehearsals(plan, engines)
+    return replace(ended, fits=False, verdict=_contradiction(plan, worst), serve=None)
+
+
+def with_rehearsals(plan: Plan, rehearsed: Sequence[EnginePlan]) -> Plan:
+    """Return the plan with the results of its rehearsed engines; its forecasts stay."""
+    engines = zip(plan.engines, rehearsed, strict=True)
+    return replace(
+        plan, engines=tuple(replace(was, rehearsal=now.rehearsal) for was, now in engines)
+    )
 
 
 def corrected_ratios(rehearsed: Plan) -> dict[int, float]:

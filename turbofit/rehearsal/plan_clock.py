@@ -40,8 +40,9 @@ def clock_for(plan: Plan, factor: float) -> ClockChoice:
     if plan.backend.on_torch:
         return ClockChoice(0.0, f"forwards of {plan.backend.name} are not read, as TurboMind's are")
     gpus = [plan.machine.gpu(ledger.index) for ledger in plan.ledgers]
-    images = bool(plan.promise.limits.units_per_request)
-    surety = surety_of_speed(plan.model, plan.backend.name, gpus, images=images)
+    surety = surety_of_speed(
+        plan.model, plan.backend.name, gpus, images=bool(plan.promise.limits.units_per_request)
+    )
     return ClockChoice(factor, surety.word) if surety.known else ClockChoice(0.0, surety.why)
 
 

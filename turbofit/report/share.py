@@ -114,8 +114,9 @@ def _plan(plan: Plan, model: Model) -> Plan:
 
 
 def _engine(engine: EnginePlan) -> EnginePlan:
-    ledgers = tuple(map(_ledger, engine.ledgers))
-    return replace(engine, ledgers=ledgers, command=None, rehearsal=None)
+    return replace(
+        engine, ledgers=tuple(map(_ledger, engine.ledgers)), command=None, rehearsal=None
+    )
 
 
 def _machine(machine: Machine) -> Machine:

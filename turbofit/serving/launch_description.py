@@ -59,9 +59,11 @@ class LaunchDescription:
             timing, drain=slower * timing.drain, patience=slower * timing.patience
         )
         if config.gateway is None and run.examiner is None:
-            name = config.client_name(plan.model)
             found = commands(
-                self._with_adapters(), port=config.port, name=name, options=config.options
+                self._with_adapters(),
+                port=config.port,
+                name=config.client_name(plan.model),
+                options=config.options,
             )
         else:
             found = self._private_commands(holders)
@@ -127,14 +129,16 @@ class LaunchDescription:
             "images": image_environment(plan),
             "spawn": None if run.standby is None else run.standby.spawn,
         }
+        module = module_of(plan.backend)
         if run.config.pretend:
-            from turbofit.serving.engine.pretend_launch import PretendLaunch, pretend_runner
+            from turbofit.serving.engine.pretend_launch import PretendLaunch
 
-            folder = run.folder / f"pretend-{self._number}"
-            words, factor = pretend_runner(plan), self.clock.factor
-            return PretendLaunch(command, words, plan=plan, folder=folder, factor=factor, **shared)
-        ours = module_runner(module_of(plan.backend))
-        runner = run.lmdeploy.argv if plan.backend.of_lmdeploy else ours
+            server = module if plan.backend.on_torch else "turbofit.rehearsal.turbomind.server"
+            folder, factor = run.folder / f"pretend-{self._number}", self.clock.factor
+            return PretendLaunch(
+                command, module_runner(server), plan=plan, folder=folder, factor=factor, **shared
+            )
+        runner = run.lmdeploy.argv if plan.backend.of_lmdeploy else module_runner(module)
         return Launch(command, runner, ratio=ratio_of(plan, group, run.fixed), **shared)
 
 

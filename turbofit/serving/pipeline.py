@@ -73,11 +73,12 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         try:
             plan = _planned(request, leases)
         except NoGpuError as exc:
-            hint = (
-                "a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME -- python SCRIPT "
-                "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
-            )
-            raise NoGpuError(exc.message, hint=hint) from None
+            raise NoGpuError(
+                exc.message,
+                hint="a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME -- python"
+                " SCRIPT opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without"
+                " one",
+            ) from None
         if twin is not None and not plan.backend.on_torch:
             from turbofit.rehearsal.turbomind.server import pretend_here
 
@@ -113,8 +114,10 @@ def _opened(plan: Plan, **arguments: Any) -> Any:
     try:
         return PlannedPipeline(plan, model_path(plan.model), **arguments)
     except (HfHubHTTPError, LocalEntryNotFoundError) as exc:
-        cause = f"{plan.model.name} cannot be downloaded: {str(exc).splitlines()[0]}"
-        raise LaunchError(cause, hint=HINTS["huggingface_hub"]) from exc
+        raise LaunchError(
+            f"{plan.model.name} cannot be downloaded: {str(exc).splitlines()[0]}",
+            hint=HINTS["huggingface_hub"],
+        ) from exc
 
 
 def _draft_options(config: Any) -> Options:

@@ -133,7 +133,7 @@ class LiveRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name that `watch`, `logs`, `stop` and `report` accept for the server."""
+        """The name by which `logs`, `stop` and `report` know the server."""
         return self.folder.name
 
     @property
@@ -172,8 +172,10 @@ def chosen_run(name: str | None) -> LiveRun:
     if name is not None:
         servers = servers_of(name)
         if not servers:
-            hint = "turbofit ps lists them; turbofit stop --all ends all"
-            raise UsageError(f"no server {name!r} runs here", hint=hint)
+            raise UsageError(
+                f"no server {name!r} runs here",
+                hint="turbofit ps lists them; turbofit stop --all ends all",
+            )
     if not servers:
         raise UsageError("no server of this user runs here", hint=HOW_TO_SERVE)
     if len({server.record.pid for server in servers}) > 1:

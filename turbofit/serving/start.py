@@ -253,8 +253,7 @@ class Start:
         run.on_tick()
 
     def _tell_progress(self) -> None:
-        examined = self._run.examiner is not None
-        self._start_progress.look(self._supervisor.engines, examined=examined)
+        self._start_progress.look(self._supervisor.engines, examined=self._run.examiner is not None)
 
     def _used(self) -> dict[int, int]:
         """Return bytes in use on each GPU; empty on pretend GPUs, which no other process uses."""

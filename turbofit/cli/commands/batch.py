@@ -54,8 +54,10 @@ def batch(
 
     for name in (source, output):
         if (kind := Path(name).suffix.lower()) in _TABLES:
-            hint = f"name {Path(name).with_suffix('.jsonl')}: a line of JSON an item"
-            raise UsageError(f"{name}: a batch reads and writes JSONL, not {kind}", hint=hint)
+            raise UsageError(
+                f"{name}: a batch reads and writes JSONL, not {kind}",
+                hint=f"name {Path(name).with_suffix('.jsonl')}: a line of JSON an item",
+            )
     spec = fields.filled(BatchSpec, given)
     if spec.url is None and spec.model is None:
         raise UsageError(
@@ -71,8 +73,10 @@ def batch(
     else:
         _, key = common.server_of(spec.url, api_key)
         if rest:
-            hint = "leave it out, or give --model alone instead of --url"
-            raise UsageError(f"{rest[0]} is for a server that is started", hint=hint)
+            raise UsageError(
+                f"{rest[0]} is for a server that is started",
+                hint="leave it out, or give --model alone instead of --url",
+            )
     job = BatchJob(
         (Path(source), Path(output)), spec, key=key, words=(spec.model or "", *rest),
         say=(lambda _: None) if form.as_json else say,

@@ -155,8 +155,9 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
     with connected(ray_address(cluster)):
         runs = {status.serves for status in statuses(name)}
         if len(runs) > 1:
-            hint = f"--name: {', '.join(sorted(runs))}"
-            raise UsageError(f"{len(runs)} models are served there", hint=hint)
+            raise UsageError(
+                f"{len(runs)} models are served there", hint=f"--name: {', '.join(sorted(runs))}"
+            )
         # The front stays with its run, also when other models are served later.
         front = _front(options, address_source(runs.pop()))
         return _serve(front, form)

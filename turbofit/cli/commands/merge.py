@@ -34,8 +34,10 @@ def merge(
     base, *adapter, out = folders
     if adapter and find_preset(adapter[0]) and not os.path.exists(adapter[0]):
         order = f"turbofit merge {adapter[0]} {'LORA' if find_preset(base) else base} {out}"
-        hint = f"a LoRA is merged into its base, which stands first: {order}"
-        raise UsageError(f"{adapter[0]} is a model, and no LoRA", hint=hint)
+        raise UsageError(
+            f"{adapter[0]} is a model, and no LoRA",
+            hint=f"a LoRA is merged into its base, which stands first: {order}",
+        )
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(base, next(iter(adapter), None), out, vision_tower=vision_tower)
     form.show(merged, merged_view)

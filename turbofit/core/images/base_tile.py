@@ -103,9 +103,7 @@ class BaseTileRule(ImageRule):
         """
         patch, word = options.get("max_dynamic_patch"), options.get("detail")
         detail = word if isinstance(word, str) else ""
-        wanted = DETAIL_PATCHES.get(detail, to.default)
-        if isinstance(patch, int):
-            wanted = int(patch)
+        wanted = int(patch) if isinstance(patch, int) else DETAIL_PATCHES.get(detail, to.default)
         limit = max(1, min(wanted, to.planned))
         count = self.units(*size, limit)
         if count > to.units:

@@ -61,9 +61,8 @@ def free_ports(count: int, holders: ExitStack, besides: int | None = None) -> li
         with suppress(OSError):  # the port is in use: the same socket tries the next one
             endpoint.bind((LOOPBACK, port))
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if (
-                port_problem(LOOPBACK, port) is not None
-            ):  # no engine could listen (gVisor's network)
+            # On gVisor's network no engine could listen beside the held port.
+            if port_problem(LOOPBACK, port) is not None:
                 endpoint.close()
             ports.append(port)
             if len(ports) == count:

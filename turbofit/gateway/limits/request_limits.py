@@ -216,8 +216,7 @@ def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1)
     demands = [(n, copies, "copies", "n_over_limit"), *_demands(bounds, images, n)]
     for number, limit, what, key in demands:
         if number > limit:
-            param = key.partition("_")[0]
-            raise Refusal(key, number=number, what=what, limit=limit, param=param)
+            raise Refusal(key, number=number, what=what, limit=limit, param=key.partition("_")[0])
 
 
 def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
@@ -261,8 +260,9 @@ def _uncarried(
         size, units = resize, served.units(*resize)
     elif rule.units(*size) > units:
         dropped.append(f"{rule.limit_name}={rule.checkpoint_limit}->{default}")
-    tokens = served.tokens(*size)
-    return LimitedImage(knobs={}, units=units, tokens=tokens, lowered=tuple(dropped), resize=resize)
+    return LimitedImage(
+        knobs={}, units=units, tokens=served.tokens(*size), lowered=tuple(dropped), resize=resize
+    )
 
 
 def _carried(

@@ -305,7 +305,7 @@ def refuse_held_up(before: ClockFacts, after: ClockFacts | None, passed: float) 
             "the clock has read no forward of this engine, so that nothing took time",
             hint=f"it reads TurboMind of LMDeploy {REFERENCE}; `--clock 0` goes without it",
         )
-    share = held_up_share(before, after, passed)
+    share = held_up_share(after.late - before.late, after.idle - before.idle, passed)
     if share > HELD_UP:
         factor = 2 ** math.ceil(math.log2(max(2.0, share / HELD_UP) * max(1.0, before.factor)))
         raise UnservedError(

@@ -87,9 +87,7 @@ class LoadSpec(Validated):
     @property
     def measured_seconds(self) -> float | None:
         """The seconds of the window that is measured; None if a number of requests ends it."""
-        if self.seconds is None and self.requests is None:
-            return _SECONDS
-        return self.seconds
+        return _SECONDS if self.seconds is None and self.requests is None else self.seconds
 
     @property
     def warm_up_requests(self) -> int:

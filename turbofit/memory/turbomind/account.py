@@ -613,5 +613,6 @@ class Turbomind(Engine):
         """
         pixels = model.pixel_bytes(units_per_forward)
         pinned = (pinned_buffers(model, settings) + pixels * phases_of(settings)) * settings.tp
-        pageable = self.constants.host_process + pixels * 3
-        return HostMemory(pinned=pinned, pageable=pageable, available=None)
+        return HostMemory(
+            pinned=pinned, pageable=self.constants.host_process + pixels * 3, available=None
+        )

@@ -107,8 +107,10 @@ def open_weights(folder: str) -> dict[str, Tensors]:
     opened = {name: open_tensors(folder, name) for name in names}
     for key, name in where.items():
         if key not in opened[name]:
-            hint = "download the checkpoint again"
-            raise UsageError(f"{_BIN_INDEX} names {key[:80]!r}, which {name} lacks", hint=hint)
+            raise UsageError(
+                f"{_BIN_INDEX} names {key[:80]!r}, which {name} lacks",
+                hint="download the checkpoint again",
+            )
     if not opened:
         raise UsageError(
             f"{folder} holds no weights to merge into", hint="finish the checkpoint's download"

@@ -131,14 +131,13 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
     groups = best.shape.groups
     settings = [part.settings for part in best.engines]
     accounts = accounts_of(request, settings, groups, best.vision_load, engine)
-    host = host_of(request, accounts, engine)
     return EngineFit(
         request=request,
         engine=engine,
         best=best,
         evaluations=tuple(evaluations),
         accounts=accounts,
-        host=host,
+        host=host_of(request, accounts, engine),
     )
 
 

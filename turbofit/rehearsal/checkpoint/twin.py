@@ -96,8 +96,10 @@ def twin_of(model: Model) -> Twin:
     if decoder is None or decoder.decoder is not None:
         why = _WHY_NONE.get(model.text.architecture)
         known = (name for name, kind in kinds().items() if kind.decoder is None and "For" in name)
-        made = f"stand-ins are made for {', '.join(known)}"
-        raise _no_twin(f"{model.text.architecture}{f': {why}' if why else ''}", made)
+        raise _no_twin(
+            f"{model.text.architecture}{f': {why}' if why else ''}",
+            f"stand-ins are made for {', '.join(known)}",
+        )
     if model.vision is None:
         return Twin(model, decoder)
     whole = kinds().get(model.architecture)

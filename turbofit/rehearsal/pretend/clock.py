@@ -10,7 +10,7 @@ import struct
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from turbofit.core.machine import StepPoint
@@ -27,19 +27,9 @@ _SECOND: Final = 1e9
 HELD_UP: Final = 0.05
 
 
-class HostWaits(Protocol):
-    """The seconds of a `ClockReading` by which the host held the first card up."""
-
-    @property
-    def late(self) -> float: ...
-
-    @property
-    def idle(self) -> float: ...
-
-
-def held_up_share(before: HostWaits, after: HostWaits, passed: float) -> float:
-    """Return the share of ``passed`` seconds by which the host held the first card up."""
-    return max(after.late - before.late, after.idle - before.idle) / passed
+def held_up_share(late: float, idle: float, passed: float) -> float:
+    """Return the share of ``passed`` seconds by which the host held a card up (`ClockReading`)."""
+    return max(late, idle) / passed
 
 
 class StepTable(NamedTuple):

@@ -161,8 +161,10 @@ def drain(run: str | None, name: str) -> NodeStatus:
     nodes = statuses(run)
     found = [it for it in nodes if name in (it.name, it.address, it.id[: len(name)])]
     if len(found) != 1:
-        hint = "turbofit cluster status shows names and ids; --name: what it serves"
-        raise UsageError(f"{len(found) or 'no'} nodes are {name!r}", hint=hint)
+        raise UsageError(
+            f"{len(found) or 'no'} nodes are {name!r}",
+            hint="turbofit cluster status shows names and ids; --name: what it serves",
+        )
     node = found[0]
     node_actors(node.serves)[node.id].end.remote()
     return node

@@ -50,8 +50,9 @@ def connected(address: str | None) -> Iterator[str]:
     # A thread that still runs when the connection ends must not start another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if find_spec("ray") is None:
-        how = f"install it with {install_command('ray')}"
-        raise PackageError("Ray is not installed here", hint=how)
+        raise PackageError(
+            "Ray is not installed here", hint=f"install it with {install_command('ray')}"
+        )
     import ray
 
     where = address or os.environ.get("RAY_ADDRESS") or "auto"

@@ -50,8 +50,8 @@ def ratio_now(plan: Plan, group: int) -> float:
     """Return the cache ratio for a start on real GPUs: the plan's, or a lower one.
 
     If more memory is free than planned, a lower ratio gives the cache its planned bytes. If less is
-    free, the plan's ratio lets the cache shrink with the free memory. If other
-    processes free memory during loading, before LMDeploy sizes the cache, the cache is too large.
+    free, the plan's ratio lets the cache shrink with the free memory. If other processes free
+    memory during loading, before LMDeploy sizes the cache, the cache is too large.
     """
     planned = plan.engines[group].settings.cache_max_entry_count
     return min(planned, shared_ratio(plan, group))

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
-from turbofit.planning.commands import module_of
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.packages import DRAFT, SERVED, engine_library, need_engine
 from turbofit.rehearsal.plan_clock import step_table
@@ -29,7 +28,6 @@ from turbofit.rehearsal.pretend.usage import TimelineReader, read_shared
 from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
 from turbofit.rehearsal.turbomind.server import server_environment
 from turbofit.serving.engine.launches import Launch, StartCommand
-from turbofit.serving.engine.lmdeploy import module_runner
 
 
 def with_checkpoint(plan: Plan, folder: Path) -> Plan:
@@ -41,18 +39,10 @@ def with_checkpoint(plan: Plan, folder: Path) -> Plan:
         UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
-    torch = plan.backend.on_torch
     # LMDeploy chooses chat templates by the folder's name.
-    checkpoint = checkpoint_for(plan.model, folder / name, torch=torch)
+    checkpoint = checkpoint_for(plan.model, folder / name, torch=plan.backend.on_torch)
     source = replace(plan.model.source, checkpoint=str(checkpoint))
     return replace(plan, model=replace(plan.model, source=source))
-
-
-def pretend_runner(plan: Plan) -> tuple[str, ...]:
-    torch = plan.backend.on_torch
-    return module_runner(
-        module_of(plan.backend) if torch else "turbofit.rehearsal.turbomind.server"
-    )
 
 
 @dataclass(kw_only=True)

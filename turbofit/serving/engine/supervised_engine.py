@@ -270,17 +270,17 @@ class SupervisedEngine:
         # If it has served, a worst case together with clients' requests would exceed the plan.
         worst_cases = self._supervision.worst_cases
         asks = None if worst_cases is None or self.was_ready else partial(worst_cases, self)
-        serial = self.plan.backend.serial
-        pretend = self.pretended is not None
         self.silence = Silence(
             self.plan,
             self.planned,
             self._timing,
             self.process.pid,
-            pretend=pretend,
+            pretend=self.pretended is not None,
             clock=self.clock,
         )
-        self._probe = Probe(self.client, self._timing, asks, serial=serial, clock=self._clock)
+        self._probe = Probe(
+            self.client, self._timing, asks, serial=self.plan.backend.serial, clock=self._clock
+        )
         self._probe.start()
 
     def look(self, now: float, *, last: bool = False) -> End | None:
