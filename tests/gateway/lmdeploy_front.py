@@ -35,11 +35,7 @@ def plan_of(folder: Path, limit: int):
 async def drive(plan, model, *, count: int, seed: int, overlaid: bool) -> tuple[list[int], int]:
     """Bent bodies through the gateway into LMDeploy's own code: tokens seen, bodies passed."""
     app, recorder = gateway(plan, overlay=overlaid)
-    mutator, reached, most = (
-        Mutator(seed, large=False),
-        [],
-        plan.promise.limits.image_tokens_per_request,
-    )
+    mutator, reached, most = Mutator(seed), [], plan.promise.limits.image_tokens_per_request
     for _ in range(count):
         path, raw = mutator.request()
         before = len(recorder.seen)

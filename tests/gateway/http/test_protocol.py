@@ -232,7 +232,7 @@ def test_requests_are_taken_one_at_a_time() -> None:
 
 
 def test_many_half_open_connections_leave_health_alone() -> None:
-    """A small twin of the slow-loris row of ``bench/gateway/hostile.py``."""
+    """A small twin of a row of ``bench/gateway/RESULTS.md``: connections that send slowly."""
     with serving({**LONG, "connections": 50, "connections_per_address": 40}) as gateway:
         half = [connected(gateway, f"127.0.0.{2 + n % 4}") for n in range(200)]
         for client in half:
@@ -322,8 +322,7 @@ def test_a_stream_to_http_1_0_has_no_chunks(version: str) -> None:
         response = HTTPResponse(client)
         response.begin()
         assert response.chunked == (version == "1.1")
-        assert response.read(9) == b"data: 1\n\n"
-        assert response.read() == b"data: [DONE]\n\n"
+        assert (response.read(9), response.read()) == (b"data: 1\n\n", b"data: [DONE]\n\n")
         assert response.will_close == (version == "1.0")
 
 
