@@ -238,8 +238,7 @@ def records(servers: Servers, factor: float) -> Iterator[Line]:
         told = forecast_of(server.plan, load, at_once).requests_per_second
         line = line_of("records", row.id, None, formula=told, measured=row.requests_per_second)
         try:
-            found = bench(server.url, load).requests_per_second
-            yield line._replace(clock=found)
+            yield line._replace(clock=bench(server.url, load).requests_per_second)
         except UnservedError as error:
             yield line._replace(held_up=1.0, what=f"{row.id}: {error.message}")
 

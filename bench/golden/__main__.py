@@ -108,8 +108,7 @@ def _folder(where: str) -> Iterator[Path]:
     git = ("git", "-C", str(ROOT), "worktree")
     with tempfile.TemporaryDirectory(prefix="golden-commit-") as name:
         checkout = Path(name) / "checkout"
-        words = [*git, "add", "--quiet", "--detach", str(checkout), where]
-        subprocess.run(words, check=True)
+        subprocess.run([*git, "add", "--quiet", "--detach", str(checkout), where], check=True)
         try:
             yield checkout
         finally:

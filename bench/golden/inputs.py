@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from bench.golden.machines import MACHINES, MIB
+from tests.support.checkpoints import write_safetensors
 
 HERE = Path(__file__).parent
 #: Made by turbofit itself: each is the JSON that a command prints.
@@ -28,9 +28,7 @@ _PLANS = {
     "--margin 1GiB --dtype float16 --quant-policy 8 --engine turbomind",
     "one-card.json": "plan qwen2-vl-7b --on 1xrtx3090",
 }
-_BITS = {"BF16": 16, "F16": 16, "I32": 32}
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
-_Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def write_inputs(folder: Path, run: Callable[[Sequence[str]], str]) -> None:
@@ -59,8 +57,7 @@ def _made_of_plans(folder: Path, plans: dict[str, Any]) -> None:
     one = plans["one-card.json"]
     _write(folder / "rehearsed.json", _rehearsed(one, dies=False))
     _write(folder / "died.json", _rehearsed(one, dies=True))
-    contradictory = {**one, "engines": one["engines"] * 2}
-    _write(folder / "contradictory.json", contradictory)
+    _write(folder / "contradictory.json", {**one, "engines": one["engines"] * 2})
     _runs(folder, plans["four-engines.json"])
 
 
@@ -85,12 +82,12 @@ def _checkpoint(folder: Path, files: dict[str, Any]) -> None:
         return
     tensors = dict(_llama(awq=kind == "awq"))
     if kind != "sharded":
-        _safetensors(folder / "model.safetensors", tensors)
+        write_safetensors(folder / "model.safetensors", tensors)
         return
     names = list(tensors)
     shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
     for file, part in shards.items():
-        _safetensors(folder / file, {name: tensors[name] for name in part})
+        write_safetensors(folder / file, {name: tensors[name] for name in part})
     index = {name: file for file, part in shards.items() for name in part}
     _write(folder / "model.safetensors.index.json", {"weight_map": index})
 
@@ -119,20 +116,6 @@ def _llama(*, awq: bool) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
                 yield f"{prefix}.{name}.scales", ("F16", (inner // 128, out))
             else:
                 yield f"{prefix}.{name}.weight", (dtype, (out, inner))
-
-
-def _safetensors(path: Path, tensors: _Tensors) -> None:
-    """Write a safetensors file with a real header and a hole for its data."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (dtype, shape) in tensors.items():
-        size = math.prod(shape) * _BITS[dtype] // 8
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    data = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(data).to_bytes(8, "little") + data)
-        file.truncate(8 + len(data) + end)
 
 
 def _damaged(folder: Path, files: dict[str, Any]) -> None:

@@ -153,8 +153,7 @@ def options() -> Iterator[str]:
             for turn in range(max(_ROUNDS, len(values))):
                 chance = random.Random(f"option {number} {option} {turn}")
                 model, engine = _model(chance, space, option)
-                words = {option: values[turn % len(values)]}
-                yield _line(chance, model, engine, words)
+                yield _line(chance, model, engine, {option: values[turn % len(values)]})
 
 
 def _line(chance: random.Random, model: str, engine: str, words: _Words) -> str:

@@ -60,8 +60,7 @@ def sums(trial: Trial) -> Iterator[tuple[str, int, int]]:
     ratio = trial.plan.engines[0].settings.cache_max_entry_count
     for seen in trial.document.seen[:1]:
         if seen.free is not None and seen.region is not None:
-            what = f"kv_cache: {ratio:.3f} of what was free"
-            yield what, int(ratio * seen.free), seen.region
+            yield f"kv_cache: {ratio:.3f} of what was free", int(ratio * seen.free), seen.region
 
 
 def cases(trial: Trial) -> Iterator[tuple[str, int, int]]:

@@ -267,8 +267,7 @@ def formula(model: str, tp: int, cache: dict[str, Any], drafts: int = 0) -> int:
     ``drafts`` are the bytes of a draft's block, which the first rank has.
     """
     text = resolve_model(model).text
-    heads = max(1, text.kv_heads // tp)
-    rows = cache["block_size"] * heads
+    rows = cache["block_size"] * max(1, text.kv_heads // tp)
     # Latents have no values beside them.
     kinds = _BITS[cache["quant_policy"]][: 1 if text.cached_latent else 2]
     sizes = [rows * text.head_dim * bits // 8 for bits in kinds]

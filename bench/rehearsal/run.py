@@ -226,8 +226,7 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
 def pool_checks(row: Row, plan: Plan, seen: dict[str, Any], driven: list[Driven]) -> list[Check]:
     """Compare the executor's pool: in the warm-up, in each case, and with the plan's bound."""
     constants = load_constants(plan.backend.version)
-    gpu = plan.machine.gpus[plan.groups[0][0]]
-    fuses = capability_of(gpu, unknown=FUSES_NOTHING)
+    fuses = capability_of(plan.machine.gpus[plan.groups[0][0]], unknown=FUSES_NOTHING)
     pool = PoolModel(plan.model, plan.engines[0].settings, constants, fuses)
     tokens = warmup_tokens(plan.engines[0].settings, constants)
     first = seen["gpus"][0]["pools"]["executor"]["live_peak"]

@@ -88,8 +88,7 @@ def connections_break(day: Day) -> None:
 @fault
 def next_start_dies(day: Day) -> None:
     phase = day.rng.choice(("starting", "weights", "cache", "warm-up"))
-    how = day.rng.choice(("kill", "cuda", "python", "host"))
-    _kill(day, StartFault(dies=phase, how=how))
+    _kill(day, StartFault(dies=phase, how=day.rng.choice(("kill", "cuda", "python", "host"))))
 
 
 @fault

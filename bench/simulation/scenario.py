@@ -95,7 +95,7 @@ class Turbofit:
         try:
             self._stop._caught(number, None)
         except StoppedError as exc:
-            world.scheduler.throw(self._main, process, exc)
+            world.scheduler.resume(self._main, process, exc)
         finally:
             world.scheduler.process = before
         world.stir(process)

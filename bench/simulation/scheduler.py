@@ -121,23 +121,21 @@ class Scheduler:
         self.after(0.0, lambda: self.resume(made, owner))
         return made
 
-    def resume(self, thread: greenlet, process: Process) -> None:
-        """Let a thread run until it waits again. Only the hub may call this."""
-        if not process.alive or thread.dead:
-            return
-        before, self.process = self.process, process
-        try:
-            thread.switch()
-        finally:
-            self.process = before
+    def resume(
+        self, thread: greenlet, process: Process, error: BaseException | None = None
+    ) -> None:
+        """Let a thread run until it waits again. Only the hub may call this without an error.
 
-    def throw(self, thread: greenlet, process: Process, error: BaseException) -> None:
-        """Raise an error in a waiting thread, as a signal handler does."""
+        ``error`` is raised in the thread first, as a signal handler does.
+        """
         if not process.alive or thread.dead:
             return
         before, self.process = self.process, process
         try:
-            thread.throw(error)
+            if error is None:
+                thread.switch()
+            else:
+                thread.throw(error)
         finally:
             self.process = before
 

@@ -141,8 +141,7 @@ def _turbo_quant(row: Row, model: Model) -> float:
 def _kv_tokens(memory_row: MemoryRow, row: Row, model: Model, machine: Machine) -> int:
     """Return the tokens of the cache, by the engine's account or as vLLM divides a card."""
     if row.of_lmdeploy:
-        tokens = memory_forecast(memory_row).tokens
-        return int(tokens / _turbo_quant(row, model))
+        return int(memory_forecast(memory_row).tokens / _turbo_quant(row, model))
     work = _work(row, model)
     room = known(machine.gpus[0].total, 0) * _SHARE - _BESIDE - work.weights - work.experts
     return max(0, int(room / work.kv_bytes))
