@@ -53,10 +53,12 @@ def llama_of(transformers, rng):
         "vision_output_dim": wide,
     }  # fmt: skip
     config = transformers.Llama4Config(
-        text_config=text, vision_config=vision, tie_word_embeddings=False
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=False,
+        architectures=["Llama4ForConditionalGeneration"],
     )
     config.text_config.tie_word_embeddings = False
-    config.architectures = ["Llama4ForConditionalGeneration"]
     return config
 
 
@@ -73,11 +75,12 @@ def qwen_vl_of(transformers, rng, family):
     else:
         vision |= {"hidden_size": hidden, "out_hidden_size": text["hidden_size"]}
         vision |= {"intermediate_size": rng.randrange(5, 99)}
-    config = getattr(transformers, f"{family}Config")(
-        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
+    return getattr(transformers, f"{family}Config")(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=rng.random() < 0.5,
+        architectures=[f"{family}ForConditionalGeneration"],
     )
-    config.architectures = [f"{family}ForConditionalGeneration"]
-    return config
 
 
 def internvl_of(transformers, rng):
@@ -90,12 +93,10 @@ def internvl_of(transformers, rng):
         "image_size": [side, side], "patch_size": [14, 14], "attention_bias": rng.random() < 0.5,
         "use_qk_norm": rng.random() < 0.5, "norm_type": rng.choice(["layer_norm", "rms_norm"]),
     }  # fmt: skip
-    config = transformers.InternVLConfig(
+    return transformers.InternVLConfig(
         text_config=text, vision_config=vision, image_seq_length=(side // 28) ** 2,
-        tie_word_embeddings=False,
+        tie_word_embeddings=False, architectures=["InternVLForConditionalGeneration"],
     )  # fmt: skip
-    config.architectures = ["InternVLForConditionalGeneration"]
-    return config
 
 
 FAMILIES = {
@@ -231,8 +232,7 @@ def test_a_page_has_the_tokens_that_lmdeploy_makes(transformers):
     made.img_projection = torch.nn.Linear(4096, 1)
     for rows, columns in ((1, 1), (2, 3), (6, 1), (1, 5)):
         features = torch.zeros(1, 7, 576, 1024)
-        sizes = [(336 * rows, 336 * columns)]
-        found = made.hd_feature_transform(features, sizes).shape[0]
+        found = made.hd_feature_transform(features, [(336 * rows, 336 * columns)]).shape[0]
         assert pages(rows * columns).tokens(336 * columns, 336 * rows) == found
 
 

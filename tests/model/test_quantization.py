@@ -92,8 +92,7 @@ def test_gptq_says_in_dynamic_what_it_leaves() -> None:
     plain = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
     rules = {"lm_head": {}, "-:.*attn.*": {}, "-:.*visual.*": {}}
     config = LLAMA | {"quantization_config": plain | {"dynamic": rules}}
-    found = read(config=config).quantization
-    assert found.unconverted == ("re:.*attn.*", "re:.*visual.*")
+    assert read(config=config).quantization.unconverted == ("re:.*attn.*", "re:.*visual.*")
     rules = {"+:.*down.*": {"bits": 8}}
     with pytest.raises(UsageError, match="several ways of packing"):
         read(config=LLAMA | {"quantization_config": plain | {"dynamic": rules}})
@@ -164,19 +163,6 @@ def test_what_no_engine_runs_or_has_no_account_is_refused_by_its_name(quantizati
 
 
 @pytest.mark.parametrize(
-    "quantization",
-    [
-        packed("channel", 128), packed("group", None), packed("group", -1), packed("group", 0),
-        packed("tensor", 32), packed("group", {"a": 1}), packed("group", True),
-    ],
-)  # fmt: skip
-def test_a_file_that_contradicts_itself_is_damaged(quantization):
-    with pytest.raises(UsageError, match="group_size") as told:
-        read(config=LLAMA | {"quantization_config": quantization})
-    assert "check the checkpoint's files" in told.value.hint
-
-
-@pytest.mark.parametrize(
     ("quantization", "said", "hint"),
     [
         (AWQ | {"version": None}, "instead of 'gemm'", '"version": "gemm"'),
@@ -186,9 +172,13 @@ def test_a_file_that_contradicts_itself_is_damaged(quantization):
           "config_groups": {"group_0": {
               "weights": {"num_bits": 4, "type": "int", "group_size": 128}}}},
          "config_groups without a format", '"format": "pack-quantized"'),
+        # Files that contradict themselves.
+        *((packed(*one), "group_size", "check the checkpoint's files") for one in (
+            ("channel", 128), ("group", None), ("group", -1), ("group", 0), ("tensor", 32),
+            ("group", {"a": 1}), ("group", True))),
     ],
 )  # fmt: skip
-def test_what_a_key_in_the_config_mends(quantization, said, hint):
+def test_the_hint_names_the_key_that_mends_a_config_or_its_damage(quantization, said, hint):
     with pytest.raises(UsageError, match=said) as told:
         read(config=LLAMA | {"quantization_config": quantization})
     assert hint in told.value.hint

@@ -23,10 +23,6 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def tell_open(urls: list[str]) -> None:
-    say("READY " + " ".join(urls))
-
-
 plan_file, folder, port, check, timing, *runner = sys.argv[1:]
 plan = Plan.from_json(Path(plan_file).read_bytes())
 launches = [
@@ -40,7 +36,7 @@ supervision = Supervision(
 server = Supervisor(plan, launches, Path(folder), supervision)
 try:
     with StopSignal() as stop:
-        ended = server.run(stop, tell_open)
+        ended = server.run(stop, lambda urls: say("READY " + " ".join(urls)))
 except (EndedError, TurbofitError) as exc:
     error = exc.end.error if isinstance(exc, EndedError) else exc
     say(f"error: {error.message} | {error.hint}")

@@ -101,8 +101,7 @@ class Serving:
         self.child = self.again()
         self.child.wait_for("fits:")
         until(self.status, "the first actors")
-        front = ("gateway", "--port", str(self.port), "--api-key", KEY, "--access-log", "none")
-        self.run(*front)
+        self.run("gateway", "--port", str(self.port), "--api-key", KEY, "--access-log", "none")
 
     def run(self, *words: str) -> Child:
         argv = [sys.executable, "-m", "turbofit", *words, "--cluster", self.cloud.address]
@@ -167,8 +166,7 @@ class Serving:
 
     def processes(self) -> list[int]:
         """The processes of all nodes' servers."""
-        nodes = str(self.state / "turbofit" / "nodes").encode()
-        return found(nodes, lambda _: True)
+        return found(str(self.state / "turbofit" / "nodes").encode(), lambda _: True)
 
     def end(self) -> int:
         self.child.process.send_signal(signal.SIGTERM)

@@ -52,8 +52,7 @@ class _Exchange(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         while line := self.rfile.readline():
             method, path, _ = line.decode().split()
-            headers = parse_headers(self.rfile)
-            body = self.rfile.read(int(headers.get("content-length", 0)))
+            body = self.rfile.read(int(parse_headers(self.rfile).get("content-length", 0)))
             document = json.loads(body) if body else {}
             if method == "GET" or document.get("max_tokens") == 1:
                 self._whole({"data": [{"id": "m"}], "choices": [{}]})

@@ -113,11 +113,13 @@ def llava_of(transformers, rng, family="Llava", tower="clip"):
     keys = {"image_grid_pinpoints": [[side, side], [side, 2 * side]]} if family != "Llava" else {}
     if tower == "siglip":
         keys["vision_feature_select_strategy"] = "full"
-    config = getattr(transformers, f"{family}Config")(
-        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.3, **keys
+    return getattr(transformers, f"{family}Config")(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=rng.random() < 0.3,
+        architectures=[f"{family}ForConditionalGeneration"],
+        **keys,
     )
-    config.architectures = [f"{family}ForConditionalGeneration"]
-    return config
 
 
 def written(transformers, config, folder):
@@ -141,12 +143,10 @@ def written(transformers, config, folder):
 def gemma_of(transformers, rng):
     text = text_config(rng) | {"head_dim": 8}
     vision = vision_of(rng, "siglip_vision_model") | {"image_size": 28, "patch_size": 7}
-    config = transformers.Gemma3Config(
+    return transformers.Gemma3Config(
         text_config=text, vision_config=vision, mm_tokens_per_image=rng.choice([1, 4, 16]),
-        tie_word_embeddings=rng.random() < 0.5,
+        tie_word_embeddings=rng.random() < 0.5, architectures=["Gemma3ForConditionalGeneration"],
     )  # fmt: skip
-    config.architectures = ["Gemma3ForConditionalGeneration"]
-    return config
 
 
 def idefics_of(transformers, rng, kind="Idefics3"):
@@ -161,9 +161,9 @@ def idefics_of(transformers, rng, kind="Idefics3"):
     config = getattr(transformers, f"{kind}Config")(
         text_config=text, vision_config=vision, scale_factor=merge,
         tie_word_embeddings=rng.random() < 0.5, pad_token_id=0,
+        architectures=[f"{kind}ForConditionalGeneration"],
     )  # fmt: skip
     config.text_config.tie_word_embeddings = rng.random() < 0.5
-    config.architectures = [f"{kind}ForConditionalGeneration"]
     return config
 
 
@@ -185,9 +185,9 @@ def mllama_of(transformers, rng):
         "pad_token_id": 0,
         "cross_attention_layers": sorted(rng.sample(range(5), 2)),
     }
-    config = transformers.MllamaConfig(text_config=text, vision_config=vision)
-    config.architectures = ["MllamaForConditionalGeneration"]
-    return config
+    return transformers.MllamaConfig(
+        text_config=text, vision_config=vision, architectures=["MllamaForConditionalGeneration"]
+    )
 
 
 def qwen3_of(transformers, rng, family="Qwen3VL"):
@@ -196,11 +196,12 @@ def qwen3_of(transformers, rng, family="Qwen3VL"):
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
         text |= {"decoder_sparse_step": 1, "tie_word_embeddings": False}
     vision = qwen3_tower(rng, text)
-    config = getattr(transformers, f"{family}Config")(
-        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
+    return getattr(transformers, f"{family}Config")(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=rng.random() < 0.5,
+        architectures=[f"{family}ForConditionalGeneration"],
     )
-    config.architectures = [f"{family}ForConditionalGeneration"]
-    return config
 
 
 def glm_of(transformers, rng):
@@ -211,11 +212,12 @@ def glm_of(transformers, rng):
         "intermediate_size": rng.randrange(5, 60), "out_hidden_size": text["hidden_size"],
         "patch_size": 14, "image_size": 28, "attention_bias": rng.random() < 0.5,
     }  # fmt: skip
-    config = transformers.Glm4vConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
+    return transformers.Glm4vConfig(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=rng.random() < 0.5,
+        architectures=["Glm4vForConditionalGeneration"],
     )
-    config.architectures = ["Glm4vForConditionalGeneration"]
-    return config
 
 
 def qwen3_5_of(transformers, rng, family="Qwen3_5"):
@@ -225,11 +227,12 @@ def qwen3_5_of(transformers, rng, family="Qwen3_5"):
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
         text |= {"shared_expert_intermediate_size": 9}
     vision = qwen3_tower(rng, text, features=False)
-    config = getattr(transformers, f"{family}Config")(
-        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
+    return getattr(transformers, f"{family}Config")(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=rng.random() < 0.5,
+        architectures=[f"{family}ForConditionalGeneration"],
     )
-    config.architectures = [f"{family}ForConditionalGeneration"]
-    return config
 
 
 def front_end(folder, **options):

@@ -140,6 +140,12 @@ class World:
         ticks(made)
         return made
 
+    def serving(self, *specs: str) -> Controller:
+        """The controller of nodes with these machines, numbered from 1."""
+        for number, spec in enumerate(specs, 1):
+            self.add(number, spec)
+        return self.controller()
+
     @property
     def states(self) -> dict[str, str]:
         return {one.planned.name: one.status.state for one in self.named.values()}
@@ -163,9 +169,7 @@ def ticks(made: Controller, count: int = 3) -> None:
 
 
 def test_nodes_serve_and_one_that_does_not_keep_the_promise_says_why(world: World) -> None:
-    world.add(1, "2xrtx3090")
-    world.add(2, "1xt4:free=1GiB")
-    world.controller()
+    world.serving("2xrtx3090", "1xt4:free=1GiB")
     assert world.states == {"host-1": "serving", "host-2": "unfit"}
     assert "runs out of memory" in world.actor("host-2").status.why_not
     started = [line for line in world.log if line.startswith("start")]
@@ -178,8 +182,7 @@ def test_nodes_serve_and_one_that_does_not_keep_the_promise_says_why(world: Worl
 def test_a_node_that_joins_serves_under_the_promise_and_one_that_leaves_is_forgotten(
     world: World,
 ) -> None:
-    world.add(1, "1xl4")
-    made = world.controller()
+    made = world.serving("1xl4")
     promise = made.plan
     late = world.add(2, "2xrtx3090")
     world.log.clear()
@@ -216,8 +219,7 @@ def test_an_unfit_node_is_tried_again_after_a_while(world: World) -> None:
 
 
 def test_a_node_whose_actor_has_gone_joins_again(world: World) -> None:
-    world.add(1, "1xl4")
-    made = world.controller()
+    made = world.serving("1xl4")
     world.named.clear()
     world.now += 15
     ticks(made)
@@ -226,8 +228,7 @@ def test_a_node_whose_actor_has_gone_joins_again(world: World) -> None:
 
 def test_a_silent_actor_is_left_alone(world: World) -> None:
     """It starts again, or waits for GPUs."""
-    world.add(1, "1xl4")
-    made = world.controller()
+    made = world.serving("1xl4")
     world.actor("host-1").keep = Method(TimeoutError)
     world.log.clear()
     world.now += 100
@@ -237,9 +238,7 @@ def test_a_silent_actor_is_left_alone(world: World) -> None:
 
 @pytest.mark.parametrize("by_ray", [False, True])
 def test_a_drained_node_gives_its_gpus_back_and_stays_empty(world: World, by_ray: bool) -> None:
-    world.add(1, "1xl4")
-    world.add(2, "1xl4")
-    made = world.controller()
+    made = world.serving("1xl4", "1xl4")
     world.log.clear()
     if by_ray:
         world.alive["0002"] = replace(world.alive["0002"], leaving=True)
@@ -256,9 +255,7 @@ def test_a_drained_node_gives_its_gpus_back_and_stays_empty(world: World, by_ray
 
 def test_a_controller_takes_over_what_a_killed_one_left(world: World) -> None:
     """Of the same request; a node that joined, and one that is drained, stay as they are."""
-    world.add(1, "1xl4")
-    world.add(2, "1xl4")
-    first = world.controller()
+    first = world.serving("1xl4", "1xl4")
     world.add(3, "2xrtx3090")  # alone it would promise more
     ticks(first)
     world.actor("host-2").end.remote()
@@ -267,8 +264,7 @@ def test_a_controller_takes_over_what_a_killed_one_left(world: World) -> None:
     world.log.clear()
     world.said.clear()
     made = world.controller()
-    assert world.log == []
-    assert world.named == before
+    assert (world.log, world.named) == ([], before)
     assert world.states == {"host-1": "serving", "host-2": "drained", "host-3": "serving"}
     assert world.said[0] == "taken over from an earlier controller, with its promise: 2 nodes"
     assert first.plan is not None
@@ -286,9 +282,7 @@ def test_a_controller_takes_over_what_a_killed_one_left(world: World) -> None:
 def test_what_another_request_left_is_ended_before_the_plan(
     world: World, other: dict[str, Any]
 ) -> None:
-    world.add(1, "1xl4")
-    world.add(2, "1xt4:free=1GiB")  # it serves nothing, and its actor says so
-    world.controller()
+    world.serving("1xl4", "1xt4:free=1GiB")  # it serves nothing, and its actor says so
     world.log.clear()
     world.controller(**other)
     assert world.log[:4] == ["end host-1", "end host-2", "kill host-1", "kill host-2"]
@@ -315,9 +309,7 @@ def test_gpus_that_ray_frees_late_are_waited_for(
 
 
 def test_what_does_not_answer_a_new_controller_is_ended(world: World) -> None:
-    world.add(1, "1xl4")
-    world.add(2, "1xl4")
-    world.controller()
+    world.serving("1xl4", "1xl4")
     world.actor("host-2").taken_over = Method(lambda _: TimeoutError())
     world.log.clear()
     made = world.controller()
@@ -326,17 +318,14 @@ def test_what_does_not_answer_a_new_controller_is_ended(world: World) -> None:
 
 
 def test_actors_hear_of_their_controller_at_each_look(world: World) -> None:
-    world.add(1, "1xl4")
-    made = world.controller()
+    made = world.serving("1xl4")
     world.now += 100
     ticks(made, 1)
     assert world.kept == {"host-1": world.now}
 
 
 def test_the_end_waits_for_servers_and_kills_all_actors(world: World) -> None:
-    world.add(1, "1xl4")
-    world.add(2, "1xt4:free=1GiB")
-    made = world.controller()
+    made = world.serving("1xl4", "1xt4:free=1GiB")
     actor, waits = world.actor("host-1"), [5]
 
     def tell() -> NodeStatus:
@@ -346,13 +335,11 @@ def test_the_end_waits_for_servers_and_kills_all_actors(world: World) -> None:
     actor.tell = actor.keep = Method(tell)
     world.log.clear()
     made.end()
-    assert waits == [0]
-    assert world.log == ["end host-1", "end host-2", "kill host-1", "kill host-2"]
+    assert (waits, world.log) == ([0], ["end host-1", "end host-2", "kill host-1", "kill host-2"])
 
 
 def test_an_urgent_end_still_lets_the_actors_pass_it_on(world: World) -> None:
-    world.add(1, "1xl4")
-    made = world.controller()
+    made = world.serving("1xl4")
     world.stop.urgent = True
     world.log.clear()
     made.end()
@@ -411,17 +398,14 @@ def test_it_opens_once_a_node_serves_and_leaves_nothing(world: World, serve: Any
 
 
 def test_it_takes_over_at_its_start_and_leaves_nothing(world: World, serve: Any) -> None:
-    world.add(1, "1xl4")
-    world.controller()
+    world.serving("1xl4")
     world.log.clear()
     assert serve() == signal.SIGTERM
-    assert world.log == ["front", "front drains", "end host-1", "kill host-1"]
-    assert world.named == {}
+    assert (world.log, world.named) == (["front", "front drains", "end host-1", "kill host-1"], {})
 
 
 def test_two_controllers_do_not_serve_the_same(world: World, serve: Any) -> None:
-    world.add(1, "1xl4")
-    world.controller()
+    world.serving("1xl4")
     world.held.add(RUN)
     world.log.clear()
     with pytest.raises(LaunchError, match="is served on this cluster already"):

@@ -89,25 +89,21 @@ def test_where_the_longest_request_takes_longer_by_forecast_it_has_longer(
     assert engine.until("hung") == 2200
 
 
-@pytest.mark.parametrize(("factor", "longest"), [(1.0, 300), (4.0, 1200), (0.0, 300)])
+@pytest.mark.parametrize(
+    ("factor", "works_until", "hangs_after"),
+    [
+        (1.0, 5000.0, 300), (4.0, 5000.0, 1200), (0.0, 5000.0, 300),
+        # A picture of 80 s, four times slower than life: its work is done, and nothing comes.
+        (4.0, 80.0, 80 + 45), (4.0, 320.0, 320 + 45),
+    ],
+)  # fmt: skip
 def test_a_pretend_gpu_that_works_by_its_clock_is_a_sign_of_life(
-    factor: float, longest: int, monkeypatch: pytest.MonkeyPatch
+    factor: float, works_until: float, hangs_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock: Any = SimpleNamespace(read=lambda: ClockReading(factor, until=5000.0))
+    clock: Any = SimpleNamespace(read=lambda: ClockReading(factor, until=works_until))
     engine = Engine(monkeypatch, pretend=True, clock=clock)
     engine.clients.owes = True
-    assert engine.until("hung") == longest
-
-
-@pytest.mark.parametrize("works_until", [80.0, 320.0])
-def test_it_hangs_once_its_work_is_done_and_nothing_comes(
-    works_until: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A picture of 80 s, four times slower than life."""
-    clock: Any = SimpleNamespace(read=lambda: ClockReading(4.0, until=works_until))
-    engine = Engine(monkeypatch, pretend=True, clock=clock)
-    engine.clients.owes = True
-    assert engine.until("hung") == works_until + 45
+    assert engine.until("hung") == hangs_after
 
 
 def test_a_token_to_anybody_and_the_end_of_work_begin_it_anew(engine: Engine) -> None:

@@ -171,9 +171,7 @@ class StandInInstance:
 def _units(item: dict[str, Any]) -> int:
     """Tiles or patches of one image, as the real preprocessor made them."""
     grid = item.get("image_grid_thw")
-    if grid is not None:
-        return int(grid.prod())
-    return int(item["pixel_values"].shape[0])
+    return int(item["pixel_values"].shape[0] if grid is None else grid.prod())
 
 
 def patch_lmdeploy(make: Any = StandInEngine) -> None:
