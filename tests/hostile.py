@@ -80,8 +80,7 @@ def _bent(draw: st.DrawFn, kept: list[bytes]) -> bytes:
             end = draw(st.integers(begin, min(len(data), begin + 40)))
             other = draw(st.sampled_from(kept))
             place = draw(st.integers(0, len(other)))
-            part = draw(_BYTES | st.just(other[place : place + 40]))
-            bent = data[:begin] + part + data[end:]
+            bent = data[:begin] + draw(_BYTES | st.just(other[place : place + 40])) + data[end:]
         data = bent
     return data
 

@@ -98,8 +98,7 @@ def test_a_plan_for_transformers_has_no_config_of_lmdeploy_and_is_not_corrected(
 def test_engine_config_is_lmdeploys_own():
     plan = turbofit.plan("internvl2-8b", on="4xrtx3090", tp=4)
     config = plan.engine_config()
-    assert type(config).__name__ == "TurbomindEngineConfig"
-    assert config.tp == 4
+    assert (type(config).__name__, config.tp) == ("TurbomindEngineConfig", 4)
     assert config.cache_max_entry_count == plan.engines[0].settings.cache_max_entry_count
     assert config.session_len == plan.engines[0].settings.session_len
 
@@ -119,8 +118,7 @@ def test_a_log_is_explained_as_the_command_explains_it(tmp_path: Path) -> None:
     text = "$ lmdeploy serve api_server internvl2-8b\n[Errno 98] address already in use\n"
     path = tmp_path / "serve.log"
     path.write_text(text)
-    found = turbofit.diagnose(path)
-    assert found == turbofit.diagnose(text) == diagnose([text.encode()])
+    assert turbofit.diagnose(path) == turbofit.diagnose(text) == diagnose([text.encode()])
     assert turbofit.diagnose(text, model="qwen2-vl-7b").read.model == "Qwen2-VL-7B-Instruct"
     with pytest.raises(UsageError, match="cannot be read"):
         turbofit.diagnose(tmp_path / "other.log")
@@ -140,8 +138,7 @@ def test_the_keywords_of_a_pipeline_are_lmdeploys() -> None:
     [turbofit.plan, turbofit.predict, turbofit.which, turbofit.rehearse, turbofit.pipeline],
 )
 def test_help_fits_a_screen(door) -> None:
-    text = pydoc.plain(pydoc.render_doc(door))
-    assert len(text.splitlines()) <= 40
+    assert len(pydoc.plain(pydoc.render_doc(door)).splitlines()) <= 40
     assert door is getattr(turbofit, door.__name__)
 
 

@@ -45,8 +45,7 @@ def test_a_workflow_pins_its_actions_and_calls_what_is_there(path: Path) -> None
         for module in re.findall(r"python -m (bench[\w.]*)", line):
             assert importlib.util.find_spec(module) is not None
     for job in workflow["jobs"].values():
-        called = job.get("uses", "./.github/workflows/check.yml")
-        assert (ROOT / called).exists()
+        assert (ROOT / job.get("uses", "./.github/workflows/check.yml")).exists()
 
 
 def test_every_python_that_the_metadata_names_is_checked_and_the_citation_is_read() -> None:
@@ -86,8 +85,7 @@ def test_readme_is_whole_on_an_index_page() -> None:
 
 def test_the_extras_are_those_of_the_wheel() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    whole = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    project = whole["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     named = extras["all"][0].removeprefix("turbofit[").removesuffix("]").split(",")
     assert set(named) == set(extras) - {"all", "gateway"}  # which comes with each

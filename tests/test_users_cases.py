@@ -58,8 +58,7 @@ def fits(said: Said, engine: str, cards: list[int]) -> Plan:
     plan = said.plan
     assert said.code == 0
     assert plan.fits
-    assert plan.backend.name == engine
-    assert said.cards == cards
+    assert (plan.backend.name, said.cards) == (engine, cards)
     for gpu in plan.ledgers:
         assert gpu.headroom >= gpu.margin >= 256 * MIB
         assert max(gpu.peak, gpu.load_peak) + gpu.headroom + gpu.reserved == gpu.total
@@ -94,10 +93,8 @@ def flag(plan: Plan, name: str) -> str:
 
 
 def test_1_internvl_with_the_tp_that_was_asked(typed) -> None:
-    said = typed("plan internvl2-8b --on 4xrtx3090 --tp 4")
-    plan = fits(said, "turbomind", [0, 1, 2, 3])
-    assert (plan.tp, plan.replicas) == (4, 1)
-    assert plan.engines[0].settings.dtype == "bfloat16"
+    plan = fits(typed("plan internvl2-8b --on 4xrtx3090 --tp 4"), "turbomind", [0, 1, 2, 3])
+    assert (plan.tp, plan.replicas, plan.engines[0].settings.dtype) == (4, 1, "bfloat16")
     assert "no peer access" in plan.verdict
     assert plan.promise.limits.max_dynamic_patch == 12
     assert flag(plan, "--tp") == "4"
@@ -210,15 +207,12 @@ def test_2_llava_with_its_lora_merged(typed, tmp_path, capsys) -> None:
     assert main(["merge", str(base), str(lora), str(out), "--vision-tower", str(tower)]) == 0
     assert f"turbofit plan {out}" in " ".join(capsys.readouterr().out.split())
     said = typed(f"plan {out} --on 4xrtx3090")
-    assert said.code == 0
-    assert said.plan.model.architecture == "LlavaForConditionalGeneration"
-    assert said.plan.backend.name == "pytorch"
-    assert said.plan.model.source.sizes == "file"
+    assert (said.code, said.plan.model.architecture) == (0, "LlavaForConditionalGeneration")
+    assert (said.plan.backend.name, said.plan.model.source.sizes) == ("pytorch", "file")
 
 
 def test_2_llava_on_four_cards_and_on_one(typed) -> None:
-    said = typed("plan llava-1.5-7b --on 4xrtx3090")
-    plan = fits(said, "pytorch", [0, 1, 2, 3])
+    plan = fits(typed("plan llava-1.5-7b --on 4xrtx3090"), "pytorch", [0, 1, 2, 3])
     assert plan.engines[0].settings.dtype == "float16"
     assert any("transformers<5" in text for text in plan.warnings)
     one = fits(typed("plan llava-1.5-7b --on 4xrtx3090 --gpus 0"), "pytorch", FIRST)
@@ -268,12 +262,10 @@ def test_4_what_lmdeploy_does_not_run(typed, model: str) -> None:
         assert one.engines[0].settings.max_batch_size == 1
         assert set((one.engines[0].device_map or {}).values()) == {0}
         assert any("serial and slower" in text for text in one.warnings)
-        idle = [text for text in one.warnings if text.startswith("not used")]
-        assert len(idle) == visible - 1
+        assert len([text for text in one.warnings if text.startswith("not used")]) == visible - 1
         assert one.engines[0].command.argv[0] == "turbofit-fallback"
     # Copies and a split are asked for by name.
-    split = typed(f"plan {model} --on 2xrtx4090 --tp 2")
-    plan = fits(split, "transformers", [0, 1])
+    plan = fits(typed(f"plan {model} --on 2xrtx4090 --tp 2"), "transformers", [0, 1])
     assert plan.replicas == 1
     assert set((plan.engines[0].device_map or {}).values()) == {0, 1}
     assert plan.engines[0].settings.session_len >= one.engines[0].settings.session_len

@@ -81,8 +81,7 @@ def test_what_needs_no_engine_runs_and_what_runs_engines_says_so(tmp_path: Path)
 def test_a_measured_machine_is_saved_and_planned_for(
     tmp_path: Path, nvml_machine: Callable[[Scenario | None], dict[str, str]]
 ) -> None:
-    env = nvml_machine(four_3090())
-    done = run(tmp_path, "machine", "--save", "box.json", **env)
+    done = run(tmp_path, "machine", "--save", "box.json", **nvml_machine(four_3090()))
     assert (done.returncode, done.stderr) == (0, "saved to box.json\n")
     assert "RTX 3090" in done.stdout
     plan = json.loads(said(tmp_path, "plan", "internvl2-8b", "--on", "box.json", "--json"))

@@ -88,16 +88,14 @@ def test_what_passes_is_waited_out(text, server) -> None:
 )
 def test_what_stays_is_the_items_failure(text, options, times, status, code, server) -> None:
     found = line(server.url, text, **options)
-    assert server.seen[text] == times
-    assert found.error["code"] == code
+    assert (server.seen[text], found.error["code"]) == (times, code)
     assert (found.response and found.response["status_code"]) == status
     assert not options or found.error["message"] == "3 times: no answer in time"
 
 
 def test_a_server_that_is_ours_is_not_given_up_and_lowered_requests_are_counted(server) -> None:
     text = ",".join(["reset"] * 12 + ["limited"])
-    one = item(request("a", text)["body"])
-    found, lowered = asked(server.url, one, patience=None)
+    found, lowered = asked(server.url, item(request("a", text)["body"]), patience=None)
     assert (found.error, lowered, server.seen[text]) == (None, 1, 13)
 
 
@@ -160,8 +158,7 @@ def test_model_and_answer_length_are_filled_in() -> None:
 def test_images_are_read_when_it_is_sent(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     row = item(body("a.png"))
-    sent = json.loads(sent_for(row, base=tmp_path))
-    assert urls(sent)[0].startswith("data:image/png")
+    assert urls(json.loads(sent_for(row, base=tmp_path)))[0].startswith("data:image/png")
     assert row.body == body("a.png"), "an entry stays small"
     for raw, words in (
         (body("none.png"), "is no file that is there"),

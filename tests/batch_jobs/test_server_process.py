@@ -87,8 +87,7 @@ def test_its_error_is_ours() -> None:
 
 
 def test_it_ends_with_us_however_we_end(opens) -> None:
-    package = str(Path(batch_job.__file__).parents[2])
-    command = [sys.executable, "-c", STARTS, package, opens]
+    command = [sys.executable, "-c", STARTS, str(Path(batch_job.__file__).parents[2]), opens]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         pid = int(child.stdout.readline())

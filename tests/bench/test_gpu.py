@@ -117,9 +117,8 @@ def test_files_are_checked_and_kept(
     assert main(["check", str(good)]) == 0
     assert main(["check", str(good), str(bad), str(none), str(tmp_path / "gone")]) == 1
     said = capsys.readouterr().out
-    assert f"{bad}: it says itself" in said
-    assert f"{none}: " in said
-    assert f"{tmp_path / 'gone'}: " in said
+    words = (f"{bad}: it says itself", f"{none}: ", f"{tmp_path / 'gone'}: ")
+    assert [text for text in words if text not in said] == []
     assert main(["fold", str(good), str(bad)]) == 1
     (file,) = (tmp_path / "observations").iterdir()
     assert file.name == "nvidia-h200-internvl2-8b-turbomind-2026-11-26.json"

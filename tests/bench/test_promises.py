@@ -30,8 +30,7 @@ def test_what_breaks_a_property_is_told() -> None:
     assert list(of_plan(plan)) == []
     bare = replace(plan, verdict="short by 1234567890")
     assert list(of_plan(bare)) == ["a number without a unit: short by 1234567890"]
-    stuck = replace(plan, fits=False, remedies=())
-    assert len(list(of_plan(stuck))) == 1
+    assert len(list(of_plan(replace(plan, fits=False, remedies=())))) == 1
     newer = replace(plan.machine.gpus[0], compute_capability=(10, 3))
     other = replace(plan, machine=replace(plan.machine, gpus=(newer,)))
     assert [text.partition(" for")[0] for text in of_plan(other)] == ["TurboMind has no code"]

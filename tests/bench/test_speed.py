@@ -120,8 +120,7 @@ def test_first_tokens_of_schedulers_that_are_gone_are_no_figure() -> None:
 def test_a_row_of_code_that_is_gone_is_shown_and_counts_in_no_kind() -> None:
     past = [one for one in read_rows() if one.past]
     assert {one.source for one in past} == {"InternLM/lmdeploy#3293"}
-    scores = [score(setup_of(one), rates()) for one in past]
-    assert not kinds([], [], scores)
+    assert not kinds([], [], [score(setup_of(one), rates()) for one in past])
     assert "qwen2-vl-2b-http" in (HERE / "RESULTS.md").read_text()
 
 

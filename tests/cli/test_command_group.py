@@ -103,10 +103,8 @@ def test_a_saved_plan_takes_nothing_beside_it_and_has_to_fit(tmp_path: Path, cap
     path = tmp_path / "plan.json"
     path.write_text(plausible_plan().to_json())
     base = ["serve", "--plan", str(path), "--dry-run"]
-    assert main(base) == 0
-    assert main([*base, "--tp", "2"]) == 2
-    assert main(["serve", "model", *base[1:]]) == 2
-    assert main([*base, "--quant-policy", "8"]) == 2
+    assert (main(base), main([*base, "--tp", "2"])) == (0, 2)
+    assert (main(["serve", "model", *base[1:]]), main([*base, "--quant-policy", "8"])) == (2, 2)
     assert "--plan and --quant-policy do not go together" in capsys.readouterr().err
     path.write_text(plausible_plan(fits=False).to_json())
     assert main(["serve", "--plan", str(path)]) == 3

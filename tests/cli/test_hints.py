@@ -33,8 +33,7 @@ UNFINISHED = re.compile(r"is missing|needs a value|needs a model")
 def sentences() -> Iterator[tuple[str, str]]:
     """Each text of the package that is no docstring, with where it stands."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        nodes = list(ast.walk(tree))
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         joined = [node for node in nodes if isinstance(node, ast.JoinedStr)]
         inside = {id(part) for node in joined for part in node.values}
         inside |= {id(node.value) for node in nodes if isinstance(node, ast.Expr)}

@@ -184,8 +184,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         f"{sys.executable} -m turbofit models | head -1",
         shell=True, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stdout == "Models\n"
-    assert done.stderr == ""
+    assert (done.stdout, done.stderr) == ("Models\n", "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

@@ -101,8 +101,7 @@ def test_every_command_knows_the_names_of_others(command: str, capsys: Out) -> N
     ],
 )  # fmt: skip
 def test_what_is_equal_is_taken_and_said(words, note: str, field: str, value, capsys) -> None:
-    base = ["internvl2-8b", "--on", "2xrtx3090"]
-    assert main(["plan", *base, "--json", *words.split()]) == 0
+    assert main(["plan", "internvl2-8b", "--on", "2xrtx3090", "--json", *words.split()]) == 0
     captured = capsys.readouterr()
     assert attrgetter(field)(Plan.from_json(captured.out)) == value
     assert note in captured.err
@@ -280,8 +279,7 @@ def test_where_no_gpu_is_others_describe_one(no_gpu: None, tmp_path: Path, capsy
     assert f"(--on is from {file})" in capsys.readouterr().err
     assert main(["serve", "-f", str(file), "--dry-run"]) == 0
     assert main(["plan", "internvl2-8b"]) == 4
-    told = capsys.readouterr()
-    assert "hint: describe a machine with --on SPEC" in told.err
+    assert "hint: describe a machine with --on SPEC" in capsys.readouterr().err
     main(["doctor"])
     text = capsys.readouterr().out
     # Without LMDeploy that is a second one.

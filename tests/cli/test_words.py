@@ -129,8 +129,7 @@ def test_what_else_stands_before_the_program_is_cut_off_and_said(monkeypatch) ->
     monkeypatch.setenv("MODELS", "/models")
     for before in ("nohup", "sshpass -p hunter2", "PATH=/x HF_D=$D", "cd /m &&"):
         found = typed(f"{before} CUDA_VISIBLE_DEVICES=1 {LINE}")
-        assert found.words == ["m", "--tp", "2"]
-        assert found.variables == {"CUDA_VISIBLE_DEVICES": "1"}
+        assert (found.words, found.variables) == (["m", "--tp", "2"], {"CUDA_VISIBLE_DEVICES": "1"})
         assert found.notes == ["left out: what else stands before lmdeploy serve api_server"]
     assert typed("lmdeploy serve api_server $MODELS/m").words == ["/models/m"]
     with pytest.raises(UsageError, match="No closing quotation"):

@@ -39,8 +39,7 @@ def test_what_is_no_plan_of_a_cluster_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("kind", TurbofitError.__subclasses__())
 def test_an_error_from_another_machine_is_the_same_here(kind: type[TurbofitError]) -> None:
-    error = kind("it\n did not", hint="do this")
-    again = error_from(error.to_dict()["error"])
+    again = error_from(kind("it\n did not", hint="do this").to_dict()["error"])
     assert type(again) is kind
     assert (again.message, again.hint) == ("it did not", "do this")
     bug = error_from({"message": "a bug in turbofit", "exit_code": 1})

@@ -22,8 +22,7 @@ def test_a_figure_is_told_within_a_factor_of_two(word, told) -> None:
 
 def test_the_errors_are_told_with_the_cards_that_had_them() -> None:
     errors = f"{KIND}: median error 4.0%, p90 10.0%, worst 1.2 times over 7 figures"
-    assert SURE.words == errors
-    assert replace(SURE, seen=False).words == f"{errors} of other cards"
+    assert (SURE.words, replace(SURE, seen=False).words) == (errors, f"{errors} of other cards")
     assert replace(SURE, p90=None).words == f"{KIND}: no figure is known"
     why = f"forecasts of {KIND} were up to 1.2 times off"
     assert SURE.why == why

@@ -97,8 +97,7 @@ def test_whoever_is_cut_off_is_told_in_the_form_of_its_api(
     drips = OpenClient(url, CHAT, chat(SIZED), sent=0.5, drips=True)
     deaf = OpenClient(url, CHAT, chat(stream=True, seed=1), reads=False)
     engine.began.acquire()
-    idle = OpenClient(url, "/v1/nowhere", {})
-    idle.wait_for(b"404")
+    OpenClient(url, "/v1/nowhere", {}).wait_for(b"404")
     host, _, port = url.rpartition("//")[2].partition(":")
     with socket.create_connection((host, int(port))) as headers:
         headers.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n")
@@ -118,8 +117,7 @@ def test_whoever_is_cut_off_is_told_in_the_form_of_its_api(
         status, sent, body = client.answer()
         assert (status, sent["retry-after"]) == (503, "10")
         assert b"the server is ending" in body
-    document = json.loads(whole["/v1/messages"].answer()[2])
-    assert document["error"]["type"] == "overloaded_error"
+    assert json.loads(whole["/v1/messages"].answer()[2])["error"]["type"] == "overloaded_error"
     assert lines[-1] == "ended: 19 open requests were cut off"
     records = [json.loads(line) for line in lines if line.startswith("{")]
     cut_off = [record["status"] for record in records if record["refused"] == "ending"]
@@ -131,8 +129,7 @@ def test_what_ends_while_it_drains_is_answered(served: tuple[Child, str]) -> Non
     body = chat(max_tokens=1, user="x" * 2000)
     upload = OpenClient(served[1], CHAT, body, sent=0.5, drips=True)
     lines = ended(served, signal.SIGTERM)
-    assert upload.answer()[0] == 200
-    assert lines[-1] == "ended: 0 open requests were cut off"
+    assert (upload.answer()[0], lines[-1]) == (200, "ended: 0 open requests were cut off")
 
 
 #: Their lines are more than a pipe and the queue of a log hold, of which a test makes small ones.

@@ -86,8 +86,7 @@ async def test_an_unknown_model_is_a_404_and_starts_nothing() -> None:
     assert error["message"] == "The model 'x' does not exist; there are org/a, a, a-2b"
     assert (await site.page(CHAT, raw=b"{")).status == 400
     anthropic = await site.page("/v1/messages", body={"model": "x", "messages": []})
-    assert anthropic.json["error"]["type"] == "not_found_error"
-    assert site.app.waiting == 0
+    assert (anthropic.json["error"]["type"], site.app.waiting) == ("not_found_error", 0)
 
 
 async def test_requests_wait_in_order_for_a_start() -> None:
@@ -115,8 +114,7 @@ async def test_a_client_that_leaves_waits_no_longer_and_stops_the_engine() -> No
     site, leave = Site(), asyncio.Event()
     reply = await site.waiting(leave=leave)
     leave.set()
-    assert (await reply).status == 0
-    assert site.app.waiting == 0
+    assert ((await reply).status, site.app.waiting) == (0, 0)
     site.ready(lambda *_: Answer(3600.0, b"{}"))
     leave.clear()
     reply = await site.waiting(leave=leave)

@@ -124,8 +124,7 @@ def test_chunks_arrive_as_they_are_sent(engine, served) -> None:
         for number in range(8):
             if number >= 3:
                 engine.permit()
-            assert response.readline() == b"data: {}\n"
-            assert response.readline() == b"\n"
+            assert (response.readline(), response.readline()) == (b"data: {}\n", b"\n")
         assert response.readline() == b"data: [DONE]\n"
 
 

@@ -118,8 +118,7 @@ def test_blocks_tell_the_degree_and_so_nobody_else_is_blamed() -> None:
 
 def test_only_the_cards_that_the_run_saw_are_counted() -> None:
     log = torch_log().replace("--tp 4", "--tp 1").replace("$ ", "$ CUDA_VISIBLE_DEVICES=0 ")
-    found = explain(f"{log}4x RTX 3090\n")
-    assert found.read.machine == "1xrtx3090"
+    assert explain(f"{log}4x RTX 3090\n").read.machine == "1xrtx3090"
 
 
 #: A death of which torch names what it asked and what was free, and not who held the card.
@@ -155,8 +154,7 @@ OCCUPIED = (
 
 @pytest.mark.parametrize("degree", [" --tp 4", ""])
 def test_cards_that_others_hold_are_freed_first_and_the_degree_is_kept(degree: str) -> None:
-    command = f"$ lmdeploy serve api_server OpenGVLab/InternVL2-8B{degree}\n"
-    found = explain(command + OCCUPIED)
+    found = explain(f"$ lmdeploy serve api_server OpenGVLab/InternVL2-8B{degree}\n" + OCCUPIED)
     assert found.first.startswith("free the cards first: `turbofit doctor`")
     assert any("the cards were not empty" in why for why in found.why)
     advice = some(found.would_work)

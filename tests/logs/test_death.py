@@ -31,8 +31,7 @@ def run_of(log: str) -> list[Struct]:
 def test_the_same_log_dies_of_the_same(name: str) -> None:
     """Of TurboMind's log without a refused piece, in the same words."""
     on, _, log = DEATHS[name]
-    engine = engine_named("turbomind", "0.18.0")
-    told = death(run_of(log), known=(engine, Settings()))
+    told = death(run_of(log), known=(engine_named("turbomind", "0.18.0"), Settings()))
     plan = plausible_plan()
     tracker = StartupTracker(plan, plan.engines[0], Path("engine.log"))
     for line in log.splitlines():
@@ -78,8 +77,7 @@ def test_every_state_is_begun_by_its_events_and_left_by_none_before() -> None:
     for stage, begins in STATES.items():
         for kind in begins:
             for before in order:
-                reached = after(before, made[kind])
-                assert reached == max(stage, before, key=order.index)
+                assert after(before, made[kind]) == max(stage, before, key=order.index)
 
 
 @pytest.mark.parametrize(

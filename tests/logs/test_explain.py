@@ -74,8 +74,7 @@ def test_an_unknown_error_is_quoted_with_what_to_send(text: str, line: int, sent
     found = explain(f"{text}\n")
     assert not found.known
     assert "the moon is full" in found.what
-    assert found.evidence[0].line == line
-    assert found.unknown == ("what caused it",)
+    assert (found.evidence[0].line, found.unknown) == (line, ("what caused it",))
     assert any(sent in line for line in found.send)
 
 
@@ -113,8 +112,7 @@ def test_cuda_ipc_without_peers() -> None:
     assert message(found) == "no_peer_access"
     assert any("--communicator nccl" in one for one in tried(found))
     assert some(found.would_work).settings["communicator"] == "nccl"
-    plain = explain("RuntimeError: CUDA error: invalid device ordinal\n")
-    assert plain.kind == "no_such_gpu"
+    assert explain("RuntimeError: CUDA error: invalid device ordinal\n").kind == "no_such_gpu"
 
 
 SMI = """
@@ -466,8 +464,7 @@ def test_the_phase_is_that_of_the_run_that_died(runs: list[tuple[str, ...]], pha
     """An engine that its supervisor started again was said to die where the first run had been."""
     text = "# 2x RTX 3090\n" + "".join(_run(*news) for news in runs)
     found = explain(text)
-    assert (found.kind, found.phase) == ("out_of_memory", phase)
-    assert found.read.machine == "2xrtx3090"
+    assert (found.kind, found.phase, found.read.machine) == ("out_of_memory", phase, "2xrtx3090")
     assert found.read.lines == text.count("\n")
 
 

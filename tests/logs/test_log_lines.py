@@ -136,8 +136,7 @@ def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> N
 def test_any_bytes_in_any_pieces_are_read(data: bytes, size: int) -> None:
     assume(data[:2] not in (b"\xff\xfe", b"\xfe\xff"))  # UTF-16's mark
     whole = list(log_lines([data]))
-    pieces = [data[at : at + size] for at in range(0, len(data), size)]
-    assert list(log_lines(pieces)) == whole
+    assert list(log_lines([data[at : at + size] for at in range(0, len(data), size)])) == whole
 
 
 @pytest.mark.parametrize(
@@ -199,8 +198,7 @@ def test_questions_about_a_line_s_form_name_no_figure() -> None:
     ]
     assert len(asked) == len(_ASKED)
     for pattern in (*asked, *subject._MODEL):
-        figures = re.sub(r"\{\d+(,\d*)?\}", "", pattern.pattern)
-        assert not re.search("[1-9]", figures), pattern
+        assert not re.search("[1-9]", re.sub(r"\{\d+(,\d*)?\}", "", pattern.pattern)), pattern
     words = [word for row in (*log_reader._TURBOMIND, *log_reader._OTHER) for word in row.words]
     assert not re.search("[1-9]", " ".join((*words, *families())))
 

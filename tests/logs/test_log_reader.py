@@ -123,8 +123,7 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
     ],
 )
 def test_lines(line: str, event: object) -> None:
-    assert read_line(line) == event
-    assert read_line(f"\x1b[38;2;255;000;000m{line}\x1b[0m\n") == event
+    assert (read_line(line), read_line(f"\x1b[38;2;255;000;000m{line}\x1b[0m\n")) == (event, event)
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,7 @@ def test_no_share_is_raised_and_the_next_one_stands_in_twenty_lines(
         assert told
         assert told[0] == (best or told[0])
         assert lives(model, on, release, told[0])
-        command = some(found.would_work).command
-        assert command.split()[-1] in head
+        assert some(found.would_work).command.split()[-1] in head
 
 
 def test_settings_that_fit_an_empty_card_are_said_to_and_the_card_is_looked_at_first() -> None:
@@ -112,8 +111,7 @@ def test_the_next_share_is_one_whose_cache_holds_the_warm_up() -> None:
 
 
 def test_where_no_lower_share_starts_the_forward_is_made_smaller() -> None:
-    found = explain(log_of("internvl3-8b", "1xrtx4090", "0.18.0", 0.05, serves=True))
-    first = found.first
+    first = explain(log_of("internvl3-8b", "1xrtx4090", "0.18.0", 0.05, serves=True)).first
     assert "(no lower --cache-max-entry-count starts)" in first
     told = re.match(r"--max-prefill-token-num (\d+) --cache-max-entry-count ([\d.]+) ", first)
     asked = {

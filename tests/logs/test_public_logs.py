@@ -45,8 +45,7 @@ def torch(asked: str, free: str = "8.88 MiB", **more: Any) -> str:
 
 
 def test_a_worker_s_own_line_goes_before_the_exit_that_follows() -> None:
-    found = explain(RANK + EXIT)
-    assert "rank[0] failed with error: the moon is full" in found.what
+    assert "rank[0] failed with error: the moon is full" in explain(RANK + EXIT).what
 
 
 def test_an_exit_is_not_the_cause_where_a_line_above_reports_an_error() -> None:
@@ -81,8 +80,7 @@ def test_an_answer_proves_that_the_server_served() -> None:
     assert found.phase == "serving"
     assert "after its cache was made" in found.what
     assert "--cache-max-entry-count 0.7" in found.first
-    answers = ANSWERED.splitlines(keepends=True)[:3]
-    assert explain("".join(answers)).kind == "healthy"
+    assert explain("".join(ANSWERED.splitlines(keepends=True)[:3])).kind == "healthy"
 
 
 @pytest.mark.parametrize("call", ["to", "cuda", "half"])
@@ -99,8 +97,7 @@ def test_to_move_a_module_is_to_load_it(call: str) -> None:
 def test_lines_of_peers_tell_the_degree() -> None:
     log = f"{PEERS}[TM][ERROR] {OUT}:246\n"
     assert explain(log).read.tp == 4
-    found = explain(log, model="internvl2-8b", on="4xrtx3090")
-    assert some(found.would_work).settings["tp"] == 4
+    assert some(explain(log, model="internvl2-8b", on="4xrtx3090").would_work).settings["tp"] == 4
     assert explain(log, model="internvl2-8b", on="1xrtx3090").would_work is not None
 
 

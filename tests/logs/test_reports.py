@@ -215,8 +215,7 @@ def test_a_run_that_saw_one_card_is_planned_for_one() -> None:
         "GPU 0,1,2,3: NVIDIA GeForce RTX 4080\n"
         "[TM][FATAL][1120.09:18:10.597172][allocator.cc:49] CUDA error: out of memory\n"
     )
-    found = explain(log)
-    assert found.read.machine == "1xrtx4080"
+    assert explain(log).read.machine == "1xrtx4080"
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,7 @@ def test_a_lost_gpu_is_a_warning_or_stops_where_it_is_needed(measured):
     scenario = four_3090()
     scenario.gpus[1].error = LOST
     machine = measured(scenario)
-    assert machine.visible == (0, 2, 3)
-    assert machine.gpu(1).total == NA
+    assert (machine.visible, machine.gpu(1).total) == ((0, 2, 3), NA)
     assert "GPU 1 cannot be read" in machine.warnings[0]
     assert measured(scenario, gpus="0,2").visible == (0, 2)
     assert measured(scenario, CUDA_VISIBLE_DEVICES="3").visible == (3,)
@@ -173,8 +172,7 @@ def test_mig_instances_are_numbered_after_whole_gpus_and_planned_by_themselves(m
 def test_a_card_that_is_not_of_that_name_takes_nothing_of_its_preset(measured, name, total, said):
     machine = measured(Scenario([gpu_3090(0, name=name, total=total * MIB, reserved=0)]))
     gpu = machine.gpus[0]
-    assert (gpu.memory_bandwidth, gpu.dense_flops, gpu.l2) == (NA, NA, NA)
-    assert gpu.total == total * MIB
+    assert (gpu.memory_bandwidth, gpu.dense_flops, gpu.l2, gpu.total) == (NA, NA, NA, total * MIB)
     (text,) = [text for text in machine.warnings if text.startswith(name)]
     assert said in text
 
@@ -230,8 +228,7 @@ def test_process_names_without_nvml(read):
     gpu = read(gpu_3090(used=2 * GIB, compute=compute)).gpus[0]
     names = {holder.pid: holder.name for holder in gpu.holders}
     assert names[own] == Path("/proc/self/comm").read_text().strip()
-    assert names[4_194_305] == "process 4194305"
-    assert names[5] == "[31mx"
+    assert (names[4_194_305], names[5]) == ("process 4194305", "[31mx")
 
 
 def test_mig_instances_are_gpus_of_their_own(read):

@@ -44,8 +44,7 @@ def test_a_limit_is_of_its_card(environ: dict[str, str], limits: dict[int, int])
 
 
 def test_a_number_counts_visible_cards() -> None:
-    machine = replace(pod("3xrtx3090"), visible=(2, 0))
-    held = held_to_slices(machine, {f"{LIMIT}_0": "8g"})
+    held = held_to_slices(replace(pod("3xrtx3090"), visible=(2, 0)), {f"{LIMIT}_0": "8g"})
     assert [gpu.limit for gpu in held.gpus] == [UNSET, UNSET, 8 * GIB]
 
 
@@ -56,7 +55,6 @@ def test_nvml_that_says_the_slice_is_not_believed() -> None:
     assert held.gpus[0].ours == 12_000 * MIB
     assert "whole card of 23.6 GiB is by its name" in held.warnings[0]
     # Nobody knows how large a card without a preset is, and it is said.
-    unknown = told(pod("2xbox:total=30GiB:sm=8.6"))
-    held = held_to_slices(unknown, {LIMIT: "12000m"})
+    held = held_to_slices(told(pod("2xbox:total=30GiB:sm=8.6")), {LIMIT: "12000m"})
     assert held.gpus[0].total == 12_000 * MIB
     assert "--budget 12000MiB" in held.warnings[0]

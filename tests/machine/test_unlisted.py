@@ -105,8 +105,7 @@ def test_a_card_without_tensor_cores_is_slow_and_says_so(name: str):
     machine = parse_spec(f"{name}:total=5GiB")
     gpu, slow = machine.gpus[0], slow_card(name)
     assert slow is not None
-    assert gpu.dense_flops == slow.flops
-    assert gpu.compute_capability == (7, 5)
+    assert (gpu.dense_flops, gpu.compute_capability) == (slow.flops, (7, 5))
     assert "has no tensor cores" in machine.warnings[0]
     # The same card, measured.
     read = msgspec.structs.replace(gpu, name=name, dense_flops=NA)

@@ -90,8 +90,7 @@ def test_speeds_are_measured_before_the_engines_start_and_planned_with(
 
 
 def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> None:
-    file = ladder.learned_file(PLAN, "0.18.0", pretend=False)
-    file.write(Learned(changes={"margin": 7}))
+    ladder.learned_file(PLAN, "0.18.0", pretend=False).write(Learned(changes={"margin": 7}))
     less = {"calibrations": [{"context": -5, "buffers": 3}], "kept": ["file"]}
     more = {"calibrations": [{"context": -5, "buffers": 9}], "kept": ["file"]}
     assert not calibrate.relieve(PLAN, less, "0.18.0", pretend=False)

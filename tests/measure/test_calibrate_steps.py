@@ -222,8 +222,7 @@ def test_another_model_on_the_slower_card_is_forecast_by_its_rates(
     steps = timed(engine, monkeypatch)
     machine = replace(of_other.machine, calibrations=(with_steps(of_other, steps),))
     before = turbofit.plan(model, on=of_other.machine, engine="turbomind").throughput
-    after = turbofit.plan(model, on=machine, engine="turbomind")
-    told = after.throughput
+    told = turbofit.plan(model, on=machine, engine="turbomind").throughput
     assert "as measured here on 2026-11-29 with" in told.basis
     assert "another model" in told.basis
     for name in ("requests_per_second", "seconds_to_first_token_alone"):

@@ -84,8 +84,7 @@ def test_every_step_is_driven_and_kept() -> None:
     assert not first.complete
     asked = drive(first, late, lambda: setattr(late.tracker, "budget", budget))
     questions = [question.name for question in asked]
-    assert questions[:2] == ["a small image", "a small text"]
-    assert questions[3:] == STEPS[3:]
+    assert (questions[:2], questions[3:]) == (["a small image", "a small text"], STEPS[3:])
     assert first.complete
     (seen,) = first.observations
     assert list(seen.cards[0].used) == STEPS

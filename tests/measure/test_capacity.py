@@ -61,8 +61,7 @@ def test_where_one_client_is_too_many_there_is_none() -> None:
 
 def test_more_than_the_host_prepares_is_not_kept() -> None:
     said: list[str] = []
-    found = searched(100, first=16, host_rate=2.0, say=said.append)
-    assert found.clients <= 20
+    assert searched(100, first=16, host_rate=2.0, say=said.append).clients <= 20
     assert any("the host prepares images for 2/s at most" in text for text in said)
     bounded = within_host(figures(1.0, 4.0), 2.0)
     assert (bounded.requests_per_second, bounded.output_tokens_per_second) == (2.0, 200.0)

@@ -74,8 +74,7 @@ def rates(
 
 def test_the_highest_forecast_that_keeps_the_slo_comes_first() -> None:
     few, some, many = choice(2, ttft=0.1), choice(4, ttft=0.2), choice(8, ttft=0.4)
-    assert rates(few, some, many) == [8, 4, 2]
-    assert rates(few, some, many, ttft=0.2) == [4, 2, 8]
+    assert (rates(few, some, many), rates(few, some, many, ttft=0.2)) == ([8, 4, 2], [4, 2, 8])
     # Where none keeps it, the one that misses it least.
     assert rates(few, some, many, ttft=0.01) == [2, 4, 8]
     # Times were twice the forecast, so that they are for the others, too.
@@ -87,8 +86,7 @@ def test_the_highest_forecast_that_keeps_the_slo_comes_first() -> None:
 
 def test_all_keep_the_promise_and_fit_and_the_usual_plan_is_first() -> None:
     found = choices(REQUEST, USUAL, LOAD, 32, (0, 8))
-    assert found[0].plan == USUAL
-    assert found[0].options == {}
+    assert (found[0].plan, found[0].options) == (USUAL, {})
     assert len(found) > 20
     assert {one.plan.engines[0].settings.quant_policy for one in found} == {0, 8}
     for one in found:
@@ -113,8 +111,7 @@ def test_what_is_given_is_not_changed_and_shapes_use_all_cards() -> None:
     assert len({one.max_prefill_token_num for one in settings}) > 1
     request = PlanRequest(model="internvl2-8b", on="2xrtx3090", engine="turbomind")
     found = choices(request, plan(request), LOAD, 16)
-    shapes = {(one.plan.tp, one.plan.replicas) for one in found}
-    assert shapes == {(1, 2), (2, 1)}
+    assert {(one.plan.tp, one.plan.replicas) for one in found} == {(1, 2), (2, 1)}
 
 
 def test_a_forecast_follows_the_load() -> None:

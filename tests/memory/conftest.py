@@ -120,6 +120,5 @@ def check_ledger(ledger: GpuLedger) -> None:
     assert ledger.steady == sum(t.bytes for t in body)
     assert worst == max(t.bytes for t in ledger.terms if t.phase == "transient")
     assert ledger.peak == ledger.steady - warmup + max(warmup, worst)
-    top = max(ledger.peak, ledger.load_peak)
-    assert ledger.headroom == ledger.total - ledger.reserved - top
+    assert ledger.headroom == ledger.total - ledger.reserved - max(ledger.peak, ledger.load_peak)
     assert ledger.fits == (ledger.headroom >= ledger.margin)

@@ -111,8 +111,7 @@ def launched(plan: Plan) -> Observation:
     gpu = plan.ledgers[0]
     used = {"steady": gpu.steady, "vision_forward": gpu.peak}
     cards = (CalibratedGpu(index=0, before=gpu.used, used=used),)
-    region = plan.engines[0].kv.region_bytes
-    return Observation(group=0, free=None, region=region, cards=cards)
+    return Observation(group=0, free=None, region=plan.engines[0].kv.region_bytes, cards=cards)
 
 
 def missing(version: str) -> int:
@@ -169,8 +168,7 @@ def _other_blocks(*given: Any) -> Any:
 
 def hanging(plan: Plan) -> object:
     """What `diagnose` says that a cache lacks."""
-    log = HANG.replace("VERSION", plan.backend.version)
-    return diagnose([log.encode()], on=ON).missing
+    return diagnose([HANG.replace("VERSION", plan.backend.version).encode()], on=ON).missing
 
 
 def waiting(plan: Plan) -> str:

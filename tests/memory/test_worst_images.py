@@ -59,8 +59,7 @@ def met_whole(met: Meeting, forward: int, text: Text) -> int:
 def test_side_by_side_the_largest_come_first() -> None:
     met = side_by_side(small_image, 99, 8192, Text(1))
     assert [image.units for image in met.images] == [13, 13, 6]
-    assert met.units == 32
-    assert side_by_side(small_image, 20, 8192, Text(1)).units == 20
+    assert (met.units, side_by_side(small_image, 20, 8192, Text(1)).units) == (32, 20)
     # Each needs its text.
     assert [i.units for i in side_by_side(small_image, 99, 8192, Text(1, around=8)).images] == [
         13, 13, 5
@@ -77,8 +76,7 @@ def test_at_the_edges_of_a_forward_two_images_are_cut(make, forward, room, slack
     met = over_edges(make, bound, room, forward, text)
     assert text.before + sum(image.tokens + 2 for image in met.images) <= room
     for wrong in {-slack, 0, slack}:
-        off = text._replace(before=text.before + wrong)
-        assert met_cut(met, forward, off) >= met.units
+        assert met_cut(met, forward, text._replace(before=text.before + wrong)) >= met.units
     # Images before the edge take room, too, where it is short.
     assert met.units >= bound - (2 if room == 32768 else 6)
     assert met_cut(met, forward) <= bound

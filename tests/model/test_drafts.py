@@ -79,8 +79,7 @@ def test_files(tmp_path: Path) -> None:
     third = write_draft(LLAMA, tmp_path / "eagle3", "eagle3", embeds=True)
     assert "is no eagle draft of" in refused(third, "eagle").message
     weights = third / "model.safetensors"
-    head = weights.read_bytes()[:8192]
-    weights.write_bytes(head)
+    weights.write_bytes(weights.read_bytes()[:8192])
     assert "holds 8192 bytes" in refused(third).message
     assert "neither a folder nor in the local hub cache" in refused(tmp_path / "none").message
     (third / "config.json").write_text("{")

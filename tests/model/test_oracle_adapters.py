@@ -102,8 +102,7 @@ def test_only_names_change(tmp_path: Path) -> None:
     assert before == after
     assert len(header) % PREFIX == 0
     config = json.loads((copy / "adapter_config.json").read_text())
-    assert config["target_modules"] == list(MODULES)
-    assert config["lora_alpha"] == 4
+    assert (config["target_modules"], config["lora_alpha"]) == (list(MODULES), 4)
 
 
 def test_a_copy_that_cannot_be_written(tmp_path: Path) -> None:

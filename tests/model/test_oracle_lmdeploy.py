@@ -112,8 +112,7 @@ def test_families_of_transformers_are_built_whole(transformers, engine_parameter
     if make is gemma_of:
         config.text_config.rope_parameters["full_attention"] |= _SCALING
     written(transformers, config, tmp_path / "m")
-    model = resolve_model(str(tmp_path / "m"))
-    assert engine_parameters(tmp_path / "m") == model.parameters
+    assert engine_parameters(tmp_path / "m") == resolve_model(str(tmp_path / "m")).parameters
 
 
 def test_glm_is_built_from_a_flat_config_alone(transformers, engine_parameters, tmp_path):
@@ -145,8 +144,7 @@ def test_phi3_inside_an_internvl_runs_there_alone(engine_parameters, tmp_path):
     config["llm_config"] |= {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
     config["llm_config"] |= {"pad_token_id": 0}
     path.write_text(json.dumps(config))
-    model = resolve_model(str(folder))
-    assert engine_parameters(folder) == model.parameters
+    assert engine_parameters(folder) == resolve_model(str(folder)).parameters
 
 
 @pytest.mark.parametrize(

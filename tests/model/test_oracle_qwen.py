@@ -143,10 +143,8 @@ def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
         limit = rng.choice([None, 200_704])
         asked = {"image": replace(rule, max_pixels=limit).request_knobs} if limit else None
         item = {"type": "image", "data": picture(*size), "max_pixels": 784, "min_pixels": 1}
-        message = {"role": "user", "content": [item]}
-        found = front.preprocess([message], "a<|image_pad|>b", asked)
-        tokens = found["input_ids"].count(front.image_token_id)
-        assert tokens == rule.tokens(*size, limit)
+        found = front.preprocess([{"role": "user", "content": [item]}], "a<|image_pad|>b", asked)
+        assert found["input_ids"].count(front.image_token_id) == rule.tokens(*size, limit)
 
 
 FAMILIES = ["Qwen3_5", "Qwen3_5Moe"]

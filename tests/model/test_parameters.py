@@ -169,8 +169,7 @@ def test_text_models_equal_transformers_on_meta(transformers, family, seed):
     if family in {"Qwen3Moe", "Qwen3Next"} and values["num_hidden_layers"] > 1:
         values["mlp_only_layers"] = [0]
     if family in OF_LATENTS:
-        change = rng.choice([{}, {"q_lora_rank": None}, {"attention_bias": True}])
-        values = {**SMALL, **change}
+        values = {**SMALL, **rng.choice([{}, {"q_lora_rank": None}, {"attention_bias": True}])}
     config = config_class(transformers, family)(**{**values, "pad_token_id": 0})
     config.architectures = [f"{family.replace('Phimoe', 'PhiMoE')}ForCausalLM"]
     model = read(config)

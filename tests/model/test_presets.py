@@ -71,8 +71,7 @@ def is_whole(preset_id: str) -> None:
     assert model.text.heads % model.text.kv_heads == 0
     if model.vision:
         assert model.vision.hidden % model.vision.heads == 0
-        worst = model.image_rule.worst_units()
-        assert worst in WORST[model.vision.kind]
+        assert model.image_rule.worst_units() in WORST[model.vision.kind]
     assert any(engine_problem(model, engine) is None for engine in ENGINES)
 
 

@@ -47,8 +47,7 @@ def test_what_is_kept_comes_back_on_such_a_machine_and_no_other() -> None:
     assert calibrations.read(ONE)["phases"] == [1]
     assert path == calibrations.path_of(ONE)
     assert not known(replace(HERE, driver="1"))
-    other = replace(HERE, gpus=(replace(HERE.gpus[0], name="NVIDIA L4"),))
-    assert not known(other)
+    assert not known(replace(HERE, gpus=(replace(HERE.gpus[0], name="NVIDIA L4"),)))
     newer = replace(ONE, when="2026-11-21T00:00:00+00:00", context=1)
     assert calibrations.keep(newer, {}) == path
     assert calibrations.recall(pretend=False) == (newer,)

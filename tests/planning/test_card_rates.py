@@ -125,8 +125,7 @@ def test_each_rate_is_of_the_model_that_determines_it_best() -> None:
     )
     wanted = turbofit.plan("internvl2-2b", on="1xrtx3090", engine="turbomind")
     group, plain = group_of(wanted, (first, second)), group_of(wanted)
-    assert group.card.bandwidth == 6e11
-    assert group.card.flops == plain.card.flops
+    assert (group.card.bandwidth, group.card.flops) == (6e11, plain.card.flops)
     assert group.tower_seconds(5) == pytest.approx(2 * plain.tower_seconds(5))
     assert group.steps.source == (
         "reading weights, vision of the cards as measured here on 2026-11-29 with InternVL2-8B"

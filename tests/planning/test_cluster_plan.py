@@ -64,8 +64,7 @@ def test_one_node_is_planned_as_the_machine_that_it_is(
     plan = api.plan_cluster(model, Cluster(source="", nodes=(one,)), **asked)  # type: ignore[arg-type]
     alone = api.plan(model, on=one.machine, **asked)  # type: ignore[arg-type]
     assert alone.fits
-    bare = changed(alone, command=None)
-    told = replace(bare, created="", limit_costs=(), serve=None)
+    told = replace(changed(alone, command=None), created="", limit_costs=(), serve=None)
     made = own(plan.nodes[0])
     assert replace(made, created="", warnings=alone.warnings) == told
     assert set(made.warnings) <= set(alone.warnings)

@@ -40,8 +40,7 @@ Out = pytest.CaptureFixture[str]
 
 
 def test_one_command_a_group_on_consecutive_ports() -> None:
-    plan = plausible_plan(gpus=4, tp=2)
-    first, second = commands(plan, port=9000)
+    first, second = commands(plausible_plan(gpus=4, tp=2), port=9000)
     assert first.argv[:4] == ("lmdeploy", "serve", "api_server", "OpenGVLab/InternVL2-8B")
     assert first.argv[-6:-2] == ("--server-name", "127.0.0.1", "--server-port", "9000")
     assert "9001" in second.argv
@@ -249,12 +248,10 @@ def test_a_folder_is_named_wherever_it_is_pasted(
 
 def test_a_revision_of_the_hub_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    plan = api.plan("OpenGVLab/InternVL2-2B", on="1xrtx3090", revision="v1")
-    request = request_of(plan)
+    request = request_of(api.plan("OpenGVLab/InternVL2-2B", on="1xrtx3090", revision="v1"))
     assert (request.model, request.revision) == ("OpenGVLab/InternVL2-2B", "v1")
     source = ModelSource(kind="hub_cache", where="cache", sizes="file", checkpoint="/hub/snap")
-    cached = model(source=source, revision="v2")
-    read = api.plan(cached, on="1xa100-80g")
+    read = api.plan(model(source=source, revision="v2"), on="1xa100-80g")
     assert (request_of(read).model, request_of(read).revision) == ("OpenGVLab/InternVL2-8B", "v2")
 
 
@@ -275,8 +272,7 @@ def test_lmdeploys_options_stay_behind_the_dashes(capsys: Out) -> None:
     words += ["--quant-policy", "8", "--model-name", "a b"]
     rest = ["--tool-call-parser", "internlm"]
     assert main([*words, "--json", "--", *rest]) == 0
-    plan = Plan.from_json(capsys.readouterr().out)
-    given = serve_options_of(plan.serve)
+    given = serve_options_of(Plan.from_json(capsys.readouterr().out).serve)
     assert given["rest"] == ["--tool-call-parser", "internlm"]
     assert given["model_name"] == "a b"  # an option of serve itself
     assert given["quant_policy"] == "8"

@@ -135,8 +135,7 @@ def test_an_older_account_that_is_little_too_high_says_that_it_is_at_the_edge() 
     assert "at the edge (this account is an upper end, by as much as 256 MiB): runs out" in (
         edge.verdict
     )
-    far = turbofit.predict("qwen2.5-7b", on="1xrtx3070", **asked)
-    assert "at the edge" not in far.verdict
+    assert "at the edge" not in turbofit.predict("qwen2.5-7b", on="1xrtx3070", **asked).verdict
 
 
 def test_free_memory_that_a_log_told_has_a_way_out_or_none() -> None:

@@ -24,8 +24,7 @@ def test_kept_images_are_counted_and_leave_as_much_as_they_may():
     assert large.image_cache == 4 * GIB
     left = small.available - small.pinned - (small.pageable - small.image_cache)
     assert small.image_cache == left // 8 < 4 * GIB
-    two = host(on="2xrtx3090,ram=20GiB", replicas=2)
-    assert 0 < two.image_cache < small.image_cache
+    assert 0 < host(on="2xrtx3090,ram=20GiB", replicas=2).image_cache < small.image_cache
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,7 @@ def test_smaller_images_leave_more(model: str, on: str, limits: list[int]) -> No
     plan = turbofit.plan(model, on=on)
     costs = plan.limit_costs
     assert [cost.limit for cost in costs] == limits
-    assert costs[0].limit == plan.promise.limits.image_limit
-    assert costs[0].kv_tokens == plan.kv_tokens
+    assert (costs[0].limit, costs[0].kv_tokens) == (plan.promise.limits.image_limit, plan.kv_tokens)
     assert costs[0].requests_per_second == plan.throughput.requests_per_second
     for larger, smaller in pairwise(costs):
         assert smaller.image_tokens < larger.image_tokens
@@ -149,8 +148,7 @@ def test_where_they_were_measured_it_goes(monkeypatch: pytest.MonkeyPatch) -> No
         assert Margin(over=over * MIB).of(gpu) == margin * MIB
         assert Margin(over=over * MIB, bytes=1).of(gpu) == 1
     monkeypatch.setattr(resolved_request, "is_measured", lambda _gpu: True)
-    assert Margin(rehearsed=True).of(gpu) == 96 * MIB
-    assert Margin().of(gpu) == 256 * MIB
+    assert (Margin(rehearsed=True).of(gpu), Margin().of(gpu)) == (96 * MIB, 256 * MIB)
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,7 @@ def value_of(request: ResolvedRequest, engine: Engine, groups, prefill: int, con
     settings = replace(accounts[0].settings, cache_max_entry_count=ratio)
     speeds = []
     for account in accounts:
-        gpus = account.gpus
-        group = group_rates(request.model, settings, request.machine, gpus, engine)
+        group = group_rates(request.model, settings, request.machine, account.gpus, engine)
         plain = request.workload.goal == "throughput"
         group = group.plain if plain else group
         speeds.append(group_speed(group, settings, asked, tokens, at_once))

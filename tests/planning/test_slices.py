@@ -18,8 +18,7 @@ def planned(machine: Machine, **options: object) -> Plan:
 
 
 def test_a_plan_stays_below_each_slice_and_its_ratio_is_of_the_whole_card() -> None:
-    environ = {f"{LIMIT}_0": "12000m", f"{LIMIT}_1": "8g"}
-    machine = held_to_slices(pod(), environ)
+    machine = held_to_slices(pod(), {f"{LIMIT}_0": "12000m", f"{LIMIT}_1": "8g"})
     plan = planned(machine, context=8192, replicas=2)
     assert plan.fits
     # Each card has settings of its own.

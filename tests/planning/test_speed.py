@@ -222,8 +222,7 @@ def test_links_are_ordered_as_their_classes(size: int) -> None:
 def test_a_larger_cache_runs_more_and_evicts_less(room: float) -> None:
     found = [crowd_of(64, fitting / 4, room, 256, 0.75) for fitting in range(4, 400)]
     running, again = zip(*found, strict=True)
-    assert list(running) == sorted(running)
-    assert list(again) == sorted(again, reverse=True)
+    assert (list(running), list(again)) == (sorted(running), sorted(again, reverse=True))
     assert max(running) == 64
 
 

@@ -43,18 +43,15 @@ def test_between_two_points_a_ratio_is_between_and_beyond_them_the_nearest() -> 
 
 def test_the_cache_is_told_apart_by_two_contexts() -> None:
     few = point(8, 1_000, 2 * 0.0108 + 1_000 * 3e-8)
-    many = point(8, 500_000, 2 * 0.0108 + 500_000 * 3e-8)
-    ratios = found(few, many)
+    ratios = found(few, point(8, 500_000, 2 * 0.0108 + 500_000 * 3e-8))
     assert ratios.context == pytest.approx(3.0)
     assert at(ratios.forward, 8) == pytest.approx(2.0)
 
 
 def test_an_image_is_what_its_forward_has_beyond_its_prompt() -> None:
     prompt = point(1, 0, 2 * (0.01 + 257e-4 + 256**2 / 2 * 1e-9), prompt=256)
-    image = point(1, 0, prompt.seconds + 3 * 0.02, prompt=256, units=1)
-    ratios = found(prompt, image)
-    assert ratios.image == ((1, pytest.approx(3.0)),)
-    assert ratios.pair == pytest.approx(2.0)
+    ratios = found(prompt, point(1, 0, prompt.seconds + 3 * 0.02, prompt=256, units=1))
+    assert (ratios.image, ratios.pair) == (((1, pytest.approx(3.0)),), pytest.approx(2.0))
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,7 @@ def tells_what_is_known(plan: Plan) -> None:
         assert re.search(r"requests/s[^()]*\((\w+)\)", short)[1] == speed.surety.word
     images = plan.promise.limits.vision_unit is not None
     of_text = speed.first_token_of_text if images else speed.first_token_alone
-    said = re.findall(r" s of text \((\w+)\)", short)
-    assert said == [of_text.word] * of_text.known
+    assert re.findall(r" s of text \((\w+)\)", short) == [of_text.word] * of_text.known
     of_image = re.findall(r" s of (?:\d+x\d+|the largest images) \((\w+)\)", short)
     assert of_image == [speed.first_token_alone.word] * (images and speed.first_token_alone.known)
 

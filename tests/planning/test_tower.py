@@ -69,14 +69,12 @@ def test_the_largest_image_is_encoded_once_where_memory_allows() -> None:
 def test_attention_decides_on_no_batch_and_no_cache() -> None:
     """A worst image that takes a card seconds lets texts and small images wait for nothing."""
     found = plan("qwen2-vl-7b", on="1xrtx3090")
-    assert found.engines[0].settings.max_batch_size == 4
-    assert found.engines[0].kv.tokens == 67_968
+    assert (found.engines[0].settings.max_batch_size, found.engines[0].kv.tokens) == (4, 67_968)
 
 
 def test_plain_lmdeploy_prepares_tiles_its_by_float() -> None:
     """One thread and no table: 7.6 requests/s of 1920x1080 on an H100 with 16 cores."""
-    asked = plan("internvl2-2b", on="1xh100,cores=16")
-    rule, size = asked.model.image_rule, (1920, 1080)
+    rule, size = plan("internvl2-2b", on="1xh100,cores=16").model.image_rule, (1920, 1080)
     assert rule is not None
     own = image_seconds(rule, rule.units(*size), size, by_float=True)
     assert 1 / own == pytest.approx(7.6, rel=0.15)
@@ -85,6 +83,5 @@ def test_plain_lmdeploy_prepares_tiles_its_by_float() -> None:
 
 def test_a_lone_request_waits_for_the_host_and_many_do_not() -> None:
     slow, fast = (HostRate(cores=cores, seconds=0.5) for cores in (5, 50))
-    assert with_host(2.0, 1.0, slow, 1)[0] == 1.0
-    assert with_host(2.0, 8.0, slow, 1)[0] == 2.0
+    assert (with_host(2.0, 1.0, slow, 1)[0], with_host(2.0, 8.0, slow, 1)[0]) == (1.0, 2.0)
     assert with_host(20.0, 8.0, slow, 1)[0] == 10.0 < with_host(20.0, 8.0, fast, 1)[0]

@@ -110,5 +110,4 @@ def test_a_rehearsal_keeps_the_settings() -> None:
     assert after.engines[0].settings.max_batch_size == 24
     assert after.engines[0].settings.max_prefill_token_num == 2048
     assert [text for text in after.reasons if text.startswith("tuned: ")]
-    plain = plan(REQUEST.changed(no_tuned=True))
-    assert tuned.pinned(REQUEST, plain) is REQUEST
+    assert tuned.pinned(REQUEST, plan(REQUEST.changed(no_tuned=True))) is REQUEST

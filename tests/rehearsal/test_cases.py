@@ -29,8 +29,7 @@ def test_a_picture_gives_as_many_tiles_as_any(limit: int) -> None:
 
 @pytest.mark.parametrize("pixels", [12845056, 1003520, 602112, 100352, 3136])
 def test_a_picture_gives_nearly_as_many_patches_as_any(pixels: int) -> None:
-    size = rehearsed_size(PATCHES, pixels)
-    seen, worst = PATCHES.units(*size), PATCHES.worst_units(pixels)
+    seen, worst = PATCHES.units(*rehearsed_size(PATCHES, pixels)), PATCHES.worst_units(pixels)
     assert 0.97 * worst <= seen <= worst
 
 
@@ -64,8 +63,7 @@ def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
 def test_pictures_fill_what_the_gateway_lets_through(gate: int) -> None:
     options: dict[str, Any] = {"max_prefill_token_num": 8192, "image_size": (1344, 1568)}
     plan = turbofit.api.plan("qwen2-vl-2b", on="1xrtx3060", engine="pytorch", **options)
-    less = changed(plan, units_per_forward=gate)
-    (request,) = requests(less, "vision_forward")
+    (request,) = requests(changed(plan, units_per_forward=gate), "vision_forward")
     assert 0.99 * gate <= sum(PATCHES.units(*size) for size in request.sizes) <= gate
     # Without a gateway the pixels of a second request come while the first is read.
     assert len(requests(plan, "vision_forward")) == 2

@@ -72,8 +72,7 @@ def test_what_is_charged_to_a_card_is_in_use_when_the_account_says_so() -> None:
     assert [one.image for one in seen] == [False, False, True]
     # A card without a phase stays as it was.
     first = card(weights=(90, 80), cache=(180, 180), ready=(180, 180))
-    second = card(weights=(70, 60), ready=(160, 150))
-    seen = moments([first, second], [PretendGpu("x", 2000)] * 2)
+    seen = moments([first, card(weights=(70, 60), ready=(160, 150))], [PretendGpu("x", 2000)] * 2)
     assert [one.phase for one in seen] == ["weights", "cache", "ready"]
     assert [one.peak for one in seen] == [(90, 70), (180, 60), (180, 160)]
     assert [one.end for one in seen] == [(80, 60), (180, 60), (180, 150)]

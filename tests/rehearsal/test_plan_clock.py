@@ -51,7 +51,6 @@ def test_it_says_why_there_is_none() -> None:
     assert clock_for(other, 1.0).words == (
         "no clock: forwards of pytorch are not read, as TurboMind's are"
     )
-    experts = turbofit.plan("qwen3-30b-a3b", on="8xv100-16g", engine="turbomind")
-    none = clock_for(experts, 1.0)
+    none = clock_for(turbofit.plan("qwen3-30b-a3b", on="8xv100-16g", engine="turbomind"), 1.0)
     assert none.factor == 0.0
     assert "experts with turbomind on cards before Ampere" in none.words

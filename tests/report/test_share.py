@@ -103,8 +103,7 @@ def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     registry: Registry[object] = Registry().with_resources(
         (schema["$id"], Resource.from_contents(schema)) for schema in schemas
     )
-    own = json.loads(schema_text("share"))
-    Draft202012Validator(own, registry=registry).validate(document)
+    Draft202012Validator(json.loads(schema_text("share")), registry=registry).validate(document)
     assert main([*words[:3], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema"] == "turbofit.share/2"
 
@@ -122,8 +121,7 @@ def test_what_is_no_run_or_no_load_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    plan = measured()
-    folder = run_folder(tmp_path / "run", plan)
+    folder = run_folder(tmp_path / "run", measured())
     for words, message in (
         (
             (),

@@ -86,8 +86,7 @@ def test_a_run_by_its_folder_its_record_its_name_or_its_report(state: Path) -> N
     for word in (str(folder), str(folder / "run.json"), folder.name):
         saved = read_saved(word)
         assert saved.run is not None
-        assert saved.run.state == "ended"
-        assert saved.plan.verdict == "fits"
+        assert (saved.run.state, saved.plan.verdict) == ("ended", "fits")
     path = state / "run-report.json"
     path.write_text(to_json(saved_document(saved)))
     assert set(json.loads(path.read_text())) == {"schema", "plan", "run"}

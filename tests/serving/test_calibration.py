@@ -42,8 +42,7 @@ STEP = 32 * MIB
 
 
 def planned(model: str, machine: Machine, engine: str, **more: object) -> Plan:
-    tp = len(machine.visible)
-    return api.plan(model, on=machine, engine=engine, tp=tp, replicas=1, **more)
+    return api.plan(model, on=machine, engine=engine, tp=len(machine.visible), replicas=1, **more)
 
 
 def launched(
@@ -131,8 +130,7 @@ def test_no_correction_takes_more_than_was_estimated_or_learned_before(plan: Pla
     }
     machine = learned(plan, launched(plan, -4000 * MIB, -4000 * MIB))
     (one,) = machine.calibrations
-    assert one.context == -estimates[BEFORE]
-    assert one.buffers == -estimates["cache", "buffers"]
+    assert (one.context, one.buffers) == (-estimates[BEFORE], -estimates["cache", "buffers"])
     again = planned("internvl2-8b", machine, "turbomind")
     (twice,) = learned(again, launched(again, -4000 * MIB, -4000 * MIB)).calibrations
     assert (twice.context, twice.buffers) == (one.context, one.buffers)
@@ -202,8 +200,7 @@ def test_others_who_move_on_one_card_of_a_group_are_not_taken_for_the_engine(mov
 def test_phases_are_told_beside_the_forecast(plan: Plan) -> None:
     rows = {row["phase"]: row for row in phase_rows(plan, [launched(plan, 0, 5 * MIB)])}
     assert list(rows) == ["context and weights", "cache", "steady", "kernels", "vision_forward"]
-    assert rows["context and weights"]["over"] == 0
-    assert rows["vision_forward"]["over"] == -5 * MIB
+    assert (rows["context and weights"]["over"], rows["vision_forward"]["over"]) == (0, -5 * MIB)
     assert rows["vision_forward"]["forecast"] == plan.ledgers[0].peak
     assert rows["cache"]["measured"] == round_up(plan.engines[0].kv.region_bytes, STEP)
     # Of cases after a restart, what was seen before it counts.
@@ -211,8 +208,7 @@ def test_phases_are_told_beside_the_forecast(plan: Plan) -> None:
     (card,) = seen.cards
     later = replace(card, used={**card.used, "sampling": plan.ledgers[0].steady})
     rows = {row["phase"]: row for row in phase_rows(plan, [replace(seen, cards=(later,))])}
-    assert rows["sampling"]["over"] == 0
-    assert rows["sampling"]["measured"] == plan.ledgers[0].peak
+    assert (rows["sampling"]["over"], rows["sampling"]["measured"]) == (0, plan.ledgers[0].peak)
 
 
 def test_a_log_that_tells_what_is_free_is_not_corrected_before_the_cache(plan: Plan) -> None:

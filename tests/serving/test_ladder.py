@@ -94,10 +94,8 @@ def test_what_the_user_set_stays(plan: Plan) -> None:
 def test_the_ends_of_the_settings(plan: Plan) -> None:
     settings = msgspec.structs.replace(plan.engines[0].settings, max_prefill_token_num=512)
     limits = msgspec.structs.replace(plan.promise.limits, max_dynamic_patch=1)
-    least = changed(plan, settings=settings, limits=limits)
-    assert steps(died("vision"), least) == ["margin"]
-    qwen = api.plan("qwen2-vl-7b", on="1xrtx3090")
-    assert "max_pixels" in steps(died("vision"), qwen)
+    assert steps(died("vision"), changed(plan, settings=settings, limits=limits)) == ["margin"]
+    assert "max_pixels" in steps(died("vision"), api.plan("qwen2-vl-7b", on="1xrtx3090"))
     text = api.plan("qwen2.5-7b", on="1xrtx3090")
     assert steps(died("vision"), text) == ["margin", "max_prefill_token_num"]
     two = plausible_plan(gpus=2, tp=1)  # fewer engines for the host's memory
@@ -165,8 +163,7 @@ def test_the_margin_is_of_the_engine_that_died_and_both_are_planned_again(pair, 
     left = gpu.total - gpu.reserved - gpu.peak
     assert 0 <= rung.changes["margin"] - (gpu.margin + left + 100 * MIB) < MIB
     end = replace(died("warm-up", missing=200 * MIB), group=number)
-    first = next(iter(rungs(end, pair, {})))
-    again = api.plan(MODEL, on=ON, **first.changes)
+    again = api.plan(MODEL, on=ON, **next(iter(rungs(end, pair, {}))).changes)
     for after, before in zip(again.engines, pair.engines, strict=True):
         assert after.settings.cache_max_entry_count < before.settings.cache_max_entry_count
 

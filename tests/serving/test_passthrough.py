@@ -35,8 +35,7 @@ def test_every_name_that_people_know_it_by() -> None:
     mine = ServeConfig(model_name="mine").client_names(plan)
     assert mine == ("mine", "internvl2-2b", hub, last)
     lora = Adapter(name="sql", path="/lora", rank=8, modules=("q_proj",), file_bytes=1)
-    with_lora = replace(plan, model=replace(plan.model, adapters=(lora,)))
-    names = ServeConfig().names(with_lora)
+    names = ServeConfig().names(replace(plan, model=replace(plan.model, adapters=(lora,))))
     assert {*names.values()} == {hub, "sql"}
     assert (names["sql"], names["internvl2-2b"]) == ("sql", hub)
     # As a plan of an older turbofit has it, or one that a program made of a model.
@@ -100,8 +99,7 @@ def test_words_of_any_kind(words: list[str]) -> None:
 
 
 def test_every_row_says_what_its_meaning_needs() -> None:
-    ctx = click.Context(TURBOFIT)
-    serve = TURBOFIT.get_command(ctx, "serve")
+    serve = TURBOFIT.get_command(click.Context(TURBOFIT), "serve")
     ours = {name for param in serve.params for name in param.opts}
     for name, option in engine_options().items():
         assert option.is_ != "undecided", f"{name}: say what it means to turbofit"

@@ -106,8 +106,7 @@ def test_every_way_to_ask(pipeline: Any, internvl2: Path, image: Any) -> None:
         assert answer.text == "ok"
     for stream in (pipe.stream_infer(("what?", image)), pipe.chat("hi", stream_response=True)):
         assert "".join(out.text or "" for out in stream) == "ok"
-    config = lmdeploy.GenerationConfig(max_new_tokens=1)
-    assert pipe("hi", gen_config=config).text == "o"
+    assert pipe("hi", gen_config=lmdeploy.GenerationConfig(max_new_tokens=1)).text == "o"
     session = pipe.chat(("and this?", image), session=pipe.chat("hi"))
     assert [answer for _, answer in session.history] == ["ok", "ok"]
     assert pipe.session() is not None
@@ -187,8 +186,7 @@ def test_the_callers_config_is_kept_and_not_touched(pipeline: Any, internvl2: Pa
     assert config is not own
     assert (config.session_len, config.quant_policy, config.cache_max_entry_count) == (2048, 8, 0.5)
     assert (config.download_dir, config.cache_prompt) == ("/x", "all")
-    assert config.num_tokens_per_iter == 512
-    assert pipe.plan.engines[0].settings.quant_policy == 8
+    assert (config.num_tokens_per_iter, pipe.plan.engines[0].settings.quant_policy) == (512, 8)
 
 
 def test_what_cannot_be_planned_is_refused(pipeline: Any, internvl2: Path) -> None:
@@ -339,8 +337,7 @@ def test_pixels_are_held(pipeline: Any, qwen2_vl: Path, image: Any) -> None:
         assert patches * 14 * 14 <= 401_408
     pipe.close()
     pipe = pipeline(qwen2_vl)  # the model's own
-    assert pipe(("?", image)).text == "ok"
-    assert seen(pipe)[-1]["units"] == [78 * 138]
+    assert (pipe(("?", image)).text, seen(pipe)[-1]["units"]) == ("ok", [78 * 138])
     # No preprocessor takes it.
     answer = pipe(("?", image.resize((4000, 10))))
     assert answer.finish_reason == "error"
@@ -363,8 +360,7 @@ def test_the_transformers_format_is_held_by_its_processor(
 def test_more_images_than_planned_share_the_units(pipeline, internvl2, image, caplog) -> None:
     pipe = pipeline(internvl2, images=2)
     most = pipe.plan.promise.limits.units_per_request
-    assert pipe(("?", [image, image])).text == "ok"
-    assert seen(pipe)[-1]["units"] == [9, 9]
+    assert (pipe(("?", [image, image])).text, seen(pipe)[-1]["units"]) == ("ok", [9, 9])
     assert pipe(("?", [image] * 5)).text == "ok"
     assert sum(seen(pipe)[-1]["units"]) <= most == 26
     answer = pipe(("?", [image] * 27))
@@ -408,8 +404,7 @@ def test_the_planned_group_is_all_that_the_engine_sees(internvl2, tmp_path, nvml
         own = lmdeploy.TurbomindEngineConfig(devices=[1])
         os.environ["CUDA_VISIBLE_DEVICES"] = "1,2"
         with open_pipeline(str(internvl2), own) as pipe:
-            assert os.environ["CUDA_VISIBLE_DEVICES"] == scenario.gpus[2].uuid
-            assert own.devices == [1]
+            assert (os.environ["CUDA_VISIBLE_DEVICES"], own.devices) == (scenario.gpus[2].uuid, [1])
         with pytest.raises(UsageError, match="devices"):
             open_pipeline(str(internvl2), lmdeploy.TurbomindEngineConfig(devices=[7]))
 

@@ -125,8 +125,7 @@ async def most_there(door: Gate, answer: int | None) -> CountingEngine:
     async def ask(request: Any) -> list[int]:
         return [word async for word in generate(request)]
 
-    answers = await asyncio.gather(*(ask(image(answer)) for _ in range(10)))
-    assert answers == [[0, 1, 2]] * 10
+    assert await asyncio.gather(*(ask(image(answer)) for _ in range(10))) == [[0, 1, 2]] * 10
     assert (door.counted, door.reserved) == (0, 0)
     return engine
 
@@ -151,8 +150,7 @@ async def test_where_engines_evict_the_next_waits_for_the_end() -> None:
 
 
 async def test_text_does_not_wait_and_what_fails_gives_its_room_back() -> None:
-    engine = CountingEngine()
-    generate = ours().queued(engine.generate, gate(1), 1)
+    generate = ours().queued(CountingEngine().generate, gate(1), 1)
     for _ in range(2):
         with pytest.raises(RuntimeError):
             [word async for word in generate(image(), fail=True)]
@@ -169,8 +167,7 @@ async def test_text_does_not_wait_and_what_fails_gives_its_room_back() -> None:
 
 
 async def test_who_gives_up_in_line_lets_the_next_go_on() -> None:
-    engine = CountingEngine()
-    generate = ours().queued(engine.generate, gate(1, 0), 1)
+    generate = ours().queued(CountingEngine().generate, gate(1, 0), 1)
     first = generate(image())
     assert await anext(first) == 0
     waiting = [asyncio.ensure_future(anext(generate(image()))) for _ in range(2)]

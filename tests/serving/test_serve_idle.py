@@ -129,8 +129,7 @@ def test_idle_engines_end_and_the_next_request_starts_them(site: Any) -> None:
     )
     for _ in range(3):
         until(lambda: one.app.state == "asleep", "asleep")
-        assert one.events[-1] == "end"
-        assert one.ask()[0] == 200
+        assert (one.events[-1], one.ask()[0]) == ("end", 200)
     assert any("nobody asked for" in text for text in one.said)
 
 

@@ -116,8 +116,7 @@ def test_from_the_command_to_the_child(words: list[str], stack: list[str]) -> No
     assert stack[-1] == "core/process/processes.py"
     assert len(set(stack)) <= MOST_FILES, stack
     rooms = [file.partition("/")[0] for file in stack]
-    first = rooms.index("serving")
-    assert "cli" not in rooms[first:], stack
+    assert "cli" not in rooms[rooms.index("serving") :], stack
 
 
 @pytest.mark.parametrize(

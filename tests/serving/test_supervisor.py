@@ -148,8 +148,7 @@ def test_the_gateway_answers_while_its_engine_rests_and_then_it_serves_again(
     message = "the inference engine ended 3 times within 10 minutes and rests; the next start is in"
     asked, health = told[0]
     assert asked[2]["error"]["message"] == health[2]["message"] == f"{message} 600 s"
-    assert health[2]["status"] == "resting"
-    assert one.rests[1:] == [None]
+    assert (health[2]["status"], one.rests[1:]) == ("resting", [None])
     assert one.server.engines[0].starts == 4
     assert any("left alone for 10 minutes, no engine serves" in line for line in one.said)
 

@@ -21,8 +21,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 def test_diagnose_a_file(capsys) -> None:
     code, out, err = run(capsys, "diagnose", str(LOGS / "case1_internvl_torchrun.log"))
-    assert code == 0
-    assert err == ""
+    assert (code, err) == (0, "")
     for words in ("What would have worked", "It rests on these lines", "Who held the memory",
                   "556 MiB", "lmdeploy serve api_server"):  # fmt: skip
         assert words in out
@@ -39,8 +38,7 @@ def test_diagnose_stdin_and_unknown(capsys, monkeypatch) -> None:
         assert "recognises no error" in out
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     code, _, err = run(capsys, "diagnose")
-    assert code == 2
-    assert err == "error: LOG is missing\nhint: as turbofit diagnose server.log\n"
+    assert (code, err) == (2, "error: LOG is missing\nhint: as turbofit diagnose server.log\n")
 
 
 def test_diagnose_wrong_use(capsys) -> None:

@@ -18,8 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_cards_in_each_form(capsys, monkeypatch) -> None:
-    cards = sorted({"h200", *sweep(sorted(preset_names()), every=12)})
-    few_presets(monkeypatch, cards)
+    few_presets(monkeypatch, sorted({"h200", *sweep(sorted(preset_names()), every=12)}))
     question = ["which", "internvl2-26b-awq", "--concurrency", "2"]
     assert main(question) == 0
     told = capsys.readouterr().out
@@ -32,8 +31,7 @@ def test_cards_in_each_form(capsys, monkeypatch) -> None:
     jsonschema.Draft202012Validator(
         json.loads(schema_text("which")), registry=referencing.Registry()
     ).validate(found)
-    assert found["request"] == {"concurrency": 2}
-    assert found["counts"] == [1, 2, 4, 8]
+    assert (found["request"], found["counts"]) == ({"concurrency": 2}, [1, 2, 4, 8])
 
 
 def test_nothing_that_keeps_the_promise_and_a_machine_where_a_model_should_stand(

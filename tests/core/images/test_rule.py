@@ -94,8 +94,7 @@ def test_the_worst_size_keeps_to_a_limit_that_the_engine_does_not_know(rule: Ima
 
 
 def test_the_worst_size_is_as_square_as_may_be() -> None:
-    assert TILES.worst_size() == (1792, 1344)
-    assert PATCHES.worst_size() == (3584, 3584)
+    assert (TILES.worst_size(), PATCHES.worst_size()) == ((1792, 1344), (3584, 3584))
     assert PATCHES.worst_size(842_016) == (1036, 812)  # 5012 x 168 has 4 patches more of 4296
     assert TILES.worst_size(11) == (448 * 11, 448)
     assert [PATCHES.grid(units) for units in (1, 18, 4 * 131)] == [

@@ -20,8 +20,7 @@ def test_values(tmp_path: Path) -> None:
     given = {"API_KEYS": "sk-a, sk-b,,", "API_KEY": "sk-c\n", "UPSTREAM_KEY": "d",
              "LEASES": str(tmp_path), "NODE_SPEC": "2xrtx3090"}  # fmt: skip
     read = variables({f"TURBOFIT_{name}": value for name, value in given.items()})
-    assert read.api_keys == ("sk-a", "sk-b")
-    assert (read.api_key, read.upstream_key) == ("sk-c", "d")
+    assert (read.api_keys, read.api_key, read.upstream_key) == (("sk-a", "sk-b"), "sk-c", "d")
     assert (read.leases, read.node_spec) == (tmp_path, "2xrtx3090")
 
 

@@ -50,8 +50,7 @@ class Upload:
         asks.cancel()
 
     async def send(self, size: int, *, more: bool = True) -> None:
-        part = {"type": "http.request", "body": b" " * size, "more_body": more}
-        self._parts.put_nowait(part)
+        self._parts.put_nowait({"type": "http.request", "body": b" " * size, "more_body": more})
         await self.wanted()
 
     async def refusal(self) -> Refusal:
@@ -220,8 +219,7 @@ async def test_images_past_the_plan_are_resized_and_take_the_room_of_their_new_b
         "/v1/messages", anthropic(picture(448, 5376)), plan=plan_for(limit=4), overlay=False
     )
     permit.set()
-    limited = (await pending).headers["x-turbofit-limited"]
-    assert limited == "image=448x5376->448x1792"
+    assert (await pending).headers["x-turbofit-limited"] == "image=448x5376->448x1792"
     (image,) = app._upstream.bodies[0]["messages"][0]["content"]
     assert from_base64(image["source"]["data"], 1 << 20).size == (448, 1792)
     assert beside_body >= 0

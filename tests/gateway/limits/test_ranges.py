@@ -201,8 +201,7 @@ def test_no_value_of_any_type_fails_in_another_way_than_a_refusal(value) -> None
 @pytest.mark.parametrize("kind", ["messages", "count_tokens"])
 def test_parts_of_tool_results_are_parts_of_messages(kind: str) -> None:
     results = [{"type": "tool_result", "tool_use_id": "a", "content": [EMPTY] * 4096}] * 2
-    refusal = refused(kind, messages=[{"role": "user", "content": results}])
-    assert "8194 parts" in refusal.message
+    assert "8194 parts" in refused(kind, messages=[{"role": "user", "content": results}]).message
 
 
 TEXT = "What is this?"

@@ -39,8 +39,7 @@ def drawn(base64: str) -> Picture:
 def test_images_of_a_chat_are_found_in_every_shape_and_written_back_in_one(part) -> None:
     body_read = read_body("chat", chat(part))
     (slot,) = body_read.slots
-    assert slot.source == URL
-    assert slot.options["max_dynamic_patch"] == 99
+    assert (slot.source, slot.options["max_dynamic_patch"]) == (URL, 99)
     assert slot.carries
     slot.fill(drawn("QUJD"), {"max_dynamic_patch": 12})
     assert body_read.body["messages"][0]["content"][1] == {

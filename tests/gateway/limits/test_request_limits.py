@@ -56,8 +56,7 @@ def held_or_refused(*words: Any, **keywords: Any):
 @given(sizes, values, details, st.integers(1, 30), st.integers(1, 31), st.booleans())
 def test_no_tile_passes_the_plan(size, patch, detail, planned, most, overlay) -> None:
     b = bounds(limit=planned, overlay=overlay, units_per_image=most)
-    parameters = {"max_dynamic_patch": patch, "detail": detail, "other": 1}
-    limited = hold_image(b, size, parameters)
+    limited = hold_image(b, size, {"max_dynamic_patch": patch, "detail": detail, "other": 1})
     assert set(limited.knobs) == {"max_dynamic_patch"}
     given_patch = limited.knobs["max_dynamic_patch"]
     assert type(given_patch) is int
@@ -102,8 +101,7 @@ def test_what_is_within_the_plan_stays_and_is_not_said() -> None:
         ({"detail": "auto"}, 12), ({"detail": "low", "max_dynamic_patch": 7}, 7),
     ):  # fmt: skip
         limited = hold_image(bounds(), (1792, 1344), parameters)
-        assert limited.knobs["max_dynamic_patch"] == limit
-        assert limited.lowered == ()
+        assert (limited.knobs["max_dynamic_patch"], limited.lowered) == (limit, ())
     smaller = {"min_pixels": 4000, "max_pixels": 100_000}
     limited = hold_image(bounds(PATCHES), (1000, 1000), smaller)
     assert (limited.knobs, limited.lowered) == (smaller, ())

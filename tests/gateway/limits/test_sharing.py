@@ -176,8 +176,7 @@ def test_more_images_than_units_are_refused_with_number_and_limit() -> None:
     with pytest.raises(Refusal, match="14 images in a request, the limit is 13"):
         check_images(bounds(TILES), 14)
     kinds = (TILES, PATCHES, SQUARE, CROSS, PAGES, GRIDS)
-    most = [bounds(rule).limits.most_images(rule) for rule in kinds]
-    assert most == [13, 64, 1, 1, 8, 2]
+    assert [bounds(rule).limits.most_images(rule) for rule in kinds] == [13, 64, 1, 1, 8, 2]
     for rule, images in ((PATCHES, 100), (SQUARE, 3)):
         assert bounds(rule, images=images).limits.most_images(rule) == images
     # Strips cannot be small enough.
@@ -317,8 +316,7 @@ def test_a_video_and_images_share_the_request() -> None:
     assert 0.8 * most < taken <= most
     change = f"max_pixels={RULE.max_pixels}->{bounds['image']['max_pixels']}"
     assert change in reply.headers["x-turbofit-limited"]
-    two = watching(4, video_part(sequence(4, (64, 48))))
-    assert refusal(two)[1]["code"] == "too_many_videos"
+    assert refusal(watching(4, video_part(sequence(4, (64, 48)))))[1]["code"] == "too_many_videos"
 
 
 def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
@@ -330,8 +328,7 @@ def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
     lowered = reply.headers["x-turbofit-limited"]
     assert "mm_processor_kwargs=image->none" in lowered
     assert f"max_pixels=100000000->{bounds['video']['max_pixels']}" in lowered
-    less = {"video": {"max_pixels": 102_400}}
-    body, reply = passed(watching(4, mm_processor_kwargs=less))
+    body, reply = passed(watching(4, mm_processor_kwargs={"video": {"max_pixels": 102_400}}))
     assert body["mm_processor_kwargs"]["video"]["max_pixels"] == 102_400
     assert "x-turbofit-limited" not in reply.headers
 
@@ -347,8 +344,7 @@ def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
     assert "x-turbofit-limited" not in reply.headers
     body, reply = sent(max_pixels=10**9, min_pixels=10**9)
     assert "max_pixels=500000000->4816896" in reply.headers["x-turbofit-limited"]
-    most = dict.fromkeys(kept, 2 * FRAMES.max_pixels)
-    assert body["mm_processor_kwargs"] == {"image": most}
+    assert body["mm_processor_kwargs"] == {"image": dict.fromkeys(kept, 2 * FRAMES.max_pixels)}
 
 
 def test_only_models_and_engines_that_watch_are_sent_videos() -> None:
@@ -369,12 +365,10 @@ def test_frames_without_end_are_refused_before_they_are_sent() -> None:
 
 
 def test_the_words_between_frames_count_as_the_prompt_does() -> None:
-    bounds = bounds_of(plan_of())
-    fit, _, _ = hold_frames(bounds, 100, (640, 480))
+    fit, _, _ = hold_frames(bounds_of(plan_of()), 100, (640, 480))
     assert (fit.text_tokens, fit.frames) == (600, 100)
     assert fit.tokens * 4 == fit.units <= 4096
-    short = changed(plan_of(), context=fit.tokens + 500)
-    app, upstream = gateway(short)
+    app, upstream = gateway(changed(plan_of(), context=fit.tokens + 500))
     reply = ask(app, body=watching(100, max_tokens=10))
     assert (reply.status, upstream.seen) == (400, [])
     assert "tokens" in reply.json["error"]["message"]

@@ -97,8 +97,7 @@ def frames(kind: str, file: Path) -> bytes:
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "MPO"])
 def test_of_several_pictures_in_a_file_the_first_is_taken(kind: str, tmp_path) -> None:
     """Animations, and what phones put behind a photograph; LMDeploy's engine takes it so, too."""
-    data = frames(kind, tmp_path / kind)
-    found = from_bytes(data, MOST)
+    found = from_bytes(frames(kind, tmp_path / kind), MOST)
     assert (found.mime, found.size) == (pictures._MIMES[kind], (8, 8))
     smaller = pictures.resized(found, (4, 4))
     with Image.open(BytesIO(b64decode(smaller.base64))) as image:

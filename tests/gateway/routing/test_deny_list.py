@@ -60,8 +60,7 @@ class Fleet:
         for gone in self.waiting[index]:
             if not gone.done():
                 gone.set_result(None)
-        loop = asyncio.get_running_loop()
-        loop.call_later(self.restart, self.recorder.down.discard, index)
+        asyncio.get_running_loop().call_later(self.restart, self.recorder.down.discard, index)
 
     async def ask(self, text: str, key: str = "", *, parts=(), leave=None, **facts):
         headers = {"authorization": f"Bearer {key}"} if key else {}

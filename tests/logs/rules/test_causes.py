@@ -155,10 +155,8 @@ def test_kinds_that_people_report(aloud: Aloud) -> None:
 
 def test_each_row_is_read_aloud(aloud: Aloud) -> None:
     """Each row answers an example with whole sentences: no figure of one is missing."""
-    silent = [row.says for place, row in enumerate(table().rows) if place not in aloud.told]
-    assert silent == []
-    broken = [said for sentences in aloud.told.values() for said in sentences if "?" in said]
-    assert broken == []
+    assert [row.says for place, row in enumerate(table().rows) if place not in aloud.told] == []
+    assert [said for sentences in aloud.told.values() for said in sentences if "?" in said] == []
 
 
 def test_words_before_another_exception_are_no_event() -> None:
@@ -186,8 +184,7 @@ REFUSED = (
 def test_a_cause_goes_before_what_a_check_says_by_its_form(before: bool) -> None:
     cause = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
     lines = (REFUSED, cause) if before else (cause, REFUSED)
-    assert explain(REFUSED).kind == "unknown"
-    assert explain("\n".join(lines)).kind == "out_of_memory"
+    assert (explain(REFUSED).kind, explain("\n".join(lines)).kind) == ("unknown", "out_of_memory")
 
 
 def test_an_unknown_error_after_a_check_goes_before_it() -> None:

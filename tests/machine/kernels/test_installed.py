@@ -126,8 +126,7 @@ def census(*architectures: str, ptx: tuple[str, ...] = ()) -> Census:
     ],
 )
 def test_the_code_that_a_card_runs(capability: tuple[int, int], architecture: str | None) -> None:
-    whole = census("80", "86", "90a", "100a", "120a")
-    assert whole.architecture(capability) == architecture
+    assert census("80", "86", "90a", "100a", "120a").architecture(capability) == architecture
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,7 @@ class ScriptedServer(ThreadedServer):
         self.stalled = threading.Event()
 
     async def chat(self, incoming: web.Request) -> web.StreamResponse:
-        body = await incoming.json()
-        self.bodies.append(body)
+        self.bodies.append(await incoming.json())
         what = self._script.pop(0) if self._script else "ok"
         if what in WHOLE:
             return web.Response(**WHOLE[what])

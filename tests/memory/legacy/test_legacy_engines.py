@@ -83,8 +83,7 @@ def test_a_count_of_blocks_was_taken_and_other_options_are_checked_beside_it(
     version, count, option, said
 ):
     options = {"dtype": "float16", "session_len": 4096, "cache_max_entry_count": count, **option}
-    launch = launch_on("1xa100-80g", "internvl2-8b", **options)
-    found = LegacyTurbomind(version).problem(launch)
+    found = LegacyTurbomind(version).problem(launch_on("1xa100-80g", "internvl2-8b", **options))
     assert found is None if said is None else said in str(found)
 
 
@@ -126,8 +125,7 @@ def test_weights_are_read_since_the_release_that_brought_it(
     engine, method, group, last_without, first_with
 ):
     packed = Quantization(method=method, bits=8 if method == "fp8" else 4, group_size=group)
-    said = str(unread(engine, last_without, packed))
-    assert said.endswith(f"which came with {first_with}")
+    assert str(unread(engine, last_without, packed)).endswith(f"which came with {first_with}")
     assert unread(engine, first_with, packed) is None
     model = replace(resolve_model("llama-2-7b"), quantization=packed)
     with pytest.raises(UsageError, match=f"does not read {method}"):
@@ -279,8 +277,7 @@ def test_a_cache_that_is_shorter_than_the_session_bounds_every_forward(version):
     assert held < 8192
     fits = account("internlm2.5-7b", version, on="rtx3090", session_len=held)
     case, short = terms(asked, 0.02), terms(fits, 0.02)
-    assert case["text_prefill"] == short["text_prefill"]
-    assert case["sampling"] == short["sampling"]
+    assert (case["text_prefill"], case["sampling"]) == (short["text_prefill"], short["sampling"])
     # Buffers of a whole forward are made for the session as asked before 0.5.3.
     early = version in ("0.1.0", "0.2.1", "0.5.2")
     assert (case["hidden_states"] > short["hidden_states"]) == early
@@ -355,15 +352,13 @@ def test_free_memory_of_0_17_is_the_engines(monkeypatch, model, card, ratio, fre
 
 def torch_account(name, version, *, tp=1, on="a100-80g", **changes):
     rules = torch_generation_of(version)
-    launch = launch_of(name, rules, tp, on, **changes)
-    return LegacyTorchAccount(launch, load_constants(), rules)
+    return LegacyTorchAccount(launch_of(name, rules, tp, on, **changes), load_constants(), rules)
 
 
 def test_blocks_by_the_formula_of_the_old_and_the_new_reserve():
     free, vocab, block = 20000 * MIB, 152064, 64 * 28 * 4 * 2 * 128 * 2
     old = torch_account("qwen2-vl-7b", "0.7.2", free=free, max_batch_size=128)
-    assert old.block_bytes == block
-    assert old.runtime == 8192 * vocab * 7
+    assert (old.block_bytes, old.runtime) == (block, 8192 * vocab * 7)
     assert old.blocks_at(0.8) == int((free - old.runtime) * 0.8) // block
     new = torch_account("qwen2-vl-7b", "0.10.2", free=free, max_batch_size=128)
     assert new.runtime == (8192 + 256) * vocab * 2

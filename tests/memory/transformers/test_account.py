@@ -168,8 +168,7 @@ def test_its_account_of_a_launch_is_the_plan_s(on):
         vision_load_of(request, plan.promise.limits.image_limit),
     )
     gpus = [request.machine.gpu(index) for index in plan.groups[0]]
-    launch = launch_of(request, plan.engines[0].settings, gpus, vision_load)
-    account = engine.account(launch)
+    account = engine.account(launch_of(request, plan.engines[0].settings, gpus, vision_load))
     seen = account.at(plan.engines[0].settings.cache_max_entry_count)
     assert seen.ledgers == plan.ledgers
     assert (seen.tokens, seen.region) == (

@@ -89,8 +89,7 @@ def test_what_the_cache_is_sized_by():
     # The fullest GPU of a group.
     machine = replace(machine_of(2), gpus=(card(0), card(1, used=5000)))
     ledgers = Case("internvl2-8b", 2).account(13, machine).at(0.5).ledgers
-    regions = {t.bytes for ledger in ledgers for t in ledger.terms if t.term == "kv_cache"}
-    assert len(regions) == 1
+    assert len({t.bytes for ledger in ledgers for t in ledger.terms if t.term == "kv_cache"}) == 1
     assert ledgers[0].headroom > ledgers[1].headroom
     # A users' log replaces everything before it: 2780 MiB free, 2224 for the cache at 0.8.
     outcome = Case("internvl2-8b", 4).account(25, free=2780 * MIB).at(0.8)

@@ -80,8 +80,7 @@ def test_start_as_the_engine_allocated_it(model, tp, changes, weights, free, cac
     assert USABLE - before == pytest.approx(free, abs=max(1.0, 0.0005 * before))
     assert account.at(0.8).free <= free * MIB  # estimates only lower what we expect
 
-    forecast = (USABLE - before) * 0.8
-    assert forecast == pytest.approx(cache, abs=max(1.0, 0.0005 * cache))
+    assert (USABLE - before) * 0.8 == pytest.approx(cache, abs=max(1.0, 0.0005 * cache))
 
     waiting = sum(t.bytes for t in ledger.terms if t.term == "load_temporaries") / MIB
     steady = before - waiting + cache + without_estimates(ledger, "buffers")
@@ -167,8 +166,7 @@ def test_requests_that_meet_in_one_forward_of_the_bound():
     ]
     assert forwards[0] >= 703
     assert 1873.6 <= forwards[1] <= 1873.6 * 1.01
-    assert plain.units_per_forward == 4102 // 256 + 2 * 13
-    assert cached.units_per_forward == 8 * 13
+    assert (plain.units_per_forward, cached.units_per_forward) == (4102 // 256 + 2 * 13, 8 * 13)
     # Beyond a batch's, what the context holds.
     assert many.units_per_forward == 32768 // 256
 
@@ -206,10 +204,8 @@ def test_mlp_is_padded_to_whole_kernel_blocks(intermediate, tp, quantization, wi
 )  # fmt: skip
 def test_experts_are_padded_to_their_kernels_blocks(tp, capability, width):
     """Of mxfp4 32 channels on every card but Hopper's 64; of 16 bits Hopper takes any."""
-    model = resolve_model("gpt-oss-20b")
-    packed = (2880, tp, model.quantization, CONSTANTS, capability)
-    assert expert_width(*packed) == width
-    assert expert_width(2880, 4, None, CONSTANTS, (9, 0)) == 2880
+    packed = (2880, tp, resolve_model("gpt-oss-20b").quantization, CONSTANTS, capability)
+    assert (expert_width(*packed), expert_width(2880, 4, None, CONSTANTS, (9, 0))) == (width, 2880)
     assert expert_width(2880, 4, None, CONSTANTS, (7, 0)) == 2880
     assert expert_width(2880, 4, None, CONSTANTS, (8, 0)) == 2944
     # 768 channels at tp 4 are 192 a rank on a pretend H100, whole groups of int4 elsewhere.
@@ -293,8 +289,7 @@ def _settings(tp: int, dtype: str = "bfloat16", batch: int = 384) -> Settings:
     ],
 )
 def test_an_expert_is_repacked_at_16_bits_too(model, tp, capability, dtype, mib):
-    settings = _settings(tp, dtype)
-    held = temporary_bytes(preset_model(model), settings, CONSTANTS, capability)
+    held = temporary_bytes(preset_model(model), _settings(tp, dtype), CONSTANTS, capability)
     assert held == mib * MIB
 
 
@@ -379,8 +374,7 @@ def test_weights_are_the_checkpoints_and_the_tied_head_again() -> None:
 def test_a_running_sequence_has_a_state_in_the_cache() -> None:
     """A MiB of state for each of 24 layers, and 1.5 MiB of the convolutions' inputs."""
     shape = cache_shape(SMALL.text, SETTINGS, CONSTANTS)
-    assert shape.state_bytes == 25.5 * MIB
-    assert shape.block_bytes == 2 * MIB
+    assert (shape.state_bytes, shape.block_bytes) == (25.5 * MIB, 2 * MIB)
     assert [part.per_slab for part in shape.states] == [21, 32]
     region = 225 * 32 * MIB  # one page is lost to alignment
     assert shape.tokens_beside(region, 1) == (224 - 2) * 16 * 64

@@ -408,8 +408,7 @@ def test_adapters_of_vision_language_models(peft, transformers, tmp_path, kind, 
             parameter.data = torch.randn_like(parameter.data) * 0.1
     lora.save_pretrained(tmp_path / "lora")
     lora.merge_and_unload().save_pretrained(tmp_path / "expected")
-    said = merge(str(tmp_path / "base"), str(tmp_path / "lora"), str(tmp_path / "out"))
-    assert said.loras > 2
+    assert merge(str(tmp_path / "base"), str(tmp_path / "lora"), str(tmp_path / "out")).loras > 2
     found, expected = load(tmp_path / "out"), load(tmp_path / "expected")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -138,8 +138,7 @@ def test_a_slice_is_said_and_a_launch_stops_in_a_smaller_one() -> None:
     slices = [held_to_slices(pod(), {"CUDA_DEVICE_MEMORY_LIMIT": size}) for size in ("12g", "8g")]
     assert seen(pod(), "slices") is None
     assert "GPU 1 is a slice of 12.0 GiB" in str(seen(slices[0], "slices"))
-    instance = parse_spec("a100-80g:mig=3g.40gb")
-    assert "GPU 0 are MIG instances" in str(seen(instance, "slices"))
+    assert "GPU 0 are MIG instances" in str(seen(parse_spec("a100-80g:mig=3g.40gb"), "slices"))
     plan = plan_of(PlanRequest(model="internvl2-2b", on=slices[0], gpus="0"))
     assert seen(slices[0], "same_machine", plan) == "ok: as the plan counted on"
     assert "GPU 0 is a slice of 8.0 GiB here" in str(seen(slices[1], "same_machine", plan))

@@ -105,8 +105,7 @@ SEEDS = sweep(range(40), 16)
 
 @pytest.mark.parametrize("name", LMDEPLOY)
 def test_own_settings_are_never_worse_than_common_ones(name: str) -> None:
-    compared = sum(own_settings_compared(name, seed) for seed in SEEDS)
-    assert compared >= len(SEEDS)
+    assert sum(own_settings_compared(name, seed) for seed in SEEDS) >= len(SEEDS)
 
 
 def own_settings_compared(name: str, seed: int) -> int:
@@ -189,18 +188,15 @@ def test_what_was_asked_is_kept() -> None:
     for replicas in (1, 2, 4):
         plan = turbofit.plan("internvl2-8b", on=on, tp=1, replicas=replicas)
         assert len(plan.groups) == replicas
-    pairs = turbofit.plan("internvl2-8b", on=on, tp=2, replicas=2)
-    assert pairs.groups == ((0, 1), (2, 3))
+    assert turbofit.plan("internvl2-8b", on=on, tp=2, replicas=2).groups == ((0, 1), (2, 3))
 
 
 def test_kinds_are_split_by_degrees_of_their_own() -> None:
     plan = turbofit.plan("internvl2-8b", on="2xrtx4080+rtx3090")
-    assert plan.groups == ((0, 1), (2,))
-    assert plan.tp == 2
+    assert (plan.groups, plan.tp) == (((0, 1), (2,)), 2)
     for own, tp in zip(plan.engines, (2, 1), strict=True):
         command = own.command
-        assert own.settings.tp == tp
-        assert command.argv[command.argv.index("--tp") + 1] == str(tp)
+        assert (own.settings.tp, command.argv[command.argv.index("--tp") + 1]) == (tp, str(tp))
 
 
 def test_unequal_cards_are_split_over_only_where_that_was_asked() -> None:
@@ -214,7 +210,6 @@ def test_unequal_cards_are_split_over_only_where_that_was_asked() -> None:
     twice = turbofit.plan("internvl2-8b", on="3xrtx3090+rtx4090", tp=2, replicas=2)
     names = [{twice.machine.gpu(i).name for i in group} for group in twice.groups]
     assert sorted(map(len, names)) == [1, 2]
-    equal = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx4090", tp=2)
-    assert equal.groups == ((0, 1),)
+    assert turbofit.plan("internvl2-8b", on="2xrtx3090+rtx4090", tp=2).groups == ((0, 1),)
     with pytest.raises(UsageError, match="4-bit weights"):
         turbofit.plan("internvl2-8b-awq", on=on, tp=2)

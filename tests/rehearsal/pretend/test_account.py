@@ -25,8 +25,7 @@ def test_malloc_fills_and_refuses(pretend: Pretend) -> None:
     assert ran.value == [900, 600, 598, 2, 2, "out of memory", 0, 898, 1]
     (death,) = ran.tagged("O")
     # What was missing is the growth (the step of 2 MiB had 1.75 left), not the size asked for.
-    fields = [death.number(i) for i in range(6)]
-    assert fields == [0, MALLOC, -1, 700 * MIB, 598 * MIB, 700 * MIB]
+    assert [death.number(i) for i in range(6)] == [0, MALLOC, -1, 700 * MIB, 598 * MIB, 700 * MIB]
 
 
 def test_a_negative_size_fits_nowhere(pretend: Pretend) -> None:
@@ -55,8 +54,7 @@ def test_a_negative_size_fits_nowhere(pretend: Pretend) -> None:
 def test_pool_step_is_a_knob(pretend: Pretend) -> None:
     code = "p = pool(2**64 - 1); a = take(p, 1); b = take(p, 32); done(free())"
     assert pretend(code).value == 900 - 64
-    narrow = Scenario((CARD,), pool_step=2 * MIB)
-    assert pretend(code, narrow).value == 900 - 34
+    assert pretend(code, Scenario((CARD,), pool_step=2 * MIB)).value == 900 - 34
 
 
 def test_pinned_host_memory_is_counted_apart(pretend: Pretend) -> None:
@@ -72,8 +70,7 @@ def test_pinned_host_memory_is_counted_apart(pretend: Pretend) -> None:
     ran = pretend(code, Scenario((CARD,), pinned_limit=64 * MIB))
     assert ran.value == [0, 900, 2, 0]
     (death,) = ran.tagged("O")
-    assert death.number(1) == PINNED
-    assert death.number(4) == 24 * MIB
+    assert (death.number(1), death.number(4)) == (PINNED, 24 * MIB)
 
 
 _VMM = """

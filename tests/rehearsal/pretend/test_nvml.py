@@ -114,5 +114,4 @@ def test_without_a_machine_there_is_no_driver(libraries: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "9\n"
-    assert done.stderr == ""
+    assert (done.stdout, done.stderr) == ("9\n", "")

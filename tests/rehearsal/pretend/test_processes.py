@@ -154,8 +154,7 @@ def test_a_context_is_charged_to_each_process_and_card(machine_of: MachineOf) ->
     ],
 )
 def test_what_needs_a_context_makes_it(machine_of: MachineOf, call: str, cards: list[int]) -> None:
-    scenario = Scenario((CARD, CARD), context=250 * MIB, timeline_limit=1 << 20)
-    machine = machine_of(scenario)
+    machine = machine_of(Scenario((CARD, CARD), context=250 * MIB, timeline_limit=1 << 20))
     code = f"""
     {call}
     def active(device):
@@ -342,8 +341,7 @@ def test_without_a_shared_file_each_process_has_its_own_machine(machine: Machine
     os.waitpid(child, 0); say(free())
     """
     process = machine.start(code)
-    assert ask(process) == [900, 0]
-    assert ask(process) == 600
+    assert (ask(process), ask(process)) == ([900, 0], 600)
     end(process)
     assert not (folder / "shared").exists()
 

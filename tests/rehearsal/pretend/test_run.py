@@ -48,8 +48,7 @@ def test_of_anything_else_it_is_this_one(
     python: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(run, "cuda_site", lambda: tmp_path)
-    assert site_of(["sh", "-c", "true"]) == tmp_path
-    assert site_of(["no-such-command"]) == tmp_path
+    assert (site_of(["sh", "-c", "true"]), site_of(["no-such-command"])) == (tmp_path, tmp_path)
     assert site_of(["sh", "-c", "true"], str(python)) == python.parents[1] / "site"
     with pytest.raises(UsageError, match="no Python"):
         site_of(["sh"], "/no/python")

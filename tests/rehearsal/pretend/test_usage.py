@@ -23,8 +23,7 @@ from turbofit.rehearsal.pretend.usage import Event, TimelineReader, Usage, read_
 def test_only_the_child_is_changed() -> None:
     base = {"PATH": "/bin", "LD_LIBRARY_PATH": "/opt", "CUDA_VISIBLE_DEVICES": "1", "TM_X": "1"}
     env = pretend_environment(Path("/lib"), Path("/scenario"), base)
-    assert env["LD_LIBRARY_PATH"] == "/lib:/opt"
-    assert env["TURBOFIT_PRETEND_SCENARIO"] == "/scenario"
+    assert (env["LD_LIBRARY_PATH"], env["TURBOFIT_PRETEND_SCENARIO"]) == ("/lib:/opt", "/scenario")
     assert env["PATH"] == "/bin"
     assert not {"CUDA_VISIBLE_DEVICES", "TM_X", "LD_PRELOAD"} & env.keys()
     assert "CUDA_VISIBLE_DEVICES" in base

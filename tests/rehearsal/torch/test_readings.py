@@ -163,8 +163,7 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
         usages=usages,
     )  # fmt: skip
     (folder / "records").mkdir()
-    record = {"pid": 7, "number": 9, "rows": rows}
-    (folder / "records" / "7.json").write_text(json.dumps(record))
+    (folder / "records" / "7.json").write_text(json.dumps({"pid": 7, "number": 9, "rows": rows}))
     ended = EndedRun(Spec(scenario, "x", "pytorch"), ran, told, log.splitlines(), "", folder)
     return report(ended, read_run(ended), {"torch": "2.12.1", "lmdeploy": "0.18.0"})
 
@@ -173,13 +172,11 @@ def test_a_start_in_parts_its_cases_and_a_death_in_one(tmp_path: Path) -> None:
     made = document(tmp_path)
     assert (made["outcome"], made["death"]) == ("served", None)
     (card,), (terms,) = made["gpus"], made["terms"]
-    assert card["contexts"] == 300 * MIB
-    assert card["left_at_peak"] == (12000 - 100 - 10250) * MIB
+    assert (card["contexts"], card["left_at_peak"]) == (300 * MIB, (12000 - 100 - 10250) * MIB)
     assert card["phases"]["cache"]["allocated"] == 8900 * MIB
     # Of the account, contexts included.
     assert card["phases"]["case a"]["peak"] == 10200 * MIB
-    assert made["cases"][0]["peak"] == [10200 * MIB]
-    assert made["cache"]["tokens"] == 6400
+    assert (made["cases"][0]["peak"], made["cache"]["tokens"]) == ([10200 * MIB], 6400)
     assert made["cache"]["region"] == [5000 * MIB]
     assert terms == {
         "weights": 3899 * MIB,
@@ -341,8 +338,7 @@ def test_torch_without_cuda_is_said_in_one_line(
     monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without_cuda(monkeypatch)
-    words = ["rehearse", "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090"]
-    assert main(words) == 7
+    assert main(["rehearse", "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090"]) == 7
     cause, hint = capsys.readouterr().err.splitlines()[-2:]
     lacks = "on pretend GPUs LMDeploy's PyTorch engine needs what this environment lacks: "
     assert cause == f"error: {lacks}a CUDA build of torch"

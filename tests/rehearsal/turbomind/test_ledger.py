@@ -25,8 +25,7 @@ def sites() -> CallSites:
 
 def test_sites(sites: CallSites) -> None:
     assert sites.site((1, 2, 3, 4, 5)) == "linear output in InternVit::Impl::Attn"
-    assert sites.site((1, 4, 5)) == "InternVit::Impl::Attn"
-    assert sites.site((1, 2)) == LOADER
+    assert (sites.site((1, 4, 5)), sites.site((1, 2))) == ("InternVit::Impl::Attn", LOADER)
     assert sites.site(()) == STAGING
     assert sites.owner((1, 5)) == "executor"
     assert sites.owner((1, 6)) == "rank context"
@@ -71,8 +70,7 @@ def test_ledger_and_terms(sites: CallSites) -> None:
     events = _events(_RUN)
     ledger = Ledger(1, sites, pool_step=10).read(events)
     card = ledger.cards[0]
-    assert card.free_at_cache == 500
-    assert card.cache_region == 400
+    assert (card.free_at_cache, card.cache_region) == (500, 400)
     assert card_terms(ledger, 0) == {
         "weights": 100, "load_temporaries": 50, "kv_cache": 400, "buffers": 20, "pool_warmup": 30,
     }  # fmt: skip
@@ -88,6 +86,5 @@ def test_ledger_and_terms(sites: CallSites) -> None:
     # Read in parts it is the same.
     for cut in range(len(events)):
         parts = Ledger(1, sites, pool_step=10).read(events[:cut]).read(events[cut:])
-        assert parts.cards == ledger.cards
-        assert parts.pools == ledger.pools
+        assert (parts.cards, parts.pools) == (ledger.cards, ledger.pools)
         assert (parts.phases, parts.deaths) == (ledger.phases, ledger.deaths)

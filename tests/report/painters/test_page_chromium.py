@@ -41,8 +41,7 @@ def test_it_opens_in_silence_and_nothing_is_cut_on_a_phone(browser: Browser, kin
 
 
 def planned_name(kind: str) -> str:
-    names = {"run": "mixed cards", "pretend run": "fits"}
-    return planned(names.get(kind, kind)).model.name
+    return planned({"run": "mixed cards", "pretend run": "fits"}.get(kind, kind)).model.name
 
 
 def scrolls(browser: Browser) -> int:

@@ -49,8 +49,7 @@ def test_control_characters_of_others_never_reach_the_terminal() -> None:
         Table(columns=(Column(title="t"),), rows=((evil,),)),
         Code(evil),
     ]
-    text = paint(blocks)
-    assert not set(text) & {"\x1b", "\x07", "\x9b", "\r"}
+    assert not set(paint(blocks)) & {"\x1b", "\x07", "\x9b", "\r"}
     assert clean(evil) == "name?[2Jx??31m??"
 
 

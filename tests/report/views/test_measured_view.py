@@ -37,8 +37,7 @@ def test_all_is_said() -> None:
         "the time is up",
     ):  # fmt: skip
         assert words in text, words
-    none = paint(tune_view(replace(several(), best=None)))
-    assert "none of 4 settings keeps the SLO" in none
+    assert "none of 4 settings keeps the SLO" in paint(tune_view(replace(several(), best=None)))
 
 
 def test_a_clock_is_said_with_its_word_and_its_percentiles() -> None:

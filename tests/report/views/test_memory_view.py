@@ -24,8 +24,7 @@ def test_the_pieces_add_up_to_the_card(kind: str) -> None:
         pieces = stack(gpu)
         assert all(piece.bytes > 0 for piece in pieces)
         whole = sum(piece.bytes for piece in pieces)
-        over = max(0, -gpu.headroom)
-        assert whole == gpu.total + over
+        assert whole == gpu.total + max(0, -gpu.headroom)
         order = list(PIECES)
         places = [order.index(piece.kind) for piece in pieces]
         assert places == sorted(places)

@@ -141,8 +141,7 @@ def test_the_cache_is_counted_in_whole_blocks_and_requests_of_one_cache() -> Non
 
 @pytest.mark.parametrize("on", ["rtx3090+rtx4090+l4+a100-40g", "2xrtx3090+rtx4090"])
 def test_equal_engines_share_a_column_and_eighty_columns_hold_them(on: str) -> None:
-    cards = len(machine_from(on).gpus)
-    plan = turbofit.plan("internvl2-2b", on=on, replicas=cards)
+    plan = turbofit.plan("internvl2-2b", on=on, replicas=len(machine_from(on).gpus))
     text = terminal.paint(per_engine_blocks(plan))
     assert max(map(len, text.splitlines())) <= 80
     heads = [line for line in text.splitlines() if "each engine " in line]

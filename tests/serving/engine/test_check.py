@@ -80,8 +80,7 @@ def test_a_long_check_asks_for_the_same_memory_with_fewer_encodings() -> None:
     assert max(sizes) <= 65_536
     for template in (50, 64, 78):
         assert fullest(plan, sizes, template) >= 0.99 * plan.engines[0].units_per_forward
-    whole = worst_requests.whole_check(plan, plan.engines[0], "m")
-    (one,) = whole[-1].units
+    (one,) = worst_requests.whole_check(plan, plan.engines[0], "m")[-1].units
     assert fullest(plan, sizes, 64) > one == 130_320
     assert worst_requests.seconds_of(plan, plan.engines[0], [last]) < worst_requests.LONG
     assert (

@@ -140,8 +140,7 @@ def test_who_killed_it(kills: int | None, kind: str) -> None:
 
 
 def test_page_locked_memory_is_not_the_gpus() -> None:
-    seen = tracker(START, BUDGET, CUDA.replace("a.cc:1", "allocator.cc:105"), FRAME)
-    end = end_of(-6, seen)
+    end = end_of(-6, tracker(START, BUDGET, CUDA.replace("a.cc:1", "allocator.cc:105"), FRAME))
     assert (end.kind, end.phase, end.where) == ("host_memory", "host", "InternVit::Impl::Forward")
     assert "page-locked host memory" in end.error.message
 
@@ -186,8 +185,7 @@ def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
 def test_a_cache_that_finds_no_memory_is_none_of_the_weights() -> None:
     loading = "Loading weights from safetensors: 100%|##########| 4/4"
     said = f"{OOM} a total capacity of 11.62 GiB of which 512.00 MiB is free. Including"
-    seen = torch(loading, "    self.build_cache_engine()", said)
-    end = end_of(1, seen)
+    end = end_of(1, torch(loading, "    self.build_cache_engine()", said))
     assert (end.phase, end.missing) == ("cache", 128 << 20)
     assert "--margin" in end.error.hint
     assert end_of(1, torch(loading, said)).phase == "weights"

@@ -22,8 +22,7 @@ CONFIG = SimpleNamespace(response_format=GIVEN)
 
 def test_every_function_on_which_it_relies_is_the_one_that_was_read():
     needs("lmdeploy")
-    spec = importlib.util.find_spec("lmdeploy")
-    folder = Path(spec.origin).parent
+    folder = Path(importlib.util.find_spec("lmdeploy").origin).parent
     files = ("serve/core/async_engine.py", "_guided_decoding.py", "turbomind/turbomind.py")
     found = {}
     for file in files:
@@ -138,8 +137,7 @@ def test_code_that_was_not_read_stays_as_lmdeploy_has_it(monkeypatch, capfd):
 
 
 def template_error() -> Exception:
-    jinja2 = pytest.importorskip("jinja2")
-    return jinja2.exceptions.TemplateError("roles must alternate")
+    return pytest.importorskip("jinja2").exceptions.TemplateError("roles must alternate")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,6 @@ def test_private_commands_are_closed() -> None:
     assert port_of(Command(env={}, argv=("lmdeploy",))) == 23333
     assert argv[3] == "/overlay/InternVL2-8B"
     values = dict(pairwise(argv))
-    assert values["--model-name"] == "org/name"
-    assert values["--server-name"] == "127.0.0.1"
+    assert (values["--model-name"], values["--server-name"]) == ("org/name", "127.0.0.1")
     assert "--disable-fastapi-docs" in argv
     assert values["--allow-origins"] == "https://closed.invalid"

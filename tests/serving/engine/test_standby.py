@@ -44,8 +44,7 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     (tmp_path / "pretty_engine.py").write_text(ENGINE % KEY, encoding="utf-8")
     (tmp_path / "imported.py").write_text(IMPORTED, encoding="utf-8")
     (tmp_path / "fails.py").write_text("raise AttributeError('no library')", encoding="utf-8")
-    names = ("fails", "imported")
-    monkeypatch.setitem(vars(standby)["_IMPORTS"], "pretty_engine", names)
+    monkeypatch.setitem(vars(standby)["_IMPORTS"], "pretty_engine", ("fails", "imported"))
     return {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1", "SETTING": "1", KEY: "secret"}
 
 
@@ -74,8 +73,7 @@ class Engines:
     def spawn(self, card: str, *words: str, **more: str) -> dict[str, Any]:
         """What an engine says of itself."""
         env = {**self._env, "CUDA_VISIBLE_DEVICES": card, **more}
-        argv = (sys.executable, ENTRY, "pretty_engine", *words)
-        process = self._keeper.spawn(argv, env)
+        process = self._keeper.spawn((sys.executable, ENTRY, "pretty_engine", *words), env)
         self.processes.append(process)
         assert process.stdout is not None
         facts: dict[str, Any] = json.loads(process.stdout.readline())
@@ -204,8 +202,7 @@ def test_one_that_does_not_run_becomes_no_engine(
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     until(lambda: state_of(pid) == "T", "it to stop")
-    facts = engines.spawn("GPU-a")
-    assert facts["pid"] != pid
+    assert engines.spawn("GPU-a")["pid"] != pid
     assert "the standby does not answer" in said[-1]
     assert gone(pid)
 

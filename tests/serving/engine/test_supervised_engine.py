@@ -142,8 +142,7 @@ def test_a_question_to_a_ready_engine_is_no_word_of_it() -> None:
             return len(seen) > 2
 
     client: Any = Client()
-    timing = Timing(liveness=0.001)
-    probe = Probe(client, timing, None, serial=False, clock=lambda: clock.now)
+    probe = Probe(client, Timing(liveness=0.001), None, serial=False, clock=lambda: clock.now)
     probe._stopped.wait = lambda _: probe._stopped.is_set()  # type: ignore[method-assign]
     probe._look_after()
     never = float("-inf")

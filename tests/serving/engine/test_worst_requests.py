@@ -187,8 +187,7 @@ def test_the_request_carries_the_limit_and_all_images() -> None:
     body = request.body
     images = [x for x in body["messages"][0]["content"] if x["type"] == "image_url"]
     assert len(images) == 3
-    assert images[0]["image_url"]["max_dynamic_patch"] == 12
-    assert body["model"] == "name"
+    assert (images[0]["image_url"]["max_dynamic_patch"], body["model"]) == (12, "name")
     image = worst_image(pixels(4, 3136))
     assert image is not None
     assert image.knobs == {"min_pixels": 3136, "max_pixels": 3136}

@@ -103,8 +103,7 @@ class Served:
         self.ended: list[str] = []
         placed = placed or tiny_map(["cpu"] * 4)
         self.model = load(str(folder), placed, "float32", 512, str(folder))
-        config = GatewayConfig(api_key=(KEY,))
-        app = FallbackApp(self.model, NAME, config, self.ended.append)
+        app = FallbackApp(self.model, NAME, GatewayConfig(api_key=(KEY,)), self.ended.append)
         self.port = free_port()
         served = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error")
         self._server = uvicorn.Server(served)

@@ -20,8 +20,7 @@ _MISSING = any(find_spec(name) is None for name in ("transformers", "accelerate"
 
 def needs_transformers(test):
     """Marks a test of a model of Transformers."""
-    skips = pytest.mark.skipif(_MISSING, reason="needs Transformers")
-    return pytest.mark.lmdeploy(skips(test))
+    return pytest.mark.lmdeploy(pytest.mark.skipif(_MISSING, reason="needs Transformers")(test))
 
 
 @pytest.fixture(scope="module")

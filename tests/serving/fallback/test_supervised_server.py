@@ -79,8 +79,7 @@ def test_the_longest_request_fills_the_context(each, template):
     def count(question):
         return int(len(question.body["prompt"]) // 2 * each) + template
 
-    text = longest_request(plan.engines[0], "m", None, 0, count)
-    assert 0.97 * session < count(text) < session
+    assert 0.97 * session < count(longest_request(plan.engines[0], "m", None, 0, count)) < session
     worst = worst_request(plan, "m")
     before = json.dumps(worst.body)
     seen = longest_request(plan.engines[0], "m", worst, 8300, count)
@@ -122,11 +121,9 @@ def test_a_session(tmp_path, children):
     assert status == 200, answer
     # Lowered by the model folder: 100352 pixels are 512 patches, 128 tokens at most.
     assert answer["usage"]["prompt_tokens"] < 128 + 32
-    long = {"type": "text", "text": "a" * 2000}
-    status, _, answer = served.chat(long)
+    status, _, answer = served.chat({"type": "text", "text": "a" * 2000})
     assert (status, "error" in answer) == (400, True)
-    pulses = sum("PULSE" in line for line in child.lines)
-    child.wait_for("PULSE", pulses + 3)
+    child.wait_for("PULSE", sum("PULSE" in line for line in child.lines) + 3)
     assert served.ask("/health")[0] == 200
     os.kill(pids(child)[0], signal.SIGKILL)
     child.wait_for("starting again")

@@ -176,8 +176,7 @@ def test_every_family_is_prepared_bit_for_bit(encoders, family):
     assert prepare(encoder, threads=4, cache_bytes=1 << 30) is None
     quicken(encoder.model)
     for found in all_prepared(encoder, films, times=2):  # the second time from what was kept
-        unlike = [name for name in plain if not same(plain[name], found[name])]
-        assert unlike == []
+        assert [name for name in plain if not same(plain[name], found[name])] == []
     served = [name for name, answer in plain.items() if not isinstance(answer, tuple)]
     assert {"RGB", "RGBA", "CMYK", "16 bits", "several", "large"} <= set(served)
 
@@ -255,8 +254,7 @@ def test_a_table_is_used_where_its_bits_are_the_transforms(encoders, dtype):
     assert isinstance(encoder.model.transform, TableTransform)
     for mode in ("RGB", "RGBA", "L", "P"):
         image = drawn(448, 448, mode)
-        found = encoder.model.transform(image)
-        assert same(found, own(image).to(getattr(torch, dtype)))
+        assert same(encoder.model.transform(image), own(image).to(getattr(torch, dtype)))
     for table in (encoder.model.transform, quickened(own, own.transforms, None)):
         quickened_by_library(table)
     blurred = transforms.Compose([*own.transforms, transforms.GaussianBlur(3)])

@@ -70,8 +70,7 @@ def test_every_size_has_pillows_bytes(library):
     replace_resize(library)
     replace_resize(library)  # once
     assert Image.Image.resize.__wrapped__ is PILLOW
-    unlike = [(old, new) for old in SIZES for new in NEW if not alike(drawn(*old), new)]
-    assert unlike == []
+    assert [(old, new) for old in SIZES for new in NEW if not alike(drawn(*old), new)] == []
 
 
 def test_both_orders_of_passes_are_pillows_to_the_pixel(library):
@@ -83,8 +82,7 @@ def test_both_orders_of_passes_are_pillows_to_the_pixel(library):
 
 
 def test_pictures_above_16_mb_are_resized_where_they_lie(library, monkeypatch):
-    data = np.random.default_rng(0).bytes(3 * 2100 * 2000)
-    large = Image.frombytes("RGB", (2100, 2000), data)
+    large = Image.frombytes("RGB", (2100, 2000), np.random.default_rng(0).bytes(3 * 2100 * 2000))
     assert Pixels(large.im).address is None  # Pillow has them in pieces
     replace_resize(library)
     assert alike(large, (448, 448))  # by Pillow itself
