@@ -68,7 +68,8 @@ def _memory(key: str, found: Sequence[Trial]) -> str:
         peaks = [peak for one in of_card for peak in peaks_of(one)]
         inside = sorted(over / MIB for over, share in peaks if 0 <= share <= MEMORY)
         if inside:
-            sizes = f"{inside[0]:+.0f} to {inside[-1]:+.0f} MiB"
+            ends = dict.fromkeys(f"{over:+.0f}" for over in (inside[0], inside[-1]))
+            sizes = f"{' to '.join(ends)} MiB"
             parts.append(f"{name}: inside in {len(inside)} of {len(peaks)}, {sizes}")
         parts += [
             f"{name}: outside, {over / MIB:+.0f} MiB ({REASONS.get(f'{key} {engine}', _UNKNOWN)})"
