@@ -150,7 +150,7 @@ def test_the_page_has_the_tables_of_what_is_kept() -> None:
 @pytest.mark.parametrize(
     ("used", "told"),
     [
-        (0, "TurboMind: inside in 1 of 1, +199 to +199 MiB"),
+        (0, "TurboMind: inside in 1 of 1, +199 MiB"),
         (300 * MIB, "TurboMind: outside, -101 MiB (why is not known)"),
         (-900 * MIB, "TurboMind: outside, +1099 MiB (why is not known)"),
     ],
