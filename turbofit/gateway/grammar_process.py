@@ -8,7 +8,8 @@ compiles, and each answer one of these:
 - ``{}``: it was compiled, or LMDeploy compiles nothing for it;
 - ``{"wrong": text}``: XGrammar cannot compile it;
 - ``{"ended": signal}``: it takes more than ``SECONDS`` of processor time, or more than ``BYTES`` of
-  host memory beside those of this process.
+  host memory beside those of this process. The signal is 0 if a library exits, as glibc does where
+  a thread's data have no room.
 
 This program imports nothing of turbofit.
 """
@@ -82,7 +83,7 @@ def attempt(compile_of: Callable[[Any], object], chat: bytes, seconds: int, most
         answer(said)
         os._exit(0)
     _, status = os.waitpid(fork, 0)
-    if os.WIFSIGNALED(status):
+    if status:
         answer({"ended": os.WTERMSIG(status)})
 
 
