@@ -137,6 +137,11 @@ def test_hostile_grammars_are_ended_in_that_time(folder):
     assert ended == {name: ["ended"] for name in HOSTILE}
 
 
+def test_what_compiles_at_once_and_takes_minutes_to_follow_is_ended(folder):
+    said = verdicts(folder, [pattern("(.{1,32}){1,31}"), form(TEXT)], 4)[1:]
+    assert said == [{"ended": 24}, {}]
+
+
 def test_a_folder_without_a_tokenizer_is_said(tmp_path):
     (said,) = verdicts(tmp_path, [form(TEXT)], 1)
     assert said["unable"]
