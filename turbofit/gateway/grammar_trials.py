@@ -80,8 +80,7 @@ class GrammarTrials:
                 await until_done(self._learn(name, chat))
         if self._ours and self._unable is not None and self._unable.get("lacks") == "xgrammar":
             raise Refusal("option_missing:xgrammar", param=field)
-        why = self._known.get(name)
-        if why is not None:
+        if (why := self._known.get(name)) is not None:
             raise refused(field, why)
 
     async def end(self) -> None:
@@ -126,9 +125,11 @@ class GrammarTrials:
         said = await _answer(self._process)
         if "wrong" in said:
             return f"cannot be compiled: {said['wrong']}"
-        limits = f"{SECONDS} s of processor time and {GRAMMAR_TRIAL // MIB} MiB"
-        smaller = "shorten patterns and lengths, or require properties that are optional"
-        return f"was not compiled within {limits}: {smaller}" if said else None
+        why = (
+            f"was not compiled within {SECONDS} s of processor time and {GRAMMAR_TRIAL // MIB} MiB:"
+            " shorten patterns and lengths, or require properties that are optional"
+        )
+        return why if said else None
 
 
 async def _answer(process: asyncio.subprocess.Process) -> dict[str, Any]:
@@ -153,9 +154,10 @@ def trials_of(
     """
     if not plan.backend.of_lmdeploy:
         return None
-    program = str(Path(__file__).with_name("grammar_process.py"))
     trust = "trust" if plan.model.needs_remote_code else "no"
-    limits = (str(SECONDS), str(GRAMMAR_TRIAL))
     words = [word for option in options for word in option.split("=", 1)]
-    command = (sys.executable, program, *limits, folder, trust, *words)
+    command = (
+        sys.executable, str(Path(__file__).with_name("grammar_process.py")), str(SECONDS),
+        str(GRAMMAR_TRIAL), folder, trust, *words,
+    )  # fmt: skip
     return GrammarTrials(command, say, ours=ours)

@@ -76,8 +76,7 @@ def _prepare(parse: Callable[[Any], object], engine: Any, given: Any) -> None:
     """
     with suppress(Exception):
         parse(given)
-        turbomind = _turbomind() if type(engine).__name__ == "TurboMind" else None
-        if turbomind is not None:
+        if type(engine).__name__ == "TurboMind" and (turbomind := _turbomind()) is not None:
             with _LOCK:
                 compiler = _compiler_of(engine, turbomind)
             turbomind.compile_response_format(compiler, given)
@@ -87,9 +86,11 @@ def _prepare(parse: Callable[[Any], object], engine: Any, given: Any) -> None:
 def _turbomind() -> Any:
     """Return the module of LMDeploy's TurboMind engine; None if its code is not the known one."""
     module = sys.modules["lmdeploy.turbomind.turbomind"]
-    stream = module.TurboMindInstance.async_stream_infer
-    make = module.TurboMind.grammar_compiler.fget
-    return module if _are_known(stream, make, module.compile_response_format) else None
+    known = _are_known(
+        module.TurboMindInstance.async_stream_infer, module.TurboMind.grammar_compiler.fget,
+        module.compile_response_format,
+    )  # fmt: skip
+    return module if known else None
 
 
 def _compiler_of(engine: Any, turbomind: Any) -> Any:
@@ -104,7 +105,6 @@ def _compiler_of(engine: Any, turbomind: Any) -> Any:
 
 def _are_known(*functions: Any) -> bool:
     """Return whether functions of LMDeploy are those that were read; say it in the log if not."""
-    why = [text for function in functions if (text := unlike(function, _KNOWN))]
-    if why:
+    if why := [text for function in functions if (text := unlike(function, _KNOWN))]:
         sys.stderr.write(f"turbofit: grammars: LMDeploy's own way: {why[0]}\n")
     return not why
