@@ -72,14 +72,14 @@ def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Conte
 def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
     """Return one error for all options that a command does not have, with each hint once."""
     other = f"see {ctx.command_path} --help"
-    hints = grouped((_known_elsewhere(name, ctx) or other, name) for name in names)
+    hints = grouped((_hint_on(name, ctx) or other, name) for name in names)
     several = len(hints) > 1
     lines = [f"{', '.join(them)}: {hint}" if several else hint for hint, them in hints.items()]
     what = "unknown options" if len(names) > 1 else "unknown option"
     return UsageError(f"{what} {', '.join(names)}", hint="; ".join(lines))
 
 
-def _known_elsewhere(name: str, ctx: click.Context) -> str:
+def _hint_on(name: str, ctx: click.Context) -> str:
     """Return a hint on an option that a command lacks.
 
     The hint names this command's option for it, else those that begin with the name, else who has

@@ -110,6 +110,10 @@ def _starting(
     """Yield the failures of a start; memory that only the worst requests take does not count."""
 
     def short(kind: OutcomeKind, when: str, *later: str) -> Iterator[StartOutcome]:
+        """Yield a failure for each card that lacks memory before the terms ``later`` come.
+
+        Terms that only requests make grow (``account.grown``) do not count.
+        """
         for ledger in ledgers:
             terms = [term for term in ledger.terms if term.term not in account.grown]
             steady = sum(t.bytes for t in terms if t.phase != "transient" and t.term not in later)

@@ -290,8 +290,9 @@ def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned
 def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
     """Return the first engine's result, or that of LMDeploy's other engine if it serves more.
 
-    ``fit`` is the first engine's result. If only the other engine fits, but its kernels may not
-    compile for these cards, the other result becomes the ``rival`` of ``fit``.
+    ``fit`` is the first engine's result. If no engine fits, the result that holds the most requests
+    is returned. If only the other engine fits, but its kernels may not compile for these cards, the
+    other result becomes the ``rival`` of ``fit``.
     """
     rivals = list(_others(request, fit.engine.name))
     rival = next((other for other in rivals if other.fits), None)

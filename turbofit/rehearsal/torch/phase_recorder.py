@@ -72,6 +72,7 @@ def read_records(folder: Path) -> list[Document]:
 
 
 def _keep(folder: Path) -> None:
+    """Write the process's record from its CUDA context on, until the folder is removed."""
     while not _has_context():
         time.sleep(_LOOK)
         if not folder.exists():
