@@ -32,7 +32,7 @@ from turbofit.measure.load.prompt import NO_JSON
 
 #: The most bytes of an image's file: a plan's limit (`planning/plan_document.py`).
 LARGEST_IMAGE: Final = 32 * MIB
-#: Errors of a body of another form, or with text or numbers that JSON does not hold.
+#: Errors of a body that has not the expected form, or has text or numbers that JSON cannot hold.
 _NO_BODY: Final = (
     msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, AttributeError, LookupError,
     TypeError,

@@ -245,7 +245,7 @@ def _before_cache(rest: int, doubt: int, asked: int, region: int) -> tuple[str, 
 
 
 def _of_load(ledger: GpuLedger) -> Finding:
-    """Find the phase ``weights`` if loading needs more bytes than the card has.
+    """Return a finding with the phase ``weights`` if loading needs more bytes than the card has.
 
     Otherwise the finding says that the phase is unknown.
     """

@@ -172,7 +172,7 @@ class Course:
         stage, calls, seen = self.stage, self.calls, any(map(_is_vision, self.calls))
         torch = isinstance(self.fault, TorchMemory) and stage in ("weights", "cache")
         if plan is None and (stage == "starting" or torch):
-            # A line of the start does not tell how far torch had come since.
+            # A line that was written during the start does not show what torch has done since.
             return "unknown"
         if stage in ("serving", "check", "ready"):
             return "vision" if seen or (self.images and not calls) else "text"

@@ -278,7 +278,7 @@ def _of_load(case: LogCase, memory: TorchMemory, draft: Draft, own: bool) -> Ite
 
 
 def _of_degree(case: LogCase, draft: Draft) -> Iterator[_Sign]:
-    """Yield the sign that fewer of the visible cards were used than a load may have needed."""
+    """Yield a sign if not all visible cards were used, and loading may have needed more of them."""
     if not draft.loading or case.has_account or not case.subject.of_lmdeploy:
         return
     visible = len(case.machine.gpus) if case.machine else case.subject.visible or 1

@@ -74,7 +74,7 @@ def _general(
 
 
 def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun) -> list[str]:
-    """Return the changes that fit by the account, as the first says what else is known of it."""
+    """Return the changes that fit by the account; the first also says what else is known."""
     own = [remedy.change for remedy in worked.remedies] if worked else []
     if own and following.leaves:
         own[0] += f" (if only the cache had been taken then, {following.leaves:g})"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from turbofit.measure.load.spec import LoadSpec
     from turbofit.measure.tune_runner import Loads
 
-#: Loads with a number of clients at once, then loads with a rate.
+#: The most loads with a number of clients at once, and the most loads with a rate after them.
 _CLIENTS: Final = 4
 _RATES: Final = 2
 #: The rate of the second load, as a share of the first: if that kept the SLO, and if not.

@@ -223,7 +223,7 @@ def forecast(
 def with_text(
     found: Throughput, model: Model, engine: str, gpus: Sequence[Gpu], texts: Sequence[Speed]
 ) -> Throughput:
-    """Add the first token of a text to the forecast of a model with images.
+    """Add the seconds to the first token of a request without images.
 
     ``texts`` are the speeds without images; without them, the forecast is returned as it is.
     """

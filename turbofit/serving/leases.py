@@ -337,7 +337,7 @@ def counted(machine: Machine, leases: Leases) -> Machine:
 
 
 def _gpu(gpu: Gpu, others: list[Lease], servers: set[int]) -> Gpu:
-    """Return the GPU with the memory that other turbofits will take counted as used.
+    """Return the GPU; memory that other turbofits will still take of it is counted as used.
 
     ``servers`` are the pids of running servers.
     """

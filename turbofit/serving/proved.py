@@ -107,7 +107,7 @@ def _facts(plan: Plan) -> list[Any]:
 
 
 class Rehearsals:
-    """Keeps a plan as its rehearsal on this machine corrected it, with the installed versions."""
+    """Keeps a plan as its rehearsal here corrected it; the key has the installed versions."""
 
     def __init__(self, plan: Plan) -> None:
         versions = (__version__, *(installed(name) or "" for name in ("lmdeploy", "torch")))

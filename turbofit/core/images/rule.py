@@ -101,8 +101,8 @@ class ImageRule(Struct):
     whole_image: ClassVar[bool] = False
     #: Whether each token has a position in time, height and width (M-RoPE).
     mrope: ClassVar[bool] = False
-    #: A worst image longer than this ratio is chosen only if squarer images have clearly fewer
-    #: units.
+    #: A worst image whose long side is more than this many times its short side is chosen only if
+    #: squarer images have clearly fewer units.
     slim: ClassVar[int]
 
     @property

@@ -99,8 +99,8 @@ class ClockFacts(Struct):
 
     Everything takes ``factor`` times as long as the forecast; ``words`` says so, with the
     forecast's certainty. ``late`` is how much later than its time work was seen to be done,
-    ``idle`` how long cards waited for the host; ``busy`` the forecast's seconds of all forwards. Of
-    engines, the one that waited most.
+    ``idle`` how long cards waited for the host; ``busy`` the forecast's seconds of all forwards.
+    ``late`` and ``idle`` are of the engine with the largest sum of both.
     """
 
     factor: float

@@ -169,7 +169,7 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
     smaller than the cap stays as it is.
 
     Raises:
-        Refusal: the plan has no images, or the image fits it at no size.
+        Refusal: the plan allows no images, or allows this image at no size.
     """
     rule = bounds.rule
     if rule is None:

@@ -31,8 +31,8 @@ _LEAST_RANK: Final = 64
 def adapter_bytes(model: Model, tp: int) -> int:
     """Return the bytes of all adapters' matrices on one rank.
 
-    Each module also has the offsets of the adapters' ranks, counted as one block of torch's
-    allocator. Each kind of module also has the ranks and the scalings, one block each.
+    Each module also has the offsets of the adapters' own ranks (LoRA's r), counted as one block of
+    torch's allocator. Each kind of module also has these ranks and the scalings, one block each.
     """
     total = 0
     for module, tensor in lora_modules(model.text).items():

@@ -97,7 +97,8 @@ class PoolModel:
     def _decoder(self, forward: Forward) -> int:
         """Return the bytes of residual, image features and the decoder's largest stage.
 
-        On one GPU there is no symmetric buffer for the hidden states, so they are added.
+        On one GPU there is no symmetric buffer for the hidden states, so their bytes are counted
+        here too.
         """
         text, tokens = self.text, forward.tokens
         streams = 2 if self.tp == 1 else 1

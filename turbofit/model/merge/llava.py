@@ -330,7 +330,7 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
         str(number): {"content": token, **flags, "special": True} for token, number in both.items()
     }
     written: dict[str, JsonObject] = {
-        # Without its chat template, which is for text only.
+        # The base's chat template is left out: it is for text only.
         "tokenizer_config.json": {
             **{key: value for key, value in config.items() if key != "chat_template"},
             "added_tokens_decoder": {**(config.get("added_tokens_decoder") or {}), **entries},

@@ -24,7 +24,7 @@ from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, u
 #: The oldest driver for each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
-#: By architecture: what pretend GPUs use instead of a front end that fails.
+#: By architecture: how pretend GPUs read images if the installed image code fails.
 _MENDED: Final = {
     "LlavaForConditionalGeneration": "pretend GPUs read its images as Transformers 5.21 does",
 }
@@ -265,7 +265,7 @@ def bad_transformers(
 ) -> dict[str, BadTransformers]:
     """Return, for each engine that fails with an architecture, the range of versions that fails.
 
-    Only ranges with the version ``transformers`` count; if it is None, all ranges count.
+    Ranges that do not contain the version ``transformers`` are left out; none is if it is None.
     """
     return {
         engine: row

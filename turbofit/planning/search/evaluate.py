@@ -157,7 +157,7 @@ class _Unequal:
         self.sets = state.alike(shape.groups)
 
     def evaluate(self) -> Evaluation:
-        """Return the better of two evaluations: with equal shares of the requests, or for the goal.
+        """Return the better of two evaluations: equal shares of requests, or shares by the goal.
 
         Without a given number of requests, each engine has its best batch.
         """

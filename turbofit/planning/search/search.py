@@ -280,7 +280,7 @@ class _Search:
         yielded shape counts the images of one request.
         """
         request, units = self.request, self.state.requested_load.units_per_request
-        # With `queue_images` every shape already has one request's units.
+        # With `queue_images` every shape is already sized: for one request's units, or for all.
         if not units or request.workload.queue_images is not None:
             return
         # More cache would improve no promise, and the least memory is not wished.

@@ -151,7 +151,7 @@ def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
 
 
 def _unknown(function: Any) -> str | None:
-    """Return why a function of LMDeploy may not run on several threads; None if it may."""
+    """Return why a function of LMDeploy must not run on several threads; None if it can."""
     return unlike(function, _KNOWN)
 
 

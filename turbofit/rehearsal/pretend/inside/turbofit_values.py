@@ -102,7 +102,7 @@ class _Account:
                 self.tell(operation)
 
     def tell(self, operation: str) -> None:
-        """Record the caller's line for each peak and refusal that has no line yet."""
+        """Record the line of Python code for each peak and refused allocation that has none yet."""
         self._site(f"{operation} {_caller()}".encode())
 
 
