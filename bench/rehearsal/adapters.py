@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any, Final
 
+from tests.support.checkpoints import write_safetensors
 from turbofit.core.model import Model
 from turbofit.model.adapters import lora_modules
 
 ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL: Final = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
-_WIDTHS: Final = {"BF16": 2, "F16": 2, "F32": 4}
 
 
 def write_adapter(
@@ -26,8 +25,7 @@ def write_adapter(
     **settings: Any,
 ) -> Path:
     """Write an adapter of a model's decoder; ``settings`` replace those of its config."""
-    header: dict[str, Any] = {}
-    end = 0
+    tensors: dict[str, tuple[str, list[int]]] = {}
     for module in modules:
         tensor = lora_modules(model.text)[module]
         part = "self_attn" if module in ATTENTION else "mlp"
@@ -35,16 +33,12 @@ def write_adapter(
         for layer in tensor.layers or ():
             for letter, shape in (("A", [rank, inputs]), ("B", [outputs, rank])):
                 key = f"base_model.model.{layers}.{layer}.{part}.{module}.lora_{letter}.weight"
-                begin, end = end, end + shape[0] * shape[1] * _WIDTHS[dtype]
-                header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+                tensors[key] = dtype, shape
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank,
         "target_modules": list(modules), **settings,
     }  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    text = json.dumps(header).encode()
-    with open(folder / "adapter_model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
     return folder

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import struct
-from math import prod
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from msgspec.structs import replace
 
+from tests.support.checkpoints import write_safetensors
 from turbofit.core.model import Draft, Model
 from turbofit.model.drafts import draft_tensors
 
 Algorithm = Literal["eagle", "eagle3"]
-_WIDTHS: Final = {"BF16": 2, "I64": 8, "BOOL": 1}
 
 
 def write_draft(
@@ -44,11 +42,6 @@ def write_draft(
     tensors = {name: ("BF16", list(shape)) for name, shape in draft_tensors(draft).items()}
     if third:
         tensors |= {"d2t": ("I64", [rows]), "t2d": ("BOOL", [text.vocab])}
-    header: dict[str, Any] = {}
-    end = 0
-    for name, (dtype, shape) in tensors.items():
-        begin, end = end, end + prod(shape) * _WIDTHS[dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
         "hidden_size": text.hidden, "intermediate_size": text.intermediate,
@@ -59,8 +52,5 @@ def write_draft(
     }  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    words = json.dumps(header).encode()
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(words)) + words)
-        file.truncate(8 + len(words) + end)
+    write_safetensors(folder / "model.safetensors", tensors)
     return folder

@@ -17,7 +17,7 @@ from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.tokenizer import byte_alphabet, byte_level
 from turbofit.rehearsal.checkpoint.twin import tensors, twin_of, write_model
 
-_BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8}
+_BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8, "BOOL": 8}
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
