@@ -37,7 +37,7 @@ _TOLD = 500
 
 
 def compiler_of(folder: str, trust: str, options: Sequence[str]) -> Callable[[Any], object]:
-    """Return a function that compiles the grammar of a chat as LMDeploy's server does.
+    """Return a function that compiles and follows a chat's grammar as LMDeploy's server does.
 
     Its XGrammar is Python's, with which LMDeploy parses; TurboMind has one of its own.
     """
