@@ -116,7 +116,7 @@ def test_whoever_is_cut_off_is_told_in_the_form_of_its_api(
     for client in (*whole.values(), image, queued, *half, drips):
         status, sent, body = client.answer()
         assert (status, sent["retry-after"]) == (503, "10")
-        assert b"the server is ending" in body
+        assert b"the server is stopping" in body
     assert json.loads(whole["/v1/messages"].answer()[2])["error"]["type"] == "overloaded_error"
     assert lines[-1] == "ended: 19 open requests were cut off"
     records = [json.loads(line) for line in lines if line.startswith("{")]

@@ -117,7 +117,7 @@ def told(path: str, client: OpenClient) -> bool:
     assert status == 200
     if path == "/v1/chat/completions":
         return b'"code":"ending"' in body and body.endswith(b"\n\ndata: [DONE]\n\n")
-    return b"event: error\n" in body.rpartition(b"the server is ending")[0][-200:]
+    return b"event: error\n" in body.rpartition(b"the server is stopping")[0][-200:]
 
 
 def image(width: int, height: int, **fields: Any) -> dict[str, Any]:

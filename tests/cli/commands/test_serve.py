@@ -131,7 +131,7 @@ def test_pages_of_others_do_not_get_into_a_server_that_is_open(
     origins = Origins(config.allow_origins, hosts)
     for host in (b"10.0.0.7:23333", b"gpu.example:23333"):
         hosts.check({b"host": host})
-        with pytest.raises(Refusal, match="may not use the server"):
+        with pytest.raises(Refusal, match="may not use this server"):
             origins.check({b"host": host, b"origin": b"https://evil.example"})
         with pytest.raises(Refusal):
             origins.check({b"host": host, b"origin": b"null"})

@@ -127,7 +127,7 @@ async def test_a_client_alone_gets_half_and_others_are_served_meanwhile() -> Non
     await second.send(1)
     refusal = await second.refusal()
     assert (refusal.status, refusal.reason, refusal.retry_after) == (429, "too_many_bodies", 1)
-    assert "take 51 bytes, more than the 49" in refusal.message
+    assert "take 51 bytes; only 49" in refusal.message
     assert bodies.in_memory == 30  # what was refused is given back
     other = await begun(bodies, "b", 30)
     await other.send(1, more=False)

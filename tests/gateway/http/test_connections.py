@@ -142,7 +142,7 @@ def test_an_address_makes_room_for_itself_only() -> None:
         all_.works(conn)
     refusal = all_.opened(ones[3], "10.0.0.2")
     assert (refusal.status, refusal.reason) == (429, "too_many_connections")
-    assert "2 connections of this address, the limit is 2" in refusal.message
+    assert "2 connections with a running request, the limit is 2" in refusal.message
     assert not other.closed
 
 

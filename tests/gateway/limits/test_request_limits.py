@@ -167,7 +167,7 @@ def test_no_images_without_a_plan_for_them() -> None:
     b = bounds_of(plan_for(vision_unit=None))
     assert b.rule is None
     for refused in (lambda: check_images(b, 1), lambda: hold_image(b, (9, 9), {})):
-        with pytest.raises(Refusal, match="planned without images"):
+        with pytest.raises(Refusal, match="has no images"):
             refused()
 
 

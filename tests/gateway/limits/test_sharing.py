@@ -361,7 +361,7 @@ def test_frames_without_end_are_refused_before_they_are_sent() -> None:
     assert refusal(many, bytes_per_body=1 << 24)[1]["code"] == "too_many_frames"
     status, error = refusal(watching(768, size=(640, 8)), limit=102_400)
     assert (status, error["code"]) == (400, "too_many_frames")
-    assert "patches planned for" in error["message"]
+    assert "712 patches, the limit" in error["message"]
 
 
 def test_the_words_between_frames_count_as_the_prompt_does() -> None:

@@ -57,7 +57,7 @@ def test_domains(host, port, scheme, good) -> None:
     ("url", "word"),
     [
         ("https://example.org/a.png", None),
-        ("https://example.org:8443/a.png", "own port"), ("http://example.org/a.png", "by https"),
+        ("https://example.org:8443/a.png", "port 443"), ("http://example.org/a.png", "by https"),
         ("https://127.0.0.1/a.png", INSIDE), ("https://2130706433/a.png", INSIDE),
         ("https://0x7f.1/a.png", INSIDE), ("https://[::ffff:7f00:1]/a.png", INSIDE),
         ("https://[64:ff9b::a9fe:a9fe]/latest/meta-data", INSIDE),
@@ -246,12 +246,12 @@ def test_who_gets_remote_images_without_a_word(options, allowed, monkeypatch) ->
 @pytest.mark.parametrize(
     ("allowed", "words"),
     [
-        ((), "as none does that is open to all without a key; send the image inline, or start"),
+        ((), "because clients need no key; send the image inline, or start"),
         (("a.org",), "remote images of example.org are not allowed here; send the image inline"),
     ],
 )
 def test_a_refused_address_is_told_what_is_true_of_it(url, allowed, words) -> None:
-    """An https address was once told to come by https."""
+    """An https address was once answered “by https”."""
     with pytest.raises(Refusal) as caught:
         MediaFetcher(allowed)._checked(url)
     assert words in caught.value.message
@@ -399,7 +399,7 @@ def test_an_address_is_fetched_once_and_goes_on_inline() -> None:
 @pytest.mark.parametrize(
     ("fetcher", "status", "words"),
     [
-        (Same(b"<html>"), 415, "https://here.org/a.png: an image is of no known type"),
+        (Same(b"<html>"), 415, "https://here.org/a.png: the type of an image is unknown"),
         (None, 403, "--allowed-media-domains"),
     ],
 )

@@ -102,7 +102,7 @@ def test_what_was_not_begun_is_no_answer(path, body, end) -> None:
     app, recorder = gateway(recorder=Recorder(lambda *_: end()))
     reply = ask(app, path, body=body)
     assert (reply.status, reply.headers["retry-after"]) == (503, "5")
-    assert b"broke off" in reply.body
+    assert b"ended before the answer" in reply.body
     assert deaths(app) == 1
     assert not app.engines[0].up
     assert len(recorder.seen) == 1
@@ -126,7 +126,7 @@ def test_what_was_begun_ends_with_an_error_event(path, body, begun, end, cut) ->
     assert reply.status == 200
     assert reply.body.startswith(begun)
     rest = reply.body[len(begun) :]
-    assert b"broke off" in rest
+    assert b"ended before the answer" in rest
     assert b"unavailable" not in rest
     assert rest.endswith(b"\n\n")
     assert deaths(app) == 1
@@ -140,7 +140,7 @@ def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> Non
         app, _ = gateway(recorder=Recorder(lambda *_, parts=parts: stream(*parts)))
         reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
         assert reply.body.startswith(PREAMBLE + EMPTY)
-        assert b"broke off" in reply.body
+        assert b"ended before the answer" in reply.body
         assert deaths(app) == 1
         assert app.engines[0].last_success == float("-inf")
     app, _ = gateway(recorder=Recorder(lambda *_: stream(PREAMBLE, DELTA)))
