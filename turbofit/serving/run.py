@@ -19,7 +19,6 @@ from turbofit.core.errors import (
 )
 from turbofit.core.messages import BESIDE_COMMANDS, PRETEND
 from turbofit.gateway.config import LIVE, GatewayConfig
-from turbofit.machine.presets import is_measured
 from turbofit.planning import checks
 from turbofit.planning.calibrations import pretends
 from turbofit.planning.commands import commands
@@ -49,21 +48,6 @@ if TYPE_CHECKING:
     from turbofit.serving.options import ServeConfig
 
     PublicSide = GatewayThread[Gateway] | AttachedGateway
-
-
-def unmeasured(plan: Plan) -> str:
-    """Return a line if nobody has measured one of a plan's cards; else an empty text."""
-    known = {name for calibration in plan.machine.calibrations for name in calibration.gpus}
-    gpus = (plan.machine.gpu(ledger.index) for ledger in plan.ledgers)
-    name = next((gpu.name for gpu in gpus if gpu.name not in known and not is_measured(gpu)), "")
-    if not name:
-        return ""
-    source = plan.model.source
-    model = source.where if source.kind == "folder" else plan.model.name
-    return (
-        f"nobody has measured the {name}; ten minutes do it: turbofit calibrate {model},"
-        " then turbofit report --share"
-    )
 
 
 class Run:
@@ -157,8 +141,6 @@ class Run:
         for reason in plan.reasons:
             if reason.startswith("margin "):  # calibrations and proofs of earlier runs lower it
                 self._say(reason)
-        if not self.config.pretend and (unknown := unmeasured(plan)):
-            self._say(unknown)
         for warning in (*plan.warnings, *self._doubts()):
             if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
                 self._say(f"warning: {warning}")
