@@ -16,16 +16,14 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from threading import Lock, current_thread, main_thread
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turbofit.core.installation import installed
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.processes import child
 from turbofit.core.process.stat import processor_seconds
 from turbofit.core.struct import known
-from turbofit.core.units import GIB, doubled, format_bytes
+from turbofit.core.units import GIB
 from turbofit.serving.engine.gemm_tuning import VARIABLES
 from turbofit.serving.engine.launches import KEY
 from turbofit.serving.engine.lmdeploy import ENTRY
@@ -66,8 +64,8 @@ _LOOK_SECONDS: Final = 1.0
 #: Seconds in which a standby must answer, or be seen to import, when it is told what it becomes.
 _ANSWER_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.02
-#: The longest pause, in seconds, after a standby that ended by itself.
-_LONGEST_PAUSE: Final = 600.0
+#: Seconds until another standby begins after one that ended by itself.
+_PAUSE_SECONDS: Final = 60.0
 #: Seconds to wait after SIGKILL: a process in a system call may outlive it.
 _END_SECONDS: Final = 10.0
 
@@ -77,8 +75,6 @@ class Kind(NamedTuple):
 
     module: str
     environment: tuple[tuple[str, str], ...]
-    #: The installed LMDeploy: its version, and its file's inode and time.
-    lmdeploy: tuple[object, ...]
 
 
 def kind_of(argv: Sequence[str], env: Mapping[str, str]) -> Kind | None:
@@ -87,17 +83,7 @@ def kind_of(argv: Sequence[str], env: Mapping[str, str]) -> Kind | None:
     if words[:2] != (sys.executable, ENTRY) or words[2] not in _IMPORTS or _PRELOADED in env:
         return None
     early = {name: value for name, value in env.items() if name not in _LATE}
-    return Kind(words[2], tuple(sorted(early.items())), _lmdeploy())
-
-
-def _lmdeploy() -> tuple[object, ...]:
-    spec = find_spec("lmdeploy")
-    if spec is None or spec.origin is None:
-        return ()
-    with suppress(OSError):
-        stat = os.stat(spec.origin)
-        return installed("lmdeploy"), stat.st_ino, stat.st_mtime_ns
-    return ()
+    return Kind(words[2], tuple(sorted(early.items())))
 
 
 class Standby:
@@ -171,8 +157,7 @@ class StandbyStarter:
         self._lock = Lock()
         self._kind: Kind | None = None
         self._standby: Standby | None = None
-        self._again, self._deaths = 0.0, 0
-        self._told: set[str] = set()
+        self._again = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -192,7 +177,6 @@ class StandbyStarter:
             self._kind, standby, self._standby = kind, self._standby, None
         if standby is not None:
             if standby.fits(kind):
-                self._deaths = 0
                 with suppress(OSError):
                     return standby.become(argv[2:], env)
                 self._say("warning: the standby does not answer: the engine is a new process")
@@ -212,8 +196,7 @@ class StandbyStarter:
         self._again = now + _LOOK_SECONDS
         available, least = self._available(), max(LEAST_AVAILABLE, needed + STANDBY_BYTES)
         with self._lock:
-            self._kind = kind = self._kind and self._kind._replace(lmdeploy=_lmdeploy())
-            standby = self._standby
+            kind, standby = self._kind, self._standby
             # A running standby stays until much less is available, or it would come and go.
             if standby is not None and standby.fits(kind) and available >= least // 2:
                 return
@@ -222,29 +205,15 @@ class StandbyStarter:
             died = not standby.alive
             standby.end()
             if died:
-                pause = doubled(_LOOK_SECONDS, self._deaths, _LONGEST_PAUSE)
-                self._again, self._deaths = now + pause, self._deaths + 1
-                self._say(f"warning: a standby ended by itself: another begins in {pause:.0f} s")
+                self._again = now + _PAUSE_SECONDS
+                pause = f"another begins in {_PAUSE_SECONDS:.0f} s"
+                self._say(f"warning: a standby ended by itself: {pause}")
                 return
-        if kind is not None:
-            self._start(kind, available, least)
-
-    def _start(self, kind: Kind, available: int, least: int) -> None:
-        if available < least:
-            room = f"{format_bytes(available)} of host memory are available"
-            self._say_once("room", f"no standby: {room}, it needs {format_bytes(least)}")
-            return
-        with suppress(OSError):
-            begun = Standby(kind)
-            with self._lock:
-                self._standby = begun
-            text = "a standby imports what the next start needs (--no-standby: none)"
-            self._say_once("standby", text)
-
-    def _say_once(self, subject: str, text: str) -> None:
-        if subject not in self._told:
-            self._told.add(subject)
-            self._say(text)
+        if kind is not None and available >= least:
+            with suppress(OSError):
+                begun = Standby(kind)
+                with self._lock:
+                    self._standby = begun
 
     def end(self) -> None:
         with self._lock:
