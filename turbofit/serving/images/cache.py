@@ -1,8 +1,7 @@
 """Keeps prepared images by a hash of their bytes and options, within a given memory.
 
-Clients send a chat's pictures again with each turn. The first request gets the tensors that are
-kept, later ones get copies. Kept tensors that were changed are dropped, so that no request can
-change what another gets.
+Clients send a chat's pictures again with each turn. The cache keeps copies and returns copies, so
+that no request can change what another request gets.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import wraps
 from inspect import ismethod
 from io import BytesIO
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 #: The attribute of an image that identifies the bytes it was made from.
 _SOURCE: Final = "turbofit_source"
@@ -103,66 +102,31 @@ class ImageCache:
     """A cache of values of at most ``most`` bytes in all; drops the least recently used first."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.held, self.hits = most, 0, 0
-        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self.most, self.held = most, 0
+        self._kept: OrderedDict[bytes, Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Any:
-        """Return a copy of a key's value; None if no value is kept, or the value was changed."""
+        """Return a copy of a key's value; None if the cache has no value for the key."""
         with self._lock:
-            kept = self._kept.get(key)
-            if kept is None:
+            if key not in self._kept:
                 return None
             self._kept.move_to_end(key)
-        copied = deepcopy(kept.value)  # without the lock, for which others would wait
-        with self._lock:
-            if kept.versions == _versions(kept.value):
-                self.hits += 1
-                return copied
-            self._drop(key)
-        return None
+            value = self._kept[key]
+        return deepcopy(value)  # without the lock, for which other threads would wait
 
     def put(self, key: bytes, value: Any) -> None:
-        """Keep a value, unless it is larger than the cache; share its tensors, do not copy them."""
+        """Keep a copy of a value, unless the value is larger than the cache."""
         size = byte_size(value)
         if size > self.most:
             return
-        shared = {id(tensor): tensor for tensor in _tensors(value)}
-        kept = _Kept(deepcopy(value, shared), size, _versions(value))
         with self._lock:
-            self._drop(key)
-            self._kept[key] = kept
+            self.held -= byte_size(self._kept.pop(key, ()))
+            while self.held + size > self.most:
+                _, dropped = self._kept.popitem(last=False)
+                self.held -= byte_size(dropped)
+            self._kept[key] = deepcopy(value)
             self.held += size
-            while self.held > self.most:
-                self._drop(next(iter(self._kept)))
-
-    def _drop(self, key: bytes) -> None:
-        if key in self._kept:
-            self.held -= self._kept.pop(key).size
-
-
-class _Kept(NamedTuple):
-    """A value, its bytes, and how often each of its tensors had been changed when it was kept."""
-
-    value: Any
-    size: int
-    versions: list[int]
-
-
-def _versions(value: Any) -> list[int]:
-    """Return how often torch has counted a change of each tensor; changes of its views count."""
-    return [tensor._version for tensor in _tensors(value)]
-
-
-def _tensors(value: Any) -> Iterator[Any]:
-    if hasattr(value, "_version"):
-        yield value
-    elif hasattr(value, "values"):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
 
 
 def byte_size(value: Any) -> int:
