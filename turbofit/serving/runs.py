@@ -9,9 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -268,30 +268,16 @@ class DetachedServer(NamedTuple):
     exit_code: int | None
 
 
-@contextmanager
-def _told(log: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Say each line of a server's log, from its beginning, until the end of the block."""
-    over = threading.Event()
-
-    def follow() -> None:
-        rest = ""
-        with log.open(encoding="utf-8", errors="replace") as file:
-            while True:
-                last = over.wait(_LOOK)  # what was written before the end is read once more
-                *lines, rest = (rest + file.read()).split("\n")
-                for line in lines:
-                    if not line.startswith(_TO_OTHERS):
-                        say(line)
-                if last:
-                    return
-
-    thread = threading.Thread(target=follow, name="log", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+def _say_until_open(stdout: IO[bytes], log: Path, say: Callable[[str], None]) -> None:
+    """Say each line of a server's log until the server prints its address, or ends."""
+    opened, rest = False, ""
+    with log.open(encoding="utf-8", errors="replace") as printed:
+        while not opened:
+            opened = bool(select.select([stdout], [], [], _LOOK)[0])
+            *lines, rest = (rest + printed.read()).split("\n")
+            for line in lines:
+                if not line.startswith(_TO_OTHERS):
+                    say(line)
 
 
 def serve_detached(words: Sequence[str], say: Callable[[str], None]) -> DetachedServer:
@@ -317,7 +303,8 @@ def serve_detached(words: Sequence[str], say: Callable[[str], None]) -> Detached
             signal.signal(signal.SIGINT, usual)
             if interrupted:
                 raise KeyboardInterrupt
-            with server.stdout, _told(log, say):
+            with server.stdout:
+                _say_until_open(server.stdout, log, say)
                 url = server.stdout.readline().decode("utf-8", "replace").strip()
                 ended = None if url else server.wait()
         except BaseException:
