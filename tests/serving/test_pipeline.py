@@ -196,7 +196,7 @@ def test_what_cannot_be_planned_is_refused(pipeline: Any, internvl2: Path) -> No
         (object(), {}, "no config of LMDeploy"),
         (lmdeploy.PytorchEngineConfig(), {"engine": "turbomind"}, "of the pytorch engine, and"),
         (tp, {"tp": 1}, "tp is 2 in backend_config and 1"),
-        (None, {"replicas": 2}, "one engine"),
+        (None, {"replicas": 2}, "no keyword replicas"),
         (None, {"speculative_config": draft}, "has eagle3 for LlamaForCausalLM"),
     ):
         with pytest.raises(UsageError, match=words):

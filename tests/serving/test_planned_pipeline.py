@@ -83,8 +83,6 @@ def test_what_cannot_be_lowered_is_the_requests_own_error(
     with pytest.warns(UserWarning, match="top_k"):  # by position too
         asyncio.run(engine.preprocess("x", 1, config(top_k=2000)))
     assert engine.given[0][1].top_k == 1024
-    with pytest.warns(UserWarning, match="not held"):
-        ours().hold_engine(SimpleNamespace(), SCOPE)
 
 
 class CountingEngine:

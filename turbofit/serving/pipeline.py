@@ -59,7 +59,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     if lmdeploy.warning:
         warnings.warn(lmdeploy.warning, stacklevel=3)
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
-    _check_plannable(keywords.pop("replicas", 1), keywords)
+    _check_plannable(keywords)
     planning |= _draft_options(speculative_config)
     # The engine reads a copy of an adapter while it starts, so the copy can go afterwards.
     with ExitStack() as failed, TemporaryDirectory(prefix="turbofit-adapters-") as copies:
@@ -127,11 +127,7 @@ def _draft_options(config: Any) -> Options:
     return {ours: getattr(config, name) or None for name, ours in DRAFT_FIELDS.items()}
 
 
-def _check_plannable(replicas: int, keywords: Options) -> None:
-    if replicas != 1:
-        raise UsageError(
-            "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
-        )
+def _check_plannable(keywords: Options) -> None:
     for name in keywords:
         if name not in _OF_LMDEPLOY:
             raise UsageError(

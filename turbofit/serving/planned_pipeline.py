@@ -87,10 +87,7 @@ def check_keywords(engine: Any, keywords: Options) -> None:
     Raises:
         UsageError: LMDeploy would drop a keyword; the hint says where it belongs.
     """
-    preprocess = getattr(engine, "preprocess", None)
-    if preprocess is None:
-        return
-    named = inspect.signature(preprocess).parameters.values()
+    named = inspect.signature(engine.preprocess).parameters.values()
     known = [p.name for p in named if p.kind is not p.VAR_KEYWORD and p.name not in _GIVEN]
     for name, value in keywords.items():
         if name in known or name in _OF_CALLS:
@@ -112,12 +109,9 @@ def hold_engine(engine: Any, scope: Scope) -> None:
 
     A request that is refused gets the error as its answer.
     """
-    preprocess = getattr(engine, "preprocess", None)
-    if preprocess is None:
-        warnings.warn("this LMDeploy's parameters are not held to their ranges", stacklevel=2)
-        return
     from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
 
+    preprocess = engine.preprocess
     signature = inspect.signature(preprocess)
 
     @wraps(preprocess)
