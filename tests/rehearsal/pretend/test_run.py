@@ -13,7 +13,7 @@ from turbofit.machine.source import machine_from
 from turbofit.rehearsal.pretend import run
 from turbofit.rehearsal.pretend.run import FinishedRun, report, run_pretend, scenario_of, site_of
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
-from turbofit.rehearsal.pretend.usage import Peak, Process, RefusedAllocation, SharedRecord, Usage
+from turbofit.rehearsal.pretend.usage import Process, RefusedAllocation, SharedRecord, Usage
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.measured_view import pretend_view
 
@@ -70,8 +70,8 @@ def refusal(asked: int) -> RefusedAllocation:
 
 def test_the_newest_refusal_and_a_process_that_called_exec() -> None:
     usages = (
-        Usage(9, 1, "old", {0: Peak(1 * MIB, "start", "a.py:1")}, refused=[refusal(7 * MIB)]),
-        Usage(9, 1, "new", {0: Peak(2 * MIB, "start", "b.py:2")}, complete=False),
+        Usage(9, 1, "old", refused=[refusal(7 * MIB)]),
+        Usage(9, 1, "new", {0: {"start": 1 * MIB, "run": 2 * MIB}}, complete=False),
         Usage(8, 1, "other", refused=[refusal(8 * MIB), refusal(9 * MIB)]),
     )
     shared = SharedRecord(
@@ -82,6 +82,8 @@ def test_the_newest_refusal_and_a_process_that_called_exec() -> None:
     document = report(FinishedRun(("prog", "x"), -9, 1.0, scenario, shared, usages))
     assert (document["exit_code"], document["signal"]) == (137, "SIGKILL")
     assert [p["command"] for p in document["processes"]] == ["old", "new"]
+    phases = [row["phase"] for p in document["processes"] for row in p["gpus"]]
+    assert phases == ["start", "run"]
     assert document["gpus"][0]["left_at_peak"] == 6 * MIB
     refused = document["refused"]
     assert (refused["count"], refused["command"], refused["asked"]) == (3, "old", 7 * MIB)

@@ -143,9 +143,7 @@ def test_torch_and_the_account_agree(ran: Ran) -> None:
     assert refused["short"] == refused["asked"] - refused["left"]
     last = PROGRAM.rstrip().count("\n") + HEAD.count("\n") + 1
     assert f"program.py:{last} <module>" in refused["site"]
-    device = ran.report["processes"][0]["gpus"][0]
-    assert f"program.py:{last - 2} weights" in device["site"]
-    assert device["peak"] >= 10 << 30
+    assert ran.report["processes"][0]["gpus"][0]["peak"] >= 10 << 30
 
 
 def test_what_programs_steer_by_is_computed_and_large_work_is_not(ran: Ran) -> None:

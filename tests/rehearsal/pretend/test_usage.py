@@ -65,7 +65,7 @@ def usage(tmp_path: Path, *lines: str) -> Usage:
     return read_usage(read_timeline(path))
 
 
-def test_peaks_phases_and_sites(tmp_path: Path) -> None:
+def test_phases_and_the_site_of_a_refusal(tmp_path: Path) -> None:
     seen = usage(
         tmp_path,
         "I 7 3 1,0",
@@ -74,26 +74,22 @@ def test_peaks_phases_and_sites(tmp_path: Path) -> None:
         "P load weights",
         "A 1 0 -1 512 512 9c @",
         "A 1 3 -1 4096 4096 aa @",
-        "S before.py:1",
         "P step",
         "A 1 1 0 1024 1536 9d @",
         "F 9c 1024",
-        "S step.py:2 forward",
         "A 1 0 -1 200 1224 9f @",
-        "S later.py:3",
         "R 1 0 0 200",
         "P end",
+        "S before.py:1",
         "O 1 0 -1 9000 500 8500 @",
         "S big.py:9",
     )
     assert (seen.pid, seen.parent, seen.command) == (7, 3, "python  train.py --x")
-    peak = seen.peaks[1]
-    assert (peak.size, peak.phase, peak.site) == (1536, "step", "step.py:2 forward")
     assert seen.phases == {1: {"load weights": 512, "step": 1536, "end": 200}}
     assert seen.ends == {1: {"load weights": 512, "step": 200, "end": 200}}
     assert seen.contexts == {1: 100}
     empty = usage(tmp_path)
-    assert (empty.pid, empty.peaks, empty.refused) == (0, {}, [])
+    assert (empty.pid, empty.phases, empty.refused) == (0, {}, [])
     (refusal,) = seen.refused
     assert (refusal.requested, refusal.left, refusal.short) == (9000, 500, 8000)
     assert (refusal.phase, refusal.site, refusal.kind) == ("end", "big.py:9", "cudaMalloc")
@@ -103,11 +99,10 @@ def test_a_native_trace_names_the_call(libraries: Path, tmp_path: Path) -> None:
     library = libraries / ACCOUNT
     at = next(s.offset for s in dynamic_symbols(library) if s.name == "pretend_pool_malloc")
     seen = usage(
-        tmp_path, "I 7 3 0", f"L {library}", f"A 0 0 -1 512 512 9c @{at + 1:x}", "L nowhere.so",
+        tmp_path, "I 7 3 0", f"L {library}", f"O 0 0 -1 9 5 9 @{at + 1:x}", "L nowhere.so",
         f"O 0 0 -1 9 5 9 @{at + 1:x}",
     )  # fmt: skip
-    assert seen.peaks[0].site == "pretend_pool_malloc"
-    assert seen.refused[0].site is None
+    assert [refusal.site for refusal in seen.refused] == ["pretend_pool_malloc", None]
 
 
 def test_a_timeline_is_read_to_where_it_ends_and_on_from_there(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from turbofit.rehearsal.pretend.command import (
 )
 from turbofit.rehearsal.pretend.scenario import Scenario, pretend_twin, write_scenario
 from turbofit.rehearsal.pretend.usage import (
-    Peak,
+    BEFORE,
     Process,
     SharedRecord,
     TimelineReader,
@@ -257,17 +257,16 @@ def _process_row(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
     for index in range(gpus):
         if not (process.peak[index] or process.context[index]):
             continue
-        peak = usage.peaks.get(index, Peak())
+        phases = usage.phases.get(index, {})
         rows.append(
             {
                 "gpu": index,
                 "context": process.context[index],
                 "peak": process.peak[index],
-                "phase": peak.phase,
-                "site": peak.site,
+                "phase": max(phases, key=phases.__getitem__, default=BEFORE),
                 "held_at_end": process.allocated[index],
                 "at_combined_peak": process.at_peak[index],
-                "phases": usage.phases.get(index, {}),
+                "phases": phases,
             }
         )
     return {

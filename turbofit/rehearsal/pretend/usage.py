@@ -31,15 +31,6 @@ _LIVE = 1
 
 
 @dataclass(eq=False)
-class Peak:
-    """The peak of a process on a device: its bytes, its phase, and the call that raised it."""
-
-    size: int = 0
-    phase: str = BEFORE
-    site: str | None = None
-
-
-@dataclass(eq=False)
 class RefusedAllocation:
     """An allocation that was refused: its size, the free bytes, and the missing bytes.
 
@@ -61,15 +52,14 @@ class RefusedAllocation:
 class Usage:
     """What one process used: its memory in bytes and its refused allocations.
 
-    ``contexts``, ``peaks``, ``phases`` and ``ends`` are by device. ``phases`` has the most bytes in
-    each phase, ``ends`` the bytes at the end of each phase; both exclude CUDA contexts.
+    ``contexts``, ``phases`` and ``ends`` are by device. ``phases`` has the most bytes in each
+    phase, ``ends`` the bytes at the end of each phase; both exclude CUDA contexts.
     ``complete`` is False if the timeline was full before the process ended.
     """
 
     pid: int = 0
     parent: int = 0
     command: str = ""
-    peaks: dict[int, Peak] = field(default_factory=dict)
     phases: dict[int, dict[str, int]] = field(default_factory=dict)
     refused: list[RefusedAllocation] = field(default_factory=list)
     complete: bool = True
@@ -92,8 +82,6 @@ class _Reader:
         self._library = ""
         self._held: dict[int, int] = {}
         self._where: dict[str, int] = {}
-        # Peaks and refusals that wait for their site, since their call has not returned yet.
-        self._waiting: list[Peak | RefusedAllocation] = []
 
     def take(self, event: Event) -> None:
         usage, number = self.usage, event.number
@@ -110,13 +98,11 @@ class _Reader:
                 self._phase = event.fields[0]
                 for device, size in self._held.items():
                     self._hold(device, size)
-            case "S":
-                for waiting in self._waiting:
-                    waiting.site = event.fields[0]
-                self._waiting.clear()
+            case "S" if usage.refused:
+                usage.refused[-1].site = event.fields[0]
             case "A" if number(1) != PINNED:
                 self._where[event.fields[5]] = number(0)
-                self._hold(number(0), number(4), event)
+                self._hold(number(0), number(4))
             case "F" if event.fields[0] in self._where:
                 self._hold(self._where.pop(event.fields[0]), number(1))
             case "R":
@@ -126,16 +112,11 @@ class _Reader:
             case "E":
                 self._refuse(event, 0, simulated=number(5))
 
-    def _hold(self, device: int, size: int, event: Event | None = None) -> None:
+    def _hold(self, device: int, size: int) -> None:
         self._held[device] = size
         phases = self.usage.phases.setdefault(device, {})
         phases[self._phase] = max(phases.get(self._phase, 0), size)
         self.usage.ends.setdefault(device, {})[self._phase] = size
-        peak = self.usage.peaks.setdefault(device, Peak())
-        if size > peak.size and event is not None:
-            peak.size, peak.phase, peak.site = size, self._phase, self._native(event)
-            if peak not in self._waiting:
-                self._waiting.append(peak)
 
     def _refuse(self, event: Event, short: int, *, simulated: int | None = None) -> None:
         gpu, kind, _, size, left = (event.number(i) for i in range(5))
@@ -144,7 +125,6 @@ class _Reader:
             gpu, KINDS[kind], size, left, short, self._phase, site, simulated
         )
         self.usage.refused.append(refusal)
-        self._waiting.append(refusal)
 
     def _native(self, event: Event) -> str | None:
         """Return the names of the engine's functions in an event's trace, innermost first.
@@ -173,9 +153,9 @@ class Event:
 
     Attributes:
         tag: the kind of event: I process and parent, N command, L library of the traces, P mark
-            of a phase, S where the newest peak came from, K context made, C pool made, A memory
-            given, F memory given back, R pool resized, G free memory asked, O out of memory, E
-            failed because the scenario says so, X peer access refused.
+            of a phase, S the line of Python of the newest refused allocation, K context made, C
+            pool made, A memory given, F memory given back, R pool resized, G free memory asked, O
+            out of memory, E failed because the scenario says so, X peer access refused.
         fields: the rest of the line, by position.
         trace: offsets into the engine's library, innermost first.
     """

@@ -114,15 +114,8 @@ async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) 
     from lmdeploy.serve.core.exceptions import RequestError
 
     refused: Any = RequestError
-    prepared: dict[RehearsalRequest, Any] = {}
-    ready: list[Any] = []
     try:
-        for request in case.requests:
-            again = request in prepared
-            ready.append(
-                await (_again(engine, prepared[request]) if again else _prepared(engine, request))
-            )
-            prepared.setdefault(request, ready[-1])
+        ready = [await _prepared(engine, request) for request in case.requests]
     except refused as error:
         # No request reached the engine.
         notes.enter(f"case {case.name}")
@@ -171,21 +164,6 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
     messages = [{"role": "user", "content": content}]
     return await engine.preprocess(
         messages, next(_numbers), gen_config=config, adapter_name=adapter
-    )
-
-
-async def _again(engine: Any, first: Any) -> Any:
-    """Return a new request with the inputs of a prepared request; its pixels are not copied."""
-    from lmdeploy.serve.core.async_engine import PreprocessedRequest
-    from torch.utils._pytree import tree_map
-
-    request: Any = PreprocessedRequest
-    return request(
-        session=engine.session_mgr.get(next(_numbers)),
-        inputs=tree_map(lambda leaf: leaf, first.inputs),
-        input_token_len=first.input_token_len,
-        gen_config=first.gen_config,
-        adapter_name=first.adapter_name,
     )
 
 

@@ -178,12 +178,6 @@ size_t pretend_held(int device)
     return physical < 0 ? 0 : shared_mine()->held[physical];
 }
 
-size_t pretend_peak(int device)
-{
-    int physical = physical_of(device);
-    return physical < 0 ? 0 : shared_mine()->peak[physical];
-}
-
 int pretend_malloc(int device, size_t size, void **out)
 {
     *out = NULL;

@@ -69,16 +69,15 @@ PRETEND_API int pretend_context(int device);
 PRETEND_API int pretend_has_context(int device);
 /* PRETEND_NO_MEMORY where the context did not fit; both values are written all the same. */
 PRETEND_API int pretend_memory_info(int device, size_t *free_bytes, size_t *total_bytes);
-/* What this process holds on a device, and what it held at most; without its context. */
+/* What this process holds on a device, without its context. */
 PRETEND_API size_t pretend_held(int device);
-PRETEND_API size_t pretend_peak(int device);
 PRETEND_API int pretend_malloc(int device, size_t size, void **out);
 PRETEND_API int pretend_pinned(size_t size, void **out);
 /* Memory of the caller's is page-locked: counted among allocations, its bytes are not. */
 PRETEND_API int pretend_register(size_t size);
 PRETEND_API int pretend_free(void *pointer);
 PRETEND_API void pretend_mark(const char *phase);
-/* Where the newest peak came from, said by whoever made the call that raised it. */
+/* Where the newest refused allocation was made: the caller's text, in the timeline. */
 PRETEND_API void pretend_site(const char *text);
 /* 1 and the device where the pointer is device memory, 0 elsewhere;
  * *pinned is 1 for page-locked host memory. */

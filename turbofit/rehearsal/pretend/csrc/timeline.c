@@ -4,7 +4,7 @@
  *   N command                            its command line
  *   L path                               the library into which the traces after it point
  *   P phase                              a mark
- *   S text                               where the newest peak came from, as a Python hook saw it
+ *   S text                               where the newest refusal came from, as a Python hook saw it
  *   K device size left <trace>           this process's context on a device was made
  *   C device pool <trace>                a pool was created
  *   A device kind pool size held address <trace>   memory was given

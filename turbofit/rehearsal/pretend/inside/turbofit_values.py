@@ -5,7 +5,7 @@ small (up to 65,536 elements, or 4 million integers), it runs again on the CPU, 
 which the host can read and write. So lengths, masks, indices and loops are correct; large float
 tensors are left as they are. If an operation cannot be repeated, its small new tensors are filled
 with 0, so that an index made of them is valid. The pretend machine's account learns which line of
-Python raised the peak or was refused memory. This module needs torch and nothing of turbofit.
+Python was refused memory. This module needs torch and nothing of turbofit.
 """
 
 from __future__ import annotations
@@ -56,12 +56,11 @@ def install() -> None:
     """Watch torch's operations in this thread and in all threads that start later."""
     if torch.version.cuda is None:
         return
-    account = _Account()
-    _Values(account).__enter__()  # type: ignore[no-untyped-call,unused-ignore]
+    _Values().__enter__()  # type: ignore[no-untyped-call,unused-ignore]
     run = threading.Thread.run
 
     def watched(self: threading.Thread) -> None:
-        with _Values(account):
+        with _Values():
             run(self)
 
     threading.Thread.run = watched  # type: ignore[method-assign]
@@ -81,37 +80,15 @@ def _map_files() -> None:
     torch.asarray = asarray  # type: ignore[assignment,unused-ignore]
 
 
-class _Account:
-    """The pretend machine's account of this process, to which lines of Python are reported."""
-
-    def __init__(self) -> None:
-        folder = os.environ["TURBOFIT_PRETEND_LIBRARIES"]
-        library = ctypes.CDLL(os.path.join(folder, "libturbofit_pretend.so"))
-        self._peak = library.pretend_peak
-        self._site = library.pretend_site
-        self._peak.restype = ctypes.c_size_t
-        self._devices = range(library.pretend_device_count())
-        self._seen = [0] * len(self._devices)
-
-    def look(self, operation: str) -> None:
-        """Record the caller's line if the peak of a card has risen since the last call."""
-        for device in self._devices:
-            peak = self._peak(device)
-            if peak > self._seen[device]:
-                self._seen[device] = peak
-                self.tell(operation)
-
-    def tell(self, operation: str) -> None:
-        """Record the line of Python code for each peak and refused allocation that has none yet."""
-        self._site(f"{operation} {_caller()}".encode())
+def _note_refusal(operation: str) -> None:
+    """Tell the pretend machine's account which line of Python was refused memory just now."""
+    folder = os.environ["TURBOFIT_PRETEND_LIBRARIES"]
+    library = ctypes.CDLL(os.path.join(folder, "libturbofit_pretend.so"))
+    library.pretend_site(f"{operation} {_caller()}".encode())
 
 
 class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
     """Runs each operation of torch, and computes its result if a program may depend on that."""
-
-    def __init__(self, account: _Account) -> None:
-        super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
-        self._account = account
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -122,21 +99,18 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if _on_card(leaf)]
         if func in _SHAPED_BY_VALUES and inputs:
             result = _on_host(func, args, kwargs)
-            out = tree_map(lambda value: _uploaded(value, inputs[0].device), result)
-            self._account.look(str(func))
-            return out
+            return tree_map(lambda value: _uploaded(value, inputs[0].device), result)
         if func in _BY_INDEX and inputs:
             args = (args[0], _without_masks(args[1]), *args[2:])
         try:
             out = func(*args, **kwargs)
         except torch.cuda.OutOfMemoryError:
-            self._account.tell(str(func))
+            _note_refusal(str(func))
             raise
         outputs = _tensors(out)
-        if inputs or any(map(_on_card, outputs)):
-            self._account.look(str(func))
-            if outputs and func not in _UNSET and not _is_view(func):
-                _compute(func, args, kwargs, inputs, outputs)
+        touches_card = inputs or any(map(_on_card, outputs))
+        if touches_card and outputs and func not in _UNSET and not _is_view(func):
+            _compute(func, args, kwargs, inputs, outputs)
         return out
 
 
