@@ -23,7 +23,6 @@ from bench.page import table
 from bench.rehearsal.adapters import ALL, ATTENTION, write_adapter
 from bench.rehearsal.drafts import Algorithm, write_draft
 from turbofit import api
-from turbofit.core.model import TextDims
 from turbofit.core.plan import SPECULATIVE, GpuLedger, Plan
 from turbofit.core.units import MIB
 from turbofit.memory.account import POOL_WARMUP
@@ -153,11 +152,6 @@ ROWS = (
     Row("deepseek-moe-16b", "1xa100-40g"),
     Row("minicpm3-4b", "1xrtx3090"),
     Row("minicpm3-4b", "1xrtx3090", 0, layers=4),
-    # gated delta nets, whose kernels are fla's: pip install flash-linear-attention
-    Row("qwen3-next-80b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
-    Row("qwen3-next-80b-a3b", "1xa100-80g", 0, {"max_batch_size": 128}, layers=4),
-    Row("qwen3-next-80b-a3b", "2xa100-40g", None, {"max_batch_size": 32, "tp": 2}, layers=4),
-    Row("qwen3.5-35b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
     # Qwen3-Omni: its decoder's first three layers are given features of the tower
     Row("qwen3-omni-30b-a3b", "1xrtx3090", layers=4),
     *_both("qwen2-vl-2b", "2xrtx3060", tp=2),
@@ -273,21 +267,10 @@ def formula(model: str, tp: int, cache: dict[str, Any], drafts: int = 0) -> int:
     sizes = [rows * text.head_dim * bits // 8 for bits in kinds]
     sizes += [rows * scales * 2 for scales in _SCALES.get(cache["quant_policy"], ())]
     block = text.attention_layers * sum(-(-size // 256) * 256 for size in sizes)
-    runtime = states(text, tp, cache["num_state_caches"] or 0)
-    runtime += (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
+    runtime = (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
     ratio = cache["cache_max_entry_count"]
     rooms = [int((free - runtime) * ratio) for free in cache["free"]]
     return min(rooms[0] // (block + drafts), *[room // block for room in rooms])
-
-
-def states(text: TextDims, tp: int, slots: int) -> int:
-    """Return the bytes of the 16-bit states of gated delta nets in ``slots`` slots."""
-    if text.delta is None:
-        return 0
-    one = text.delta
-    window = one.layers * one.channels // tp * one.kernel * 2
-    state = one.layers * one.value_heads // tp * one.key_dim * one.value_dim * 2
-    return slots * sum(-(-size // 256) * 256 for size in (window, state))
 
 
 def mib(value: int | None) -> str:
@@ -334,12 +317,10 @@ def _drafted(row: Row, scratch: Path) -> dict[str, Any]:
 def _cut(row: Row, scratch: Path) -> str:
     """Write a folder with the first layers of a model, each of its full size; returns the path."""
     model = resolve_model(row.model)
-    text, moe, delta = model.text, model.text.moe, model.text.delta
+    text, moe = model.text, model.text.moe
     if moe is not None:
         moe = replace(moe, layers=row.layers - (text.layers - moe.layers))
-    if delta is not None:
-        delta = replace(delta, layers=row.layers * delta.layers // text.layers)
-    cut = replace(model, text=replace(text, layers=row.layers, moe=moe, delta=delta))
+    cut = replace(model, text=replace(text, layers=row.layers, moe=moe))
     return str(checkpoint_for(cut, scratch / row.model))
 
 

@@ -88,11 +88,11 @@ def test_a_promised_request_that_the_engine_refuses_is_not_served(planned: Plan)
 def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no stand-in checkpoint"):
         checkpoint_for(resolve_model("gemma-3-4b"), tmp_path)
-    delta = "gated delta nets run kernels of fla and TileLang"
+    delta = "gated delta nets need kernels of fla and TileLang"
     for name, why, torch, hint in (
         ("llama-4-scout", "would load 2.5 GiB", False, "give the folder of its checkpoint"),
-        ("qwen3.5-35b-a3b", delta, True, "turbofit rehearse MODEL --engine pytorch"),
-        ("qwen3-next-80b-a3b", delta, True, "turbofit rehearse MODEL --engine pytorch"),
+        ("qwen3.5-35b-a3b", delta, True, "--engine turbomind"),
+        ("qwen3-next-80b-a3b", delta, True, "--engine turbomind"),
     ):
         with pytest.raises(UsageError, match=why) as refused:
             checkpoint_for(resolve_model(name), tmp_path, torch=torch)

@@ -8,7 +8,6 @@ from typing import Final
 
 from turbofit.core.errors import PackageError
 from turbofit.core.installation import installed, without_gpu
-from turbofit.core.model import TextDims
 from turbofit.core.plan import Plan
 from turbofit.core.version import REFERENCE
 from turbofit.machine.kernels.census import turbomind_library
@@ -99,17 +98,3 @@ def need_engine(plan: Plan) -> None:
     """
     if plan.backend.on_torch:
         need_packages(plan.backend.name, ray=plan.tp > 1)
-
-
-def need_kernels(text: TextDims) -> None:
-    """Refuse a model with gated delta nets if the package with their kernels is missing.
-
-    Raises:
-        PackageError: the kernels are missing.
-    """
-    if text.delta is not None and importlib.util.find_spec("fla") is None:
-        raise PackageError(
-            f"fla is not installed beside turbofit: rehearsing {text.architecture} runs its"
-            " kernels",
-            hint="pip install flash-linear-attention",
-        )

@@ -24,7 +24,7 @@ from turbofit.rehearsal.cases import limited
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.engines import REHEARSED_ENGINES
 from turbofit.rehearsal.notes import DEAD, NOT_FINISHED
-from turbofit.rehearsal.packages import DRAFT, need_kernels, needs
+from turbofit.rehearsal.packages import DRAFT, needs
 from turbofit.rehearsal.pretend.run import NOTICE
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario, pretend_twin
 from turbofit.rehearsal.run import KEPT, EndedRun, Readings, run_child
@@ -181,12 +181,10 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
         PackageError: LMDeploy, a C compiler or another package is missing.
         UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
-    if plan.backend.on_torch:
-        need_kernels(plan.model.text)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
         # LMDeploy chooses chat templates by the folder's name, so the twin has the model's name.
         folder = Path(scratch) / plan.model.name
-        folder = checkpoint_for(limited(plan), folder, torch=not plan.backend.of_lmdeploy)
+        folder = checkpoint_for(limited(plan), folder, torch=plan.backend.on_torch)
         return rehearse(
             plan_spec(with_copies(plan, Path(scratch) / "adapters"), folder, group), keep
         )

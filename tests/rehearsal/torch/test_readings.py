@@ -1,15 +1,13 @@
-"""A torch engine's cases, records and document, and what stands in for gated delta nets."""
+"""A torch engine's cases, records and document."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ import turbofit.rehearsal.pretend
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError
 from turbofit.core.units import MIB
-from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal import packages
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
@@ -29,78 +26,10 @@ from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import read_timeline, read_usage
 from turbofit.rehearsal.run import EndedRun
 from turbofit.rehearsal.spec import Spec
-from turbofit.rehearsal.torch import delta_nets
-from turbofit.rehearsal.torch.delta_nets import most_chunks
 from turbofit.rehearsal.torch.phase_recorder import Phases, read_records
 from turbofit.rehearsal.torch.readings import end_of, read_run, span
 
 Patch = pytest.MonkeyPatch
-INSIDE = Path(delta_nets.__file__).parent / "torch_inside"
-
-
-def test_no_prompts_make_more_chunks() -> None:
-    rng = random.Random(3)
-    for _ in range(2000):
-        lengths = [rng.randrange(1, 300) for _ in range(rng.randrange(1, 9))]
-        chunks = sum(-(-length // 64) for length in lengths)
-        assert chunks <= most_chunks(sum(lengths), len(lengths))
-    # To the chunk where they are all as long as one, or one has all.
-    assert most_chunks(7, 7) == 7
-    for tokens in (1, 63, 64, 65, 8192):
-        assert most_chunks(tokens, 1) == -(-tokens // 64)
-
-
-def test_kernels_that_are_missing_are_named(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(PackageError, match=r"Qwen3NextForCausalLM runs its kernels") as error:
-        packages.need_kernels(preset_model("qwen3-next-80b-a3b").text)
-    assert error.value.hint == "pip install flash-linear-attention"
-    packages.need_kernels(preset_model("qwen3-8b").text)
-
-
-def test_a_process_finds_kernels_that_do_nothing(monkeypatch: Patch) -> None:
-    """In TileLang's place; chunks are those of the step's own tokens, made once a step."""
-    torch = pytest.importorskip("torch")
-    rule: Any = ModuleType("lmdeploy.pytorch.backends.cuda.gated_delta_rule")
-    seen: list[object] = []
-
-    class Updater:
-        def update(self, step_context: Any, _: Any) -> None:
-            seen.append(step_context)
-
-    rule.GatedDeltaStepMetaUpdater = Updater
-    cuda: Any = ModuleType("lmdeploy.pytorch.backends.cuda")
-    cuda.gated_delta_rule = rule
-    fla: Any = ModuleType("fla.ops.chunk")
-    fla.kernel = SimpleNamespace(fn=SimpleNamespace(configs=[1, 2, 3, 4], fn=None))
-    other: Any = ModuleType("torch.ops.chunk")
-    fla.prepare_chunk_indices = other.prepare_chunk_indices = None
-    parents = ("lmdeploy", "lmdeploy.pytorch", "lmdeploy.pytorch.backends")
-    for module in (*map(ModuleType, parents), cuda, rule, fla, other):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    spec = importlib.util.spec_from_file_location("tilelang", INSIDE / "tilelang" / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tilelang: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tilelang)
-
-    @tilelang.jit(pass_configs={tilelang.PassConfigKey.TL_ENABLE_FAST_MATH: True})
-    def kernel(*_: Any) -> None:
-        raise AssertionError
-
-    assert kernel(1, dtype="x")(torch.zeros(1)) is None
-    step = SimpleNamespace(input_ids=torch.zeros(1, 100))
-    Updater().update(step, None)
-    assert seen == [step]
-    lengths = torch.tensor([0, 70, 100])
-    rule.prepare_chunked_gated_delta_rule(lengths)
-    made = fla.prepare_chunk_indices(lengths, 64)
-    assert made.shape == (3, 2)
-    assert fla.prepare_chunk_indices(lengths, 64, cu_seqlens_cpu=None) is made
-    assert other.prepare_chunk_indices is None  # of fla alone
-    assert fla.kernel.fn.configs == [1, 2]  # fewer variants are tried, however it is wrapped
-
-
 ORDER = (
     "import", "build", "sizing", "graph runner", "cache", "warm-up", "ready", "case a", "case b",
 )  # fmt: skip

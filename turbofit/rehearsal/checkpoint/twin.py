@@ -283,21 +283,17 @@ def _on_disk(model: Model) -> Path | None:
 def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     """Return the model's own folder if its weights are on disk, else a twin made in ``folder``.
 
-    ``torch``: the engine runs on torch, which cannot use a twin of a model with gated delta nets.
+    ``torch``: the engine runs on torch, which runs no gated delta nets on pretend GPUs.
 
     Raises:
-        UsageError: no twin can be made, or the engine cannot use a twin of this model.
+        UsageError: no twin can be made, or the engine cannot run this model on pretend GPUs.
     """
-    checkpoint = _on_disk(model)
-    if checkpoint is not None:
-        return checkpoint
     if torch and model.text.delta is not None:
         # Source: lmdeploy nn/gated_delta.py `from fla.modules import`
         raise UsageError(
-            f"no stand-in checkpoint is made for {model.text.architecture}: its gated delta nets"
-            " run kernels of fla and TileLang under torch, compiled and tuned on the card",
-            hint="turbofit rehearse MODEL --engine pytorch tries a plan of it, with"
-            " flash-linear-attention; --engine turbomind, where it runs the model, needs no such"
-            " kernels",
+            f"pretend GPUs do not run {model.text.architecture} under torch: its gated delta nets"
+            " need kernels of fla and TileLang, which are compiled and tuned on a real card",
+            hint="--engine turbomind, where it runs the model, needs no such kernels; turbofit plan"
+            " needs no rehearsal",
         )
-    return write_model(twin_of(model), folder)
+    return _on_disk(model) or write_model(twin_of(model), folder)
