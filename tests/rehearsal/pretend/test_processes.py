@@ -11,7 +11,7 @@ from tests.rehearsal.pretend.conftest import MachineOf
 from tests.support.waiting import HANG
 from turbofit.core.units import MIB
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
-from turbofit.rehearsal.pretend.usage import CONTEXT, read_usage
+from turbofit.rehearsal.pretend.usage import CONTEXT, read_usage, timeline_is_full
 
 
 def end(*processes: subprocess.Popen[str]) -> None:
@@ -368,3 +368,20 @@ def test_the_nth_allocations_of_a_machine_fail(machine_of: MachineOf) -> None:
     assert (pinned.number(1), pinned.number(5)) == (3, 2)
     (first, second) = read_usage(iter([device, pinned])).refused
     assert (first.simulated, first.short, second.simulated) == (3, 0, 2)
+
+
+def test_a_process_survives_a_disk_without_room_for_its_timeline(machine: Machine) -> None:
+    """A page that the file does not have is refused by the kernel as a page without a block is."""
+    code = f"""
+        path = f"{machine.folder}/timelines/{{os.getpid()}}.timeline"
+        malloc(1); os.truncate(path, 4096)
+        for _ in range(200):
+            rt.cudaFree(malloc(1))
+        say([os.getpid(), free()])
+        """
+    pid, left = machine.run(code)
+    assert left == 898
+    path = machine.folder / "timelines" / f"{pid}.timeline"
+    assert timeline_is_full(path)
+    assert 3072 < path.stat().st_size <= 4096
+    assert read_usage(machine.timeline(pid)).phases[0] == {"start": 2 * MIB}

@@ -6,6 +6,7 @@ csrc/clock.c reads the seconds from it and writes what passed; whoever serves tu
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from array import array
 from collections.abc import Sequence
@@ -79,9 +80,12 @@ class ClockFile:
         """Make the file for an engine that is about to start; no time passes before `run`.
 
         Work beyond the table's ends takes no time.
+
+        Raises:
+            OSError: the disk has no room for the file; an engine that maps it must not find a hole.
         """
         with self.path.open("wb") as file:
-            file.truncate(_SIZE)
+            os.posix_fallocate(file.fileno(), 0, _SIZE)
             file.write(_HEAD.pack(0.0, 0, 0, 0, 0, 0, table.pair, table.context))
             for place, seconds in enumerate((table.forward, table.image)):
                 file.seek(_HEAD.size + place * 8 * _MOST)

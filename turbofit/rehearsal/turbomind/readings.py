@@ -119,8 +119,9 @@ def _ledger(ended: EndedRun) -> Ledger:
     ledger = Ledger(len(machine.gpus), CallSites(Symbols(engine_library()).name), machine.pool_step)
     if any(usage.pid == pid and not usage.complete for usage in ended.ran.usages):
         raise PretendError(
-            f"the timeline of {machine.timeline_limit} bytes is full",
-            hint="rehearse fewer requests at once, or give the machine a timeline_limit",
+            "the timeline is incomplete: the disk is full, or it reached"
+            f" {machine.timeline_limit:,} bytes",
+            hint="make room on the disk, or rehearse fewer requests at once",
         )
     timeline = ended.folder / "pretend" / "timelines" / f"{pid}.timeline"
     return ledger.read(read_timeline(timeline) if timeline.exists() else ())

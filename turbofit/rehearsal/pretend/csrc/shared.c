@@ -208,6 +208,11 @@ static void prepare(struct shared *fresh, int shared)
     fresh->magic = SHARED_MAGIC;
 }
 
+int disk_has_room(void *mapped, size_t size)
+{
+    return madvise(mapped, size, MADV_POPULATE_WRITE) == 0 || errno != EFAULT;
+}
+
 static struct shared *map_file(const char *path)
 {
     struct shared *mapped = MAP_FAILED;
@@ -217,6 +222,8 @@ static struct shared *map_file(const char *path)
     flock(file, LOCK_EX); /* the first one prepares it */
     if (ftruncate(file, (off_t)sizeof *mapped) == 0)
         mapped = mmap(NULL, sizeof *mapped, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (mapped != MAP_FAILED && !disk_has_room(mapped, sizeof *mapped))
+        mapped = MAP_FAILED; /* it stays mapped, once for a process */
     if (mapped != MAP_FAILED && mapped->magic == 0)
         prepare(mapped, 1);
     flock(file, LOCK_UN); /* close would not: the mapping keeps the file open */

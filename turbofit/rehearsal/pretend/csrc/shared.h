@@ -50,6 +50,9 @@ _Static_assert(sizeof(struct slot) == 32 + 5 * 8 * SHARED_ROWS, "usage.py knows 
 _Static_assert(sizeof(struct shared) == 96 + 3 * 8 * SHARED_ROWS + SHARED_SLOTS * sizeof(struct slot),
                "usage.py knows this");
 
+/* Whether the disk has room for the bytes of a mapped file; a write without room is a SIGBUS. Linux
+ * before 5.14 does not say, and then it is taken for granted. */
+int disk_has_room(void *mapped, size_t size);
 void shared_open(void);
 void shared_join(void); /* a slot for this process, in place of any that it has */
 /* What may still be taken of a row, by whichever process asks first. */

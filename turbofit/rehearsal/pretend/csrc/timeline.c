@@ -20,10 +20,12 @@
  *
  * A trace is "@" and offsets into the engine's own library, innermost first;
  * names are looked up afterwards. The file has a fixed length and ends with
- * zero bytes; it is mapped, so it is whole even where the process aborts.
+ * zero bytes; it is mapped, so it is whole even where the process aborts. If the
+ * disk is full, the file is cut after its last line, so that it is read as full.
  */
 #define _GNU_SOURCE
-#include "account.h"
+#include "shared.h"
+#include "state.h"
 
 #include <errno.h>
 #include <execinfo.h>
@@ -38,10 +40,14 @@
 
 #define FRAMES 48
 #define KEPT 20
+#define STEP 4096 /* bytes for which the disk must have room before they are written */
 
 static char *text;        /* the file, mapped: what is written survives an abort */
+static char file_path[4200];
 static size_t filled;
+static size_t roomy;      /* bytes that the disk has room for */
 static size_t limit_bytes;
+static int full;
 static int left;          /* this is a child of fork */
 static uintptr_t engine_begin, engine_end, engine_base;
 static char engine_path[1000];
@@ -68,13 +74,12 @@ static int find_engine(struct dl_phdr_info *info, size_t size, void *data)
 
 static int open_in(const char *folder)
 {
-    char path[4200];
     for (int i = 0; i < 1000; ++i) {
         if (i)
-            snprintf(path, sizeof path, "%s%d-%d.timeline", folder, (int)getpid(), i);
+            snprintf(file_path, sizeof file_path, "%s%d-%d.timeline", folder, (int)getpid(), i);
         else
-            snprintf(path, sizeof path, "%s%d.timeline", folder, (int)getpid());
-        int file = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+            snprintf(file_path, sizeof file_path, "%s%d.timeline", folder, (int)getpid());
+        int file = open(file_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (file >= 0 || errno != EEXIST)
             return file;
     }
@@ -88,6 +93,7 @@ void timeline_open(const char *path, size_t limit)
     int folder = path[strlen(path) - 1] == '/';
     if (!folder && left) /* one file has room for one process */
         return;
+    snprintf(file_path, sizeof file_path, "%s", path);
     int file = folder ? open_in(path) : open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (file < 0)
         return;
@@ -106,14 +112,29 @@ void timeline_leave(void)
     if (text)
         munmap(text, limit_bytes);
     text = NULL;
-    filled = limit_bytes = 0;
+    filled = roomy = limit_bytes = 0;
+    full = 0;
     left = 1;
+}
+
+static void end_on_full_disk(void)
+{
+    full = 1;
+    fprintf(stderr, "turbofit pretend: the disk is full: %s ends here\n", file_path);
+    if (truncate(file_path, (off_t)filled))
+        perror("turbofit pretend");
 }
 
 static void put(const char *line, size_t size)
 {
-    if (!text || filled + size >= limit_bytes)
-        return; /* full: the reader sees that the end is missing */
+    if (!text || full || filled + size >= limit_bytes)
+        return; /* the reader sees that the end is missing */
+    if (filled + size > roomy && !disk_has_room(text + roomy, STEP)) {
+        end_on_full_disk();
+        return;
+    }
+    if (filled + size > roomy)
+        roomy += STEP;
     memcpy(text + filled, line, size);
     filled += size;
 }
