@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 import sys
 import threading
@@ -96,19 +95,6 @@ def test_cuda_visible_devices(measured):
         assert "--on" in caught.value.hint
 
 
-def test_cuda_order_is_not_pci_order(measured):
-    faster = gpu_3090(1, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384, links=None)
-    scenario = Scenario([gpu_3090(0), faster])
-    assert "PCI_BUS_ID" in measured(scenario, CUDA_VISIBLE_DEVICES="0").warnings[0]
-    for machine in (
-        measured(scenario, CUDA_VISIBLE_DEVICES=scenario.gpus[0].uuid),
-        measured(scenario, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID"),
-        measured(four_3090(), CUDA_VISIBLE_DEVICES="0"),
-        measured(scenario),
-    ):
-        assert machine.warnings == ()
-
-
 def test_a_lost_gpu_is_a_warning_or_stops_where_it_is_needed(measured):
     scenario = four_3090()
     scenario.gpus[1].error = LOST
@@ -118,7 +104,7 @@ def test_a_lost_gpu_is_a_warning_or_stops_where_it_is_needed(measured):
     assert measured(scenario, gpus="0,2").visible == (0, 2)
     assert measured(scenario, CUDA_VISIBLE_DEVICES="3").visible == (3,)
     for call in ({"gpus": "0,1"}, {"CUDA_VISIBLE_DEVICES": "1,2"}):
-        with pytest.raises(MachineError, match=r"GPU 1 .*RTX 3090.*cannot be read") as caught:
+        with pytest.raises(MachineError, match=r"GPU 1 \(lost GPU\).* cannot be read") as caught:
             measured(scenario, **call)
         assert "--gpus" in caught.value.hint
     for no_handle in (LOST, 999):
@@ -223,11 +209,9 @@ def test_holders_largest_first_and_the_rest_unknown(read):
 
 
 def test_process_names_without_nvml(read):
-    own = os.getpid()
-    compute = [Process(own, GIB), Process(4_194_305, MIB), Process(5, MIB, "/opt/\x1b[31mx")]
+    compute = [Process(4_194_305, MIB), Process(5, MIB, "/opt/\x1b[31mx")]
     gpu = read(gpu_3090(used=2 * GIB, compute=compute)).gpus[0]
     names = {holder.pid: holder.name for holder in gpu.holders}
-    assert names[own] == Path("/proc/self/comm").read_text().strip()
     assert (names[4_194_305], names[5]) == ("process 4194305", "[31mx")
 
 

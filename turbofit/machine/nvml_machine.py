@@ -151,31 +151,12 @@ def _visible(
     ordinals = [device.default[0] for device in devices if device.default]
     ids = {name: index for device in devices for name, index in device.ids.items()}
     visible, warning = cuda_visible(value, ordinals, ids)
-    notes = [warning] if warning else []
     if not visible:
         raise NoGpuError(
             warning or f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU",
             hint="unset or correct CUDA_VISIBLE_DEVICES, or describe a machine with `--on SPEC`",
         )
-    if _may_be_numbered_otherwise(value, devices, environ):
-        notes.append(
-            f"CUDA_VISIBLE_DEVICES={value} was read in PCI order, but without "
-            "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA numbers the fastest GPU first and these differ"
-        )
-    return visible, notes
-
-
-def _may_be_numbered_otherwise(
-    value: str, devices: Sequence[Device], environ: Mapping[str, str]
-) -> bool:
-    """Return whether CUDA may number these cards by speed and not in PCI order.
-
-    ``value`` is the value of ``CUDA_VISIBLE_DEVICES``; the order does not matter if ``value`` has
-    UUIDs in place of numbers.
-    """
-    by_index = not value.strip().startswith(("GPU-", "MIG-"))
-    names = {gpu.name for device in devices for gpu in device.gpus if not gpu.mig}
-    return by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len(names) > 1
+    return visible, [warning] if warning else []
 
 
 def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
@@ -303,25 +284,13 @@ def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
         gpu, device.warnings = _read_gpu(nvml, index, handle)
         gpu = fill(gpu)
     except GpuLostError as exc:
-        gpu = _lost_gpu(nvml, index, handle)
+        gpu = Gpu(
+            index=index, uuid=NA, name="lost GPU", total=NA, reserved=NA, used=NA, free=NA
+        )
         device.warnings = [f"GPU {index} cannot be read: {exc}"]
     # CUDA may show another GPU in place of a lost one, but a user's index means this GPU.
     device.gpus, device.default = [gpu], [index]
     device.ids = {} if gpu.uuid == NA else {gpu.uuid: index}
-
-
-def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
-    """Return a lost GPU, with its name and UUID if NVML still answers for these."""
-
-    def ask(function: str) -> str:
-        try:
-            return str(nvml.query(function, handle)) if answered(handle) else NA
-        except GpuLostError:
-            return NA
-
-    name, uuid = ask("nvmlDeviceGetName"), ask("nvmlDeviceGetUUID")
-    name = name if name != NA else "lost GPU"
-    return Gpu(index=index, uuid=uuid, name=name, total=NA, reserved=NA, used=NA, free=NA)
 
 
 def _read_gpu(nvml: Nvml, index: int, handle: Any) -> tuple[Gpu, list[str]]:
@@ -379,18 +348,9 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
 
 
 def _process_name(nvml: Nvml, pid: int) -> str:
-    """Return the file name of a process's program.
-
-    NVML is asked first, since only NVML knows processes in other PID namespaces.
-    """
+    """Return the file name of a process's program, or its pid if NVML does not know the name."""
     name = nvml.query("nvmlSystemGetProcessName", pid)
-    if not answered(name) or not name:
-        try:
-            with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-                name = file.read().strip()
-        except OSError:
-            name = ""
-    pieces = str(name).split()
+    pieces = str(name).split() if answered(name) else []
     base = os.path.basename(pieces[0]) if pieces else ""
     return "".join(c for c in base if c.isprintable()) or f"process {pid}"
 

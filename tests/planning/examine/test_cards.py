@@ -27,10 +27,7 @@ from turbofit.planning.request import PlanRequest
     ("check", "state", "scenario", "visible", "words"),
     [
         ("cuda_visible_devices", "warning", two(), "1", "GPU 0"),
-        # Cards numbered by their speed.
-        ("cuda_visible_devices", "warning",
-         Scenario([gpu_3090(0), gpu_3090(1, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384)]),
-         "0,1", "PCI_BUS_ID"),
+        ("cuda_visible_devices", "warning", Scenario([gpu_3090(0)]), "0,7", "'7' is not a GPU"),
         ("gpus", "stops", Scenario([gpu_h100(0), gpu_h100(1, error=LOST)], p2p=P2P_NVLINK),
          "", "GPU 1"),
         ("free_memory", "stops", two(used=80 * 1024 * MIB - GIB), "", ""),

@@ -124,7 +124,7 @@ def gpus(machine: Machine, _: Scene) -> Answer:
 def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
     """Report the GPUs that CUDA_VISIBLE_DEVICES hides.
 
-    Reports instead a value of the variable that may name other GPUs than the person means.
+    Reports instead a value of the variable that names a GPU that the machine does not have.
     """
     value = scene.sources.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = [gpu.index for gpu in machine.gpus if gpu.index not in machine.visible]
@@ -134,7 +134,7 @@ def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
         why = "a CUDA program sees no GPU, whatever nvidia-smi shows"
         return stops(text, "unset or correct CUDA_VISIBLE_DEVICES", why)
     if warnings:
-        return warning(warnings[0], "name GPUs by UUID, or set CUDA_DEVICE_ORDER=PCI_BUS_ID")
+        return warning(warnings[0], "name only GPUs of this machine")
     visible = f"{len(machine.visible)} of {len(machine.gpus)} GPUs"
     if hidden and value is not None:
         text = f"GPU {indices(hidden)} hidden by CUDA_VISIBLE_DEVICES={value}"
