@@ -1,4 +1,4 @@
-"""Reads nvidia-smi's output on GPUs: its table, its list, the CSV of its ``--query-gpu``.
+"""Reads nvidia-smi's output on GPUs: its table, and its list.
 
 ``turbofit plan --on`` reads whole texts with `read_text`; a log's reader uses `SmiTable` and
 `listed` line by line; both make groups of a SPEC with `groups`. nvidia-smi counts sizes in MiB. Its
@@ -7,9 +7,8 @@ table and its column ``memory.used`` omit what the driver reserves (since driver
 
 from __future__ import annotations
 
-import csv
 import re
-from typing import Final, NoReturn
+from typing import Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
@@ -21,11 +20,6 @@ _LISTED: Final = re.compile(
     r"\s*GPU\s+(\d+(?:,\d+)*):\s*(\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:.*|$)"
 )
 _LISTED_SLICE: Final = re.compile(r"\s*MIG\s+(\S+)\s+Device\b")
-#: The first line of ``--query-gpu --format=csv``, and a line of it.
-_HEAD: Final = re.compile(r"(?:[^=]*,)?\s*name\s*(?:,[^=]*)?", re.IGNORECASE)
-_ROW: Final = re.compile(r"[^=]+,\s*\d{1,7} MiB", re.IGNORECASE)
-_CELL: Final = re.compile(r"(\d{1,7})(?: MiB)?", re.IGNORECASE)
-_QUERY: Final = "nvidia-smi --query-gpu=index,name,memory.total,memory.used --format=csv"
 
 
 class SmiGpu(Struct):
@@ -40,7 +34,6 @@ class SmiGpu(Struct):
     count: int = 1
     used: int | None = None
     total: int | None = None
-    free: int | None = None
 
     def spec(self) -> str:
         """Return the GPU, or all equal GPUs of its line, as one group of a SPEC."""
@@ -49,8 +42,6 @@ class SmiGpu(Struct):
             parts[0] += f" {self.total // MIB} MiB"
         if self.used:
             parts.append(f"used={self.used // MIB}MiB")
-        elif self.free is not None and self.used is None:
-            parts.append(f"free={self.free // MIB}MiB")
         return ":".join(parts)
 
 
@@ -137,19 +128,14 @@ def groups(gpus: list[SmiGpu], slices: list[MigSlice]) -> list[str]:
 
 
 def read_text(text: str) -> list[str]:
-    """Read the GPUs in nvidia-smi's table or CSV, each as a group of a SPEC (as for ``--on``).
+    """Read the GPUs in nvidia-smi's table or list, each as a group of a SPEC (as for ``--on``).
 
     Other text gives no groups.
 
     Raises:
-        UsageError: the columns have no names, so their meaning is unknown.
+        UsageError: a line of the list is of no GPU.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    head = next((at for at, line in enumerate(lines) if _HEAD.fullmatch(line)), None)
-    if head is not None:  # the command may be pasted with it
-        return [gpu.spec() for gpu in _read_csv(lines[head:])]
-    if any(map(_ROW.fullmatch, lines)):
-        _refuse("a size without a first line may be used, free or the total")
     table = SmiTable()
     found = [*map(table.line, lines), table.unfinished()]
     gpus = [event for event in found if isinstance(event, SmiGpu)]
@@ -163,7 +149,10 @@ def _read_list(lines: list[str]) -> list[str]:
     found: list[SmiGpu | MigSlice | None] = [listed(line) for line in lines]
     whole = ""
     if None in found and any(found):
-        _refuse(f"line {found.index(None) + 1} is of no GPU")
+        raise UsageError(
+            f"what nvidia-smi printed cannot be read: line {found.index(None) + 1} is of no GPU",
+            hint="paste all that `nvidia-smi -L` prints, or its table",
+        )
     for told in found:
         if isinstance(told, SmiGpu):
             whole = told.spec()
@@ -172,27 +161,3 @@ def _read_list(lines: list[str]) -> list[str]:
             texts = texts[:-1] if texts[-1:] == [whole] else texts
             texts.append(f"{whole} MIG {told.profile}".strip())
     return texts
-
-
-def _read_csv(lines: list[str]) -> list[SmiGpu]:
-    """Read the GPUs of a CSV; the first line names the columns, such as ``memory.used [MiB]``."""
-    head, *rows = csv.reader(lines, skipinitialspace=True)
-    columns = [name.split("[")[0].strip().lower().removeprefix("memory.") for name in head]
-    gpus = []
-    for number, row in enumerate(rows):
-        if len(row) != len(columns):
-            _refuse(f"line {number + 2} has {len(row)} columns, and the first has {len(columns)}")
-        cells = dict(zip(columns, map(str.strip, row), strict=True))
-        total, used, free = (_size(cells.get(key, "")) for key in ("total", "used", "free"))
-        gpus.append(SmiGpu(index=number, name=cells["name"], used=used, total=total, free=free))
-    return gpus
-
-
-def _size(cell: str) -> int | None:
-    """Return the bytes in a cell; None if nvidia-smi could not read them (``[N/A]``)."""
-    match = _CELL.fullmatch(cell)
-    return int(match[1]) * MIB if match else None
-
-
-def _refuse(cause: str) -> NoReturn:
-    raise UsageError(f"what nvidia-smi printed cannot be read: {cause}", hint=f"paste {_QUERY}")

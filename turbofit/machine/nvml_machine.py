@@ -284,9 +284,7 @@ def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
         gpu, device.warnings = _read_gpu(nvml, index, handle)
         gpu = fill(gpu)
     except GpuLostError as exc:
-        gpu = Gpu(
-            index=index, uuid=NA, name="lost GPU", total=NA, reserved=NA, used=NA, free=NA
-        )
+        gpu = Gpu(index=index, uuid=NA, name="lost GPU", total=NA, reserved=NA, used=NA, free=NA)
         device.warnings = [f"GPU {index} cannot be read: {exc}"]
     # CUDA may show another GPU in place of a lost one, but a user's index means this GPU.
     device.gpus, device.default = [gpu], [index]
