@@ -59,6 +59,7 @@ ENGINES: Final = {
     ),
     "transformers": EngineKind("transformers.account.Transformers"),
 }  # fmt: skip
+_SEE_MODELS: Final = "see turbofit models for what runs"
 #: The names of LMDeploy's engines.
 LMDEPLOY: Final = tuple(name for name in ENGINES if name != "transformers")
 
@@ -158,28 +159,21 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         raise _in_no_engine(model, version, problems)
     others = (it for it in known if it not in wanted and not _problem(model, it, version))
     other = next(others, None)
-    hint = f"`--engine {other}` does" if other else _newer(model, version)
+    since = versions.listed_since(model.architecture, after=version) if version else None
+    hint = f"`--lmdeploy {since}` and newer ones run it" if since else _SEE_MODELS
+    if other is not None:
+        hint = f"`--engine {other}` does"
     raise UsageError(str(problems[wanted[0]]), hint=hint, options=["engine"])
 
 
 def _in_no_engine(model: Model, version: str, problems: dict[str, str | None]) -> UsageError:
     """Return the error for a model that neither engine of a release runs, with the reasons."""
-    old = versions.is_legacy(version)
-    since = versions.first_after(model.architecture, version) if old else None
-    hint = "see turbofit models for what runs"
+    since = versions.listed_since(model.architecture, after=version)
     if since is None:
         reasons = dict.fromkeys(filter(None, problems.values()))
-        return UsageError("; ".join(reasons), hint=hint, options=["engine"])
+        return UsageError("; ".join(reasons), hint=_SEE_MODELS, options=["engine"])
     said = f"no engine of LMDeploy {version} runs {model.architecture}: {since} is the first that"
     return UsageError(f"{said} does", hint=f"`--lmdeploy {since}` or newer", options=["lmdeploy"])
-
-
-def _newer(model: Model, version: str | None) -> str:
-    """Return a hint with the release that first runs a model, if ``version`` is older."""
-    since = versions.listed_since(model.architecture)
-    if since and version and versions.written(version) < versions.written(since):
-        return f"`--lmdeploy {since}` and newer ones run it"
-    return "see turbofit models for what runs"
 
 
 def _check_version(model: Model, version: str) -> None:

@@ -190,24 +190,16 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
     return None
 
 
-def first_after(architecture: str, version: str) -> str | None:
-    """Return the first release after a version in which an engine lists an architecture."""
-    came = [
-        span.came
-        for engine in ("turbomind", "pytorch")
-        for span in listings(engine).get(architecture, ())
-        if written(span.came) > written(version)
-    ]
-    return min(came, key=written, default=None)
+def listed_since(architecture: str, *, after: str = "") -> str | None:
+    """Return the first release since which an engine has always listed an architecture.
 
-
-def listed_since(architecture: str) -> str | None:
-    """Return the first release since which an engine has always listed an architecture."""
+    Only releases after the version ``after`` count; None if there is no such release.
+    """
     since = [
         span.came
         for engine in ("turbomind", "pytorch")
         for span in listings(engine).get(architecture, ())
-        if span.left is None
+        if span.left is None and written(span.came) > written(after)
     ]
     return min(since, key=written, default=None)
 
