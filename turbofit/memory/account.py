@@ -50,10 +50,10 @@ RATIO_STEPS = 1000
 TEMPORARIES: Final = "load_temporaries"
 #: LMDeploy's batch sizes by a part of the GPU's name:
 #: lmdeploy lmdeploy/utils.py::get_max_batch_size #1cc12e
-_BATCH_BY_NAME: Final = {
+_BATCH_SIZES: Final = {
     "a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024,
+    "default": 128,
 }  # fmt: skip
-_BATCH: Final = 128
 _PREFILL: Final = 8192  # lmdeploy cli/utils.py::ArgumentHelper.max_prefill_token_num `default=8192`
 _RATIO: Final = 0.8  # lmdeploy cli/utils.py::ArgumentHelper.cache_max_entry_count `default=0.8`
 
@@ -219,6 +219,15 @@ def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> t
         )
         for i, (name, size, basis, note) in enumerate(cases)
     )
+
+
+def batch_size(sizes: Mapping[str, int], gpu_name: str) -> int:
+    """Return the default ``max_batch_size`` on a GPU of this name.
+
+    ``sizes`` has the default by a part of the GPU's name, and under ``default`` that of other GPUs.
+    """
+    named = (size for part, size in sizes.items() if part in gpu_name.lower())
+    return next(named, sizes["default"])
 
 
 def capability_of(gpu: Gpu, unknown: tuple[int, int] = HOPPER) -> tuple[int, int]:
@@ -527,10 +536,9 @@ class Engine(ABC):
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         """Return the default settings of LMDeploy, on a GPU of this name."""
-        sizes = (size for part, size in _BATCH_BY_NAME.items() if part in gpu_name.lower())
         return {
             "cache_max_entry_count": _RATIO,
-            "max_batch_size": next(sizes, _BATCH),
+            "max_batch_size": batch_size(_BATCH_SIZES, gpu_name),
             "max_prefill_token_num": _PREFILL,
         }
 

@@ -13,7 +13,7 @@ from turbofit.core.model import Quantization
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.kernels.census import released
 from turbofit.machine.source import machine_from
-from turbofit.memory.account import Account, EngineLaunch
+from turbofit.memory.account import Account, EngineLaunch, batch_size
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.memory.legacy.generations import (
     Generation,
@@ -169,7 +169,7 @@ def launch_of(
     """A launch with the defaults of a generation."""
     machine = machine_from(f"{tp}x{on}")
     settings = {
-        "tp": tp, "max_batch_size": rules.batch_size(machine.gpus[0].name),
+        "tp": tp, "max_batch_size": batch_size(rules.batch, machine.gpus[0].name),
         "max_prefill_token_num": rules.prefill,
         "session_len": resolve_model(name).text.max_position_embeddings, **changes,
     }  # fmt: skip

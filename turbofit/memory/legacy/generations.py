@@ -60,13 +60,6 @@ class VisionRule(Struct, forbid_unknown_fields=True):
         return next(named, self.copies["default"])
 
 
-class BatchRule(Struct, forbid_unknown_fields=True):
-    """The default ``max_batch_size``, by a part of the GPU's name."""
-
-    default: int
-    by_name: dict[str, int]
-
-
 class BufferRule(Struct, forbid_unknown_fields=True):
     """Sizes of the persistent buffers; the file describes each."""
 
@@ -98,19 +91,17 @@ class StagingRule(Struct, forbid_unknown_fields=True):
 
 
 class _Entry(Struct, forbid_unknown_fields=True):
-    """The fields of both engines' entries; ``first`` is the first version of the generation."""
+    """The fields of both engines' entries; ``first`` is the first version of the generation.
+
+    ``batch`` has the default batch sizes by a part of the GPU's name (`account.batch_size`).
+    """
 
     first: str
     source: dict[str, str]
-    batch: BatchRule
+    batch: dict[str, int]
     prefill: int
     kv_heads: Literal["divided", "asserted", "multiples", "any"]
     packed: dict[str, tuple[int, ...]]
-
-    def batch_size(self, gpu_name: str) -> int:
-        """Return the default ``max_batch_size`` on a GPU of this name."""
-        name, batch = gpu_name.lower(), self.batch
-        return next((size for part, size in batch.by_name.items() if part in name), batch.default)
 
     def reads(self, packed: Quantization) -> bool:
         """Return whether this generation can load weights with this quantisation."""

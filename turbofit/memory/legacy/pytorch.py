@@ -22,6 +22,7 @@ from turbofit.memory.account import (
     CacheShape,
     EngineLaunch,
     StaticMemory,
+    batch_size,
     term,
     transients,
 )  # fmt: skip
@@ -183,7 +184,7 @@ class LegacyPytorch(Pytorch):
         rules = self.generation
         return {
             "cache_max_entry_count": RATIO,
-            "max_batch_size": rules.batch_size(gpu_name),
+            "max_batch_size": batch_size(rules.batch, gpu_name),
             "max_prefill_token_num": rules.prefill,
             "cache_block_seq_len": rules.block_tokens,
         }

@@ -29,6 +29,7 @@ from turbofit.memory.account import (
     RankWeights,
     StaticMemory,
     VisionLoad,
+    batch_size,
     given,
     term,
     total_bytes,
@@ -428,7 +429,7 @@ class LegacyTurbomind(Turbomind):
         rules = self.generation
         return {
             "cache_max_entry_count": rules.cache.default,
-            "max_batch_size": rules.batch_size(gpu_name),
+            "max_batch_size": batch_size(rules.batch, gpu_name),
             "max_prefill_token_num": rules.prefill,
             "cache_block_seq_len": rules.cache.block_tokens,
         }
