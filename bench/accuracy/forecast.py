@@ -85,17 +85,17 @@ def forecast(row: Row) -> Forecast:
         )
     )
     ratio = settings.cache_max_entry_count
-    outcome = account.at(ratio)
-    warmup = next(t.bytes for t in outcome.ledgers[0].terms if t.term == POOL_WARMUP)
+    ledgers = account.ledgers_at(ratio)
+    warmup = next(t.bytes for t in ledgers[0].terms if t.term == POOL_WARMUP)
     rule = model.image_rule
     units = engine.units_bound(rule, load, settings) if rule and load.units_per_image else 0
     host = engine.host_memory(model, settings, units_per_forward=units)
     engine_warmup = account.engine_warmup if isinstance(account, GroupAccount) else warmup
     return Forecast(
         generation=_generation(engine, row.version),
-        ledgers=outcome.ledgers,
-        free=outcome.free,
-        region=outcome.region,
+        ledgers=ledgers,
+        free=account.free,
+        region=account.region_at(ratio),
         block_bytes=account.block_bytes,
         block_tokens=account.block_tokens,
         tokens=account.tokens_at(ratio),

@@ -77,7 +77,7 @@ def test_no_ratio_fits_says_how_much_is_missing(constants, total, kind):
 def test_holes_in_pools_end_no_start(constants):
     """A server that had started on an H200 held nearly all of `pool_growth` less than forecast."""
     account = account_on(24268, 13, constants)
-    (ledger,) = account.at(0.9).ledgers
+    (ledger,) = account.ledgers_at(0.9)
     assert ledger.steady > ledger.total - ledger.reserved
     assert outcome_at(account, 0.9).kind == "request"
     died = outcome_at(account, 0.95)
@@ -91,7 +91,7 @@ def test_a_margin_that_only_loading_misses_is_said_so():
     base = {"max_batch_size": 1, "session_len": 8192, "max_prefill_token_num": 2048}
     launch = launch_on(machine, "qwen3-8b", margin=256, **base)
     account = TurbomindAccount(launch, load_constants())
-    (ledger,) = account.at(0.0).ledgers
+    (ledger,) = account.ledgers_at(0.0)
     assert 0 < ledger.headroom < ledger.margin
     assert ledger.total - ledger.peak > ledger.margin
     fate = outcome_without_cache(account)

@@ -89,7 +89,7 @@ def counted(plan: Plan, machine: Machine) -> tuple[GpuLedger, ...]:
         vision_load=vision_load, margins=tuple(one.margin for one in plan.ledgers),
     )  # fmt: skip
     account = engine_named(plan.backend.name).account(launch)
-    return account.at(plan.engines[0].settings.cache_max_entry_count).ledgers
+    return account.ledgers_at(plan.engines[0].settings.cache_max_entry_count)
 
 
 def learned(plan: Plan, *seen: Observation) -> Machine:

@@ -245,16 +245,6 @@ def uneven(dealt: Iterable[tuple[int, str]], tp: int) -> Iterator[str]:
             yield f"{what} do not divide by {tp}"
 
 
-class GroupOutcome(Struct):
-    """A group at one ratio: the free bytes that the engine reads, its cache and the ledgers."""
-
-    ratio: float
-    free: int
-    region: int
-    tokens: int
-    ledgers: tuple[GpuLedger, ...]
-
-
 class StaticMemory(Struct):
     """The memory on one GPU that does not depend on the ratio.
 
@@ -283,7 +273,7 @@ class Account(ABC):
     """The memory of one model with given settings on one group of GPUs.
 
     Args:
-        launch: the engine on its group; :meth:`at` gets the ratio later.
+        launch: the engine on its group; :meth:`ledgers_at` gets the ratio later.
         static: the memory on each GPU that does not depend on the ratio.
         pool: what the engine's allocator keeps after its warm-up; the transients reuse this memory.
           None if it keeps nothing.
@@ -420,15 +410,9 @@ class Account(ABC):
             taken.append(max(peak, self._load_peaks[i]) - known(gpu.used, 0))
         return tuple(taken)
 
-    def at(self, ratio: float) -> GroupOutcome:
-        """Return the whole account with one ratio."""
-        return GroupOutcome(
-            ratio=ratio,
-            free=self.free,
-            region=self.region_at(ratio),
-            tokens=self.tokens_at(ratio),
-            ledgers=tuple(self._ledger(i, ratio) for i in range(len(self.gpus))),
-        )
+    def ledgers_at(self, ratio: float) -> tuple[GpuLedger, ...]:
+        """Return the ledger of each GPU with one ratio."""
+        return tuple(self._ledger(i, ratio) for i in range(len(self.gpus)))
 
     def _cache_bytes(self, i: int, ratio: float) -> int:
         """Return the bytes allocated for the cache, without deducting freed temporaries."""

@@ -46,7 +46,7 @@ def outcome_without_cache(account: Account) -> StartOutcome:
     the outcome is ``load_margin`` if the engine can load, but not with the margin free; a smaller
     margin is then enough.
     """
-    ledgers = account.at(0.0).ledgers
+    ledgers = account.ledgers_at(0.0)
     for outcome in _loading(ledgers):
         return outcome
     tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
@@ -66,7 +66,7 @@ def outcome_without_cache(account: Account) -> StartOutcome:
 
 
 def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
-    ledgers = account.at(ratio).ledgers
+    ledgers = account.ledgers_at(ratio)
     yield from _loading(ledgers)
     if account.free <= 0:
         yield outcome_without_cache(account)._replace(kind="request")

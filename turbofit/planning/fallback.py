@@ -346,7 +346,7 @@ def _verdict(
 ) -> Verdict:
     """Return the verdict: the GPUs and the free memory, or what is missing and how much."""
     name = request.model.name
-    ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
+    ledgers = [ledger for account in accounts for ledger in account.ledgers_at(0.0)]
     if chosen.keeps(request):
         if problem := host_problem(host):
             return Verdict(subject=name, why_not=problem)

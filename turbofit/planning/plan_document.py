@@ -139,20 +139,21 @@ def _promise(
 def _engine_plan(
     engine: Engine, account: Account, requests: float, device_map: dict[str, int | str] | None
 ) -> EnginePlan:
-    outcome, settings = account.at(account.ratio), account.settings
+    ratio, settings = account.ratio, account.settings
+    tokens = account.tokens_at(ratio)
     return EnginePlan(
         backend=engine.backend.name,
         gpus=tuple(gpu.index for gpu in account.gpus),
         settings=settings,
         kv=Kv(
             bytes_per_token=account.bytes_per_token,
-            tokens=outcome.tokens,
-            region_bytes=outcome.region,
-            longest_request_tokens=min(settings.session_len, outcome.tokens),
+            tokens=tokens,
+            region_bytes=account.region_at(ratio),
+            longest_request_tokens=min(settings.session_len, tokens),
         ),
         units_per_forward=account.units_per_forward,
         requests=round(requests, 3),
-        ledgers=outcome.ledgers,
+        ledgers=account.ledgers_at(ratio),
         device_map=device_map,
     )
 
@@ -169,8 +170,7 @@ def found_words(
     ``tokens`` has the KV tokens of each engine's cache; ``vision_load`` has the images of one of
     these requests.
     """
-    outcomes = [account.at(account.ratio) for account in accounts]
-    ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
+    ledgers = [ledger for account in accounts for ledger in account.ledgers_at(account.ratio)]
     running = sum(account.settings.max_batch_size for account in accounts)
     count = requests_held(accounts, tokens, vision_load)
     running_words = f"{count:,} {plural(count, 'request')} at once"
@@ -247,7 +247,7 @@ def _footprint(
     servers = 0
     for account in accounts:
         ratio, more = account.ratio, []
-        cards = zip(account.gpus, account.taken_at(ratio), account.at(ratio).ledgers, strict=True)
+        cards = zip(account.gpus, account.taken_at(ratio), account.ledgers_at(ratio), strict=True)
         for gpu, size, ledger in cards:
             taken[gpu.index] = size
             # A budget limits only this turbofit, not others.

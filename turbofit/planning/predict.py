@@ -220,7 +220,7 @@ def _promised(promised: int | None, at_once: int) -> str:
 
 def _sized(forecast: Account, account: Account, ratio: float) -> str:
     """Say how much of the free memory that a log reports the cache takes, in MiB as in logs."""
-    free, region = account.free, account.at(ratio).region
+    free, region = account.free, account.region_at(ratio)
     left = (free - region) // MIB
     by_ratio = f" at the ratio {ratio:g}" if ratio < 1 else ""
     return (
@@ -261,7 +261,7 @@ def _at_the_edge(outcome: StartOutcome, accounts: Sequence[Account], ratio: floa
     The account of an older release is an upper end: what torch keeps of loading, and what pools
     grow by, may be less. So much as the margin may be the account's own error.
     """
-    margin = min(ledger.margin for account in accounts for ledger in account.at(ratio).ledgers)
+    margin = min(ledger.margin for account in accounts for ledger in account.ledgers_at(ratio))
     if not 0 < outcome.missing <= margin:
         return ""
     return f"at the edge (this account is an upper end, by as much as {format_bytes(margin)}): "
@@ -436,8 +436,7 @@ def _story(
     account: Account, ratio: float, start: StartOutcome, free_at_cache: int | None
 ) -> Iterator[str]:
     """Yield sentences on the steps of the start, with the bytes that each step takes."""
-    outcome = account.at(ratio)
-    free, region = account.free, outcome.region
+    free, region = account.free, account.region_at(ratio)
     source = "as the log said" if free_at_cache is not None else "forecast"
     if free <= 0:
         yield f"nothing is free when the cache is sized: {format_bytes(-free)} short"
@@ -447,7 +446,7 @@ def _story(
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
     yield f"the cache takes {ratio:g} of it, {format_bytes(region)}, and {left} stay"
-    ledger = outcome.ledgers[0]
+    ledger = account.ledgers_at(ratio)[0]
     buffers = sum(t.bytes for t in ledger.terms if t.phase == "buffers" and t.term != POOL_WARMUP)
     yield f"buffers that live as long as the engine need {format_bytes(buffers)} of what stays"
     for term in ledger.terms:

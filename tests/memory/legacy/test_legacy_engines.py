@@ -187,7 +187,7 @@ def account(
 
 
 def terms(made: Account, ratio: float, gpu: int = 0) -> dict[str, int]:
-    return {t.term: t.bytes for t in made.at(ratio).ledgers[gpu].terms}
+    return {t.term: t.bytes for t in made.ledgers_at(ratio)[gpu].terms}
 
 
 #: InternVL2 on A100-80G with LMDeploy 0.5.2, MiB as its documentation printed them.
@@ -203,13 +203,13 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("name", "tp", "ratio", "seen"), PUBLISHED)
 def test_published_memory_within_one_percent_of_the_card(name, tp, ratio, seen):
-    made = account(name, "0.5.2", tp=tp).at(ratio).ledgers[0]
+    made = account(name, "0.5.2", tp=tp).ledgers_at(ratio)[0]
     assert abs(made.steady / MIB - seen) < 0.01 * made.total / MIB
 
 
 @pytest.mark.parametrize("version", ["0.0.14", "0.2.6", "0.4.1", "0.9.2", "0.15"])
 def test_lines_add_up_and_no_line_is_negative(version):
-    for ledger in account("internvl2-8b", version, tp=2).at(0.5).ledgers:
+    for ledger in account("internvl2-8b", version, tp=2).ledgers_at(0.5):
         check_ledger(ledger)
         assert all(t.bytes >= 0 for t in ledger.terms)
 

@@ -161,7 +161,7 @@ def test_quantised_caches_hold_scales_and_zeros() -> None:
 def terms(model: Model, capability: tuple[int, int] | str, **changes: object) -> dict[str, int]:
     gpu = replace(card(total=80000), compute_capability=capability)
     machine = replace(machine_of(1), gpus=(gpu,))
-    ledger = account(model, machine, session_len=4096, **changes).at(0.5).ledgers[0].terms
+    ledger = account(model, machine, session_len=4096, **changes).ledgers_at(0.5)[0].terms
     return {term.term: term.bytes for term in ledger}
 
 

@@ -88,7 +88,7 @@ def test_a_layer_s_experts_are_laid_out_anew_on_each_rank(name: str) -> None:
     moe = model.text.moe
     layer = moe.experts * 3 * moe.intermediate * model.text.hidden * 2
     assert [largest_loaded(model, tp) for tp in (1, 2, 4)] == [layer, layer // 2, layer // 4]
-    (ledger,) = account(name, on="1xh200").at(0.5).ledgers
+    (ledger,) = account(name, on="1xh200").ledgers_at(0.5)
     assert ledger.load_peak >= sum(t.bytes for t in ledger.terms if t.phase == "weights") + layer
 
 
@@ -155,7 +155,7 @@ WINDOW, STATE = 48 * 10_240 * 4 * 2, 48 * 48 * 128 * 128 * 2
 
 
 def ledger(one: PytorchAccount, ratio: float = 0.5) -> dict[str, int]:
-    return {term.term: term.bytes for term in one.at(ratio).ledgers[0].terms}
+    return {term.term: term.bytes for term in one.ledgers_at(ratio)[0].terms}
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])

@@ -62,8 +62,8 @@ def account(model, load=(64, 0, 0), placement=(), machine="1xa100-80g", dtype="b
 def forecast(model, load, place=0, placement=(), gpus=1):
     """What the process's torch may hold on a card, without what its weights leave out."""
     made = account(model, load, placement, f"{gpus}xa100-80g")
-    ledger = made.at(0.5).ledgers[place]
-    assert ledger == made.at(0.9).ledgers[place]
+    ledger = made.ledgers_at(0.5)[place]
+    assert ledger == made.ledgers_at(0.9)[place]
     return (ledger.peak - sum(t.bytes for t in ledger.terms if t.phase in ("before", "context")),
             sum(t.bytes for t in ledger.terms if t.phase == "weights"))  # fmt: skip
 
@@ -169,9 +169,9 @@ def test_its_account_of_a_launch_is_the_plan_s(on):
     )
     gpus = [request.machine.gpu(index) for index in plan.groups[0]]
     account = engine.account(launch_of(request, plan.engines[0].settings, gpus, vision_load))
-    seen = account.at(plan.engines[0].settings.cache_max_entry_count)
-    assert seen.ledgers == plan.ledgers
-    assert (seen.tokens, seen.region) == (
+    ratio = plan.engines[0].settings.cache_max_entry_count
+    assert account.ledgers_at(ratio) == plan.ledgers
+    assert (account.tokens_at(ratio), account.region_at(ratio)) == (
         plan.engines[0].kv.tokens,
         plan.engines[0].kv.region_bytes,
     )

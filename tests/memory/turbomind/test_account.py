@@ -24,7 +24,7 @@ MODELS = ["internvl2-8b", "internvl2-8b-awq", "qwen2-vl-7b", "internvl2-2b", "qw
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
 def test_a_ledger_adds_up(model, ratio):
-    for ledger in Case(model, 2, margin=256).account(units=13).at(ratio).ledgers:
+    for ledger in Case(model, 2, margin=256).account(units=13).ledgers_at(ratio):
         check_ledger(ledger)
 
 
@@ -48,7 +48,7 @@ def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, un
         return
     assert 0 < ratio < 1
     assert account.fits_at(ratio)
-    assert all(ledger.fits for ledger in account.at(ratio).ledgers)
+    assert all(ledger.fits for ledger in account.ledgers_at(ratio))
     if ratio < 0.999:
         assert not account.fits_at(round(ratio + 0.001, 3))
 
@@ -65,7 +65,7 @@ def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, un
 def test_no_forecast_is_under_what_an_h100_held(model, units, seen, options):
     """``seen``: MiB of the card by NVML after the worst cases (bench/gpu/README.md, An H100)."""
     launch = launch_on("1xh100", model, units=units, session_len=32768, **options)
-    (ledger,) = Turbomind("0.18").account(launch).at(options["cache_max_entry_count"]).ledgers
+    (ledger,) = Turbomind("0.18").account(launch).ledgers_at(options["cache_max_entry_count"])
     assert seen < ledger.peak / MIB < seen + 400
 
 
@@ -79,7 +79,7 @@ def test_no_forecast_is_under_what_an_h100_held(model, units, seen, options):
 )  # fmt: skip
 def test_staging_as_torch_measured_it(model, tp, staging, error):
     """Peaks of torch's own allocator on pretend GPUs, MiB; the first GPU stages the load."""
-    first, *others = Case(model, tp).account().at(0.5).ledgers
+    first, *others = Case(model, tp).account().ledgers_at(0.5)
     held = sum(t.bytes for t in first.terms if t.phase in ("before", "context", "weights"))
     assert (first.load_peak - held) / MIB == pytest.approx(staging, abs=error)
     assert all(first.load_peak > ledger.load_peak for ledger in others)
@@ -88,20 +88,22 @@ def test_staging_as_torch_measured_it(model, tp, staging, error):
 def test_what_the_cache_is_sized_by():
     # The fullest GPU of a group.
     machine = replace(machine_of(2), gpus=(card(0), card(1, used=5000)))
-    ledgers = Case("internvl2-8b", 2).account(13, machine).at(0.5).ledgers
+    ledgers = Case("internvl2-8b", 2).account(13, machine).ledgers_at(0.5)
     assert len({t.bytes for ledger in ledgers for t in ledger.terms if t.term == "kv_cache"}) == 1
     assert ledgers[0].headroom > ledgers[1].headroom
     # A users' log replaces everything before it: 2780 MiB free, 2224 for the cache at 0.8.
-    outcome = Case("internvl2-8b", 4).account(25, free=2780 * MIB).at(0.8)
-    assert (outcome.free, outcome.region) == (2780 * MIB, 2224 * MIB)
-    assert [t.term for t in outcome.ledgers[0].terms if t.phase == "before"] == ["before_cache"]
+    logged = Case("internvl2-8b", 4).account(25, free=2780 * MIB)
+    assert (logged.free, logged.region_at(0.8)) == (2780 * MIB, 2224 * MIB)
+    assert [t.term for t in logged.ledgers_at(0.8)[0].terms if t.phase == "before"] == [
+        "before_cache"
+    ]
 
 
 def test_a_card_before_ampere_pays_for_the_cast():
     """723 MiB: lm_head's copy while a bf16 checkpoint becomes float16."""
     for step, pages in ((2, 2), (None, 32)):
         account = Case("internvl2-8b", step=step).account(dtype="float16")
-        terms = {t.term: t.bytes for t in account.at(0.8).ledgers[0].terms}
+        terms = {t.term: t.bytes for t in account.ledgers_at(0.8)[0].terms}
         assert terms["load_temporaries"] / MIB == pytest.approx(723, abs=pages)
         assert terms["load_temporaries.returned"] == -terms["load_temporaries"]
 
@@ -109,7 +111,7 @@ def test_a_card_before_ampere_pays_for_the_cast():
 def test_weights_and_what_waits_with_them_fill_whole_steps_of_one_pool():
     """More than that would be given back though the cache had never been smaller by it."""
     account = Case("internvl2-8b-awq").account(dtype="float16")
-    ledger = account.at(0.8).ledgers[0].terms
+    ledger = account.ledgers_at(0.8)[0].terms
     weights = [t for t in ledger if t.phase == "weights"]
     step = account.constants.pool_granularity
     assert sum(t.bytes for t in weights if t.term != "load_temporaries") % step == 0

@@ -70,7 +70,7 @@ def without_estimates(ledger: GpuLedger, *phases: str) -> float:
 )
 def test_start_as_the_engine_allocated_it(model, tp, changes, weights, free, cache, held, pool):
     account = Case(model, tp).account(**changes)
-    ledger = account.at(0.8).ledgers[-1]  # the last rank: no staging, fewer handles
+    ledger = account.ledgers_at(0.8)[-1]  # the last rank: no staging, fewer handles
     classes = [
         t for t in ledger.terms if t.term.startswith("weights.") and "rounding" not in t.term
     ]
@@ -78,7 +78,7 @@ def test_start_as_the_engine_allocated_it(model, tp, changes, weights, free, cac
 
     before = without_estimates(ledger, "context", "weights")
     assert USABLE - before == pytest.approx(free, abs=max(1.0, 0.0005 * before))
-    assert account.at(0.8).free <= free * MIB  # estimates only lower what we expect
+    assert account.free <= free * MIB  # estimates only lower what we expect
 
     assert (USABLE - before) * 0.8 == pytest.approx(cache, abs=max(1.0, 0.0005 * cache))
 

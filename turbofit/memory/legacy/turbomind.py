@@ -100,7 +100,7 @@ class GroupAccount(Account):
 
     def missing_at(self, ratio: float) -> int:
         """Return the bytes that the tightest GPU lacks for its margin with this ratio, or 0."""
-        return max(0, *(ledger.margin - ledger.headroom for ledger in self.at(ratio).ledgers))
+        return max(0, *(ledger.margin - ledger.headroom for ledger in self.ledgers_at(ratio)))
 
 
 class _Forward:
