@@ -227,14 +227,12 @@ def turbomind_library() -> Path | None:
 
 
 def census_of(library: Path) -> Census:
-    """Return the census of a library, taken once (`take_census`) and stored under its SHA-256."""
-    import hashlib  # its import loads OpenSSL
+    """Return the census of a library, taken once (`take_census`) and stored.
 
-    with library.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 24):
-            digest.update(block)
-    kept = state_dir("kernels", make=False) / f"{digest.hexdigest()}.json"
+    It is stored under the library's size and time of its last change.
+    """
+    facts = library.stat()
+    kept = state_dir("kernels", make=False) / f"{facts.st_size}-{facts.st_mtime_ns}.json"
     if kept.is_file():
         try:
             return decode(kept.read_bytes(), Census, what=f"census {kept.name}")
