@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Calibration, Gpu, Machine
@@ -314,6 +315,11 @@ class Account(ABC):
         self.margins = launch.margins_with(calibration)
         self.units_per_forward = units_per_forward
         self.transients = tuple(transients)
+        if launch.free_at_cache is not None:
+            static = [
+                replace(memory, before=(given(gpu, launch.free_at_cache),), temporaries=0, staged=0)
+                for gpu, memory in zip(launch.gpus, static, strict=True)
+            ]
         self._static_memory = tuple(static)
         self._pool = () if pool is None else (pool,)
         self._usable = [gpu.usable for gpu in self.gpus]
@@ -370,10 +376,6 @@ class Account(ABC):
     def bytes_per_token(self) -> int:
         """The bytes of one token's keys and values on one rank."""
         return self.block_bytes // self.block_tokens
-
-    def forward_bytes(self, forward: Forward) -> int | None:  # noqa: ARG002
-        """Return the allocator's bytes for one forward; None if only worst cases are known."""
-        return None
 
     def blocks_at(self, ratio: float) -> int:
         """Return the KV blocks that the engine compares with ``least_blocks``."""

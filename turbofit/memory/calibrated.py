@@ -153,15 +153,13 @@ def _free(launch: EngineLaunch) -> int:
 def corrected(memory: StaticMemory, calibration: Calibration | None) -> StaticMemory:
     """Add the corrections to a GPU's memory as separate terms.
 
-    If a log gave the free memory at the cache, only later terms are corrected. With TurboMind, at
-    most the estimated terms after the cache are subtracted, since smaller forwards than those of
-    the calibration leave smaller holes in pools.
+    With TurboMind, at most the estimated terms after the cache are subtracted, since smaller
+    forwards than those of the calibration leave smaller holes in pools.
     """
     if calibration is None:
         return memory
-    given = any(line.term == "before_cache" for line in memory.before)
     before, buffers = memory.before, memory.buffers
-    if calibration.context and not given:
+    if calibration.context:
         note = _note(calibration, "CUDA context, cuBLAS, torch's kernels and communicator")
         line = term(CONTEXT, "context", calibration.context, "measured", note)
         at = next((i for i, line in enumerate(before) if line.phase == "weights"), len(before))

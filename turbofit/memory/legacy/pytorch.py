@@ -64,7 +64,10 @@ class LegacyTorchAccount(GroupAccount):
         units = vision_load.units_per_image if model.vision is not None else 0
         if generation.tower == "engine":  # all images of a request meet in one forward
             units *= vision_load.images_per_request
-        static = [StaticMemory(before=terms, buffers=()) for terms in self.before(launch)]
+        static = [
+            StaticMemory(before=tuple(self._terms_before(i, launch)), buffers=())
+            for i in range(len(launch.gpus))
+        ]
         super().__init__(launch, static, self._first(), self._cases(units), units)
 
     @property

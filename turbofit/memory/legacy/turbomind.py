@@ -9,8 +9,7 @@ that image.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -30,7 +29,6 @@ from turbofit.memory.account import (
     StaticMemory,
     VisionLoad,
     batch_size,
-    given,
     term,
     total_bytes,
     transients,
@@ -83,17 +81,6 @@ class GroupAccount(Account):
     #: Bytes of ``pool`` that the engine takes before any request.
     engine_warmup = 0
     least_blocks = 1
-
-    def before(self, launch: EngineLaunch) -> list[tuple[Term, ...]]:
-        """Return each GPU's terms before the cache; one term if a log gave the free memory."""
-        gpus, free = launch.gpus, launch.free_at_cache
-        if free is not None:
-            return [(given(gpu, free),) for gpu in gpus]
-        return [tuple(self._terms_before(i, launch)) for i in range(len(gpus))]
-
-    @abstractmethod
-    def _terms_before(self, i: int, launch: EngineLaunch) -> Iterable[Term]:
-        """Return all terms of GPU ``i`` that are in use when the cache is sized."""
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs
         return cache_terms(round_up(self.region_at(ratio), PAGE), ratio, 0)
@@ -250,7 +237,6 @@ class LegacyAccount(GroupAccount):
         if model.image_rule is not None and model.vision is not None:
             self._units = self.vision_load.budgeted_units(self.vision_load.units_per_image)
         self._towers = self._tower_terms(len(gpus))
-        before = self.before(launch)
         #: Whether a log's free memory already excludes the buffers.
         self._buffers_given = generation.cache.after_buffers and free_at_cache is not None
         # Upper ends, with a cache that is large enough for every session.
@@ -263,13 +249,12 @@ class LegacyAccount(GroupAccount):
             self.cache_shortfall = TurbomindAccount.cache_shortfall
         self.engine_warmup = forward.pool(forward.warmup_tokens, forward.warmup_tokens)
         # The peak of loading already includes the memory that torch keeps.
-        staged = self._staged() if free_at_cache is None else 0
-        staged -= sum(line.bytes for line in before[0] if line.term == _KEPT)
+        staged = 0 if generation.staging.kept else self._staged()
         static = [
             StaticMemory(
-                before=before[i],
+                before=self._terms_before(i, launch),
                 buffers=self._terms_after(i, forward),
-                staged=max(0, staged) if i == 0 else 0,
+                staged=staged if i == 0 else 0,
             )
             for i in range(len(gpus))
         ]

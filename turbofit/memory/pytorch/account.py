@@ -30,7 +30,6 @@ from turbofit.memory.account import (
     StaticMemory,
     VisionLoad,
     capability_of,
-    given,
     term,
     total_bytes,
     transients,
@@ -507,14 +506,12 @@ class PytorchAccount(Account):
         #: On each GPU, the bytes of which the ratio is a share, and the bytes of a block.
         self._shares = [
             (gpu.usable - total_bytes(memory.before) - self._kept, block)
-            for gpu, memory, block in zip(gpus, static, blocks, strict=True)
+            for gpu, memory, block in zip(gpus, self._static_memory, blocks, strict=True)
         ]
 
     def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
         """Return each GPU's terms before the cache, and the additional bytes of loading."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        if launch.free_at_cache is not None:
-            return [(given(gpu, launch.free_at_cache),) for gpu in gpus], 0
         linked, capability = launch.machine.nvlinked(gpus), capability_of(gpus[0])
         classes = self.weight_classes(model, settings.tp)
         weights = self.weight_terms(model, settings, classes, capability, self.constants)

@@ -38,7 +38,6 @@ from turbofit.memory.account import (
     StaticMemory,
     VisionLoad,
     capability_of,
-    given,
     term,
     total_bytes,
     transients,
@@ -74,11 +73,7 @@ FUSES_NOTHING: Final = (8, 0)
 _ALONE = ("symmetric_buffer", "l2_flush")
 #: Multiprocessors of a card if unknown: more than any card has, so over.
 _MOST_SMS = 256
-_KERNELS = "loaded at their first launch"
 _STEPS = "pools grow by 32 MiB"
-_TORCH_KERNELS = "torch's and the weight loader's"
-_MROPE = "M-RoPE positions, from a pool of the engine's thread, at the first image"
-_MEETING = "the same once prompts meet, and in the next step already prepared"
 #: L2 in bytes if neither NVML nor a preset has it: the largest of any card, so over.
 _LARGEST_L2 = 132 << 20
 _IPC_RANKS = 8
@@ -104,11 +99,12 @@ def before_terms(
     context, note = context_bytes(gpu)
     handles = constants.cublas_handles
     workspaces = handles * constants.cublas_handle["hopper" if hopper else "default"]
+    kernels = constants.torch_kernels
     terms = [
         term("others", "before", known(gpu.used, 0), "measured", "held by others"),
         term("cuda_context", "context", context, "estimate", note),
         term("cublas", "context", workspaces, "estimate", f"{handles} handles' workspaces"),
-        term("torch_kernels", "context", constants.torch_kernels, "estimate", _TORCH_KERNELS),
+        term("torch_kernels", "context", kernels, "estimate", "torch's and the weight loader's"),
     ]
     if settings.tp > 1:
         note = f"{settings.communicator}, {settings.tp} ranks"
@@ -194,13 +190,13 @@ def buffer_terms(
     alone["delta_workspace"] = round_up(workspace, step)
     pooled = sum(size for name, size, _ in lines if name not in alone)
     rounding = sum(alone.values()) + round_up(pooled, step) - sum(size for _, size, _ in lines)
-    more = [term("delta_workspace.more", "buffers", meeting, "estimate", _MEETING)]
-    return [
-        *terms,
-        term("buffers.rounding", "buffers", rounding, "formula", _STEPS),
-        term("kernel_modules", "buffers", constants.kernel_modules, "estimate", _KERNELS),
-        *(more if meeting else ()),
-    ]
+    terms.append(term("buffers.rounding", "buffers", rounding, "formula", _STEPS))
+    note = "loaded at their first launch"
+    terms.append(term("kernel_modules", "buffers", constants.kernel_modules, "estimate", note))
+    if meeting:
+        note = "the same once prompts meet, and in the next step already prepared"
+        terms.append(term("delta_workspace.more", "buffers", meeting, "estimate", note))
+    return terms
 
 
 def _delta_workspaces(
@@ -463,13 +459,15 @@ class TurbomindAccount(Account):
         # The longest warm-up request needs this many blocks: with fewer, the start never ends.
         self.least_blocks = -(-tokens // self.block_tokens)
         step, growth = constants.pool_granularity, constants.pool_growth
-        size = self.forward_bytes(Forward(tokens=tokens, context=tokens, first_layer=True))
+        forward = Forward(tokens=tokens, context=tokens, first_layer=True)
+        size = round_up(pool.peak(forward), step)
         warmup = term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
         largest = max(case.bytes for case in (warmup, *transients))
         grown = int(min(growth["most"], growth["share"] * largest))
         late = [term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")]
         if model.mrope:
-            late.append(term("mrope_pool", "buffers", step, "formula", _MROPE))
+            note = "M-RoPE positions, from a pool of the engine's thread, at the first image"
+            late.append(term("mrope_pool", "buffers", step, "formula", note))
         classes = self.weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
         weights = sum(classes.values())
         # Equal cards have equal buffers, computed once: a search makes accounts by the thousand.
@@ -488,10 +486,6 @@ class TurbomindAccount(Account):
     def _loaded(self, launch: EngineLaunch, classes: Mapping[str, int]) -> Iterator[StaticMemory]:
         """Yield each GPU's memory before the cache, with the additional bytes of loading."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        if launch.free_at_cache is not None:
-            for gpu in gpus:
-                yield StaticMemory(before=(given(gpu, launch.free_at_cache),), buffers=())
-            return
         constants, capability = self.constants, capability_of(gpus[0])
         temporaries = self.temporary_bytes(model, settings, constants, capability)
         loading = self.loading_extra(model, settings, constants, capability)
@@ -511,10 +505,6 @@ class TurbomindAccount(Account):
 
     def region_at(self, ratio: float) -> int:
         return int(max(0, self.free) * ratio)
-
-    def forward_bytes(self, forward: Forward) -> int:
-        """Return the bytes of one forward in the executor's pool, in whole steps."""
-        return round_up(self.pool.peak(forward), self.constants.pool_granularity)
 
     def blocks_at(self, ratio: float) -> int:
         """Return the KV blocks for the single request of the warm-up."""

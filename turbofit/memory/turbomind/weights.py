@@ -266,17 +266,6 @@ def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
 
-def packed_elements(
-    model: Model, tp: int, constants: EngineConstants, capability: tuple[int, int] = (8, 0)
-) -> int:
-    """Return the elements of one rank's quantised linear layers, with their padding."""
-    if model.quantization is None or model.quantization.of_experts:
-        return 0
-    rank = _rank(model, tp, constants, capability)
-    held = [joined for joined in _as_built(model.text, model.quantization) if joined.packing]
-    return sum([rank.elements(joined) * joined.times for joined in held])
-
-
 class _Joined(NamedTuple):
     """Tensors that form one matrix in memory, joined along their outputs.
 
@@ -533,13 +522,16 @@ def loading_extra(
     capability: tuple[int, int] = (8, 0),
 ) -> int:
     """Return the bytes per rank that quantised layers need while loading, but not afterwards."""
-    if model.quantization is None:
+    quantization = model.quantization
+    if quantization is None or quantization.of_experts:
         return 0
-    packed = constants.packed_format(model.quantization, capability)
+    packed = constants.packed_format(quantization, capability)
     if packed.load_group == packed.group:
         return 0
-    elements = packed_elements(model, settings.tp, constants, capability)
-    groups = packed.groups(elements, model.quantization.group_size)
+    rank = _rank(model, settings.tp, constants, capability)
+    held = [joined for joined in _as_built(model.text, quantization) if joined.packing]
+    elements = sum([rank.elements(joined) * joined.times for joined in held])
+    groups = packed.groups(elements, quantization.group_size)
     return int(groups * (packed.load_group - packed.group))
 
 
