@@ -22,8 +22,6 @@ T = TypeVar("T")
 _SAME_MEMORY: Final = 0.07
 _BRAND: Final = re.compile("nvidia|geforce|tesla|quadro")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
-#: The gigabytes in a typed name: ``3080 20GB``, ``a100-80``.
-_TYPED_SIZE: Final = re.compile(r"(\d+)\s*gi?b?\b|-(\d{2,3})$", re.IGNORECASE)
 _SIZE_WITHIN: Final = re.compile(r"[\s_(-]*\b(\d+)\s*gi?b?\b\)?", re.IGNORECASE)
 _SIZED_NAME: Final = re.compile(r".*-(\d+)gb?")
 #: Files of `presets/gpus/` that do not describe one card.
@@ -200,17 +198,12 @@ def presets_with(words: Iterable[str]) -> list[str]:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Return the names of up to ``count`` presets that are most like an unknown name.
-
-    If the unknown name has a size, only cards of this size are returned.
-    """
+    """Return the names of up to ``count`` presets that are most like an unknown name."""
     import difflib
 
-    index, typed = _index(), _TYPED_SIZE.search(name.strip())
-    size = int(typed[1] or typed[2]) if typed else None
+    index = _index()
     close = difflib.get_close_matches(bare_name(name), list(index), n=8 * count, cutoff=0.62)
-    keys = dict.fromkeys(index[match] for match in close)
-    return [key for key in keys if size in (None, nominal_gigabytes(key))][:count]
+    return list(dict.fromkeys(index[match] for match in close))[:count]
 
 
 def nominal_gigabytes(key: str) -> int:

@@ -66,8 +66,6 @@ def machine_from(
         machine = load_snapshot(on) if is_path else parse_spec(on)
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
-        if not gpus.strip():
-            raise UsageError("`--gpus` is empty", hint="name GPUs as in `--gpus 0,1`")
         visible = select(gpus, machine.gpus, machine.visible)
         machine = replace(machine, visible=visible)
     machine = _with_notes(_readable(machine, chosen_by_user=chosen_by_user))
@@ -75,11 +73,6 @@ def machine_from(
         "machine %s (%s): driver %s, GPUs %s",
         machine.name, machine.source, machine.driver, machine.visible,
     )  # fmt: skip
-    for gpu in machine.gpus:
-        _LOG.debug(
-            "GPU %s %s: %s of %s bytes free, used by %s",
-            gpu.index, gpu.name, gpu.free, gpu.total, gpu.holders,
-        )  # fmt: skip
     return machine
 
 

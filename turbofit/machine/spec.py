@@ -65,8 +65,6 @@ _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)", re.IGNORECASE)
 _ANY: Final = re.compile(r"(\d{1,4}(?:\.\d)?)\s*gi?b?", re.IGNORECASE)
 _SMI_NAME: Final = re.compile(r"(?P<name>.+?)\s+(?P<mib>\d{3,7})\s*MiB", re.IGNORECASE)
 _CAPABILITY: Final = re.compile(r"(?:sm|cc)?[_ ]?(\d{1,2})\.?(\d)[a-z]?", re.IGNORECASE)
-#: The lowest compute capability for which LMDeploy has code.
-_OLDEST: Final = (7, 0)
 _PAIR: Final = re.compile(r"\s*(\d{1,3})\s*-\s*(\d{1,3})\s*")
 #: The keys of a card, and the options of a machine, each with an example.
 _KEYS: Final = {"total": "24GiB", "used": "4GiB", "free": "19GiB", "mig": "3g.40gb", "sm": "8.6"}
@@ -270,11 +268,7 @@ def _capability(name: str, given: str | None) -> tuple[int, int] | None:
     match = _CAPABILITY.fullmatch(given)
     if match is None:
         _refuse(f"sm={given} is no compute capability", "write it as sm=8.6")
-    capability = int(match[1]), int(match[2])
-    if capability < _OLDEST:
-        oldest = "LMDeploy has no code below compute capability 7.0"
-        _refuse(f"sm={given}: {oldest}", "take another card")
-    return capability
+    return int(match[1]), int(match[2])
 
 
 def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import cache
 
 from msgspec.structs import replace
 
-from turbofit.core.model import Model
 from turbofit.core.presets import read_preset
 from turbofit.core.struct import NA, Struct
 from turbofit.memory.account import EngineLaunch
@@ -161,17 +159,7 @@ def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None
         settings = replace(launch.settings, max_batch_size=row.when.min_batch)
         return row.when.met(replace(launch, settings=settings))
 
-    return _below(row for row in _rows_of(engine, version) if row.bounds_batch and ends(row))
-
-
-def survived_batch(model: Model) -> int | None:
-    """Return the largest batch that a model survives with every version; None: any batch."""
-    rows = (row for row in all_problems() if row.bounds_batch)
-    return _below(row for row in rows if model.architecture in (row.when.architectures or ()))
-
-
-def _below(rows: Iterable[KnownProblem]) -> int | None:
-    """Return the largest batch with which none of these faults occurs; None without faults."""
+    rows = [row for row in _rows_of(engine, version) if row.bounds_batch and ends(row)]
     return min((row.when.min_batch - 1 for row in rows), default=None)
 
 

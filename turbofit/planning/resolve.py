@@ -10,7 +10,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
-from turbofit.memory.known_bad import survived_batch
 from turbofit.model.adapters import with_adapters
 from turbofit.model.drafts import with_draft
 from turbofit.model.overrides import overridden
@@ -127,11 +126,9 @@ def _check_batch(request: PlanRequest, resolved: ResolvedRequest) -> None:
         return
     most = request.replicas or max(1, visible // (request.tp or 1))
     if requests > batch * most:
-        engines, hint = plural(most, "engine"), f"give `--concurrency {batch * most}` at most"
-        if survived_batch(resolved.model) is None:
-            hint += ", or leave `--max-batch-size` out"
+        engines = plural(most, "engine")
         raise UsageError(
             f"`--max-batch-size {batch}` runs {batch * most} requests at once on {most} {engines},"
             f" not `--concurrency {requests}`",
-            hint=hint,
+            hint=f"give `--concurrency {batch * most}` at most, or leave `--max-batch-size` out",
         )
