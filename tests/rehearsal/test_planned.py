@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,16 @@ from turbofit.model.source import resolve_model
 from turbofit.rehearsal import planned as module
 from turbofit.rehearsal.cases import turbomind_cases
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for, twin_of, write_model
-from turbofit.rehearsal.planned import _lines, plan_spec, rehearse, unanswered
+from turbofit.rehearsal.planned import (
+    _lines,
+    moments,
+    outcome_and_end,
+    plan_spec,
+    rehearse,
+    unanswered,
+)
+from turbofit.rehearsal.pretend.scenario import PretendGpu
+from turbofit.rehearsal.run import Readings
 from turbofit.rehearsal.spec import Spec
 
 TRANSIENT = ("vision_request", "vision_forward", "text_prefill", "sampling")
@@ -166,3 +176,68 @@ def test_another_name_of_qwen3_5_is_run_as_one(run: Rehearse, tmp_path: Path) ->
     over = differences(plan, document)
     assert over["weights"] == over["kv_cache"] == 0
     assert all(over.get(term, 0) <= 0 for term in TRANSIENT), over
+
+
+def card(**phases: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    spans = {name.replace("_", " ", 1): span for name, span in phases.items()}
+    return {name: {"peak": peak, "held": held} for name, (peak, held) in spans.items()}
+
+
+def test_what_is_charged_to_a_card_is_in_use_when_the_account_says_so() -> None:
+    held = card(weights=(90, 80), cache=(180, 180), case_vision_request=(190, 185))
+    seen = moments([held], [PretendGpu("x", 2000, used=1000, late=50)])
+    assert [(one.phase, one.peak, one.end) for one in seen] == [
+        ("weights", (1090,), (1080,)),
+        ("cache", (1230,), (1230,)),  # the question how much is free came first
+        ("case vision_request", (1240,), (1235,)),
+    ]
+    assert [one.image for one in seen] == [False, False, True]
+    # A card without a phase stays as it was.
+    first = card(weights=(90, 80), cache=(180, 180), ready=(180, 180))
+    seen = moments([first, card(weights=(70, 60), ready=(160, 150))], [PretendGpu("x", 2000)] * 2)
+    assert [one.phase for one in seen] == ["weights", "cache", "ready"]
+    assert [one.peak for one in seen] == [(90, 70), (180, 60), (180, 160)]
+    assert [one.end for one in seen] == [(80, 60), (180, 60), (180, 150)]
+    # A start that died ends where it died.
+    seen = moments([card(**{"import": (0, 0)})], [PretendGpu("x", 2000, used=7)])
+    assert [(one.phase, one.peak, one.end) for one in seen] == [("import", (7,), (7,))]
+
+
+def ended(code: int = 0, stopped: str = "", **told: Any) -> Any:
+    return SimpleNamespace(notes=told, ran=SimpleNamespace(code=code), stopped=stopped)
+
+
+def seen(**end: Any) -> Readings:
+    return Readings([], [], {}, [], {"phase": "context", "where": "Check failed", **end})
+
+
+def case(**statuses: int) -> dict[str, Any]:
+    return {"name": "a", "statuses": statuses}
+
+
+@pytest.mark.parametrize(
+    ("run", "outcome", "where"),
+    [
+        (ended(done=True, cases=[case(finished=3)]), "served", None),
+        # A prompt that the engine refuses is an answer, too.
+        (ended(done=True, cases=[case(too_long=1)]), "served", None),
+        (ended(-9, "idle"), "hang", "nothing happened any more"),
+        (ended(done=True, cases=[case(**{"not finished": 1})]), "hang", "not finished in time"),
+        (ended(done=True, cases=[case(unavailable=1)]), "failed", "Check failed"),
+        (ended(1, error={"type": "AssertionError"}), "failed", "Check failed"),
+        (ended(-6), "failed", "Check failed"),
+    ],
+)
+def test_how_it_ended(run: Any, outcome: str, where: str | None) -> None:
+    found, end = outcome_and_end(run, seen(kind="crash"))
+    assert found == outcome
+    assert (end.where if end else None) == where
+
+
+def test_an_end_after_a_refused_allocation_is_out_of_memory() -> None:
+    sizes = {"asked": 9, "left": 4, "missing": 5}
+    refused = seen(kind="out_of_memory", phase="warm-up", where="Attn", **sizes)
+    outcome, end = outcome_and_end(ended(-6), refused)
+    assert outcome == "out_of_memory"
+    assert end is not None
+    assert (end.kind, end.phase, end.where, end.missing) == ("out_of_memory", "warm-up", "Attn", 5)

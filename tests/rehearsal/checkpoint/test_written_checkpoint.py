@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rehearsal.checkpoint.test_twin import HEADERS, LARGEST
+from tests.rehearsal.checkpoint.test_naming import HEADERS, LARGEST
 from tests.support.checkpoints import write_checkpoint
 from tests.sweep import sweep
 from turbofit.model.folder import FolderFiles
@@ -17,7 +17,7 @@ from turbofit.rehearsal.checkpoint.twin import tensors, twin_of
 
 pytestmark = pytest.mark.slow
 
-#: Counted in `tests/model/test_parameters.py`; of each kind see `test_twin.py`.
+#: Counted in `tests/model/test_parameters.py`; of each kind see `test_naming.py`.
 COUNTED = (
     "internvl2-8b", "internvl2-26b", "internvl3.5-8b", "qwen2-vl-72b", "qwen2.5-vl-7b",
     "qwen3-vl-8b", "mixtral-8x7b", "qwen3-vl-30b-a3b", "qwen2.5-omni-7b", "qwen3-omni-30b-a3b",

@@ -16,6 +16,8 @@ from typing import Any
 
 from tests.support.processes import CUDA_PATH
 from tests.support.processes import REPO as ROOT
+from turbofit.core.struct import to_json
+from turbofit.rehearsal.spec import Spec
 
 PATH = f"{CUDA_PATH}:{ROOT}"
 _MARK = "RESULT "
@@ -56,6 +58,18 @@ def run(
 def cuda_json(*words: str, given: str | None = None, path: str = PATH) -> Any:
     """The JSON that a Python program prints, which may import the CUDA build of torch."""
     return json.loads(_run(words, env={"PYTHONPATH": path}, input=given, timeout=600.0).stdout)
+
+
+def rehearsed_document(spec: Spec) -> dict[str, Any]:
+    """The document of a rehearsal that an engine on the CUDA build of torch runs."""
+    program = (
+        "import json, sys; from turbofit.core.struct import decode; "
+        "from turbofit.rehearsal.planned import rehearse; "
+        "from turbofit.rehearsal.spec import Spec; "
+        "print(json.dumps(rehearse(decode(sys.argv[1], Spec, what='spec'))))"
+    )
+    document: dict[str, Any] = cuda_json("-c", program, to_json(spec))
+    return document
 
 
 def _run(

@@ -13,11 +13,8 @@ from typing import Any
 import pytest
 
 import turbofit.rehearsal.pretend
-from turbofit.cli.main import main
-from turbofit.core.errors import PackageError
 from turbofit.core.units import MIB
 from turbofit.model.source import resolve_model
-from turbofit.rehearsal import packages
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.packages import SERVED
 from turbofit.rehearsal.planned import report
@@ -26,10 +23,8 @@ from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import read_timeline, read_usage
 from turbofit.rehearsal.run import EndedRun
 from turbofit.rehearsal.spec import Spec
-from turbofit.rehearsal.torch.phase_recorder import Phases, read_records
 from turbofit.rehearsal.torch.readings import end_of, read_run, span
 
-Patch = pytest.MonkeyPatch
 ORDER = (
     "import", "build", "sizing", "graph runner", "cache", "warm-up", "ready", "case a", "case b",
 )  # fmt: skip
@@ -156,17 +151,6 @@ def test_a_new_process_reads_stand_ins_of_families_with_code_of_their_own(tmp_pa
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_a_phase_waits_for_living_processes_only(tmp_path: Path) -> None:
-    phases = Phases(tmp_path)
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    record = {"pid": gone.pid, "number": 0, "rows": [{"phase": "build", "gpu": 0}]}
-    (tmp_path / "records" / "1.json").write_text(json.dumps(record))
-    phases.enter("build  model")
-    assert (tmp_path / "phase").read_text() == "1 build model"
-    assert read_records(tmp_path) == [record]
-
-
 def timeline(folder: Path, pid: int, *lines: str) -> None:
     head = [f"I {pid} 1 0", f"N python worker{pid}"]
     (folder / f"{pid}.timeline").write_text("\n".join([*head, *lines]) + "\n")
@@ -249,50 +233,3 @@ def test_a_message_of_several_lines_is_read_by_line(kind: str, message: str, siz
     found = death("", error=error)
     assert (found["kind"], "missing" in found) == ("out_of_memory", sized)
     assert message in found["message"]
-
-
-def without_cuda(monkeypatch: Patch, *missing: str) -> None:
-    """Let torch be a CPU build, and these packages be missing."""
-    monkeypatch.setattr(packages, "cuda_site", lambda: None)
-    there = SimpleNamespace(origin=None)
-    monkeypatch.setattr(
-        packages.importlib.util, "find_spec", lambda name: None if name in missing else there
-    )
-
-
-SCRIPT = "scripts/without-gpu --pytorch makes an environment: "
-
-
-def test_torch_without_cuda_is_said_in_one_line(
-    monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    without_cuda(monkeypatch)
-    assert main(["rehearse", "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090"]) == 7
-    cause, hint = capsys.readouterr().err.splitlines()[-2:]
-    lacks = "on pretend GPUs LMDeploy's PyTorch engine needs what this environment lacks: "
-    assert cause == f"error: {lacks}a CUDA build of torch"
-    assert SCRIPT in hint
-    # All that is missing is named at once; what pip alone can add, by pip.
-    without_cuda(monkeypatch, "torch", "triton")
-    with pytest.raises(PackageError, match="lacks: a CUDA build of torch, triton\nhint"):
-        packages.need_packages("pytorch")
-    without_cuda(monkeypatch, "ray")
-    monkeypatch.setattr(packages, "cuda_site", Path)
-    with pytest.raises(PackageError, match="lacks: ray\nhint") as found:
-        packages.need_packages("pytorch", ray=True)
-    assert found.value.hint == "pip install ray"
-
-
-@pytest.mark.parametrize("more", [[], ["--idle", "600"], ["--quiet"]])
-def test_a_server_on_pretend_gpus_says_first_what_its_engine_lacks(
-    monkeypatch: Patch, capsys: pytest.CaptureFixture[str], more: list[str]
-) -> None:
-    without_cuda(monkeypatch, "triton")
-    words = ["serve", "llava-1.5-7b", "--on", "1xl4:free=19GiB", "--pretend", "--port", "0", *more]
-    assert main(words) == 7
-    out, err = capsys.readouterr()
-    cause, hint = err.splitlines()
-    assert (out, cause.partition(": ")[0]) == ("", "error")
-    assert "LMDeploy's PyTorch engine" in cause
-    assert SCRIPT in hint
-    assert "GB" in hint

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, PATH, ROOT, cuda_json
+from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, rehearsed_document
 from tests.support.checkpoints import write_checkpoint
-from turbofit.core.struct import to_json
 from turbofit.core.units import MIB
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest, Spec
@@ -39,14 +38,7 @@ def rehearsed(checkpoint: Path, *cases: RehearsalCase, late: int) -> dict[str, A
     """The document of LMDeploy's defaults."""
     machine = Scenario((replace(CARD, late=late),), context=360 * MIB)
     spec = Spec(machine, str(checkpoint), "pytorch", {}, cases)
-    program = (
-        "import json, sys; from turbofit.core.struct import decode; "
-        "from turbofit.rehearsal.planned import rehearse; "
-        "from turbofit.rehearsal.spec import Spec; "
-        "print(json.dumps(rehearse(decode(sys.argv[1], Spec, what='spec'))))"
-    )
-    document: dict[str, Any] = cuda_json("-c", program, to_json(spec))
-    return document
+    return rehearsed_document(spec)
 
 
 def test_qwen2_vl_2b_at_lmdeploys_defaults_until_a_picture_kills_it(checkpoint: Path) -> None:
@@ -78,21 +70,3 @@ def test_qwen2_vl_2b_at_lmdeploys_defaults_until_a_picture_kills_it(checkpoint: 
     assert death["message"].startswith("CUDA out of memory. Tried to allocate")
     assert death["asked"] > death["left"] >= 0
     assert "qwen2_vl.py" in death["where"]
-
-
-def loaded(model: str, *words: str, path: str = PATH) -> Any:
-    """As TurboMind loads it: with the CUDA build of torch, or as its loading is modelled."""
-    return cuda_json("-m", "turbofit", "rehearse", model, *words, "--json", path=path)
-
-
-def test_the_model_of_staging_is_what_torch_stages() -> None:
-    words = ("internvl2-2b", "--on", "2xrtx3090")
-    modelled, real = (loaded(*words, path=path) for path in (str(ROOT), PATH))
-    assert real["rehearsal"]["outcome"] == modelled["rehearsal"]["outcome"] == "served"
-    for ours, theirs in zip(modelled["gpus"], real["gpus"], strict=True):
-        pairs = zip(ours["ledger"], theirs["ledger"], strict=True)
-        assert all(one["rehearsed"] == other["rehearsed"] for one, other in pairs)
-    # Qwen2-VL-7B on 16 GB: what torch stages is what is too much.
-    rehearsal = loaded("qwen2-vl-7b", "--on", "1xv100-16g", "--defaults")["rehearsal"]
-    assert rehearsal["outcome"] == "out_of_memory"
-    assert rehearsal["death"]["phase"] in ("weights", "prepare")

@@ -1,8 +1,9 @@
-"""What comes before a request's first forward is as slow as the cards."""
+"""LMDeploy's server on pretend GPUs: how it is started, and its slow motion before a forward."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,3 +73,12 @@ def test_who_asks_the_engine_without_a_request_does_not_wait(tmp_path: Path) -> 
     pool = type("Pool", (Pool,), {})
     server.slow_down(pool, type("App", (App,), {}), clock)
     assert asyncio.run(pool(passes, 0.0).get()) == "handle"
+
+
+def test_a_server_that_is_started_alone_says_how_it_is_started(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TURBOFIT_PRETEND_MACHINE", raising=False)
+    assert server.main(["serve"]) == 2
+    assert "turbofit serve --pretend" in capsys.readouterr().err
+    assert "LD_PRELOAD" not in os.environ
