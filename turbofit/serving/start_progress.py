@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from turbofit.core.process.progress import Step, listening, now, tell
 from turbofit.core.run_report import RunFigure
-from turbofit.memory.account import POOL_WARMUP
 from turbofit.serving.gpu_monitor import used_now
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.logs.death import Stage
-    from turbofit.serving.engine.pretend_launch import PretendReader
     from turbofit.serving.engine.supervised_engine import SupervisedEngine
 
 _DOING: Final[dict[Stage, str]] = {
@@ -126,7 +124,11 @@ def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> l
     """
     rows = list(engine.tracker.figures)
     if engine.pretended is not None:
-        return [*rows, *_pretend_rows(plan, engine.pretended)]
+        forecasts = {ledger.index: ledger.most for ledger in plan.ledgers}
+        for usage in engine.pretended.usages():
+            what, gpu = "in use at most", usage.gpu
+            rows.append(RunFigure(what=what, forecast=forecasts[gpu], actual=usage.peak, gpu=gpu))
+        return rows
     for ledger in engine.planned.ledgers:
         if (used := in_use.get(ledger.index)) is not None:
             # The pool keeps its largest size, so the use after the check is the peak.
@@ -147,18 +149,3 @@ def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
         fewest = engine.kv.tokens if tokens is None else min(engine.kv.tokens, tokens)
         engines.append(replace(engine, kv=replace(engine.kv, tokens=fewest)))
     return replace(plan, engines=tuple(engines))
-
-
-def _pretend_rows(plan: Plan, reader: PretendReader) -> list[RunFigure]:
-    rows = []
-    for usage in reader.usages():
-        gpu = usage.gpu
-        ledger = next(card for card in plan.ledgers if card.index == gpu)
-        if usage.pool is not None:
-            pools = [t.bytes for t in ledger.terms if t.phase == "transient"]
-            pools += [t.bytes for t in ledger.terms if t.term == POOL_WARMUP]
-            what, most = "executor pool at most", max(pools, default=0)
-            rows.append(RunFigure(what=what, forecast=most, actual=usage.pool, gpu=gpu))
-        what = "in use at most"
-        rows.append(RunFigure(what=what, forecast=ledger.most, actual=usage.peak, gpu=gpu))
-    return rows

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
-from turbofit.core.units import round_up
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.packages import DRAFT, SERVED, engine_library, need_engine
 from turbofit.rehearsal.plan_clock import step_table
@@ -88,15 +87,11 @@ class PretendLaunch(Launch):
 
 
 class PretendUsage(Struct):
-    """Bytes in use on one pretend GPU: the peak, the use now, and the executor pool's peak.
-
-    ``pool`` is rounded up to the pool's steps, as in the plan; None for an engine without one.
-    """
+    """Bytes in use on one pretend GPU: the peak, and the use now."""
 
     gpu: int
     peak: int
     in_use: int
-    pool: int | None
 
 
 class PretendReader:
@@ -125,30 +120,23 @@ class PretendReader:
         indices = self._plan.groups[self._group]
         others = [gpu.used + gpu.late for gpu in self._machine.gpus]
         return tuple(
-            PretendUsage(gpu=index, peak=before + peak, in_use=before + now, pool=pool)
-            for index, before, (peak, now, pool) in zip(indices, others, sizes, strict=False)
+            PretendUsage(gpu=index, peak=before + peak, in_use=before + now)
+            for index, before, (peak, now) in zip(indices, others, sizes, strict=False)
         )
 
-    def _turbomind_held(self) -> list[tuple[int, int, int | None]]:
-        """Return the peak, the use now, and the executor pool's peak of each GPU, in bytes."""
+    def _turbomind_held(self) -> list[tuple[int, int]]:
+        """Return the peak and the use now of each GPU, in bytes."""
         ledger = self._read()
-        sizes: list[tuple[int, int, int | None]] = []
-        if ledger is None:
-            return sizes
-        for place, card in enumerate(ledger.cards):
-            pool = ledger.executor_pool(place)
-            most = max(pool.live_peak.values(), default=0) if pool else 0
-            most = round_up(most, self._machine.pool_step)
-            sizes.append((max(card.peak.values(), default=0), card.in_use, most))
-        return sizes
+        cards = () if ledger is None else ledger.cards
+        return [(max(card.peak.values(), default=0), card.in_use) for card in cards]
 
-    def _torch_held(self) -> list[tuple[int, int, int | None]]:
+    def _torch_held(self) -> list[tuple[int, int]]:
         try:
             shared = read_shared(PreparedRun(self.timeline).shared)
         except (OSError, ValueError):
             return []
         sizes = map(shared.held, range(len(self._machine.gpus)))
-        return [(peak, size, None) for peak, size in zip(shared.peak, sizes, strict=False)]
+        return list(zip(shared.peak, sizes, strict=False))
 
     @cached_property
     def _sites(self) -> CallSites:
