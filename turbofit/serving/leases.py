@@ -327,26 +327,16 @@ def counted(machine: Machine, leases: Leases) -> Machine:
     Too much is counted if NVML does not show who holds memory: until a lease's engines are ready,
     the whole lease is then added to what they already use.
     """
-    from turbofit.serving.runs import live_runs
-
     others = leases.others()
-    if not others:
-        return machine
-    servers = {run.record.pid for run in live_runs()}
-    return replace(machine, gpus=tuple(_gpu(gpu, others, servers) for gpu in machine.gpus))
+    return replace(machine, gpus=tuple(_gpu(gpu, others) for gpu in machine.gpus))
 
 
-def _gpu(gpu: Gpu, others: list[Lease], servers: set[int]) -> Gpu:
-    """Return the GPU; memory that other turbofits will still take of it is counted as used.
-
-    ``servers`` are the pids of running servers.
-    """
+def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
+    """Return the GPU; memory that other turbofits will still take of it is counted as used."""
     for lease in others:
         pending = _pending(gpu, lease)
         if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):
-            name = f"turbofit, which reserved it for {lease.model}"
-            if lease.pid in servers:
-                name = f"turbofit serve {lease.model} (turbofit stop {lease.model})"
+            name = f"turbofit, which reserved it for {lease.model} (see turbofit ps)"
             gpu = replace(
                 gpu,
                 used=gpu.used + min(pending, gpu.free),
