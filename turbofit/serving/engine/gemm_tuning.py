@@ -57,11 +57,10 @@ class GemmTuning:
             return {}
         try:
             folder = state_dir(_ROOM)
-            if self.imports and records_of(folder / self._name):
-                os.utime(folder / self._name)
-                return {_IMPORT: str(folder / self._name)}
         except OSError:
             return {}
+        if self.imports and records_of(folder / self._name):
+            return {_IMPORT: str(folder / self._name)}
         return {_EXPORT: str(folder / self._part)}
 
     def keep(self) -> int:
