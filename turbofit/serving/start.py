@@ -324,11 +324,7 @@ class Start:
         """Tell clients that no engine runs for a while, or that one is started again."""
         if outage is not None:
             self._run.record.event("resting", outage.message)
-        if self._run.public is not None:
-            try:
-                self._run.public.call(lambda gateway: gateway.rest(outage))
-            except LaunchError as exc:  # clients are told that none is up, not for how long
-                self._warn("gateway", exc.message)
+        self._have_gateway(lambda gateway: gateway.rest(outage))
 
     def _warn(self, kind: str, text: str) -> None:
         self._run.say(f"warning: {text}")
