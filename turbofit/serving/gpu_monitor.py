@@ -73,12 +73,8 @@ class GpuMonitor(threading.Thread):
     def _look(self, ledger: GpuLedger, machine: Machine) -> None:
         gpu = next((gpu for gpu in machine.gpus if gpu.uuid == ledger.uuid), None)
         if gpu is None or gpu.used == NA:
-            notes = "; ".join(machine.warnings)
-            detail = f": {notes}" if notes else ""
-            self._say(
-                f"lost {ledger.uuid}", 1,
-                f"GPU {ledger.index} ({ledger.name}) does not answer NVML any more{detail}",
-            )  # fmt: skip
+            lost = f"GPU {ledger.index} ({ledger.name}) does not answer NVML any more"
+            self._say(f"lost {ledger.uuid}", 1, lost)
             return
         self._said.pop(f"lost {ledger.uuid}", None)
         others = _others(gpu, self._engines())
