@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.serving import needs
 from turbofit.core.plan import image_threads
+from turbofit.core.process.imports import unlike
 from turbofit.serving.engine import entry
 from turbofit.serving.images import preparation, values
 
@@ -45,11 +46,11 @@ def test_every_function_that_is_replaced_or_shared_is_known():
     from lmdeploy.vl.engine import ImageEncoder
     from lmdeploy.vl.model.base import VISION_MODELS
 
-    assert preparation._unknown(ImageEncoder.__init__) is None
-    assert preparation._unknown(ImageEncoder.preprocess) is None
+    assert unlike(ImageEncoder.__init__, preparation._KNOWN) is None
+    assert unlike(ImageEncoder.preprocess, preparation._KNOWN) is None
     unknown = {
         name for name, model in VISION_MODELS.module_dict.items()
-        if preparation._unknown(model.preprocess)
+        if unlike(model.preprocess, preparation._KNOWN)
     }  # fmt: skip
     # Each runs code of a checkpoint's own or of a package that was not read, or runs nowhere.
     assert unknown == {

@@ -119,13 +119,13 @@ def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
 def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
     import torch
 
-    why = _unknown(type(encoder).__init__) or _unknown(type(encoder).preprocess)
+    why = unlike(type(encoder).__init__, _KNOWN) or unlike(type(encoder).preprocess, _KNOWN)
     if why is not None:
         return why
     model = encoder.model
     if model is None:
         return "the model has no images"
-    why = _unknown(type(model).preprocess) or _foreign(model)
+    why = unlike(type(model).preprocess, _KNOWN) or _foreign(model)
     if why is not None:
         return why
     from turbofit.serving.images.cache import name_images, with_fingerprints
@@ -148,11 +148,6 @@ def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
     )
     encoder.preprocess = _with_one_core(encoder.preprocess, others)
     return None
-
-
-def _unknown(function: Any) -> str | None:
-    """Return why a function of LMDeploy must not run on several threads; None if it can."""
-    return unlike(function, _KNOWN)
 
 
 def _foreign(model: Any) -> str | None:
