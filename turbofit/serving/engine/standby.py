@@ -159,11 +159,6 @@ class StandbyStarter:
         self._standby: Standby | None = None
         self._again = 0.0
 
-    @property
-    def pid(self) -> int | None:
-        standby = self._standby
-        return None if standby is None else standby.pid
-
     def expect(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
         """Expect an engine with this command: `look` starts a standby for it."""
         with self._lock:
