@@ -19,9 +19,9 @@ from tests.support.plans import gpu, machine, plausible_plan
 from tests.support.processes import REPO
 from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
+from turbofit.core.process import files
 from turbofit.core.process.stat import group_of, members, start_time
 from turbofit.core.units import GIB, MIB
-from turbofit.serving import leases as module
 from turbofit.serving.leases import Leases, counted, end_orphans
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ def test_the_lock_waits_and_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with Leases(tmp_path) as one, Leases(tmp_path) as two, one.locked():
         slept: list[float] = []
         clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
-        monkeypatch.setattr(module, "time", clock)
+        monkeypatch.setattr(files, "time", clock)
         told: list[int] = []
         with pytest.raises(LaunchError, match="five minutes"), two.locked(lambda: told.append(1)):
             pass

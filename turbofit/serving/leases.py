@@ -128,18 +128,15 @@ class Leases:
             return
         descriptor = _open_lock(self._folder / "lock")
         try:
-            deadline = time.monotonic() + _WAIT_SECONDS
-            locked = _try_lock(descriptor)
-            if not locked:
+            if not _try_lock(descriptor):
                 waiting()
-            while not locked:
-                if time.monotonic() > deadline:
+                try:
+                    lock_soon(descriptor, _WAIT_SECONDS)
+                except OSError:
                     raise LaunchError(
                         "another turbofit has been planning for five minutes",
                         hint=f"see who holds {self._folder / 'lock'}: fuser -v on it",
-                    )
-                time.sleep(0.05)
-                locked = _try_lock(descriptor)
+                    ) from None
             yield
         finally:
             os.close(descriptor)

@@ -139,18 +139,18 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
             os.close(descriptor)
 
 
-def lock_soon(descriptor: int) -> None:
+def lock_soon(descriptor: int, seconds: float = _LOCK_SECONDS) -> None:
     """Lock an open file against other processes until it is closed; does nothing on Windows.
 
     Raises:
-        TimeoutError: another process holds the lock for two seconds.
+        TimeoutError: another process holds the lock for ``seconds``.
         OSError: the file system has no locks.
     """
     try:
         import fcntl
     except ImportError:
         return
-    deadline = time.monotonic() + _LOCK_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
