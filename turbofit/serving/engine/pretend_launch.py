@@ -104,14 +104,11 @@ class PretendReader:
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
         self.timeline = timeline
         self._plan, self._group = plan, group
+        self._machine = charged(plan, group)
         #: The supervisor's thread and the gateway's both read the timeline.
         self._reading = Lock()
         self._ledger: Ledger | None = None
         self._events: TimelineReader | None = None
-
-    @cached_property
-    def _machine(self) -> Scenario:
-        return charged(self._plan, self._group)
 
     def usages(self) -> tuple[PretendUsage, ...]:
         """Return the use of each of the group's pretend GPUs so far; empty if it cannot be read."""
