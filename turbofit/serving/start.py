@@ -166,11 +166,10 @@ class Start:
             for row in rows:
                 if row.gpu is not None:
                     run.say(f"{engine.name}: {in_words(row)}")
-            spent = engine.spent()
-            if engine.launch.tuning is not None and engine.launch.tuning.keep():
-                saved = f"the next start saves a warm-up of {spent.get('warm-up', 0):.0f} s"
-                run.say(f"{engine.name}: its kernels are kept: {saved}")
-            engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
+            if engine.launch.tuning is not None:
+                engine.launch.tuning.keep()
+            seconds = engine.spent()
+            engines.append(EngineRecord(group=engine.group, seconds=seconds, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
         launched = as_launched(plan, cached)
         if run.config.gateway is not None:

@@ -39,7 +39,7 @@ def test_the_next_start_reads_what_one_wrote() -> None:
     path = Path(first.environment()[EXPORT])
     assert not path.exists()
     path.write_bytes(exported())
-    assert first.keep() == 3
+    first.keep()
     assert not path.exists()
     # Its own restarts, and a start whose peak need not be measured.
     for after in (first, tuning()):
@@ -64,7 +64,7 @@ def test_the_next_start_reads_what_one_wrote() -> None:
 def test_a_file_that_is_not_whole_is_not_taken(data: bytes) -> None:
     one = tuning()
     Path(one.environment()[EXPORT]).write_bytes(data)
-    assert one.keep() == 0
+    one.keep()
     assert list(tuning().environment()) == [EXPORT]
 
 
@@ -100,7 +100,7 @@ def test_an_engine_is_told_and_so_are_people() -> None:
     assert told == []
     path.write_bytes(exported())
     assert launch.tuning is not None
-    assert launch.tuning.keep()
+    launch.tuning.keep()
     give_tuning([launch], PLAN, "0.18.0", told.append, imports=True)
     assert IMPORT in launch.start_command(1).env
     assert told == ["kernels are those that an earlier start chose: no warm-up"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,16 +64,13 @@ class GemmTuning:
             return {_IMPORT: str(folder / self._name)}
         return {_EXPORT: str(folder / self._part)}
 
-    def keep(self) -> int:
-        """Keep a start's export for the next starts; returns the number of products in it."""
+    def keep(self) -> None:
+        """Keep a start's export for the next starts, if the engine wrote it whole."""
         self.imports = True
-        try:
+        with suppress(OSError):
             folder = state_dir(_ROOM)
-            if records := records_of(folder / self._part):
+            if records_of(folder / self._part):
                 (folder / self._part).replace(folder / self._name)
-        except OSError:
-            return 0
-        return records
 
 
 def records_of(file: Path) -> int:
