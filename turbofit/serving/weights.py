@@ -20,14 +20,11 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.model import Model
-from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.processes import child
 from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
 from turbofit.model.folder import hub_cache, modelscope_cache, uses_modelscope
 from turbofit.planning.examine.scene import Sources
-
-_LOG: Final = LazyLogger(__name__)
 
 _LOOK_SECONDS: Final = 1.0
 _SAY_SECONDS: Final = 10.0
@@ -127,8 +124,6 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
     package = "modelscope" if uses_modelscope() else "huggingface_hub"
     command = [sys.executable, "-c", _CODE.format(package=package), name, revision]
     process = child(command, stderr=subprocess.PIPE)
-    _LOG.info("%s of %s: process %d, into %s", package, name, process.pid, _cache())
-    began = time.monotonic()
     try:
         with under_way(f"downloading {name}"):
             out, errors = _communicated(process, name, size, say)
@@ -142,5 +137,4 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
         last = errors.decode(errors="replace").strip().rpartition("\n")[2][:300]
         last = last or f"exit code {process.returncode}"
         raise LaunchError(f"{name} cannot be downloaded: {last}", hint=HINTS[package])
-    _LOG.info("%s is in %s after %.0f s", name, folder, time.monotonic() - began)
     return folder
