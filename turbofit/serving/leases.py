@@ -15,7 +15,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final
@@ -90,7 +90,7 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
         return all(start_time(pid) == began for pid, began in self.engines)
 
 
-class Leases:
+class Leases(AbstractContextManager["Leases"]):
     """The shared folder of leases with our own lease, which is removed at the context's end.
 
     Raises:
@@ -107,9 +107,6 @@ class Leases:
         self.alone = _open_folder(self._folder)
         #: Whether the disk has refused our current lease: `note` writes it again.
         self.unwritten = False
-
-    def __enter__(self) -> Leases:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
