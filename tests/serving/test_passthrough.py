@@ -9,43 +9,18 @@ import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
-import turbofit
 from scripts.new_lmdeploy import ParserOption, parser_options, with_options
-from tests.support.plans import model
 from turbofit.cli.main import TURBOFIT
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Adapter, ModelSource
 from turbofit.core.plan import config_names
 from turbofit.core.presets import preset_path
-from turbofit.serving.options import ServeConfig
 from turbofit.serving.passthrough import (
     engine_options,
     option_table,
     sort_options,
     uncounted_fields,
 )
-
-
-def test_every_name_that_people_know_it_by() -> None:
-    plan = turbofit.plan("internvl2-2b", on="1xrtx3090")
-    hub, last = "OpenGVLab/InternVL2-2B", "InternVL2-2B"
-    assert ServeConfig().client_names(plan) == (hub, "internvl2-2b", last)
-    mine = ServeConfig(model_name="mine").client_names(plan)
-    assert mine == ("mine", "internvl2-2b", hub, last)
-    lora = Adapter(name="sql", path="/lora", rank=8, modules=("q_proj",), file_bytes=1)
-    names = ServeConfig().names(replace(plan, model=replace(plan.model, adapters=(lora,))))
-    assert {*names.values()} == {hub, "sql"}
-    assert (names["sql"], names["internvl2-2b"]) == ("sql", hub)
-    # As a plan of an older turbofit has it, or one that a program made of a model.
-    assert ServeConfig().client_names(replace(plan, serve=None)) == (hub, last, "internvl2-2b")
-    aliased = turbofit.plan("internvl2 2b", on="1xrtx3090")
-    assert "internvl2 2b" in ServeConfig().client_names(aliased)
-    source = ModelSource(kind="folder", where="/m/My-VL", sizes="file", checkpoint="/m/My-VL")
-    folder = turbofit.plan(model(name="My-VL", hub_id=None, source=source), on="1xa100-80g")
-    assert ServeConfig().client_names(folder) == ("My-VL", "/m/My-VL")
-    assert ServeConfig(model_name="x").client_names(folder) == ("x", "/m/My-VL", "My-VL")
 
 
 def test_what_passes() -> None:

@@ -13,7 +13,7 @@ from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest, Spec
 
 pytestmark = [
-    pytest.mark.exhaustive,  # the check serves: `serving/fallback/test_server`
+    pytest.mark.exhaustive,  # the check serves: `serving/test_fallback_server`
     pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
 ]
 CARD = PretendGpu("NVIDIA GeForce RTX 3090", total=24268 * MIB)

@@ -12,7 +12,6 @@ import pytest
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.serving.cluster import ray_adapter
-from turbofit.serving.options import ray_address
 
 
 def connect(address: str | None = None) -> None:
@@ -35,13 +34,6 @@ def test_ray_client_is_refused() -> None:
     pytest.importorskip("ray")
     with pytest.raises(UsageError, match="Ray Client"):
         connect("ray://10.0.0.1:10001")
-
-
-def test_addresses() -> None:
-    assert ray_address("ray") is None
-    assert ray_address("ray:10.0.0.1:6379") == "10.0.0.1:6379"
-    with pytest.raises(UsageError, match="no Ray cluster"):
-        ray_address("slurm")
 
 
 def ray_node(number: int, gpus: int, alive: bool = True) -> dict[str, Any]:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ctypes
 import importlib.util
 import io
 import re
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving.images.test_resize import usable_library
 from tests.support.front_ends import CHECKPOINTS
 from tests.support.serving import needs
 from tests.sweep import sweep
 from turbofit.memory.versions import release
 from turbofit.serving.images.preparation import prepare
 from turbofit.serving.images.resize import quicken
-from turbofit.serving.images.values import TableTransform, look_values_up, quickened
 
 needs("lmdeploy", "torchvision")
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -124,27 +120,6 @@ def same(one: Any, other: Any) -> bool:
     return bool(np.all(one == other))
 
 
-@pytest.fixture
-def encoders(tmp_path, monkeypatch):
-    """Makes LMDeploy's encoder for a family's tiny checkpoint; Pillow is as it was afterwards."""
-    monkeypatch.setattr(Image.Image, "resize", Image.Image.resize)
-    monkeypatch.setattr("lmdeploy.vl.engine.is_bf16_supported", lambda *_: True)
-
-    def make(family: str, dtype: str = "bfloat16") -> Any:
-        from lmdeploy import PytorchEngineConfig
-        from lmdeploy.serve.processors import multimodal
-        from lmdeploy.vl.engine import ImageEncoder
-        from lmdeploy.vl.media.image import ImageMediaIO
-
-        monkeypatch.setattr(multimodal, "ImageMediaIO", ImageMediaIO)
-        folder = tmp_path / family
-        if not folder.exists():
-            CHECKPOINTS[family](folder)
-        return ImageEncoder(str(folder), "pytorch", backend_config=PytorchEngineConfig(dtype=dtype))
-
-    return make
-
-
 def all_prepared(encoder: Any, films: bool, times: int = 1) -> list[dict[str, Any]]:
     """Each request of `REQUESTS`, all at once, so many times one after the other."""
 
@@ -224,38 +199,3 @@ def test_a_changed_bit_is_seen(encoders):
         assert same(plain[name], found)
         found[-1]["pixel_values"].view(-1)[77] += 1
         assert not same(plain[name], found)
-
-
-def quickened_by_library(table: TableTransform) -> None:
-    """The library finds what NumPy finds, and one that does not is not used."""
-    picture = drawn(64, 48)
-    known = table(picture)
-    table.quicken(usable_library())
-    assert table._look_up is not None
-    assert same(table(picture), known)
-
-    def clear(_source: int, pixels: int, _tables: int, target: int) -> None:
-        ctypes.memset(target, 0, pixels)  # what was there may be the right values
-
-    table.quicken(SimpleNamespace(look_up_2=clear, look_up_4=clear))
-    assert table._look_up is None
-    assert same(table(picture), known)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_table_is_used_where_its_bits_are_the_transforms(encoders, dtype):
-    """And not where a later step looks at more than a byte, as if a version had another one."""
-    import torch
-    from torchvision import transforms
-
-    encoder = encoders("InternVLChatModel", dtype)
-    own = encoder.model.transform
-    look_values_up(encoder.model)
-    assert isinstance(encoder.model.transform, TableTransform)
-    for mode in ("RGB", "RGBA", "L", "P"):
-        image = drawn(448, 448, mode)
-        assert same(encoder.model.transform(image), own(image).to(getattr(torch, dtype)))
-    for table in (encoder.model.transform, quickened(own, own.transforms, None)):
-        quickened_by_library(table)
-    blurred = transforms.Compose([*own.transforms, transforms.GaussianBlur(3)])
-    assert quickened(blurred, blurred.transforms, torch.bfloat16) is blurred

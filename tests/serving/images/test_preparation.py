@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +13,7 @@ import pytest
 from tests.support.serving import needs
 from turbofit.core.plan import image_threads
 from turbofit.core.process.imports import unlike
-from turbofit.serving.engine import entry
-from turbofit.serving.images import preparation, values
+from turbofit.serving.images import preparation
 
 needs("lmdeploy", "torchvision")
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.filterwarnings("ignore")]
@@ -94,44 +91,6 @@ def test_what_fails_leaves_one_thread_and_the_server_starts(encoder, monkeypatch
     monkeypatch.setattr(type(encoder.model), "preprocess", namespace["preprocess"])
     assert preparation.prepare(encoder, 4, 0).startswith("OSError: ")
     assert encoder.executor is own
-
-
-@pytest.mark.parametrize("backend", ["pytorch", "turbomind", "another"])
-def test_an_image_has_the_engines_dtype_where_that_casts_it_first(monkeypatch, backend):
-    """Both engines' files of this LMDeploy are read; a file that is gone leaves its float32."""
-    import torch
-    from lmdeploy.vl.model.qwen2 import Qwen2VLModel
-
-    def made(method: str = "gptq") -> torch.dtype:
-        model = Qwen2VLModel.__new__(Qwen2VLModel)
-        processor = SimpleNamespace(preprocess=lambda: {"pixel_values": torch.ones(4, 1176)})
-        model.backend, model.mm_feature_dtype = backend, torch.bfloat16
-        model.processor = SimpleNamespace(image_processor=processor)
-        model.hf_config = SimpleNamespace(quantization_config={"quant_method": method})
-        values.cast_early(model)
-        return processor.preprocess()["pixel_values"].dtype
-
-    casts = values._CASTS["Qwen2VLModel"]
-    assert made() == (torch.bfloat16 if backend in casts else torch.float32)
-    # The PyTorch engine computes in float16 then, whatever the checkpoint's dtype is.
-    assert made("awq") == (torch.bfloat16 if backend == "turbomind" else torch.float32)
-    gone = {name: (("gone.py", *files), *rest) for name, (files, *rest) in casts.items()}
-    monkeypatch.setitem(values._CASTS, "Qwen2VLModel", gone)
-    assert made() == torch.float32
-
-
-@pytest.mark.parametrize(("threads", "looked"), [(None, False), ("2", True)])
-def test_a_model_without_images_starts_as_it_did(tmp_path, threads, looked):
-    """Its process imports nothing of this."""
-    (tmp_path / "engine.py").write_text(
-        f"import sys; print({preparation.__name__!r} in sys.modules)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    if threads:
-        environment[preparation.THREADS] = threads
-    words = [sys.executable, entry.__file__, "engine"]
-    told = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout == f"{looked}\n"
 
 
 def test_a_process_that_has_imported_it_prepares_on_several_threads_too(monkeypatch, capfd):

@@ -1,0 +1,27 @@
+"""An engine on pretend GPUs: each start has a machine and a clock of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import turbofit
+from turbofit.planning.commands import commands
+from turbofit.rehearsal.pretend.clock import CLOCK
+from turbofit.serving.engine.pretend_launch import PretendLaunch, PretendReader, with_checkpoint
+
+
+@pytest.mark.lmdeploy
+def test_each_start_has_a_machine_and_a_clock_of_its_own(tmp_path: Path) -> None:
+    plan = turbofit.plan("internvl2-2b", on="1xrtx3090")
+    launch = PretendLaunch(commands(plan)[0], ("run",), plan=plan, folder=tmp_path, factor=2.0)
+    first = launch.start_command(0)
+    assert (first.env[CLOCK], first.timeline) == (
+        str(tmp_path / "0-0" / "clock"), tmp_path / "0-0" / "timeline",
+    )  # fmt: skip
+    assert PretendReader(plan, 0, tmp_path / "0-0" / "timeline").usages() == ()  # nothing yet
+    assert launch.start_command(1).timeline == tmp_path / "0-1" / "timeline"
+    assert not (tmp_path / "0-0").exists()  # timelines are large
+    # LMDeploy chooses a chat template by the folder's name.
+    assert with_checkpoint(plan, tmp_path).model.source.checkpoint == f"{tmp_path}/InternVL2-2B"
