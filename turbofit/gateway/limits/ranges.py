@@ -332,7 +332,9 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
             in_range = of_engine.hold(name, in_range, scope)
         if in_range is not value:
             fields[name] = in_range
-            if isinstance(in_range, int | float) and _differs(value, in_range):
+            number = isinstance(in_range, int | float) and not isinstance(in_range, bool)
+            # ``"3"`` and 3.0 are only other spellings of 3.
+            if number and value != in_range and shown(value) != shown(in_range):
                 changes.append(f"{name}={shown(value)}->{shown(in_range)}")
     return changes
 
@@ -351,19 +353,6 @@ def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> 
                 wished = change.partition("->")[0]
                 changes.remove(change)
             changes.append(f"{wished}->{left}")
-
-
-def _differs(value: Any, in_range: float) -> bool:
-    """Return whether a client's value differs from ``in_range`` as a number.
-
-    ``"3"`` and 3 do not differ.
-    """
-    if isinstance(in_range, bool):
-        return False
-    try:
-        return int(value) != in_range if isinstance(in_range, int) else float(value) != in_range
-    except (TypeError, ValueError, OverflowError):
-        return True
 
 
 def _check_conversation(body: Mapping[str, Any], session: int) -> None:

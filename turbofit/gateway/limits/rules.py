@@ -1,13 +1,14 @@
 """The rules of `ranges.RULES`; each rule brings the value of a field into a range.
 
-The functions are pure. Values are read as LMDeploy's own request models read them (``"3"`` and
-``3.0`` are 3), and written back as plain numbers, so that an engine never sees another spelling.
+The functions are pure. Pydantic reads values here as in LMDeploy's request models (``"3"`` and
+``3.0`` are 3). Values are passed on as plain numbers, so an engine never sees another spelling.
 """
 
 from __future__ import annotations
 
-from math import isfinite
-from typing import Any, ClassVar, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
@@ -16,10 +17,11 @@ from turbofit.gateway.limits.request_limits import shown
 #: A number, or the name of a number of the plan.
 Most: TypeAlias = int | Literal["vocabulary", "session"]
 
-_TRUE: Final = ("true", "1", "yes", "y", "t", "on")
-_FALSE: Final = ("false", "0", "no", "n", "f", "off")
-#: The most characters of a number written as a string, which pydantic accepts, too.
-_NUMBER_TEXT: Final = 40
+_Value = TypeVar("_Value")
+
+_BOOLEAN: Final = TypeAdapter(bool)
+_INTEGER: Final = TypeAdapter(int)
+_FLOAT: Final = TypeAdapter[float](FiniteFloat)
 #: Shorter stop strings are part of so many tokens that LMDeploy decodes thousands of them.
 _SHORT: Final = 3
 
@@ -90,16 +92,7 @@ class RefusedRule(Rule):
 
 class Flag(Rule):
     def hold(self, name: str, value: Any, scope: Scope) -> bool:  # noqa: ARG002 - see Rule
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, int | float) and value in (0, 1):
-            return value == 1
-        word = value.lower() if isinstance(value, str) else None
-        if word in _TRUE:
-            return True
-        if word in _FALSE:
-            return False
-        raise refused(name, "is neither true nor false")
+        return _read(_BOOLEAN, name, value, "neither true nor false")
 
 
 class IntegerRule(Rule):
@@ -141,7 +134,7 @@ class Number(Rule):
     clamp: bool = False
 
     def hold(self, name: str, value: Any, scope: Scope) -> float:  # noqa: ARG002 - see Rule
-        number = _number(name, value)
+        number = _read(_FLOAT, name, value, "no finite number")
         if self.clamp:
             number = min(max(number, self.least), self.most)
         if number < self.least or number > self.most or (self.above and number == self.least):
@@ -256,22 +249,12 @@ def _within_vocabulary(name: str, least: int, most: int, scope: Scope) -> None:
 
 
 def _whole(name: str, value: Any) -> int:
-    if type(value) is int:
-        return value
-    number = _number(name, value)
-    if number != int(number):
-        raise refused(name, f"is {shown(value)}, no whole number")
-    return int(value) if isinstance(value, str) and value.strip().isdigit() else int(number)
+    return _read(_INTEGER, name, value, "no whole number")
 
 
-def _number(name: str, value: Any) -> float:
-    """Read a value as a finite number, or refuse it; like pydantic, accept numbers in strings."""
-    if isinstance(value, str) and len(value) > _NUMBER_TEXT:
-        raise refused(name, "is no number")
+def _read(adapter: TypeAdapter[_Value], name: str, value: Any, mismatch: str) -> _Value:
+    """Return a value as pydantic reads it; ``mismatch`` says what a refused value is not."""
     try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise refused(name, f"is {shown(value)}, no number a float can hold") from None
-    if not isfinite(number):
-        raise refused(name, "is not a finite number")
-    return number
+        return adapter.validate_python(value)
+    except ValidationError:
+        raise refused(name, f"is {shown(value)}, {mismatch}") from None
