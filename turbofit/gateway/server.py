@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
@@ -19,7 +19,6 @@ from turbofit.gateway.http.about import about_plan, memory_bars
 from turbofit.gateway.http.uvicorn_server import (
     bind,
     keep_large_blocks,
-    need_packages,
     run_loop,
     uvicorn_server,
 )
@@ -63,10 +62,8 @@ def make_gateway(
     gateway; None makes a new list.
 
     Raises:
-        PackageError: aiohttp or Pillow is missing.
         UsageError: there is no engine, or a text is no URL.
     """
-    need_packages("aiohttp", "PIL")
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.upstream import refuse_no_url
 
@@ -89,16 +86,15 @@ class _Serving:
         keep_large_blocks()
         self._gateway = gateway
         self.ending, self._urgent = asyncio.Event(), asyncio.Event()
+        self._server = uvicorn_server(gateway, lambda: on_ready(self._url))
         self._listener = bind(gateway.config)
+
+    @property
+    def _url(self) -> str:
         host, port = self._listener.getsockname()[:2]
         host = EVERY_ADDRESS.get(host, host)
-        scheme = "https" if gateway.config.ssl_certfile else "http"
-        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-        try:
-            self._server = uvicorn_server(gateway, partial(on_ready, url))
-        except BaseException:
-            self._listener.close()
-            raise
+        scheme = "https" if self._gateway.config.ssl_certfile else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def end(self, *, urgent: bool) -> None:
         """Begin the drain; if ``urgent``, cut off open connections. Call it in the event loop."""
@@ -205,7 +201,7 @@ class GatewayThread(Generic[_App]):
         self._thread.start()
         if self._listening.wait(_START_SECONDS) and self._error is None:
             return
-        if isinstance(self._error, TurbofitError):
+        if isinstance(self._error, TurbofitError | ModuleNotFoundError):
             raise self._error
         raise LaunchError(
             f"the gateway did not start: {self._error or 'no answer'}", hint="choose another --port"
@@ -241,29 +237,25 @@ class GatewayThread(Generic[_App]):
         Raises:
             LaunchError: the gateway does not serve, or is busy for ``seconds``.
         """
-        answer: Future[_Answer] = Future()
 
-        def run() -> None:
-            if not answer.set_running_or_notify_cancel():
-                return
-            try:
-                answer.set_result(ask(self._gateway))
-            except BaseException as exc:  # noqa: BLE001 - the caller raises it
-                answer.set_exception(exc)
+        async def answer() -> _Answer:
+            return ask(self._gateway)
 
         silent = LaunchError("the gateway does not serve", hint="start it first")
         if self._loop is None or not self.alive:
             raise silent
         try:
-            self._loop.call_soon_threadsafe(run)
+            asked = asyncio.run_coroutine_threadsafe(answer(), self._loop)
         except RuntimeError:  # the loop was closed
             raise silent from None
-        done, _ = wait((answer,), seconds)
-        if not done and answer.cancel():
+        done, _ = wait((asked,), seconds)
+        if not done:
+            asked.cancel()
+        if asked.cancelled():  # too late, or the gateway has ended
             raise LaunchError(
                 f"the gateway did not answer within {seconds:.0f} s", hint="try again"
             )
-        return answer.result()
+        return asked.result()
 
     @property
     def alive(self) -> bool:

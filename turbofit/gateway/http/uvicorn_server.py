@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import socket
 import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import LaunchError, PackageError, UsageError
-from turbofit.core.installation import install_command
+from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import PRETEND_HEADER
 from turbofit.core.process.network import open_files, tcp_socket
 from turbofit.core.units import MIB
@@ -70,7 +68,6 @@ def uvicorn_server(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Se
     Raises:
         UsageError: the certificate cannot be read.
     """
-    need_packages("uvicorn", "httptools")
     import uvicorn
 
     from turbofit.gateway.http.protocol import LimitedProtocol
@@ -148,19 +145,11 @@ def keep_large_blocks() -> bool:
 
 
 def run_loop(main: Any) -> None:
-    """Run a coroutine on uvloop if it is installed, else on asyncio.
-
-    Python's threads switch after `SWITCH_SECONDS`.
-    """
-    from importlib import import_module
-    from importlib.util import find_spec
+    """Run a coroutine on uvloop; Python's threads switch after `SWITCH_SECONDS`."""
+    import uvloop
 
     sys.setswitchinterval(SWITCH_SECONDS)
-    if find_spec("uvloop"):
-        uvloop = import_module("uvloop")
-        uvloop.run(main, loop_factory=loop_without_lookups(uvloop.Loop))
-    else:
-        asyncio.run(main)
+    uvloop.run(main, loop_factory=loop_without_lookups(uvloop.Loop))
 
 
 def loop_without_lookups(base: Any) -> Any:
@@ -176,14 +165,3 @@ def loop_without_lookups(base: Any) -> Any:
             return await super().getaddrinfo(host, port, **given)
 
     return Loop
-
-
-def need_packages(*packages: str) -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise PackageError(
-            f"the gateway needs {', '.join(missing)}",
-            hint=f"install it with {install_command('gateway')}",
-        )
