@@ -254,7 +254,7 @@ class IdleGateway(AsgiApp):
             page = {"status": "healthy" if fine else down, **self.config.about}
             retry = None if fine else self.retry_after
         facts: Document = {"state": self.state, "waiting": self.waiting}
-        if self.gateway is not None and not healthy(self.gateway.fleet):
+        if self.gateway is not None and not healthy(self.gateway.engines):
             facts.update(trouble(self.gateway.fleet.outage, "state"))
         return {**page, **facts, "draining": self.connections.draining}, retry
 

@@ -25,7 +25,6 @@ from tests.support.plans import changed
 from tests.sweep import part
 from tests.virtual_time import settled
 from turbofit.core.plan import Plan
-from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache, Share
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine
@@ -101,13 +100,6 @@ async def served(asked: str) -> list[str]:
 async def test_turns_go_round_the_clients_and_small_requests_starve_no_large_one() -> None:
     assert await served("aaaabc") == list("aabcaa")
     assert (await served("ssbssssss")).index("b") <= 3
-
-
-@pytest.mark.parametrize("cost", [Cost(units=11), Cost(host_bytes=51)])
-async def test_what_no_engine_could_hold_is_refused_at_once(cost) -> None:
-    with pytest.raises(Refusal) as caught:
-        await Admission(Fleet(engines(host_limit=50))).admit("a", cost)
-    assert caught.value.status == 400
 
 
 BIG = image_part(448, 5376)

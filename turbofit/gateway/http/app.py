@@ -98,7 +98,7 @@ class Gateway(AsgiApp):
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds,
             at_once=config.max_concurrent_requests,
         )  # fmt: skip
-        self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
+        self.monitor = Monitor(self.engines, self._upstream, config, self.admission.pump)
         self.deny_list = deny_list or DenyList()
         self.deny_list.count = self.metrics.count
         #: Returns the bytes in use on each GPU, by index. The code that starts the engines sets it.
@@ -116,7 +116,7 @@ class Gateway(AsgiApp):
         return self.fleet.engines
 
     def _waits(self) -> list[str]:
-        if healthy(self.fleet):
+        if healthy(self.engines):
             return []
         return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
 
@@ -243,11 +243,11 @@ class Gateway(AsgiApp):
             self._bodies.check_room(request.who)
 
     def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
-        fleet, fine = self.fleet, healthy(self.fleet)
+        fleet, fine = self.fleet, healthy(self.engines)
         page: Document = {
             "status": "healthy",
-            "engines": len(fleet),
-            "up": sum(engine.serves for engine in fleet),
+            "engines": len(self.engines),
+            "up": sum(engine.serves for engine in self.engines),
             "draining": self.connections.draining,
             **self.config.about,
         }

@@ -179,12 +179,15 @@ class Preparation:
         decoded = sum(medium.decoded_bytes * limited.frames for medium, limited in both)
         lowered = [*parsed.lowered, *(word for limited in self.limited for word in limited.lowered)]
         copies = parsed.copies if self.generates else 0
+        host_bytes = (decoded + units * bounds.bytes_per_unit) * copies
+        if host_bytes > bounds.host_bytes:
+            raise Refusal("images_over_limit", size=host_bytes, most=bounds.host_bytes)
         return body, PreparedBody(
             images=len(self.media),
             tokens=sum(limited.tokens for limited in self.limited),
             cost=Cost(
                 units=units * copies,
-                host_bytes=(decoded + units * bounds.bytes_per_unit) * copies,
+                host_bytes=host_bytes,
                 tokens=kv_tokens,
                 copies=parsed.copies,
             ),

@@ -163,12 +163,11 @@ class Admission:
 
         Raises:
             Refusal: 503 if no engine is up, 429 if the queue or the wait is too long (503 for
-              suspects), 400 if no engine could ever take the request.
+              suspects).
         """
         place = Place(self, client, cost, turn)
-        refusal = self._hopeless(cost)
-        if refusal is not None:
-            raise refusal
+        if not self._fleet.open:
+            raise self._fleet.dead()
         first = not self._queue.lines or self._passes(cost)
         if turn is None and first and self._take(place):
             return place
@@ -217,9 +216,8 @@ class Admission:
         Return whether the request has left the queue.
         """
         if not place.given.done():
-            refusal = self._hopeless(place.cost)
-            if refusal is not None:
-                place.given.set_exception(refusal)
+            if not self._fleet.open:
+                place.given.set_exception(self._fleet.dead())
             elif self._take(place):
                 place.given.set_result(None)
             else:
@@ -270,19 +268,6 @@ class Admission:
         if best is not None:
             place.take(best)
         return best is not None
-
-    def _hopeless(self, cost: Cost) -> Refusal | None:
-        """Return a refusal if no engine is up, or even an empty engine is too small; else None."""
-        engines = self._fleet.engines
-        if not self._fleet.open:
-            return self._fleet.dead()
-        if any(engine.holds(cost) for engine in engines):
-            return None
-        units = [engine.gate.units for engine in engines if engine.gate.units is not None]
-        if len(units) == len(engines) and cost.units > max(units):
-            return Refusal("units_over_limit", units=cost.units, widest=max(units))
-        most = max(engine.host_limit or 0 for engine in engines)
-        return Refusal("images_over_limit", size=cost.host_bytes, most=most)
 
     def _busy(self, place: Place, why: str) -> Refusal:
         if place.turn is not None:

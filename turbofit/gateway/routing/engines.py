@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import Cost, Gate
+
+if TYPE_CHECKING:
+    from turbofit.gateway.routing.request_forwarder import Exchange
 
 #: Seconds for which an engine is assumed to have a request whose client left. If the answer comes
 #: in one piece, LMDeploy notices that only at the next token; the first may take longer. A stream
@@ -54,16 +57,6 @@ class Present:
     begun: bool = False
     sent_at: float = float("-inf")
     left_at: float = float("inf")
-
-
-class InFlight(Protocol):
-    """A request at an engine; ``last_byte_at`` is when a byte of its answer last came."""
-
-    last_byte_at: float
-    present: Present
-
-    def abort(self) -> None:
-        """End the request, since its engine was given up."""
 
 
 @dataclass(eq=False)
@@ -121,7 +114,7 @@ class RoutedEngine:
         #: When its supervisor, which sees no sign of life, will end it; infinity if it sees one.
         self.ends_at = _NEVER
         #: Its requests, in the order in which they came.
-        self.in_flight: dict[InFlight, None] = {}
+        self.in_flight: dict[Exchange, None] = {}
         #: The tokens that it had counted when a probe last failed; 0 if unknown.
         self.tokens = 0.0
         #: The turns of suspects that are at the engine by their places, see `deny_list`.
@@ -205,13 +198,6 @@ class RoutedEngine:
         most = self.host_limit
         return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
 
-    def holds(self, cost: Cost) -> bool:
-        """Return whether the engine could take a request of this cost if it had no others."""
-        units, host_limit = self.gate.units, self.host_limit
-        return (units is None or cost.units <= units) and (
-            host_limit is None or cost.host_bytes <= host_limit
-        )
-
     def succeeded(self) -> None:
         """Note that the engine works, since a byte of a completion came."""
         now = time.monotonic()
@@ -289,7 +275,7 @@ class Outage(NamedTuple):
 
 
 class Fleet:
-    """All engines of a gateway, including dead ones; iterating over a fleet yields engines."""
+    """All engines of a gateway, including dead ones."""
 
     def __init__(self, engines: Sequence[RoutedEngine]) -> None:
         self.engines = tuple(engines)
@@ -297,12 +283,6 @@ class Fleet:
         self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why no engine will be up for a while, if that is known.
         self.outage: Outage | None = None
-
-    def __iter__(self) -> Iterator[RoutedEngine]:
-        return iter(self.engines)
-
-    def __len__(self) -> int:
-        return len(self.engines)
 
     @property
     def open(self) -> int:

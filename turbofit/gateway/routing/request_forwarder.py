@@ -7,7 +7,7 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 import msgspec
@@ -18,12 +18,14 @@ from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
 from turbofit.gateway.upstream import Died, Unreachable
 
 if TYPE_CHECKING:
+    from turbofit.gateway.front import Front
     from turbofit.gateway.http.body import Bodies
     from turbofit.gateway.http.metrics import Metrics
     from turbofit.gateway.http.request_context import RequestContext, Send
     from turbofit.gateway.routing.admission import Admission, Place
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Fleet, RoutedEngine
+    from turbofit.gateway.routing.health import Monitor
     from turbofit.gateway.upstream import Upstream
 
     HeaderList = list[tuple[bytes, bytes]]
@@ -34,8 +36,6 @@ _MOST_ENGINES: Final = 16
 #: Seconds that a suspect waits until the engine's other answers have begun, and between looks.
 _LONGEST_WAIT, _LOOK = 30.0, 0.02
 _LARGEST_ANSWER: Final = 64 << 20
-#: Bytes above which an event is passed on in pieces.
-_LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
 #: How a stream begins that reports an error of the engine.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
@@ -59,7 +59,7 @@ _FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
 
 
 class Exchange(ForwardOutcome):
-    """The exchange of one request with one engine; implements `engines.InFlight`."""
+    """The exchange of one request with one engine."""
 
     def __init__(
         self,
@@ -296,24 +296,9 @@ class Exchange(ForwardOutcome):
 
 
 def _events(data: bytes) -> tuple[bytes, bytes]:
-    """Split a stream's data into complete events and the rest.
-
-    A very long rest counts as a complete event.
-    """
-    at = data.rfind(b"\n\n")
-    if at < 0:
-        return (data, b"") if len(data) > _LONGEST_EVENT else (b"", data)
-    return data[: at + 2], data[at + 2 :]
-
-
-class Doubts(Protocol):
-    """The object that decides which engines get requests: a `Monitor`, or a `Front`."""
-
-    def doubt(self, engine: RoutedEngine) -> None:
-        """Send the engine no new requests until it answers."""
-
-    def suspect(self, engine: RoutedEngine) -> None:
-        """Note that a request failed at the engine."""
+    """Split a stream's data into its complete events and the rest."""
+    events, end, rest = data.rpartition(b"\n\n")
+    return events + end, rest
 
 
 @dataclass
@@ -330,7 +315,7 @@ class RequestForwarder:
     fleet: Fleet
     admission: Admission
     upstream: Upstream
-    monitor: Doubts
+    monitor: Monitor | Front
     deny_list: DenyList
     bodies: Bodies
     metrics: Metrics
