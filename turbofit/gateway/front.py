@@ -26,7 +26,7 @@ from turbofit.gateway.http.about import About, ModelFacts
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.request_context import Receive, RequestContext, Send
-from turbofit.gateway.http.routes import ModelCard, Route, named_model, no_such_model
+from turbofit.gateway.http.routes import Route, named_model, no_such_model
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine
@@ -304,8 +304,8 @@ class ModelsGateway(Front):
             node.up = await self._look(node)
         await self._forwarders[ours].forward(request, send)
 
-    def _cards(self) -> list[ModelCard]:
-        return [ModelCard(name, name) for name in self.servers]
+    def _names(self) -> dict[str, str]:
+        return {name: name for name in self.servers}
 
     def _models(self) -> list[ModelFacts]:
         known = [(name, facts_of(node)) for name, node in self.servers.items()]

@@ -71,8 +71,9 @@ class IdleGateway(AsgiApp):
         self._changed = asyncio.Event()
         #: Whether the server is ending.
         self._ended = False
-        #: When the engines became ready, and when the last request ended, by `time.monotonic`.
-        self.ready_at = self.used_at = time.monotonic()
+        #: When the engines became ready or the last request ended, whichever is later, by
+        #: `time.monotonic`.
+        self.used_at = time.monotonic()
         #: Why the engines do not start, and the time before which they are not started again.
         self._trouble, self._again_at = "", 0.0
 
@@ -84,7 +85,7 @@ class IdleGateway(AsgiApp):
         """
         if self.in_flight or self.waiting:
             return 0.0
-        return time.monotonic() - max(self.used_at, self.ready_at)
+        return time.monotonic() - self.used_at
 
     @property
     def rested(self) -> bool:
@@ -118,7 +119,7 @@ class IdleGateway(AsgiApp):
         """Pass requests to ``gateway`` from now on; its engines are ready."""
         self.gateway, self.state, self.opened = gateway, "ready", True
         self.clock = gateway.clock
-        self.ready_at = time.monotonic()
+        self.used_at = time.monotonic()
         self._wake()
 
     def close_idle(self, seconds: float) -> bool:

@@ -104,7 +104,6 @@ def test_what_is_lowered_is_said_and_the_log_holds_no_prompt_and_no_image(caplog
     assert sent["max_tokens"] == 9
     (record,) = records
     text = json.dumps(record) + caplog.text
-    assert f"request {record['id']} is lowered: detail=high->12" in text
     assert not re.search("private|secret|base64", text)
     assert (record["images"], record["units"]) == (1, 13)
     assert (record["limited"], record["status"]) == (["detail=high->12"], 200)

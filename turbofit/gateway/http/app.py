@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from turbofit.core.process.interpreter import in_thread
-from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA
 from turbofit.gateway.http.about import ModelFacts, facts_of
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import Outage
 
-_LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0
 #: The number of requests whose film headers are read at once.
@@ -185,7 +183,6 @@ class Gateway(AsgiApp):
                 if request.prepared.lowered:
                     lowered = ", ".join(request.prepared.lowered)[:1024]
                     request.out.append((b"x-turbofit-limited", lowered.encode("ascii", "replace")))
-                    _LOG.debug("request %s is lowered: %s", request.id, lowered)
                 await self._forwarder.forward(request, send)
             finally:
                 self._bodies.forget(request)

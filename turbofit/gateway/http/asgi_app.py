@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
 import msgspec
 
 from turbofit.core.messages import PRETEND_WORDS
-from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Document
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.about import About, ClockFacts, ModelFacts, chat_page
@@ -29,14 +28,11 @@ from turbofit.gateway.http.request_context import (
     entry,
 )  # fmt: skip
 from turbofit.gateway.http.routes import (
-    ModelCard,
     Route,
     api_of,
     find_route,
     models_document,
 )
-
-_LOG: Final = LazyLogger(__name__)
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: Routes that are called again and again: the log contains only their failures.
@@ -94,9 +90,12 @@ class AsgiApp(ABC):
     async def metrics_text(self) -> str:
         """Return all metrics in Prometheus' text format."""
 
-    def _cards(self) -> list[ModelCard]:
-        """Return the names of the models; empty if the engines' own list is to be passed on."""
-        return [ModelCard(*names) for names in self.config.names.items()]
+    def _names(self) -> Mapping[str, str]:
+        """Return each name that clients may use, and the model that it means.
+
+        The result is empty if clients get the engines' own list.
+        """
+        return self.config.names
 
     def _record(self, request: RequestContext) -> None:
         outcome = request.outcome or ForwardOutcome()
@@ -142,8 +141,8 @@ class AsgiApp(ABC):
             )
         elif route.kind == "metrics":
             body, kind = (await self.metrics_text()).encode(), _METRICS_TYPE
-        elif route.kind == "models" and (cards := self._cards()):
-            body = msgspec.json.encode(models_document(cards, request.api, route.model))
+        elif route.kind == "models" and (names := self._names()):
+            body = msgspec.json.encode(models_document(names, request.api, route.model))
         elif route.model:  # only the engines know these
             raise Refusal("not_found")
         else:
@@ -195,7 +194,6 @@ class AsgiApp(ABC):
     async def _refuse(self, request: RequestContext, refusal: Refusal, send: Send) -> None:
         request.reason = request.reason or refusal.reason
         self.metrics.count("refused_total", f"reason={refusal.reason}")
-        _LOG.debug("request %s is refused: %s", request.id, request.reason)
         if request.outcome is None or not request.outcome.started:
             request.out += refusal.headers
             body = refusal_body(request.api, refusal, request.id)

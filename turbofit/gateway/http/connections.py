@@ -31,7 +31,6 @@ _FRONT: Final = "front"
 _IPV6_PREFIX: Final = 64
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_SHOWN: Final = 8
-_ORIGIN_SHOWN: Final = 80
 #: Connections that are accepted in a row, and seconds between attempts if no descriptor is free.
 _ACCEPTED_AT_ONCE: Final = 64
 _ACCEPT_AGAIN: Final = 0.02
@@ -39,7 +38,8 @@ _ACCEPT_AGAIN: Final = 0.02
 _YOUNG: Final = 1.0
 #: Connections that are considered when one must make room.
 _CANDIDATES: Final = 64
-_NAME_SHOWN: Final = 80
+#: The most characters of a host or origin that a refusal repeats.
+_SHOWN: Final = 80
 #: A header ``Host``: an IPv6 address in brackets, or a name or an IPv4 address; and a port.
 _HOST: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::\d*)?")
 #: A list of header names, separated by commas.
@@ -298,7 +298,7 @@ class Hosts:
             return
         name = _name_of(host)
         if not self._knows(name):
-            raise Refusal("host", name=name[:_NAME_SHOWN])
+            raise Refusal("host", name=name[:_SHOWN])
 
     def _knows(self, name: str) -> bool:
         private = name.endswith((".localhost", ".internal"))
@@ -382,7 +382,7 @@ class Origins:
         if not self._any and page not in self._allowed:
             if self._hosts.comes_from_page(headers):
                 return ()
-            raise Refusal("origin", page=page[:_ORIGIN_SHOWN])
+            raise Refusal("origin", page=page[:_SHOWN])
         value = b"*" if self._any else origin
         return (
             (b"access-control-allow-origin", value),

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from codecs import BOM_UTF8
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, Final, Literal
 from urllib.parse import unquote
 
 import msgspec
@@ -139,37 +139,31 @@ def no_such_model(name: Any, known: Collection[str]) -> Refusal:
     return Refusal("model_not_found", name=str(name)[:80], known=", ".join(known), param="model")
 
 
-class ModelCard(NamedTuple):
-    """A name that clients may use, and the model that it means."""
-
-    name: str
-    model: str
-
-
-def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Document:
+def models_document(names: Mapping[str, str], api: Api, name: str = "") -> Document:
     """Return the list of models in the form of an API, or only the entry of model ``name``.
+
+    ``names`` maps each name that clients may use to its model.
 
     Raises:
         Refusal: no model has this name.
     """
     if name:
-        known = {card.name: card for card in cards}
-        if name not in known:
-            raise no_such_model(name, known)
-        document: Document = models_document([known[name]], api)["data"][0]
+        if name not in names:
+            raise no_such_model(name, names)
+        document: Document = models_document({name: names[name]}, api)["data"][0]
         return document
     if api == "anthropic":
-        data = [{"type": "model", "id": card.name, "display_name": card.model} for card in cards]
-        first, last = cards[0].name, cards[-1].name
-        return {"data": data, "has_more": False, "first_id": first, "last_id": last}
+        data = [{"type": "model", "id": name, "display_name": names[name]} for name in names]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]}
+        return {"data": data, "has_more": False, **ends}
     return {
         "object": "list",
         "data": [
             {
-                "id": card.name, "object": "model", "created": _CREATED, "owned_by": "lmdeploy",
-                "root": card.model, "parent": None, "permission": [],
+                "id": name, "object": "model", "created": _CREATED, "owned_by": "lmdeploy",
+                "root": names[name], "parent": None, "permission": [],
             }
-            for card in cards
+            for name in names
         ],
     }  # fmt: skip
 

@@ -27,8 +27,6 @@ _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalt
 def _hold_sampling(values: JsonObject, name: str) -> None:
     for field in values.keys() - _SAMPLING:
         raise UsageError(f"{name} has no {field[:60]!r}", hint=meant(field, _SAMPLING))
-    for field in [field for field, value in values.items() if value is None]:
-        del values[field]
     changes = hold_fields(RULES["chat"], values, _NO_RANGE)
     if changes:
         raise UsageError(

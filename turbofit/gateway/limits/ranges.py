@@ -15,8 +15,6 @@ from turbofit.gateway.limits.grammars import check_grammars
 from turbofit.gateway.limits.request_limits import Bounds, shown
 from turbofit.gateway.limits.rules import (
     Biases,
-    DroppedRule,
-    ElsewhereRule,
     Flag,
     Ids,
     IntegerRule,
@@ -39,11 +37,12 @@ _STOP: Final = Texts(most=16, characters=1024, short=4)
 #: lmdeploy serve/core/async_engine.py::AsyncEngine._determine_gen_config #a7a408
 _LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
 _NAME: Final = TextRule(most=4096)
-_IMAGES: Final = ElsewhereRule(by="request_body: images become slots")
-_MEDIA: Final = ElsewhereRule(by="request_body: keywords of processors are the plan's")
-_CONVERSATION: Final = ElsewhereRule(by="request_body and ranges: shape, number of messages, bytes")
-_SESSION: Final = DroppedRule(why="a client could occupy the numbers of others")
-_GRAMMAR: Final = ElsewhereRule(by="grammars, and grammar_trials: schemas and patterns")
+#: Fields that other functions limit: `request_body` the images and the keywords of processors,
+#: `request_body` and `_check_conversation` the messages, `grammars` the schemas and tools, and
+#: `check_template` the arguments of the chat template.
+_LIMITED_ELSEWHERE: Final = Rule()
+#: A client could occupy the session numbers of others.
+_SESSION: Final = Rule(passed=False)
 #: A field that passes unread. Pydantic takes 7 us for an item that it refuses, and 7 us again for
 #: the message.
 _UNREAD: Final = ShortRule(most=256)
@@ -99,13 +98,13 @@ _CHAT: Final[Mapping[str, Rule]] = {
     **_SAMPLING,
     **_OPENAI,
     **_RETURNS,
-    "messages": _CONVERSATION,
+    "messages": _LIMITED_ELSEWHERE,
     "input_ids": _INPUT,
-    "image_data": _IMAGES,
-    "media_io_kwargs": _MEDIA,
-    "mm_processor_kwargs": _MEDIA,
-    "response_format": _GRAMMAR,
-    "tools": ElsewhereRule(by="grammars: number and schemas"),
+    "image_data": _LIMITED_ELSEWHERE,
+    "media_io_kwargs": _LIMITED_ELSEWHERE,
+    "mm_processor_kwargs": _LIMITED_ELSEWHERE,
+    "response_format": _LIMITED_ELSEWHERE,
+    "tools": _LIMITED_ELSEWHERE,
     "tool_choice": _UNREAD,
     "parallel_tool_calls": Flag(),
     "logprobs": Flag(),
@@ -118,7 +117,7 @@ _CHAT: Final[Mapping[str, Rule]] = {
     "min_new_tokens": IntegerRule(most="session", over="lower"),
     "enable_thinking": Flag(),
     "return_token_ids": Flag(),
-    "chat_template_kwargs": ElsewhereRule(by="ranges: names and bytes"),
+    "chat_template_kwargs": _LIMITED_ELSEWHERE,
 }
 _COMPLETIONS: Final[Mapping[str, Rule]] = {
     **_SAMPLING,
@@ -137,9 +136,9 @@ _GENERATE: Final[Mapping[str, Rule]] = {
     **_RETURNS,
     "prompt": TextRule(empty=False),
     "input_ids": _INPUT,
-    "image_data": _IMAGES,
-    "media_io_kwargs": _MEDIA,
-    "mm_processor_kwargs": _MEDIA,
+    "image_data": _LIMITED_ELSEWHERE,
+    "media_io_kwargs": _LIMITED_ELSEWHERE,
+    "mm_processor_kwargs": _LIMITED_ELSEWHERE,
     "max_tokens": _LENGTH,
     # The first 32 are read, and the kernel writes at each:
     # lmdeploy 0.16.0 src/turbomind/generation/logits_processor.cc `kMaxEndIdsSize`
@@ -156,16 +155,16 @@ _MESSAGES: Final[Mapping[str, Rule]] = {
     "temperature": Number(least=0, most=1, floor=0.01),
     "top_p": Number(least=0, most=1),
     "model": _NAME,
-    "messages": _CONVERSATION,
-    "system": _CONVERSATION,
+    "messages": _LIMITED_ELSEWHERE,
+    "system": _LIMITED_ELSEWHERE,
     "max_tokens": _LENGTH,
     "stop_sequences": _STOP,
     "metadata": _UNREAD,
-    "tools": ElsewhereRule(by="grammars: number and schemas"),
+    "tools": _LIMITED_ELSEWHERE,
     "tool_choice": _UNREAD,
     "service_tier": _UNREAD,
     "input_ids": _INPUT,
-    "image_data": _IMAGES,
+    "image_data": _LIMITED_ELSEWHERE,
     "return_token_ids": Flag(),
 }
 _COUNT_TOKENS: Final[Mapping[str, Rule]] = {
@@ -179,7 +178,8 @@ _UNREAD_RESPONSES: Final = (
 )  # fmt: skip
 _RESPONSES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_UNREAD_RESPONSES, _UNREAD),
-    "prompt": DroppedRule(why="its variables may hold images; LMDeploy reads none of it"),
+    # Its variables may hold images, and LMDeploy reads none of it.
+    "prompt": Rule(passed=False),
     **{
         name: _SAMPLING[name]
         for name in (
@@ -192,12 +192,12 @@ _RESPONSES: Final[Mapping[str, Rule]] = {
     )},
     # 0 is allowed: lmdeploy openai/responses/request.py::_validate_sampling_request #611ea7
     "top_p": Number(least=0, most=1),
-    "input": _CONVERSATION,
-    "instructions": _CONVERSATION,
+    "input": _LIMITED_ELSEWHERE,
+    "instructions": _LIMITED_ELSEWHERE,
     "max_output_tokens": _LENGTH,
     "logit_bias": _CHAT["logit_bias"],
     "include_stop_str_in_output": Flag(),
-    "text": _GRAMMAR,
+    "text": _LIMITED_ELSEWHERE,
     "tools": _CHAT["tools"],
 }  # fmt: skip
 

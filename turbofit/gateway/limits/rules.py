@@ -6,7 +6,7 @@ The functions are pure. Pydantic reads values here as in LMDeploy's request mode
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
@@ -44,10 +44,12 @@ class Scope(Struct):
 
 
 class Rule(Struct):
-    """The rule of one field; this base class passes every value on unchanged."""
+    """The rule of one field; this base class changes no value.
 
-    #: Whether the field is passed on at all.
-    passed: ClassVar[bool] = True
+    If not ``passed``, the field is left out of the body.
+    """
+
+    passed: bool = True
 
     def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - others need them
         """Return the value to pass on, unchanged or moved into the range, or raise a `Refusal`."""
@@ -66,19 +68,6 @@ class ShortRule(Rule):
         if isinstance(value, list | dict) and len(value) > self.most:
             raise refused(name, f"has {len(value)} items, the limit is {self.most}")
         return value
-
-
-class ElsewhereRule(Rule):
-    """A rule that another part of the gateway applies; ``by`` names that part."""
-
-    by: str
-
-
-class DroppedRule(Rule):
-    """A rule for a field that is never passed on; ``why`` is the reason."""
-
-    passed: ClassVar[bool] = False
-    why: str
 
 
 class RefusedRule(Rule):

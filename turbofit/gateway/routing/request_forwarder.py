@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import RequestContext, Send
     from turbofit.gateway.routing.admission import Admission, Place
     from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.engines import Fleet, RoutedEngine
+    from turbofit.gateway.routing.engines import Fleet
     from turbofit.gateway.routing.health import Monitor
     from turbofit.gateway.upstream import Upstream
 
