@@ -215,7 +215,12 @@ class Invariants:
         if len(world.requests) != sent:
             return
         for engine in gateway.gateway.engines:
-            held = (engine.units, engine.host_bytes, engine.outstanding, engine.gate.reserved)
+            held = (
+                engine.gate.counted,
+                engine.host_bytes,
+                engine.outstanding,
+                engine.gate.reserved,
+            )
             if any(held):
                 world.violate(f"engine {engine.index} is held though no request is open: {held}")
         if gateway.gateway.admission.waiting:

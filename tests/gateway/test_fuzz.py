@@ -45,7 +45,7 @@ def test_bytes_are_answered_and_hold_nothing_afterwards(data: bytes) -> None:
         app, _ = gateway(PLANS[plan // 2 % 3], overlay=plan % 2 == 0)
         reply = await call(app, POSTS[route % len(POSTS)], raw=data[2:], method="POST")
         assert reply.status < 500, reply.body
-        assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
+        assert all(engine.gate.counted == engine.host_bytes == 0 for engine in app.engines)
         await app.shutdown()
 
     asyncio.run(posted())

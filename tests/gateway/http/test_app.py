@@ -177,7 +177,7 @@ async def test_a_client_that_goes_away_stops_the_engine() -> None:
     asyncio.get_running_loop().call_later(0.05, gone.set)
     await asyncio.wait_for(call(app, body=chat(stream=True), leave=gone), 2)
     assert answer.closed
-    assert (app.engines[0].outstanding, app.engines[0].units) == (0, 0)
+    assert (app.engines[0].outstanding, app.engines[0].gate.counted) == (0, 0)
     assert (records[0]["refused"], app._bodies.in_memory) == ("disconnected", 0)
 
 

@@ -400,7 +400,7 @@ async def spoken(data: bytes, bugs: list[dict[str, Any]]) -> None:
         task.cancel()
     assert not left, left
     assert app._bodies.in_memory == 0
-    assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
+    assert all(engine.gate.counted == engine.host_bytes == 0 for engine in app.engines)
     assert not len(app.connections)
 
 

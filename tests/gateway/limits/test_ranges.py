@@ -104,7 +104,7 @@ EMPTY = {"type": "text", "text": ""}
         ("generate", "min_p", -0.1, "at least 0"),
         ("chat", "max_tokens", 0, "between 1 and 4096"),
         ("chat", "top_logprobs", 21, "between 0 and 20"),
-        ("completions", "logprobs", 1, "between 0 and 0"),
+        ("completions", "logprobs", 1, "is not taken here"),
         ("completions", "prompt", "", "is empty"),
         ("completions", "prompt", ["a", ""], "is empty"),
         ("generate", "stop_token_ids", [-1], "token id -1, ids are between 0 and 511"),

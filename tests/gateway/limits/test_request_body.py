@@ -142,7 +142,7 @@ def test_processor_keywords_are_dropped_and_said() -> None:
     keywords = {"mm_processor_kwargs": {"image": {"max_pixels": 10**9}}}
     body_read = read_body("chat", chat(**keywords, media_io_kwargs={"video": {}}))
     assert body_read.body == chat()
-    assert body_read.lowered == ["media_io_kwargs=video->none", "mm_processor_kwargs=image->none"]
+    assert body_read.lowered == ["media_io_kwargs=set->none", "mm_processor_kwargs=set->none"]
 
 
 def test_tools_of_the_responses_api_may_be_called_image_and_prompts_count_as_copies() -> None:

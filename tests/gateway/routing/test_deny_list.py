@@ -151,7 +151,7 @@ async def test_what_an_engine_had_when_it_died_is_sent_to_no_other() -> None:
         beside = Counter([(await reply).status for reply in crowd])
         assert (beside, len(fleet.deaths), len(fleet.recorder.seen)) == ({200: 21, 503: 3}, 1, 25)
         assert (await fleet.ask("innocent after it")).status == 200
-        left = {(e.outstanding, e.units, e.host_bytes) for e in fleet.app.engines}
+        left = {(e.outstanding, e.gate.counted, e.host_bytes) for e in fleet.app.engines}
         assert (left, fleet.app._bodies.in_memory) == ({(0, 0, 0)}, 0)
         # Who waits where nothing listens any more waits on.
         waiting = fleet.begin("innocent")

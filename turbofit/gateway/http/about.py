@@ -8,7 +8,7 @@ from functools import cache
 from hashlib import sha256
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -29,16 +29,12 @@ _PAGE: Final = Path(__file__).with_name("page.html")
 _ROUTES: Final = "<!--routes-->"
 
 
-class Page(NamedTuple):
-    """The chat page, and headers that let a browser run no script but the page's own script."""
-
-    body: bytes
-    headers: tuple[tuple[bytes, bytes], ...]
-
-
 @cache
-def chat_page() -> Page:
-    """Return the chat page, with a list of the routes; the page's file is read only once."""
+def chat_page() -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
+    """Return the chat page with a list of the routes, and the headers of its answer.
+
+    With these headers a browser runs no script but the page's own. The file is read only once.
+    """
     rows = []
     for path, route in ROUTES.items():
         shown = escape(path)
@@ -56,7 +52,7 @@ def chat_page() -> Page:
         (b"referrer-policy", b"no-referrer"),
         (b"cache-control", b"no-store"),
     )
-    return Page(text.encode(), headers)
+    return text.encode(), headers
 
 
 def _digest(text: str, name: str) -> str:

@@ -278,7 +278,7 @@ class Gateway(AsgiApp):
         gated = [(label, engine) for label, engine in labelled if engine.gate.units is not None]
         return {
             "in_flight": [(label, engine.outstanding) for label, engine in labelled],
-            "units_in_flight": [(label, engine.units) for label, engine in labelled],
+            "units_in_flight": [(label, engine.gate.counted) for label, engine in labelled],
             "kv_tokens_reserved": [(label, engine.gate.reserved) for label, engine in gated],
             "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
             "engine_up": [(label, int(engine.serves)) for label, engine in labelled],

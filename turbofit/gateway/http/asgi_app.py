@@ -162,9 +162,9 @@ class AsgiApp(ABC):
                 return
             request.out += self._origins.check(request.headers)
             if request.method in ("GET", "HEAD") and path.rstrip(b"/") in _PAGES:
-                page = chat_page()  # the same for everybody: it tells nothing of this server
-                request.out += page.headers
-                await answer(request, send, 200, page.body, "text/html; charset=utf-8")
+                page, headers = chat_page()  # the same for everybody: no key is needed
+                request.out += headers
+                await answer(request, send, 200, page, "text/html; charset=utf-8")
                 return
             if path.rstrip(b"/") != b"/health":
                 # Before the route: without a key nobody learns which routes exist.

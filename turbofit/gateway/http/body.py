@@ -144,14 +144,14 @@ class Bodies:
         window, left = config.body_window_seconds, arrival.ends - time.monotonic()
         came = arrival.size - before
         if left <= 0:
-            arrival.give_up(_slow(f"the body did not arrive within {config.body_seconds:g} s"))
+            why = f"the body did not arrive within {config.body_seconds:g} s"
+            arrival.give_up(Refusal("slow_body", message=why))
         elif came < config.body_rate * window:
-            arrival.give_up(
-                _slow(
-                    f"{came} bytes of the body came in {window:g} s, the "
-                    f"least is {config.body_rate} a second"
-                )
+            why = (
+                f"{came} bytes of the body came in {window:g} s, the "
+                f"least is {config.body_rate} a second"
             )
+            arrival.give_up(Refusal("slow_body", message=why))
         else:
             self._look_in(min(window, left), arrival)
 
@@ -196,7 +196,3 @@ class Bodies:
         raise Refusal(
             "too_many_bodies", taken=held_bytes, left=max(0, free), room=self._room, retry_after=1
         )
-
-
-def _slow(message: str) -> Refusal:
-    return Refusal("slow_body", message=message)

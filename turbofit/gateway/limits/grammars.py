@@ -20,9 +20,10 @@ _DEPTH: Final = 64
 #: The most tools of a request; a model's template writes each of them into the prompt, which takes
 #: 0.04 s for 64 KiB of them and 1 s for a MiB (`bench/gateway/STALLS.md`).
 _TOOLS: Final = 128
-#: Fields with schemas, and their types.
-_FIELDS: Final = {"response_format": dict, "text": dict, "tools": list}
-_TYPES: Final = {dict: "object", list: "list"}
+#: Fields with schemas, their types in Python, and in JSON.
+_FIELDS: Final = {
+    "response_format": (dict, "object"), "text": (dict, "object"), "tools": (list, "list"),
+}  # fmt: skip
 #: Values of ``tool_choice`` that force a call, of all APIs.
 #: lmdeploy lmdeploy/serve/anthropic/adapter.py::normalize_tool_choice #2404e7
 _FORCED: Final = ("required", "any")
@@ -65,12 +66,12 @@ def check_grammars(body: JsonObject) -> None:
     Raises:
         Refusal: a field is of another type, too long, or nested too deep; or too many tools.
     """
-    for name, wanted in _FIELDS.items():
+    for name, (kind, kind_name) in _FIELDS.items():
         if name not in body:
             continue
         value = body[name]
-        if not isinstance(value, wanted):
-            raise refused(name, f"is no {_TYPES[wanted]}")
+        if not isinstance(value, kind):
+            raise refused(name, f"is no {kind_name}")
         if name == "tools" and len(value) > _TOOLS:
             raise refused(name, f"has {len(value)} tools, the limit is {_TOOLS}")
         size = len(msgspec.json.encode(value))

@@ -127,8 +127,8 @@ _COMPLETIONS: Final[Mapping[str, Rule]] = {
     "suffix": _UNREAD,
     "echo": Flag(),
     # Any value causes an answer 500: lmdeploy openai/endpoints/completions.py `logprobs is removed`
-    "logprobs": IntegerRule(
-        most=0, instead=" on this route: /v1/chat/completions and /generate give log probabilities"
+    "logprobs": RefusedRule(
+        why="is not taken here: /v1/chat/completions and /generate give log probabilities"
     ),
 }
 _GENERATE: Final[Mapping[str, Rule]] = {

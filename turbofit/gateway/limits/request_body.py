@@ -159,15 +159,13 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
     if not isinstance(content, list):
         return
     if role == "assistant":
-        _forget_unknown(parsed, "messages", content, (*_TEXT_PARTS, *_IMAGE_PARTS, "refusal"))
+        _forget_unknown(parsed, "messages", content, (*_TEXT_PARTS, *_IMAGE_PARTS))
     for index, part in enumerate(content):
         kind = _part_type(part)
         if kind in _TEXT_PARTS:
             if not isinstance(part.get("text"), str):
                 raise refused("messages", "holds a text part without text")
             content[index] = {"type": "text", "text": part["text"]}
-        elif kind == "refusal" and role == "assistant":
-            content[index] = {"type": "text", "text": str(part.get("refusal", ""))}
         elif kind in (*_IMAGE_PARTS, *_CLIP_PARTS):
             parsed.slots.append(_medium(role, content, index))
         else:
@@ -345,7 +343,7 @@ def _processor_fields(parsed: Parsed) -> None:
         if name == "mm_processor_kwargs" and parsed.slots:
             parsed.of_images = _taken_out(value, "image") or parsed.of_images
         if value:
-            parsed.lowered.append(f"{name}={_names_in(value) or 'set'}->none")
+            parsed.lowered.append(f"{name}=set->none")
 
 
 def _taken_out(value: Any, key: str) -> dict[str, Any]:
@@ -354,12 +352,6 @@ def _taken_out(value: Any, key: str) -> dict[str, Any]:
         return {}
     inner: dict[str, Any] = value.pop(key)
     return inner
-
-
-def _names_in(value: Any) -> str:
-    """Return the names in an object, shortened for a header."""
-    names = "+".join(sorted(value)) if isinstance(value, dict) else ""
-    return "".join(c for c in names[:40] if c.isascii() and (c.isalnum() or c in "_+"))
 
 
 _READERS: Final[dict[str, Callable[[Parsed], object]]] = {

@@ -88,14 +88,12 @@ class IntegerRule(Rule):
     """A rule for a whole number from ``least`` to ``most``.
 
     ``over`` says what happens to a larger number; ``wrap`` takes any number modulo ``most`` + 1,
-    for a seed. ``instead`` is the end of a refusal's message, which tells the client which route to
-    use.
+    for a seed.
     """
 
     least: int = 0
     most: Most = (1 << 31) - 1
     over: Literal["refuse", "lower", "wrap"] = "refuse"
-    instead: str = ""
 
     def hold(self, name: str, value: Any, scope: Scope) -> int:
         number, most = _whole(name, value), scope.number(self.most)
@@ -105,7 +103,7 @@ class IntegerRule(Rule):
         if self.over == "wrap":
             return number % (most + 1)
         if number < self.least or (number > most and self.over != "lower"):
-            raise refused(name, f"is {shown(number)}, it must be {between}{self.instead}")
+            raise refused(name, f"is {shown(number)}, it must be {between}")
         return min(number, most)
 
 

@@ -130,10 +130,6 @@ class RoutedEngine:
         self.left: deque[Present] = deque(maxlen=_LEFT)
 
     @property
-    def units(self) -> int:
-        return self.gate.counted
-
-    @property
     def in_turn(self) -> frozenset[str]:
         """The fingerprints of the suspects that have their turns at this engine."""
         return frozenset(turn.fingerprint for turn in self.turns.values())
@@ -182,7 +178,7 @@ class RoutedEngine:
         The key compares the requests that an engine would have with one more, divided by its share,
         then the vision units, divided by its share.
         """
-        return (self.outstanding + 1) / self.share, self.units / self.share, self.index
+        return (self.outstanding + 1) / self.share, self.gate.counted / self.share, self.index
 
     def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
         """Return whether the engine takes requests, and has room for another request of this cost.
