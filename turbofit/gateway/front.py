@@ -113,8 +113,8 @@ class Front(AsgiApp):
     def _forwarder_to(self, fleet: Fleet) -> RequestForwarder:
         admission = Admission(fleet, at_once=self.config.max_concurrent_requests)
         return RequestForwarder(
-            fleet, admission, self._upstream, self, DenyList(), self._bodies, self.metrics,
-            before_nodes=True,
+            fleet, admission, self._upstream, self.doubt, self.suspect, DenyList(), self._bodies,
+            self.metrics, before_nodes=True,
         )  # fmt: skip
 
     async def startup(self) -> None:

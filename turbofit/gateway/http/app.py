@@ -105,8 +105,8 @@ class Gateway(AsgiApp):
         self.grammars: GrammarTrials | None = None
         self._asked: asyncio.Future[dict[int, int]] | None = None
         self._forwarder = RequestForwarder(
-            self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
-            self._bodies, self.metrics,
+            self.fleet, self.admission, self._upstream, self.monitor.doubt, self.monitor.suspect,
+            self.deny_list, self._bodies, self.metrics,
         )  # fmt: skip
 
     @property

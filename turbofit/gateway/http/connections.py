@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from contextlib import suppress
 from hashlib import sha256
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 from uuid import uuid4
 
 from turbofit.core.errors import UsageError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from turbofit.gateway.config import ConnectionLimits, GatewayConfig
-    from turbofit.gateway.http.protocol import LimitedProtocol
 
 _RETRY_SECONDS: Final = 2
 #: The word under which connections from fronts are counted, instead of an address.
@@ -45,6 +44,14 @@ _SHOWN: Final = 80
 _HOST: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::\d*)?")
 #: A list of header names, separated by commas.
 _NAMES: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:, ?[A-Za-z0-9_-]{1,64}){0,63}")
+
+
+class ClientConnection(Protocol):
+    def make_room(self) -> None:
+        """Close the connection, on which no request runs, to make room for another client."""
+
+    def has_unread(self) -> bool:
+        """Return whether unread bytes, probably a request, have come, or a refusal is unsent."""
 
 
 class Networks:
@@ -102,10 +109,10 @@ class Connections:
     ) -> None:
         self._most, self._most_of_one = limits.connections, limits.connections_per_address
         self._proxies, self.count = proxies, count
-        self._of: dict[LimitedProtocol, str] = {}
+        self._of: dict[ClientConnection, str] = {}
         self._number_of: Counter[str] = Counter()
         #: Waiting connections, that with the longest wait first, and when the wait of each began.
-        self._waiting: OrderedDict[LimitedProtocol, float] = OrderedDict()
+        self._waiting: OrderedDict[ClientConnection, float] = OrderedDict()
         #: Whether the server ends and cuts off open requests, and the number of requests cut off.
         self.ending, self.cut = False, 0
         #: Whether new requests are refused, while running ones may finish.
@@ -125,7 +132,7 @@ class Connections:
     def lower(self, most: int) -> None:
         self._most = min(self._most, most)
 
-    def opened(self, connection: LimitedProtocol, host: str) -> Refusal | None:
+    def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
         """Count a new connection; return a refusal if there is no room for it, else None.
 
         A refused connection also counts until it is closed.
@@ -144,7 +151,7 @@ class Connections:
         self.waits(connection)
         return refusal
 
-    def apart(self, connection: LimitedProtocol) -> None:
+    def apart(self, connection: ClientConnection) -> None:
         """Stop counting a front's connection for its address, since a front has many clients.
 
         The connection still counts among all connections.
@@ -153,18 +160,18 @@ class Connections:
             self.closed(connection)
             self._count_of(connection, _FRONT)
 
-    def _count_of(self, connection: LimitedProtocol, address: str) -> None:
+    def _count_of(self, connection: ClientConnection, address: str) -> None:
         self._of[connection] = address
         self._number_of[address] += 1
 
-    def waits(self, connection: LimitedProtocol) -> None:
+    def waits(self, connection: ClientConnection) -> None:
         if connection in self._of:
             self._waiting[connection] = time.monotonic()
 
-    def works(self, connection: LimitedProtocol) -> None:
+    def works(self, connection: ClientConnection) -> None:
         self._waiting.pop(connection, None)
 
-    def closed(self, connection: LimitedProtocol) -> None:
+    def closed(self, connection: ClientConnection) -> None:
         """Stop counting a connection; calling it twice does no harm."""
         self.works(connection)
         address = self._of.pop(connection, None)

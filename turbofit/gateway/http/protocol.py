@@ -194,7 +194,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._close()
 
     def make_room(self) -> None:
-        """Close the connection, on which no request runs, to make room for another client."""
         self._deaf = True
         if self.transport.get_write_buffer_size():
             self.transport.abort()
@@ -202,7 +201,6 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def has_unread(self) -> bool:
-        """Return whether unread bytes, probably a request, have come, or a refusal is unsent."""
         if self._deaf and self.transport.get_write_buffer_size():
             return True  # its last message is being sent
         socket = self.transport.get_extra_info("socket")

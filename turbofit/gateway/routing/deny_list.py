@@ -106,7 +106,7 @@ class DenyList:
         ``sent_at`` is the time when that request was sent.
         """
         death = engine.note_death(sent_at)
-        there = [request.present for request in engine.in_flight] + engine.left_lately()
+        there = [*engine.in_flight, *engine.left_lately()]
         there = [present for present in there if present.fingerprint is not None]
         if there and not death.noted:
             self._note(death, there, engine.in_turn)

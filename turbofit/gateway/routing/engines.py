@@ -7,13 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import Cost, Gate
-
-if TYPE_CHECKING:
-    from turbofit.gateway.routing.request_forwarder import Exchange
 
 #: Seconds for which an engine is assumed to have a request whose client left. If the answer comes
 #: in one piece, LMDeploy notices that only at the next token; the first may take longer. A stream
@@ -113,8 +110,8 @@ class RoutedEngine:
         self.check_open = False
         #: When its supervisor, which sees no sign of life, will end it; infinity if it sees one.
         self.ends_at = _NEVER
-        #: Its requests, in the order in which they came.
-        self.in_flight: dict[Exchange, None] = {}
+        #: Its requests in the order in which they came, each with the function that ends it.
+        self.in_flight: dict[Present, Callable[[], None]] = {}
         #: The tokens that it had counted when a probe last failed; 0 if unknown.
         self.tokens = 0.0
         #: The turns of suspects that are at the engine by their places, see `deny_list`.
@@ -246,8 +243,8 @@ class RoutedEngine:
         return [present for present in self.left if at - present.left_at < LEFT_SECONDS]
 
     def abort_all(self) -> None:
-        for request in tuple(self.in_flight):
-            request.abort()
+        for abort in tuple(self.in_flight.values()):
+            abort()
 
 
 class Outage(NamedTuple):

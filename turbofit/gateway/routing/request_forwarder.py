@@ -18,14 +18,14 @@ from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
 from turbofit.gateway.upstream import Died, Unreachable
 
 if TYPE_CHECKING:
-    from turbofit.gateway.front import Front
+    from collections.abc import Callable
+
     from turbofit.gateway.http.body import Bodies
     from turbofit.gateway.http.metrics import Metrics
     from turbofit.gateway.http.request_context import RequestContext, Send
     from turbofit.gateway.routing.admission import Admission, Place
     from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.engines import Fleet
-    from turbofit.gateway.routing.health import Monitor
+    from turbofit.gateway.routing.engines import Fleet, RoutedEngine
     from turbofit.gateway.upstream import Upstream
 
     HeaderList = list[tuple[bytes, bytes]]
@@ -74,17 +74,16 @@ class Exchange(ForwardOutcome):
         self._by, self._request, self._route, self._send = forwarder, request, request.route, send
         self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
-        self.last_byte_at = time.monotonic()
         #: Whether the engine answered that it cannot serve.
         self._failed = False
 
     async def run(self) -> None:
         """Send the request and pass the answer on; raise `Unreachable` if nothing was sent."""
         engine, left = self._engine, False
-        engine.in_flight[self] = None
-        self.present.sent_at, self.present.begun = self.last_byte_at, False
+        engine.in_flight[self.present] = self.abort
+        self.present.sent_at, self.present.begun = time.monotonic(), False
         if not engine.owes:
-            engine.asked_at = self.last_byte_at
+            engine.asked_at = self.present.sent_at
         engine.outstanding += 1
         try:
             await self._ask()
@@ -104,7 +103,7 @@ class Exchange(ForwardOutcome):
             await self._end_broken()
         finally:
             engine.outstanding -= 1
-            engine.in_flight.pop(self, None)
+            engine.in_flight.pop(self.present, None)
             self._leave(left)
 
     def _leave(self, left: bool) -> None:
@@ -117,11 +116,11 @@ class Exchange(ForwardOutcome):
         goes_on = not self.present.begun and (left or self.broken)
         self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
         if self.broken or self._failed:
-            by.monitor.suspect(engine)
+            by.suspect(engine)
             # An engine that broke off before a byte came is starting again, or soon will. It is
             # empty and would be chosen before the others, and would break off every request.
             if self.broken and not self.started and by.fleet.open > engine.up:
-                by.monitor.doubt(engine)
+                by.doubt(engine)
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
 
     def abort(self) -> None:
@@ -136,11 +135,7 @@ class Exchange(ForwardOutcome):
         self.broken = True
         if not self._by.before_nodes:  # a node outlives its engines: no request ends it
             self._by.deny_list.engine_died(self._engine, self.present.sent_at)
-        self._engine.in_flight.pop(self, None)
-
-    def _hear(self) -> None:
-        self._engine.note_byte()
-        self.last_byte_at = self._engine.last_byte_at
+        self._engine.in_flight.pop(self.present, None)
 
     def _succeeded(self) -> None:
         """Note that the engine works, unless it has died since the request was sent."""
@@ -196,7 +191,7 @@ class Exchange(ForwardOutcome):
         if end is not None:
             events = events[: end.start()]
         if not events:
-            self._hear()
+            self._engine.note_byte()
         else:
             self._note_events(events)
             if not self.started:
@@ -208,19 +203,18 @@ class Exchange(ForwardOutcome):
             raise self._loop_ended()
 
     def _loop_ended(self) -> Died:
-        self._by.monitor.doubt(self._engine)
+        self._by.doubt(self._engine)
         return Died("the engine's loop has ended")
 
     def _note_events(self, events: bytes) -> None:
         if self.first_byte is not None:
-            self._hear()
+            self._engine.note_byte()
             return
         if self._route.api == "responses" and not _GENERATED.search(events):
             self._failed |= _FAILED.search(events) is not None
             return
         self.first_byte = time.perf_counter()
         self.present.begun = True
-        self.last_byte_at = time.monotonic()
         if events.startswith(_ERROR_EVENTS):
             self._failed = True
             return
@@ -236,7 +230,7 @@ class Exchange(ForwardOutcome):
         while chunk := await response.content.readany():
             data += chunk
             self.present.begun = True
-            self._hear()
+            self._engine.note_byte()
             if len(data) > _LARGEST_ANSWER:
                 # 422, since clients would try again after a 5xx.
                 raise Refusal("answer_too_large", most=_LARGEST_ANSWER)
@@ -315,7 +309,10 @@ class RequestForwarder:
     fleet: Fleet
     admission: Admission
     upstream: Upstream
-    monitor: Monitor | Front
+    #: Sends an engine no new requests until it answers.
+    doubt: Callable[[RoutedEngine], None]
+    #: Notes that a request failed at an engine.
+    suspect: Callable[[RoutedEngine], None]
     deny_list: DenyList
     bodies: Bodies
     metrics: Metrics
@@ -340,7 +337,7 @@ class RequestForwarder:
                 return await exchange.run()
             except Unreachable as exc:
                 # The request was not sent: the next requests get another engine.
-                self.monitor.doubt(engine)
+                self.doubt(engine)
                 self.metrics.count("engine_failures_total", f"engine={engine.index}")
                 # The engine may have died of an equal request.
                 if exc.ended:
@@ -357,7 +354,7 @@ class RequestForwarder:
                 if turn is not None and turn.alone:
                     until = time.monotonic() + _LONGEST_WAIT
                     others = place.engine.in_flight
-                    while time.monotonic() < until and not all(it.present.begun for it in others):
+                    while time.monotonic() < until and not all(request.begun for request in others):
                         await asyncio.sleep(_LOOK)
                 # The deny list may have changed during the wait.
                 same = self.deny_list.turn(present) == turn
