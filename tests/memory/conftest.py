@@ -48,6 +48,18 @@ def machine_of(count: int, **kw: int) -> Machine:
     )
 
 
+def cut(name: str, layers: int, experts: int = 0, *, packed: bool = True) -> Model:
+    """A preset of fewer layers, and of fewer experts."""
+    model = resolve_model(name)
+    moe = model.text.moe
+    if moe is not None:
+        dense = model.text.layers - moe.layers
+        moe = replace(moe, layers=layers - dense, experts=experts or moe.experts)
+    quantization = model.quantization if packed else None
+    text = replace(model.text, layers=layers, moe=moe)
+    return replace(model, text=text, quantization=quantization)
+
+
 def launch_on(
     on: str | Machine,
     model: str | Model,

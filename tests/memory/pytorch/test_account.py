@@ -7,90 +7,32 @@ segments at tp 2 (bench/rehearsal/PYTORCH.md is of the same): MiB by torch's own
 from __future__ import annotations
 
 import ast
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 import turbofit
-from tests.memory.conftest import card, launch_on, machine_of
+from tests.memory.conftest import launch_on
+from tests.memory.pytorch.test_cache import STATE, WINDOW
 from turbofit import api
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import Plan, Settings
 from turbofit.core.units import MIB
-from turbofit.memory.account import VisionLoad
-from turbofit.memory.pytorch import weights as pytorch_weights
 from turbofit.memory.pytorch.account import Pytorch, PytorchAccount, capture_sizes
-from turbofit.memory.pytorch.activations import Activations, Prefill
-from turbofit.memory.pytorch.cache import engine_bound, units_met
 from turbofit.memory.pytorch.weights import (
     environment,
     load_constants,
-    segments,
-    share_of,
-    weight_classes,
 )
-from turbofit.memory.turbomind.weights import load_constants as load_turbomind
-from turbofit.memory.turbomind.weights import weight_classes as turbomind_classes
+from turbofit.memory.start_outcome import outcome_at
 from turbofit.model.source import resolve_model
-from turbofit.planning.commands import commands, private_commands
 
 CONSTANTS = load_constants()
 ENGINE = Pytorch("0.18")
-
-
-class Seen(NamedTuple):
-    """One rehearsal: tensors of the weights, then what was live above what stayed afterwards.
-
-    ``prompt`` are tokens of the image case, where they were fewer than a prefill's.
-    """
-
-    model: str
-    tp: int
-    weights: float
-    text: float
-    vision: float = 0.0
-    units: int = 0
-    prefill: int = 8192
-    context: int = 32768
-    prompt: int | None = None
-
-
-SEEN = [
-    Seen("qwen2.5-7b", 1, 14525.6, 932.5),
-    Seen("llama-3.1-8b", 1, 15316.5, 836.5, context=41024),
-    Seen("qwen2-vl-7b", 1, 15814.5, 932.9, 2827.9, 65536),
-    Seen("qwen2-vl-7b", 1, 15814.5, 233.5, 353.8, 8192, prefill=2048),
-    Seen("internvl3-8b-hf", 1, 15152.7, 932.5, 904.8, 26),
-    Seen("internvl3-8b", 1, 15152.7, 932.5, 437.4, 13, prompt=3382),
-    Seen("qwen2.5-vl-7b", 1, 15816.1, 932.9, 2721.9, 65536, context=30336),
-    Seen("qwen2-vl-2b", 1, 4213.3, 429.0, 2764.0, 65536),
-    Seen("qwen2-vl-2b", 2, 2363.5, 288.7, 2124.9, 65536),
-    Seen("qwen2-vl-7b", 2, 8991.1, 636.7, 2188.9, 65536),
-    Seen("internvl3-8b-hf", 2, 8615.2, 636.5, 630.7, 26),
-]
-
-
-@pytest.mark.parametrize("seen", SEEN, ids=lambda seen: f"{seen.model}-tp{seen.tp}-{seen.units}")
-def test_weights_and_forwards_are_the_engine_s_and_never_under(seen: Seen) -> None:
-    model = resolve_model(seen.model)
-    held = sum(weight_classes(model, seen.tp).values()) / MIB
-    # Over where the projector is sharded too, as in the hf format of InternVL.
-    assert seen.weights - 2 <= held <= seen.weights * 1.0035
-    settings = Settings(tp=seen.tp, max_prefill_token_num=seen.prefill, max_batch_size=8)
-    work = Activations(model, settings, CONSTANTS)
-    size = work.prefill(Prefill(tokens=seen.prefill, context=seen.context)) / MIB
-    assert seen.text <= size <= seen.text * 1.03 + 4
-    if seen.units:
-        tokens = seen.prompt or max(seen.prefill, model.image_rule.unit_tokens(seen.units))
-        forward = Prefill(tokens=tokens, context=seen.context, units=seen.units)
-        # Within 2 % of a 24 GB card.
-        assert seen.vision <= work.prefill(forward) / MIB <= seen.vision + 0.02 * 24576 + 1
 
 
 def account(
@@ -156,108 +98,6 @@ def test_quantised_caches_hold_scales_and_zeros() -> None:
         for one in (account("llama-2-7b", quant_policy=policy) for policy in (0, 4, 42))
     )
     assert turbo > four == plain
-
-
-def terms(model: Model, capability: tuple[int, int] | str, **changes: object) -> dict[str, int]:
-    gpu = replace(card(total=80000), compute_capability=capability)
-    machine = replace(machine_of(1), gpus=(gpu,))
-    ledger = account(model, machine, session_len=4096, **changes).ledgers_at(0.5)[0].terms
-    return {term.term: term.bytes for term in ledger}
-
-
-def test_awq_is_held_twice_on_hopper_alone():
-    model = resolve_model("qwen2.5-7b-awq")
-    classes = weight_classes(model, 1)
-    packed = classes["attention"] + classes["mlp"]
-    hopper = terms(model, (9, 0))
-    assert packed < hopper["weights.packed_copy"] < 1.12 * packed
-    assert "packed_kernels" in hopper
-    assert terms(model, "NA")["weights.packed_copy"] == hopper["weights.packed_copy"]
-    for other in ((8, 6), (10, 0)):
-        assert "weights.packed_copy" not in terms(model, other)
-        assert "packed_kernels" not in terms(model, other)
-    assert "weights.packed_copy" not in terms(resolve_model("qwen2.5-7b"), (9, 0))
-
-
-def test_layers_left_unpacked_are_counted_from_the_files():
-    """Files that hold 600 MiB more than packed layers would: the rest stays at 16 bits."""
-    model = resolve_model("internvl2-8b-awq")
-    exact = replace(model, source=replace(model.source, sizes="file"))
-    more = replace(exact, weight_bytes=model.weight_bytes + 600 * MIB)
-    for classes in (weight_classes, partial(turbomind_classes, constants=load_turbomind())):
-        assert classes(more, 4)["unpacked"] == 600 * MIB // 4
-        assert "unpacked" not in classes(exact, 4)
-
-
-@pytest.mark.parametrize(
-    ("tp", "backend", "kind"),
-    [
-        (1, None, "expandable"), (1, "mp", "expandable"), (1, "ray", "fixed"),
-        (2, None, "fixed"), (2, "mp", "expandable"), (2, "ray", "fixed"),
-    ],
-)  # fmt: skip
-def test_rays_workers_refuse_expandable_segments_whatever_their_number(tp, backend, kind):
-    settings = Settings(tp=tp, distributed_executor_backend=backend)
-    assert segments(settings) == kind
-    names = environment(settings, resolve_model("qwen2-vl-7b"))
-    assert ("PYTORCH_CUDA_ALLOC_CONF" in names) is (kind == "expandable")
-
-
-@pytest.mark.parametrize(("on", "known"), [("1xh100", True), ("1xrtx4090", True), ("1xl4", False)])
-def test_torch_is_held_to_its_plan_and_half_the_margin(monkeypatch, on, known):
-    """On a real H100 torch took all but 111 MiB of the card, on pretend ones all but 12."""
-    monkeypatch.setattr(pytorch_weights, "torch_takes_a_share", lambda: known)
-    plan = turbofit.plan("qwen2.5-vl-7b", on=on, engine="pytorch")
-    (launched,) = private_commands(plan, [5000], "/models/x", "name")
-    words = launched.env["PYTORCH_CUDA_ALLOC_CONF"]
-    # A torch that does not know the option would end, and so may one that a person starts.
-    assert [one.env["PYTORCH_CUDA_ALLOC_CONF"] for one in commands(plan)] == [
-        "expandable_segments:True"
-    ]
-    # An option that no plan counts takes of the margin.
-    (more,) = private_commands(plan, [5000], "/models/x", "name", ["--hf-overrides"], held=False)
-    assert more.env["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
-    if not known:
-        assert words == "expandable_segments:True"
-        return
-    segments, _, limit = words.partition(",per_process_memory_fraction:")
-    assert segments == "expandable_segments:True"
-    (ledger,) = plan.ledgers
-    usable = ledger.total - ledger.reserved
-    outside = ("cuda_context", "kernel_modules")
-    most = float(limit) * usable + sum(t.bytes for t in ledger.terms if t.term in outside)
-    assert most == pytest.approx(ledger.peak + ledger.margin / 2, abs=usable * 0.0001)
-    assert usable - most > 120 * MIB
-
-
-def test_what_a_budget_withholds_is_no_room_for_torch():
-    """Another model's half of the card is in the margin: torch took 18 GiB of it."""
-    plan = turbofit.plan("qwen2.5-vl-7b", on="1xh100", engine="pytorch", budget="40GiB")
-    (ledger,) = plan.ledgers
-    outside = ("cuda_context", "kernel_modules")
-    beside = sum(term.bytes for term in ledger.terms if term.term in outside)
-    most = share_of([ledger]) * (ledger.total - ledger.reserved) + beside
-    assert most == pytest.approx(ledger.peak + (ledger.margin - ledger.withheld) / 2)
-    assert ledger.peak < most < ledger.budget
-
-
-@pytest.mark.parametrize(
-    ("crops", "images", "chunk", "meet"),
-    [
-        # Phi-3.5's smallest page is 313 tokens, and as many tiles as any.
-        (1, 1, 8192, 8192 // 313 * 2), (16, 1, 8192, 8192 // 313 * 17),
-        # A page of 16 tiles is 2509 tokens, and every chunk of its prompt as long: 8 small ones.
-        (16, 1, 1024, 1024 // 313 * 17), (16, 5, 1024, 5 * 17), (16, 20, 1024, 2509 // 313 * 17),
-    ],
-)  # fmt: skip
-def test_pages_that_meet_are_padded_to_the_planned_limit(crops, images, chunk, meet):
-    rule = resolve_model("phi-3.5-vision").image_rule
-    load = VisionLoad(
-        units_per_image=crops + 1, images_per_request=images, tokens_per_request=2509 * images
-    )
-    batch = 128 if chunk == 8192 else 4
-    settings = Settings(max_batch_size=batch, session_len=8192, max_prefill_token_num=chunk)
-    assert engine_bound(rule, load, settings) == meet
 
 
 def _terms(plan: Plan) -> dict[str, int]:
@@ -424,25 +264,39 @@ def test_the_engine_s_own_capture_sizes() -> None:
         assert scope[wanted](batch) == capture_sizes(Settings(max_batch_size=batch))
 
 
-def test_images_meet_by_their_tokens_and_the_next_forward_s_are_on_the_card_already() -> None:
-    """Images are never cut, and pixels of the next forward are sent while one runs."""
-    launch = launch_on("1xrtx3090", "internvl2-8b", units=None)
-    rule, load = launch.model.image_rule, launch.vision_load
-    many = Settings(max_batch_size=8, max_prefill_token_num=8192)
-    few = Settings(max_batch_size=8, max_prefill_token_num=1024)
-    one = Settings(max_batch_size=1, max_prefill_token_num=8192)
-    assert engine_bound(rule, load, many) == 32  # 8192 tokens of 256 each
-    assert engine_bound(rule, load, few) == 13  # a chunk grows for an image
-    assert engine_bound(rule, load, one) == 13
+def test_ranks_keep_whole_groups() -> None:
+    model = resolve_model("kimi-k2.5")
+    narrow = replace(model, text=replace(model.text, moe=replace(model.text.moe, intermediate=96)))
+    assert "groups of 32" in str(tp_problem(narrow, 2))
+    assert tp_problem(replace(narrow, quantization=None), 2) is None
 
-    def met(load: VisionLoad, settings: Settings) -> tuple[int, int]:
-        return units_met(engine_bound(rule, load, settings), rule, load, settings)
 
-    assert met(load, many) == (32, 32)
-    # After an image that is a chunk of its own come the small images of other requests ...
-    assert met(load, few) == (13, 4)
-    # ... or the next image of its own.
-    several = launch_on("1xrtx3090", "internvl2-8b", units=None, images=3).vision_load
-    assert met(several, few) == (13, 13)
-    # One row at a time; and a gateway that lets no more through than one forward has.
-    assert (met(load, one), met(replace(load, units_per_forward=26), many)) == ((13, 0), (26, 0))
+def test_the_worst_image_of_qwen3_omni_is_never_under() -> None:
+    """50,176 patches in one forward: 1,797.0 MiB live on pretend GPUs."""
+    plan = api.plan("qwen3-omni-30b-a3b", on="1xa100-80g", engine="pytorch")
+    terms = {term.term: term.bytes for term in plan.ledgers[0].terms}
+    seen = int(1797.0 * MIB)
+    assert plan.engines[0].units_per_forward == 50_176
+    assert seen <= terms["vision_forward"] <= seen + 0.03 * plan.ledgers[0].total
+    assert not plan.takes_videos
+
+
+def ledger(one: PytorchAccount, ratio: float = 0.5) -> dict[str, int]:
+    return {term.term: term.bytes for term in one.ledgers_at(ratio)[0].terms}
+
+
+def test_states_come_off_what_is_free_before_the_ratio() -> None:
+    free = 20_000 * MIB
+    one = account("qwen3.5-27b", on="1xh100", free=free, max_batch_size=8)
+    runtime = (8192 + 2 * 8) * 248_320 * 2
+    assert one.ratio_base == free - 10 * (WINDOW + STATE) - runtime
+    blocks = int(one.ratio_base * 0.8) // one.block_bytes
+    assert one.region_at(0.8) == blocks * one.block_bytes
+    found = ledger(one)
+    assert 0 <= found["state_cache"] - 10 * (WINDOW + STATE) < CONSTANTS.page
+    assert list(found).index("state_cache") == list(found).index("kv_cache") + 1
+    assert "state_cache" not in ledger(account("qwen2-vl-7b"))
+    most = account("qwen3.5-27b", on="1xh100", max_batch_size=512)
+    assert most.best_ratio() is None
+    fate = outcome_at(most, 0.8)
+    assert (fate.kind, "state_cache 38.0 GiB" in fate.text) == ("buffers", True), fate.text
