@@ -1,4 +1,4 @@
-"""Older engines: generations read from data, order and sizes, and figures that were published."""
+"""Older TurboMind: order and sizes of its memory, and figures that were published."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from msgspec.structs import replace
 import turbofit
 import turbofit.api
 from tests.memory.conftest import check_ledger, launch_on
-from turbofit.core.errors import PackageError, UsageError
-from turbofit.core.model import Quantization
+from turbofit.core.errors import PackageError
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.kernels.census import released
 from turbofit.machine.source import machine_from
@@ -19,15 +18,11 @@ from turbofit.memory.legacy.generations import (
     Generation,
     TorchGeneration,
     generation_of,
-    legacy_weight_classes,
-    torch_generation_of,
-    unread,
 )
-from turbofit.memory.legacy.pytorch import LegacyPytorch, LegacyTorchAccount
+from turbofit.memory.legacy.pytorch import LegacyPytorch
 from turbofit.memory.legacy.turbomind import LegacyAccount, LegacyTurbomind, _Forward
 from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.turbomind.weights import load_constants
-from turbofit.memory.versions import is_legacy
 from turbofit.model.source import resolve_model
 
 
@@ -87,51 +82,6 @@ def test_a_count_of_blocks_was_taken_and_other_options_are_checked_beside_it(
     assert found is None if said is None else said in str(found)
 
 
-@pytest.mark.parametrize(
-    ("name", "tp", "version", "said"),
-    [
-        ("qwen2.5-1.5b", 4, "0.5.3", "a floating point exception"),  # 2 KV heads
-        ("qwen2.5-1.5b", 4, "0.6.0", "an assertion"),
-        ("qwen2.5-1.5b", 4, "0.6.4", "an assertion"),
-        ("qwen2.5-1.5b", 4, "0.6.5", None),
-        ("qwen2.5-1.5b", 4, "0.7.0", None),
-        ("qwen2.5-1.5b", 2, "0.5.3", None),
-        ("internvl2.5-4b", 8, "0.6.4", "2 of them over 8 ranks"),
-        ("qwen2.5-1.5b", 3, "0.5.3", "takes powers of two"),
-        ("qwen2.5-1.5b", 3, "0.6.0", "2 of them over 3 ranks"),
-        ("qwen2.5-1.5b", 3, "0.13.0", "only over a multiple of them"),
-        ("internvl2-8b", 8, "0.5.3", None),
-        ("qwen2.5-7b-awq", 8, "0.5.3", "repeats no KV heads"),
-    ],
-)
-def test_heads_and_widths_were_dealt_to_ranks_otherwise(name, tp, version, said):
-    found = LegacyTurbomind(version).tp_problem(resolve_model(name), tp)
-    assert found is None if said is None else said in str(found)
-
-
-@pytest.mark.parametrize(
-    ("engine", "method", "group", "last_without", "first_with"),
-    [
-        ("turbomind", "gptq", 128, "0.5.3", "0.6.0"),
-        ("turbomind", "fp8", 128, "0.8.0", "0.9.0"),
-        ("turbomind", "mxfp4", 32, "0.9.2", "0.10.0"),
-        ("turbomind", "compressed-tensors", 128, "0.11.1", "0.12.0"),
-        ("turbomind", "compressed-tensors", 32, "0.12.2", "0.12.3"),
-        ("pytorch", "awq", 128, "0.5.2", "0.5.3"),
-        ("pytorch", "fp8", 128, "0.6.5", "0.7.0"),
-    ],
-)
-def test_weights_are_read_since_the_release_that_brought_it(
-    engine, method, group, last_without, first_with
-):
-    packed = Quantization(method=method, bits=8 if method == "fp8" else 4, group_size=group)
-    assert str(unread(engine, last_without, packed)).endswith(f"which came with {first_with}")
-    assert unread(engine, first_with, packed) is None
-    model = replace(resolve_model("llama-2-7b"), quantization=packed)
-    with pytest.raises(UsageError, match=f"does not read {method}"):
-        engine_for(model, engine, last_without)
-
-
 @pytest.mark.parametrize("version", ["0.2.0", "0.5.3", "0.12.0"])
 def test_a_plan_s_token_is_as_large_as_the_version_s_cache_makes_it(version):
     """The oldest kept no scales with each token: a quantised one was smaller than it is today."""
@@ -142,25 +92,6 @@ def test_a_plan_s_token_is_as_large_as_the_version_s_cache_makes_it(version):
         made.engines[0].kv.region_bytes
         == made.engines[0].kv.tokens * made.engines[0].kv.bytes_per_token
     )
-
-
-@pytest.mark.parametrize(
-    ("version", "first"),
-    [
-        ("0.0.14", "0.0"), ("0.1", "0.1.0"), ("0.2.1", "0.1.0"), ("0.2.2", "0.2.2"),
-        ("0.5.2.post1", "0.5.0"), ("v0.5.3", "0.5.3"), ("0.6", "0.6.0"), ("0.6.3", "0.6.2"),
-        ("0.13", "0.12.3"), ("0.14.0", "0.14.0"), ("0.17", "0.16.0"),
-    ],
-)  # fmt: skip
-def test_a_version_belongs_to_the_last_generation_that_began(version, first):
-    assert generation_of(version).first == first
-
-
-@pytest.mark.parametrize("version", ["0.18", "0.18.0", "1.2", "latest", ""])
-def test_versions_with_an_account_of_their_own_or_none_are_refused(version):
-    assert not is_legacy(version)
-    with pytest.raises(PackageError):
-        generation_of(version)
 
 
 def launch_of(
@@ -251,24 +182,6 @@ def test_what_torch_keeps_is_of_the_stored_weights_and_a_share_of_the_embedding(
     assert ran <= kept <= ran * 1.08
 
 
-@pytest.mark.parametrize(
-    ("version", "align"),
-    [("0.5.3", 1), ("0.6.0", 128), ("0.6.3", 128), ("0.6.4", 64), ("0.11.1", 64), ("0.12.0", 32)],
-)
-def test_feed_forward_widths_of_each_rank_are_padded_by_the_version_s_own_size(version, align):
-    """Qwen2.5-7B's 18,944 channels are 2,368 on each of eight ranks, 37 times 64."""
-
-    def mlp(name, tp):
-        model = resolve_model(name)
-        return legacy_weight_classes(model, tp, load_constants(), generation_of(version))["mlp"]
-
-    assert mlp("qwen2.5-7b", 8) == 28 * 3 * 3584 * (-(-2368 // align) * align) * 2
-    # OpenGVLab/InternVL#1168: 35.25 GiB of experts on each of 16 cards, not 26.44.
-    experts = {"0.11.1": 35.25, "0.12.0": 26.4375}.get(version)
-    if experts:
-        assert mlp("internvl3.5-241b-a28b", 16) == experts * GIB + 94 * 128 * 4096 * 2
-
-
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.1", "0.5.2", "0.11.1", "0.14.0"])
 def test_a_cache_that_is_shorter_than_the_session_bounds_every_forward(version):
     """All sequences of a forward lie in the cache, and the engine cuts the session to it."""
@@ -345,35 +258,3 @@ def test_free_memory_of_0_17_is_the_engines(monkeypatch, model, card, ratio, fre
     early = [t for t in gpu.terms if t.phase in ("before", "context", "weights")]
     before = sum(t.bytes for t in early if t.basis != "estimate")
     assert 0 <= free - (gpu.total - gpu.reserved - before) <= 2 * MIB
-
-
-# The vision tower under torch.
-
-
-def torch_account(name, version, *, tp=1, on="a100-80g", **changes):
-    rules = torch_generation_of(version)
-    return LegacyTorchAccount(launch_of(name, rules, tp, on, **changes), load_constants(), rules)
-
-
-def test_blocks_by_the_formula_of_the_old_and_the_new_reserve():
-    free, vocab, block = 20000 * MIB, 152064, 64 * 28 * 4 * 2 * 128 * 2
-    old = torch_account("qwen2-vl-7b", "0.7.2", free=free, max_batch_size=128)
-    assert (old.block_bytes, old.runtime) == (block, 8192 * vocab * 7)
-    assert old.blocks_at(0.8) == int((free - old.runtime) * 0.8) // block
-    new = torch_account("qwen2-vl-7b", "0.10.2", free=free, max_batch_size=128)
-    assert new.runtime == (8192 + 256) * vocab * 2
-    # The reserve is halved until 16 blocks fit.
-    few = torch_account("qwen2-vl-7b", "0.7.2", free=1400 * MIB, max_batch_size=128)
-    assert few.runtime == 1024 * vocab * 7
-    assert few.blocks_at(0.8) >= 16
-    none = torch_account("qwen2-vl-7b", "0.7.2", free=2 * MIB, max_batch_size=128)
-    assert none.cache_shortfall_at(0.8)
-
-
-@pytest.mark.parametrize(
-    ("policy", "bits"), [(8, 128 * 16 + 64), (16, 128 * 16), (42, 128 * 6 + 48)]
-)
-def test_a_block_is_as_large_as_its_quantisation_makes_it(policy, bits):
-    """fp8 has no scales; TurboQuant 4 bits a key and 2 a value, and three scales a head."""
-    made = torch_account("qwen2-vl-7b", "0.17", free=20000 * MIB, quant_policy=policy)
-    assert made.block_bytes == 64 * 28 * 4 * bits // 8
