@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.logs.conftest import explain
-from turbofit.core.units import GIB, KIB, MIB
+from turbofit.core.units import MIB
 from turbofit.logs import facts, log_reader, subject
 from turbofit.logs.causes import hits_of
 from turbofit.logs.facts import read_runs
@@ -23,7 +23,7 @@ from turbofit.logs.log_events import (
 )
 from turbofit.logs.log_reader import LogLine, form_of, log_lines, read_line
 from turbofit.logs.subject import Subject
-from turbofit.machine.torch_memory import TorchMemory, torch_memory
+from turbofit.machine.torch_memory import TorchMemory
 from turbofit.model.names import families
 
 
@@ -83,20 +83,6 @@ def test_frames_of_python_of_notebooks_and_of_rich(text: str) -> None:
 def test_what_servers_put_before_an_error(prefix: str) -> None:
     error = "ValueError: x"
     assert [row[:2] for row in log_lines([f"{prefix}{error}\n".encode()])] == [(1, error)]
-
-
-def test_memory_text_with_private_pools_and_small_units() -> None:
-    memory = torch_memory(
-        "CUDA out of memory. Tried to allocate 512.00 KiB. GPU 3 has a total capacity of 79.15 GiB "
-        "of which 448.00 KiB is free. Including non-PyTorch memory, this process has 70.00 GiB "
-        "memory in use. Process 12 has 9.00 GiB memory in use. Of the allocated memory 60.00 GiB "
-        "is allocated by PyTorch, with 1.20 GiB allocated in private pools (e.g., CUDA Graphs), "
-        "and 3.00 GiB is reserved by PyTorch but unallocated."
-    )
-    assert (memory.requested, memory.free, memory.gpu) == (512 * KIB, 448 * KIB, 3)
-    assert (memory.process, memory.allocated, memory.cached) == (70 * GIB, 60 * GIB, 3 * GIB)
-    assert memory.others == ((12, 9 * GIB),)
-    assert torch_memory("CUDA out of memory. Tried to allocate 2 bytes.").requested == 2
 
 
 def test_rows_clean_what_terminals_and_launchers_add() -> None:

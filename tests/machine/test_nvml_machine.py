@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import re
-import sys
-import threading
-from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -22,25 +19,13 @@ from tests.support.nvml import (
     gpu_h100,
     in_process,
 )
-from tests.support.waiting import HANG
-from turbofit.core.errors import MachineError, PackageError
-from turbofit.core.machine import Machine
+from turbofit.core.errors import MachineError
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from turbofit.machine import nvml, nvml_machine
 from turbofit.machine.nvml import Nvml
 from turbofit.machine.nvml_machine import UNKNOWN_HOLDER, Device, read_devices
 from turbofit.machine.presets import load_preset
 from turbofit.machine.source import machine_from
-
-
-@pytest.fixture
-def measured(nvml_library: Path, tmp_path: Path):
-    def measured(scenario: Scenario | None, gpus: str | None = None, **environ: str) -> Machine:
-        with in_process(nvml_library, scenario, tmp_path):
-            return machine_from(None, gpus=gpus, environ=environ)
-
-    return measured
 
 
 def test_slices_of_the_environment_are_budgets(measured):
@@ -112,20 +97,6 @@ def test_a_lost_gpu_is_a_warning_or_stops_where_it_is_needed(measured):
             measured(Scenario([gpu_3090(0, no_handle=no_handle)]))
 
 
-def test_no_gpu_no_driver_and_no_pynvml(measured, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(MachineError, match="sees no GPU"):
-        measured(Scenario([]))
-    with pytest.raises(MachineError, match="Driver Not Loaded") as caught:
-        measured(None)
-    assert "--on" in caught.value.hint
-    assert caught.value.exit_code == 4
-    with pytest.raises(MachineError, match="cannot be opened"):
-        measured(Scenario([gpu_3090()], init_error=18))
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(PackageError, match="nvidia-ml-py"):
-        Nvml()
-
-
 def test_mig_instances_are_numbered_after_whole_gpus_and_planned_by_themselves(measured):
     parts = [Mig("MIG-aaaa", 40448 * MIB, sms=60, gi=2), Mig("MIG-bbbb", 20096 * MIB, sms=32, gi=5)]
     scenario = Scenario([gpu_h100(0, mig=True, migs=parts), gpu_h100(1)], p2p=P2P_NVLINK)
@@ -161,22 +132,6 @@ def test_a_card_that_is_not_of_that_name_takes_nothing_of_its_preset(measured, n
     assert (gpu.memory_bandwidth, gpu.dense_flops, gpu.l2, gpu.total) == (NA, NA, NA, total * MIB)
     (text,) = [text for text in machine.warnings if text.startswith(name)]
     assert said in text
-
-
-def test_a_driver_that_never_answers_keeps_no_plan_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = threading.Event()
-
-    def hung() -> None:
-        answers.wait(HANG)
-        raise OSError
-
-    monkeypatch.setattr(nvml_machine, "Nvml", hung)
-    monkeypatch.setattr(nvml_machine, "_LONGEST", 0.01)
-    with pytest.raises(MachineError, match="driver has not answered") as told:
-        machine_from(None, environ={})
-    answers.set()
-    wait(nvml._hung, HANG)
-    assert "dmesg" in (told.value.hint or "")
 
 
 @pytest.fixture

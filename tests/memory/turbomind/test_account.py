@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import turbofit
-from tests.memory.conftest import Case, card, check_ledger, launch_on, machine_of
-from tests.sweep import part
+from tests.memory.conftest import Case, launch_on
 from turbofit.core.errors import UsageError
 from turbofit.core.units import MIB
 from turbofit.machine.kernels.census import Census, released
@@ -17,40 +14,6 @@ from turbofit.memory.account import EngineLaunch
 from turbofit.memory.turbomind.account import Turbomind, missing_kernels
 from turbofit.memory.turbomind.weights import load_constants, temporary_bytes
 from turbofit.model.source import resolve_model
-
-MODELS = ["internvl2-8b", "internvl2-8b-awq", "qwen2-vl-7b", "internvl2-2b", "qwen2-vl-2b"]
-
-
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
-def test_a_ledger_adds_up(model, ratio):
-    for ledger in Case(model, 2, margin=256).account(units=13).ledgers_at(ratio):
-        check_ledger(ledger)
-
-
-@given(
-    model=st.sampled_from(MODELS),
-    total=st.integers(8000, 90000),
-    used=st.integers(0, 6000),
-    prefill=st.sampled_from([1024, 2048, 4096, 8192]),
-    batch=st.integers(1, 300),
-    units=st.integers(0, 13),
-)
-@settings(max_examples=part(120, 5))
-def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, units):
-    machine = replace(machine_of(1), gpus=(card(total=total, used=used),))
-    account = Case(model, margin=256).account(
-        units, machine, max_prefill_token_num=prefill, max_batch_size=batch
-    )
-    ratio = account.best_ratio()
-    if ratio is None:
-        assert not account.fits_at(0.001)
-        return
-    assert 0 < ratio < 1
-    assert account.fits_at(ratio)
-    assert all(ledger.fits for ledger in account.ledgers_at(ratio))
-    if ratio < 0.999:
-        assert not account.fits_at(round(ratio + 0.001, 3))
 
 
 @pytest.mark.parametrize(
@@ -83,20 +46,6 @@ def test_staging_as_torch_measured_it(model, tp, staging, error):
     held = sum(t.bytes for t in first.terms if t.phase in ("before", "context", "weights"))
     assert (first.load_peak - held) / MIB == pytest.approx(staging, abs=error)
     assert all(first.load_peak > ledger.load_peak for ledger in others)
-
-
-def test_what_the_cache_is_sized_by():
-    # The fullest GPU of a group.
-    machine = replace(machine_of(2), gpus=(card(0), card(1, used=5000)))
-    ledgers = Case("internvl2-8b", 2).account(13, machine).ledgers_at(0.5)
-    assert len({t.bytes for ledger in ledgers for t in ledger.terms if t.term == "kv_cache"}) == 1
-    assert ledgers[0].headroom > ledgers[1].headroom
-    # A users' log replaces everything before it: 2780 MiB free, 2224 for the cache at 0.8.
-    logged = Case("internvl2-8b", 4).account(25, free=2780 * MIB)
-    assert (logged.free, logged.region_at(0.8)) == (2780 * MIB, 2224 * MIB)
-    assert [t.term for t in logged.ledgers_at(0.8)[0].terms if t.phase == "before"] == [
-        "before_cache"
-    ]
 
 
 def test_a_card_before_ampere_pays_for_the_cast():
