@@ -5,7 +5,6 @@ The report contains no memory sizes; the parent reads those by the engine's `Reh
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
@@ -14,8 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from turbofit.core.errors import UsageError
-from turbofit.core.struct import Document, Options
+from turbofit.core.struct import Document
 
 _NAME: Final = "report.json"
 #: The status of a request that did not end in time.
@@ -62,7 +60,6 @@ class Notes:
         begun: float,
         statuses: Sequence[str],
         words: str = "",
-        **more: Any,
     ) -> bool:
         """Note how a rehearsal case ended; return whether the engine can take another case.
 
@@ -72,7 +69,7 @@ class Notes:
         counts = {status: statuses.count(status) for status in sorted(set(statuses))}
         seconds = round(time.monotonic() - begun, 3)
         case = {"name": name, "tokens": list(tokens), "seconds": seconds, "statuses": counts}
-        self.data["cases"].append({**case, "words": words, **more})
+        self.data["cases"].append({**case, "words": words})
         self.write()
         return not counts.keys() & {NOT_FINISHED, *DEAD}
 
@@ -87,21 +84,6 @@ class Notes:
                 "frames": [f"{f.filename}:{f.lineno} {f.name}" for f in frames],
             }
         )
-
-
-def engine_config(kind: Any, settings: Options) -> Any:
-    """Make an engine configuration of LMDeploy's class ``kind``.
-
-    Raises:
-        UsageError: the class has no field of this name.
-    """
-    unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(kind)})
-    if unknown:
-        raise UsageError(
-            f"LMDeploy's {kind.__name__} has no field {', '.join(unknown)}",
-            hint="give fields of the installed LMDeploy's engine configuration",
-        )
-    return kind(**settings)
 
 
 def called_after(act: Callable[[], object], call: Callable[..., Any]) -> Callable[..., Any]:

@@ -65,7 +65,7 @@ def process(pid: int, peak: int, refused_at: int = 0) -> Process:
 
 
 def refusal(asked: int) -> RefusedAllocation:
-    return RefusedAllocation(0, "cudaMalloc", asked, 5 * MIB, asked - 5 * MIB, "start", None)
+    return RefusedAllocation(0, "cudaMalloc", asked, 5 * MIB, asked - 5 * MIB, "start")
 
 
 def test_the_newest_refusal_and_a_process_that_called_exec() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from turbofit.rehearsal.pretend.elf import dynamic_symbols
-from turbofit.rehearsal.pretend.libraries import ACCOUNT
 from turbofit.rehearsal.pretend.usage import Event, TimelineReader, Usage, read_timeline, read_usage
 
 
@@ -43,16 +41,6 @@ def test_phases_and_the_site_of_a_refusal(tmp_path: Path) -> None:
     (refusal,) = seen.refused
     assert (refusal.requested, refusal.left, refusal.short) == (9000, 500, 8000)
     assert (refusal.phase, refusal.site, refusal.kind) == ("end", "big.py:9", "cudaMalloc")
-
-
-def test_a_native_trace_names_the_call(libraries: Path, tmp_path: Path) -> None:
-    library = libraries / ACCOUNT
-    at = next(s.offset for s in dynamic_symbols(library) if s.name == "pretend_pool_malloc")
-    seen = usage(
-        tmp_path, "I 7 3 0", f"L {library}", f"O 0 0 -1 9 5 9 @{at + 1:x}", "L nowhere.so",
-        f"O 0 0 -1 9 5 9 @{at + 1:x}",
-    )  # fmt: skip
-    assert [refusal.site for refusal in seen.refused] == ["pretend_pool_malloc", None]
 
 
 def test_a_timeline_is_read_to_where_it_ends_and_on_from_there(tmp_path: Path) -> None:

@@ -20,7 +20,12 @@ from turbofit.rehearsal.packages import SERVED
 from turbofit.rehearsal.planned import report
 from turbofit.rehearsal.pretend.command import find_turbofit, put_first
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
-from turbofit.rehearsal.pretend.usage import read_timeline, read_usage
+from turbofit.rehearsal.pretend.usage import (
+    RefusedAllocation,
+    Usage,
+    read_timeline,
+    read_usage,
+)
 from turbofit.rehearsal.run import EndedRun
 from turbofit.rehearsal.spec import Spec
 from turbofit.rehearsal.torch.readings import end_of, read_run, span
@@ -181,27 +186,22 @@ def test_what_processes_hold_together(tmp_path: Path) -> None:
 OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capacity of 23.70 GiB"
 
 
-def death(log: str, **told: Any) -> dict[str, Any]:
-    ran = SimpleNamespace(usages=(), shared=SimpleNamespace(processes=()))
+def death(log: str, *refused: RefusedAllocation, **told: Any) -> dict[str, Any]:
+    process = SimpleNamespace(pid=7, refused_at=1)
+    usages = (Usage(pid=7, refused=[*refused]),)
+    ran = SimpleNamespace(usages=usages, shared=SimpleNamespace(processes=(process,)))
     ended: Any = SimpleNamespace(ran=ran, notes=told, log=log.splitlines())
     return end_of(ended)
 
 
-def test_a_death_in_a_request_is_told_in_torchs_words() -> None:
-    log = f"""Traceback (most recent call last):
-  File "/x/site-packages/torch/nn/modules/module.py", line 1, in _call_impl
-  File "/x/site-packages/lmdeploy/pytorch/models/qwen2_vl.py", line 483, in forward
-  File "/x/site-packages/lmdeploy/pytorch/models/qwen2_vl.py", line 449, in forward
-  File "/x/site-packages/torch/_ops.py", line 871, in __call__
-torch.OutOfMemoryError: {OOM}
-later lines"""
-    found = death(log, cases=[{"name": "vision", "statuses": {"unavailable": 1}}])
+def test_a_death_in_a_request_is_told_in_torchs_words_with_the_line_that_asked() -> None:
+    log = f"torch.OutOfMemoryError: {OOM}\nlater lines"
+    line = "aten.mm.default qwen2_vl.py:449 forward < qwen2_vl.py:483 forward"
+    refused = RefusedAllocation(0, "cudaMalloc", 640 * MIB, 4, 5, "case vision", site=line)
+    found = death(log, refused, cases=[{"name": "vision", "statuses": {"unavailable": 1}}])
     assert (found["kind"], found["phase"]) == ("out_of_memory", "case vision")
-    assert found["message"] == OOM
-    assert found["where"] == (
-        "lmdeploy/pytorch/models/qwen2_vl.py:449 forward"
-        " < lmdeploy/pytorch/models/qwen2_vl.py:483 forward"
-    )
+    assert (found["message"], found["where"]) == (OOM, line)
+    assert (found["asked"], found["left"], found["missing"]) == (640 * MIB, 4, 5)
 
 
 @pytest.mark.parametrize(

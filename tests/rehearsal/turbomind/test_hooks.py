@@ -16,16 +16,17 @@ pytestmark = [
 
 
 def loaded(model: str, *words: str, path: str = PATH) -> Any:
-    """As TurboMind loads it: with the CUDA build of torch, or as its loading is modelled."""
-    return cuda_json("-m", "turbofit", "rehearse", model, *words, "--json", path=path)
+    """The first engine, loaded with the CUDA build of torch, or as its loading is modelled."""
+    plan = cuda_json("-m", "turbofit", "rehearse", model, *words, "--json", path=path)
+    return plan["engines"][0]
 
 
 def test_the_model_of_staging_is_what_torch_stages() -> None:
     words = ("internvl2-2b", "--on", "2xrtx3090")
     modelled, real = (loaded(*words, path=path) for path in (str(ROOT), PATH))
     assert real["rehearsal"]["outcome"] == modelled["rehearsal"]["outcome"] == "served"
-    for ours, theirs in zip(modelled["gpus"], real["gpus"], strict=True):
-        pairs = zip(ours["ledger"], theirs["ledger"], strict=True)
+    for ours, theirs in zip(modelled["ledgers"], real["ledgers"], strict=True):
+        pairs = zip(ours["terms"], theirs["terms"], strict=True)
         assert all(one["rehearsed"] == other["rehearsed"] for one, other in pairs)
     # Qwen2-VL-7B on 16 GB: what torch stages is what is too much.
     rehearsal = loaded("qwen2-vl-7b", "--on", "1xv100-16g", "--defaults")["rehearsal"]

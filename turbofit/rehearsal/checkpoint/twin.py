@@ -38,15 +38,6 @@ from turbofit.rehearsal.checkpoint.tokenizer import (
     write_tokenizer,
 )
 
-#: Why some families have no twin, although LMDeploy runs them. Even the smallest Llama 4, Scout,
-#: has 202 GiB of weights; each rank loads a layer's experts as one tensor of 16 x 5120 x 16384
-#: values of 16 bits.
-_WHY_NONE: Final = {
-    "Llama4ForCausalLM": (
-        "each of at least four processes would load 2.5 GiB of experts at once, more host memory"
-        " than a rehearsal may take"
-    ),
-}
 #: The packings that can be written: method and group size. awq has 4 bits, fp8 blocks of 128 x
 #: 128; mxfp4 packs only the experts of gpt-oss, compressed-tensors only experts.
 _PACKED: Final = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
@@ -94,12 +85,7 @@ def twin_of(model: Model) -> Twin:
     _refuse_packing(model)
     decoder = kinds().get(model.text.architecture)
     if decoder is None or decoder.decoder is not None:
-        why = _WHY_NONE.get(model.text.architecture)
-        known = (name for name, kind in kinds().items() if kind.decoder is None and "For" in name)
-        raise _no_twin(
-            f"{model.text.architecture}{f': {why}' if why else ''}",
-            f"stand-ins are made for {', '.join(known)}",
-        )
+        raise _no_twin(model.text.architecture)
     if model.vision is None:
         return Twin(model, decoder)
     whole = kinds().get(model.architecture)
@@ -124,10 +110,10 @@ def _refuse_packing(model: Model) -> None:
         raise _no_twin(f"{packed.method} weights")
 
 
-def _no_twin(what: str, made: str = "") -> UsageError:
-    hint = "give the folder of its checkpoint"
+def _no_twin(what: str) -> UsageError:
     return UsageError(
-        f"no stand-in checkpoint is made for {what}", hint=f"{hint}; {made}" if made else hint
+        f"no stand-in checkpoint is made for {what}",
+        hint="give the folder of its checkpoint; docs/pretend.md lists what has no stand-in",
     )
 
 

@@ -253,12 +253,9 @@ class LibraryAccount:
         """Stop all other threads that call CUDA; return False if any still runs after 5 seconds."""
         return int(self._lib.pretend_freeze(5000)) >= 0
 
-    def thaw(self) -> bool:
-        """Let the stopped threads go on.
-
-        Returns False if a thread had already gone on by itself, as threads do after five seconds.
-        """
-        return bool(self._lib.pretend_thaw())
+    def thaw(self) -> None:
+        """Let the stopped threads go on; after five seconds they go on by themselves."""
+        self._lib.pretend_thaw()
 
     def pool(self, device: int, step: int) -> ctypes.c_void_p:
         """Make a memory pool on a card; it grows by ``step`` bytes, and shrinks only in `trim`.

@@ -34,7 +34,6 @@ from turbofit.rehearsal.pretend.usage import (
     TimelineReader,
     Usage,
     read_shared,
-    read_timeline,
     read_usage,
     timeline_is_full,
 )
@@ -138,10 +137,6 @@ class PreparedRun:
         """
         files = (self.folder / "timelines").iterdir()
         return sorted(files, key=lambda file: [int(part) for part in file.stem.split("-")])
-
-    def usages(self) -> tuple[Usage, ...]:
-        """Read all timelines; while processes still run, the result is what they wrote so far."""
-        return tuple(read_usage(read_timeline(file)) for file in self.timelines())
 
 
 def prepare(

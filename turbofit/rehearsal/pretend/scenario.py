@@ -128,19 +128,12 @@ def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
     """Return a pretend machine with copies of some GPUs of a machine, in CUDA's order.
 
     The memory that is in use on a GPU becomes ``used`` of its copy.
-
-    Raises:
-        MachineError: the machine lacks one of these GPUs.
     """
-    gpus = {gpu.index: gpu for gpu in machine.gpus}
-    missing = [i for i in indices if i not in gpus]
-    if missing:
-        raise MachineError(f"the machine has no GPU {missing[0]}", hint=f"it has {sorted(gpus)}")
     place = {index: position for position, index in enumerate(indices)}
     links = [link for link in machine.links if link.peers and {link.a, link.b} <= place.keys()]
     pairs = {(place[link.a], place[link.b]) for link in links}
     return Scenario(
-        gpus=tuple(_gpu(gpus[i]) for i in indices),
+        gpus=tuple(_gpu(machine.gpu(index)) for index in indices),
         peers=frozenset(pairs | {(b, a) for a, b in pairs}),
     )
 

@@ -10,15 +10,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from turbofit.core.process.stat import start_time
-from turbofit.rehearsal.pretend.elf import PLUMBING, Symbols
 
 #: The phase before the first mark.
 BEFORE = "start"
-_MOST_NAMES = 3
 KINDS = ("cudaMalloc", "pool", "VMM", "pinned host", "CUDA context")
 MALLOC, POOL, VMM, PINNED, CONTEXT = range(5)
 _LONGEST_LINE = 1024  # bytes; csrc/timeline.c writes no longer line
@@ -35,7 +32,8 @@ class RefusedAllocation:
     """An allocation that was refused: its size, the free bytes, and the missing bytes.
 
     ``simulated`` is the allocation's number if the scenario made it fail (``fail_at``); then no
-    bytes were missing.
+    bytes were missing. ``site`` has the lines of Python that asked, innermost first, of a program
+    on torch.
     """
 
     gpu: int
@@ -44,8 +42,8 @@ class RefusedAllocation:
     left: int
     short: int
     phase: str
-    site: str | None
     simulated: int | None = None
+    site: str | None = None
 
 
 @dataclass
@@ -79,7 +77,6 @@ class _Reader:
     def __init__(self) -> None:
         self.usage = Usage()
         self._phase = BEFORE
-        self._library = ""
         self._held: dict[int, int] = {}
         self._where: dict[str, int] = {}
 
@@ -90,8 +87,6 @@ class _Reader:
                 usage.pid, usage.parent = number(0), number(1)
             case "N":
                 usage.command = event.fields[0]
-            case "L":
-                self._library = event.fields[0]
             case "K":
                 usage.contexts[number(0)] = number(1)
             case "P":
@@ -120,31 +115,8 @@ class _Reader:
 
     def _refuse(self, event: Event, short: int, *, simulated: int | None = None) -> None:
         gpu, kind, _, size, left = (event.number(i) for i in range(5))
-        site = self._native(event)
-        refusal = RefusedAllocation(
-            gpu, KINDS[kind], size, left, short, self._phase, site, simulated
-        )
+        refusal = RefusedAllocation(gpu, KINDS[kind], size, left, short, self._phase, simulated)
         self.usage.refused.append(refusal)
-
-    def _native(self, event: Event) -> str | None:
-        """Return the names of the engine's functions in an event's trace, innermost first.
-
-        Functions that only allocate are left out, unless there are no others.
-        """
-        symbols = _symbols(self._library) if event.trace and self._library else None
-        if symbols is None:
-            return None
-        names = [symbols.name(offset) for offset in event.trace]
-        useful = [n for n in names if not n.startswith(PLUMBING)] or names
-        return " < ".join(useful[:_MOST_NAMES])
-
-
-@lru_cache(maxsize=4)
-def _symbols(library: str) -> Symbols | None:
-    try:
-        return Symbols(Path(library))
-    except (OSError, ValueError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -152,10 +124,10 @@ class Event:
     """One line of a timeline.
 
     Attributes:
-        tag: the kind of event: I process and parent, N command, L library of the traces, P mark
-            of a phase, S the line of Python of the newest refused allocation, K context made, C
-            pool made, A memory given, F memory given back, R pool resized, G free memory asked, O
-            out of memory, E failed because the scenario says so, X peer access refused.
+        tag: the kind of event: I process and parent, N command, P mark of a phase, S the line of
+            Python of the newest refused allocation, K context made, C pool made, A memory given, F
+            memory given back, R pool resized, G free memory asked, O out of memory, E failed
+            because the scenario says so, X peer access refused.
         fields: the rest of the line, by position.
         trace: offsets into the engine's library, innermost first.
     """
@@ -206,7 +178,7 @@ def timeline_is_full(path: Path) -> bool:
 
 def _event(line: str) -> Event:
     tag, _, rest = line.partition(" ")
-    if tag in ("P", "S", "N", "L"):
+    if tag in ("P", "S", "N"):
         return Event(tag, (rest,), ())
     head, _, frames = rest.partition(" @")
     return Event(tag, tuple(head.split()), tuple(int(f, 16) for f in frames.split(",") if f))

@@ -32,7 +32,6 @@ _COUNTERS: Final = (
     "requested", "allocated", "reserved", "allocated_peak", "reserved_peak", "retries",
 )  # fmt: skip
 _OOM: Final = re.compile(r"OutOfMemoryError: (CUDA out of memory\..*)")
-_FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _NOT_THEIRS: Final = (
     "/torch/",
     "/turbofit/rehearsal/",
@@ -165,13 +164,13 @@ def end_of(ended: EndedRun) -> Document:
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
     message = _words(error, lines)
-    where = " < ".join(_where(error, message, lines)) or message[:200]
+    where = " < ".join(_frames_of(error)) or message[:200]
     run = _events(message)
     end = {"kind": death(run).kind, "phase": phase, "where": where, "message": message}
     if any(isinstance(event, TorchMemory) for event in run):
         refusal = newest_refusal(ended.ran) or {}
         sizes = {name: refusal.get(name) for name in ("gpu", "asked", "left", "simulated")}
-        end |= {"missing": refusal.get("short"), **sizes}
+        end |= {"missing": refusal.get("short"), "where": refusal.get("site") or where, **sizes}
     return end
 
 
@@ -193,22 +192,9 @@ def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _where(error: dict[str, Any] | None, message: str, lines: Sequence[str]) -> list[str]:
-    """Return the last frames of Python outside torch and turbofit, innermost first."""
-    frames = list(reversed(error["frames"])) if error and message in error["message"] else []
-    frames = frames or _frames_before(message, lines)
+def _frames_of(error: dict[str, Any] | None) -> list[str]:
+    """Return the last frames of an error outside torch and turbofit, innermost first."""
+    frames = list(reversed(error["frames"])) if error else []
     theirs = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]
     short = (frame.rpartition("site-packages/")[2] or frame for frame in theirs or frames)
     return [*short][:_MOST_FRAMES]
-
-
-def _frames_before(message: str, lines: Sequence[str]) -> list[str]:
-    """Return the frames of a log's last traceback before a message, innermost first."""
-    said = [i for i, line in enumerate(lines) if message and message[:60] in line]
-    at, frames = said[-1] if said else 0, list[str]()
-    for line in reversed(lines[max(0, at - 200) : at]):
-        if "Traceback (most recent call last)" in line and frames:
-            break
-        if match := _FRAME.search(line):
-            frames.append(f"{match[1]}:{match[2]} {match[3]}")
-    return frames

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from turbofit.rehearsal.notes import NOT_FINISHED, Notes, called_after, engine_config
+from turbofit.rehearsal.notes import NOT_FINISHED, Notes, called_after
 from turbofit.rehearsal.spec import (
     LETTER,
     LONGEST,
@@ -52,7 +52,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
     settings = dict(spec.settings)
     draft = settings.pop(SPECULATIVE_CONFIG, None)
     speculative = SpeculativeConfig(**draft) if draft else None
-    config = engine_config(PytorchEngineConfig, settings)
+    config = PytorchEngineConfig(**settings)
     _mark_start(notes)
     pipe: Any = pipeline(
         spec.model_dir, backend_config=config, speculative_config=speculative, log_level="INFO"

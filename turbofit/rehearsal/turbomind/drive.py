@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from turbofit.rehearsal.notes import NOT_FINISHED, Notes, engine_config
+from turbofit.rehearsal.notes import NOT_FINISHED, Notes
 from turbofit.rehearsal.pretend.libraries import LibraryAccount
 from turbofit.rehearsal.run import LIMITS_WHILE_ACTIVE, InactivityTimer
 from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest, Spec, Unit
@@ -53,7 +53,7 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
     notes.enter("torch")
     from lmdeploy.messages import TurbomindEngineConfig
 
-    config = engine_config(TurbomindEngineConfig, dict(spec.settings))
+    config = TurbomindEngineConfig(**spec.settings)
     install(
         spec.machine,
         account,
@@ -92,25 +92,20 @@ def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> No
 def _run_case(
     engine: Any, case: RehearsalCase, account: LibraryAccount, spec: Spec, notes: Notes
 ) -> bool:
-    # With data-parallel attention the idle engine polls its queues, holding their locks.
-    whole = engine.engine_config.attn_dp_size == 1
-    if not _quiet(account) or (whole and not account.freeze()):
+    if not _quiet(account) or not account.freeze():
         raise RuntimeError("the engine's threads could not be held")
-    if not whole:
-        account.mark(f"case {case.name}")
     try:
         pending = [submit(engine, i, request) for i, request in enumerate(case.requests)]
-        if whole:
-            account.mark(f"case {case.name}")
+        account.mark(f"case {case.name}")
     finally:
-        whole = account.thaw() and whole
+        account.thaw()
     begun = time.monotonic()
     _wait(pending, account, spec.case_seconds)
     _quiet(account)
     account.mark(f"after {case.name}")
     statuses = [_STATUS.get(request.status, str(request.status)) for request in pending]
     tokens = [request.tokens for request in pending]
-    return notes.case(case.name, tokens, begun, statuses, queued_whole=whole)
+    return notes.case(case.name, tokens, begun, statuses)
 
 
 @dataclass

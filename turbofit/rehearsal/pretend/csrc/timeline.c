@@ -2,7 +2,6 @@
  *
  *   I pid ppid devices                   whose it is; the physical index of each of its ordinals
  *   N command                            its command line
- *   L path                               the library into which the traces after it point
  *   P phase                              a mark
  *   S text                               where the newest refusal came from, as a Python hook saw it
  *   K device size left <trace>           this process's context on a device was made
@@ -50,7 +49,6 @@ static size_t limit_bytes;
 static int full;
 static int left;          /* this is a child of fork */
 static uintptr_t engine_begin, engine_end, engine_base;
-static char engine_path[1000];
 
 static int find_engine(struct dl_phdr_info *info, size_t size, void *data)
 {
@@ -65,7 +63,6 @@ static int find_engine(struct dl_phdr_info *info, size_t size, void *data)
         if (p->p_type == PT_LOAD && (p->p_flags & PF_X)) {
             engine_begin = info->dlpi_addr + p->p_vaddr;
             engine_end = engine_begin + p->p_memsz;
-            snprintf(engine_path, sizeof engine_path, "%s", info->dlpi_name);
             return 1;
         }
     }
@@ -167,8 +164,8 @@ void timeline_trace(const char *format, ...)
     int n = vsnprintf(line, 256, format, list);
     va_end(list);
     size_t size = n < 0 ? 0 : (size_t)n < 255 ? (size_t)n : 255;
-    if (!engine_end && dl_iterate_phdr(find_engine, NULL))
-        timeline_line("L %s", engine_path);
+    if (!engine_end)
+        dl_iterate_phdr(find_engine, NULL);
     int depth = engine_end ? backtrace(frames, FRAMES) : 0, kept = 0;
     size += (size_t)snprintf(line + size, sizeof line - size, " @");
     for (int i = 0; i < depth && kept < KEPT; ++i) {
