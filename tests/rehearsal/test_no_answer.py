@@ -81,3 +81,9 @@ async def test_a_limited_answer_is_as_long_as_it_was(most: int, more: dict[str, 
     assert server.made == sum(len(output.token_ids) for output in outputs) == most
     assert text(outputs).startswith(f"{SENTENCE} {SENTENCE}")
     assert outputs[-1].status is Status.SUCCESS
+
+
+async def test_each_token_of_the_sentence_is_certain() -> None:
+    _, outputs = await said(30, logprobs=2)
+    for output in outputs:
+        assert output.logprobs == [{token: 0.0} for token in output.token_ids]

@@ -6,9 +6,9 @@ generates as usual; only the tokens that it returns are replaced.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import cycle, repeat
+from itertools import cycle, islice
 from typing import Any, Final
 
 SENTENCE: Final = "This is no answer: pretend GPUs compute nothing."
@@ -43,22 +43,12 @@ async def _said(outputs: AsyncIterator[Any], words: list[int], *, ends: bool) ->
     total = 0
     async for output in outputs:
         total += len(output.token_ids)
-        output.token_ids, output.logprobs = _replaced(output, left)
+        output.token_ids = [*islice(left, len(output.token_ids))]
+        if output.logprobs:
+            output.logprobs = [{token: 0.0} for token in output.token_ids]
         done = ends and total >= len(words)
         if done:
             output.status = type(output.status).FINISH
         yield output
         if done:
             return
-
-
-def _replaced(output: Any, left: Iterator[int]) -> tuple[list[int], Any]:
-    """Return tokens from ``left`` in place of the output's tokens, and their log probabilities."""
-    known = output.logprobs or repeat(dict[int, float]())
-    pairs = zip(output.token_ids, left, known, strict=False)
-    tokens, logprobs = list[int](), list[dict[int, float]]()
-    for old, new, one in pairs:
-        tokens.append(new)
-        others = {token: value for token, value in one.items() if token not in (old, new)}
-        logprobs.append({new: one.get(old, 0.0), **others})
-    return tokens, logprobs if output.logprobs else output.logprobs

@@ -32,14 +32,9 @@ def python(tmp_path: Path) -> Path:
     return script
 
 
-def test_the_site_of_a_python_or_of_a_scripts_python(python: Path) -> None:
+def test_the_site_of_a_python(python: Path) -> None:
     site = python.parents[1] / "site"
     assert site_of([str(python), "train.py"]) == site
-    for first in (f"#!{python}\n", f"#!/usr/bin/env {python}\n"):
-        script = python.with_name("lmdeploy")
-        script.write_text(f"{first}pass\n")
-        script.chmod(0o755)
-        assert site_of([str(script), "serve"]) == site
     (site / "torch" / "lib" / "libtorch_cuda.so").unlink()
     assert site_of([str(python)]) is None  # a CPU torch wants nothing
 

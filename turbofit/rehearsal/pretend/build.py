@@ -56,8 +56,6 @@ _HEAD = """\
         } \\
         return %d; \\
     }
-#define VARIABLE(name) __attribute__((weak, visibility("default"))) char name[4096];
-
 """
 
 
@@ -107,7 +105,7 @@ def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[s
         arguments.append(f"-Wl,--version-script={script}")
     if soname != ACCOUNT:
         generated = folder / f"{soname}.c"
-        source = stub_source(family_of(soname) or soname, wants.names, wants.variables)
+        source = stub_source(family_of(soname) or soname, wants.names)
         generated.write_text(source, encoding="ascii")
         linked = [f"-L{folder}", "-lturbofit_pretend", "-Wl,-rpath,$ORIGIN"]
         arguments += [str(generated), *linked]
@@ -193,8 +191,7 @@ def _is_whole(folder: Path, libraries: Iterable[str]) -> bool:
         return False
 
 
-def stub_source(family: str, names: Iterable[str], variables: Iterable[str] = ()) -> str:
+def stub_source(family: str, names: Iterable[str]) -> str:
     answer = _NOT_SUPPORTED if family in _REFUSING else 0
     lines = [f"STUB({name})\n" for name in sorted(names)]
-    lines += [f"VARIABLE({name})\n" for name in sorted(variables)]
     return _HEAD % (family, answer) + "".join(lines)

@@ -27,22 +27,18 @@ _VERSIONS = struct.Struct("<HHIII")  # Elf64_Verneed
 _VERSION = struct.Struct("<IHHII")  # Elf64_Vernaux
 _DYNAMIC, _DYNSYM, _VERNEED = 6, 11, 0x6FFFFFFE
 _NEEDED = 1
-_OBJECT, _FUNCTION = 1, 2
+_FUNCTION = 2
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A dynamic symbol of a library; ``defined`` is False if the library imports the symbol.
-
-    ``data`` is True if the symbol is known to be a variable.
-    """
+    """A dynamic symbol of a library; ``defined`` is False if the library imports the symbol."""
 
     name: str
     offset: int
     size: int
     function: bool
     defined: bool
-    data: bool = False
 
 
 def needed(library: Path) -> tuple[str, ...]:
@@ -95,14 +91,12 @@ def dynamic_symbols(library: Path) -> Iterator[Symbol]:
             for name, info, _, index, value, length in _SYMBOL.iter_unpack(raw):
                 if not name:
                     continue
-                kind = info & 15
                 yield Symbol(
                     name=_text(strings, name),
                     offset=value,
                     size=length,
-                    function=kind == _FUNCTION,
+                    function=info & 15 == _FUNCTION,
                     defined=index != 0,
-                    data=kind == _OBJECT,
                 )
 
 

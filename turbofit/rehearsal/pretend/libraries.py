@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -91,11 +90,10 @@ def family_of(soname: str) -> str | None:
 
 
 class LibraryInterface(NamedTuple):
-    """The functions, symbol versions and variables that programs need from one library."""
+    """The functions and symbol versions that programs need from one library."""
 
     names: frozenset[str] = frozenset()
     versions: frozenset[str] = frozenset()
-    variables: frozenset[str] = frozenset()
 
     def __or__(self, other: object) -> LibraryInterface:
         assert isinstance(other, LibraryInterface)
@@ -142,20 +140,15 @@ def _read(library: Path) -> dict[str, LibraryInterface]:
         return {}
     sonames.setdefault("libcuda", "libcuda.so.1")  # it is often loaded by name only
     names: dict[str, set[str]] = {soname: set() for soname in sonames.values()}
-    variables: dict[str, set[str]] = defaultdict(set)
     for symbol in dynamic_symbols(library):
         if symbol.defined:
             continue
         family = next((name for name, begin in FAMILIES.items() if begin.match(symbol.name)), "")
-        if symbol.data:
-            variables[sonames.get(family, "")].add(symbol.name)
-        elif family:
+        if family:
             names.setdefault(sonames.get(family, family), set()).add(symbol.name)
     versions = needed_versions(library)
     return {
-        name: LibraryInterface(
-            frozenset(called), versions.get(name, frozenset()), frozenset(variables[name])
-        )
+        name: LibraryInterface(frozenset(called), versions.get(name, frozenset()))
         for name, called in names.items()
     }
 

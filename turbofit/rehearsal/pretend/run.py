@@ -175,33 +175,18 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
     """Return the ``site-packages`` folder whose CUDA libraries a command will load; None if none.
 
     It is the folder of the Python ``python`` if given, else of the command itself if that is a
-    Python, else of the Python in a script's first line. For a shell script or a compiled program it
-    is the folder of this process.
+    Python. For a script or a compiled program it is the folder of this process.
 
     Raises:
         UsageError: there is no Python at this path.
     """
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"no Python at {python}", hint="--python takes a Python's path or name")
-    python = python or _interpreter(command[0])
-    if python is None:
+    if python is None and not _PYTHON.match(Path(command[0]).name):
         return cuda_site()
+    python = python or command[0]
     answer = output_of([python, "-c", _ASK], 30.0)
     return cuda_site() if answer is None else site_with(answer.decode().strip() or "/nonexistent")
-
-
-def _interpreter(program: str) -> str | None:
-    path = shutil.which(program)
-    if path is None or _PYTHON.match(Path(path).name):
-        return path
-    try:
-        with open(path, "rb") as file:
-            first = file.readline(512)
-    except OSError:
-        return None
-    pieces = first[2:].decode("utf-8", "replace").split() if first.startswith(b"#!") else []
-    named = next((word for word in pieces if _PYTHON.match(Path(word).name)), None)
-    return shutil.which(named) if named else None
 
 
 def report(ran: FinishedRun) -> Document:
