@@ -28,7 +28,7 @@ INTEGERS = 1 << 22
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _TORCH = f"{os.sep}torch{os.sep}"
-_FRAMES = 3
+_FRAMES = 5
 
 _aten: Any = torch.ops.aten
 _SHAPED_BY_VALUES = {
@@ -225,6 +225,7 @@ def _caller() -> str:
     while frame is not None and len(lines) < _FRAMES:
         name = frame.f_code.co_filename
         if not name.startswith(_HERE) and _TORCH not in name:
+            name = name.rpartition("site-packages/")[2]
             lines.append(f"{name}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back
     return " < ".join(lines)
