@@ -9,24 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.gateway import (
-    CHAT,
-    Answer,
-    Recorder,
-    anthropic,
-    ask,
-    call,
-    chat,
-    gateway,
-    picture,
-    plan_for,
-)
-from tests.support.waiting import auntil
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.body import LARGE, Bodies
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media.fetch import FetchTurns, MediaFetcher
-from turbofit.gateway.media.pictures import from_base64
 
 JSON = {b"content-type": b"application/json"}
 
@@ -156,74 +141,6 @@ async def test_a_client_that_leaves_gives_its_room_back() -> None:
     ended.task.cancel()
     await asyncio.wait((ended.task,))
     assert (ended.task.cancelled(), bodies.in_memory, bodies._held_bytes) == (True, 0, {})
-
-
-class Fetched(MediaFetcher):
-    """Every address has the same image of a MiB; they come one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.files, self._turns = 0, FetchTurns(2)
-
-    async def _bytes(self, url, most_bytes, names):
-        self.files += 1
-        return picture(64, 64) + bytes(1 << 20)
-
-
-def remote(name: object = "a") -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": f"https://here.org/{name}.png"}}
-
-
-async def waiting(*words: Any, **keywords: Any):
-    """A gateway whose engine holds the first request until the event is set."""
-    permit = asyncio.Event()
-
-    async def slow(*_):
-        if len(upstream.seen) == 1:
-            await permit.wait()
-        return Answer(b"{}")
-
-    app, upstream = gateway(fetcher=Fetched(), recorder=Recorder(slow), **keywords)
-    pending = asyncio.ensure_future(call(app, *words))
-    await auntil(lambda: upstream.seen, "the request at the engine")
-    beside_body = app._bodies.in_memory - len(upstream.seen[0][3])
-    return app, permit, pending, beside_body
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_remote_images_are_held_to_the_bytes_of_a_body_as_they_come(same) -> None:
-    """64 files of 32 MiB were 2 GiB before the body was found too large."""
-    fetcher = Fetched()
-    app, upstream = gateway(fetcher=fetcher)
-    most = app.bounds.limits.bytes_per_body >> 20
-    parts = [remote("a" if same else number) for number in range(26 if same else 2 * most)]
-    reply = ask(app, body=chat(*parts))
-    assert (reply.status, reply.json["error"]["code"]) == (413, "body_too_big")
-    assert fetcher.files == 1 if same else most // 2 < fetcher.files < 2 * most
-    assert (upstream.seen, app._bodies.in_memory) == ([], 0)
-
-
-async def test_remote_images_take_room_of_bodies_until_they_were_sent() -> None:
-    app, permit, pending, beside_body = await waiting(CHAT, chat(remote(), remote()))
-    app._bodies.keep(app._bodies._room - app._bodies.in_memory - 1024)
-    other = await call(app, body=chat(remote()), headers={"x-api-key": "other"})
-    permit.set()
-    await pending
-    assert abs(beside_body) < 1024
-    assert (other.status, len(app._upstream.seen)) == (429, 1)
-
-
-async def test_images_past_the_plan_are_resized_and_take_the_room_of_their_new_bytes() -> None:
-    """They can carry no limit, and without an overlay the default is no plan's."""
-    app, permit, pending, beside_body = await waiting(
-        "/v1/messages", anthropic(picture(448, 5376)), plan=plan_for(limit=4), overlay=False
-    )
-    permit.set()
-    assert (await pending).headers["x-turbofit-limited"] == "image=448x5376->448x1792"
-    (image,) = app._upstream.bodies[0]["messages"][0]["content"]
-    assert from_base64(image["source"]["data"], 1 << 20).size == (448, 1792)
-    assert beside_body >= 0
-    assert app._bodies.in_memory == 0
 
 
 def test_a_body_in_tiny_pieces_takes_no_more_memory_than_its_bytes() -> None:
