@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from tests.gateway.http.test_app import ANTHROPIC
@@ -21,6 +22,7 @@ from tests.support.gateway import (
     chat,
     data_url,
     gateway,
+    image_part,
     picture,
     plan_for,
 )
@@ -163,3 +165,10 @@ async def test_images_past_the_plan_are_resized_and_take_the_room_of_their_new_b
     assert from_base64(image["source"]["data"], 1 << 20).size == (448, 1792)
     assert beside_body >= 0
     assert app._bodies.in_memory == 0
+
+
+def test_images_beyond_the_memory_of_the_host_are_refused() -> None:
+    app, _ = gateway()
+    app.bounds = replace(app.bounds, host_bytes=1)
+    reply = ask(app, body=chat(image_part(64, 64)))
+    assert (reply.status, reply.json["error"]["code"]) == (400, "images_over_limit")

@@ -49,22 +49,6 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
 EMPTY = {"type": "text", "text": ""}
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "asked", "word"),
-    [
-        ("chat", "chat_template_kwargs", {"chat_template": "{{ x }}"}, "may not hold"),
-        ("responses", "input", [{"role": "user", "content": "x"}] * 4097, "4097 messages"),
-        ("chat", "messages", [{"role": "user", "content": [EMPTY] * 8193}], "8193 parts"),
-        ("chat", "tools", [{}] * 129, "129 tools"),
-        ("responses", "input", ["x"], "no object"),
-    ],
-)
-def test_lists_and_arguments_of_templates_have_limits(kind, name, asked, word) -> None:
-    refusal = refused(kind, **{name: asked})
-    assert refusal.param == name
-    assert word in refusal.message
-
-
 def test_engines_differ_where_they_do() -> None:
     assert in_range("chat", of("pytorch"), top_k=1000)[0]["top_k"] == 512
     assert in_range("chat", top_k=1000)[0]["top_k"] == 1000
