@@ -54,7 +54,6 @@ RUN = {
 NEEDS = {
     "--cluster ray": "Ray", "node.json": "a node's snapshot", "--rehearse": "LMDeploy",
     "qwen2-vl-7b-mine": "a checkpoint that was merged", "--share": "a run on a real card",
-    "load.json": "a server that was measured",
 }  # fmt: skip
 #: tests/test_adding.py runs its lines, in a copy of the tree.
 ELSEWHERE = ("docs/adding.md",)

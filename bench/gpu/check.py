@@ -132,7 +132,7 @@ def _steps(one: SharedRun, gpu: str) -> set[int]:
 
 
 def _speeds(one: SharedRun) -> Iterator[str]:
-    """Yield what was faster than the link or the memory of the card allows."""
+    """Yield what was faster than the link of the card allows."""
     plan = one.plan
     first = plan.machine.gpu(plan.groups[0][0])
     weights = _bytes(_ledger(one, first.index), "weights")
@@ -142,13 +142,6 @@ def _speeds(one: SharedRun) -> Iterator[str]:
             seconds = engine.seconds.get("weights", 0.0)
             if link is not None and weights > _ROOM * link * max(seconds, 0.01):
                 yield f"{weights // MIB} MiB of weights came in {seconds} s over its PCIe link"
-    if plan.model.text.moe is not None or not isinstance(first.memory_bandwidth, int):
-        return
-    at_once = plan.engines[0].settings.max_batch_size * len(plan.groups)
-    most = _ROOM * at_once * first.memory_bandwidth / max(weights, 1)
-    for load in one.loads:
-        if load.output_tokens_per_second > most:
-            yield f"{load.output_tokens_per_second:.0f} tokens/s: its memory is not so fast"
 
 
 def _link(pcie: Pcie) -> float | None:

@@ -16,7 +16,6 @@ from turbofit.cli.main import main
 from turbofit.core.machine import Holder, Host, MeasuredRate, MeasuredSteps, StepPoint
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_json
-from turbofit.measure.load.result import ErrorCount, LoadResult
 from turbofit.report.schema import NAMES, schema_text
 from turbofit.serving.calibration import SEEN_FILE, CalibratedGpu, Observation
 
@@ -63,17 +62,6 @@ def run_folder(folder: Path, plan: Plan, *, pretend: bool = False) -> Path:
     return folder
 
 
-def load(folder: Path) -> Path:
-    result = LoadResult(
-        turbofit_version="0.1.0", created="2026-11-20T13:14:00", url="http://secret-host",
-        model="hunter2", load={"concurrency": 8}, seconds=60.0, begun=9,
-        answered=9, requests_per_second=1.5, output_tokens_per_second=200.0, running=1.0,
-        errors=(ErrorCount(kind="status 503", count=1, example="bob"),), warnings=("bob",),
-    )  # fmt: skip
-    (folder / "load.json").write_text(to_json(result))
-    return folder / "load.json"
-
-
 def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     plan = measured()
     folder = run_folder(tmp_path / "run", plan)
@@ -86,19 +74,18 @@ def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     seen = (Observation(group=0, free=None, region=None, cards=cards, steps=steps),)
     (folder / SEEN_FILE).write_text(to_json(seen))
     out = tmp_path / "out.json"
-    words = ["report", str(folder), "--share", "--load", str(load(tmp_path)), "--out", str(out)]
+    words = ["report", str(folder), "--share", "--out", str(out)]
     assert main(words) == 0
     said, document = capsys.readouterr().out, json.loads(out.read_text())
     for secret in SECRETS:
         assert secret not in out.read_text(), secret
         assert secret not in said, secret
-    for word in ("Left out:", "580.159.04", "1.50 requests/s", "in use, MiB: sampling", "(crash)"):
+    for word in ("Left out:", "580.159.04", "in use, MiB: sampling", "(crash)"):
         assert word in said
     assert "1 of the engine, timed, each with its spread; 1 rates of the cards" in said
     assert document["seen"][0]["steps"]["rates"][0]["value"] == 1e12
     assert document["plan"]["model"]["name"] == plan.model.architecture
     assert document["run"]["attempts"][0]["ended"] == {"kind": "crash"}
-    assert document["loads"][0]["load"] == {"concurrency": 8}
     schemas = [json.loads(schema_text(name)) for name in NAMES]
     registry: Registry[object] = Registry().with_resources(
         (schema["$id"], Resource.from_contents(schema)) for schema in schemas
@@ -117,7 +104,7 @@ def test_pretend_gpus_are_refused(tmp_path: Path, capsys: Out, source: str) -> N
     assert "ran on pretend GPUs: it says nothing of any card" in capsys.readouterr().err
 
 
-def test_what_is_no_run_or_no_load_is_refused(
+def test_what_is_no_run_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -129,10 +116,8 @@ def test_what_is_no_run_or_no_load_is_refused(
         ),
         ((str(folder / "plan.json"),), "is a plan, not a run"),
         (("nobody",), "no run is called 'nobody'"),
-        ((str(folder), "--load", str(folder / "plan.json")), "is no load of schema"),
     ):
         assert main(["report", "--share", *words]) == 2
         assert message in capsys.readouterr().err
-    for option in ("--load", "--out"):
-        assert main(["report", str(folder), option, str(tmp_path / "x.json")]) == 2
-        assert "--load and --out are for --share" in capsys.readouterr().err
+    assert main(["report", str(folder), "--out", str(tmp_path / "x.json")]) == 2
+    assert "--out is for --share" in capsys.readouterr().err

@@ -12,11 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from msgspec.structs import replace
 
 from tests.hostile import hostile
-from tests.measure.test_tune import result
-from tests.planning.test_calibrations import TUNED
 from tests.report.documents import plan_page, planned, served_run
 from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
@@ -69,18 +66,6 @@ def test_latest_is_the_newest_of_plans_and_runs(state: Path) -> None:
     assert saved.where == str(folder)
 
 
-def test_latest_is_a_tuning_that_was_ended_and_not_the_trial_that_was_cut(state, capsys) -> None:
-    folder = run_folder(state)
-    os.utime(folder / "run.json", (1, 1))
-    keep(replace(TUNED, stopped="SIGINT"), "tune")
-    assert main(["report", "latest"]) == 0
-    assert "SIGINT" in capsys.readouterr().out
-    assert main(["report"]) == 0
-    listed = capsys.readouterr().out
-    assert listed.index("a tuning of") < listed.index("run.json")
-    assert read_saved("latest").where == str(folder)
-
-
 def test_a_run_by_its_folder_its_record_its_name_or_its_report(state: Path) -> None:
     folder = run_folder(state)
     for word in (str(folder), str(folder / "run.json"), folder.name):
@@ -126,20 +111,18 @@ def test_a_state_folder_that_cannot_be_written_costs_nothing(
 
 
 @pytest.mark.usefixtures("state")
-@pytest.mark.parametrize("document", [result(2.0), TUNED], ids=["bench", "tune"])
-def test_a_load_and_a_tuning_from_stdin_and_from_a_pipe(
-    document: Any, monkeypatch: Patch, capsys: Out
-) -> None:
-    stdin: Any = type("Stdin", (), {"buffer": io.BytesIO(to_json(document).encode())})()
+def test_a_plan_from_stdin_and_from_a_pipe(monkeypatch: Patch, capsys: Out) -> None:
+    document = plausible_plan().to_json()
+    stdin: Any = type("Stdin", (), {"buffer": io.BytesIO(document.encode())})()
     monkeypatch.setattr("sys.stdin", stdin)
     assert main(["report", "-", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(to_json(document))
-    end, begin = os.pipe()  # as bash makes of <(turbofit bench --json)
-    os.write(begin, to_json(document).encode())
+    assert capsys.readouterr().out == document
+    end, begin = os.pipe()  # as bash makes of <(turbofit plan --json)
+    os.write(begin, document.encode())
     os.close(begin)
     assert main(["report", f"/dev/fd/{end}", "--json"]) == 0
     os.close(end)
-    assert json.loads(capsys.readouterr().out) == json.loads(to_json(document))
+    assert capsys.readouterr().out == document
 
 
 @pytest.mark.usefixtures("state")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
@@ -19,16 +19,15 @@ from turbofit.core.plan import EnginePlan, GpuLedger, Plan
 from turbofit.core.run_report import RunAttempt, RunReport
 from turbofit.core.struct import Document, Struct, const, decode, doc
 from turbofit.core.units import format_bytes, mib
-from turbofit.measure.load.result import BENCH_SCHEMA, LoadResult
 from turbofit.report.painters.document import Block, FactList, Heading, Items, Paragraph, table
-from turbofit.report.stored_documents import StoredPlan, read_reported
+from turbofit.report.stored_documents import StoredPlan
 from turbofit.serving.calibration import SEEN_FILE, Observation, phase_rows
 
 SHARE_SCHEMA: Final = "turbofit.share/2"
 LEFT_OUT: Final = (
     "UUIDs of the GPUs, other processes, the host's name, memory and processors",
     "paths, addresses, command lines, options, and names of models that are folders",
-    "logs, messages and events; of requests everything but their number and speed",
+    "logs, messages and events",
     "the time of day",
 )
 _TITLES: Final = ("GPU", "what", "forecast", "measured")
@@ -51,18 +50,17 @@ class SharedRun(Struct):
     seen: Annotated[
         tuple[Observation, ...], doc("What `calibrate` read of the GPUs; empty after `serve`.")
     ] = ()
-    loads: Annotated[tuple[LoadResult, ...], doc("What `bench` measured of it.")] = ()
 
     @property
     def phases(self) -> list[Document]:
         return phase_rows(self.plan, self.seen)
 
 
-def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
-    """Return the document of a run on real cards; ``loads`` are files that ``bench --json`` wrote.
+def shared(saved: StoredPlan) -> SharedRun:
+    """Return the document of a run on real cards.
 
     Raises:
-        UsageError: the run was on pretend GPUs, or ``bench --json`` did not write one of the files.
+        UsageError: the run was on pretend GPUs.
     """
     assert saved.run is not None
     plan, run = saved.plan, saved.run
@@ -83,7 +81,6 @@ def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
         run=_run(run, model.name),
         packages={"python": platform.python_version(), **packages},
         seen=observations,
-        loads=tuple(_load(path, model.name) for path in loads),
     )
 
 
@@ -167,20 +164,6 @@ def _ended(ended: Document | None) -> Document | None:
     return None if ended is None else {key: ended[key] for key in _ENDING if key in ended}
 
 
-def _load(path: str, model: str) -> LoadResult:
-    load = read_reported(path)
-    if not isinstance(load, LoadResult):
-        raise UsageError(
-            f"{path} is no load of schema {BENCH_SCHEMA}",
-            hint="write one with turbofit bench --json > load.json",
-        )
-    errors = tuple(replace(error, example="") for error in load.errors)
-    return replace(
-        load, created=_day(load.created), url="", model=model, errors=errors, stopped="",
-        warnings=(),
-    )  # fmt: skip
-
-
 def _day(when: str) -> str:
     return when.split("T", maxsplit=1)[0]
 
@@ -203,9 +186,6 @@ def share_view(document: SharedRun) -> list[Block]:
         rates = sum(len(steps.rates) for steps in timed)
         what = f"{points} of the engine, timed, each with its spread"
         facts.append(("steps", f"{what}; {rates} rates of the cards that they show"))
-    for load in document.loads:
-        rate = f"{load.requests_per_second:.2f} requests/s"
-        facts.append(("load", f"{rate}, {load.output_tokens_per_second:,.0f} tokens/s"))
     return [
         Heading(f"{plan.model.name} on {machine.name}, as others may read it"),
         FactList(tuple(facts)),

@@ -1,6 +1,6 @@
 """Reads the documents that a report shows: a saved plan, a run's folder, or the newest of all.
 
-The state folder keeps each command's last plan, prediction, rehearsal or tuning, and every run.
+The state folder keeps the last plan, prediction and rehearsal, and every run.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.plan import EnginePlan
-    from turbofit.core.tuning import Tuning
-    from turbofit.measure.load.result import LoadResult
 
 _RUN_WITH_PLAN: Final = "turbofit.report/2"
 
@@ -35,8 +33,6 @@ LATEST: Final = "latest"
 _LARGEST: Final = 64 << 20
 _ROOM: Final = "plans"
 _RUNS: Final = "runs"
-#: The file of the last tuning.
-_TUNING: Final = "tune.json"
 
 
 class StoredPlan(NamedTuple):
@@ -68,9 +64,9 @@ class RunDocument(Struct):
     run: RunReport
 
 
-def keep(document: Plan | Tuning, command: str) -> None:
-    """Store a document as the newest of its command, if the state folder can be written."""
-    StateFile(_ROOM, command, type(document)).write(document)
+def keep(plan: Plan, command: str) -> None:
+    """Store a plan as the newest of its command, if the state folder can be written."""
+    StateFile(_ROOM, command, Plan).write(plan)
 
 
 def saved_document(saved: StoredPlan) -> Plan | RunDocument:
@@ -85,38 +81,18 @@ def read_saved(path: str) -> StoredPlan:
         UsageError: nothing is there, or it cannot be read.
     """
     if path == LATEST:
-        path = _latest(path for path in reportable() if Path(path).name != _TUNING)
+        stored = reportable()
+        if not stored:
+            raise UsageError(
+                "nothing was planned, rehearsed or served yet",
+                hint="turbofit plan MODEL, then turbofit report latest",
+            )
+        path = stored[0]
     folder = _run_folder(path)
-    return _read_run(folder) if folder else _stored(_bytes(path), path)
-
-
-def _latest(documents: Iterable[str]) -> str:
-    if path := next(iter(documents), None):
-        return path
-    raise UsageError(
-        "nothing was planned, rehearsed or served yet",
-        hint="turbofit plan MODEL, then turbofit report latest",
-    )
-
-
-def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
-    """Read what `read_saved` reads, or a document of ``bench --json`` or ``tune --json``.
-
-    The data are read once: stdin and a shell's ``<(turbofit bench …)`` cannot be read twice.
-    """
-    from turbofit.core.tuning import TUNE_SCHEMA, Tuning
-    from turbofit.measure.load.result import BENCH_SCHEMA, LoadResult
-
-    path = _latest(reportable()) if path == LATEST else path
-    if _run_folder(path):
-        return read_saved(path)
+    if folder:
+        return _read_run(folder)
+    # Stdin and a shell's <(turbofit plan …) cannot be read twice.
     data = _bytes(path)
-    kinds: dict[str, type[LoadResult | Tuning]] = {BENCH_SCHEMA: LoadResult, TUNE_SCHEMA: Tuning}
-    kind = kinds.get(_head(data).schema)
-    return _stored(data, path) if kind is None else decode(data, kind, what=path)
-
-
-def _stored(data: bytes, path: str) -> StoredPlan:
     if _head(data).schema == _RUN_WITH_PLAN:
         both = decode(data, RunDocument, what=f"report {path}")
         check_consistent(both.plan, f"report {path}")
@@ -223,7 +199,7 @@ def read_run(run: str | None) -> StoredPlan:
 
 
 def reportable() -> list[str]:
-    """Return the paths of this user's stored plans, tunings and runs, the newest first."""
+    """Return the paths of this user's stored plans and runs, the newest first."""
     plans, runs = (state_dir(folder, make=False) for folder in (_ROOM, _RUNS))
     return _newest_first([*plans.glob("*.json"), *runs.glob("*/run.json")])
 
@@ -231,13 +207,10 @@ def reportable() -> list[str]:
 def summary(path: str) -> tuple[str, str, str]:
     """Return the path, the subject and the time of a stored document."""
     try:
-        document = read_reported(path)
+        plan = read_saved(path).plan
     except UsageError as exc:
         return path, exc.message, ""
-    if isinstance(document, StoredPlan):
-        plan = document.plan
-        return path, f"{plan.model.name} on {plan.machine.name}", plan.created
-    return path, f"a tuning of {document.model}", document.created
+    return path, f"{plan.model.name} on {plan.machine.name}", plan.created
 
 
 def _newest_first(paths: Iterable[Path]) -> list[str]:

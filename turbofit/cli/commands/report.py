@@ -28,7 +28,6 @@ _MOST_LISTED: Final = 20
         help=f"the JSON Schema of a document instead (default {NAMES[0]})",
     ),
     Option("--share", is_flag=True),
-    Option("--load", multiple=True, metavar="FILE", type=PATH),
     Option("--out", metavar="FILE", type=PATH),
 )
 def report(
@@ -36,15 +35,14 @@ def report(
     what: str | None,
     schema: str | None,
     share: bool,
-    load: tuple[str, ...],
     out: str | None,
     form: Form,
 ) -> int:
     """Read a document and show it; exit 3 if the plan does not fit."""
     if share and not schema:
-        return _share(what, load, out, form)
-    if load or out is not None:
-        raise UsageError("--load and --out are for --share", hint="add it, or leave them out")
+        return _share(what, out, form)
+    if out is not None:
+        raise UsageError("--out is for --share", hint="add it, or leave --out out")
     if schema:
         from turbofit.report.schema import schema_text
 
@@ -63,18 +61,10 @@ def report(
         listed = table(("report", "of", "when"), rows, wrap=("report", "of"))
         show([listed if rows else nothing], markdown=form.md)
         return 0
-    from turbofit.core.tuning import Tuning
-    from turbofit.report.stored_documents import LATEST, StoredPlan, read_reported, saved_document
-    from turbofit.report.views.measured_view import load_view, tune_view
+    from turbofit.report.stored_documents import LATEST, read_saved, saved_document
     from turbofit.report.views.plan_view import plan_view
 
-    saved = read_reported(what)
-    if isinstance(saved, Tuning):
-        form.show(saved, tune_view)
-        return 0
-    if not isinstance(saved, StoredPlan):
-        form.show(saved, load_view)
-        return 0
+    saved = read_saved(what)
     plan, run = saved.plan, saved.run
     if what == LATEST and not form.as_json:
         note(f"latest is {saved.where}, planned {plan.created}")
@@ -82,7 +72,7 @@ def report(
     return 0 if plan.fits else DoesNotFitError.exit_code
 
 
-def _share(run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
+def _share(run: str | None, out: str | None, form: Form) -> int:
     """Show a run as others would read it, and what is left out; write the run to ``out``."""
     import msgspec
 
@@ -96,7 +86,7 @@ def _share(run: str | None, loads: tuple[str, ...], out: str | None, form: Form)
         if run is None:  # a run on pretend GPUs would be refused, too
             exc.hint = "turbofit serve MODEL, or calibrate MODEL, on real cards makes a run"
         raise
-    document = shared(saved, loads)
+    document = shared(saved)
     form.show(document, share_view)
     if out is not None:
         # An issue takes 65,536 characters: eight cards, indented, are more.

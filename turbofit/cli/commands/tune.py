@@ -123,7 +123,6 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.measure.tune import TuneRequest, tune_model
     from turbofit.measure.tune_runner import parse_slo
     from turbofit.planning.calibrations import pretends
-    from turbofit.report.stored_documents import keep
     from turbofit.report.views.measured_view import tune_view
     from turbofit.serving.options import ServeConfig
     from turbofit.serving.planner import forget_learned, launch_request, leases_for
@@ -163,7 +162,6 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     tuning = run_until_signal(body)
     if isinstance(tuning, signal.Signals):
         return INTERRUPTED
-    keep(tuning, "tune")
     form.show(tuning, tune_view)
     if tuning.interrupted:
         return INTERRUPTED
@@ -183,6 +181,7 @@ def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
 @command(
     *common.SERVER_OPTIONS[:1],
     *common.FORMS,
+    common.HTML,
     *common.SERVER_OPTIONS[1:],
     *LOAD_OPTIONS,
     only_linux=True,
