@@ -1,4 +1,4 @@
-"""What hatchling makes at a build: URLs, a README for an index page, packed presets, a library.
+"""What hatchling makes at a build: URLs, a README for an index page, a compiled library.
 
 An index shows README.md alone, so that its links must lead to the repository, at the version's tag.
 Where the repository is stands once, in pyproject.toml: ``[tool.hatch.metadata.hooks.custom]``.
@@ -6,7 +6,6 @@ Where the repository is stands once, in pyproject.toml: ``[tool.hatch.metadata.h
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,8 +19,6 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-#: Rooms of presets that are one file in a wheel (`turbofit.core.presets` reads both).
-PACKED = ("checkpoints", "gpus", "models")
 #: What resizes images (`turbofit.serving.images`), and the file with its digest and the source's.
 SOURCE, LIBRARY = "turbofit/serving/images/pixels.c", "libpixels.so"
 DIGEST = f"{LIBRARY}.sha256"
@@ -87,7 +84,7 @@ def compile_library(source: Path, folder: Path) -> str:
 
 
 class BuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Puts presets into a wheel, those of large rooms as one file each, and a compiled library.
+    """Puts the presets and a compiled library into a wheel.
 
     The library stays out where there is no C compiler: Pillow does the work then. ``CC=false``
     makes a wheel for every platform. An editable installation reads the checkout's presets, and
@@ -112,15 +109,7 @@ class BuildHook(BuildHookInterface):  # type: ignore[type-arg]
             for name in (LIBRARY, DIGEST):
                 included[str(here / name)] = str(Path(SOURCE).with_name(name))
         for file in sorted(path for path in presets.rglob("*") if path.is_file()):
-            name = file.relative_to(presets)
-            if name.parts[0] not in PACKED:
-                included[str(file)] = f"turbofit/_presets/{name.as_posix()}"
-        for room in PACKED:
-            files = sorted((presets / room).glob("*.yaml"))
-            packed = here / f"{room}.json"
-            texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
-            packed.write_text(json.dumps(texts), encoding="utf-8")
-            included[str(packed)] = f"turbofit/_presets/{packed.name}"
+            included[str(file)] = f"turbofit/_presets/{file.relative_to(presets).as_posix()}"
 
     def finalize(self, *_: Any) -> None:
         """The wheel is written."""

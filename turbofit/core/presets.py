@@ -30,31 +30,19 @@ def presets_dir() -> Path:
 def preset_path(folder: str, name: str) -> Path:
     """Return the path of a preset for `load_yaml`, such as ``preset_path("gpus", "rtx3090")``.
 
-    ``folder`` is a folder of the presets, or empty. In a wheel the path need not exist: `load_yaml`
-    still reads it.
+    ``folder`` is a folder of the presets, or empty.
     """
     return presets_dir() / folder / f"{name}.yaml"
 
 
 def is_preset(folder: str, name: str) -> bool:
     """Return whether ``folder``, a folder of the presets, has a preset of this name."""
-    return preset_path(folder, name).is_file() or name in _pack(folder)
+    return preset_path(folder, name).is_file()
 
 
 def presets_of(folder: str) -> frozenset[str]:
     """Return the names of all presets of ``folder``, a folder of the presets."""
-    names = {path.stem for path in (presets_dir() / folder).glob("*.yaml")}
-    return frozenset(names | _pack(folder).keys())
-
-
-@cache
-def _pack(folder: str) -> dict[str, str]:
-    """Return the texts of a folder's presets by name, read from the wheel's file for the folder.
-
-    A clone has no such file; the result is then empty.
-    """
-    path = presets_dir() / f"{folder}.json"
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}
+    return frozenset(path.stem for path in (presets_dir() / folder).glob("*.yaml"))
 
 
 def load_yaml(path: Path) -> JsonObject:
@@ -65,9 +53,7 @@ def load_yaml(path: Path) -> JsonObject:
     """
     try:
         # CSafeLoader is a SafeLoader: it builds plain data only.
-        ours = _pack(path.parent.name) if path.parent.parent == presets_dir() else {}
-        text = ours.get(path.stem) or path.read_bytes()
-        data = yaml.load(text, Loader=_LOADER)
+        data = yaml.load(path.read_bytes(), Loader=_LOADER)
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as exc:
         raise UsageError(
             f"preset {path.name} cannot be read: {exc}", hint="reinstall turbofit"
