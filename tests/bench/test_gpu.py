@@ -80,7 +80,7 @@ FORGED = {
     "took what the preset says, to the byte": with_context(ONE),
     "larger than what was free": replace(ONE, seen=(replace(ONE.seen[0], free=MIB),)),
     "over its PCIe link": with_gpu(ONE, pcie=Pcie(generation=1, width=1)),
-    "its GPUs, groups, sizes": replace(
+    "its GPUs, groups": replace(
         ONE, plan=replace(ONE.plan, engines=(replace(ONE.plan.engines[0], ledgers=()),))
     ),
 }

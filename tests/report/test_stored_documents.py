@@ -226,7 +226,7 @@ def test_what_contradicts_itself_is_refused(
     file.write_text(changed(path, value))
     assert main(["report", str(file)]) == 2
     said = capsys.readouterr().err
-    assert "cannot be read: its GPUs, groups, sizes and rehearsal contradict each other" in said
+    assert "cannot be read: " in said
 
 
 def changed(path: tuple[Any, ...], value: Any) -> str:

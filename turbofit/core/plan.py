@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.engine_end import Rehearsal
@@ -111,7 +111,9 @@ class Settings(Struct):
     max_batch_size: int = 128
     session_len: int = 32768
     quant_policy: Annotated[int, doc("0 none, 4 int4, 8 int8, 16 and 17 fp8, 42 TurboQuant.")] = 0
-    cache_block_seq_len: Annotated[int, doc("Tokens of a block, PyTorch's block_size.")] = 64
+    cache_block_seq_len: Annotated[
+        int, doc("Tokens of a block, PyTorch's block_size."), Meta(ge=1)
+    ] = 64
     communicator: Annotated[Literal["nccl", "native", "cuda-ipc"], doc("TurboMind's alone.")] = (
         "nccl"
     )
@@ -159,7 +161,7 @@ class GpuLedger(Struct):
     index: Annotated[int, doc("In PCI order.")]
     uuid: str
     name: str
-    total: Annotated[int, doc("Bytes of the card.")]
+    total: Annotated[int, doc("Bytes of the card."), Meta(gt=0)]
     reserved: Annotated[int, doc("Bytes that the driver keeps.")]
     used: Annotated[int, doc("Bytes that others hold.")]
     free: Annotated[int, doc("Bytes that CUDA calls free before our context.")]
@@ -245,7 +247,7 @@ class Kv(Struct):
     """The KV cache of one engine; each rank holds a part of it."""
 
     bytes_per_token: Annotated[int, doc("Bytes of a rank.")]
-    tokens: Annotated[int, doc("Tokens of all ranks together.")]
+    tokens: Annotated[int, doc("Tokens of all ranks together."), Meta(ge=0)]
     region_bytes: Annotated[int, doc("Bytes of the cache of a rank.")]
     longest_request_tokens: Annotated[int, doc("Tokens that one request may have.")]
 
@@ -357,7 +359,9 @@ class Limits(Struct):
 class Promise(Struct):
     """What clients may count on; only planning makes one, and nothing changes it afterwards."""
 
-    context: Annotated[int, doc("Tokens of one request, with its answer; 0: no request.")]
+    context: Annotated[
+        int, doc("Tokens of one request, with its answer; 0: no request."), Meta(ge=0)
+    ]
     images: Annotated[int, doc("Images of one request, each as large as the limits allow.")]
     image_limit: Annotated[int | None, doc("Tiles or pixels of an image; null: none.")]
     requests: Annotated[int, doc("Requests at once over all engines, all tokens in the caches.")]
@@ -417,7 +421,11 @@ class EnginePlan(Struct):
     """One engine: its GPUs, what LMDeploy is told for it, and what it will hold."""
 
     backend: EngineName
-    gpus: Annotated[tuple[int, ...], doc("The machine's indices, in the order of the ranks.")]
+    gpus: Annotated[
+        tuple[int, ...],
+        doc("The machine's indices, in the order of the ranks."),
+        Meta(min_length=1),
+    ]
     settings: Annotated[Settings, doc("What LMDeploy is told, under LMDeploy's own names.")]
     kv: Kv
     units_per_forward: Annotated[int, doc("Vision units that the peak pays for in one forward.")]
@@ -528,7 +536,9 @@ class Plan(JsonDocument):
     workload: Workload
     backend: Backend
     promise: Annotated[Promise, doc("What clients may count on, whichever engine answers.")]
-    engines: Annotated[tuple[EnginePlan, ...], doc("One for each engine that will run.")]
+    engines: Annotated[
+        tuple[EnginePlan, ...], doc("One for each engine that will run."), Meta(min_length=1)
+    ]
     host: Annotated[HostMemory, doc("Host memory of all engines together.")]
     throughput: Annotated[Throughput | None, doc("A forecast; null where there is none.")] = None
     considered: Annotated[tuple[Candidate, ...], doc("All that was weighed.")] = ()

@@ -225,31 +225,24 @@ def check_consistent(plan: Plan, what: str) -> None:
     """Refuse a plan whose parts contradict each other; ``what`` is its name in the message.
 
     Raises:
-        UsageError: its GPUs, groups and sizes do not agree.
+        UsageError: its GPUs, groups and rehearsals do not agree.
     """
     used = [index for engine in plan.engines for index in engine.gpus]
     consistent = (
-        plan.engines,
         len(used) == len(set(used)),
         set(used) <= {gpu.index for gpu in plan.machine.gpus},
-        plan.promise.context >= 0,
         all(map(_is_consistent, plan.engines)),
     )
     if not all(consistent):
         raise UsageError(
-            f"{what} cannot be read: its GPUs, groups, sizes and rehearsal contradict each other",
+            f"{what} cannot be read: its GPUs, groups and rehearsal contradict each other",
             hint="was it edited by hand? plan again, and change settings by options instead",
         )
 
 
 def _is_consistent(engine: EnginePlan) -> bool:
-    """Return whether an engine's GPUs, ledgers, sizes and rehearsal agree."""
-    ledgers = tuple(ledger.index for ledger in engine.ledgers)
-    if not engine.gpus or ledgers != engine.gpus or engine.kv.tokens < 0:
-        return False
-    if any(ledger.total <= 0 for ledger in engine.ledgers):
-        return False
-    if engine.settings.cache_block_seq_len < 1:
+    """Return whether an engine's GPUs, ledgers and rehearsal agree."""
+    if tuple(ledger.index for ledger in engine.ledgers) != engine.gpus:
         return False
     rehearsal = engine.rehearsal
     if rehearsal is None:
