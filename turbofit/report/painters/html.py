@@ -239,11 +239,8 @@ def _table(block: Table) -> Markup:
 def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:
     cells = []
     for column, text in zip(block.columns, row, strict=True):
-        if column.wrap and len(text) > _LONG:
-            cls: str | None = "w"
-        elif column.right:
-            cls = "n"
-        else:
-            cls = None if column.wrap else "t"
-        cells.append(tag("td", text, class_=cls))
+        kind = "n" if column.right else "t"
+        if column.wrap:
+            kind = "w" if len(text) > _LONG else ""
+        cells.append(tag("td", text, class_=kind or None))
     return cells

@@ -174,12 +174,8 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
         soft = [i for i, floor in least.items() if widths[i] > max(floor, _NARROWEST)]
         if not soft:
             break
-        widest = max(soft, key=lambda i: widths[i])
-        second = max((widths[i] for i in least if i != widest), default=0)
-        floor = max(least[widest], _NARROWEST, min(second, widths[widest] - 1))
-        cut = min(over, widths[widest] - floor)
-        widths[widest] -= cut
-        over -= cut
+        widths[max(soft, key=lambda i: widths[i])] -= 1
+        over -= 1
     return widths
 
 
@@ -228,16 +224,10 @@ def _fill(parts: Sequence[tuple[int, str]], width: int) -> list[str]:
 
     Each part has one cell and its share of the remaining cells.
     """
-    if not parts:
-        return []
     parts = parts[:width]
-    spare, total = width - len(parts), sum(size for size, _ in parts)
-    # Each part has one cell already: only its share beyond that cell is distributed.
-    beyond = [max(0.0, size / total * width - 1) for size, _ in parts]
-    scale = spare / (sum(beyond) or 1)
-    exact = [size * scale for size in beyond]
-    counts = [1 + int(share) for share in exact]
-    order = sorted(range(len(parts)), key=lambda i: exact[i] - int(exact[i]), reverse=True)
-    for i in order[: width - sum(counts)]:
-        counts[i] += 1
-    return [mark for (_, mark), count in zip(parts, counts, strict=True) for _ in range(count)]
+    ends = list(accumulate(size for size, _ in parts))
+    letters: list[str] = []
+    for place, (end, (_, mark)) in enumerate(zip(ends, parts, strict=True), 1):
+        last_cell = place + round((width - len(parts)) * end / ends[-1])
+        letters += [mark] * (last_cell - len(letters))
+    return letters
