@@ -18,7 +18,7 @@ from turbofit.core.struct import Document, Struct
 from turbofit.core.tuning import Tuning
 from turbofit.measure.load.result import LoadResult
 from turbofit.planning.which import Which
-from turbofit.report.schema import NAMES, schema_path, version_of
+from turbofit.report.schema import NAMES, VERSIONS, schema_path
 from turbofit.report.share import SharedRun
 from turbofit.report.stored_documents import RunDocument
 
@@ -79,7 +79,7 @@ def document(name: str) -> Document:
         whole["required"].insert(0, "schema")
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:turbofit:{name}:{version_of(name)}",
+        "$id": f"urn:turbofit:{name}:{VERSIONS[name]}",
         "title": told.title,
         **({"$comment": told.comment} if told.comment else {}),
     }

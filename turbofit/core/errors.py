@@ -63,9 +63,7 @@ class TurbofitError(Exception):
     def _say(self, message: str, hint: str) -> None:
         self.message, self.hint = message, hint
         super().__init__(message)
-        self.__dict__.pop("__notes__", None)
-        if hasattr(self, "add_note"):  # from Python 3.11 on, for the traceback
-            self.add_note(f"hint: {self.hint}")
+        self.__notes__ = [f"hint: {hint}"]  # a traceback shows it from Python 3.11 on
 
     def name_keywords(self) -> None:
         """Spell the marked options as keywords: ``tp=4`` instead of ``--tp 4``."""

@@ -32,9 +32,8 @@ def port_problem(host: str, port: int) -> str | None:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-    except (OSError, OverflowError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else str(exc)
-        return f"port {port} cannot be used: {reason}"
+    except OSError as exc:
+        return f"port {port} cannot be used: {exc.strerror}"
     return None
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-#: The documents; ``plan`` is also the schema of a prediction and of a rehearsal.
-NAMES: Final = (
-    "plan", "report", "cluster-plan", "cluster-status", "bench", "tune",
-    "share", "which", "batch",
-)  # fmt: skip
+#: The newest version of each document's schema; that of ``plan`` is also the schema of a prediction
+#: and of a rehearsal.
+VERSIONS: Final = {
+    "plan": 2, "report": 2, "cluster-plan": 2, "cluster-status": 3, "bench": 1, "tune": 1,
+    "share": 2, "which": 1, "batch": 1,
+}  # fmt: skip
+NAMES: Final = tuple(VERSIONS)
 
 
 def schema_text(name: str) -> str:
@@ -19,10 +21,4 @@ def schema_text(name: str) -> str:
 
 def schema_path(name: str) -> Path:
     """The path of the schema of one of ``NAMES``; `generate` writes the file."""
-    return Path(__file__).parent / f"turbofit.{name}-{version_of(name)}.json"
-
-
-def version_of(name: str) -> int:
-    """The newest version of the schema of one of ``NAMES``."""
-    versions = {"plan": 2, "report": 2, "share": 2, "cluster-plan": 2, "cluster-status": 3}
-    return versions.get(name, 1)
+    return Path(__file__).parent / f"turbofit.{name}-{VERSIONS[name]}.json"
