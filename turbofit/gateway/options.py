@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.variables import variables
+from turbofit.core.process.variables import SERVER_KEYS, keys_in
 from turbofit.gateway.config import ANY_PUBLIC, GatewayConfig, GatewayOptions
 from turbofit.gateway.http.connections import Networks, is_loopback
 
@@ -21,7 +21,7 @@ def configured(options: GatewayOptions, *, upstream_key: str | None = None) -> G
     if not all(key.strip() for key in options.api_key):
         raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
     Networks(options.trusted_proxies)  # it raises for a bad address before anything starts
-    keys = (*options.api_key, *_keys_in(options.api_key_file)) or variables().keys
+    keys = (*options.api_key, *_keys_in(options.api_key_file)) or keys_in(SERVER_KEYS)
     keys = tuple(key.strip() for key in keys if key.strip())
     front_keys = _keys_in(options.front_key_file)
     found = {

@@ -28,7 +28,7 @@ from turbofit.core.machine import Gpu, Holder, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.process.files import lock_soon, write_atomic
 from turbofit.core.process.stat import group_of, members, start_time
-from turbofit.core.process.variables import variables
+from turbofit.core.process.variables import leases_folder
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin
 
@@ -98,7 +98,7 @@ class Leases(AbstractContextManager["Leases"]):
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder or variables().leases or Path(_FOLDER)
+        self._folder = folder or leases_folder() or Path(_FOLDER)
         self._mine = Lease()
         self._pid = os.getpid()
         self._name = f"{self._pid}-{time.monotonic_ns()}"

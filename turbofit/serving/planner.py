@@ -16,7 +16,7 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.process.files import digest_of_parts, needed_state_dir
 from turbofit.core.process.progress import under_way
-from turbofit.core.process.variables import variables
+from turbofit.core.process.variables import leases_folder
 from turbofit.machine.learned import forget
 from turbofit.memory.calibrated import identity
 from turbofit.model.source import resolve_model
@@ -175,7 +175,7 @@ def leases_for(config: ServeConfig) -> Leases:
         return Leases()
     given = config.plan.machine if config.plan is not None else None
     machine = machine_from(given if config.request is None else config.request.on)
-    folder = variables().leases or needed_state_dir("pretend") / "leases"
+    folder = leases_folder() or needed_state_dir("pretend") / "leases"
     return Leases(folder.with_name(f"{folder.name}-pretend-{digest_of_parts(machine.name)}"))
 
 

@@ -16,7 +16,6 @@ from turbofit.cli.manual import COMMANDS
 from turbofit.cli.options.untyped import ROOT, read_again, read_file, variables_of
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import VARIABLES, is_service_link, without_options
-from turbofit.core.process.variables import variables
 
 PLAN = ["plan", "internvl2-8b", "--on", "1xrtx3090"]
 
@@ -122,7 +121,6 @@ def test_what_kubernetes_sets_for_a_service_is_not_ours(name, value, monkeypatch
 def test_a_turbofit_of_ours_and_the_python_api_get_no_options() -> None:
     kept = {"PATH": "/bin", "TURBOFIT_LEASES": "/x", "TURBOFIT_REHEARSAL": "r"}
     assert without_options({**kept, "TURBOFIT_SERVE_TP": "4"}) == kept
-    assert not variables({"TURBOFIT_SERVE_API_KEY": "k", "TURBOFIT_BENCH_API_KEY": "k"}).api_key
 
 
 GOOD = """\

@@ -58,14 +58,13 @@ def gateway(
     **given: Any,
 ) -> int:
     """Serve a gateway or a front until a signal ends it; return 0 after a drain."""
-    from turbofit.core.process.variables import variables
+    from turbofit.core.process.variables import UPSTREAM_KEYS, keys_in
     from turbofit.report.stored_documents import read_plan
 
     options = fields.filled(GatewayOptions, given)
     of_one = {"plan": plan, "upstream": upstream, "overlay": overlay}
     of_one |= {name: getattr(options, name) for name in _OF_NODES}
-    known = variables()
-    keys = upstream_key or tuple(filter(None, [known.upstream_key])) or known.upstream_keys
+    keys = upstream_key or keys_in(UPSTREAM_KEYS)
     if cluster is not None:
         beside = {"models": models, "nodes": nodes, "upstream_key": upstream_key}
         refuse_together({**of_one, **beside}, "--cluster")

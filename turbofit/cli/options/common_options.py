@@ -62,7 +62,7 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
         UsageError: the text is no address of a server.
     """
     from turbofit.cli.usage_errors import unknown_word
-    from turbofit.core.process.variables import variables
+    from turbofit.core.process.variables import SERVER_KEYS, keys_in
 
     if url is None and sys.platform == "linux":
         url = _own_server()
@@ -73,7 +73,7 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
         if " " in address:
             hint = f"write one as {_SERVER}; questions are typed, or come by stdin, once it answers"
         raise UsageError(f"{address} is no address of a server", hint=hint)
-    return address, api_key or next(iter(variables().keys), None)
+    return address, api_key or next(iter(keys_in(SERVER_KEYS)), None)
 
 
 def _own_server() -> str | None:

@@ -7,21 +7,17 @@ from collections.abc import Mapping
 from typing import Final
 
 PREFIX: Final = "TURBOFIT_"
-#: The variables that people set; `core.process.variables` reads them.
-NAMES: Final = (
+#: All variables of turbofit that do not set an option: first those that people set, then those that
+#: turbofit sets for the processes that it starts. The last one is for tests and benches: a folder
+#: with a CUDA build of torch.
+VARIABLES: Final = frozenset((
     "TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEYS", "TURBOFIT_UPSTREAM_KEY",
     "TURBOFIT_LEASES", "TURBOFIT_NODE_SPEC",
-)  # fmt: skip
-#: Variables that other code reads, mostly in processes that turbofit starts. The last one is for
-#: tests and benches: a folder with a CUDA build of torch.
-_ELSEWHERE: Final = (
     "TURBOFIT_IMAGE_THREADS", "TURBOFIT_IMAGE_CACHE",
     "TURBOFIT_ENGINE_KEY", "TURBOFIT_PRETEND_SCENARIO", "TURBOFIT_PRETEND_LIBRARIES",
     "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_PRETEND_TWIN", "TURBOFIT_PRETEND_ENGINE",
     "TURBOFIT_REHEARSAL", "TURBOFIT_TRACE_STUBS", "TURBOFIT_CUDA_PATH",
-)  # fmt: skip
-#: All variables of turbofit that do not set an option.
-VARIABLES: Final = frozenset({*NAMES, *_ELSEWHERE})
+))  # fmt: skip
 #: Variables that Kubernetes sets for a service: ``TURBOFIT_X_PORT_80_TCP_ADDR`` and so on.
 _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 

@@ -3,75 +3,55 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.variable_names import NAMES, PREFIX
-from turbofit.core.validation import Validated, parsed
+
+#: Variables of the keys that a server accepts; a client sends the first key. `keys_in` reads them.
+SERVER_KEYS: Final = ("TURBOFIT_API_KEY", "TURBOFIT_API_KEYS")
+#: Variables of the keys that the servers behind a gateway want. `keys_in` reads them.
+UPSTREAM_KEYS: Final = ("TURBOFIT_UPSTREAM_KEY", "TURBOFIT_UPSTREAM_KEYS")
+_LEASES: Final = "TURBOFIT_LEASES"
 
 
-def _key(text: str, name: str) -> str:
-    """Check a key of the variable ``name``, and return it without white space around.
+def keys_in(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the keys of the first of these environment variables that has any.
 
-    Messages do not show the key, since it is a secret.
+    Commas separate keys. Messages do not show a key, since it is a secret.
 
     Raises:
-        UsageError: a character of the key is no visible ASCII character.
+        UsageError: a character of a key is no visible ASCII character.
     """
-    key = text.strip()
-    bad = next((place for place, char in enumerate(key, 1) if not "!" <= char <= "~"), None)
-    if bad is not None:
-        raise UsageError(
-            f"{name}: character {bad} of a key of {len(key)} is no visible ASCII character, which"
-            " an HTTP header cannot carry",
-            hint="use letters, digits and -_.~+/=; commas separate the keys of TURBOFIT_API_KEYS",
-        )
-    return key
+    for name in names:
+        keys = tuple(filter(None, map(str.strip, os.environ.get(name, "").split(","))))
+        for key in keys:
+            bad = next((place for place, char in enumerate(key, 1) if not "!" <= char <= "~"), 0)
+            if bad:
+                raise UsageError(
+                    f"{name}: character {bad} of a key of {len(key)} is no visible ASCII"
+                    " character, which an HTTP header cannot carry",
+                    hint="use letters, digits and -_.~+/=; commas separate keys",
+                )
+        if keys:
+            return keys
+    return ()
 
 
-def _keys(text: str, name: str) -> tuple[str, ...]:
-    return tuple(key for part in text.split(",") if (key := _key(part, name)))
+def leases_folder() -> Path | None:
+    """Return the folder that ``TURBOFIT_LEASES`` names; None if it is unset or empty.
 
-
-def _folder(text: str, name: str) -> Path:
+    Raises:
+        UsageError: the path is not absolute, or is the path of a file.
+    """
+    text = os.environ.get(_LEASES, "").strip()
+    if not text:
+        return None
     folder = Path(os.path.expanduser(text))
     if not folder.is_absolute() or os.path.isfile(folder):
         what = "a file" if os.path.isfile(folder) else "not an absolute path"
         raise UsageError(
-            f"{name} {text!r} is {what}: all turbofits of a machine meet in this folder",
-            hint=f"give a folder such as {name}=/tmp/turbofit-leases, the same one everywhere",
+            f"{_LEASES} {text!r} is {what}: all turbofits of a machine meet in this folder",
+            hint=f"give a folder such as {_LEASES}=/tmp/turbofit-leases, the same one everywhere",
         )
     return folder
-
-
-class EnvironmentVariables(Validated):
-    """The variables that people set; an unset or empty one has its default."""
-
-    api_keys: Annotated[tuple[str, ...], parsed(_keys)] = ()
-    api_key: Annotated[str, parsed(_key)] = ""
-    upstream_keys: Annotated[tuple[str, ...], parsed(_keys)] = ()
-    upstream_key: Annotated[str, parsed(_key)] = ""
-    leases: Annotated[Path | None, parsed(_folder)] = None
-    node_spec: str = ""
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys that a server accepts; a client sends the first."""
-        return (self.api_key,) if self.api_key else self.api_keys
-
-
-def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
-    """Read turbofit's variables from an environment; None is this process's environment.
-
-    Raises:
-        UsageError: a value is not valid.
-    """
-    environ = os.environ if environ is None else environ
-    given = {
-        name.removeprefix(PREFIX).lower(): value
-        for name in NAMES
-        if (value := environ.get(name, "")).strip()
-    }
-    return EnvironmentVariables.of_options(given, lambda field: PREFIX + field.upper())

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 from turbofit.core.cluster import Cluster, Node, NodeStatus
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.files import needed_state_dir
-from turbofit.core.process.variables import variables
 from turbofit.core.version import REFERENCE, __version__
 from turbofit.gateway.front import NodeAddress
 from turbofit.machine.source import machine_from
@@ -55,7 +54,8 @@ def measure_here(version: str) -> Node:
             return replace(node, why_not=f"it has LMDeploy {lmdeploy}, plans are for {REFERENCE}")
     try:
         needed_state_dir("nodes")
-        machine = machine_from(variables().node_spec or None, environ=raylet_environment())
+        spec = os.environ.get("TURBOFIT_NODE_SPEC") or None
+        machine = machine_from(spec, environ=raylet_environment())
     except TurbofitError as exc:
         return replace(node, why_not=exc.message)
     # The calibrations of this node: the planner runs on another one.
