@@ -30,7 +30,6 @@ def test_it_opens_in_silence_and_nothing_is_cut_on_a_phone(browser: Browser, kin
         assert own.startswith("file://")
         assert [url for url in others if url != "data:,"] == []
     assert browser.one("h1").text.startswith(planned_name(kind))
-    browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     cut = browser.run(
         "return Array.from(document.querySelectorAll('.scroll, .legend'))"
         ".filter((one) => one.scrollWidth > one.clientWidth + 1 && one.clientWidth)"

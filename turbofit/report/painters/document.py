@@ -138,13 +138,6 @@ class Code(Block, kw_only=False):
     name: str = "this command"
 
 
-class Fold(Block):
-    """Blocks that a page shows only after a click."""
-
-    title: str
-    blocks: tuple[Block, ...]
-
-
 class BarPiece(Struct):
     """A part of a bar: ``mark`` is its letter, ``kind`` its style on a page.
 
@@ -178,14 +171,8 @@ class Bar(Block):
 
 
 def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Block]:
-    """Yield the blocks of the short answer or of the whole text, with the blocks inside folds."""
-    for block in blocks:
-        if not (block.short if short else block.whole):
-            continue
-        if isinstance(block, Fold):
-            yield from text_blocks(block.blocks)
-        else:
-            yield block
+    """Return the blocks of the short answer or of the whole text."""
+    return (block for block in blocks if (block.short if short else block.whole))
 
 
 MORE: Final = remark("more: --full, --md or --json", **ONLY_SHORT)

@@ -20,7 +20,6 @@ from turbofit.report.painters.document import (
     Block,
     Code,
     FactList,
-    Fold,
     Heading,
     Items,
     Paragraph,
@@ -204,8 +203,6 @@ def _one(block: Block) -> Markup:
         return tag("dl", *(join(tag("dt", n), tag("dd", v)) for n, v in block.facts))
     if isinstance(block, Table):
         return _table(block)
-    if isinstance(block, Fold):
-        return tag("details", tag("summary", block.title), paint(block.blocks))
     assert isinstance(block, Code)
     # The script shows the button, because it does nothing without the script.
     label = f"Copy {block.name}"

@@ -20,7 +20,6 @@ from turbofit.core.units import mib
 from turbofit.report.painters.document import (
     Bar,
     BarPiece,
-    Fold,
     Heading,
     Table,
     listed,
@@ -51,7 +50,7 @@ def memory_blocks(plan: Plan) -> list[Block]:
                 short=ledger is least,
             )
         )
-    return [*blocks, Fold(title="Every term", blocks=tuple(_ledger_blocks(plan)))]
+    return [*blocks, *_ledger_blocks(plan)]
 
 
 def memory_bar(ledger: GpuLedger, title: str) -> Bar:

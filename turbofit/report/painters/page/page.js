@@ -32,16 +32,9 @@ const copyText = async (text) => {
     theme.textContent = 'Theme: ' + chosen;
   });
 
-  // Paper shows what is folded on the screen.
   const print = document.getElementById('print');
   print.hidden = false;
   print.addEventListener('click', () => window.print());
-  let opened = [];
-  window.addEventListener('beforeprint', () => {
-    opened = all('details:not([open])');
-    opened.forEach((one) => { one.open = true; });
-  });
-  window.addEventListener('afterprint', () => opened.forEach((one) => { one.open = false; }));
 
   async function copied(button, text) {
     const done = await copyText(text);
