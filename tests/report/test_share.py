@@ -82,7 +82,6 @@ def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
         assert secret not in said, secret
     for word in ("Left out:", "580.159.04", "in use, MiB: sampling", "(crash)"):
         assert word in said
-    assert "1 of the engine, timed, each with its spread; 1 rates of the cards" in said
     assert document["seen"][0]["steps"]["rates"][0]["value"] == 1e12
     assert document["plan"]["model"]["name"] == plan.model.architecture
     assert document["run"]["attempts"][0]["ended"] == {"kind": "crash"}

@@ -447,13 +447,6 @@ class EnginePlan(Struct):
         full = all(abs(a.used - b.used) < ALIKE for a, b in pairs)
         return len(self.gpus) == len(other.gpus) and cards and full
 
-    def may_evict(self) -> bool:
-        """Return whether the KV cache may run out while requests generate.
-
-        The engine then evicts a request, which starts again.
-        """
-        return may_evict(self.settings, self.kv.tokens)
-
     def engine_config(self) -> Any:
         """Return the settings as LMDeploy's ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
 
@@ -493,7 +486,10 @@ class EnginePlan(Struct):
 
 
 def may_evict(settings: Settings, tokens: int) -> bool:
-    """Return whether a full batch may need more than the ``tokens`` of the KV cache."""
+    """Return whether a full batch may need more than the ``tokens`` of the KV cache.
+
+    The engine then evicts a request, which starts again.
+    """
     return settings.max_batch_size * settings.session_len > tokens
 
 
@@ -641,19 +637,4 @@ class Plan(JsonDocument):
 
     def may_evict(self) -> bool:
         """Return whether the KV cache of an engine may run out while requests generate."""
-        return any(engine.may_evict() for engine in self.engines)
-
-    def engine_config(self) -> Any:
-        """Return the config of every engine, where all are equal: see `EnginePlan.engine_config`.
-
-        Raises:
-            PackageError: LMDeploy is not installed.
-            UsageError: the engines differ, or Transformers runs the model.
-        """
-        configs = [engine.lmdeploy_settings() for engine in self.engines]
-        if any(config != configs[0] for config in configs):
-            raise UsageError(
-                f"the {self.replicas} engines of this plan have different settings",
-                hint="plan.engines[0].engine_config() is the config of the first one",
-            )
-        return self.engines[0].engine_config()
+        return any(may_evict(engine.settings, engine.kv.tokens) for engine in self.engines)

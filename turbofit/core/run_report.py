@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
-from turbofit.core.struct import Struct, const
-
-RUN_SCHEMA: Final = "turbofit.run/1"
+from turbofit.core.struct import Struct
 
 
 class RunFigure(Struct):
@@ -77,7 +75,7 @@ class RunReport(Struct):
     ``urls`` are the server's addresses. ``defaults`` describes the default values of requests.
     """
 
-    schema: Annotated[str, const(RUN_SCHEMA)]
+    schema: Literal["turbofit.run/1"] = "turbofit.run/1"
     turbofit_version: str
     started: str
     state: str

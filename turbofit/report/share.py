@@ -148,7 +148,6 @@ def _run(run: RunReport, model: str) -> RunReport:
         for attempt in run.attempts
     )
     return RunReport(
-        schema=run.schema,
         turbofit_version=run.turbofit_version,
         started=_day(run.started),
         state=run.state,
@@ -173,22 +172,16 @@ def share_view(document: SharedRun) -> list[Block]:
     machine = plan.machine
     versions = {"turbofit": run.turbofit_version, "LMDeploy": run.lmdeploy, **document.packages}
     end = run.ended.get("kind", "") if isinstance(run.ended, dict) else run.ended
-    facts = [
+    facts = (
         ("cards", machine.name),
         ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("engine", f"{plan.backend.name}, {len(plan.groups)} of tp {plan.tp}"),
         ("starts", f"{len(run.attempts)}, {run.state}{f' ({end})' if end else ''}"),
-    ]
-    timed = [one.steps for one in document.seen if one.steps]
-    if timed:
-        points = sum(len(steps.points) for steps in timed)
-        rates = sum(len(steps.rates) for steps in timed)
-        what = f"{points} of the engine, timed, each with its spread"
-        facts.append(("steps", f"{what}; {rates} rates of the cards that they show"))
+    )
     return [
         Heading(f"{plan.model.name} on {machine.name}, as others may read it"),
-        FactList(tuple(facts)),
+        FactList(facts),
         table(_TITLES, _rows(document), right=_TITLES[2:], wrap=_TITLES[1:2]),
         Paragraph("Left out:"),
         Items(LEFT_OUT),

@@ -18,7 +18,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import PLAN_SCHEMA, Plan, ServeCommand
 from turbofit.core.process.files import StateFile, state_dir
-from turbofit.core.run_report import RUN_SCHEMA, RunReport
+from turbofit.core.run_report import RunReport
 from turbofit.core.struct import Struct, const, decode
 
 if TYPE_CHECKING:
@@ -160,11 +160,6 @@ def _read_run(folder: Path) -> StoredPlan:
     """
     path = folder / "run.json"
     run = decode(_bytes(str(path)), RunReport, what=f"run {path}")
-    if run.schema != RUN_SCHEMA:
-        raise UsageError(
-            f"run {path} has schema {run.schema!r}, not {RUN_SCHEMA!r}",
-            hint="serve again with this version of turbofit",
-        )
     number = run.attempts[-1].number if run.attempts else 0
     first, last = folder / "plan.json", folder / f"plan-{number}.json"
     if number and not last.is_file():

@@ -22,7 +22,7 @@ from turbofit.core.plan import Plan, Settings
 from turbofit.core.process.files import new_path, state_dir, unwritable_state, write_atomic
 from turbofit.core.process.processes import child
 from turbofit.core.process.stat import start_time
-from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
+from turbofit.core.run_report import RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
 
@@ -62,7 +62,6 @@ class Record:
         #: Two threads write: the supervisor's and the one that watches the GPUs.
         self._lock = threading.RLock()
         self.run = RunRecord(
-            schema=RUN_SCHEMA,
             turbofit_version=__version__,
             pid=os.getpid(),
             pid_started=start_time(os.getpid()),

@@ -7,7 +7,6 @@ from tests.support.plans import changed
 from turbofit import api
 from turbofit.core.engine_end import Moment, Rehearsal, RehearsedCache
 from turbofit.core.run_report import (
-    RUN_SCHEMA,
     EngineRecord,
     RunAttempt,
     RunFigure,
@@ -21,7 +20,7 @@ from turbofit.report.views.run_view import rehearsal_and_run_blocks, sides
 def run_of(*engines: EngineRecord, pretend: bool = False) -> RunReport:
     attempt = RunAttempt(started="", engines=engines)
     return RunReport(
-        schema=RUN_SCHEMA, turbofit_version="", started="", state="", pretend=pretend,
+        turbofit_version="", started="", state="", pretend=pretend,
         attempts=(attempt,),
     )  # fmt: skip
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 #: The text that replaces a secret.
 HIDDEN: Final = "***"
 #: Options and variables whose value is a secret; LMDeploy's ``--api-keys`` may be shortened.
-_NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$|^bearer$")
+_NAME: Final = re.compile(
+    r"(?i)(?:token|keys?|passwords?|secrets?)$|^--api(?:-(?:ke?)?)?$|^bearer$"
+)
 #: Options whose value is a text for a model.
 _TEXT: Final = re.compile(
     r"--(?:prompt|system|default-(?:chat-template-kwargs|sampling))", re.IGNORECASE
@@ -22,8 +24,6 @@ _TEXT: Final = re.compile(
 #: Characters around names and values in a header or a JSON text, and the ends of a secret's name.
 _QUOTES: Final = "{}'\",:"
 _BEFORE_SECRET: Final = (":", "Bearer", "bearer")
-#: A number of tokens: a few digits, fewer than a key has.
-_COUNT: Final = re.compile(r"(?i)\d[\d.,_]{,11}[km]?i?")
 #: The user name and password in a URL.
 _USER: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
 #: The shortest secret, in characters, that is searched for in a text.
@@ -79,7 +79,7 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
     for word in words:
         if next_is_one or (others_are and not word.startswith("-")):
             next_is_one = False
-            yield _secret(word, several=others_are)
+            yield _secret(word)
             continue
         name, equals, value = word.partition("=")
         field = name.strip(_QUOTES)
@@ -92,14 +92,8 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
         yield _named(name + equals, value, word) if has_one else _plain(word)
 
 
-def _secret(word: str, *, several: bool) -> Shown:
-    """Hide a word that is the value of a secret option.
-
-    ``several``: the option takes several values, and a word that is a number is not hidden. Options
-    such as ``--max-tokens`` look like options for secrets, but take a number.
-    """
-    if several and _COUNT.fullmatch(word):
-        return word, []
+def _secret(word: str) -> Shown:
+    """Hide a word that is the value of a secret option."""
     return HIDDEN, [word, word.strip(_QUOTES), *_secrets(word)]
 
 
