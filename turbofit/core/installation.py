@@ -52,8 +52,6 @@ def image_library() -> Path:
         if _LIBRARY.with_name(f"{_LIBRARY.name}.sha256").read_bytes() == made.hexdigest().encode():
             return _LIBRARY
         why = f"{_LIBRARY} is not what was installed"
-    except FileNotFoundError:
-        why = "turbofit was installed without a C compiler"
     except OSError as exc:
         why = f"{_LIBRARY} cannot be read: {exc.strerror}"
     clone = clone_folder()

@@ -285,11 +285,7 @@ class Machine(Struct, dict=True):
 
     def gpu(self, index: int) -> Gpu:
         """Return the GPU with this index in PCI order."""
-        return self._by_index[index]
-
-    @cached_property
-    def _by_index(self) -> dict[int, Gpu]:
-        return {gpu.index: gpu for gpu in reversed(self.gpus)}
+        return next(gpu for gpu in self.gpus if gpu.index == index)
 
     def link(self, a: int, b: int) -> Link:
         """Return the link between two GPUs; if none was read, all facts of it are NA."""

@@ -57,9 +57,7 @@ class Paragraph(Block, kw_only=False):
 
 
 class Verdict(Paragraph, kw_only=False):
-    """The answer in a sentence; a page shows its first words, ``badge``, as a badge."""
-
-    badge: str = ""
+    """The answer in a sentence; a page shows it in larger letters."""
 
 
 class Items(Block, kw_only=False):
@@ -192,10 +190,9 @@ def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list
     ]
     kept.sort(key=lambda text: "https://" not in text)
     left = len(kept) - _WARNINGS
-    rest = f" (and {left} more: --full)" if left > 0 else ""
     shown = [in_brief(text, _WARNING) for text in kept[:_WARNINGS]]
-    if rest:
-        shown[-1] += rest
+    if left > 0:
+        shown[-1] += f" (and {left} more: --full)"
     return [Items(tuple(shown), tone="warn", **ONLY_SHORT)] if shown else []
 
 

@@ -194,7 +194,7 @@ def _one(block: Block) -> Markup:
     if isinstance(block, Heading):
         return tag("h3", block.text)
     if isinstance(block, Verdict):
-        return _verdict(block)
+        return tag("p", block.text, class_=f"verdict {block.tone}")
     if isinstance(block, Paragraph):
         return tag("p", block.text, class_=block.tone)
     if isinstance(block, Items):
@@ -209,14 +209,6 @@ def _one(block: Block) -> Markup:
     button = tag("button", "Copy", type="button", class_="copy", aria_label=label, hidden=True)
     code = tag("pre", tag("code", block.text), tabindex="0")
     return tag("div", code, button, class_="command")
-
-
-def _verdict(block: Verdict) -> Markup:
-    if not block.badge:
-        return tag("p", block.text, class_=f"verdict {block.tone}")
-    mark = "✔" if block.tone == "good" else "✖"
-    badge = tag("strong", f"{mark} {block.badge}", class_=f"badge {block.tone}")
-    return tag("p", badge, " ", block.text.removeprefix(f"{block.badge}: "), class_="verdict")
 
 
 def _table(block: Table) -> Markup:

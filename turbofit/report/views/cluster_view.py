@@ -6,7 +6,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
-from turbofit.core.units import three_digits
+from turbofit.core.units import grouped, three_digits
 from turbofit.report.painters.document import (
     Code,
     Heading,
@@ -22,9 +22,10 @@ from turbofit.report.views.figures import shell_words
 from turbofit.report.views.plan_view import promise_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from turbofit.core.cluster import ClusterPlan, NodePlan, NodeStatus
+    from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block
 
 #: The number of node names that a row lists.
@@ -53,37 +54,38 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
             known_facts(facts, short=True),
             Heading("Nodes that serve, by kind"),
         ]
-    serving: dict[tuple[str, ...], list[NodePlan]] = {}
-    left_out: dict[tuple[str, ...], list[NodePlan]] = {}
-    for node in plan.nodes:
-        if (served := node.plan) is None:
-            left_out.setdefault((node.cards, node.why_not), []).append(node)
-            continue
-        speed, shape = served.throughput, f"{served.tp}x{served.replicas}"
-        told = None if speed is None else speed.requests_per_second
-        rate = "-" if told is None else three_digits(told)
-        row = (
-            node.cards, served.backend.name, shape, f"{served.kv_tokens:,}", rate,
-            f"{served.requests_at_once:,}",
-        )  # fmt: skip
-        serving.setdefault(row, []).append(node)
+    serving = grouped((_kind(node.cards, node.plan), node) for node in plan.nodes if node.plan)
+    left_out = grouped(
+        ((node.cards, node.why_not), node) for node in plan.nodes if node.plan is None
+    )
     names = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
-    blocks += _kinds(names, serving)
+    blocks += _kinds(names, serving.items())
     blocks += [*listed("Notes", plan.warnings), *remedies_table(plan.remedies, "What would fit")]
-    blocks += _kinds(("nodes", "cards", "serve nothing, since", "which"), left_out)
+    blocks += _kinds(("nodes", "cards", "serve nothing, since", "which"), left_out.items())
     if plan.serve is not None:
         blocks.append(remark("on a node of the Ray cluster:", short=True))
         blocks.append(Code(shell_words(plan.serve.argv), short=True))
     return blocks
 
 
-def _kinds(names: Sequence[str], kinds: dict[tuple[str, ...], list[NodePlan]]) -> Iterator[Block]:
+def _kind(cards: str, plan: Plan) -> tuple[str, ...]:
+    """Return the row of all nodes with these cards and this plan, without the nodes' names."""
+    rate = plan.throughput.requests_per_second if plan.throughput else None
+    return (
+        cards, plan.backend.name, f"{plan.tp}x{plan.replicas}", f"{plan.kv_tokens:,}",
+        "-" if rate is None else three_digits(rate), f"{plan.requests_at_once:,}",
+    )  # fmt: skip
+
+
+def _kinds(
+    names: Sequence[str], kinds: Iterable[tuple[tuple[str, ...], list[NodePlan]]]
+) -> Iterator[Block]:
     """Yield a table with a row for each kind of node, the most frequent kind first.
 
     Yields nothing if ``kinds`` is empty.
     """
     rows = []
-    for row, members in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+    for row, members in sorted(kinds, key=lambda kind: -len(kind[1])):
         which, more = ", ".join(node.name for node in members[:_NAMES]), len(members) - _NAMES
         which += f" and {more:,} more" if more > 0 else ""
         rows.append((f"{len(members):,}", *row, which))

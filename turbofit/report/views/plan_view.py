@@ -99,12 +99,11 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
 
 def _answer(plan: Plan) -> list[Block]:
     tone: Tone = "good" if plan.fits else "bad"
-    badge = "fits" if plan.fits else "does not fit"
     # The warnings of the plan come before those of the machine.
     warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
         Heading(plan.title, short=True),
-        Verdict(plan.verdict, tone, badge, short=True),
+        Verdict(plan.verdict, tone, short=True),
         *first_warnings(warnings, usual_assumptions()),
     ]
     if plan.serve is not None:
