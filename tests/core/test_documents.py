@@ -1,17 +1,14 @@
-"""Documents: clusters and plans as JSON, inside other people's models, and errors."""
+"""The plan of a cluster as JSON, and errors of other processes."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from msgspec.structs import replace
-from pydantic import BaseModel, ValidationError
 
 from tests.support.plans import model, plausible_plan
 from turbofit.core.cluster import ClusterPlan, NodePlan
 from turbofit.core.errors import LaunchError, TurbofitError, UsageError, error_from
-from turbofit.core.plan import Plan, Workload
+from turbofit.core.plan import Workload
 
 
 def test_the_plan_of_a_cluster_survives_json() -> None:
@@ -45,24 +42,3 @@ def test_an_error_from_another_machine_is_the_same_here(kind: type[TurbofitError
     bug = error_from({"message": "a bug in turbofit", "exit_code": 1})
     assert type(bug) is LaunchError
     assert bug.message == "a bug in turbofit"
-
-
-class Answer(BaseModel):
-    """What somebody's FastAPI app returns."""
-
-    plan: Plan
-    note: str = ""
-
-
-def test_a_plan_is_a_field_that_survives_json() -> None:
-    answer = Answer(plan=plausible_plan(), note="x")
-    document = json.loads(answer.model_dump_json())
-    assert document["plan"] == json.loads(answer.plan.to_json())
-    assert Answer.model_validate_json(json.dumps(document)) == answer
-    document["plan"]["engines"][0]["kv"]["tokens"] = "many"
-    with pytest.raises(
-        ValidationError, match=r"Expected `int`, got `str` - at `\$.engines\[0\].kv.tokens`"
-    ):
-        Answer.model_validate(document)
-    for mode in ("validation", "serialization"):
-        assert Answer.model_json_schema(mode=mode)["properties"]["plan"] == {"title": "Plan"}

@@ -111,17 +111,11 @@ def test_a_state_folder_that_cannot_be_written_costs_nothing(
 
 
 @pytest.mark.usefixtures("state")
-def test_a_plan_from_stdin_and_from_a_pipe(monkeypatch: Patch, capsys: Out) -> None:
+def test_a_plan_from_stdin(monkeypatch: Patch, capsys: Out) -> None:
     document = plausible_plan().to_json()
     stdin: Any = type("Stdin", (), {"buffer": io.BytesIO(document.encode())})()
     monkeypatch.setattr("sys.stdin", stdin)
     assert main(["report", "-", "--json"]) == 0
-    assert capsys.readouterr().out == document
-    end, begin = os.pipe()  # as bash makes of <(turbofit plan --json)
-    os.write(begin, document.encode())
-    os.close(begin)
-    assert main(["report", f"/dev/fd/{end}", "--json"]) == 0
-    os.close(end)
     assert capsys.readouterr().out == document
 
 

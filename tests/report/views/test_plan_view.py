@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import suppress
 from typing import Any
 
@@ -12,13 +11,10 @@ import turbofit
 from tests.report.documents import planned
 from turbofit.core.errors import TurbofitError
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
-from turbofit.core.plan import Command, Plan, alike
+from turbofit.core.plan import Plan
 from turbofit.core.units import two_digits
-from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets
-from turbofit.report.painters import terminal
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.figures import per_engine_blocks, shell_words
 from turbofit.report.views.plan_view import plan_view
 
 _NAMES = sorted(known_presets())
@@ -137,29 +133,3 @@ def test_the_cache_is_counted_in_whole_blocks_and_requests_of_one_cache() -> Non
     assert f"KV cache {held} {size:,}, or " in told(plan)
     assert ": 1 request of 9,341, or 1 of" in paint(plan_view(planned("fallback")))
     assert "KV cache" not in told(planned("does not fit"))
-
-
-@pytest.mark.parametrize("on", ["rtx3090+rtx4090+l4+a100-40g", "2xrtx3090+rtx4090"])
-def test_equal_engines_share_a_column_and_eighty_columns_hold_them(on: str) -> None:
-    plan = turbofit.plan("internvl2-2b", on=on, replicas=len(machine_from(on).gpus))
-    text = terminal.paint(per_engine_blocks(plan))
-    assert max(map(len, text.splitlines())) <= 80
-    heads = [line for line in text.splitlines() if "each engine " in line]
-    assert sum(line.count("GPU") for line in heads) == len(alike(plan.engines))
-
-
-def test_the_shell_reads_the_command_back() -> None:
-    command = Command(
-        env={"A": "b c", "CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"},
-        argv=("lmdeploy", "serve", "api_server", "/models/it's here", "--flag", "--x", "1 2", "-$"),
-    )
-    words = shlex.split(shell_words(command.argv, command.env).replace("\\\n", ""))
-    env = [f"{name}={value}" for name, value in command.env.items()]
-    assert words == [*env, *command.argv]
-
-
-def test_a_prediction_names_the_largest_image_that_its_session_takes() -> None:
-    plan = turbofit.predict("internvl2-8b", on="1xa100-80g", session_len=1000)
-    text = " ".join(paint(plan_view(plan)).split())
-    images = "1 image a request, of at most 3 tiles of 448x448 (768 tokens)"
-    assert f"{images} (larger ones, up to 25, are refused)" in text

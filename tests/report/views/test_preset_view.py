@@ -1,0 +1,28 @@
+"""The answer of `which`: the machines that keep a promise, and those that more GPUs outdo not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turbofit.planning.which import Serving, Which
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.preset_view import which_view
+
+
+def row(gpus: int, **more: Any) -> Serving:
+    return Serving(
+        model="m", on=f"{gpus}xl4", gpus=gpus, bytes=24 << 30, keeps=True, engine="turbomind",
+        tp=gpus, replicas=1, context=4096, kv_tokens=9, requests_at_once=8, **more,
+    )  # fmt: skip
+
+
+def test_the_short_answer_leaves_out_more_gpus_that_serve_no_more() -> None:
+    rows = (row(1, warnings=("slow",)), row(2), row(4, requests_per_second=3.0))
+    answer = Which(
+        turbofit_version="0", created="", model="m", machine=None, request={"images": 2},
+        counts=(1, 2, 4), keep=rows, others=(row(8), row(9)),
+    )  # fmt: skip
+    short = paint(which_view(answer), short=True)
+    assert "3 of 5 preset cards keep the promise (images 2), each with the fewest of 1, 2" in short
+    assert ["1xl4" in short, "2xl4" in short, "4xl4" in short] == [True, False, True]
+    assert "warned of: 1xl4 (turbofit plan says why)" in short
