@@ -23,11 +23,11 @@ from turbofit.rehearsal.engines import REHEARSED_ENGINES
 from turbofit.rehearsal.notes import NOT_FINISHED
 from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.pretend.elf import Symbols
+from turbofit.rehearsal.pretend.ledger import CallSites, Ledger
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import PINNED, read_timeline
 from turbofit.rehearsal.run import EndedRun, run_child
 from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest, Spec
-from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
 
 pytestmark = [
     pytest.mark.lmdeploy,

@@ -10,8 +10,9 @@ from tests.rehearsal.pretend.child import CARD, Machine, ask, tell
 from tests.rehearsal.pretend.conftest import MachineOf
 from tests.support.waiting import HANG
 from turbofit.core.units import MIB
+from turbofit.rehearsal.pretend.ledger import Ledger
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
-from turbofit.rehearsal.pretend.usage import CONTEXT, read_usage, timeline_is_full
+from turbofit.rehearsal.pretend.usage import CONTEXT, timeline_is_full
 
 
 def end(*processes: subprocess.Popen[str]) -> None:
@@ -366,8 +367,8 @@ def test_the_nth_allocations_of_a_machine_fail(machine_of: MachineOf) -> None:
     device, pinned = (e for e in machine.timeline(pid) if e.tag == "E")
     assert [device.number(i) for i in (0, 1, 3, 5)] == [0, 0, MIB, 3]
     assert (pinned.number(1), pinned.number(5)) == (3, 2)
-    (first, second) = read_usage(iter([device, pinned])).refused
-    assert (first.simulated, first.short, second.simulated) == (3, 0, 2)
+    (first, second) = Ledger(1, None, MIB).read([device, pinned]).deaths
+    assert (first["simulated"], first["missing"], second["simulated"]) == (3, None, 2)
 
 
 def test_a_process_survives_a_disk_without_room_for_its_timeline(machine: Machine) -> None:
@@ -384,4 +385,4 @@ def test_a_process_survives_a_disk_without_room_for_its_timeline(machine: Machin
     path = machine.folder / "timelines" / f"{pid}.timeline"
     assert timeline_is_full(path)
     assert 3072 < path.stat().st_size <= 4096
-    assert read_usage(machine.timeline(pid)).phases[0] == {"start": 2 * MIB}
+    assert Ledger(1, None, MIB).read(machine.timeline(pid)).cards[0].peak == {"start": 2 * MIB}

@@ -11,9 +11,10 @@ from turbofit.core.errors import UsageError
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.rehearsal.pretend import run
+from turbofit.rehearsal.pretend.ledger import Ledger
 from turbofit.rehearsal.pretend.run import FinishedRun, report, run_pretend, scenario_of, site_of
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
-from turbofit.rehearsal.pretend.usage import Process, RefusedAllocation, SharedRecord, Usage
+from turbofit.rehearsal.pretend.usage import Event, Process, SharedRecord
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.measured_view import pretend_view
 
@@ -59,22 +60,29 @@ def process(pid: int, peak: int, refused_at: int = 0) -> Process:
     )  # fmt: skip
 
 
-def refusal(asked: int) -> RefusedAllocation:
-    return RefusedAllocation(0, "cudaMalloc", asked, 5 * MIB, asked - 5 * MIB, "start")
+def ledger(pid: int, command: str, *lines: str) -> Ledger:
+    head = (Event("I", (str(pid), "1"), ()), Event("N", (command,), ()))
+    events = (Event(line[0], tuple(line.split()[1:]), ()) for line in lines)
+    return Ledger(1, None, MIB).read((*head, *events))
+
+
+def refusal(asked: int) -> str:
+    return f"O 0 0 -1 {asked} {5 * MIB} {asked}"
 
 
 def test_the_newest_refusal_and_a_process_that_called_exec() -> None:
-    usages = (
-        Usage(9, 1, "old", refused=[refusal(7 * MIB)]),
-        Usage(9, 1, "new", {0: {"start": 1 * MIB, "run": 2 * MIB}}, complete=False),
-        Usage(8, 1, "other", refused=[refusal(8 * MIB), refusal(9 * MIB)]),
+    ledgers = (
+        ledger(9, "old", refusal(7 * MIB)),
+        ledger(9, "new", f"A 0 0 -1 1 {MIB} a", "P run", f"A 0 0 -1 1 {2 * MIB} b"),
+        ledger(8, "other", refusal(8 * MIB), refusal(9 * MIB)),
     )
+    ledgers[1].complete = False
     shared = SharedRecord(
         (process(9, 1 * MIB, refused_at=50), process(9, 2 * MIB), process(8, 0, refused_at=40)),
         (3 * MIB, *ROW), 4 * MIB,
     )  # fmt: skip
     scenario = Scenario((PretendGpu("Card", total=10 * MIB, used=MIB),))
-    document = report(FinishedRun(("prog", "x"), -9, 1.0, scenario, shared, usages))
+    document = report(FinishedRun(("prog", "x"), -9, 1.0, scenario, shared, ledgers))
     assert (document["exit_code"], document["signal"]) == (137, "SIGKILL")
     assert [p["command"] for p in document["processes"]] == ["old", "new"]
     phases = [row["phase"] for p in document["processes"] for row in p["gpus"]]

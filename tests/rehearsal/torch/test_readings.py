@@ -19,13 +19,9 @@ from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.packages import SERVED
 from turbofit.rehearsal.planned import report
 from turbofit.rehearsal.pretend.command import find_turbofit, put_first
+from turbofit.rehearsal.pretend.ledger import Ledger
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
-from turbofit.rehearsal.pretend.usage import (
-    RefusedAllocation,
-    Usage,
-    read_timeline,
-    read_usage,
-)
+from turbofit.rehearsal.pretend.usage import Event, read_timeline
 from turbofit.rehearsal.run import EndedRun
 from turbofit.rehearsal.spec import Spec
 from turbofit.rehearsal.torch.readings import end_of, read_run, span
@@ -86,10 +82,10 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
         processes=(), peak=(10250 * MIB,), pinned_peak=0, allocations=0, pinned_allocations=0
     )
     scenario = Scenario((PretendGpu("Some card", total=12000 * MIB, used=100 * MIB),))
-    usages = [read_usage(read_timeline(path)) for path in folder.glob("*.timeline")]
+    ledgers = [Ledger(1, None, MIB).read(read_timeline(path)) for path in folder.glob("*.timeline")]
     ran: Any = SimpleNamespace(
         code=0, exit_code=0, seconds=9.0, command=(), shared=shared, scenario=scenario,
-        usages=usages,
+        ledgers=ledgers,
     )  # fmt: skip
     (folder / "records").mkdir()
     (folder / "records" / "7.json").write_text(json.dumps({"pid": 7, "number": 9, "rows": rows}))
@@ -169,27 +165,29 @@ def test_what_processes_hold_together(tmp_path: Path) -> None:
         "P case x", "A 0 0 0 7 12 dd", "F dd 5",
     )  # fmt: skip
     timeline(tmp_path, 11, "K 0 200 600")  # never marked: a context and no more
-    held = [read_usage(read_timeline(path)) for path in sorted(tmp_path.glob("*.timeline"))]
+    paths = sorted(tmp_path.glob("*.timeline"))
+    held = [Ledger(1, None, MIB).read(read_timeline(path)).cards[0] for path in paths]
 
     def together(phase: str) -> tuple[int, int]:
-        spans = [span(usage, 0, phase, order) for usage in held]
+        spans = [span(card, phase, order) for card in held]
         return sum(peak for peak, _ in spans), sum(end for _, end in spans)
 
     order = ["import", "build", "ready", "case x"]
-    assert [span(held[0], 0, name, order)[0] - 300 for name in order] == [0, 25, 5, 12]
+    assert [span(held[0], name, order)[0] - 300 for name in order] == [0, 25, 5, 12]
     assert together("build") == (525, 505)
     assert together("case x")[0] == 512
     # A phase in which a process was not marked: what it held after the one before.
-    assert span(held[0], 0, "later", [*order, "later"])[1] == 305
+    assert span(held[0], "later", [*order, "later"])[1] == 305
 
 
 OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capacity of 23.70 GiB"
 
 
-def death(log: str, *refused: RefusedAllocation, **told: Any) -> dict[str, Any]:
-    process = SimpleNamespace(pid=7, refused_at=1)
-    usages = (Usage(pid=7, refused=[*refused]),)
-    ran = SimpleNamespace(usages=usages, shared=SimpleNamespace(processes=(process,)))
+def death(log: str, *events: Event, **told: Any) -> dict[str, Any]:
+    process = SimpleNamespace(pid=0, refused_at=1)
+    ledgers = (Ledger(1, None, MIB).read(events),)
+    shared = SimpleNamespace(processes=(process,))
+    ran = SimpleNamespace(ledgers=ledgers, shared=shared, scenario=Scenario(()))
     ended: Any = SimpleNamespace(ran=ran, notes=told, log=log.splitlines())
     return end_of(ended)
 
@@ -197,8 +195,13 @@ def death(log: str, *refused: RefusedAllocation, **told: Any) -> dict[str, Any]:
 def test_a_death_in_a_request_is_told_in_torchs_words_with_the_line_that_asked() -> None:
     log = f"torch.OutOfMemoryError: {OOM}\nlater lines"
     line = "aten.mm.default qwen2_vl.py:449 forward < qwen2_vl.py:483 forward"
-    refused = RefusedAllocation(0, "cudaMalloc", 640 * MIB, 4, 5, "case vision", site=line)
-    found = death(log, refused, cases=[{"name": "vision", "statuses": {"unavailable": 1}}])
+    asked = Event("O", ("0", "0", "-1", str(640 * MIB), "4", "9"), ())
+    found = death(
+        log,
+        asked,
+        Event("S", (line,), ()),
+        cases=[{"name": "vision", "statuses": {"unavailable": 1}}],
+    )
     assert (found["kind"], found["phase"]) == ("out_of_memory", "case vision")
     assert (found["message"], found["where"]) == (OOM, line)
     assert (found["asked"], found["left"], found["missing"]) == (640 * MIB, 4, 5)

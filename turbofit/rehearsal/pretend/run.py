@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -26,15 +26,14 @@ from turbofit.rehearsal.pretend.command import (
     run_command,
     site_with,
 )
+from turbofit.rehearsal.pretend.ledger import Ledger
 from turbofit.rehearsal.pretend.scenario import Scenario, pretend_twin, write_scenario
 from turbofit.rehearsal.pretend.usage import (
     BEFORE,
     Process,
     SharedRecord,
     TimelineReader,
-    Usage,
     read_shared,
-    read_usage,
     timeline_is_full,
 )
 
@@ -51,7 +50,7 @@ SCHEMA = "turbofit.pretend-run/1"
 class FinishedRun:
     """A command that ran for ``seconds`` of wall time; ``code`` is negative after a signal.
 
-    ``usages`` has an item for each timeline; a process that called exec has several timelines.
+    ``ledgers`` has an item for each timeline; a process that called exec has several timelines.
     """
 
     command: tuple[str, ...]
@@ -59,7 +58,7 @@ class FinishedRun:
     seconds: float
     scenario: Scenario
     shared: SharedRecord
-    usages: tuple[Usage, ...]
+    ledgers: tuple[Ledger, ...]
 
     @property
     def exit_code(self) -> int:
@@ -109,14 +108,18 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
         code = run_command(command, prepared.env, stdout=stdout, every=every, tick=tick)
         seconds = round(time.monotonic() - begun, 3)
         _LOG.info("on pretend GPUs: %s ended with code %d after %s s", command[0], code, seconds)
-        usages = []
+        ledgers = []
         for path in prepared.timelines():
-            reader = TimelineReader(path)
-            usages.append(read_usage(reader.new_events()))
-            usages[-1].complete = not timeline_is_full(path)
+            reader, ledger = TimelineReader(path), _empty(scenario)
+            ledgers.append(ledger.read(reader.new_events()))
+            ledger.complete = not timeline_is_full(path)
             os.truncate(path, reader.read_bytes)  # zero bytes follow the last event
         shared = read_shared(prepared.shared)
-        return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(usages))
+        return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(ledgers))
+
+
+def _empty(scenario: Scenario) -> Ledger:
+    return Ledger(len(scenario.gpus), None, scenario.pool_step)
 
 
 @dataclass(frozen=True)
@@ -210,12 +213,12 @@ def report(ran: FinishedRun) -> Document:
     }
 
 
-def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:
-    """Pair each process with its timeline; processes with the same pid stay in their order."""
-    usages = grouped((usage.pid, usage) for usage in ran.usages)
-    left = {pid: iter(ones) for pid, ones in usages.items()}
+def _pairs(ran: FinishedRun) -> list[tuple[Process, Ledger]]:
+    """Pair each process with its ledger; processes with the same pid stay in their order."""
+    ledgers = grouped((ledger.pid, ledger) for ledger in ran.ledgers)
+    left = {pid: iter(ones) for pid, ones in ledgers.items()}
     return [
-        (process, next(left.get(process.pid, iter(())), Usage(pid=process.pid)))
+        (process, next(left.get(process.pid, iter(())), _empty(ran.scenario)))
         for process in ran.shared.processes
     ]
 
@@ -232,12 +235,12 @@ def card_at_peak(ran: FinishedRun, index: int) -> Document:
     }
 
 
-def _process_row(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
+def _process_row(process: Process, ledger: Ledger, gpus: int) -> dict[str, Any]:
     rows = []
     for index in range(gpus):
         if not (process.peak[index] or process.context[index]):
             continue
-        phases = usage.phases.get(index, {})
+        phases = ledger.cards[index].peak
         rows.append(
             {
                 "gpu": index,
@@ -251,22 +254,28 @@ def _process_row(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
         )
     return {
         "pid": process.pid,
-        "parent": usage.parent,
-        "command": usage.command,
+        "parent": ledger.parent,
+        "command": ledger.command,
         "gpus": rows,
         "pinned_peak": process.pinned_peak,
-        "refused": len(usage.refused),
-        "complete": usage.complete,
+        "refused": len(ledger.deaths),
+        "complete": ledger.complete,
     }
 
 
 def newest_refusal(ran: FinishedRun) -> Document | None:
     """Return the newest refused allocation of any process; None if no allocation was refused."""
-    refusing = [(p, u) for p, u in _pairs(ran) if p.refused_at and u.refused]
+    refusing = [pair for pair in _pairs(ran) if pair[0].refused_at and pair[1].deaths]
     if not refusing:
         return None
-    process, usage = max(refusing, key=lambda pair: pair[0].refused_at)
-    facts = asdict(usage.refused[-1])
-    count = sum(len(u.refused) for _, u in refusing)
-    refusal = {"count": count, "pid": process.pid, "command": usage.command}
-    return refusal | {"asked": facts.pop("requested")} | facts
+    process, ledger = max(refusing, key=lambda pair: pair[0].refused_at)
+    death = ledger.deaths[-1]
+    return {
+        "count": sum(len(ledger.deaths) for _, ledger in refusing),
+        "pid": process.pid,
+        "command": ledger.command,
+        "kind": death["memory_kind"],
+        "short": death["missing"] or 0,
+        "site": death["where"],
+        **{name: death[name] for name in ("gpu", "asked", "left", "phase", "simulated")},
+    }

@@ -8,8 +8,8 @@ consistent, but numbers that change together may be from different moments.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from turbofit.core.process.stat import start_time
@@ -25,98 +25,6 @@ _PINNED = _ROWS - 1
 _HEAD = struct.Struct(f"<QII{_ROWS}Q{_ROWS}Q{_ROWS}Q64x2Q")
 _SLOT = struct.Struct(f"<IiQQQ{5 * _ROWS}Q")
 _LIVE = 1
-
-
-@dataclass(eq=False)
-class RefusedAllocation:
-    """An allocation that was refused: its size, the free bytes, and the missing bytes.
-
-    ``simulated`` is the allocation's number if the scenario made it fail (``fail_at``); then no
-    bytes were missing. ``site`` has the lines of Python that asked, innermost first, of a program
-    on torch.
-    """
-
-    gpu: int
-    kind: str
-    requested: int
-    left: int
-    short: int
-    phase: str
-    simulated: int | None = None
-    site: str | None = None
-
-
-@dataclass
-class Usage:
-    """What one process used: its memory in bytes and its refused allocations.
-
-    ``contexts``, ``phases`` and ``ends`` are by device. ``phases`` has the most bytes in each
-    phase, ``ends`` the bytes at the end of each phase; both exclude CUDA contexts.
-    ``complete`` is False if the timeline was full before the process ended.
-    """
-
-    pid: int = 0
-    parent: int = 0
-    command: str = ""
-    phases: dict[int, dict[str, int]] = field(default_factory=dict)
-    refused: list[RefusedAllocation] = field(default_factory=list)
-    complete: bool = True
-    ends: dict[int, dict[str, int]] = field(default_factory=dict)
-    contexts: dict[int, int] = field(default_factory=dict)
-
-
-def read_usage(events: Iterable[Event]) -> Usage:
-    """Sum up the events of one process's timeline."""
-    reader = _Reader()
-    for event in events:
-        reader.take(event)
-    return reader.usage
-
-
-class _Reader:
-    def __init__(self) -> None:
-        self.usage = Usage()
-        self._phase = BEFORE
-        self._held: dict[int, int] = {}
-        self._where: dict[str, int] = {}
-
-    def take(self, event: Event) -> None:
-        usage, number = self.usage, event.number
-        match event.tag:
-            case "I":
-                usage.pid, usage.parent = number(0), number(1)
-            case "N":
-                usage.command = event.fields[0]
-            case "K":
-                usage.contexts[number(0)] = number(1)
-            case "P":
-                self._phase = event.fields[0]
-                for device, size in self._held.items():
-                    self._hold(device, size)
-            case "S" if usage.refused:
-                usage.refused[-1].site = event.fields[0]
-            case "A" if number(1) != PINNED:
-                self._where[event.fields[5]] = number(0)
-                self._hold(number(0), number(4))
-            case "F" if event.fields[0] in self._where:
-                self._hold(self._where.pop(event.fields[0]), number(1))
-            case "R":
-                self._hold(number(0), number(3))
-            case "O":
-                self._refuse(event, number(5) - number(4))
-            case "E":
-                self._refuse(event, 0, simulated=number(5))
-
-    def _hold(self, device: int, size: int) -> None:
-        self._held[device] = size
-        phases = self.usage.phases.setdefault(device, {})
-        phases[self._phase] = max(phases.get(self._phase, 0), size)
-        self.usage.ends.setdefault(device, {})[self._phase] = size
-
-    def _refuse(self, event: Event, short: int, *, simulated: int | None = None) -> None:
-        gpu, kind, _, size, left = (event.number(i) for i in range(5))
-        refusal = RefusedAllocation(gpu, KINDS[kind], size, left, short, self._phase, simulated)
-        self.usage.refused.append(refusal)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from turbofit.memory.account import POOL_WARMUP, LoggedSlab
 from turbofit.memory.engines import engine_named
 from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.pretend.elf import Symbols
+from turbofit.rehearsal.pretend.ledger import CallSites, Ledger
 from turbofit.rehearsal.pretend.libraries import PretendError
 from turbofit.rehearsal.pretend.usage import KINDS, VMM, read_timeline
 from turbofit.rehearsal.run import EndedRun, Readings
-from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
 
 NOT_KNOWN: Final = (
     "CUDA context",
@@ -117,7 +117,7 @@ def end_of(ended: EndedRun, ledger: Ledger) -> Document:
 def _ledger(ended: EndedRun) -> Ledger:
     machine, pid = ended.spec.machine, ended.notes.get("pid")
     ledger = Ledger(len(machine.gpus), CallSites(Symbols(engine_library()).name), machine.pool_step)
-    if any(usage.pid == pid and not usage.complete for usage in ended.ran.usages):
+    if any(read.pid == pid and not read.complete for read in ended.ran.ledgers):
         raise PretendError(
             "the timeline is incomplete: the disk is full, or it reached"
             f" {machine.timeline_limit:,} bytes",

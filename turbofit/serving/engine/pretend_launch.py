@@ -21,10 +21,10 @@ from turbofit.rehearsal.planned import charged
 from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
 from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
 from turbofit.rehearsal.pretend.elf import Symbols
+from turbofit.rehearsal.pretend.ledger import CallSites, Ledger
 from turbofit.rehearsal.pretend.run import PreparedRun, prepare
 from turbofit.rehearsal.pretend.scenario import Scenario
 from turbofit.rehearsal.pretend.usage import TimelineReader, read_shared
-from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
 from turbofit.rehearsal.turbomind.server import server_environment
 from turbofit.serving.engine.launches import Launch, StartCommand
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from turbofit.rehearsal.pretend.usage import Event
-from turbofit.rehearsal.turbomind.ledger import LOADER, STAGING, CallSites, Ledger
+from turbofit.rehearsal.pretend.ledger import LOADER, STAGING, CallSites, Ledger
+from turbofit.rehearsal.pretend.usage import Event, read_timeline
 from turbofit.rehearsal.turbomind.readings import card_terms, load_peak
 
 _NAMES = {
@@ -88,3 +90,36 @@ def test_ledger_and_terms(sites: CallSites) -> None:
         parts = Ledger(1, sites, pool_step=10).read(events[:cut]).read(events[cut:])
         assert (parts.cards, parts.pools) == (ledger.cards, ledger.pools)
         assert (parts.phases, parts.deaths) == (ledger.phases, ledger.deaths)
+
+
+def test_a_process_has_phases_contexts_and_the_line_of_its_refusal(tmp_path: Path) -> None:
+    path = tmp_path / "7.timeline"
+    path.write_text(
+        """I 7 3 1,0
+N python  train.py --x
+K 1 100 900 @
+P load weights
+A 1 0 -1 512 512 9c @
+A 1 3 -1 4096 4096 aa @
+P step
+A 1 1 0 1024 1536 9d @
+F 9c 1024
+A 1 0 -1 200 1224 9f @
+R 1 0 0 200
+P end
+S before.py:1
+O 1 0 -1 9000 500 8500 @
+S big.py:9
+"""
+    )
+    seen = Ledger(2, None, pool_step=512).read(read_timeline(path))
+    assert (seen.pid, seen.parent, seen.command) == (7, 3, "python  train.py --x")
+    card = seen.cards[1]
+    assert card.peak == {"load weights": 512, "step": 1536, "end": 200}
+    assert card.end == {"load weights": 512, "step": 200, "end": 200}
+    assert [card.context for card in seen.cards] == [0, 100]
+    (death,) = seen.deaths
+    assert (death["asked"], death["left"], death["missing"]) == (9000, 500, 8000)
+    assert (death["phase"], death["where"]) == ("end", "big.py:9")
+    assert death["memory_kind"] == "cudaMalloc"
+    assert (Ledger(1, None, 1).pid, Ledger(1, None, 1).read(()).cards[0].end) == (0, {})

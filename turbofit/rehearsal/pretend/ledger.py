@@ -1,9 +1,9 @@
-"""Sums a timeline up: the memory of each card, by phase and by call of the engine.
+"""Sums a process's timeline up: the memory of each card, by phase and by call of TurboMind.
 
-Phases are the child's marks (import, context, weights, prepare, engine, ready, ``case ...``,
-``after ...``). Within ``engine`` each card has three phases of its own: ``cache`` begins when the
-engine reads free memory, ``buffers`` after the cache's region is allocated, and ``warm-up`` with
-the first allocation of the executor's pool.
+A phase begins at a mark of the process. TurboMind's rehearsal marks import, context, weights,
+prepare, engine, ready, ``case ...`` and ``after ...``. Within ``engine`` each card has three phases
+of its own: ``cache`` begins when the engine reads free memory, ``buffers`` after the cache's region
+is allocated, and ``warm-up`` with the first allocation of the executor's pool.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from turbofit.core.struct import Document
 from turbofit.rehearsal.pretend.elf import PLUMBING
-from turbofit.rehearsal.pretend.usage import KINDS, PINNED, POOL, Event
+from turbofit.rehearsal.pretend.usage import BEFORE, KINDS, PINNED, POOL, Event
 
 LOADER = "LMDeploy's weight loader"
 STAGING = "torch staging"
@@ -82,14 +82,16 @@ class Pool:
 class RehearsedGpu:
     """The memory of one card in bytes: in use at the end and peak of each phase, and the cache.
 
-    ``late``: bytes allocated after the cache and not freed yet, by kind and by call of the engine.
-    ``pinned`` is page-locked host memory, counted for the card that was current at its allocation.
-    Its peak is taken by card, since a peak of the whole process would depend on the timing of the
-    ranks' threads.
+    ``context`` is the process's CUDA context, which no other figure includes. ``late``: bytes
+    allocated after the cache and not freed yet, by kind and by call of the engine. ``pinned`` is
+    page-locked host memory, counted for the card that was current at its allocation. Its peak is
+    taken by card, since a peak of the whole process would depend on the timing of the ranks'
+    threads.
     """
 
     in_use: int = 0
-    phase: str = "import"
+    context: int = 0
+    phase: str = BEFORE
     end: dict[str, int] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
     late: dict[str, int] = field(default_factory=dict)
@@ -109,15 +111,20 @@ class _Block(NamedTuple):
 
 
 class Ledger:
-    """The memory of all cards, summed up from a timeline's events in order.
+    """What one process took of all cards, summed up from its timeline's events in order.
 
-    A pool grows by ``pool_step`` bytes at a time.
+    A pool grows by ``pool_step`` bytes at a time. ``sites`` names the calls of TurboMind; None for
+    another program. ``deaths`` has the fields of an `End` for each refused allocation.
+    ``complete`` is False if the timeline ended before the process.
     """
 
-    def __init__(self, cards: int, sites: CallSites, pool_step: int) -> None:
+    def __init__(self, cards: int, sites: CallSites | None, pool_step: int) -> None:
+        self.pid = self.parent = 0
+        self.command = ""
+        self.complete = True
         self.cards = [RehearsedGpu() for _ in range(cards)]
         self.pools: dict[int, Pool] = {}
-        self.phases = ["import"]
+        self.phases = [BEFORE]
         self.deaths: list[Document] = []
         self._sites = sites
         self.pool_step = pool_step
@@ -134,12 +141,21 @@ class Ledger:
     def _take(self, event: Event) -> None:
         number = event.number
         match event.tag:
+            case "I":
+                self.pid, self.parent = number(0), number(1)
+            case "N":
+                self.command = event.fields[0]
+            case "K":
+                self.cards[number(0)].context = number(1)
+            case "S" if self.deaths:
+                self.deaths[-1]["where"] = event.fields[0]
             case "P":
                 self.phases.append(event.fields[0])
                 for index in range(len(self.cards)):
                     self._enter(index, event.fields[0])
             case "C":
-                self.pools[number(1)] = Pool(number(0), self._sites.owner(event.trace))
+                owner = self._sites.owner(event.trace) if self._sites else "default"
+                self.pools[number(1)] = Pool(number(0), owner)
             case "A":
                 self._given(event)
             case "F" if event.fields[0] in self._blocks:
@@ -172,6 +188,8 @@ class Ledger:
 
     def _leave(self, index: int) -> None:
         card = self.cards[index]
+        if card.phase == BEFORE and not card.peak:
+            return
         card.end[card.phase] = card.in_use
         for pool in self.of_card(index):
             pool.live_end[card.phase] = pool.live
@@ -211,12 +229,12 @@ class Ledger:
             pool.live_peak[card.phase] = max(pool.live_peak.get(card.phase, 0), pool.live)
         self._hold(device, in_use)
         late: tuple[str, ...] = ()
-        if card.phase in ("buffers", "warm-up"):
+        if self._sites and card.phase in ("buffers", "warm-up"):
             late = KINDS[kind], self._sites.site(event.trace)
         for name in late:
             card.late[name] = card.late.get(name, 0) + size
         self._blocks[address] = _Block(device, kind, number, size, late)
-        if card.phase == "cache":
+        if self._sites and card.phase == "cache":
             card.cache_region, card.cache_address = size, int(address, 16)
             self._enter(device, "buffers")
 
@@ -232,17 +250,18 @@ class Ledger:
             self.pools[block.pool].live -= block.size
 
 
-def refused(event: Event, phase: str, sites: CallSites) -> Document:
-    """Return the fields of an `End` for a refused allocation.
+def refused(event: Event, phase: str, sites: CallSites | None) -> Document:
+    """Return the fields of an `End` for a refused allocation, and its ``memory_kind``.
 
     ``simulated`` is the allocation's number if the scenario made it fail, else None.
     """
-    device, _, _, size, left, last = (event.number(i) for i in range(6))
+    device, kind, _, size, left, last = (event.number(i) for i in range(6))
     simulated = last if event.tag == "E" else None
     return {
         "gpu": device,
         "phase": phase,
-        "where": sites.site(event.trace),
+        "memory_kind": KINDS[kind],
+        "where": sites.site(event.trace) if sites else None,
         "asked": size,
         "left": left,
         "missing": None if event.tag == "E" else last - left,
