@@ -27,17 +27,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'turbofit' has no attribute {name!r}")
-    if name == "Plan":
-        from turbofit.core.plan import Plan
-
-        return Plan
-    if name == "PlanRequest":
-        from turbofit.planning.request import PlanRequest
-
-        return PlanRequest
     from turbofit import api
 
-    return api.at_the_door(getattr(api, name))
+    value = getattr(api, name)
+    return value if isinstance(value, type) else api.at_the_door(value)
 
 
 def __dir__() -> list[str]:

@@ -148,7 +148,7 @@ def test_systemd_keeps_its_own_signs(monkeypatch) -> None:
     odd = "/m/a\\x41\n[Service]\nExecStartPre=/bin/false\\"
     named = replace(plan, model=replace(plan.model, name=odd))
     text = manifest(commanded(named, "turbofit", "serve", odd), "systemd", port=1, name="vlm")
-    assert r'serve "/m/a\\x41\x0a[Service]\x0aExecStartPre=/bin/false\\"' in text
+    assert r'serve "/m/a\\x41\n[Service]\nExecStartPre=/bin/false\\"' in text
     assert text.count("\n[Service]\n") == 1
     assert not [line for line in text.splitlines() if line.endswith("\\")]
 

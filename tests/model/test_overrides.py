@@ -54,9 +54,9 @@ def test_contexts(given: dict[str, object], longest: int, told: dict[str, object
 def test_the_language_model_of_a_vision_model_has_a_section(name: str, path: list[str]) -> None:
     """At the top LMDeploy would take the keys, and read them nowhere (transformers 5.17)."""
     model, inner = resolve_model(name), {"max_position_embeddings": 65536}
-    with pytest.raises(UsageError, match="max_position_embeddings changes nothing there") as caught:
+    with pytest.raises(UsageError, match="changes max_position_embeddings") as caught:
         overridden(model, json.dumps(inner))
-    assert path[0] in caught.value.hint
+    assert f"inside {path[0]} have an account" in caught.value.hint
     changed, _ = overridden(model, json.dumps({path[0]: inner}))
     assert changed.text.max_position_embeddings == 65536
 
@@ -69,13 +69,12 @@ def test_the_language_model_of_a_vision_model_has_a_section(name: str, path: lis
         ("[1]", "is not a JSON object"),
         ('{"vocab_size": 5}', "changes vocab_size, and no account knows"),
         ('{"fp32_lm_head": true}', "changes fp32_lm_head"),
-        ('{"rope_theta": 1e6}', "rope_theta is not read with Transformers 5"),
+        ('{"rope_theta": 1e6}', "changes rope_theta, and no account knows"),
         ('{"rope_scaling": {"rope_type": "longrope"}}', "'longrope', which has no account"),
         ('{"rope_scaling": {"rope_type": "yarn"}}', "factor is missing"),
         ('{"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}', "factor is 0.5"),
         ('{"rope_scaling": 4}', "is not an object"),
         ('{"max_position_embeddings": "128k"}', "is not an integer"),
-        (json.dumps({"rope_scaling": YARN, "rope_parameters": YARN}), "has rope_scaling and"),
     ],
 )
 def test_refusals_are_one_line(text: str, message: str) -> None:

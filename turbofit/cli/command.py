@@ -21,14 +21,8 @@ from turbofit.core.process.variable_names import is_service_address
 _GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
-class _Path(click.Path):
-    """A path as an option's value; ~ is expanded even in quotes. The command checks the path."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(os.path.expanduser(value), param, ctx)
-
-
-PATH: Final = _Path(readable=False)
+#: A path, which the command checks.
+PATH: Final = click.Path(readable=False)
 
 
 class Option(click.Option):
@@ -198,9 +192,6 @@ class CliCommand(click.Command):
             super().format_usage(ctx, formatter)
         else:
             formatter.write_usage(ctx.command_path, self.usage)
-
-    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write nothing: `format_options` writes the arguments."""
 
     def explain(self, name: str) -> None:
         """Add help texts from presets/options.yaml to options and arguments that have none."""

@@ -195,15 +195,11 @@ def complete(instruction: str) -> int:
     Raises:
         UsageError: no shell gives such an instruction.
     """
-    from click.shell_completion import get_completion_class
+    from click.shell_completion import shell_complete
 
-    name, _, what = instruction.partition("_")
-    kind = get_completion_class(name)
-    if kind is None or what not in ("source", "complete"):
+    if shell_complete(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE, instruction) != 0:
         raise UsageError(
             f"{COMPLETE_VARIABLE}={instruction[:40]} is no shell's question",
             hint="unset it; turbofit completion bash prints the script that sets it",
         )
-    shell = kind(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE)
-    answer((shell.source() if what == "source" else shell.complete()) + "\n")
     return 0

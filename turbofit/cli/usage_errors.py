@@ -63,9 +63,6 @@ def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Conte
     hint = neighbours()["commands"].get("".join(re.findall("'(.*?)'", exc.message)[:1]), hint)
     if isinstance(exc, click.MissingParameter):
         text = f"{name} is missing"
-    elif isinstance(param.type, click.types.BoolParamType):
-        value = exc.message.partition(" is not a valid boolean")[0]
-        text, hint = f"{name}: {value} is neither yes nor no", "give 1 for yes, 0 for no"
     return UsageError(text, hint=hint, options=[str(param.name)])
 
 

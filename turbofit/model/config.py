@@ -25,8 +25,8 @@ D = TypeVar("D")
 T = TypeVar("T")
 
 
-def parse_json(data: bytes, what: str) -> Section:
-    """Parse one JSON object.
+def parse_json(data: bytes, what: str, hint: str = _HINT) -> Section:
+    """Parse one JSON object; ``what`` names the object in errors, whose advice is ``hint``.
 
     Raises:
         UsageError: the data is not a JSON object.
@@ -40,11 +40,11 @@ def parse_json(data: bytes, what: str) -> Section:
             # The reader accepts half of a surrogate pair, but no plan with it could be written.
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{what} holds half of a surrogate pair", hint=_HINT) from None
+        raise UsageError(f"{what} holds half of a surrogate pair", hint=hint) from None
     except (ValueError, RecursionError) as exc:
-        raise UsageError(f"{what} is not JSON: {str(exc)[:200]}", hint=_HINT) from None
+        raise UsageError(f"{what} is not JSON: {str(exc)[:200]}", hint=hint) from None
     if not isinstance(value, dict):
-        raise UsageError(f"{what} is not a JSON object", hint=_HINT)
+        raise UsageError(f"{what} is not a JSON object", hint=hint)
     return Section(value, what)
 
 

@@ -38,7 +38,6 @@ READ_ELSEWHERE: Final = {
     ".json": "turbofit serve --plan FILE starts a plan, report and export read one",
     ".yaml": "a file of options is -f FILE, as turbofit plan -f FILE or turbofit serve -f FILE",
 }
-_WEIGHTS: Final = (".safetensors", ".bin", ".pt")
 _HUB: Final = "name the safetensors checkpoint that it was made of, as a folder or a hub id"
 _CHECKPOINT: Final = "name a checkpoint's folder in Hugging Face's format, or a hub id"
 _BIN_ONLY: Final = (
@@ -247,8 +246,6 @@ def is_complete(folder: str) -> bool:
 
 def no_checkpoint(path: str) -> UsageError:
     """Return the error that says why a file or a folder without config.json is no checkpoint."""
-    from glob import glob
-
     is_folder, (folder, name) = os.path.isdir(path), os.path.split(path)
     names = FolderFiles(path).names() if is_folder else [name]
     ends = {os.path.splitext(name)[1].lower() for name in names}
@@ -258,11 +255,4 @@ def no_checkpoint(path: str) -> UsageError:
         elsewhere = READ_ELSEWHERE.get(os.path.splitext(name)[1], _CHECKPOINT)
         hint = f"name its folder: {folder}" if has_config(folder) else elsewhere
         return UsageError(f"{path} is a file, not a checkpoint's folder", hint=hint)
-    # The second pattern is a model's folder in the hub cache.
-    inside = glob("*/config.json", root_dir=path) + glob("snapshots/*/config.json", root_dir=path)
-    hint = _CHECKPOINT
-    if inside:
-        hint = f"name {os.path.join(path, os.path.dirname(min(inside)))}, which has one"
-    elif ends.intersection(_WEIGHTS):
-        hint = "put config.json and the tokenizer's files of the model's hub page beside them"
-    return UsageError(f"{path} has no config.json", hint=hint)
+    return UsageError(f"{path} has no config.json", hint=_CHECKPOINT)

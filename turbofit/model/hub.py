@@ -272,13 +272,8 @@ class ModelScopeFiles(HubFiles):
             raise self._nothing()
         with answer:
             data = self._body(answer, LARGEST_JSON)
-        try:
-            listing = parse_json(data, f"the listing of {self.hub_id}")
-        except UsageError as exc:
-            raise HubUnreachableError(
-                f"{self.host} gives no listing of {self.hub_id}: {exc.message}",
-                hint=f"check {self.endpoint_key}, or download the checkpoint first",
-            ) from None
+        hint = f"check {self.endpoint_key}, or download the checkpoint first"
+        listing = parse_json(data, f"the listing of {self.hub_id}", hint)
         content = listing.section("Data")
         files = content.values.get("Files") if content else None
         if listing.values.get("Success") is False or not isinstance(files, list):

@@ -6,7 +6,6 @@ with presets and with known suffixes; ``presets/families/names.yaml`` lists the 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -81,17 +80,12 @@ def read_name(typed: str, revision: str | None = None) -> Name:
         UsageError: it is an address of no model, or has another revision than ``--revision``.
     """
     text = plain(typed).rstrip("/")
-    named = (("HF_ENDPOINT", "hf"), ("MODELSCOPE_ENDPOINT", "modelscope"))
-    hosts = {
-        os.environ.get(key, "").rpartition("://")[2].partition("/")[0].lower(): kind
-        for key, kind in named
-    } | _data()["hosts"]
     scheme, _, rest = text.rpartition("://")
     host, _, path = rest.partition("/")
     hub_id, _, at = text.partition("@")
     if kind := _data()["schemes"].get(scheme.lower()):
         name = _address(rest, kind, "")
-    elif host and (kind := hosts.get(host.lower())):
+    elif kind := _data()["hosts"].get(host.lower()):
         name = _address(path, kind, host)
     elif scheme:
         raise UsageError(
@@ -147,8 +141,8 @@ def _here(preset: str | None) -> str:
 
     Without a preset, the advice is to name the safetensors checkpoint.
     """
-    if preset is None or find_preset(preset) != preset:
-        return preset or "name the safetensors checkpoint that it was made of"
+    if preset is None:
+        return "name the safetensors checkpoint that it was made of"
     known = load_preset(preset)
     packed = four_bits(preset)
     four = f", and {packed} its 4 bits" if packed else "; of 4 bits none is known here"

@@ -13,8 +13,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
-from turbofit.core.struct import JsonObject
-from turbofit.model.config import Section
+from turbofit.model.config import Section, parse_json
 
 _OPTION: Final = "`--hf-overrides`"
 _LENGTH: Final = "max_position_embeddings"
@@ -48,34 +47,23 @@ def overridden(model: Model, text: str) -> tuple[Model, str]:
     Raises:
         UsageError: the text is no JSON object, or a key has no account.
     """
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise _refusal(f"is not JSON: {str(exc)[:120]}", "quote it: '{\"KEY\": VALUE}'") from None
-    if not isinstance(values, dict):
-        raise _refusal("is not a JSON object", "write it as '{\"KEY\": VALUE}'")
+    whole = parse_json(text.encode(), _OPTION, hint="write it as '{\"KEY\": VALUE}'")
     plain = model.vision is None and model.architecture == model.text.architecture
     path = () if plain else _INSIDE.get(model.architecture, ("text_config",))
-    inner: JsonObject = values
-    for depth, key in enumerate(path):
-        _refuse_unknown(inner, (key,), path[:depth], path)
-        part = inner.get(key)
-        if not isinstance(part, dict):
-            raise _refusal(f"has no object {'.'.join(path)}", _where(path))
-        inner = part
-    _refuse_unknown(inner, (_LENGTH, *_SCALINGS), path, path)
-    longest = _lengthen(model, Section(inner, _OPTION))
+    section = whole
+    for key in path:
+        _refuse_unknown(section, (key,), path)
+        section = section.part(key)
+    _refuse_unknown(section, (_LENGTH, *_SCALINGS), path)
+    longest = _lengthen(model, section)
     changed = replace(model, text=replace(model.text, max_position_embeddings=longest))
-    return changed, json.dumps(values)
+    return changed, json.dumps(whole.values)
 
 
 def _lengthen(model: Model, section: Section) -> int:
     """Return the longest context, and write into the section what both engines need for it."""
     longest = section.integer(_LENGTH, model.text.max_position_embeddings, high=_LARGEST)
-    given = [part for name in _SCALINGS if (part := section.section(name))]
-    if len(given) > 1:
-        raise _refusal("has rope_scaling and rope_parameters", "give one: they are the same")
-    for scaling in given:
+    for scaling in [part for name in _SCALINGS if (part := section.section(name))]:
         kind = scaling.string("rope_type", "") or scaling.string("type", "")
         if kind not in _TYPES:
             raise _refusal(
@@ -93,34 +81,17 @@ def _lengthen(model: Model, section: Section) -> int:
     return longest
 
 
-def _refuse_unknown(
-    values: JsonObject, known: tuple[str, ...], at: tuple[str, ...], path: tuple[str, ...]
-) -> None:
-    """Refuse the first key that no account knows, or that the engines read elsewhere."""
-    unknown = next((key for key in values if key not in known), None)
-    if unknown is None:
-        return
-    name = ".".join((*at, unknown))[:120]
-    if at != path and unknown in (_LENGTH, *_SCALINGS):
-        raise _refusal(f"{name} changes nothing there", _where(path))
-    if unknown == "rope_theta":
+def _refuse_unknown(section: Section, known: tuple[str, ...], path: tuple[str, ...]) -> None:
+    """Refuse the first key that is not ``known``; ``path`` leads to the language model's keys."""
+    unknown = next((key for key in section.values if key not in known), None)
+    if unknown is not None:
+        where = f" inside {'.'.join(path)}" if path else ""
         raise _refusal(
-            f"{name} is not read with Transformers 5",
-            'write it as {"rope_parameters": {"rope_type": "default", "rope_theta": ...}}',
+            f"changes {unknown[:80]}, and no account knows what follows",
+            f"{', '.join((_LENGTH, *_SCALINGS))}{where} have an account; write others into a"
+            " copy's config.json, which plans read",
         )
-    keys = ", ".join((_LENGTH, *_SCALINGS))
-    raise _refusal(
-        f"changes {name}, and no account knows what follows",
-        f"{keys} have an account; write others into a copy's config.json, which plans read",
-    )
-
-
-def _where(path: tuple[str, ...]) -> str:
-    inner = '{"max_position_embeddings": ...}'
-    for key in reversed(path):
-        inner = f'{{"{key}": {inner}}}'
-    return f"the engines read the language model's part: {inner}"
 
 
 def _refusal(problem: str, hint: str) -> UsageError:
-    return UsageError(f"{_OPTION} {problem}", hint=hint, options=["hf_overrides"])
+    return UsageError(f"{_OPTION} {problem}", hint=hint)

@@ -44,8 +44,6 @@ def test_what_is_sent_and_how_it_ends(tmp_path, capsys) -> None:
         ([str(source), out, "--model", "m", "--patience", "2"], "leave --patience out"),
         ([str(source), out, "--url", "x:80"], "x:80 is no address"),
         ([str(source), out, "--url", "http://x", "--tp", "2"], "unknown option --tp"),
-        (["rows.csv", out, "--url", "http://x"], "reads and writes JSONL, not .csv"),
-        ([str(source), "out.parquet", "--url", "http://x"], "reads and writes JSONL"),
         ([str(tmp_path), out, "--url", "http://x"], "holds no image"),
     ):
         assert main(["batch", *words]) == 2

@@ -101,7 +101,7 @@ def test_a_refused_question_is_said_and_forgotten(server, typed, capsys) -> None
     [
         ([piece("Two")], 3, "error: the answer breaks off"),
         (["{broken"], 3, "error: the answer breaks off: "),
-        ([json.dumps({"error": {"message": "engine died"}})], 3, "error: engine died"),
+        ([json.dumps({"error": {"message": "engine died"}})], 3, "breaks off: engine died"),
         # `transformers serve` says why it ends and not [DONE], seen with Transformers 5.17.
         (
             [piece("Two"), json.dumps({"choices": [{"delta": {}, "finish_reason": "length"}]})],

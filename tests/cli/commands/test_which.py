@@ -34,13 +34,11 @@ def test_cards_in_each_form(capsys, monkeypatch) -> None:
     assert (found["request"], found["counts"]) == ({"concurrency": 2}, [1, 2, 4, 8])
 
 
-def test_nothing_that_keeps_the_promise_and_a_machine_where_a_model_should_stand(
-    capsys, monkeypatch
-) -> None:
+def test_nothing_that_keeps_the_promise_and_the_models_of_a_machine(capsys, monkeypatch) -> None:
     few_presets(monkeypatch)
     assert main(["which", "internvl2-1b", "--images-per-second", "1e9"]) == 3
     assert "0 of" in capsys.readouterr().out
-    assert main(["which", "2x24GB", "--engine", "turbomind", "--context", "1k"]) == 0
+    assert main(["which", "--on", "2x24GB", "--engine", "turbomind", "--context", "1k"]) == 0
     told = capsys.readouterr()
     assert told.out.startswith("Models on 2x24GB\n")
     assert " images " in told.out  # which the context makes smaller

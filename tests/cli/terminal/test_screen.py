@@ -47,7 +47,7 @@ def drawn(text: str, what: str) -> bool:
     return any(what in line for line in screen_of(text))
 
 
-@pytest.mark.parametrize("columns", [80, 30])
+@pytest.mark.parametrize("columns", [80, 40])
 def test_a_terminal_shows_it_and_then_the_answer_alone(columns: int) -> None:
     screen = Screen(SLOW, PLAN, columns=columns)
     screen.until(lambda text: drawn(text, "planning, "))

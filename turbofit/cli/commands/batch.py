@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from turbofit.batch_jobs.batch_job import BatchJob, BatchResult
 
-#: Endings of files that have rows in another form than JSONL.
-_TABLES: Final = frozenset({".csv", ".ods", ".parquet", ".tsv", ".xls", ".xlsx"})
 _GROUPS: Final = {
     "items": ("prompt", "max_tokens"),
     "sending": ("concurrency", "timeout", "patience"),
@@ -50,14 +48,7 @@ def batch(
 ) -> int:
     """Send a batch and show the result; exit 3 if nothing was answered, 130 after a signal."""
     from turbofit.batch_jobs.batch_job import BatchJob
-    from turbofit.serving.runs import servers_of
 
-    for name in (source, output):
-        if (kind := Path(name).suffix.lower()) in _TABLES:
-            raise UsageError(
-                f"{name}: a batch reads and writes JSONL, not {kind}",
-                hint=f"name {Path(name).with_suffix('.jsonl')}: a line of JSON an item",
-            )
     spec = fields.filled(BatchSpec, given)
     if spec.url is None and spec.model is None:
         raise UsageError(
@@ -66,9 +57,6 @@ def batch(
         )
     key = None
     if spec.url is None:
-        for server in servers_of(spec.model or ""):
-            for url in server.record.urls:
-                say(f"{server.record.model} is served already: --url {url} asks that server")
         refuse_together({"patience": spec.given().get("patience")}, "--model")
     else:
         _, key = common.server_of(spec.url, api_key)

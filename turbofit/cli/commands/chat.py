@@ -8,7 +8,7 @@ import re
 import sys
 from base64 import b64encode
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.cli.command import Option, command
 from turbofit.cli.options.common_options import SERVER_OPTIONS, server_of
@@ -90,13 +90,9 @@ class Server:
                             if delta.get(field):
                                 yield Piece(str(delta[field]), thought=field != "content")
                         ended |= bool(choice.get("finish_reason"))
-            except StreamError as exc:
+            except (StreamError, OSError) as exc:
                 said = _said(str(exc).encode())
-                if exc.kind == "garbage":
-                    said = f"the answer breaks off: {said}"
-                raise UnservedError(said, hint="ask again") from None
-            except OSError as exc:
-                raise UnservedError(f"the answer breaks off: {exc}", hint="ask again") from None
+                raise UnservedError(f"the answer breaks off: {said}", hint="ask again") from None
         if not ended:
             raise UnservedError("the answer breaks off", hint="ask again")
 
@@ -125,13 +121,12 @@ class Server:
         return response
 
 
-def _said(document: Any) -> str:
+def _said(text: bytes) -> str:
     """Return the message of a server's error, whatever the form of the error."""
-    if isinstance(document, bytes):
-        try:
-            document = json.loads(document)
-        except ValueError:
-            document = document.decode(errors="replace")
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return text.decode(errors="replace")
     error = document.get("error", document) if isinstance(document, dict) else document
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or error

@@ -17,7 +17,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.network import DEFAULT_PORT
 
 _NOT_KNOWN: Final = 3
-_NO_TEXT: Final = (".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".mp4", ".pdf", ".png", ".webp")
 #: A word that is a message of a log, and not a file's name: Killed, OutOfMemoryError.
 _MESSAGE: Final = r"(?:\w+\.)*[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 
@@ -77,11 +76,6 @@ def diagnose(*, log: str | None, form: Form, **given: Any) -> int:
 
 def _chunks(path: str) -> Iterator[bytes]:
     several = any(sign.isspace() for sign in path.strip())
-    if path.lower().endswith(_NO_TEXT) and (os.path.exists(path) or not several):
-        raise UsageError(
-            f"{path} is by its name no text, which diagnose reads",
-            hint="paste the message in quotes, or name the log: turbofit diagnose serve.log",
-        )
     try:
         if path == "-":
             yield from sys.stdin.buffer

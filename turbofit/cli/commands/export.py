@@ -31,9 +31,8 @@ _NCCL_SHM: Final = 1 << 30
 _RAY_SHARE: Final = 0.3
 _RAY_MOST: Final = 80 * 10**9
 _NAME: Final = re.compile(r"[^a-z0-9]+")
-#: A word that systemd reads without quotes, and the escapes of characters within quotes.
+#: A word that systemd reads without quotes.
 _PLAIN: Final = re.compile(r"[\w@%+=:,./$-]+", re.ASCII)
-_ESCAPED: Final = {"\\": "\\\\", '"': '\\"'}
 _IMAGE: Final = "turbofit:latest"
 
 
@@ -106,7 +105,7 @@ def _mebibytes(size: int) -> int:
 
 
 def _quoted(word: str) -> str:
-    """Quote a word for YAML: as JSON does, with YAML's escapes of unprintable characters."""
+    """Quote a word for YAML and systemd: as JSON does, with escapes of unprintable characters."""
     return "".join(
         c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(word, ensure_ascii=False)
     )
@@ -115,13 +114,7 @@ def _quoted(word: str) -> str:
 def _word(text: str) -> str:
     """Write a word for systemd, in quotes if it needs them."""
     text = text.replace("%", "%%")
-    if _PLAIN.fullmatch(text):
-        return text
-    signs = []
-    for sign in text:
-        code = "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
-        signs.append(_ESCAPED.get(sign) or (sign if sign.isprintable() else code))
-    return f'"{"".join(signs)}"'
+    return text if _PLAIN.fullmatch(text) else _quoted(text)
 
 
 def installed_program() -> str:

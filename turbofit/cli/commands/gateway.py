@@ -89,13 +89,10 @@ def gateway(
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
-        lacking = {
-            "--plan FILE, which turbofit plan MODEL --json > FILE writes": plan,
-            "--upstream URL, an engine's address, as http://127.0.0.1:23334": upstream,
-        }
         raise UsageError(
             "gateway needs --plan and --upstream, or --models, --nodes or --cluster",
-            hint=f"add {', and '.join(text for text, value in lacking.items() if not value)}",
+            hint="--plan FILE is what turbofit plan MODEL --json > FILE writes; --upstream URL is"
+            " an engine's address, as http://127.0.0.1:23334",
         )
     config = public_side(options, upstream_key=key)
     app = _planned(read_plan(plan), upstream, config, options.access_log, overlay=overlay)

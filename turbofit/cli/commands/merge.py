@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.terminal.output import Form
@@ -24,7 +22,6 @@ def merge(
     form: Form,
 ) -> int:
     from turbofit.model.merge.merge import merge as merge_checkpoint
-    from turbofit.model.presets import find_preset
     from turbofit.report.views.preset_view import merged_view
 
     if len(folders) not in (2, 3):
@@ -32,12 +29,6 @@ def merge(
             f"{len(folders)} folders were named", hint="turbofit merge BASE [ADAPTER] OUT"
         )
     base, *adapter, out = folders
-    if adapter and find_preset(adapter[0]) and not os.path.exists(adapter[0]):
-        order = f"turbofit merge {adapter[0]} {'LORA' if find_preset(base) else base} {out}"
-        raise UsageError(
-            f"{adapter[0]} is a model, and no LoRA",
-            hint=f"a LoRA is merged into its base, which stands first: {order}",
-        )
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(base, next(iter(adapter), None), out, vision_tower=vision_tower)
     form.show(merged, merged_view)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
@@ -17,7 +15,6 @@ from turbofit.core.struct import to_json
 
 @command(Argument("fragments", nargs=-1, metavar="[WORD]..."), *FORMS)
 def models(fragments: tuple[str, ...], form: Form) -> int:
-    from turbofit.cli.terminal import screen
     from turbofit.model.presets import presets_with
 
     presets = [(name, _read(name)) for name in presets_with(fragments)]
@@ -26,14 +23,9 @@ def models(fragments: tuple[str, ...], form: Form) -> int:
     if form.as_json:
         answer(to_json({"models": dict(known), "unsupported": dict(unsupported)}))
     else:
-        from turbofit.report.painters.terminal import paint
         from turbofit.report.views.preset_view import models_view
 
-        widest = max(map(len, paint(models_view(known, ())).splitlines()))
-        hub_ids = form.md or not screen.is_terminal(sys.stdout) or widest <= screen.width()
-        show(models_view(known, unsupported, hub_ids=hub_ids), markdown=form.md)
-        if not hub_ids:
-            say(f"hub ids are left out, they need {widest} columns: --md and --json have them")
+        show(models_view(known, unsupported), markdown=form.md)
     return 0
 
 

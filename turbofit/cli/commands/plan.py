@@ -111,13 +111,10 @@ def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **give
 def which(*, model: str | None, form: Form, **given: Any) -> int:
     """Search the cards, or models, that keep the promise, and show them; exit 3 if none does."""
     from turbofit.machine.source import machine_from
-    from turbofit.machine.spec import is_spec
     from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models
     from turbofit.report.views.preset_view import which_view
 
-    if model is not None and given["on"] is None and is_spec(model):
-        given["on"], model = model, None
     request = fields.filled(WhichRequest, {**given, "model": "-" if model is None else model})
     notes: tuple[str, ...] = ()
     if model is not None:

@@ -46,7 +46,13 @@ def ps(*, form: Form) -> int:
 
 @command(
     RUN,
-    Option("--lines", type=int, default=_LINES, metavar="N", help=f"the last N of each ({_LINES})"),
+    Option(
+        "--lines",
+        type=click.IntRange(1),
+        default=_LINES,
+        metavar="N",
+        help=f"the last N of each ({_LINES})",
+    ),
     Option("--follow", "-f", is_flag=True),
     only_linux=True,
 )
@@ -55,8 +61,6 @@ def logs(*, run: str | None, lines: int, follow: bool) -> int:
     from turbofit.report.stored_documents import read_run
     from turbofit.serving.runs import live_runs
 
-    if lines < 1:
-        raise UsageError(f"--lines {lines} shows nothing", hint="give 1 or more")
     saved = read_run(run)
     folder = Path(saved.where)
     paths = sorted(folder.glob("*.log"))

@@ -15,7 +15,6 @@ from turbofit.cli.terminal import output
 from turbofit.cli.terminal.output import exit_code, run_until_signal
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import PRETEND, refuse_together
-from turbofit.core.process.network import LAST_PORT
 from turbofit.core.struct import to_json
 from turbofit.gateway.config import GatewayOptions
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
@@ -166,22 +165,9 @@ def serve(
             arguments.gateway()  # refuses what a start would refuse
         return _show_commands(arguments, form)
     config = _config(arguments)
-    if config.gateway is not None:
-        _refuse_taken(config.gateway.port)
     if options.idle is not None:
         return _with_idle(config, options.idle, form)
     return _one_model(config, arguments, form)
-
-
-def _refuse_taken(port: int) -> None:
-    """Refuse a port that another server of this user has, before anything is planned."""
-    from turbofit.serving.runs import server_on
-
-    if port and (other := server_on(port)) is not None:
-        raise UsageError(
-            f"port {port} is that of {other.record.model}, which turbofit serves here",
-            hint=f"turbofit stop {other.name} ends it, or choose another --port",
-        )
 
 
 def _no_model(cluster: str | None) -> UsageError:
@@ -320,11 +306,6 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.request)
     passed, port = without_secrets(arguments.passed.argv), arguments.public.port
     name = arguments.options.model_name
-    if port + plan.replicas - 1 > LAST_PORT:
-        raise UsageError(
-            f"{plan.replicas} engines from port {port} on go beyond {LAST_PORT}",
-            hint="choose a lower --port",
-        )
     shown_commands = commands(plan, port=port, name=name, options=passed)
     if form.as_json or form.md:
         serve = plan.serve

@@ -33,8 +33,6 @@ _WIDEST: Final = 100
 #: The fewest columns of a bar.
 _SHORTEST_BAR: Final = 6
 _CLEAR: Final = "\r\x1b[K"
-#: The most seconds to wait for the thread's end, so that it cannot block the process's end.
-_LAST_SECONDS: Final = 1.0
 
 #: The lock for writing to the terminal. Take it only by `with`, which is C code: an exception of a
 #: signal handler then comes before the lock is taken or after it is released. An exception in
@@ -88,10 +86,8 @@ class ProgressDisplay:
         self, stream: TextIO, *, in_place: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stream, self._in_place, self._clock = stream, in_place, clock
-        #: Queues that wake the thread, and say when it has ended; as for `TERMINAL`, they are C
-        #: code.
+        #: A queue that wakes the thread; like `TERMINAL`, it is C code.
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._gone: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._step: Step | None = None
         self._working = self._since = self._told = self._initial = 0.0
         self._drawn = self._runs = self._ended = False
@@ -127,9 +123,6 @@ class ProgressDisplay:
             self._ended, self._step = True, None
             self.hide()
         self._woken.put(None)
-        if self._runs:
-            with suppress(queue.Empty):
-                self._gone.get(timeout=_LAST_SECONDS)
 
     def look(self) -> None:
         """Show the step if it is time. Call it while you hold `TERMINAL`."""
@@ -145,34 +138,28 @@ class ProgressDisplay:
             self._write(f"{step.text}{self._times(step, now - self._since)}\n")
 
     def _run(self) -> None:
-        try:
-            while not self._ended:
-                with suppress(queue.Empty):
-                    self._woken.get(timeout=None if self._step is None else _TICK)
-                with TERMINAL:
-                    if not self._ended:
-                        self.look()
-        finally:
-            self._gone.put(None)
+        while not self._ended:
+            with suppress(queue.Empty):
+                self._woken.get(timeout=None if self._step is None else _TICK)
+            with TERMINAL:
+                self.look()
 
     def _line(self, step: Step, seconds: float) -> str:
         """Return a line that fits the terminal and leaves the last column free, which may wrap.
 
-        On a narrow terminal the bar is left out first, then the end of the step's name.
+        A narrow terminal has no bar, and shows the beginning of the text.
         """
         columns = min(width(self._stream), _WIDEST) - 1
         if not step.total:
             frame = _SPINNER[self._frame % len(_SPINNER)]
             return f"{frame} {step.text}, {_seconds(seconds)}"[:columns]
-        times = self._times(step, seconds)
-        text = f"{step.text}{times}"
+        text = f"{step.text}{self._times(step, seconds)}"
         room = columns - len(text) - 3
         if room >= _SHORTEST_BAR:
             done = round(room * min(1.0, step.done / step.total))
             bar = "".ljust(done, "#").ljust(room, ".")
             return f"[{bar}] {text}"
-        name = step.doing[: max(0, len(step.doing) - max(0, len(text) - columns))]
-        return f"{step._replace(doing=name).text}{times}" if name else step.text[:columns]
+        return text[:columns]
 
     def _times(self, step: Step, seconds: float) -> str:
         """Say how many seconds the step has taken, and will still take at the speed so far."""

@@ -46,10 +46,7 @@ _NUMBERS: Final = (
 
 
 def models_view(
-    known: Iterable[tuple[str, Model]],
-    unsupported: Iterable[tuple[str, str]],
-    *,
-    hub_ids: bool = True,
+    known: Iterable[tuple[str, Model]], unsupported: Iterable[tuple[str, str]]
 ) -> list[Block]:
     """Return a table of models, and the reasons why other models are not supported."""
     rows = (
@@ -67,7 +64,7 @@ def models_view(
         ("name", "params", "weights", "context", "images", "hub id"),
         rows,
         right=("params", "weights", "context"),
-        aside=() if hub_ids else ("hub id",),
+        aside=("hub id",),
     )
     without = (f"{name}: {why}" for name, why in unsupported)
     return [Heading("Models"), known_models, *listed("Not planned for", without)]
