@@ -25,7 +25,7 @@ from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.files import located
-from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, RESIDUAL
+from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, beyond_lora
 from turbofit.model.safetensors import PREFIX, header_length
 from turbofit.model.safetensors import Tensor as Stored
 from turbofit.model.tensors import Tensor, text_tensors
@@ -54,6 +54,8 @@ _CALLED: Final = frozenset({
 _IN_TOWER: Final = {
     "Qwen2_5_VLForConditionalGeneration": frozenset({"gate_proj", "up_proj", "down_proj"}),
 }
+#: Settings of peft's config that LMDeploy does not read.
+_UNREAD: Final = ("modules_to_save", "use_rslora", *NOT_PLAIN)
 #: The modules by the roles of their tensors.
 _MODULES: Final = {
     "q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj",
@@ -152,8 +154,10 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     config = read_section(files, ADAPTER_CONFIG, f"{name}'s {ADAPTER_CONFIG}")
     if config is None:
         raise _refusal(f"{folder} has no {ADAPTER_CONFIG}", "name the folder of an adapter")
-    if problem := next(_unlike_lora(config), None):
-        raise _refusal(f"adapter {name}: {problem}")
+    if problem := beyond_lora(config, _UNREAD):
+        raise _refusal(f"adapter {name}: {problem}; LMDeploy {REFERENCE} serves plain LoRA alone")
+    if config.string("bias", "none") != "none":
+        raise _refusal(f"adapter {name}: it has biases, on which LMDeploy ends")
     if files.size("adapter_model.bin") is not None:
         raise _refusal(
             f"adapter {name}: adapter_model.bin cannot be checked without running it",
@@ -196,21 +200,6 @@ def _last_parts(config: Section) -> tuple[str, ...]:
         return ()
     modules = config.strings("target_modules")
     return () if any("." in module for module in modules) else modules
-
-
-def _unlike_lora(config: Section) -> Iterator[str]:
-    """Yield the settings that LMDeploy ignores, or that make it end."""
-    kind = config.string("peft_type", "LORA")
-    if kind.upper() != "LORA":
-        yield f"{kind[:30]} is not LoRA"
-    for key in ("modules_to_save", "use_rslora", *NOT_PLAIN):
-        if config.values.get(key):
-            yield f"LMDeploy {REFERENCE} does not read {key}, and would answer something else"
-    begun = config.values.get("init_lora_weights")
-    if isinstance(begun, str) and begun.lower().startswith(RESIDUAL):
-        yield f"init_lora_weights is {begun[:30]!r}, which had changed the base too"
-    if config.string("bias", "none") != "none":
-        yield "it has biases, on which LMDeploy ends"
 
 
 def _expected(

@@ -210,7 +210,7 @@ LORA_ON_IMAGES = {
     [
         ("lora", {"peft_type": "LOHA"}, "LOHA is not LoRA"),
         *(
-            ("lora", {name: value}, f"LoRA with {name} is not merged")
+            ("lora", {name: value}, f"LoRA with {name} is more than plain LoRA")
             for name, value in (
                 ("use_qalora", True),
                 ("layer_replication", [[0, 1]]),

@@ -11,11 +11,9 @@ from turbofit.core.errors import UsageError
 from turbofit.core.units import parse_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from turbofit.rehearsal.pretend.scenario import Scenario
-    from turbofit.report.painters.document import Block
 
 _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
 
@@ -49,6 +47,7 @@ def pretend(
     from turbofit.machine.presets import context_bytes
     from turbofit.machine.source import machine_from
     from turbofit.rehearsal.pretend.run import NOTICE, report, run_pretend, scenario_of
+    from turbofit.report.painters.terminal import paint
     from turbofit.report.views.measured_view import pretend_view
 
     taken = None if context is None else parse_bytes(context, what="--context")
@@ -78,7 +77,7 @@ def pretend(
     if form.as_json:
         answer(text)
     else:
-        _note(pretend_view(document))
+        note(f"\n{paint(pretend_view(document), width=100)}".rstrip("\n"))
     return ran.exit_code
 
 
@@ -87,9 +86,3 @@ def _with_model(name: str, scenario: Scenario, folder: Path) -> dict[str, str]:
     from turbofit.rehearsal.turbomind.server import program_environment
 
     return program_environment(resolve_model(name), scenario, folder)
-
-
-def _note(blocks: Iterable[Block]) -> None:
-    from turbofit.report.painters.terminal import paint
-
-    note(f"\n{paint(blocks, width=100)}".rstrip("\n"))

@@ -279,7 +279,7 @@ def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
     Return None if the command was given no such file.
     """
     ctx = click.get_current_context(silent=True)  # None if a program calls it
-    if ctx is None or untyped.file_of(ctx) is None:
+    if ctx is None or untyped.FILE not in ctx.meta:
         return None
 
     def read() -> tuple[Options, GatewayConfig]:

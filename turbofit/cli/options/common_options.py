@@ -70,8 +70,6 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     if not re.match(r"https?://[^/]", address):
         host = re.search(r"localhost.*|[\w\[].*[.:].*", address.rpartition("://")[2])
         hint = unknown_word(address) or f"write it as {f'http://{host[0]}' if host else _SERVER}"
-        if " " in address:
-            hint = f"write one as {_SERVER}; questions are typed, or come by stdin, once it answers"
         raise UsageError(f"{address} is no address of a server", hint=hint)
     return address, api_key or next(iter(keys_in(SERVER_KEYS)), None)
 

@@ -20,7 +20,8 @@ from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_l
 ROOT: Final = PREFIX.rstrip("_")
 #: The commands that take ``-f FILE``; one file may have the options of both.
 _WITH_FILE: Final = ("plan", "serve")
-_FILE: Final = "turbofit.file"
+#: The key, in a context's ``meta``, of the file of options; missing without ``-f``.
+FILE: Final = "turbofit.file"
 #: The key, in a context's ``meta``, of the words that the command got.
 WORDS: Final = "turbofit.words"
 _LARGEST: Final = 1 << 20
@@ -75,20 +76,14 @@ def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
         if source is ParameterSource.ENVIRONMENT:
             exc.hint += f" ({option_of(name)} is from {ctx.auto_envvar_prefix}_{field.upper()})"
         elif source is ParameterSource.DEFAULT_MAP:
-            exc.hint += f" ({option_of(name)} is from {ctx.meta[_FILE]})"
+            exc.hint += f" ({option_of(name)} is from {ctx.meta[FILE]})"
     return exc
-
-
-def file_of(ctx: click.Context) -> Path | None:
-    """Return the file of options of a command's context; None without ``-f``."""
-    file: Path | None = ctx.meta.get(_FILE)
-    return file
 
 
 def use_file(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
     """Make the options of a YAML file the defaults of the command line."""
     if value is not None and not ctx.resilient_parsing:
-        ctx.meta[_FILE] = path = Path(value)
+        ctx.meta[FILE] = path = Path(value)
         try:
             ctx.default_map = read_file(path, ctx)
         except UsageError as exc:

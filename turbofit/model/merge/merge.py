@@ -106,7 +106,8 @@ def read_adapter(folder: str) -> AdapterWeights:
             f"{folder} has no {ADAPTER_CONFIG}",
             hint="name the folder that peft's save_pretrained wrote",
         )
-    _check(config)
+    if problem := beyond_lora(config):
+        raise UsageError(f"{config.what}: {problem}", hint=_HINT)
     weights = next((name for name in _WEIGHTS if files.size(name) is not None), None)
     if weights is None:
         raise UsageError(
@@ -127,20 +128,23 @@ def read_adapter(folder: str) -> AdapterWeights:
     return AdapterWeights(loras, whole, config.string("base_model_name_or_path", ""))
 
 
-def _check(config: Section) -> None:
+def beyond_lora(config: Section, settings: Iterable[str] = NOT_PLAIN) -> str | None:
+    """Return why an adapter is more than LoRA on an unchanged base; None if it is such a LoRA.
+
+    ``settings`` are keys of peft's config that must not be set.
+    """
     kind = config.string("peft_type", "LORA")
-    refused = [] if kind.upper() == "LORA" else [f"{kind[:30]} is not LoRA"]
-    refused += [
-        f"LoRA with {key} is not merged here" for key in NOT_PLAIN if config.values.get(key)
-    ]
-    if refused:
-        raise UsageError(f"{config.what}: {refused[0]}", hint=_HINT)
+    if kind.upper() != "LORA":
+        return f"{kind[:30]} is not LoRA"
+    if key := next((key for key in settings if config.values.get(key)), None):
+        return f"LoRA with {key} is more than plain LoRA"
     begun = config.values.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(RESIDUAL):
-        raise UsageError(
-            f"{config.what}: init_lora_weights is {begun[:30]!r}, which had changed the base too",
-            hint="save it with path_initial_model_for_weight_conversion, as peft's guide says",
+        return (
+            f"init_lora_weights is {begun[:30]!r}, which changed the base too: save the adapter"
+            " with path_initial_model_for_weight_conversion, as peft's guide says"
         )
+    return None
 
 
 def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
