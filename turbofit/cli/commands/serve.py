@@ -15,6 +15,7 @@ from turbofit.cli.terminal import output
 from turbofit.cli.terminal.output import exit_code, run_until_signal
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import PRETEND, refuse_together
+from turbofit.core.process.network import LAST_PORT
 from turbofit.core.struct import to_json
 from turbofit.gateway.config import GatewayOptions
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
@@ -306,6 +307,11 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.request)
     passed, port = without_secrets(arguments.passed.argv), arguments.public.port
     name = arguments.options.model_name
+    if port + plan.replicas - 1 > LAST_PORT:
+        raise UsageError(
+            f"{plan.replicas} engines from port {port} on go beyond {LAST_PORT}",
+            hint="choose a lower --port",
+        )
     shown_commands = commands(plan, port=port, name=name, options=passed)
     if form.as_json or form.md:
         serve = plan.serve
