@@ -23,7 +23,7 @@ from turbofit.rehearsal.engines import REHEARSED_ENGINES
 from turbofit.rehearsal.notes import NOT_FINISHED
 from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.pretend.elf import Symbols
-from turbofit.rehearsal.pretend.ledger import CallSites, Ledger
+from turbofit.rehearsal.pretend.process_memory import CallSites, ProcessMemory
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import PINNED, read_timeline
 from turbofit.rehearsal.run import EndedRun, run_child
@@ -62,18 +62,18 @@ def symbols() -> Symbols:
 
 def allocations(life: EndedRun) -> Iterator[Allocation]:
     sites, counts = CallSites(symbols().name), [0, 0]
-    ledger = Ledger(1, CallSites(symbols().name), Scenario(gpus=(CARD,)).pool_step)
+    memory = ProcessMemory(1, CallSites(symbols().name), Scenario(gpus=(CARD,)).pool_step)
     for event in read_timeline(
         life.folder / "pretend" / "timelines" / f"{life.notes['pid']}.timeline"
     ):
-        ledger.read((event,))
+        memory.read((event,))
         if event.tag not in "AE":
             continue
         pinned = event.number(1) == PINNED
         counts[pinned] += 1
-        pool = ledger.pools.get(event.number(2))
+        pool = memory.pools.get(event.number(2))
         forward = pool is not None and pool.owner == "executor"
-        phase = ledger.cards[event.number(0)].phase
+        phase = memory.cards[event.number(0)].phase
         names = said(phase, sites.site(event.trace), pinned=pinned, forward=forward)
         yield Allocation(counts[pinned], pinned, names, event.tag == "E")
 

@@ -10,7 +10,7 @@ from tests.rehearsal.pretend.child import CARD, Machine, ask, tell
 from tests.rehearsal.pretend.conftest import MachineOf
 from tests.support.waiting import HANG
 from turbofit.core.units import MIB
-from turbofit.rehearsal.pretend.ledger import Ledger
+from turbofit.rehearsal.pretend.process_memory import ProcessMemory
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import CONTEXT, timeline_is_full
 
@@ -367,7 +367,7 @@ def test_the_nth_allocations_of_a_machine_fail(machine_of: MachineOf) -> None:
     device, pinned = (e for e in machine.timeline(pid) if e.tag == "E")
     assert [device.number(i) for i in (0, 1, 3, 5)] == [0, 0, MIB, 3]
     assert (pinned.number(1), pinned.number(5)) == (3, 2)
-    (first, second) = Ledger(1, None, MIB).read([device, pinned]).deaths
+    (first, second) = ProcessMemory(1, None, MIB).read([device, pinned]).deaths
     assert (first["simulated"], first["missing"], second["simulated"]) == (3, None, 2)
 
 
@@ -385,4 +385,6 @@ def test_a_process_survives_a_disk_without_room_for_its_timeline(machine: Machin
     path = machine.folder / "timelines" / f"{pid}.timeline"
     assert timeline_is_full(path)
     assert 3072 < path.stat().st_size <= 4096
-    assert Ledger(1, None, MIB).read(machine.timeline(pid)).cards[0].peak == {"start": 2 * MIB}
+    assert ProcessMemory(1, None, MIB).read(machine.timeline(pid)).cards[0].peak == {
+        "start": 2 * MIB
+    }

@@ -11,7 +11,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.rehearsal.pretend import run
-from turbofit.rehearsal.pretend.ledger import Ledger
+from turbofit.rehearsal.pretend.process_memory import ProcessMemory
 from turbofit.rehearsal.pretend.run import FinishedRun, report, run_pretend, scenario_of, site_of
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import Event, Process, SharedRecord
@@ -60,10 +60,10 @@ def process(pid: int, peak: int, refused_at: int = 0) -> Process:
     )  # fmt: skip
 
 
-def ledger(pid: int, command: str, *lines: str) -> Ledger:
+def memory(pid: int, command: str, *lines: str) -> ProcessMemory:
     head = (Event("I", (str(pid), "1"), ()), Event("N", (command,), ()))
     events = (Event(line[0], tuple(line.split()[1:]), ()) for line in lines)
-    return Ledger(1, None, MIB).read((*head, *events))
+    return ProcessMemory(1, None, MIB).read((*head, *events))
 
 
 def refusal(asked: int) -> str:
@@ -71,18 +71,18 @@ def refusal(asked: int) -> str:
 
 
 def test_the_newest_refusal_and_a_process_that_called_exec() -> None:
-    ledgers = (
-        ledger(9, "old", refusal(7 * MIB)),
-        ledger(9, "new", f"A 0 0 -1 1 {MIB} a", "P run", f"A 0 0 -1 1 {2 * MIB} b"),
-        ledger(8, "other", refusal(8 * MIB), refusal(9 * MIB)),
+    memories = (
+        memory(9, "old", refusal(7 * MIB)),
+        memory(9, "new", f"A 0 0 -1 1 {MIB} a", "P run", f"A 0 0 -1 1 {2 * MIB} b"),
+        memory(8, "other", refusal(8 * MIB), refusal(9 * MIB)),
     )
-    ledgers[1].complete = False
+    memories[1].complete = False
     shared = SharedRecord(
         (process(9, 1 * MIB, refused_at=50), process(9, 2 * MIB), process(8, 0, refused_at=40)),
         (3 * MIB, *ROW), 4 * MIB,
     )  # fmt: skip
     scenario = Scenario((PretendGpu("Card", total=10 * MIB, used=MIB),))
-    document = report(FinishedRun(("prog", "x"), -9, 1.0, scenario, shared, ledgers))
+    document = report(FinishedRun(("prog", "x"), -9, 1.0, scenario, shared, memories))
     assert (document["exit_code"], document["signal"]) == (137, "SIGKILL")
     assert [p["command"] for p in document["processes"]] == ["old", "new"]
     phases = [row["phase"] for p in document["processes"] for row in p["gpus"]]

@@ -19,7 +19,7 @@ from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.packages import SERVED
 from turbofit.rehearsal.planned import report
 from turbofit.rehearsal.pretend.command import find_turbofit, put_first
-from turbofit.rehearsal.pretend.ledger import Ledger
+from turbofit.rehearsal.pretend.process_memory import ProcessMemory
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import Event, read_timeline
 from turbofit.rehearsal.run import EndedRun
@@ -82,10 +82,12 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
         processes=(), peak=(10250 * MIB,), pinned_peak=0, allocations=0, pinned_allocations=0
     )
     scenario = Scenario((PretendGpu("Some card", total=12000 * MIB, used=100 * MIB),))
-    ledgers = [Ledger(1, None, MIB).read(read_timeline(path)) for path in folder.glob("*.timeline")]
+    memories = [
+        ProcessMemory(1, None, MIB).read(read_timeline(path)) for path in folder.glob("*.timeline")
+    ]
     ran: Any = SimpleNamespace(
         code=0, exit_code=0, seconds=9.0, command=(), shared=shared, scenario=scenario,
-        ledgers=ledgers,
+        memories=memories,
     )  # fmt: skip
     (folder / "records").mkdir()
     (folder / "records" / "7.json").write_text(json.dumps({"pid": 7, "number": 9, "rows": rows}))
@@ -166,7 +168,7 @@ def test_what_processes_hold_together(tmp_path: Path) -> None:
     )  # fmt: skip
     timeline(tmp_path, 11, "K 0 200 600")  # never marked: a context and no more
     paths = sorted(tmp_path.glob("*.timeline"))
-    held = [Ledger(1, None, MIB).read(read_timeline(path)).cards[0] for path in paths]
+    held = [ProcessMemory(1, None, MIB).read(read_timeline(path)).cards[0] for path in paths]
 
     def together(phase: str) -> tuple[int, int]:
         spans = [span(card, phase, order) for card in held]
@@ -185,9 +187,9 @@ OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capac
 
 def death(log: str, *events: Event, **told: Any) -> dict[str, Any]:
     process = SimpleNamespace(pid=0, refused_at=1)
-    ledgers = (Ledger(1, None, MIB).read(events),)
+    memories = (ProcessMemory(1, None, MIB).read(events),)
     shared = SimpleNamespace(processes=(process,))
-    ran = SimpleNamespace(ledgers=ledgers, shared=shared, scenario=Scenario(()))
+    ran = SimpleNamespace(memories=memories, shared=shared, scenario=Scenario(()))
     ended: Any = SimpleNamespace(ran=ran, notes=told, log=log.splitlines())
     return end_of(ended)
 

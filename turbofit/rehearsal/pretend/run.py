@@ -26,7 +26,7 @@ from turbofit.rehearsal.pretend.command import (
     run_command,
     site_with,
 )
-from turbofit.rehearsal.pretend.ledger import Ledger
+from turbofit.rehearsal.pretend.process_memory import ProcessMemory
 from turbofit.rehearsal.pretend.scenario import Scenario, pretend_twin, write_scenario
 from turbofit.rehearsal.pretend.usage import (
     BEFORE,
@@ -50,7 +50,7 @@ SCHEMA = "turbofit.pretend-run/1"
 class FinishedRun:
     """A command that ran for ``seconds`` of wall time; ``code`` is negative after a signal.
 
-    ``ledgers`` has an item for each timeline; a process that called exec has several timelines.
+    ``memories`` has an item for each timeline; a process that called exec has several timelines.
     """
 
     command: tuple[str, ...]
@@ -58,7 +58,7 @@ class FinishedRun:
     seconds: float
     scenario: Scenario
     shared: SharedRecord
-    ledgers: tuple[Ledger, ...]
+    memories: tuple[ProcessMemory, ...]
 
     @property
     def exit_code(self) -> int:
@@ -108,18 +108,18 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
         code = run_command(command, prepared.env, stdout=stdout, every=every, tick=tick)
         seconds = round(time.monotonic() - begun, 3)
         _LOG.info("on pretend GPUs: %s ended with code %d after %s s", command[0], code, seconds)
-        ledgers = []
+        memories = []
         for path in prepared.timelines():
-            reader, ledger = TimelineReader(path), _empty(scenario)
-            ledgers.append(ledger.read(reader.new_events()))
-            ledger.complete = not timeline_is_full(path)
+            reader, memory = TimelineReader(path), _empty(scenario)
+            memories.append(memory.read(reader.new_events()))
+            memory.complete = not timeline_is_full(path)
             os.truncate(path, reader.read_bytes)  # zero bytes follow the last event
         shared = read_shared(prepared.shared)
-        return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(ledgers))
+        return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(memories))
 
 
-def _empty(scenario: Scenario) -> Ledger:
-    return Ledger(len(scenario.gpus), None, scenario.pool_step)
+def _empty(scenario: Scenario) -> ProcessMemory:
+    return ProcessMemory(len(scenario.gpus), None, scenario.pool_step)
 
 
 @dataclass(frozen=True)
@@ -213,10 +213,10 @@ def report(ran: FinishedRun) -> Document:
     }
 
 
-def _pairs(ran: FinishedRun) -> list[tuple[Process, Ledger]]:
-    """Pair each process with its ledger; processes with the same pid stay in their order."""
-    ledgers = grouped((ledger.pid, ledger) for ledger in ran.ledgers)
-    left = {pid: iter(ones) for pid, ones in ledgers.items()}
+def _pairs(ran: FinishedRun) -> list[tuple[Process, ProcessMemory]]:
+    """Pair each process with its memory; processes with the same pid stay in their order."""
+    memories = grouped((memory.pid, memory) for memory in ran.memories)
+    left = {pid: iter(ones) for pid, ones in memories.items()}
     return [
         (process, next(left.get(process.pid, iter(())), _empty(ran.scenario)))
         for process in ran.shared.processes
@@ -235,12 +235,12 @@ def card_at_peak(ran: FinishedRun, index: int) -> Document:
     }
 
 
-def _process_row(process: Process, ledger: Ledger, gpus: int) -> dict[str, Any]:
+def _process_row(process: Process, memory: ProcessMemory, gpus: int) -> dict[str, Any]:
     rows = []
     for index in range(gpus):
         if not (process.peak[index] or process.context[index]):
             continue
-        phases = ledger.cards[index].peak
+        phases = memory.cards[index].peak
         rows.append(
             {
                 "gpu": index,
@@ -254,12 +254,12 @@ def _process_row(process: Process, ledger: Ledger, gpus: int) -> dict[str, Any]:
         )
     return {
         "pid": process.pid,
-        "parent": ledger.parent,
-        "command": ledger.command,
+        "parent": memory.parent,
+        "command": memory.command,
         "gpus": rows,
         "pinned_peak": process.pinned_peak,
-        "refused": len(ledger.deaths),
-        "complete": ledger.complete,
+        "refused": len(memory.deaths),
+        "complete": memory.complete,
     }
 
 
@@ -268,12 +268,12 @@ def newest_refusal(ran: FinishedRun) -> Document | None:
     refusing = [pair for pair in _pairs(ran) if pair[0].refused_at and pair[1].deaths]
     if not refusing:
         return None
-    process, ledger = max(refusing, key=lambda pair: pair[0].refused_at)
-    death = ledger.deaths[-1]
+    process, memory = max(refusing, key=lambda pair: pair[0].refused_at)
+    death = memory.deaths[-1]
     return {
-        "count": sum(len(ledger.deaths) for _, ledger in refusing),
+        "count": sum(len(memory.deaths) for _, memory in refusing),
         "pid": process.pid,
-        "command": ledger.command,
+        "command": memory.command,
         "kind": death["memory_kind"],
         "short": death["missing"] or 0,
         "site": death["where"],

@@ -17,7 +17,7 @@ from turbofit.logs.log_reader import read_line
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.rehearsal.notes import DEAD
-from turbofit.rehearsal.pretend.ledger import RehearsedGpu
+from turbofit.rehearsal.pretend.process_memory import CardMemory
 from turbofit.rehearsal.pretend.run import card_at_peak, newest_refusal
 from turbofit.rehearsal.pretend.usage import BEFORE
 from turbofit.rehearsal.run import EndedRun, Readings
@@ -41,7 +41,7 @@ _NOT_THEIRS: Final = (
 _MOST_FRAMES: Final = 4
 
 
-def span(card: RehearsedGpu, phase: str, order: Sequence[str]) -> tuple[int, int]:
+def span(card: CardMemory, phase: str, order: Sequence[str]) -> tuple[int, int]:
     """Return a process's bytes on a card in a phase: the most, and those at the phase's end.
 
     Its CUDA context is included. Allocations before the process's first mark count in its first
@@ -66,12 +66,12 @@ def read_run(ended: EndedRun) -> Readings:
     The figures are from torch's allocator and the account of the pretend machine.
     """
     notes, cards = ended.notes, range(len(ended.spec.machine.gpus))
-    ledgers, records = ended.ran.ledgers, read_records(ended.folder)
+    memories, records = ended.ran.memories, read_records(ended.folder)
     order = [name for name in notes.get("seconds", {}) if name not in ("import", "end")]
     phases: list[dict[str, dict[str, Any]]] = [{} for _ in cards]
     for gpu in cards:
         for name in order:
-            spans = [span(ledger.cards[gpu], name, order) for ledger in ledgers]
+            spans = [span(memory.cards[gpu], name, order) for memory in memories]
             row = {"peak": sum(peak for peak, _ in spans), "held": sum(end for _, end in spans)}
             phases[gpu][name] = row | _counters(records, gpu, name)
     cache = _cache(notes, len(cards))
@@ -81,7 +81,7 @@ def read_run(ended: EndedRun) -> Readings:
         cache=cache,
         cards=[
             card_at_peak(ended.ran, gpu)
-            | {"contexts": sum(ledger.cards[gpu].context for ledger in ledgers)}
+            | {"contexts": sum(memory.cards[gpu].context for memory in memories)}
             for gpu in cards
         ],
         end=end_of(ended),

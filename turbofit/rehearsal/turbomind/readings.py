@@ -22,8 +22,8 @@ from turbofit.memory.account import POOL_WARMUP, LoggedSlab
 from turbofit.memory.engines import engine_named
 from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.pretend.elf import Symbols
-from turbofit.rehearsal.pretend.ledger import CallSites, Ledger
 from turbofit.rehearsal.pretend.libraries import PretendError
+from turbofit.rehearsal.pretend.process_memory import CallSites, ProcessMemory
 from turbofit.rehearsal.pretend.usage import KINDS, VMM, read_timeline
 from turbofit.rehearsal.run import EndedRun, Readings
 
@@ -65,31 +65,31 @@ def read_run(ended: EndedRun) -> Readings:
     Raises:
         PretendError: the timeline is full.
     """
-    ledger, cards = _ledger(ended), range(len(ended.spec.machine.gpus))
+    memory, cards = _memory_of(ended), range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
     names = [case["name"] for case in ended.notes.get("cases", [])]
     phases = [
         {name: {"peak": card.peak.get(name, end), "held": end} for name, end in card.end.items()}
-        for card in ledger.cards
+        for card in memory.cards
     ]
     of_cache = [line for line in ended.log if any(word in line for word in _CACHE_WORDS)]
     return Readings(
         phases=phases,
-        terms=[_terms(ledger, i, names) for i in cards],
-        cache=_cache(ledger, of_cache, settings),
+        terms=[_terms(memory, i, names) for i in cards],
+        cache=_cache(memory, of_cache, settings),
         cards=[
             {
-                "pools": {pool.owner: asdict(pool) for pool in ledger.of_card(i)},
-                "load_peak": load_peak(ledger, i),
+                "pools": {pool.owner: asdict(pool) for pool in memory.of_card(i)},
+                "load_peak": load_peak(memory, i),
             }
             for i in cards
         ],
-        end=end_of(ended, ledger),
-        pinned=ledger.pinned(),
+        end=end_of(ended, memory),
+        pinned=memory.pinned(),
     )
 
 
-def end_of(ended: EndedRun, ledger: Ledger) -> Document:
+def end_of(ended: EndedRun, memory: ProcessMemory) -> Document:
     """Return the fields of an `AnyEnd` that say how a rehearsal ended; `death` finds the kind.
 
     The fields are not used if all requests were served.
@@ -99,14 +99,14 @@ def end_of(ended: EndedRun, ledger: Ledger) -> Document:
     if error and not fatal:
         at = error["frames"][-1].rpartition("/")[2] if error["frames"] else "?"
         words = f"{error['type']}: {error['message']} ({at})"
-    waits, phase, where = ended.stopped == "stuck", ledger.phases[-1], words
+    waits, phase, where = ended.stopped == "stuck", memory.phases[-1], words
     run = [event for event in map(read_line, words.splitlines()) if event is not None]
     if waits:
         run, phase = [Backpressure(cause="memory")], "warm-up"
         where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
     elif isinstance(run[-1] if run else None, Backpressure):
         run = []  # a wait in the last line was not what ended it
-    refused = ledger.deaths[-1] if ledger.deaths and not waits else None
+    refused = memory.deaths[-1] if memory.deaths and not waits else None
     account = convert({"phase": phase, "where": where, **refused}, AnyEnd) if refused else None
     engine = engine_named("turbomind", installed("lmdeploy"))
     end = death(run, account=account, known=(engine, Settings()))
@@ -114,33 +114,37 @@ def end_of(ended: EndedRun, ledger: Ledger) -> Document:
     return {**told, **(refused or {})}
 
 
-def _ledger(ended: EndedRun) -> Ledger:
+def _memory_of(ended: EndedRun) -> ProcessMemory:
     machine, pid = ended.spec.machine, ended.notes.get("pid")
-    ledger = Ledger(len(machine.gpus), CallSites(Symbols(engine_library()).name), machine.pool_step)
-    if any(read.pid == pid and not read.complete for read in ended.ran.ledgers):
+    memory = ProcessMemory(
+        len(machine.gpus), CallSites(Symbols(engine_library()).name), machine.pool_step
+    )
+    if any(read.pid == pid and not read.complete for read in ended.ran.memories):
         raise PretendError(
             "the timeline is incomplete: the disk is full, or it reached"
             f" {machine.timeline_limit:,} bytes",
             hint="make room on the disk, or rehearse fewer requests at once",
         )
     timeline = ended.folder / "pretend" / "timelines" / f"{pid}.timeline"
-    return ledger.read(read_timeline(timeline) if timeline.exists() else ())
+    return memory.read(read_timeline(timeline) if timeline.exists() else ())
 
 
-def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
+def _terms(memory: ProcessMemory, index: int, cases: Sequence[str]) -> dict[str, int]:
     """Return a card's bytes by name of the ledger's term.
 
     The term of each case is the peak of the executor's pool during the case.
     """
-    pool, late = ledger.executor_pool(index), ledger.cards[index].late
-    terms = card_terms(ledger, index)
+    pool, late = memory.executor_pool(index), memory.cards[index].late
+    terms = card_terms(memory, index)
     terms |= {name: late[site] for name, site in _SITES.items() if site in late}
     if pool is not None:
         terms |= {case: pool.live_peak.get(f"case {case}", 0) for case in cases}
     return terms
 
 
-def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _cache(
+    memory: ProcessMemory, lines: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the sizes of the cache in bytes, and its tokens, computed as the engine divides it.
 
     For a hybrid model the states of a full batch are subtracted first, as in a plan.
@@ -148,7 +152,7 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
     # Each rank prints the same line.
     slabs = [LoggedSlab(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
     slabs = list(dict.fromkeys(slabs))
-    first, tokens = ledger.cards[0], None
+    first, tokens = memory.cards[0], None
     if slabs and first.cache_region is not None:
         told = {name: int(settings.get(name) or least) for name, least in _LIMITS.items()}
         engine = engine_named("turbomind", installed("lmdeploy"))
@@ -158,8 +162,8 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
             region = first.cache_region - -first.cache_address % shape.page + shape.page
             tokens = shape.tokens(region)
     return {
-        "free": [card.free_at_cache for card in ledger.cards],
-        "region": [card.cache_region for card in ledger.cards],
+        "free": [card.free_at_cache for card in memory.cards],
+        "region": [card.cache_region for card in memory.cards],
         "object_size": slabs[0].object_bytes if slabs else None,
         "slab_size": slabs[0].slab_bytes if slabs else None,
         "tokens": tokens,
@@ -179,18 +183,18 @@ def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[Logge
         yield slab._replace(each=layers if slab.object_bytes == size else 1)
 
 
-def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
+def card_terms(memory: ProcessMemory, index: int) -> dict[str, int]:
     """Return the bytes in use on a card when the engine was ready, by name of the ledger's term.
 
     Terms that the engine did not reach are left out.
     """
-    end = ledger.cards[index].end
-    pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # each owner's first
+    end = memory.cards[index].end
+    pools = {pool.owner: pool for pool in reversed(memory.of_card(index))}  # each owner's first
     terms = {}
     with suppress(KeyError):
         default = pools["default"]  # the pool of the weights
         before = end["context"] - default.held_end.get("context", 0)
-        terms["weights"] = round_up(default.live_end["prepare"], ledger.pool_step)
+        terms["weights"] = round_up(default.live_end["prepare"], memory.pool_step)
         terms["load_temporaries"] = end["prepare"] - before - terms["weights"]
         terms["kv_cache"] = end["cache"] - end["engine"]
         terms[POOL_WARMUP] = pools["executor"].held_end["ready"]
@@ -199,7 +203,7 @@ def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
     return terms
 
 
-def load_peak(ledger: Ledger, index: int) -> int:
+def load_peak(memory: ProcessMemory, index: int) -> int:
     """Return the most bytes in use on a card until the engine's weights were ready."""
-    peak = ledger.cards[index].peak
+    peak = memory.cards[index].peak
     return max((peak.get(k, 0) for k in ("import", "context", "weights", "prepare")), default=0)

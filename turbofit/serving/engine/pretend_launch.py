@@ -21,7 +21,7 @@ from turbofit.rehearsal.planned import charged
 from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
 from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
 from turbofit.rehearsal.pretend.elf import Symbols
-from turbofit.rehearsal.pretend.ledger import CallSites, Ledger
+from turbofit.rehearsal.pretend.process_memory import CallSites, ProcessMemory
 from turbofit.rehearsal.pretend.run import PreparedRun, prepare
 from turbofit.rehearsal.pretend.scenario import Scenario
 from turbofit.rehearsal.pretend.usage import TimelineReader, read_shared
@@ -107,7 +107,7 @@ class PretendReader:
         self._machine = charged(plan, group)
         #: The supervisor's thread and the gateway's both read the timeline.
         self._reading = Lock()
-        self._ledger: Ledger | None = None
+        self._memory: ProcessMemory | None = None
         self._events: TimelineReader | None = None
 
     def usages(self) -> tuple[PretendUsage, ...]:
@@ -123,8 +123,8 @@ class PretendReader:
 
     def _turbomind_held(self) -> list[tuple[int, int]]:
         """Return the peak and the use now of each GPU, in bytes."""
-        ledger = self._read()
-        cards = () if ledger is None else ledger.cards
+        memory = self._read()
+        cards = () if memory is None else memory.cards
         return [(max(card.peak.values(), default=0), card.in_use) for card in cards]
 
     def _torch_held(self) -> list[tuple[int, int]]:
@@ -139,14 +139,14 @@ class PretendReader:
     def _sites(self) -> CallSites:
         return CallSites(Symbols(engine_library()).name)
 
-    def _read(self) -> Ledger | None:
-        """Return TurboMind's ledger so far; None if the timeline cannot be read."""
-        if self._ledger is None or self._events is None:
+    def _read(self) -> ProcessMemory | None:
+        """Return TurboMind's memory so far; None if the timeline cannot be read."""
+        if self._memory is None or self._events is None:
             cards, step = len(self._machine.gpus), self._machine.pool_step
-            self._ledger = Ledger(cards, self._sites, step)
+            self._memory = ProcessMemory(cards, self._sites, step)
             self._events = TimelineReader(self.timeline)
         try:
-            return self._ledger.read(self._events.new_events())
+            return self._memory.read(self._events.new_events())
         except (OSError, ValueError, LookupError):
-            self._ledger = None  # an event may be half read: the next reading begins anew
+            self._memory = None  # an event may be half read: the next reading begins anew
             return None

@@ -1,4 +1,4 @@
-"""The ledger of a rehearsal: what a list of allocations comes to, by place and by phase."""
+"""The memory of a process: the sums of its timeline by phase and by call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.rehearsal.pretend.ledger import LOADER, STAGING, CallSites, Ledger
+from turbofit.rehearsal.pretend.process_memory import LOADER, STAGING, CallSites, ProcessMemory
 from turbofit.rehearsal.pretend.usage import Event, read_timeline
 from turbofit.rehearsal.turbomind.readings import card_terms, load_peak
 
@@ -68,28 +68,28 @@ O 0 1 2 999 392 929 @1,4,5
 """
 
 
-def test_ledger_and_terms(sites: CallSites) -> None:
+def test_phases_pools_and_terms(sites: CallSites) -> None:
     events = _events(_RUN)
-    ledger = Ledger(1, sites, pool_step=10).read(events)
-    card = ledger.cards[0]
+    memory = ProcessMemory(1, sites, pool_step=10).read(events)
+    card = memory.cards[0]
     assert (card.free_at_cache, card.cache_region) == (500, 400)
-    assert card_terms(ledger, 0) == {
+    assert card_terms(memory, 0) == {
         "weights": 100, "load_temporaries": 50, "kv_cache": 400, "buffers": 20, "pool_warmup": 30,
     }  # fmt: skip
-    assert load_peak(ledger, 0) == 168
+    assert load_peak(memory, 0) == 168
     # Of what was not reached there are no terms.
-    died = Ledger(1, sites, pool_step=10).read(_events("P context\nO 0 0 -1 5 1 5 @6"))
+    died = ProcessMemory(1, sites, pool_step=10).read(_events("P context\nO 0 0 -1 5 1 5 @6"))
     assert card_terms(died, 0) == {}
-    assert ledger.pools[2].live_peak["case_x"] == 70
-    (death,) = ledger.deaths
+    assert memory.pools[2].live_peak["case_x"] == 70
+    (death,) = memory.deaths
     assert death["phase"] == "case_x"
     assert (death["asked"], death["left"], death["missing"]) == (999, 392, 537)
     assert death["where"] == "InternVit::Impl::Attn"
     # Read in parts it is the same.
     for cut in range(len(events)):
-        parts = Ledger(1, sites, pool_step=10).read(events[:cut]).read(events[cut:])
-        assert (parts.cards, parts.pools) == (ledger.cards, ledger.pools)
-        assert (parts.phases, parts.deaths) == (ledger.phases, ledger.deaths)
+        parts = ProcessMemory(1, sites, pool_step=10).read(events[:cut]).read(events[cut:])
+        assert (parts.cards, parts.pools) == (memory.cards, memory.pools)
+        assert (parts.phases, parts.deaths) == (memory.phases, memory.deaths)
 
 
 def test_a_process_has_phases_contexts_and_the_line_of_its_refusal(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ O 1 0 -1 9000 500 8500 @
 S big.py:9
 """
     )
-    seen = Ledger(2, None, pool_step=512).read(read_timeline(path))
+    seen = ProcessMemory(2, None, pool_step=512).read(read_timeline(path))
     assert (seen.pid, seen.parent, seen.command) == (7, 3, "python  train.py --x")
     card = seen.cards[1]
     assert card.peak == {"load weights": 512, "step": 1536, "end": 200}
@@ -122,4 +122,7 @@ S big.py:9
     assert (death["asked"], death["left"], death["missing"]) == (9000, 500, 8000)
     assert (death["phase"], death["where"]) == ("end", "big.py:9")
     assert death["memory_kind"] == "cudaMalloc"
-    assert (Ledger(1, None, 1).pid, Ledger(1, None, 1).read(()).cards[0].end) == (0, {})
+    assert (ProcessMemory(1, None, 1).pid, ProcessMemory(1, None, 1).read(()).cards[0].end) == (
+        0,
+        {},
+    )

@@ -79,7 +79,7 @@ class Pool:
 
 
 @dataclass
-class RehearsedGpu:
+class CardMemory:
     """The memory of one card in bytes: in use at the end and peak of each phase, and the cache.
 
     ``context`` is the process's CUDA context, which no other figure includes. ``late``: bytes
@@ -110,7 +110,7 @@ class _Block(NamedTuple):
     late: tuple[str, ...]
 
 
-class Ledger:
+class ProcessMemory:
     """What one process took of all cards, summed up from its timeline's events in order.
 
     A pool grows by ``pool_step`` bytes at a time. ``sites`` names the calls of TurboMind; None for
@@ -122,7 +122,7 @@ class Ledger:
         self.pid = self.parent = 0
         self.command = ""
         self.complete = True
-        self.cards = [RehearsedGpu() for _ in range(cards)]
+        self.cards = [CardMemory() for _ in range(cards)]
         self.pools: dict[int, Pool] = {}
         self.phases = [BEFORE]
         self.deaths: list[Document] = []
@@ -130,8 +130,8 @@ class Ledger:
         self.pool_step = pool_step
         self._blocks: dict[str, _Block] = {}
 
-    def read(self, events: Iterable[Event]) -> Ledger:
-        """Read the next events, and close the current phase; return the ledger itself."""
+    def read(self, events: Iterable[Event]) -> ProcessMemory:
+        """Read the next events, and close the current phase; return this object."""
         for event in events:
             self._take(event)
         for index in range(len(self.cards)):
