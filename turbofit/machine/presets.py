@@ -136,7 +136,6 @@ class GpuNames(Struct, forbid_unknown_fields=True):
 
     presets: dict[str, list[str]]
     twins: dict[str, list[str]]
-    generations: dict[str, list[tuple[int, int]]]
     assumed: dict[str, Assumed]
 
 
@@ -184,16 +183,9 @@ def split_size(name: str) -> tuple[str, int]:
 
 
 def presets_with(words: Iterable[str]) -> list[str]:
-    """Return the presets with a name that contains all of these words.
-
-    A word may also be a generation, such as Ampere, to which the card must then belong.
-    """
-    wanted, generations = [bare_name(word) for word in words], _names().generations
-    capabilities = [generations[word] for word in wanted if word in generations]
-    rest = [word for word in wanted if word not in generations]
-    keys = {key for name, key in _index().items() if all(word in name for word in rest)}
-    for allowed in capabilities:
-        keys = {key for key in keys if load_preset(key).compute_capability.value in allowed}
+    """Return the presets with a name that contains all of these words."""
+    wanted = [bare_name(word) for word in words]
+    keys = {key for name, key in _index().items() if all(word in name for word in wanted)}
     return [key for key in preset_names() if key in keys]
 
 

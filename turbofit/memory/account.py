@@ -316,10 +316,7 @@ class Account(ABC):
         self.units_per_forward = units_per_forward
         self.transients = tuple(transients)
         if launch.free_at_cache is not None:
-            static = [
-                replace(memory, before=(given(gpu, launch.free_at_cache),), temporaries=0, staged=0)
-                for gpu, memory in zip(launch.gpus, static, strict=True)
-            ]
+            static = _as_logged(launch.gpus, static, launch.free_at_cache)
         self._static_memory = tuple(static)
         self._pool = () if pool is None else (pool,)
         self._usable = [gpu.usable for gpu in self.gpus]
@@ -458,10 +455,19 @@ class Account(ABC):
         )
 
 
-def given(gpu: Gpu, free: int) -> Term:
-    """Return all memory in use before the cache as one term, from the free bytes in a log."""
+def _as_logged(
+    gpus: Sequence[Gpu], static: Sequence[StaticMemory], free: int
+) -> list[StaticMemory]:
+    """Return the memory with one term in place of all before the cache.
+
+    ``free`` are the free bytes that a log reports when the cache is sized.
+    """
     note = "all that is not free when the cache is sized"
-    return term(BEFORE_CACHE, "before", gpu.usable - free, "measured", note)
+    before = [term(BEFORE_CACHE, "before", gpu.usable - free, "measured", note) for gpu in gpus]
+    return [
+        replace(memory, before=(line,), temporaries=0, staged=0)
+        for memory, line in zip(static, before, strict=True)
+    ]
 
 
 def total_bytes(terms: Sequence[Term]) -> int:

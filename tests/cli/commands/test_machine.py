@@ -37,7 +37,6 @@ def test_hub_ids_stand_in_markdown_alone(form: str, capsys) -> None:
         (["4090"], {"rtx4090", "rtx4090-48g", "rtx4090d"}),
         (["RTX 3080"], {"rtx3080", "rtx3080-12g", "rtx3080ti"}),
         (["a100", "80gb"], {"a100-80g", "a100-pcie-80g"}),
-        (["turing"], {"t4", "rtx2080ti", "rtx2080ti-22g"}),
     ],
 )
 def test_words_show_the_cards_that_have_them(words: list[str], names: set[str], capsys) -> None:

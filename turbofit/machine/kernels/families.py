@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import ctypes
 
-#: C++'s standard libraries; the engine is linked with one of them.
-_LIBRARIES: Final = ("libstdc++.so.6", "libc++abi.so.1")
+#: C++'s standard library, with which the engine is linked; it demangles names.
+_LIBRARY: Final = "libstdc++.so.6"
 
 #: C++ types in the names, and our names for them.
 _TYPES: Final = {
@@ -169,14 +169,9 @@ def demangle(name: str) -> str:
 def _library() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer]:
     import ctypes
 
-    for name in _LIBRARIES:
-        try:
-            function = ctypes.CDLL(name).__cxa_demangle
-        except OSError:
-            continue
-        function.restype = ctypes.c_void_p
-        function.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-        free = ctypes.CDLL(None).free
-        free.argtypes = (ctypes.c_void_p,)
-        return function, free
-    raise OSError("no C++ library, which demangles names")
+    function = ctypes.CDLL(_LIBRARY).__cxa_demangle
+    function.restype = ctypes.c_void_p
+    function.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    free = ctypes.CDLL(None).free
+    free.argtypes = (ctypes.c_void_p,)
+    return function, free

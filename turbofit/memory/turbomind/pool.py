@@ -22,11 +22,9 @@ from turbofit.memory.turbomind.weights import (
     EngineConstants,
     expert_width,
     ffn_width,
-    input_rows,
     kv_heads_held,
     lm_head_rows,
     vision_mlp_width,
-    vision_side,
     vision_tp,
 )
 
@@ -176,7 +174,7 @@ class PoolModel:
         On several GPUs, as many tiles run at once as the symmetric buffer holds.
         """
         text = self.text
-        side = vision_side(vision)
+        side = (vision.image_size or 0) // vision.patch_size  # patches along a tile's side
         sequence = side * side + 1
         out_tokens = self.model.features(1)
         chunk = tiles
@@ -278,7 +276,8 @@ def token_bytes(delta: DeltaDims, tp: int) -> int:
 
     They are the projections, two gates in 32 bits, the output, and the convolution's output.
     """
-    sixteen = input_rows(delta) + delta.values + delta.channels
+    inputs = delta.channels + delta.values + 2 * delta.value_heads
+    sixteen = inputs + delta.values + delta.channels
     return (sixteen * HALF + 2 * delta.value_heads * FLOAT) // tp
 
 

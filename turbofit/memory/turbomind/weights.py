@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from turbofit.core.model import (
     DTYPE_BYTES,
-    DeltaDims,
     Model,
     Quantization,
     TextDims,
@@ -450,11 +449,6 @@ class _Tower(NamedTuple):
         return (vision.hidden, width) if tensor.split == "rows" else (width, vision.hidden)
 
 
-def vision_side(vision: VisionDims) -> int:
-    """Return the number of patches along a tile's side."""
-    return (vision.image_size or 0) // vision.patch_size
-
-
 def vision_mlp_width(vision: VisionDims, tp: int) -> int:
     """Return the tower's MLP width over all ranks.
 
@@ -463,14 +457,6 @@ def vision_mlp_width(vision: VisionDims, tp: int) -> int:
     if vision.kind in ("internvit", "qwen3vit"):
         return vision.intermediate
     return round_up(vision.intermediate, _VECTOR * tp)
-
-
-def input_rows(delta: DeltaDims) -> int:
-    """Return the outputs of a delta net's fused input projections.
-
-    They are queries, keys, values, the output gate and two gates.
-    """
-    return delta.channels + delta.values + 2 * delta.value_heads
 
 
 def temporary_bytes(
