@@ -21,10 +21,8 @@ _LOG: Final = LazyLogger(__name__)
 
 _INVALID_ARGUMENT: Final = 2
 _NOT_SUPPORTED: Final = 3
-_INSUFFICIENT_SIZE: Final = 7
 _GPU_IS_LOST: Final = 15
 _RESET_REQUIRED: Final = 16
-_ATTEMPTS: Final = 4
 _ELSEWHERE: Final = "describe a machine with `--on SPEC`, e.g. `--on 4xrtx3090`"
 
 _T = TypeVar("_T")
@@ -56,9 +54,6 @@ class Nvml:
                 "nvidia-ml-py is not installed", hint=f"pip install nvidia-ml-py, or {_ELSEWHERE}"
             ) from None
         self._library: Any = pynvml
-        # pynvml's error for a driver without the newest version of a function is not an NVMLError.
-        mismatch = getattr(pynvml, "NVMLLibraryMismatchError", UnicodeDecodeError)
-        self._no_answer = (UnicodeDecodeError, mismatch)
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as exc:
@@ -94,22 +89,15 @@ class Nvml:
         return self.query("nvmlDeviceGetMemoryInfo", handle, self._library.nvmlMemory_v2)
 
     def _ask(self, function: str, *args: Any) -> tuple[Any, int]:
-        call = getattr(self._library, function, None)
-        if call is None:
-            _LOG.debug("%s is not in this pynvml", function)
+        try:
+            return getattr(self._library, function)(*args), 0
+        # The driver lacks the newest version of a function; this error is not an NVMLError.
+        except (UnicodeDecodeError, self._library.NVMLLibraryMismatchError) as exc:
+            _LOG.debug("%s: %s", function, exc)
             return NA, 0
-        for _ in range(_ATTEMPTS):
-            try:
-                return call(*args), 0
-            except self._library.NVMLError as exc:
-                code, self.reason = int(getattr(exc, "value", 0)), str(exc)
-                _LOG.debug("%s: %s", function, exc)
-            except self._no_answer as exc:
-                _LOG.debug("%s: %s", function, exc)
-                return NA, 0
-            # The list grew after the call that asked for its length.
-            if code != _INSUFFICIENT_SIZE:
-                break
+        except self._library.NVMLError as exc:
+            code, self.reason = int(exc.value), str(exc)
+            _LOG.debug("%s: %s", function, exc)
         if code in (_GPU_IS_LOST, _RESET_REQUIRED):
             raise GpuLostError(self.reason)
         return NA, code
