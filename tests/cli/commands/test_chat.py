@@ -134,10 +134,3 @@ def test_a_path_becomes_the_picture(text: str, tmp_path: Path) -> None:
     assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,iVBOR")
     assert str(file) not in said["text"]
     assert question_of("https://x.org/a.png")["content"] == "https://x.org/a.png"
-
-
-def test_wrong_addresses_are_said(capsys) -> None:
-    assert main(["chat", "127.0.0.1:23333"]) == 2
-    assert "write it as http://127.0.0.1:23333" in capsys.readouterr().err
-    assert main(["chat", "http://127.0.0.1:9"]) == 3
-    assert 'says "ready at" when it answers' in capsys.readouterr().err

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import click
 import pytest
 
+from tests.support.plans import plausible_plan
 from turbofit.cli.commands.serve import serve
 from turbofit.cli.main import TURBOFIT, main
 from turbofit.cli.terminal.output import Form, say_open
@@ -220,3 +221,43 @@ def test_it_says_how_to_ask_where_clients_may(keys, words, capsys: Out) -> None:
     for line, head, word in zip(said, heads[: len(words)], words, strict=True):
         assert line.startswith(head)
         assert word in line
+
+
+def test_dry_run_prints_what_would_be_launched(capsys: Out) -> None:
+    words = ["serve", "internvl2-8b", "--on", "4xrtx3090", "--tp", "4", "--dry-run"]
+    words = [*words, "--quant-policy", "8"]
+    assert main([*words, "--port", "9000", "--", "--max-log-len", "9"]) == 0
+    text = capsys.readouterr().out
+    assert "CUDA_VISIBLE_DEVICES=0,1,2,3" in text
+    for option in ("--server-port 9000", "--quant-policy 8", "--max-log-len 9"):
+        assert option in text
+    assert main([*words, "--json"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).engines[0].command.argv[0] == "lmdeploy"
+    assert main(["serve", "internvl2-26b", "--on", "1xrtx3060", "--dry-run"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--quant-policy", "4", "--", "--quant-policy", "8"], "is set by turbofit"),
+        (["--port", "65535", "--replicas", "2", "--tp", "1"], "beyond 65535"),
+        (["--port", "70000"], "65535 or less"),
+    ],
+)
+def test_serve_refuses(words: list[str], message: str, capsys: Out) -> None:
+    assert main(["serve", "internvl2-8b", "--on", "2xrtx3090", "--dry-run", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_saved_plan_takes_nothing_beside_it_and_has_to_fit(tmp_path: Path, capsys: Out) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(plausible_plan().to_json())
+    base = ["serve", "--plan", str(path), "--dry-run"]
+    assert (main(base), main([*base, "--tp", "2"])) == (0, 2)
+    assert (main(["serve", "model", *base[1:]]), main([*base, "--quant-policy", "8"])) == (2, 2)
+    assert "--plan and --quant-policy do not go together" in capsys.readouterr().err
+    path.write_text(plausible_plan(fits=False).to_json())
+    assert main(["serve", "--plan", str(path)]) == 3
+    told = capsys.readouterr().err
+    assert "GPU 0 lacks 1.9 GiB" in told
+    assert "--quant-policy 8: 1.94 times the tokens" in told

@@ -77,8 +77,7 @@ def test_what_does_not_go_with_idle(beside: dict[str, Any]) -> None:
 
 
 def test_a_machine_comes_by_stdin(capsys, monkeypatch) -> None:
-    text = "name, memory.used [MiB]\nNVIDIA L4, 2048 MiB\n"
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"l4:used=2048MiB\n")))
     assert main(["plan", "qwen2-vl-2b", "--on", "-", "--json"]) == 0
     (gpu,) = json.loads(capsys.readouterr().out)["machine"]["gpus"]
     assert (gpu["name"], gpu["used"]) == ("NVIDIA L4", 2048 << 20)

@@ -195,15 +195,6 @@ def test_a_checkpoint_is_read_as_its_preset(name: str, tmp_path: Path) -> None:
     assert (found.text, found.parameters, found.warnings) == (preset.text, preset.parameters, ())
 
 
-def llama4(**change: object) -> dict[str, object]:
-    vision = {"hidden_size": 1408, "vision_output_dim": 4096, "image_size": 336}
-    return {"vision_config": vision | change}
-
-
-def qwen3_5(**change: object) -> dict[str, object]:
-    return {"text_config": change, "vision_config": {"out_hidden_size": 4096}}
-
-
 def omni(part: str, **change: object) -> dict[str, object]:
     return {"thinker_config": {part: change}}
 
@@ -217,15 +208,6 @@ def omni(part: str, **change: object) -> dict[str, object]:
         ("Mllama", {"vision_config": {"vision_output_dim": 7681}}, "not 6 times 1280"),
         ("Mllama", {"vision_config": {"attention_heads": 7}}, "does not divide"),
         ("Mllama", {"vision_config": {"max_num_tiles": 0}}, "not within 1..256"),
-        ("Llama4", llama4(pixel_shuffle_ratio=0.3), "does not make"),
-        ("Llama4", llama4(vision_output_dim=5), "is not projector_output_dim's 4096"),
-        ("Llama4", llama4(image_size=340), "not whole windows of 28 pixels"),
-        ("Llama4", llama4(num_attention_heads=7), "does not divide"),
-        ("Qwen3_5", qwen3_5(layer_types=["linear_attention"]), "names 1 layers of 32"),
-        ("Qwen3_5", qwen3_5(layer_types=["linear_attention"] * 32), "no layer with attention"),
-        ("Qwen3_5", qwen3_5(layer_types=["moving_average"] * 32), "unknown kind: 'moving_average'"),
-        ("Qwen3_5", qwen3_5(linear_num_key_heads=5), "5 does not divide 32 value heads"),
-        ("Qwen3_5", qwen3_5(attn_output_gate=False), "is false"),
         ("Qwen2_5Omni", omni("audio_config", output_dim=64), "output_dim"),
         ("Qwen2_5Omni", omni("audio_config", encoder_attention_heads=3), "does not divide"),
         ("Qwen2_5Omni", omni("vision_config", out_hidden_size=63), "out_hidden_size"),

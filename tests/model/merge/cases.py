@@ -12,6 +12,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from turbofit.model.merge.merge import merge
+
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
     "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -268,3 +270,7 @@ def make_clip(folder: Path, transformers, *, binary=True) -> Path:
         torch.save(state, folder / "pytorch_model.bin")
     (folder / "preprocessor_config.json").write_text("{}")
     return folder
+
+
+def merged(tmp_path: Path, base: Path, adapter: Path, **keywords):
+    return merge(str(base), str(adapter), str(tmp_path / "out"), **keywords)

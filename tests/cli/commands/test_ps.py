@@ -1,38 +1,17 @@
-"""`turbofit plan MODEL --cluster …` over the real rooms below it."""
+"""`turbofit cluster status`: the answer of the nodes alone stands in stdout."""
 
 from __future__ import annotations
 
 import json
 import sys
 import threading
-from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 from turbofit.cli.main import main
 from turbofit.cli.terminal.output import answer
 from turbofit.core.cluster import NodeStatus
-from turbofit.gateway import server
-from turbofit.serving.cluster import actors, ray_adapter
-
-
-def test_options_of_one_machine_do_not_go_with_it(capsys) -> None:
-    for option in (["--on", "1xl4"], ["--gpus", "0"], ["--rehearse"]):
-        assert main(["plan", "internvl2-8b", "--cluster", "sim:1xl4", "--json", *option]) == 2
-        assert option[0] in json.loads(capsys.readouterr().out)["error"]["message"]
-
-
-def test_a_front_stays_with_the_run_that_it_began_with(monkeypatch, capsys) -> None:
-    runs, fronts = ["first"], []
-    monkeypatch.setattr(ray_adapter, "connected", lambda _: nullcontext())
-    monkeypatch.setattr(actors, "statuses", lambda _: [SimpleNamespace(serves=one) for one in runs])
-    monkeypatch.setattr(actors, "address_source", lambda run: lambda: [run])
-    monkeypatch.setattr(server, "run_gateway", lambda front, on_ready: fronts.append(front))
-    assert main(["gateway", "--cluster", "ray", "--port", "0"]) == 0
-    runs.append("second")
-    assert fronts[0]._source() == ["first"]
-    assert main(["gateway", "--cluster", "ray", "--port", "0"]) == 2
-    assert "2 models are served there\nhint: --name: first, second" in capsys.readouterr().err
+from turbofit.serving.cluster import ray_adapter
 
 
 def test_what_ray_prints_does_not_stand_in_the_answer(capsys, monkeypatch) -> None:

@@ -1,0 +1,29 @@
+"""The address of a server that `chat` and `bench` ask."""
+
+from __future__ import annotations
+
+import pytest
+
+from turbofit.cli.main import main
+from turbofit.cli.options.common_options import server_of
+from turbofit.core.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [
+        ("127.0.0.1:23333", "write it as http://127.0.0.1:23333"),
+        ("ftp://host:80", "write it as http://host:80"),
+        ("internvl2-8b", "it is a model"),
+    ],
+)
+def test_what_is_no_address_is_refused(address: str, hint: str) -> None:
+    with pytest.raises(UsageError, match="is no address of a server") as caught:
+        server_of(address, None)
+    assert hint in caught.value.hint
+    assert server_of("http://host:80", "k") == ("http://host:80", "k")
+
+
+def test_a_server_that_does_not_answer_is_said(capsys) -> None:
+    assert main(["chat", "http://127.0.0.1:9"]) == 3
+    assert 'says "ready at" when it answers' in capsys.readouterr().err
