@@ -139,7 +139,7 @@ def test_a_long_prompt_is_refused_and_an_answer_ends_with_the_context(served):
         (chat(temperature=-1), 400, "temperature"),
         (chat({"type": "image_url", "image_url": {"url": "/etc/passwd"}}), 400, "inline"),
         (chat({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}),
-         415, "no known type"),
+         415, "is unknown"),
         (chat({"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}}),
          400, "base64"),
         (chat({"type": "image_url", "image_url": {"url": image(56, 56)["image_url"]["url"][:80]}}),
