@@ -265,7 +265,7 @@ def test_where_no_gpu_is_a_launch_says_what_can_be_done_here(command, no_gpu, ca
     assert "--pretend --on 1xrtx3090 tries it on pretend GPUs" in hint
     assert "turbofit plan MODEL --on SPEC" in hint
     error, hint = refused(capsys, command, "internvl2-8b", "--on", "1xrtx3090")
-    assert "--on does not go with it" in error
+    assert "--on names another machine" in error
     assert "--pretend" in hint
     assert "turbofit plan MODEL --on 1xrtx3090" in hint
 

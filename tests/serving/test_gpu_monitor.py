@@ -100,7 +100,7 @@ def test_each_step_into_the_margin_is_said_once(ground: Ground) -> None:
     assert f"[{os.getpid()}] took 200 MiB on GPU 0" in text
     assert "200 MiB of the margin are left" in text
     (text,) = said(500 * MIB)
-    assert "a worst-case request would now kill the engine" in text
+    assert "a worst-case request can now kill the engine" in text
     assert said(0) == []
     assert len(said(200 * MIB)) == 1
 
@@ -149,7 +149,7 @@ def test_a_lost_card_is_said(ground: Ground) -> None:
     assert ground.heard.wait(HANG)
     kind, text = ground.warned[-1]
     assert kind in ("lost", "machine")
-    assert "any more" in text
+    assert "does not answer NVML" in text or "cannot be read" in text
     monitor.stop()
     monitor.join()
     assert any_lost([*others, ground.card.uuid])

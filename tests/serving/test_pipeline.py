@@ -179,7 +179,7 @@ def test_the_callers_config_is_kept_and_not_touched(pipeline: Any, internvl2: Pa
         cache_prompt="all", num_tokens_per_iter=512,
     )  # fmt: skip
     before = dict(vars(own))
-    with pytest.warns(UserWarning, match="num_tokens_per_iter of backend_config may change memory"):
+    with pytest.warns(UserWarning, match="num_tokens_per_iter of backend_config may take memory"):
         pipe = pipeline(internvl2, own)
     assert vars(own) == before
     config = pipe.async_engine.engine.engine_config

@@ -69,7 +69,7 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
     child = session("hang,serve")
     child.wait_for("OPEN")
     assert "ladder 1/3: the warm-up did not fit: max_prefill_token_num" in child.stderr
-    assert "the worst cases will take the cards about" in child.stderr
+    assert "the worst-case requests will take about" in child.stderr
     terminate(child)
     attempts = record(tmp_path)["attempts"]
     first, second = (attempt["settings"]["max_prefill_token_num"] for attempt in attempts)
@@ -89,8 +89,8 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
     again.wait_for("OPEN")
     assert f'learned {{"max_prefill_token_num": {second}}}' in again.stderr
     # The plan that was proved is not checked again.
-    assert "checked before, 20" in again.stderr
-    assert "the worst cases will take the cards about" not in again.stderr
+    assert "checked on 20" in again.stderr
+    assert "the worst-case requests will take about" not in again.stderr
     terminate(again)
     assert record(tmp_path)["attempts"][0]["settings"]["max_prefill_token_num"] == second
 

@@ -125,12 +125,12 @@ def test_idle_engines_end_and_the_next_request_starts_them(site: Any) -> None:
     one = site()
     assert one.opened == one.address.url
     assert one.said[0] == (
-        f"{one.address.url} is open: a request waits until its model is ready; it starts now"
+        f"{one.address.url} is open: requests wait until the model, which starts now, is ready"
     )
     for _ in range(3):
         until(lambda: one.app.state == "asleep", "asleep")
         assert (one.events[-1], one.ask()[0]) == ("end", 200)
-    assert any("nobody asked for" in text for text in one.said)
+    assert any("no request for" in text for text in one.said)
 
 
 def test_folders_of_the_last_runs_are_kept(site: Any, tmp_path: Path, monkeypatch: Any) -> None:

@@ -150,7 +150,7 @@ def test_the_gateway_answers_while_its_engine_rests_and_then_it_serves_again(
     assert asked[2]["error"]["message"] == health[2]["message"] == f"{message} 600 s"
     assert (health[2]["status"], one.rests[1:]) == ("resting", [None])
     assert one.server.engines[0].starts == 4
-    assert any("left alone for 10 minutes, no engine serves" in line for line in one.said)
+    assert any("in 10 minutes; no engine serves" in line for line in one.said)
 
 
 def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> None:
@@ -164,7 +164,7 @@ def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> Non
 
     one.run(look)
     assert one.rests == []
-    assert any("left alone for 10 minutes, while the others serve" in line for line in one.said)
+    assert any("in 10 minutes; the other engines serve" in line for line in one.said)
 
 
 def test_an_engine_that_cannot_be_started_now_is_tried_again_while_the_others_serve(

@@ -133,7 +133,7 @@ def test_what_goes_wrong(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     refused("cannot be downloaded")
     hub(f"return {str(tmp_path)!r}")
     monkeypatch.setattr(Sources, "disk_free", lambda *_: ((1 << 30) + (1 << 18), True))
-    refused("what is left of the weights takes")
+    refused("the missing weights take")
     # What came before needs no room.
     blobs = tmp_path / "home/hub/models--org--name/blobs"
     blobs.mkdir(parents=True)

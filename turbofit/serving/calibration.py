@@ -1,17 +1,16 @@
-"""Compares the memory that a launch took on each GPU with its plan, and corrects later plans.
+"""Compares a launch's memory on each GPU with the plan, and corrects later plans.
 
 There are two corrections, in bytes per GPU (`turbofit.memory.calibrated` adds them to ledgers):
 
-- ``context``: the bytes that were in use when the engine sized its cache, by its own log, minus
-  the forecast.
+- ``context``: the bytes in use before the engine sized its cache, by the engine's log, minus the
+  forecast.
 - ``buffers``: the most bytes in use after the cache was allocated, minus the forecast and minus
-  ``context``. It is measured after the warm-up, after one small request of each kind (which loads
-  the kernels that only images or sampling need), and under each worst case.
+  ``context``. The bytes are measured after the warm-up, after one small request of each kind, which
+  loads the kernels for images or sampling, and under each worst case.
 
-A correction is rather too large than too small. It never removes more than the
-estimates that it corrects, so formulas and worst cases keep their size. A corrected forecast of the
-measured launch is never below a value measured in it. The margin is added to the corrected
-forecast. The engine's own figures are shown beside the plan's as soon as its log contains them.
+Corrections are rounded up. A correction never removes more bytes than the estimates that it
+corrects, so formulas and worst cases keep their size. A corrected forecast of the measured launch
+is at least the measured value. The margin is added to the corrected forecast.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 #: Names of the two readings before the worst cases.
 STEADY: Final = "steady"
 KERNELS: Final = "kernels"
-#: The log shows three decimals of the ratio.
+#: The step of a ratio in the log, which shows three decimals.
 _ROUNDED: Final = 0.001
 #: The file in a run's folder that holds the readings of `calibrate`.
 SEEN_FILE: Final = "seen.json"
@@ -49,8 +48,7 @@ SEEN_FILE: Final = "seen.json"
 class CalibratedGpu(Struct):
     """The measured bytes in use on one GPU, by all processes together.
 
-    ``before`` is the use before the launch; ``used`` is the highest use in each phase of the
-    launch.
+    ``before``: bytes before the launch; ``used``: the most bytes in each phase of the launch.
     """
 
     index: int
@@ -62,8 +60,8 @@ class Observation(Struct):
     """What was measured while the engine of one group of GPUs ran.
 
     ``free`` (free memory of the group's fullest GPU) and ``region`` (size of the cache) are bytes
-    from the engine's log; each is None if the log does not contain it. ``steps`` are its timed
-    forwards, if they were timed.
+    from the engine's log, None if the log does not contain the figure. ``steps`` are the engine's
+    timed forwards, None if forwards were not timed.
     """
 
     group: int
@@ -76,9 +74,9 @@ class Observation(Struct):
 def learn(
     plan: Plan, observations: Sequence[Observation], *, lmdeploy: str, when: str, pretend: bool
 ) -> tuple[Calibration, ...]:
-    """Return corrections for later plans; equal groups share the largest that was measured.
+    """Return corrections for later plans; equal groups share the largest measured correction.
 
-    ``lmdeploy`` is the version that ran, ``when`` is the present time as ISO 8601.
+    ``lmdeploy`` is the version of the engines, ``when`` the present time as ISO 8601.
     """
     calibrations: dict[tuple[str, ...], Calibration] = {}
     for observation in observations:
@@ -87,7 +85,7 @@ def learn(
         context = _context(observation, ledgers)
         buffers = _buffers(plan, observation, ledgers, context)
         if plan.model.image_rule is not None and plan.promise.limits.vision_unit is None:
-            # Without images the tower's kernels were not loaded: no correction may remove bytes.
+            # Without images no kernels of the tower were loaded: no correction may remove bytes.
             context, buffers = max(0, context), max(0, buffers)
         planned = plan.engines[observation.group]
         free = min(
@@ -116,7 +114,7 @@ def learn(
 def _larger(calibration: Calibration, other: Calibration) -> Calibration:
     """Return a calibration with the larger corrections of two equal groups.
 
-    Its ``spread`` is the difference between the two groups.
+    ``spread`` is the difference between the corrections of the two groups.
     """
     return replace(
         calibration,
@@ -133,8 +131,7 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
 
     A row is ``{group, gpu, phase, forecast, measured, over}``, in bytes in use on the card. A
     positive ``over`` is memory that the plan counted and the launch did not take. Each GPU has its
-    own rows, except for two phases that are read from the engine's log: each of these has one row
-    for the whole group.
+    own rows. Two phases come from the engine's log and have one row for the whole group.
     """
     rows: list[dict[str, Any]] = []
     for observation in observations:
@@ -157,8 +154,8 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
         for card, ledger in zip(observation.cards, ledgers, strict=True):
             forecast = most = 0
             for name, used in card.used.items():
-                # Memory pools keep their largest size, so a case includes those before it. A
-                # restart empties the pools, but the largest size of an earlier run still counts.
+                # Memory pools keep their largest size, so each worst case includes earlier cases.
+                # A restart empties the pools, but the largest size of an earlier start counts.
                 forecast = max(forecast, _forecast(ledger, name))
                 most = max(most, _ours(card, ledger, used))
                 rows.append(_row(observation, card.index, name, forecast, most))
@@ -193,15 +190,15 @@ def _row(
 
 
 def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
-    """Return how many bytes more than forecast were in use before the cache was allocated.
+    """Return the bytes in use before the cache was allocated, minus the forecast.
 
-    The GPU that was fullest at the launch is compared, since the engine's log is about that GPU.
+    Only the GPU that was fullest at the launch is compared: the engine's log shows this GPU.
     """
     if observation.free is None:
         return 0
     tightest = _tightest(observation, ledgers)
     more = tightest.free_for_cache - (observation.free + _drift(observation, tightest))
-    # The log rounds its figures; rounding up to a whole MiB costs less than the next ratio would.
+    # The log rounds its figures, so the result is rounded up to a whole MiB.
     return max(
         round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - tightest.bytes_of(TEMPORARIES)
     )
@@ -210,13 +207,13 @@ def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
 def _buffers(
     plan: Plan, observation: Observation, ledgers: Sequence[GpuLedger], context: int
 ) -> int:
-    """Return by how many bytes the use after the cache exceeded the forecast plus ``context``.
+    """Return the bytes in use after the cache was allocated, minus the forecast and ``context``.
 
-    The largest excess of all GPUs and phases counts; it may be negative.
+    The largest difference of all GPUs and phases counts; the difference may be negative.
     """
     engine = plan.engines[observation.group]
     more, least, shape = [], [], _shape(plan, engine)
-    # At the same ratio, the next start may allocate one step more of the pool than this one.
+    # At the same ratio, the next start may allocate one more step of the cache than this start.
     held, step = None, 0
     if observation.region is not None:
         held, step = shape.held(observation.region), shape.step
@@ -227,7 +224,7 @@ def _buffers(
             more.append(_ours(card, ledger, used) - (whole + context + grown))
         least.append(-_estimated(ledger, ("cache", "buffers")))
         if observation.free is None:
-            # Without a reading before the cache, only the share that the cache left is measured.
+            # Without a reading before the cache, only the memory beyond the cache's share is known.
             left = 1 - engine.settings.cache_max_entry_count
             least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
     return max(round_up(max(more) + step, MIB), *least) if more else 0
@@ -241,13 +238,13 @@ def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
 def _tightest(observation: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
     """Return the ledger of the GPU that was fullest at the launch.
 
-    The figures in the engine's log are those of this GPU.
+    The engine's log shows the figures of this GPU.
     """
     return min(ledgers, key=lambda ledger: ledger.free_for_cache - _drift(observation, ledger))
 
 
 def _drift(observation: Observation, ledger: GpuLedger) -> int:
-    """Return how many bytes more than planned other processes held before the launch."""
+    """Return the bytes that other processes held before the launch, minus the planned bytes."""
     card = next(card for card in observation.cards if card.index == ledger.index)
     return card.before - ledger.used
 
@@ -255,7 +252,7 @@ def _drift(observation: Observation, ledger: GpuLedger) -> int:
 def _forecast(ledger: GpuLedger, name: str) -> int:
     """Return the forecast bytes in use in a phase: after the warm-up, or under a worst case.
 
-    ``name`` is the name of the phase; a worst case has the name of its term in the ledger.
+    ``name`` is the phase's name; the name of a worst case is that of its term in the ledger.
     """
     if name in (STEADY, KERNELS):
         return ledger.steady
@@ -272,7 +269,7 @@ def _shape(plan: Plan, engine: EnginePlan) -> CacheShape:
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
     """Return the bytes of the estimated terms in these phases.
 
-    A correction never removes more bytes than these.
+    These bytes are the most that a correction may remove.
     """
     return sum(
         term.bytes
@@ -297,7 +294,7 @@ def cache_beside(engine: EnginePlan, budget: CacheBudget) -> tuple[RunFigure, ..
     The first is the memory that was free when the engine sized its cache, the second is the cache.
     """
     free = min(ledger.free_for_cache for ledger in engine.ledgers)
-    # With other engines on the GPU, a start changes the ratio, so that the cache keeps its size.
+    # A start changes the ratio if other engines share the GPU, so that the cache keeps its size.
     if abs(engine.settings.cache_max_entry_count - budget.ratio) >= _ROUNDED and budget.ratio:
         free = round(engine.kv.region_bytes / budget.ratio)
     return (
@@ -309,8 +306,8 @@ def cache_beside(engine: EnginePlan, budget: CacheBudget) -> tuple[RunFigure, ..
 def tokens_beside(plan: Plan, engine: EnginePlan, budget: CacheBudget, slab: Slab) -> RunFigure:
     """Compare the forecast number of KV tokens with the number that the engine's log shows.
 
-    The log's block sizes say how many tokens the cache holds. For a hybrid model the planned block
-    sizes are used, since those in the log also cover the states of its sequences.
+    The block sizes in the log give the number of tokens. For a hybrid model, the planned block
+    sizes are used, since the sizes in the log include the states of sequences.
     """
     logged, shape = LoggedSlab(slab.slab_size, slab.object_size), None
     if plan.model.text.delta is None:

@@ -1,9 +1,9 @@
 """``python -m turbofit.serving.fallback_server`` serves one model with Transformers until stopped.
 
-It is an engine like LMDeploy's server, behind a gateway that holds requests to the plan. It checks
-API keys and bodies by the gateway's code, and calls only the public interface of Transformers. A
-device map says on which device each part of the model is. One thread generates, one request at a
-time. Only this child process imports torch and Transformers.
+The server is an engine like LMDeploy's server, behind a gateway that holds requests to the plan.
+The gateway's code checks API keys and bodies here. Only the public interface of Transformers is
+called. A device map names the device of each part of the model. One thread generates answers, one
+request at a time. Only this child process imports torch and Transformers.
 """
 
 from __future__ import annotations
@@ -46,55 +46,55 @@ from turbofit.planning.commands import read_map
 
 #: Fields of a body that have the same name and meaning in Transformers' GenerationConfig.
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-#: Seconds without a token after which the engine counts as stuck. The slowest prefill reads most of
-#: the model from disk once.
+#: Seconds without a token after which the engine counts as stuck; the slowest prefill reads most of
+#: the model from disk.
 _STALLED: Final = 900.0
 _RETRY_SECONDS: Final = 5
 _SHOWN: Final = 300
 _LARGEST: Final = 256 << 20
-#: The types of documents, by route and whether they are events of a stream.
+#: The types of documents, by route and by whether the document is an event of a stream.
 _OBJECTS: Final = {
     ("chat", False): "chat.completion", ("chat", True): "chat.completion.chunk",
     ("completions", False): "text_completion", ("completions", True): "text_completion",
 }  # fmt: skip
 _OPTIONS: Final[Mapping[str, JsonObject]] = {
     "--model": {"required": True, "help": "a checkpoint's folder, or a hub id"},
-    "--served-name": {"help": "what clients call it; default: --model"},
+    "--served-name": {"help": "the model's name for clients; default: --model"},
     "--device-map": {"required": True, "help": "JSON"},
-    "--offload-folder": {"help": "for what the map sends to disk"},
+    "--offload-folder": {"help": "for weights that the map puts on disk"},
     "--dtype": {"default": "bfloat16", "choices": ("float16", "bfloat16", "float32")},
     "--session-len": {"type": int, "required": True, "help": "tokens of a request"},
     "--host": {"default": "127.0.0.1"},
     "--port": {"type": int, "default": DEFAULT_PORT},
-    "--api-keys": {"nargs": "+", "action": "extend", "default": [], "help": "who may ask"},
+    "--api-keys": {"nargs": "+", "action": "extend", "default": [], "help": "the keys of clients"},
 }
 
 
 class ServedModel:
     """Transformers' model and processor, which one thread uses for one request at a time.
 
-    ``session_len``: the most tokens of prompt and answer. ``fatal`` says why the process must end;
-    empty if it need not.
+    ``session_len``: the most tokens of prompt and answer. ``fatal`` is the reason to end the
+    process, empty if there is no reason.
     """
 
     def __init__(self, model: Any, processor: Any, session_len: int) -> None:
         self._model, self._processor, self.session_len = model, processor, session_len
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.fatal = ""
-        #: The time of the last token of the request that is generated; None between requests.
+        #: The time of the present request's last token; None between requests.
         self.moved: float | None = None
         self._answered = False
 
     def generate(
         self, kind: Kind, body: JsonObject, streamer: Any, left: threading.Event
     ) -> tuple[str, JsonObject]:
-        """Answer a request; return why the answer ended, and its usage. ``streamer`` gets the text.
+        """Answer a request; return the finish reason and the usage. ``streamer`` gets the text.
 
-        When ``left`` is set, the answer ends with the next token.
+        If ``left`` is set, the answer ends with the next token.
 
         Raises:
-            Refusal: the request cannot be read, is too long, or failed. The refusal
-                has no exception context, which would keep tensors alive.
+            Refusal: the request cannot be read, is too long, or failed. The refusal has no
+                exception context, since a context keeps tensors alive.
         """
         torch = import_module("torch")
         self.moved = time.monotonic()
@@ -105,13 +105,13 @@ class ServedModel:
         except Refusal:
             raise
         except torch.OutOfMemoryError as exc:
-            # A process that has never answered would fail for ever. It ends with torch's message,
-            # from which the supervisor makes another plan.
+            # A process that has never answered fails each time. The process ends with torch's
+            # message, and the supervisor makes another plan.
             self.fatal = "" if self._answered else f"torch.OutOfMemoryError: {_one_line(exc)}"
             failure = Refusal("out_of_memory", said=_one_line(exc), retry_after=_RETRY_SECONDS)
         except Exception as exc:  # noqa: BLE001 - the code of a model raises anything
             traceback.print_exception(exc)
-            if "CUDA error" in str(exc):  # the context is lost, so that every later call fails
+            if "CUDA error" in str(exc):  # CUDA's context is lost, and every later call fails
                 self.fatal = f"{type(exc).__name__}: {_one_line(exc)}"
             failure = Refusal("engine_failed", said=_one_line(exc))
         finally:
@@ -144,7 +144,7 @@ class ServedModel:
             torch.manual_seed(body["seed"])
 
         def ends(ids: Any, _scores: Any, **_: Any) -> Any:
-            """Tell Transformers after each token whether to end; note the token's time."""
+            """Tell Transformers after each token whether to end, and record the token's time."""
             self.moved = time.monotonic()
             return torch.full((ids.shape[0],), left.is_set(), device=ids.device)
 
@@ -164,10 +164,10 @@ class ServedModel:
         return "length" if count >= config.max_new_tokens else "stop", usage
 
     def _inputs(self, kind: Kind, body: JsonObject) -> Any:
-        """Return the tokens and pictures of a prompt, as the model takes them.
+        """Return the tokens and pictures of a prompt in the model's form.
 
         Raises:
-            Refusal: the tokenizer, the processor or the chat template does not take the request.
+            Refusal: the tokenizer, the processor or the chat template refuses the request.
         """
         try:
             if kind == "completions":
@@ -180,13 +180,13 @@ class ServedModel:
                 return_tensors="pt",
                 **body.get("chat_template_kwargs", {}),
             )
-        except (RuntimeError, MemoryError, ImportError):  # not of the request's making
+        except (RuntimeError, MemoryError, ImportError):  # the request is not the cause
             raise
         except Exception as exc:  # noqa: BLE001 - templates and processors raise anything
             raise Refusal("bad_request:unread", said=_one_line(exc)) from None
 
     def _content(self, message: JsonObject) -> Any:
-        """Return a message's parts with opened images; one text for a model without images."""
+        """Return a message's parts with opened images; a single text for a model without images."""
         from PIL import Image
 
         parts = message.get("content") or []
@@ -208,13 +208,13 @@ def _one_line(exc: BaseException) -> str:
 def load(
     checkpoint: str, device_map: Mapping[str, int | str], dtype: str, session_len: int, offload: str
 ) -> ServedModel:
-    """Load a checkpoint with its processor, on the devices that the map names.
+    """Load a checkpoint with its processor, on the devices of the device map.
 
-    ``offload`` is a folder for weights on disk that are in no safetensors file.
+    ``offload`` is a folder for weights that the map puts on disk, if no safetensors file has them.
 
     Raises:
         PackageError: torch, Transformers or Accelerate is missing.
-        LaunchError: the model cannot be loaded; torch's own memory error is raised as it is.
+        LaunchError: the model cannot be loaded. Torch's own memory error passes unchanged.
     """
     try:
         torch, *_ = map(import_module, ("torch", "transformers", "accelerate"))
@@ -239,17 +239,16 @@ def load(
             hint="see turbofit plan --engine transformers",
         ) from None
     if not getattr(processor, "chat_template", None) and hasattr(processor, "tokenizer"):
-        processor.chat_template = (
-            processor.tokenizer.chat_template
-        )  # older checkpoints keep it there
+        # Older checkpoints have the template in the tokenizer.
+        processor.chat_template = processor.tokenizer.chat_template
     _say(f"weights loaded in {time.monotonic() - began:.1f} s")
     return ServedModel(model, processor, session_len)
 
 
 class FallbackApp(AsgiApp):
-    """Serves one model over HTTP by the gateway's own rules; clients call the model ``name``.
+    """Serves one model over HTTP by the gateway's rules; ``name`` is the model's name for clients.
 
-    ``on_fatal`` is called with the reason when the process must end, after the answer was sent.
+    When the process must end, ``on_fatal`` is called with the reason, after the answer is sent.
     """
 
     def __init__(
@@ -269,7 +268,7 @@ class FallbackApp(AsgiApp):
         return ({"status": "stalled"}, _RETRY_SECONDS) if stalled else ({"status": "ok"}, None)
 
     async def metrics_text(self) -> str:
-        """Refuse to give metrics: this engine has none.
+        """Refuse a request for metrics.
 
         Raises:
             Refusal: Transformers has no metrics.
@@ -301,7 +300,7 @@ class FallbackApp(AsgiApp):
                 generated.cancel()
 
     def _held(self, kind: Kind, raw: bytes) -> JsonObject:
-        """Return a body with its images inline; raise a `Refusal` if it breaks a gateway's rule."""
+        """Return a body with its images inline; raise a `Refusal` for a body that breaks a rule."""
         parsed = read_body(kind, decode(raw))
         hold_name(self.config.names, parsed.body)
         scope = Scope(engine="transformers", session=self._model.session_len)
@@ -322,7 +321,7 @@ class FallbackApp(AsgiApp):
         generated: asyncio.Future[tuple[str, JsonObject]],
         send: Send,
     ) -> None:
-        """Send the answer as a whole, or as a stream, whose head is sent with the first text."""
+        """Send the answer as a whole, or as a stream, which begins with the first text."""
         stream, whole, begun = bool(body.get("stream")), "", False
 
         def document(text: str, reason: str | None = None, **more: Any) -> bytes:
@@ -363,7 +362,7 @@ class FallbackApp(AsgiApp):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until stopped; returns the exit code."""
+    """Serve until a signal; return the exit code."""
     what = "Serve one model through Transformers, with one device map, on one port, until stopped."
     parser = argparse.ArgumentParser("turbofit-fallback", description=what)
     for name, more in _OPTIONS.items():
@@ -383,13 +382,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end(reason: str) -> None:
-    """End the process immediately: its memory, or its CUDA context, cannot be repaired."""
+    """End the process immediately; nothing repairs its memory or its CUDA context."""
     print(reason, file=sys.stderr, flush=True)  # noqa: T201
     os._exit(1)
 
 
 def _say(text: str) -> None:
-    """Print progress, which the supervisor reads: see ``logs.log_reader``."""
+    """Print progress for the supervisor, whose reader is ``logs.log_reader``."""
     print(f"turbofit-fallback: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 

@@ -1,6 +1,6 @@
-"""Watches the GPUs while engines run: warns of other processes that grow, and of lost cards.
+"""Watches GPUs while engines run; warns of growing other processes and of lost cards.
 
-It never stops a server that still answers.
+The monitor never stops a server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from turbofit.planning.examine.cards import kept_margin, who_grew
 _EVERY: Final = 10.0
 #: Growth below this many bytes is noise of drivers and displays.
 _NOISE: Final = 64 * MIB
-#: The level at which others leave no room for the worst request; at level 1 they use the margin.
+#: The level at which no memory is left for the worst request; at level 1 the margin is used.
 _DEADLY: Final = 2
 _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 
@@ -32,7 +32,7 @@ class GpuMonitor(threading.Thread):
     """A thread that looks at a plan's GPUs every ten seconds.
 
     ``engines`` returns the engines' process ids. ``warn`` receives a warning's kind and text. A
-    warning is repeated only after its condition has passed, or if it becomes graver.
+    warning is repeated only after its condition has ended, or at a higher level.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class GpuMonitor(threading.Thread):
         self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
         self._stopped = threading.Event()
         self._said: dict[str, int] = {}
-        #: UUIDs of GPUs whose headroom others had taken at the last look.
+        #: UUIDs of the GPUs on which other processes had taken all headroom at the last look.
         self._without_headroom: set[str] = set()
 
     def without_headroom(self, uuids: Iterable[str]) -> bool:
@@ -64,7 +64,7 @@ class GpuMonitor(threading.Thread):
     def look(self) -> None:
         machine, why = _measured()
         if machine is None:
-            self._say("machine", 1, f"the GPUs cannot be read any more: {why}")
+            self._say("machine", 1, f"the GPUs cannot be read: {why}")
             return
         self._said.pop("machine", None)
         for ledger in self._plan.ledgers:
@@ -73,7 +73,7 @@ class GpuMonitor(threading.Thread):
     def _look(self, ledger: GpuLedger, machine: Machine) -> None:
         gpu = next((gpu for gpu in machine.gpus if gpu.uuid == ledger.uuid), None)
         if gpu is None or gpu.used == NA:
-            lost = f"GPU {ledger.index} ({ledger.name}) does not answer NVML any more"
+            lost = f"GPU {ledger.index} ({ledger.name}) does not answer NVML"
             self._say(f"lost {ledger.uuid}", 1, lost)
             return
         self._said.pop(f"lost {ledger.uuid}", None)
@@ -95,10 +95,10 @@ class GpuMonitor(threading.Thread):
             self._said.pop(name, None)
             return
         who = who_grew(self._plan.machine.gpu(ledger.index), gpu, grown, set(self._engines()))
-        worst = "a worst-case request would now kill the engine"
+        worst = "a worst-case request can now kill the engine"
         if left > 0:
             worst = f"{format_bytes(left)} of the margin are left for the worst request"
-        self._say(name, level, f"somebody grows into the margin: {who}; {worst}")
+        self._say(name, level, f"another process takes memory of the margin: {who}; {worst}")
 
     def _say(self, name: str, level: int, text: str) -> None:
         if self._said.get(name, 0) < level:
@@ -109,7 +109,7 @@ class GpuMonitor(threading.Thread):
 def used_now(plan: Plan) -> dict[int, int]:
     """Return the bytes that all processes use on each of the plan's GPUs, by index.
 
-    GPUs that cannot be read are left out.
+    Unreadable GPUs are left out.
     """
     machine, _ = ask_driver(_measured, _NO_ANSWER)
     if machine is None:
@@ -119,10 +119,10 @@ def used_now(plan: Plan) -> dict[int, int]:
 
 
 def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
-    """Return by how many bytes engines exceed the plan's peak, on the GPU with the most excess.
+    """Return the bytes that engines hold beyond the plan's peak, on the GPU with the most bytes.
 
-    Negative if they stay below the peak on all GPUs. None if NVML does not show on each GPU how
-    much the engines hold.
+    Negative if the engines hold less on all GPUs. None if NVML does not show the engines' bytes on
+    each GPU.
     """
     machine, _ = ask_driver(_measured, _NO_ANSWER)
     ours, beyond = set(engines), []
@@ -139,7 +139,7 @@ def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
 def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> list[str]:
     """Wait until no GPU has more memory in use than ``before``, or until ``seconds`` have passed.
 
-    Returns a message for each GPU that still has more in use.
+    Return a message for each GPU that still has more memory in use.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -155,7 +155,7 @@ def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> li
 
 
 def any_lost(uuids: Iterable[str]) -> bool:
-    """Return whether NVML calls a GPU lost, or in need of a reset.
+    """Return whether NVML reports a GPU as lost, or as needing a reset.
 
     False if the driver does not answer.
     """
@@ -181,8 +181,8 @@ def _any_lost(uuids: tuple[str, ...]) -> bool:
 def any_busy(uuids: Iterable[str], seconds: float = 2.0) -> bool | None:
     """Return whether one of these GPUs has computed within the last second.
 
-    None if unknown: no GPU reports work, and at least one GPU reports nothing, or the driver does
-    not answer within ``seconds``.
+    None if unknown: a GPU reports nothing and no other GPU reports work, or the driver does not
+    answer within ``seconds``.
     """
     return ask_driver(partial(_any_busy, tuple(uuids)), None, seconds=seconds)
 
@@ -204,8 +204,8 @@ def _any_busy(uuids: tuple[str, ...]) -> bool | None:
 def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
     """Return the bytes on a GPU that processes other than our engines hold.
 
-    Memory for which NVML names no process is included. None if NVML shows none of our engines, as
-    after their end: nobody knows then who holds what.
+    Memory without a process in NVML is included. None if NVML shows none of our engines, which is
+    so after their end.
     """
     ours = set(engines)
     mine = [
@@ -219,12 +219,12 @@ def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
 
 
 def _measured() -> tuple[Machine | None, str]:
-    """Return the machine, or None and why it cannot be read; no error may end a server."""
+    """Return the machine, or None and the reason; no error of the driver may end a server."""
     from turbofit.machine.nvml_machine import measure
 
     try:
-        return measure({}), ""  # every GPU, whatever CUDA_VISIBLE_DEVICES shows
+        return measure({}), ""  # all GPUs, without regard to CUDA_VISIBLE_DEVICES
     except TurbofitError as exc:
         return None, exc.message
-    except Exception as exc:  # noqa: BLE001 - whatever the error is, the engines still serve
+    except Exception as exc:  # noqa: BLE001 - the engines serve in spite of any error
         return None, f"{type(exc).__name__}: {exc}"

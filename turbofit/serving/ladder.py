@@ -1,8 +1,8 @@
-"""Finds new settings after a lack of memory, and remembers those that a run came to.
+"""Finds new settings after a lack of memory, and remembers the last settings of a run.
 
 A rung is new settings to try after a start that ran out of memory: a larger margin, fewer tokens in
-a forward, smaller images, fewer engines. The ladder is the rungs that a run tries, one after
-another. `recall` returns the settings that an earlier run came to.
+a forward, smaller images, fewer engines. The ladder is the sequence of rungs that a run tries.
+`recall` returns the last settings of an earlier run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.calibrated import identity
 from turbofit.serving.proved import Learned
 
-#: The most rungs of a run: starts with new settings after one that ran out of memory.
+#: The most rungs of a run.
 MOST_RUNGS: Final = 3
 
 #: Bytes that are assumed to be missing if no log says how many.
@@ -30,7 +30,7 @@ _LEAST_PREFILL: Final = 512
 
 
 class Rung(Struct):
-    """New settings to try after a start that failed: planner's keywords that change, and why."""
+    """New settings after a failed start: changes of the planner's keywords, and their reason."""
 
     changes: dict[str, Any]
     why: str
@@ -39,8 +39,8 @@ class Rung(Struct):
 def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
     """Yield new settings that may help after an engine's end, the best for its phase first.
 
-    ``plan`` is the plan whose engine ended; ``fixed`` has the planner's keywords that the user
-    gave.
+    ``plan`` is the plan of the engine that ended; ``fixed`` has the planner's keywords that the
+    user gave.
     """
     steps = {
         "host": (_fewer_engines,),
@@ -53,7 +53,7 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
     }
     chosen = (_smaller_prefill,) if ended.kind == "hang" else steps.get(ended.phase, steps["text"])
     if ended.kind == "out_of_memory" and ended.phase == "warm-up" and ended.missing is not None:
-        # The missing bytes are known, so the cache can give exactly these.
+        # The number of missing bytes is known, and the cache can shrink by this number.
         chosen = (_more_margin, _smaller_prefill)
     for step in chosen:
         rung = step(ended, plan, fixed)
@@ -64,20 +64,20 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
 def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
     """Return a rung with a larger margin, which leads to a smaller cache or to other engines.
 
-    In the phase that failed, the engine used all bytes that the forecast left free, and lacked
-    `missing` bytes more. The margin grows by the sum of these two numbers.
+    In the failed phase, the engine used all bytes that the forecast left free, and `missing` more
+    bytes were needed. The margin grows by the sum of the two numbers.
     """
     if "cache_max_entry_count" in fixed and "tp" in fixed:
         return None
     ledgers = plan.ledgers if ended.group is None else plan.engines[ended.group].ledgers
     tightest = min(ledgers, key=lambda gpu: gpu.headroom - gpu.margin)
     missing = _UNKNOWN if ended.missing is None else max(1, ended.missing)
-    measured = "as it was" if ended.missing is not None else "assumed"
+    source = "by the log" if ended.missing is not None else "assumed"
     if plan.backend.is_pytorch and missing < _UNKNOWN:
-        # Torch allocates in pieces: after the refused piece it would have asked for more.
-        missing, measured = _UNKNOWN, "at least, and more to come"
+        # Torch allocates in pieces; after the refused piece, torch needs more pieces.
+        missing, source = _UNKNOWN, "at least"
     wrong = max(0, _left(tightest, ended.phase)) + missing
-    why = f"{format_bytes(missing)} were missing ({measured}): planned with"
+    why = f"{format_bytes(missing)} were missing ({source}): planned with"
     margin = round_up(tightest.margin + wrong, MIB)
     return Rung(changes={"margin": margin}, why=f"{why} a margin of {format_bytes(margin)}")
 
@@ -91,16 +91,16 @@ def _left(gpu: GpuLedger, phase: str | None) -> int:
 
 
 def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """Return a rung with half the tokens in a forward: warm-up and activations shrink with them.
+    """Return a rung with half the tokens in a forward, for a smaller warm-up and activations.
 
-    All engines get the same number of tokens, and no engine gets more than now.
+    All engines get the same number of tokens, at most the present number of each engine.
     """
     engine = plan.smallest if ended.group is None else plan.engines[ended.group]
     now = [each.settings.max_prefill_token_num for each in plan.engines]
     tokens = min([engine.settings.max_prefill_token_num // 2, *now])
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
         return None
-    if plan.backend.serial:  # a prompt is one forward there
+    if plan.backend.serial:  # these engines read a whole prompt in one forward
         return None
     why = "the warm-up did not fit" if ended.phase == "warm-up" else "a forward did not fit"
     return Rung(
@@ -119,7 +119,7 @@ def _fewer_units(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
 
 
 def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
-    """Return a rung with one engine fewer, since each engine takes host memory of its own."""
+    """Return a rung with one engine fewer, since each engine takes host memory."""
     replicas = plan.replicas - 1
     if "replicas" in fixed or replicas < 1:
         return None
@@ -132,10 +132,7 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
-    """Return the settings that failed starts of this model on these cards led to; empty if none.
-
-    They are keywords of the planner.
-    """
+    """Return the planner's keywords that failed starts here learned; empty without such starts."""
     found = learned_file(plan, lmdeploy, pretend=pretend).read()
     return {} if found is None else found.changes
 
@@ -143,7 +140,7 @@ def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
 def learned_file(plan: Plan, lmdeploy: str, *, pretend: bool) -> StateFile[Learned]:
     """Return the state file of `Learned` for a plan's model, the machine's cards, and LMDeploy.
 
-    All visible cards count, since a rung may use fewer of them.
+    The file depends on all visible cards, since a rung may use fewer cards.
     """
     model, cards = plan.model, sorted(plan.machine.gpu(i).name for i in plan.machine.visible)
     facts = (model.hub_id or model.name, model.source.checkpoint or "", cards, lmdeploy)

@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 class LaunchDescription:
     """The engines of start ``number`` of a run, ready to be launched.
 
-    ``plan`` has its checkpoint on disk, and ``launches`` an engine each. ``key`` is the engines'
-    key, which only turbofit knows; None if clients reach the engines themselves. ``overlay`` is the
-    folder that engines with such a key open in the checkpoint's place; ``options`` are LMDeploy's
-    options, with the parsers of the model's family. ``clock`` is how time passes on pretend GPUs,
-    ``timing`` the deadlines; those for work of slow cards are as much longer. ``holders`` gets the
+    ``plan`` has its checkpoint on disk; ``launches`` has an entry for each engine. ``key`` is the
+    engines' secret key, None if clients reach the engines directly. ``overlay`` is the folder that
+    engines with a secret key open in the checkpoint's place. ``options`` are LMDeploy's options,
+    with the parsers of the model's family. ``clock`` says how time passes on pretend GPUs.
+    ``timing`` has the deadlines, with longer ones for slow pretend GPUs. ``holders`` gets the
     sockets that keep the engines' ports from other programs.
 
     Raises:
-        TurbofitError: the checkpoint cannot be had, or the overlay cannot be made.
+        TurbofitError: the checkpoint cannot be fetched, or the overlay cannot be made.
     """
 
     def __init__(self, run: Run, plan: Plan, number: int, holders: ExitStack) -> None:
@@ -70,7 +70,7 @@ class LaunchDescription:
         self.launches = [self._launch(group, command) for group, command in enumerate(found)]
 
     def prepare(self) -> None:
-        """Make what an engine opens, before each start of one: it may have been removed.
+        """Make the folders that an engine opens; call this before each start of an engine.
 
         Raises:
             UsageError: the checkpoint is not on this machine.
@@ -92,7 +92,7 @@ class LaunchDescription:
         return with_checkpoint(plan, run.folder / "model")
 
     def _with_adapters(self) -> Plan:
-        """Return the plan with the adapters that engines open."""
+        """Return the plan with the folders of adapters that engines open."""
         return with_copies(self.plan, self._run.folder / f"overlay-{self._number}-adapters")
 
     def _make_overlay(self) -> Path:
@@ -101,10 +101,10 @@ class LaunchDescription:
         return make_overlay(self.plan, self._run.folder / f"overlay-{self._number}")
 
     def _private_commands(self, holders: ExitStack) -> tuple[Command, ...]:
-        """Return commands of engines that only turbofit reaches, each on a free port."""
+        """Return commands of engines on free ports; only turbofit has the engines' key."""
         run, config, plan = self._run, self._run.config, self.plan
         self.overlay = self._make_overlay()
-        # The gateway listens once all engines are ready.
+        # The gateway opens its port later: no engine may take this port.
         public = None if config.gateway is None else config.gateway.port
         ports = free_ports(len(plan.groups), holders, besides=public)
         if plan.backend.of_lmdeploy:
@@ -112,10 +112,10 @@ class LaunchDescription:
             self.options += found
             if found and not self._number:
                 words = shlex.join(found)
-                run.say(f"by the model's family: {words}; your own is taken instead")
-        # Hexadecimal: no key begins with a dash, as an option does.
+                run.say(f"set by the model's family: {words}; an option of yours replaces it")
+        # In hexadecimal, no key begins with the dash of an option.
         self.key = secrets.token_hex(32)
-        # Options that the plan does not count take memory of the margin, too.
+        # Options that the plan does not count may take memory from the margin.
         held, name = not config.unplanned, config.client_name(plan.model)
         folder, plan = str(self.overlay), self._with_adapters()
         return private_commands(plan, ports, folder, name, self.options, held=held)
@@ -123,7 +123,7 @@ class LaunchDescription:
     def _launch(self, group: int, command: Command) -> Launch:
         run, plan = self._run, self.plan
         shared: dict[str, Any] = {
-            # The user's own key is on the command line already.
+            # The user's own key is in the command already.
             "key": self.key or run.config.api_key,
             "group": group,
             "images": image_environment(plan),
@@ -145,7 +145,7 @@ class LaunchDescription:
 def ratio_of(plan: Plan, group: int, fixed: Options) -> Callable[[], float] | None:
     """Return a function that computes the cache ratio at each start of a group's engine.
 
-    None if the engine uses the plan's ratio, which ``fixed``, the user's options, has.
+    None if ``fixed``, the user's options, sets the ratio.
     """
     if plan.shares_cards:
         return partial(shared_ratio, plan, group)

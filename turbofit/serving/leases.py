@@ -1,10 +1,10 @@
 """Records how much memory each turbofit here will take, so that no memory is planned twice.
 
-A folder that all users share has one lock, which is held while a turbofit measures and plans, and
-one lease for each turbofit that launched something. A lease counts while its owner holds a lock on
-it, which the kernel drops when the owner ends, also in containers that share the folder. If the
-folder cannot be written, launches go on without it and say so. `counted` is the machine as a launch
-counts it; `end_orphans` ends the engines that dead turbofits left behind.
+All users share a folder with a lock and leases. A turbofit holds the lock while it measures and
+plans, and has a lease for the engines that it launched. A lease counts while its owner locks the
+lease's lock file. The kernel drops this lock when the owner ends, also in containers that share the
+folder. If the folder cannot be written, launches continue without leases, with a warning. `counted`
+subtracts the leases of others from a machine; `end_orphans` ends engines of dead turbofits.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from turbofit.core.process.variables import leases_folder
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin
 
-#: The folder where ``TURBOFIT_LEASES`` names none. It is shared on purpose, and the same whatever
-#: TMPDIR says; see `_open_folder`.
+#: The folder without ``TURBOFIT_LEASES``. All users share the folder, so TMPDIR does not change it;
+#: see `_open_folder`.
 _FOLDER: Final = "/tmp/turbofit-leases"
 _WAIT_SECONDS: Final = 300.0
 #: Seconds in which orphaned engines must end.
 _END_SECONDS: Final = 5.0
-#: Turbofits of all users must read each other's files, whatever the umask of each is.
+#: The mode of files: turbofits of all users read them, whatever a user's umask is.
 _ALL_READ: Final = 0o644
 #: Flags for opening a lease: no symlinks, no blocking on a FIFO.
 _TO_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-#: The most bytes of a lease: one with a hundred GPUs has 30,000.
+#: The most bytes of a lease; a lease of a hundred GPUs has 30,000 bytes.
 _LARGEST: Final = 1 << 20
 #: Bytes by GPU UUID, from 0 to below 2**62.
 Sizes = dict[str, Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]]
 
 
 class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
-    """The memory that one turbofit holds or will hold, as the lease's file says.
+    """The memory that one turbofit holds or will hold; a file contains this record.
 
-    ``need``: bytes by GPU UUID that the turbofit's engines take at most, with its margin;
-    ``growth``: bytes that they may still take once they are ready. ``larger``: their caches may be
-    larger than in the plan. ``engines`` are pairs of (pid, start time), with pids of
-    ``pid_namespace``. The file does not contain ``path`` and the owner's ``uid``: they are filled
-    in when it is read. ``uid`` is -1 if the owner is unclear.
+    ``need``: the most bytes of the turbofit's engines by GPU UUID, with the margin. ``growth``: the
+    most bytes that ready engines may still take. ``larger``: the engines' caches may be larger than
+    in the plan. ``engines`` are pairs of (pid, start time), with pids of ``pid_namespace``.
+    ``path`` and ``uid``, the file's owner, are set when the file is read. ``uid`` is -1 if the
+    owner is unclear.
     """
 
     pid: int = 0
@@ -81,9 +81,9 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
 
     @property
     def settled(self) -> bool:
-        """True if the lease's engines have all their memory: all are ready, and none has ended.
+        """True if the lease's engines have all their memory: all engines are ready and alive.
 
-        The end of an engine in another container counts only once its turbofit has reported it.
+        The end of an engine in another container counts when that engine's turbofit reports it.
         """
         if not self.ready or not self.here:
             return self.ready
@@ -91,10 +91,10 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
 
 
 class Leases(AbstractContextManager["Leases"]):
-    """The shared folder of leases with our own lease, which is removed at the context's end.
+    """The shared folder of leases, and our own lease; the context's end removes our lease.
 
     Raises:
-        LaunchError: the folder's path is a link or a file: somebody may have set a trap.
+        LaunchError: the folder's path is a link or a file, which may be a trap.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -105,7 +105,7 @@ class Leases(AbstractContextManager["Leases"]):
         self._lock: int | None = None
         #: Why launches cannot use the folder, or None.
         self.alone = _open_folder(self._folder)
-        #: Whether the disk has refused our current lease: `note` writes it again.
+        #: Whether a full disk has refused our lease, so that `note` must write the lease again.
         self.unwritten = False
 
     def __exit__(self, *_: object) -> None:
@@ -113,9 +113,9 @@ class Leases(AbstractContextManager["Leases"]):
 
     @contextmanager
     def locked(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the lock for measuring and planning; call ``waiting`` once if it is taken.
+        """Hold the lock for measuring and planning; call ``waiting`` before a wait for the lock.
 
-        If the folder cannot be used (``alone``), no lock is taken.
+        If the folder cannot be used (``alone``), there is no lock.
 
         Raises:
             LaunchError: another process has held the lock for five minutes.
@@ -142,21 +142,20 @@ class Leases(AbstractContextManager["Leases"]):
         return [lease for lease, alive in self._all() if alive]
 
     def stale(self) -> list[Lease]:
-        """Return our user's leases whose turbofits have ended, with engines in our namespace."""
+        """Return our user's leases of ended turbofits, with engines in our pid namespace."""
         gone = [lease for lease, alive in self._all() if not alive and lease.here]
         return [lease for lease in gone if lease.uid == os.getuid()]
 
     def reserve(self, plan: Plan) -> None:
-        """Write a new lease for a plan whose engines will start; the lease names no engines yet."""
+        """Write a new lease for a plan whose engines will start; the lease has no engines yet."""
         need = {gpu.uuid: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.ledgers}
         growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.ledgers}
         self._write(Lease(model=plan.model.name, need=need, growth=growth))
 
     def note(self, engines: list[int], *, ready: bool, larger: bool = False) -> None:
-        """Write the engines' process ids, and whether they have taken all their memory (``ready``).
+        """Write the engines' process ids to the lease; ``ready`` engines have all their memory.
 
-        If an engine has just ended, the lease is not ready, even if the supervisor has not noticed
-        yet.
+        If an engine has just ended, the lease is not ready, even before the supervisor notices.
         """
         started = [(pid, start_time(pid)) for pid in engines]
         alive = tuple(pair for pair in started if pair[1])
@@ -172,7 +171,7 @@ class Leases(AbstractContextManager["Leases"]):
                 file.unlink()
 
     def close(self) -> None:
-        """Remove our own lease; a fork of our process leaves it alone."""
+        """Remove our own lease; do nothing in a fork of our process."""
         if self._lock is None:
             return
         for suffix in (".json", ".lock") if os.getpid() == self._pid else ():
@@ -194,7 +193,7 @@ class Leases(AbstractContextManager["Leases"]):
             self.unwritten = False
 
     def _all(self) -> Iterator[tuple[Lease, bool]]:
-        """Yield every lease but ours, and whether its owner still runs."""
+        """Yield each lease of others, and whether the lease's owner still runs."""
         if self.alone:
             return
         for path in sorted(self._folder.glob("*.json")):
@@ -205,12 +204,12 @@ class Leases(AbstractContextManager["Leases"]):
 
 
 def _read(path: Path) -> Lease:
-    """Read a lease safely: in this folder anybody may put a pipe, a link or an endless file."""
+    """Read a lease safely: anybody may put a pipe, a link or an endless file into the folder."""
     with os.fdopen(os.open(path, _TO_READ), "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
             raise OSError(path)
-        # Anybody may have given a file a second name, whose lock nobody holds.
+        # A second name of a file has no lock, and anybody can make a second name.
         uid = facts.st_uid if facts.st_nlink == 1 else -1
         lease = msgspec.json.decode(file.read(_LARGEST), type=Lease)
         return replace(lease, path=str(path), uid=uid)
@@ -218,7 +217,7 @@ def _read(path: Path) -> Lease:
 
 @cache
 def _pid_namespace() -> str:
-    """Return the pid namespace of this process and this boot; empty if the kernel does not tell."""
+    """Return the ids of this process's pid namespace and of this boot; empty if unreadable."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{os.readlink('/proc/self/ns/pid')} {boot}"
@@ -227,7 +226,7 @@ def _pid_namespace() -> str:
 
 
 def _open_folder(folder: Path) -> str | None:
-    """Make the folder if it is missing; returns why it cannot be used, or None."""
+    """Make the folder if it is missing; return why the folder cannot be used, or None."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
@@ -236,8 +235,8 @@ def _open_folder(folder: Path) -> str | None:
         status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode):
             raise LaunchError(
-                f"{folder} is no folder: launches of this machine meet there",
-                hint="remove it, or name another with TURBOFIT_LEASES",
+                f"{folder} is no folder, and turbofit needs a folder there",
+                hint=f"remove {folder}, or name another folder with TURBOFIT_LEASES",
             )
         if not os.access(folder, os.W_OK | os.X_OK):
             return f"{folder} cannot be written"
@@ -247,7 +246,7 @@ def _open_folder(folder: Path) -> str | None:
 
 
 def _create(path: Path) -> int:
-    """Create a file that all users may read, whatever the umask is; returns its descriptor."""
+    """Create a file that all users may read, whatever the umask is; return its descriptor."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, _ALL_READ)
     os.fchmod(descriptor, _ALL_READ)
@@ -257,16 +256,16 @@ def _create(path: Path) -> int:
 def _open_lock(path: Path) -> int:
     """Open the lock file, or create it if it is missing; return its descriptor.
 
-    It is not opened with O_CREAT: in a folder that users share this fails on another user's file.
+    O_CREAT is not used, since it fails on another user's file in a shared folder.
     """
-    why = "it comes and goes"
+    why = "the file appears and disappears"
     for _ in range(100):
         try:
             return os.open(path, _TO_READ)
         except FileNotFoundError:  # noqa: PERF203 - the loop exists to try again
             with suppress(FileExistsError):
                 return _create(path)
-        except OSError as exc:  # also of a file made just now, until all may read it
+        except OSError as exc:  # for example, a new file that only its owner may read yet
             why = exc.strerror or str(exc)
     raise LaunchError(
         f"{path} cannot be opened: {why}",
@@ -277,14 +276,14 @@ def _open_lock(path: Path) -> int:
 def _locked(path: Path) -> int:
     """Create a file, lock it, and return its descriptor.
 
-    On a file system without locks the file stays unlocked, so its lease counts for ever.
+    A file system without locks leaves the file unlocked; the file's lease then counts for ever.
     """
     descriptor = _create(path)
     try:
         lock_soon(descriptor)
     except TimeoutError:
         os.close(descriptor)
-        path.unlink()  # the next call makes it again
+        path.unlink()  # the next call makes the file again
         raise
     except OSError:
         pass
@@ -300,7 +299,7 @@ def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a process has locked a file; True if we may not read it."""
+    """Return whether a process has locked a file; True if we may not read the file."""
     try:
         descriptor = os.open(path, _TO_READ)
     except PermissionError:
@@ -316,17 +315,17 @@ def is_held(path: Path) -> bool:
 
 
 def counted(machine: Machine, leases: Leases) -> Machine:
-    """Return the machine, with the memory that other turbofits will still take counted as used.
+    """Return the machine; memory that other turbofits will still take counts as used.
 
-    Too much is counted if NVML does not show who holds memory: until a lease's engines are ready,
-    the whole lease is then added to what they already use.
+    If NVML does not show which processes hold memory, too much is counted: the whole lease of
+    engines that are not ready is added to the memory that these engines already use.
     """
     others = leases.others()
     return replace(machine, gpus=tuple(_gpu(gpu, others) for gpu in machine.gpus))
 
 
 def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
-    """Return the GPU; memory that other turbofits will still take of it is counted as used."""
+    """Return the GPU; memory of the GPU that other turbofits will still take counts as used."""
     for lease in others:
         pending = _pending(gpu, lease)
         if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):
@@ -343,8 +342,8 @@ def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
 def _pending(gpu: Gpu, lease: Lease) -> int:
     """Return the bytes that a lease's engines will still take on a GPU.
 
-    If their caches may be larger than planned, the bytes in use do not show how much of the
-    possible growth has happened. The result is then too large by that growth.
+    If the caches may be larger than planned, the bytes in use do not show how much the engines have
+    grown. The result may then be too large by the whole growth.
     """
     need = lease.need.get(gpu.uuid, 0)
     growth = lease.growth.get(gpu.uuid, need)
@@ -356,7 +355,7 @@ def _pending(gpu: Gpu, lease: Lease) -> int:
 
 
 def end_orphans(leases: Leases) -> list[str]:
-    """End the engines that our user's dead turbofits left, drop their leases; returns messages."""
+    """End the engines of our user's dead turbofits, remove their leases, and return messages."""
     done = []
     for lease in leases.stale():
         for pid, started in lease.engines:
@@ -364,8 +363,8 @@ def end_orphans(leases: Leases) -> list[str]:
             if left:
                 _end(pid, started)
                 done.append(
-                    f"ended {len(left)} processes that an engine for {lease.model} had left behind "
-                    f"when turbofit, process {lease.pid}, was killed"
+                    f"ended {len(left)} processes of an engine for {lease.model}, whose turbofit "
+                    f"(process {lease.pid}) was killed"
                 )
         leases.drop(lease)
     return done

@@ -1,4 +1,4 @@
-"""Options of a launch, as `serve`, `calibrate` and `tune` take them, and what their run reads."""
+"""Options of `serve`, `calibrate` and `tune`, and the configuration of their runs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.engine.worst_requests import CheckMode
 
 Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
-#: How much slower than the forecast pretend GPUs are: 1 is as fast as life, 0 takes no time at all.
+#: How much slower pretend GPUs are than the forecast: 1 is as fast as forecast, 0 takes no time.
 Slower = Annotated[float | None, Field(ge=0, le=1000), Metavar("N")]
 
 
 class LaunchOptions(Validated):
-    """Options that `serve`, `calibrate` and `tune` share, and that their run reads."""
+    """Options of the runs of `serve`, `calibrate` and `tune`."""
 
     #: The factor of the clock without ``--clock``; 0: forwards of pretend GPUs take no time.
     usual_clock: ClassVar[float] = 1.0
@@ -39,17 +39,17 @@ class LaunchOptions(Validated):
         """Refuse ``--clock`` without ``--pretend``.
 
         Raises:
-            UsageError: no real GPU has such a clock.
+            UsageError: ``clock`` is given for real GPUs.
         """
         if self.clock is not None and not self.pretend:
             raise UsageError(
-                "--clock is the time of pretend GPUs, and these are real",
+                "--clock is the time of pretend GPUs, and these GPUs are real",
                 hint="add --pretend",
                 options=["clock"],
             )
 
     def run_fields(self) -> Options:
-        """Return the given fields that a run reads, and how slow its pretend GPUs are."""
+        """Return the given fields of `RunOptions`, and the clock's factor of pretend GPUs."""
         read = RunOptions.model_fields
         given = {name: value for name, value in self.given().items() if name in read}
         factor = self.usual_clock if self.clock is None else self.clock
@@ -57,7 +57,7 @@ class LaunchOptions(Validated):
 
 
 class RunOptions(LaunchOptions):
-    """Options of `serve` that its run reads."""
+    """Further options of a run, which only `serve` takes."""
 
     check: CheckMode = "auto"
     no_standby: bool = False
@@ -101,7 +101,7 @@ class ServeOptions(RunOptions):
 class CalibrateOptions(LaunchOptions):
     """Further options of `calibrate`."""
 
-    usual_clock: ClassVar[float] = 0.0  # no step is timed
+    usual_clock: ClassVar[float] = 0.0  # calibrations on pretend GPUs time no step
 
     again: bool = False
     minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
@@ -110,7 +110,7 @@ class CalibrateOptions(LaunchOptions):
 class TuneOptions(LaunchOptions):
     """Options of `tune` besides those of a plan and a load."""
 
-    usual_clock: ClassVar[float] = 4.0  # slower than life: this host can keep up with a load
+    usual_clock: ClassVar[float] = 4.0  # slow enough for this host to send a load
 
     time: Annotated[str, Metavar("TIME")] = "20m"
     starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 6
@@ -142,9 +142,9 @@ class ServeConfig(RunOptions):
 
     request: PlanRequest | None = Field(
         default=None,
-        description="what to plan for; None where a plan is given",
+        description="the request to plan; None with a given plan",
     )
-    plan: Plan | None = Field(default=None, description="what is launched, and may not change")
+    plan: Plan | None = Field(default=None, description="the plan to launch, which may not change")
     gateway: GatewayConfig | None = Field(
         default=None, description="the public side; None for engines that clients reach themselves"
     )
@@ -152,12 +152,12 @@ class ServeConfig(RunOptions):
         default=DEFAULT_PORT,
         ge=0,
         le=LAST_PORT,
-        description="without a gateway, the first engine's",
+        description="the first engine's port, without a gateway",
     )
     timing: Timing = Field(default=Timing(), description="deadlines and pauses")
     options: tuple[str, ...] = Field(default=(), description="LMDeploy's own options, passed on")
-    unplanned: tuple[str, ...] = Field(default=(), description="those the plan does not count")
-    api_key: str | None = Field(default=None, description="without a gateway, the engines' key")
+    unplanned: tuple[str, ...] = Field(default=(), description="options that no plan counts")
+    api_key: str | None = Field(default=None, description="the engines' key, without a gateway")
     access_log: str | None = Field(
         default=None, description="a file, - for stderr, or none; None is the run's folder"
     )
@@ -182,12 +182,12 @@ class ServeConfig(RunOptions):
 
 
 class ClusterServeConfig(ServeConfig):
-    """One `turbofit serve --cluster`: every engine is started as on one machine."""
+    """One `turbofit serve --cluster`; each node starts its engines as one machine does."""
 
-    request: PlanRequest = Field(description="what to plan for; it names no machine")
+    request: PlanRequest = Field(description="the request to plan, which names no machine")
     gateway: GatewayConfig = Field(description="the front's public side")
-    address: str | None = Field(default=None, description="Ray's; None is the cluster of this host")
-    name: str = Field(description="what people call it; actors and folders have it")
+    address: str | None = Field(default=None, description="Ray's; None: this host's cluster")
+    name: str = Field(description="the run's name, which actors and folders have")
     node_words: tuple[str, ...] = Field(
         default=(), description="options of each node's `turbofit serve`"
     )
@@ -196,24 +196,24 @@ class ClusterServeConfig(ServeConfig):
 def needs_cluster(name: str) -> UsageError:
     """Return the error for an option that needs a cluster, when no cluster is named."""
     return UsageError(
-        f"{option_of(name)} is for a cluster, and none is named",
+        f"{option_of(name)} is for a cluster, and --cluster is missing",
         hint=f"leave {option_of(name)} out, or add --cluster ray",
     )
 
 
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
-    """Refuse ``--on``, which names another machine, for a command that works on the GPUs here.
+    """Refuse ``--on`` for a command that uses the GPUs here: ``--on`` names another machine.
 
-    ``does`` and ``beside`` are parts of the message.
+    ``does`` is the begin of the message, ``beside`` a further part of its hint.
 
     Raises:
         UsageError: the request names a machine.
     """
     if request.on is not None:
         raise UsageError(
-            f"{does} the machine here, so `--on` does not go with it",
-            hint=f"add `--pretend` to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
-            f"{request.on} plans for that machine",
+            f"{does} the machine here, and `--on` names another machine",
+            hint=f"add `--pretend` for pretend GPUs{beside}; turbofit plan MODEL --on {request.on} "
+            "plans for that machine",
         )
 
 
@@ -225,5 +225,6 @@ def ray_address(text: str) -> str | None:
     """
     kind, _, address = text.partition(":")
     if kind != "ray":
-        raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
+        named = f"--cluster {text[:60]!r}"
+        raise UsageError(f"{named} is no Ray cluster", hint="write ray, or ray:HOST:6379")
     return address or None

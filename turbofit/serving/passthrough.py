@@ -1,8 +1,7 @@
 """Decides what turbofit does with each option of `lmdeploy serve api_server`.
 
 ``presets/engines/lmdeploy-options.yaml`` is the table: an option is planned, replaced by an
-option of turbofit, passed to the engine, or refused. The table is read only for words that are no
-options of turbofit.
+option of turbofit, passed to the engine, or refused. Options of turbofit itself need no table.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ class _Table(Struct):
 
 
 class PassedOptions(msgspec.Struct):
-    """LMDeploy's options that turbofit passes to the engines, and the special ones among them.
+    """LMDeploy's options that turbofit passes to the engines.
 
-    ``argv`` has all of them. ``api_keys`` are the API keys in them, ``unplanned`` names options
-    whose memory no plan counts, and ``public`` names options that concern clients: behind a gateway
-    they would have no effect on clients.
+    ``argv`` has all options with their values. ``api_keys`` are the API keys among the values.
+    ``unplanned`` names options whose memory no plan counts. ``public`` names options for clients,
+    which have no effect behind a gateway.
     """
 
     argv: list[str] = []
@@ -73,12 +72,12 @@ def uncounted_fields() -> frozenset[str]:
 
 
 def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> PassedOptions:
-    """Sort the options for LMDeploy that a user gives after --, and refuse what cannot be passed.
+    """Sort a user's options for LMDeploy after --, and refuse options that cannot be passed.
 
-    With ``unplanned``, options that no plan counts are passed, too.
+    ``unplanned``: pass also options whose memory no plan counts.
 
     Raises:
-        UsageError: turbofit sets the option, cannot model it, or LMDeploy does not have it.
+        UsageError: turbofit sets an option, no plan counts its memory, or LMDeploy lacks it.
     """
     options, passed, rest = engine_options(), PassedOptions(), list(arguments)
     while rest:
@@ -103,9 +102,9 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
 
 
 def full_name(written: str, known: Collection[str]) -> str:
-    """Return an option's full name, as LMDeploy's parser reads underscores and abbreviations.
+    """Return an option's full name; LMDeploy's parser takes underscores and abbreviations.
 
-    Names in ``known`` are full. An unknown word is returned unchanged.
+    ``known`` has further full names. An unknown word is returned unchanged.
     """
     if not written.startswith("--"):
         return written
@@ -118,10 +117,10 @@ def full_name(written: str, known: Collection[str]) -> str:
 
 
 def take_values(rest: list[str], wanted: int | str, name: str) -> list[str]:
-    """Remove an option's values from the beginning of ``rest``, and return them.
+    """Remove an option's values from the beginning of ``rest``, and return the values.
 
-    ``wanted`` is their number, or ``+`` (at least one) or ``*`` (any) for all words up to the next
-    option. ``name`` is the option's name.
+    ``wanted`` is the number of values; ``+`` (at least one) and ``*`` (any number) stand for all
+    words up to the next option. ``name`` is the option's name.
 
     Raises:
         UsageError: the option has too few values.

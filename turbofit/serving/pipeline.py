@@ -1,4 +1,4 @@
-"""Opens `lmdeploy.pipeline` by a plan: the same call, with settings and images that fit."""
+"""Opens `lmdeploy.pipeline` by a plan, with settings and images that fit."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from turbofit.serving.passthrough import uncounted_fields
 from turbofit.serving.planner import Planner
 
 _TWIN: Final = "TURBOFIT_PRETEND_TWIN"
-#: Keywords that are for the plan; all others are LMDeploy's.
+#: Keywords for the plan; all other keywords are LMDeploy's.
 PLANNING: Final[tuple[str, ...]] = (
     "on", "tp", "gpus", "images", "image_size", "context", "concurrency", "goal",
     "queue_images", "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin",
     "budget", "least", "engine",
 )  # fmt: skip
-#: Keywords of LMDeploy's engine that its `pipeline` does not name; it drops all others.
+#: Further keywords of LMDeploy's engine; LMDeploy's `pipeline` drops all other keywords.
 _OF_LMDEPLOY: Final = ("model_name", "vision_config")
 
 
@@ -51,9 +51,9 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
 ) -> Any:
     """Open LMDeploy's pipeline with planned settings; see `api.pipeline` for the keywords.
 
-    If ``trust_remote_code`` is None, code of the model's repository is trusted if its tokenizer
-    needs it. If the keyword ``on`` names another machine, no memory is reserved, and reservations
-    of other turbofits do not count.
+    ``trust_remote_code`` None trusts code of the model's repository only if the tokenizer needs the
+    code. If the keyword ``on`` names another machine, no memory is reserved, and reservations of
+    other turbofits do not count.
     """
     lmdeploy = find_lmdeploy()
     if lmdeploy.warning:
@@ -61,12 +61,12 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
     _check_plannable(keywords)
     planning |= _draft_options(speculative_config)
-    # The engine reads a copy of an adapter while it starts, so the copy can go afterwards.
+    # The engine reads copies of adapters only during its start.
     with ExitStack() as failed, TemporaryDirectory(prefix="turbofit-adapters-") as copies:
         leases = Leases() if planning.get("on") is None else None
         if leases is not None:
             failed.callback(leases.close)
-        twin = os.environ.get(_TWIN)  # `turbofit pretend --model` made one, of this model?
+        twin = os.environ.get(_TWIN)  # a twin that `turbofit pretend --model` has made
         if twin is not None and find_preset(model_path) == find_preset(Path(twin).name):
             model_path = twin
         request = _request(model_path, backend_config, planning)
@@ -76,13 +76,13 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
             raise NoGpuError(
                 exc.message,
                 hint="a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME -- python"
-                " SCRIPT opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without"
-                " one",
+                " SCRIPT opens the pipeline on pretend GPUs, and turbofit.plan(MODEL, on=SPEC)"
+                " plans without a GPU",
             ) from None
         if twin is not None and not plan.backend.on_torch:
             from turbofit.rehearsal.turbomind.server import pretend_here
 
-            pretend_here()  # the PyTorch engine runs on pretend GPUs without this
+            pretend_here()  # the PyTorch engine needs no preparation
         config = planned_config(with_copies(plan, Path(copies)), backend_config)
         _choose_gpus(plan, config)
         if leases is not None and request.cache_max_entry_count is None:
@@ -121,7 +121,7 @@ def _opened(plan: Plan, **arguments: Any) -> Any:
 
 
 def _draft_options(config: Any) -> Options:
-    """Return the planning keywords for LMDeploy's configuration of a draft; none for None."""
+    """Return the planning keywords of LMDeploy's configuration of a draft; empty for None."""
     if config is None:
         return {}
     return {ours: getattr(config, name) or None for name, ours in DRAFT_FIELDS.items()}
@@ -132,8 +132,8 @@ def _check_plannable(keywords: Options) -> None:
         if name not in _OF_LMDEPLOY:
             raise UsageError(
                 f"turbofit.pipeline has no keyword {name}, and LMDeploy drops it",
-                hint="an engine's settings are in backend_config, an answer's in gen_config of a "
-                f"call; those of a plan are {', '.join(PLANNING)}",
+                hint="give settings of an engine in backend_config, settings of an answer in the "
+                f"gen_config of a call; keywords of a plan are {', '.join(PLANNING)}",
             )
 
 
@@ -144,19 +144,19 @@ def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> 
 
 
 def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
-    """Make the plan, and refuse it if it does not fit; with ``leases``, reserve its memory."""
+    """Return a plan that fits, or raise a `TurbofitError`; ``leases`` reserves its memory."""
     if leases is None:
         plan = best_plan(request)
     else:
-        say = partial(warnings.warn, stacklevel=8)  # where `pipeline` of `api` was called
+        say = partial(warnings.warn, stacklevel=8)  # the line that calls `api.pipeline`
         plan = Planner(request, leases, say, rehearse=False).make({})
-    # The plan's other warnings are about clients of a server; a pipeline limits its own images.
+    # The plan's own warnings are about a server's clients.
     for warning in (*plan.machine.warnings, *plan.model.warnings):
         warnings.warn(warning, stacklevel=4)
     if not plan.backend.of_lmdeploy:
         raise UsageError(
-            f"LMDeploy, whose pipeline this is, does not run {plan.model.name}",
-            hint="turbofit serve serves it with Transformers",
+            f"LMDeploy does not run {plan.model.name}, and a pipeline is LMDeploy's",
+            hint="turbofit serve runs the model with Transformers",
         )
     refuse(Scene(Sources(), "launch", plan=plan))
     if not plan.fits:
@@ -165,11 +165,11 @@ def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
 
 
 def _choose_gpus(plan: Plan, config: Any) -> None:
-    """Let the engine see only the planned GPUs, and set torch's allocator as the plan assumes it.
+    """Let the engine see only the planned GPUs, and configure torch's allocator as planned.
 
     If this process has not used CUDA yet, CUDA_VISIBLE_DEVICES chooses the GPUs, since torch and
-    parts of LMDeploy ignore ``devices``. After that ``devices`` chooses them for TurboMind; the
-    PyTorch engine, which has no such option, takes the first GPUs.
+    parts of LMDeploy ignore ``devices``. Later, ``devices`` chooses TurboMind's GPUs; the PyTorch
+    engine lacks ``devices`` and takes the first GPUs.
     """
     import torch
 
@@ -182,9 +182,9 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
     if torch.cuda.is_initialized():
         if pytorch:
             warnings.warn(
-                "CUDA is in use in this process already: torch's allocator cannot be told to use"
-                " expandable segments any more, and the engine takes the first visible GPUs;"
-                " open the pipeline first",
+                "this process already uses CUDA: torch's allocator cannot switch to expandable"
+                " segments, and the engine takes the first visible GPUs; open the pipeline before"
+                " other uses of CUDA",
                 stacklevel=4,
             )
             return
@@ -204,10 +204,10 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
 
 
 def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
-    """Return the ledgers whose sizes limit torch's allocator; empty if it must not be limited.
+    """Return the ledgers that limit torch's allocator; empty if the allocator must have no limit.
 
-    It must not be limited if a budget leaves memory to the caller's other models, or if ``config``
-    has fields that the plan does not count: their memory comes from the same allocator.
+    A budget leaves memory to the caller's other models, and ``config`` may have fields that no plan
+    counts. In both cases the allocator serves more than the plan and must have no limit.
     """
     more = uncounted_fields() & changed_fields(config).keys()
     return () if more or plan.shares_cards else plan.engines[0].ledgers
@@ -218,7 +218,7 @@ def _trust(plan: Plan, trust: bool | None) -> bool:
         return trust
     if plan.model.needs_remote_code:
         warnings.warn(
-            f"the tokenizer of {plan.model.name} is code of its own repository, which will run; "
+            f"the tokenizer of {plan.model.name} is code of its own repository, which now runs; "
             "trust_remote_code=False forbids it",
             stacklevel=4,
         )
@@ -226,10 +226,10 @@ def _trust(plan: Plan, trust: bool | None) -> bool:
 
 
 def config_engine(config: Any, engine: str) -> str:
-    """Return the name of the engine that a config is for; without a config, return ``engine``.
+    """Return the name of a config's engine; without a config, return ``engine``.
 
     Raises:
-        UsageError: the config is not an engine's, or is for another engine than ``engine``.
+        UsageError: the config is not an engine's config, or ``engine`` names another engine.
     """
     if config is None:
         return engine
@@ -245,7 +245,7 @@ def config_engine(config: Any, engine: str) -> str:
     if engine not in ("auto", config_engine):
         raise UsageError(
             f"backend_config is of the {config_engine} engine, and engine={engine!r}",
-            hint="give one of the two",
+            hint="give only backend_config or only engine",
         )
     return config_engine
 
@@ -263,15 +263,14 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
         if theirs in changed and out.setdefault(ours, changed[theirs]) != changed[theirs]:
             raise UsageError(
                 f"{theirs} is {changed[theirs]!r} in backend_config and {out[ours]!r} as a keyword",
-                hint="give it once",
+                hint=f"give {theirs} once",
             )
     if "devices" in changed:
         out.setdefault("gpus", _visible_gpus(changed["devices"]))
     unplanned = sorted(uncounted_fields() & changed.keys())
     if unplanned:
         warnings.warn(
-            f"{', '.join(unplanned)} of backend_config may change memory: the plan does not count "
-            "it",
+            f"{', '.join(unplanned)} of backend_config may take memory that no plan counts",
             stacklevel=5,
         )
     return out
@@ -305,6 +304,6 @@ def _visible_gpus(devices: list[int]) -> str:
     if any(not 0 <= device < len(visible) for device in devices):
         raise UsageError(
             f"devices {devices} of backend_config: only {len(visible)} GPUs are visible",
-            hint="count them from 0 inside CUDA_VISIBLE_DEVICES",
+            hint="count devices from 0 inside CUDA_VISIBLE_DEVICES",
         )
     return ",".join(str(visible[device]) for device in devices)

@@ -1,6 +1,6 @@
-"""LMDeploy's pipeline, made to keep the limits of a plan.
+"""LMDeploy's pipeline, which keeps the limits of a plan here.
 
-Import this module late: it imports LMDeploy.
+This module imports LMDeploy, so import the module late.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.rules import Scope
     from turbofit.serving.leases import Leases
 
-#: Parameters of ``preprocess`` that `Pipeline` itself passes.
+#: Parameters of ``preprocess`` that `Pipeline` passes by itself.
 _GIVEN: Final = ("messages", "session_id", "input_ids")
 #: Keywords of `Pipeline.infer`, `.stream_infer` and `.chat` that do not reach the engine.
 _OF_CALLS: Final = ("sessions", "stream_response", "multiplex")
@@ -68,8 +68,8 @@ _VIDEOS: Final = ("video", "video_url")
 def hold_config(config: Any, scope: Scope) -> Any:
     """Return a copy of a GenerationConfig, with values lowered to what the plan allows.
 
-    A warning names the lowered values. Fields that `GENERATION` does not list come from a later
-    LMDeploy, and stay as they are.
+    A warning names the lowered values. Fields of a later LMDeploy, which `GENERATION` lacks, do not
+    change.
     """
     result = copy.copy(config)
     fields = {name: value for name, value in vars(result).items() if value is not None}
@@ -77,15 +77,15 @@ def hold_config(config: Any, scope: Scope) -> Any:
     changes = hold_fields(GENERATION, fields, scope)
     vars(result).update(fields)
     if changes:
-        warnings.warn(f"lowered to what the engine takes: {', '.join(changes)}", stacklevel=2)
+        warnings.warn(f"lowered to the engine's range: {', '.join(changes)}", stacklevel=2)
     return result
 
 
 def check_keywords(engine: Any, keywords: Options) -> None:
-    """Refuse keywords of a call that LMDeploy would drop in silence.
+    """Refuse keywords of a call that LMDeploy drops in silence.
 
     Raises:
-        UsageError: LMDeploy would drop a keyword; the hint says where it belongs.
+        UsageError: LMDeploy drops a keyword; the hint names the right place of its value.
     """
     named = inspect.signature(engine.preprocess).parameters.values()
     known = [p.name for p in named if p.kind is not p.VAR_KEYWORD and p.name not in _GIVEN]
@@ -99,7 +99,7 @@ def check_keywords(engine: Any, keywords: Options) -> None:
 
 
 def _logged(refusal: Refusal) -> str:
-    """Return why a request is refused, and log it: its answer is an empty text in LMDeploy."""
+    """Return a refusal's message, and log the message: LMDeploy answers with an empty text."""
     logging.getLogger(__name__).warning("a request is refused: %s", refusal.message)
     return refusal.message
 
@@ -107,7 +107,7 @@ def _logged(refusal: Refusal) -> str:
 def hold_engine(engine: Any, scope: Scope) -> None:
     """Check each request to LMDeploy's ``AsyncEngine``, and lower values to what the plan allows.
 
-    A request that is refused gets the error as its answer.
+    A refused request gets the error as its answer.
     """
     from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
 
@@ -133,11 +133,11 @@ def hold_engine(engine: Any, scope: Scope) -> None:
 def queued(
     generate: Callable[..., AsyncIterator[Any]], gate: Gate, units: int
 ) -> Callable[..., AsyncIterator[Any]]:
-    """Return ``AsyncEngine.generate`` with a queue: each request waits until there is room for it.
+    """Return ``AsyncEngine.generate`` with a queue, in which requests wait for room in the engine.
 
-    The first argument of the function is the preprocessed request. A request counts ``units``, the
-    most vision units that a request may have, unless it surely has no images: this overestimates
-    smaller images. A later request that needs less room may overtake a waiting request.
+    The first argument of the function is the preprocessed request. A request with images counts as
+    ``units``, the most vision units of a request. A later request that needs less room may overtake
+    a waiting request.
     """
     room = asyncio.Event()
 
@@ -161,7 +161,7 @@ def queued(
                         look_again()
                     yield item
         finally:
-            # The engine has dropped the request: LMDeploy's generator ends only then.
+            # LMDeploy's generator ends when the engine has dropped the request.
             gate.end(share)
             look_again()
 
@@ -183,7 +183,7 @@ def _cost(request: Any, units: int) -> Cost:
 class _Request:
     """LMDeploy's ``mm_processor_kwargs`` of the current request.
 
-    ``image`` and ``video`` are what the caller asks; ``processor_kwargs`` is what the plan allows.
+    ``image`` and ``video`` are the caller's values; ``processor_kwargs`` are the allowed values.
     """
 
     def __init__(self, image: Any = None, video: Any = None) -> None:
@@ -194,7 +194,7 @@ class _Request:
 
 
 class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy has no types
-    """LMDeploy's prompt processor ``base``, which limits loaded images before any tiling.
+    """LMDeploy's prompt processor ``base``, which limits images before any tiling.
 
     ``bounds`` are the plan's limits, as in the gateway.
     """
@@ -217,7 +217,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
     async def async_parse_multimodal_item(
         self, messages: Any, *arguments: Any, **keywords: Any
     ) -> Any:
-        """Refuse too many images (a `ValueError`) before they load, and lower the limit of each."""
+        """Refuse too many images with a `ValueError` before images load; limit each image."""
         try:
             check_clips(self._bounds, _count(messages, _VIDEOS))
             check_images(self._bounds, _count(messages, _IMAGES + _VIDEOS))
@@ -236,7 +236,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         return parsed
 
     async def _hold(self, parts: list[dict[str, Any]]) -> None:
-        """Lower all images and videos of a request, in place; raise a `Refusal` if that fails."""
+        """Limit all images and videos of a request, in place; raise a `Refusal` beyond the plan."""
         images = [part for part in parts if part.get("type") == "image" and "data" in part]
         videos = [part for part in parts if part.get("type") == "video"]
         request = _REQUEST.get()
@@ -271,13 +271,12 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
 
 
 class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
-    """An `lmdeploy.Pipeline` that keeps its plan and holds images to it.
+    """An `lmdeploy.Pipeline` that holds its requests and images to a plan.
 
-    It closes itself when Python ends. Its memory is reserved in ``leases`` until it is closed or
-    collected; ``leases`` is None on GPUs that are not here. Other turbofits count
-    too much for it: what it holds, and in addition all that it needs while it loads, and all by
-    which it may grow afterwards.
-    ``keywords`` are LMDeploy's.
+    The pipeline closes itself when Python ends. ``leases`` reserves the pipeline's memory until the
+    pipeline is closed or collected; ``leases`` is None for GPUs of another machine. In addition to
+    the memory in use, other turbofits count the whole need of a loading pipeline, and the whole
+    growth of a ready pipeline. ``keywords`` are LMDeploy's.
     """
 
     def __init__(
@@ -292,7 +291,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
                 leases.note([], ready=True)
             self._hold(plan)
         except BaseException:
-            self.close()  # without a pipeline nobody could: the engine would keep its memory
+            self.close()  # the caller gets no pipeline to close
             raise
 
     def _hold(self, plan: Plan) -> None:
@@ -308,7 +307,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
                 hint=f"install a known one with {install_command('lmdeploy', upgrade=True)}",
             )
         bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
-        # As under `serve`, but Pillow still resizes: the process belongs to the user.
+        # As with `serve`, but Pillow resizes, since the process belongs to the user.
         threads, encoder = threads_here(plan), processor.vl_encoder
         if threads > 1 and (why := prepare(encoder, threads, plan.host.image_cache)):
             warnings.warn(f"images are prepared in LMDeploy's own way: {why}", stacklevel=2)
@@ -319,12 +318,12 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             self.async_engine.generate = queued(self.async_engine.generate, gate, units)
 
     def _request_generator(self, *arguments: Any, **keywords: Any) -> Any:
-        """Check the keywords of a call of any kind; raise a `UsageError` for a wrong keyword."""
+        """Check the keywords of each kind of call; raise a `UsageError` for a wrong keyword."""
         check_keywords(self.async_engine, keywords)
         return super()._request_generator(*arguments, **keywords)
 
     def close(self) -> None:
-        """Close LMDeploy's pipeline, then release its memory's lease, even if closing fails."""
+        """Close LMDeploy's pipeline, then end the lease of its memory, even if closing fails."""
         if not self._open:
             return
         self._open = False
@@ -336,14 +335,14 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
 
 
 def _close(pipeline: ref[PlannedPipeline]) -> None:
-    """Close a pipeline that nobody closed: else TurboMind's threads may abort when Python ends."""
+    """Close an open pipeline: TurboMind's threads may abort when Python ends."""
     left = pipeline()
     if left is not None:
         left.close()
 
 
 def _count(messages: Any, kinds: tuple[str, ...]) -> int:
-    """Return the number of images or videos in all turns; each request encodes all again."""
+    """Return the number of images or videos in all turns, which each request encodes again."""
     listed = [messages] if isinstance(messages, dict) else messages
     return sum(
         1
@@ -357,8 +356,8 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
 def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
     """Set the plan's image limit in a model's processor, and return bounds with this limit.
 
-    This is for InternVL in HF format, which reads no limit from a request. If the processor has no
-    image limit, an image beyond the plan is refused before it is encoded.
+    InternVL in HF format needs this limit, since its processor reads no limit from a request. If a
+    processor has no image limit, an image beyond the plan is refused before its encoding.
     """
     name = rule.processor_limit
     if name is None:

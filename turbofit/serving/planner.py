@@ -1,7 +1,7 @@
-"""Makes the plans of a launch: under the machine's lock it measures, plans and reserves.
+"""Makes the plans of a launch: measures, plans and reserves under the machine's lock.
 
-Memory that others have reserved counts as used. Pretend GPUs are not measured; only the
-reservations of other pretend servers count there.
+Memory that other turbofits have reserved counts as used. Pretend GPUs are not measured; only the
+reservations of other pretend servers count on pretend GPUs.
 """
 
 from __future__ import annotations
@@ -46,11 +46,10 @@ _WAITING: Final = "waiting: another turbofit is planning"
 class Planner:
     """Makes the plans of one run.
 
-    ``request`` is None if a plan was given, which is only reserved. ``rehearse``: each plan is
-    rehearsed before it is used. ``doubled``: margins are doubled because the account is of another
-    LMDeploy version. ``meanwhile`` is called with each plan that is about to be rehearsed. ``over``
-    returns the bytes beyond the forecast that engines of a plan held here; None if no start has
-    proved the plan.
+    ``request`` is None if the run has a given plan, which the planner only reserves. ``rehearse``:
+    each plan is rehearsed. ``doubled``: margins are doubled, since the account is for another
+    version of LMDeploy. ``meanwhile`` is called with each plan before its rehearsal. ``over``
+    returns the bytes that engines of a plan held here beyond the forecast, None without a proof.
     """
 
     request: PlanRequest | None
@@ -77,9 +76,9 @@ class Planner:
         """Reserve the memory of a given plan, if the machine has not changed.
 
         Raises:
-            DoesNotFitError: memory that the plan counted on is in use.
+            DoesNotFitError: other processes use memory that the plan needs.
             MachineError: a GPU is missing.
-            UsageError: the plan was made for no machine.
+            UsageError: the plan names no machine.
         """
         with self.leases.locked(partial(self.say, _WAITING)):
             here = self._machine(None, plan.machine)
@@ -87,11 +86,10 @@ class Planner:
             self.leases.reserve(plan)
 
     def _machine(self, gpus: str | None, planned: Machine | None = None) -> Machine:
-        """Return the machine as it is now; what other turbofits have reserved counts as used.
+        """Return the present machine; memory that other turbofits have reserved counts as used.
 
-        Engines that dead turbofits left behind are ended first: they may still be loading. On
-        pretend GPUs the result is the request's machine; without a request it is ``planned``, the
-        machine of a given plan.
+        First, engines of dead turbofits are ended, since they may still be loading. On pretend GPUs
+        the result is the request's machine, or ``planned``, the machine of a given plan.
         """
         from turbofit.machine.source import machine_from
 
@@ -102,11 +100,11 @@ class Planner:
         return counted(here, self.leases)
 
     def _made(self, request: PlanRequest) -> Plan:
-        """Make the plan of a request, rehearse the plan, and raise its cache ratio where possible.
+        """Make and rehearse the plan of a request, and raise its cache ratio where possible.
 
-        If the margin must be doubled, the request is planned again with the doubled margin.
+        To double the margin, the request is planned a second time.
         """
-        pretend = self.pretend or None  # which tunings and calibrations count
+        pretend = self.pretend or None  # selects the tunings and calibrations
         plan = best_plan(request, pretend=pretend)
         if self.doubled and request.margin is None and plan.fits:
             request = request.changed(margin=doubled_margin(plan))
@@ -124,7 +122,7 @@ class Planner:
         return self._raised(request, plan)
 
     def _raised(self, request: PlanRequest, plan: Plan) -> Plan:
-        """Return the plan with a higher cache ratio, if a start here proved a smaller margin."""
+        """Return the plan with a higher cache ratio if a start here proved a smaller margin."""
         usual = not self.pretend and request.margin is None
         over = self.over(plan) if usual and plan.fits else None
         if over is None:
@@ -134,11 +132,11 @@ class Planner:
         if not raised.fits or ratios(raised) <= ratios(plan):
             return plan
         before, after = ratios(plan)[0], ratios(raised)[0]
-        self.say(f"proved here before: its cache ratio is raised from {before:.3f} to {after:.3f}")
+        self.say(f"proved here before: the cache ratio is raised from {before:.3f} to {after:.3f}")
         return raised
 
     def _rehearsed(self, request: PlanRequest, plan: Plan) -> Plan:
-        """Return the plan as its rehearsal corrected it, or unchanged if it cannot be rehearsed."""
+        """Return the plan with its rehearsal's corrections; unchanged without a rehearsal."""
         from turbofit.rehearsal.confirm import rehearsed
 
         self.meanwhile(plan)
@@ -151,12 +149,12 @@ class Planner:
         rehearsal = checked.rehearsal
         if rehearsal is None or rehearsal.outcome != "failed":
             return checked
-        # The failure says nothing about memory: the rehearsal itself did not run.
+        # The rehearsal itself failed, so the plan's memory may still be right.
         why = rehearsal.death.where if rehearsal.death is not None else "no reason given"
         self.say(f"not rehearsed: it failed: {why[:_SHOWN]}")
         if ratios(checked) == ratios(plan):
             return plan
-        # An earlier rehearsal had lowered a ratio before this one failed: that ratio holds.
+        # An earlier rehearsal lowered the ratio before the failure; the lower ratio stays.
         text = f"fits: {checked.kv_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
         return replace(checked, fits=True, verdict=text, serve=plan.serve)
 
@@ -164,10 +162,10 @@ class Planner:
 def leases_for(config: ServeConfig) -> Leases:
     """Return the leases of this machine, or of a pretend machine.
 
-    A pretend machine's leases are this user's, in a folder for each SPEC.
+    Each SPEC of a pretend machine has its own folder of leases, for this user alone.
 
     Raises:
-        LaunchError: the state folder, which has the leases of pretend machines, cannot be written.
+        LaunchError: the state folder cannot be written; it has the leases of pretend machines.
     """
     from turbofit.machine.source import machine_from
 
@@ -180,7 +178,7 @@ def leases_for(config: ServeConfig) -> Leases:
 
 
 def can_rehearse() -> bool:
-    """Return whether this Python has LMDeploy and the machine a C compiler."""
+    """Return whether this Python has LMDeploy and this machine has a C compiler."""
     from importlib.util import find_spec
 
     from turbofit.rehearsal.pretend.build import find_compiler
@@ -209,20 +207,19 @@ def preview(config: ServeConfig) -> Plan:
 
 
 def forget_learned(model: str | Model, *, pretend: bool) -> int:
-    """Forget all that was learned here of a model; returns the number of documents."""
+    """Forget all that starts here learned about a model; return the number of documents."""
     found = resolve_model(model) if isinstance(model, str) else model
     return forget(identity(found), pretend=pretend or pretends())
 
 
 def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
-    """Return the request that a launch plans, with the calibrations that hold for it.
+    """Return the request of a launch, with the calibrations that are valid for its machine.
 
-    On pretend GPUs, a described machine has the calibrations of pretend runs, and a copy of the
-    machine here has those of the real cards.
+    On pretend GPUs, a described machine gets the calibrations of pretend runs; a copy of this
+    machine keeps the calibrations of the real cards.
 
     Raises:
-        UsageError: the model is a path that is not here, or has no stand-in for a run on pretend
-            GPUs.
+        UsageError: the model is a missing path, or has no stand-in for pretend GPUs.
     """
     from turbofit.machine.source import machine_from
     from turbofit.model.source import refuse_missing_folder
@@ -234,7 +231,7 @@ def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
     from turbofit.rehearsal.confirm import refuse_untwinned
 
     refuse_untwinned(request)
-    assert not isinstance(request.on, Machine)  # the command line names it by a text
+    assert not isinstance(request.on, Machine)  # the command line gives a text
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source != "nvml":
         machine = with_calibrations(machine, pretend=True)

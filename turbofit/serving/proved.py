@@ -1,9 +1,9 @@
 """Remembers what engines and rehearsals of a plan proved on these cards.
 
-A plan is proved once its engines have answered its worst cases. The bytes that they then held
-beyond the forecast hold for the same plan with any cache ratio. A plan is the same if the model's
-shape, the settings, the cards, the driver, LMDeploy and torch are the same; otherwise it is tested
-again. The result of a rehearsal is used again if the same plan is made, and as much memory is free.
+A plan is proved when its engines have answered its worst cases. The bytes that engines then held
+beyond the forecast are valid for the same plan with any cache ratio. Two plans are the same if the
+model's shape, settings, cards, driver, LMDeploy and torch are equal; another plan is checked again.
+A rehearsal's result is used again for the same plan if as much memory is free.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 #: Variables that change what torch allocates.
 _ALLOCATOR: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-#: The share of a card by which others may hold more than at the rehearsal: the step of a ratio.
+#: The share of a card by which free memory may shrink after the rehearsal: one step of a ratio.
 _STEP: Final = 0.001
-#: Phases of a ledger that change with the free memory.
+#: Phases of a ledger whose bytes change with the free memory.
 _MOVING: Final = ("before", "cache")
 
 
 class Learned(Struct, tag_field="schema", tag="turbofit.learned/2"):
-    """What starts and rehearsals here showed; a file has the fields that its name decides.
+    """Results of starts and rehearsals here; each kind of file has its own fields of these.
 
-    ``days``: when the engines answered the worst cases, by the plan's cache ratios. ``over``: the
-    most bytes beyond the forecast that they then held on a GPU; may be negative; None if nobody
-    measured it. ``rehearsed``: the plan as its rehearsal corrected it. ``changes``: the settings
-    that failed starts led to, for the next start of this model on these cards.
+    ``days``: the days on which engines answered the worst cases, by the plan's cache ratios.
+    ``over``: the most bytes on a GPU that these engines held beyond the forecast, negative if they
+    held less; None if not measured. ``rehearsed``: the plan with the corrections of its rehearsal.
+    ``changes``: the settings that failed starts led to, for the next start on these cards.
     """
 
     days: dict[str, str] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Learned(Struct, tag_field="schema", tag="turbofit.learned/2"):
 
 
 class Proof:
-    """Tells whether the worst cases of a plan were answered here; `keep` records that they were."""
+    """The record that engines here answered a plan's worst cases; `keep` writes the record."""
 
     def __init__(self, plan: Plan, config: ServeConfig, lmdeploy: str) -> None:
         uuids = [gpu.uuid for gpu in plan.ledgers]
@@ -62,14 +62,14 @@ class Proof:
 
     @property
     def day(self) -> str:
-        """The day when the plan was proved; empty if it was not."""
+        """The day of the plan's proof; empty without a proof."""
         return self._kept().days.get(self._ratios, "")
 
     @property
     def over(self) -> int | None:
-        """Bytes beyond the forecast that engines of this plan held, at any cache ratio.
+        """Bytes on a GPU that engines of this plan held beyond the forecast, at any cache ratio.
 
-        None if nobody measured it.
+        None if not measured.
         """
         return self._kept().over
 
@@ -77,14 +77,14 @@ class Proof:
         return self._file.read() or Learned()
 
     def keep(self, over: int | None = None) -> None:
-        """Record the proof, and the bytes beyond the forecast if they were measured."""
+        """Record the proof, and ``over``, the measured bytes beyond the forecast, if any."""
         kept = self._kept()
         measured = [each for each in (kept.over, over) if each is not None]
         days = {**kept.days, self._ratios: time.strftime("%Y-%m-%d")}
         self._file.write(Learned(days=days, over=max(measured, default=None)))
 
     def forget(self) -> None:
-        """Forget the proof at all cache ratios: less of the cache may have been luck, too."""
+        """Forget the proof at all cache ratios: a smaller cache may have fitted by luck."""
         self._file.forget()
 
 
@@ -94,10 +94,10 @@ def ratios(plan: Plan) -> list[float]:
 
 
 def _facts(plan: Plan) -> list[Any]:
-    """Return everything in a plan that its engines' memory depends on.
+    """Return all facts of a plan that decide its engines' memory, apart from cache ratios.
 
-    Free memory and cache ratios are left out. Names and paths of the model do not matter:
-    checkpoints of one shape take the same memory.
+    Free memory is left out. Names and paths of the model do not matter: checkpoints of one shape
+    take the same memory.
     """
     settings = [replace(engine.settings, cache_max_entry_count=0.0) for engine in plan.engines]
     nameless = dict.fromkeys(("name", "source", "hub_id", "revision", "warnings"))
@@ -107,7 +107,7 @@ def _facts(plan: Plan) -> list[Any]:
 
 
 class Rehearsals:
-    """Keeps a plan as its rehearsal here corrected it; the key has the installed versions."""
+    """Keeps a plan with its rehearsal's corrections, for these cards and installed versions."""
 
     def __init__(self, plan: Plan) -> None:
         versions = (__version__, *(installed(name) or "" for name in ("lmdeploy", "torch")))
@@ -120,7 +120,7 @@ class Rehearsals:
         self._file = learned("rehearsed", Learned, identity(plan.model), facts)
 
     def recall(self, here: Machine) -> Plan | None:
-        """Return the rehearsed plan; None if none is kept, or if a card has less memory free."""
+        """Return the rehearsed plan; None if no plan is kept, or if a card has less memory free."""
         kept = self._file.read()
         if kept is None or kept.rehearsed is None:
             return None

@@ -1,7 +1,7 @@
-"""One run: a request, or a plan that was given, becomes a reserved plan and a folder.
+"""One run of a server: a request or a given plan becomes a reserved plan and a folder.
 
 `Run.prepare` measures under the machine's lock, plans, rehearses and reserves, or refuses.
-`Run.begin` makes the run's folder. `start.follow` starts the engines and follows them. A
+`Run.begin` makes the run's folder. `start.follow` starts and watches the engines. A
 `Reloader` reads the options of a running server again.
 """
 
@@ -51,14 +51,14 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """One run of a server, from a person's request to its end.
+    """One run of a server, from a person's request to the end of the engines.
 
-    `start.follow` may serve it again, each time in a new folder. ``on_open`` receives the public
-    addresses each time they open. ``on_death`` receives the reason when an engine ends that had
-    served or is started again. ``on_tick`` is called at each look at the engines. If ``lmdeploy``
-    is None, LMDeploy is looked for. With an ``examiner``, which sends requests to the engines, they
-    have private ports and no gateway. ``publish`` makes a gateway public; None gives the gateway an
-    address of its own. ``standby`` starts the engines.
+    `start.follow` may serve the same run again, each time in a new folder. ``on_open`` receives the
+    public addresses when engines are ready. ``on_death`` receives the reason when an engine ends,
+    if the engine had served or is started again. ``on_tick`` is called at each look at the engines.
+    If ``lmdeploy`` is None, the installed LMDeploy is used. An ``examiner`` sends requests to the
+    engines, which then have private ports and no gateway. ``publish`` makes a gateway public; None
+    gives the gateway an address of its own. ``standby`` starts the engines.
 
     Raises:
         PackageError: the request needs LMDeploy, which is missing or too old.
@@ -92,15 +92,15 @@ class Run:
             meanwhile=self._import_meanwhile,
             over=lambda plan: Proof(plan, config, self.lmdeploy.version).over,
         )  # fmt: skip
-        #: The plan that is launched, and the changes of the request that led to it.
+        #: The plan to launch, and the changes of the request that led to this plan.
         self.plan: Plan | None = None
         self.changes: Options = {}
-        #: The folder and the record of the last time that the run was followed.
+        #: The folder and the record that `begin` made last.
         self.folder: Path
         self.record: Record
-        #: Where clients reach the gateway that serves now.
+        #: The public side of the gateway that serves now; None while no gateway serves.
         self.public: PublicSide | None = None
-        #: Requests that are suspected or refused; the next gateway goes on with this list.
+        #: Requests that are suspected or refused; the next gateway continues this list.
         self.deny_list: DenyList | None = None
 
     def _import_meanwhile(self, plan: Plan) -> None:
@@ -116,7 +116,7 @@ class Run:
             self._say(text)
 
     def prepare(self) -> Plan:
-        """Return a plan whose memory is reserved: the last plan if it still fits, else a new one.
+        """Return a plan whose memory is reserved: the last plan if it still fits, else a new plan.
 
         Raises:
             TurbofitError: no plan can be launched.
@@ -139,15 +139,15 @@ class Run:
         if plan.why_engine:
             self._say(f"engine {plan.why_engine}")
         for reason in plan.reasons:
-            if reason.startswith("margin "):  # calibrations and proofs of earlier runs lower it
+            if reason.startswith("margin "):  # calibrations and earlier runs lower the margin
                 self._say(reason)
         for warning in (*plan.warnings, *self._doubts()):
-            if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
+            if not warning.startswith(BESIDE_COMMANDS):  # the gateway does what these ask for
                 self._say(f"warning: {warning}")
         return plan
 
     def choose(self) -> Plan:
-        """Return the given plan, or a new one that uses what earlier starts learned.
+        """Return the given plan, or a new plan with the settings that earlier starts learned.
 
         The plan's memory is reserved if the plan fits.
         """
@@ -160,7 +160,7 @@ class Run:
         return plan
 
     def refuse(self) -> Plan:
-        """Return the plan, or raise a `TurbofitError` if it would not serve."""
+        """Return the plan, or raise a `TurbofitError` if engines could not serve with the plan."""
         assert self.plan is not None
         if not self.plan.fits:
             raise refusal(self.plan)
@@ -169,10 +169,10 @@ class Run:
 
             need_engine(self.plan)
         if self.plan.backend.of_lmdeploy and not self.lmdeploy.argv:
-            self.lmdeploy = find_lmdeploy()  # or raises an error that says what is missing
+            self.lmdeploy = find_lmdeploy()  # raises an error if LMDeploy is missing or too old
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
         for warning in checks.refuse(scene):
-            if warning not in self.plan.warnings:  # the caller says those
+            if warning not in self.plan.warnings:  # the caller prints the plan's own warnings
                 self._say(f"warning: {warning}")
         return self.plan
 
@@ -186,22 +186,22 @@ class Run:
         text = ", ".join(f"{name} {value}" for name, value in changes.items())
         again = self.planner.make(changes)
         if not again.fits:
-            self._say(f"an earlier launch learned {text}, but nothing fits with it now")
+            self._say(f"an earlier launch learned {text}, but no plan fits with that now")
             return self.planner.make({})
-        self._say(f"beginning with what an earlier launch learned: {text} (--forget drops it)")
+        self._say(f"settings that an earlier launch learned: {text} (--forget drops them)")
         self.changes = changes
         return again
 
     def _doubts(self) -> list[str]:
-        """Return warnings about what the launch cannot promise."""
+        """Return warnings about promises that the launch cannot keep."""
         doubts = [self.lmdeploy.warning] if self.lmdeploy.warning else []
         if self.config.unplanned:
             names = ", ".join(self.config.unplanned)
-            doubts.append(f"{names} may change memory: the plan does not count it")
+            doubts.append(f"{names} may take memory that no plan counts")
         if self.config.gateway is None:
             doubts.append(
-                "--no-gateway: the plan holds only while no client asks for more than it; any "
-                "client can, and the engine then aborts"
+                "--no-gateway: nobody holds clients to the plan, and a request beyond the plan can "
+                "abort the engine"
             )
         return doubts
 
@@ -223,10 +223,10 @@ class Run:
 
 
 class Reloader:
-    """Reads a server's options again, and gives the gateway those that can change.
+    """Reads a server's options again, and gives the gateway the options that can change.
 
-    ``options`` are the options of the start, by name. ``read`` returns the current options and the
-    gateway configuration that follows; it raises a UsageError if an option is wrong.
+    ``options`` are the options of the start, by name. ``read`` returns the current options and a
+    gateway configuration made of these options; a wrong option raises a UsageError.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class Reloader:
         threading.Thread(target=self.reload, name="reload", daemon=True).start()
 
     def reload(self) -> None:
-        """Reload, and say which options changed and which did not; an error changes nothing."""
+        """Reload the options, and print the changed options; an error changes nothing."""
         run, before = self._run, self._options
         with self._lock:
             try:
@@ -248,7 +248,7 @@ class Reloader:
                 gateway, names = run.config.gateway, {**before, **options}
                 changed = [name for name in names if before.get(name) != options.get(name)]
                 if gateway and gateway.api_key != config.api_key and "api_key" not in changed:
-                    changed.append("api_key")  # the file with the keys has others now
+                    changed.append("api_key")  # the key file has other keys now
                 taken = [name for name in changed if name in LIVE and gateway is not None]
                 if taken and gateway is not None:
                     after = gateway.taking_over(config)

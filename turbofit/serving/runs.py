@@ -1,4 +1,4 @@
-"""Keeps the files of each run in the state folder, and finds running servers by them."""
+"""Keeps the files of each run in the state folder, and finds running servers by these files."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from turbofit.core.version import __version__
 
 _MOST_EVENTS = 1000
 _HINT = "set XDG_STATE_HOME to a folder that can be written"
-#: This variable is set for a server in the background, which must not start another one.
+#: This variable is set for a server in the background, so that it starts no second server.
 DETACHED: Final = "_TURBOFIT_DETACHED"
-#: Seconds between two looks at its log.
+#: Seconds between two readings of that server's log.
 _LOOK: Final = 0.2
-#: What its log says for those in front of it; the command in front says it in its own words.
+#: Beginnings of log lines that the command in front replaces by its own words.
 _TO_OTHERS: Final = ("to ask: ", "ready at ", "ready, ")
 
 
 class AttemptRecord(RunAttempt):
-    """One start of a run; a file beside the record has its plan.
+    """One start of a run; the start's plan is a file in the same folder.
 
     ``requests_at_once`` is 0 if unknown.
     """
@@ -47,7 +47,7 @@ class AttemptRecord(RunAttempt):
 
 
 class RunRecord(RunReport):
-    """The content of ``run.json``; ``pid_started`` is what `start_time` returned."""
+    """The content of ``run.json``; ``pid_started`` is the `start_time` of the server."""
 
     pid: int
     pid_started: int = 0
@@ -55,11 +55,11 @@ class RunRecord(RunReport):
 
 
 class Record:
-    """Keeps the file that says what happens in a run; ``facts`` are fields of `RunRecord`."""
+    """Keeps a run's record in a file; ``facts`` are fields of `RunRecord`."""
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.folder, self._path = folder, folder / "run.json"
-        #: Two threads write: the supervisor's and the one that watches the GPUs.
+        #: Two threads write: the supervisor's thread and the thread of the GPU monitor.
         self._lock = threading.RLock()
         self.run = RunRecord(
             turbofit_version=__version__,
@@ -92,7 +92,7 @@ class Record:
     def change(self, **facts: Any) -> None:
         with self._lock:
             self.run = replace(self.run, **facts)
-            with suppress(UsageError, OSError):  # a full disk loses the record, never the server
+            with suppress(UsageError, OSError):  # a full disk loses the record, not the server
                 write_atomic(self._path, to_json(self.run), mode=0o600)
 
 
@@ -137,14 +137,14 @@ class LiveRun(NamedTuple):
 
     @property
     def state(self) -> str:
-        """The server's state: "asleep" if its run has ended while its process lives."""
+        """The server's state: "asleep" if the run has ended and the process lives."""
         return "asleep" if self.record.state == "ended" else self.record.state
 
 
 def live_runs() -> list[LiveRun]:
     """Return all running servers of this user; unreadable records are left out.
 
-    A process has a run for each start of a model; only the newest one counts.
+    A process may have several runs of a model; only the newest run counts.
     """
     newest: dict[tuple[int, str], LiveRun] = {}
     for run in reversed(list(recorded_runs())):
@@ -155,17 +155,17 @@ def live_runs() -> list[LiveRun]:
 
 
 def recorded_runs() -> Iterator[LiveRun]:
-    """Yield this user's runs that have a readable record, the newest first."""
+    """Yield this user's runs with a readable record, the newest first."""
     for path in sorted(state_dir("runs", make=False).glob("*/run.json"), reverse=True):
         with suppress(OSError, msgspec.MsgspecError):
             yield LiveRun(path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord))
 
 
 def chosen_run(name: str | None) -> LiveRun:
-    """Return the running server with this name or model; without a name, the only one that runs.
+    """Return the running server with this name or model; without a name, the only running server.
 
     Raises:
-        UsageError: no such server runs, or several run and no name is given.
+        UsageError: no server has the name, or the name is None and several servers run.
     """
     servers = live_runs()
     if name is not None:
@@ -173,24 +173,24 @@ def chosen_run(name: str | None) -> LiveRun:
         if not servers:
             raise UsageError(
                 f"no server {name!r} runs here",
-                hint="turbofit ps lists them; turbofit stop --all ends all",
+                hint="turbofit ps lists the servers; turbofit stop --all ends all servers",
             )
     if not servers:
         raise UsageError("no server of this user runs here", hint=HOW_TO_SERVE)
     if len({server.record.pid for server in servers}) > 1:
         names = ", ".join(server.name for server in servers)
-        raise UsageError(f"{len(servers)} servers run here", hint=f"name one of them: {names}")
+        raise UsageError(f"{len(servers)} servers run here", hint=f"name a server: {names}")
     return servers[0]
 
 
 def servers_of(name: str) -> list[LiveRun]:
-    """Return the running servers that have this name, or whose model `serve` knows by this name."""
+    """Return the running servers with this name, or with a model of this name."""
     known = _known_as(name)
     return [run for run in live_runs() if known & {run.name, run.record.model.casefold()}]
 
 
 def server_on(port: int) -> LiveRun | None:
-    """Return the running server of this user that listens on this port."""
+    """Return this user's running server that listens on this port; None if there is no server."""
     ends = f":{port}"
     return next(
         (run for run in live_runs() if any(u.endswith(ends) for u in run.record.urls)), None
@@ -198,9 +198,9 @@ def server_on(port: int) -> LiveRun | None:
 
 
 def newest_run_of(name: str) -> Path | None:
-    """Return the folder of a model's newest run; None if there is none.
+    """Return the folder of a model's newest run; None without a run.
 
-    ``name`` is any name of the model that `serve` takes.
+    ``name`` is any name of the model that `serve` accepts.
     """
     known = _known_as(name)
     runs = (folder for folder, record in recorded_runs() if record.model.casefold() in known)
@@ -208,9 +208,9 @@ def newest_run_of(name: str) -> Path | None:
 
 
 def _known_as(name: str) -> set[str]:
-    """Return names that a run's model may have, for a name that a person typed.
+    """Return the names that a run's model may have if a person typed ``name``.
 
-    These are the typed name, also in lower case, and the model's name in its preset.
+    These names are the typed name, also in lower case, and the model's name in its preset.
     """
     from turbofit.model.presets import find_preset, load_preset
 
@@ -221,24 +221,24 @@ def _known_as(name: str) -> set[str]:
 
 
 def requests_at(url: str) -> int:
-    """Return how many requests the server at a URL runs at once; 0 if it is not this user's."""
+    """Return how many requests the server at a URL runs at once; 0 if the server is unknown."""
     here = url.rstrip("/").replace("//localhost", "//127.0.0.1")
     attempts = [run.record.attempts for run in live_runs() if here in run.record.urls]
     return attempts[0][-1].requests_at_once if len(attempts) == 1 and attempts[0] else 0
 
 
 def stop_server(server: LiveRun, seconds: float) -> None:
-    """End a server as Ctrl-C does, and wait until it has ended.
+    """End a server as Ctrl-C does, and wait for the end of its process.
 
     Raises:
-        LaunchError: it cannot be ended, or has not ended after ``seconds``.
+        LaunchError: the process cannot be ended, or has not ended after ``seconds``.
     """
     pid = server.record.pid
     try:
         watched = os.pidfd_open(pid)
         try:
             if start_time(pid) != server.record.pid_started:
-                return  # another process has its number by now
+                return  # the server has ended, and another process has its pid
             signal.pidfd_send_signal(watched, signal.SIGTERM)
             # A process's descriptor becomes readable when the process has ended.
             ended, _, _ = select.select([watched], [], [], seconds)
@@ -256,9 +256,9 @@ def stop_server(server: LiveRun, seconds: float) -> None:
 
 
 class DetachedServer(NamedTuple):
-    """A server that was started in the background.
+    """A server in the background.
 
-    If it ended before it opened, ``url`` is empty and ``exit_code`` is set.
+    If the server ended before it opened, ``url`` is empty and ``exit_code`` is set.
     """
 
     pid: int
@@ -280,11 +280,10 @@ def _say_until_open(stdout: IO[bytes], log: Path, say: Callable[[str], None]) ->
 
 
 def serve_detached(words: Sequence[str], say: Callable[[str], None]) -> DetachedServer:
-    """Start ``turbofit serve`` with these words in a session of its own; return once it is open.
+    """Start ``turbofit serve`` with these words in a session of its own, and wait until it opens.
 
-    The call also returns if the server ends before it opens. The server's output goes to a log in
-    the state folder, and meanwhile, line by line, to ``say``. Ctrl-C during the wait ends the
-    server, too.
+    The wait ends if the server ends. The server's output goes to a log in the state folder, and
+    during the wait each line also goes to ``say``. Ctrl-C during the wait ends the server.
 
     Raises:
         LaunchError: the state folder cannot be written.

@@ -1,4 +1,4 @@
-"""Serves a model at one address, and ends its engines while nobody uses it."""
+"""Serves a model at one address, and ends the engines while nobody uses the model."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from turbofit.core.process.signals import StopSignal
     from turbofit.serving.options import ServeConfig
 
-#: How many run folders are kept; each start makes one.
+#: How many run folders are kept; each start makes a folder.
 _KEPT_RUNS: Final = 50
-#: Seconds for which engines that failed to start are not started again.
+#: Seconds after a failed start until engines may be started again.
 _AGAIN: Final = 60.0
 _TICK: Final = 0.1
 
@@ -54,13 +54,13 @@ def serve_idle(
 ) -> Served:
     """Serve until a signal; engines end after ``idle`` seconds without a request.
 
-    The next request starts them again. ``on_open`` receives the address and the model's name once
-    the first start is ready. Call it in the main thread.
+    The next request starts the engines again. ``on_open`` receives the address and the model's name
+    when the first start is ready. Call this in the main thread.
 
     Raises:
         TurbofitError: the address cannot be bound, or the first start fails.
     """
-    keep_large_blocks()  # before the first thread, which would have a heap of its own
+    keep_large_blocks()  # before the first thread, since each thread has its own heap
     assert config.gateway is not None
     plan = preview(config)
     public = config.gateway.changed(
@@ -78,7 +78,7 @@ def serve_idle(
 
 
 class IdleServer:
-    """Keeps an address open, and behind it one run after another of the same model."""
+    """Keeps an address open, and serves one run after another of the same model there."""
 
     def __init__(
         self, run: Run, app: IdleGateway, address: GatewayThread[IdleGateway], idle: float
@@ -87,10 +87,10 @@ class IdleServer:
         self.folders: deque[Path] = deque()
 
     def serve(self, stop: StopSignal, on_open: Callable[[str], None]) -> signal.Signals:
-        """Serve until a signal, which is returned."""
+        """Serve until a signal; return the signal."""
         run, app, address = self._run, self._app, self._address
         address.start()
-        run.say(f"{address.url} is open: a request waits until its model is ready; it starts now")
+        run.say(f"{address.url} is open: requests wait until the model, which starts now, is ready")
 
         def opened(_: list[str]) -> None:
             run.on_open = lambda _: None
@@ -118,9 +118,9 @@ class IdleServer:
         return stop.signal
 
     def _start(self, stop: StopSignal) -> None:
-        """Plan with the free memory, launch the engines, and follow them until their end.
+        """Plan with the free memory, launch the engines, and watch the engines until their end.
 
-        Clients are told if a later start than the first fails.
+        If a later start fails, waiting clients get an error.
 
         Raises:
             TurbofitError: the first start failed.
@@ -145,7 +145,7 @@ class IdleServer:
             self._address.call(IdleGateway.sleep, BUSY_SECONDS)
 
     def _rest_idle(self, stop: StopSignal) -> None:
-        """End the engines once nobody has used them for the idle time."""
+        """End the engines when no request has come for the idle time."""
         app = self._app
         if stop.signal is not None:
             return
@@ -153,7 +153,7 @@ class IdleServer:
             unused = app.idle
             if self._address.call(lambda app: app.close_idle(self._idle), BUSY_SECONDS):
                 self._run.say(
-                    f"nobody asked for {format_duration(unused)}: the engines end and give their "
+                    f"no request for {format_duration(unused)}: the engines end and give their "
                     "memory back"
                 )
         if app.state == "ending" and not app.in_flight:

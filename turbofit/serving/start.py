@@ -1,6 +1,6 @@
 """Makes one start of a run: its engines, gateway and GPU watch.
 
-If memory runs out, the run goes on with a plan that needs less.
+If memory runs out, the run continues with a plan that needs less memory.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Start:
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
-        #: `run` sets these.
+        #: `run` sets the next four attributes.
         self._described: LaunchDescription
         self._supervisor: Supervisor
         self._proves = False
@@ -67,7 +67,7 @@ class Start:
         self._gpu_monitor: GpuMonitor | None = None
         self._began = time.monotonic()
         self._moments: list[RunMoment] = []
-        #: Bytes in use on each GPU without our engines.
+        #: Bytes in use on each GPU before our engines start.
         self._before: dict[int, int] = {}
         #: The engines as the gateway knows them, by index; empty until the gateway opens.
         self._routed: dict[int, RoutedEngine] = {}
@@ -78,8 +78,8 @@ class Start:
         ``holders`` gets the sockets that keep the engines' ports from other programs.
 
         Raises:
-            EndedError: an engine ended, and starting it again would not help.
-            TurbofitError: something else has failed.
+            EndedError: an engine ended, and another start of the engine would not help.
+            TurbofitError: the start failed for another reason.
         """
         from turbofit.machine.host import read_host
 
@@ -120,7 +120,7 @@ class Start:
             on_doubt=lambda index, at: self._have_gateway(lambda it: it.doubt(index, at)),
         )  # fmt: skip
         self._supervisor = Supervisor(self._plan, launches, run.folder, supervision)
-        stop.on_second(self._cut_off)  # before the engines end: their requests are told why
+        stop.on_second(self._cut_off)  # first of all, clients are told why their requests end
         try:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)
         finally:
@@ -131,7 +131,7 @@ class Start:
         run, check = self._run, self._run.config.check
         day = self._proof.day if check == "auto" else ""
         if day:
-            run.say(f"checked before, {day}: the worst cases of this plan were answered here")
+            run.say(f"checked on {day}: engines here have answered the worst cases of this plan")
         if day or check == "quick":
             self._start_progress.doing["check"] = "answering a small request"
             return ask_small
@@ -140,8 +140,8 @@ class Start:
         seconds = check_seconds(self._plan)
         self._start_progress.check_seconds = seconds
         if not run.config.pretend:
-            choice = "; --check quick asks one small request instead" if seconds > LONG else ""
-            run.say(f"the worst cases will take the cards about {seconds:.0f} s{choice}")
+            choice = "; --check quick sends one small request instead" if seconds > LONG else ""
+            run.say(f"the worst-case requests will take about {seconds:.0f} s{choice}")
         return ask_worst
 
     @cached_property
@@ -149,19 +149,19 @@ class Start:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
 
     def doubt(self, end: End) -> None:
-        """Forget the proof of a plan that ran out of memory: its earlier check no longer counts."""
+        """Forget the proof of a plan whose engine ran out of memory: it must be checked again."""
         if end.is_oom:
             self._proof.forget()
 
     def _open(self, urls: list[str]) -> None:
         """Say that all engines are ready, compare them with the plan, and open the gateway."""
         run, plan, supervisor = self._run, self._plan, self._supervisor
-        self._tell_progress()  # the start is over, before `on_open` tells what begins
+        self._tell_progress()  # the progress of the start ends before that of `on_open` begins
         used = self._used()
         engines = []
         for engine in supervisor.engines:
             rows = engine.tracker.figures
-            if self._proves or run.examiner is not None:  # else it has not been at its peak
+            if self._proves or run.examiner is not None:  # else the engine has not reached its peak
                 rows = beside(plan, engine, used)
             for row in rows:
                 if row.gpu is not None:
@@ -178,9 +178,9 @@ class Start:
             self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn)
             self._gpu_monitor.start()
         if self._proves:
-            # Torch grows until memory is refused: what it holds tells nothing.
-            told = not run.config.pretend and not plan.backend.on_torch
-            self._proof.keep(beyond_forecast(plan, self._pids()) if told else None)
+            # Torch keeps memory until an allocation fails, so its use shows no need.
+            measurable = not run.config.pretend and not plan.backend.on_torch
+            self._proof.keep(beyond_forecast(plan, self._pids()) if measurable else None)
         run.record.attempt(engines=tuple(engines))
         run.record.change(state="ready", urls=tuple(urls))
         run.on_open(urls)
@@ -192,7 +192,7 @@ class Start:
 
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
-        # The supervisor ends a hanging engine if it watches for signs of life.
+        # With `liveness`, the supervisor ends a hanging engine.
         own, described = serve_config.gateway, self._described
         slower = max(1.0, described.clock.factor)
         hung = math.inf if serve_config.timing.liveness else slower * own.hung_seconds
@@ -217,7 +217,7 @@ class Start:
             self._routed[index] = engine
             engine.start_seconds = started.start_seconds
             if serve_config.check != "none":
-                engine.succeeded()  # it has just answered: /health need not wait for a probe
+                engine.succeeded()  # the engine has just answered: /health needs no probe
         run.public = (run.publish or GatewayThread)(gateway)
         run.public.start()
         return run.public
@@ -239,9 +239,9 @@ class Start:
     def _tick(self) -> None:
         """Update the lease and the record."""
         run, engines = self._run, self._supervisor.engines
-        if not run.config.pretend:  # others need not know of pretend GPUs
+        if not run.config.pretend:  # pretend GPUs take no memory from other processes
             run.leases.note(
-                # Not ready if an engine restarts or rests: it will take its memory again.
+                # Not ready if an engine restarts or rests, since the engine will take memory again.
                 self._pids(), ready=self._supervisor.ready,
                 larger=any(engine.tracker.cache_is_larger for engine in engines),
             )  # fmt: skip
@@ -276,13 +276,14 @@ class Start:
             self._gpu_monitor.stop()
         if self._run.public is not None:
             if not urgent:
-                self._run.say("draining: what is under way may end")
+                self._run.say("draining: running requests may end")
             with under_way("draining"):
                 self._run.public.stop(drain=not urgent)
 
     def _gone(self) -> None:
         """Check that the memory of the ended engines is free again."""
-        before = {} if self._plan.shares_cards else self._before  # others come and go there
+        # On shared cards, engines of other servers come and go.
+        before = {} if self._plan.shares_cards else self._before
         late = memory_back(self._plan, before) if before else []
         for text in late:
             self._run.say(f"warning: {text}")
@@ -306,13 +307,13 @@ class Start:
             self._have_gateway(lambda it: it.engine_ended(engine.index, other_cause=other))
 
     def _have_gateway(self, act: Callable[[Gateway], None]) -> None:
-        """Call ``act`` in the gateway's event loop, if the gateway serves and is not too busy."""
+        """Call ``act`` in the gateway's event loop; skip the call if no gateway answers in time."""
         if self._run.public is not None:
             with suppress(LaunchError):
                 self._run.public.call(act)
 
     def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
-        """Return whether an engine ended for a reason that no request can have caused."""
+        """Return whether an engine ended for a reason that no request can cause."""
         monitor = self._gpu_monitor
         uuids = [gpu.uuid for gpu in engine.planned.ledgers]
         if end.kind == "out_of_memory" and monitor is not None and monitor.without_headroom(uuids):
@@ -320,7 +321,7 @@ class Start:
         return end.kind == "killed" or any_lost(uuids)
 
     def _rest(self, outage: Outage | None) -> None:
-        """Tell clients that no engine runs for a while, or that one is started again."""
+        """Tell clients that all engines rest, or that an engine is started again."""
         if outage is not None:
             self._run.record.event("resting", outage.message)
         self._have_gateway(lambda gateway: gateway.rest(outage))
@@ -334,17 +335,17 @@ def follow(run: Run, stop: StopSignal) -> signal.Signals:
     """Start a run's engines and serve until a signal; return the signal. Call `Run.begin` first.
 
     Raises:
-        TurbofitError: something other than a signal ended the run; the record says what.
+        TurbofitError: the run ended without a signal; the record contains the reason.
     """
     assert run.plan is not None
-    keep_large_blocks()  # before the first thread, which would have a heap of its own
+    keep_large_blocks()  # before the first thread, since each thread has its own heap
     try:
         ended = _follow(run, run.plan, stop)
     except StoppedError as exc:
         run.record.change(state="ended", ended=exc.signal.name)
         raise
     finally:
-        # A twin and an overlay can be made again; a timeline looks larger than it is on the disk.
+        # A twin and an overlay can be made again; a timeline is large.
         for name in ("model", "overlay-*", "pretend-*"):
             for folder in run.folder.glob(name):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -387,20 +388,20 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
         run.say(f"{place}: {why}")
         version, pretend = run.lmdeploy.version, run.config.pretend
         learned_file(plan, version, pretend=pretend).write(Learned(changes=run.changes))
-        with suppress(TurbofitError):  # on a full disk the file is missing
+        with suppress(TurbofitError):  # a full disk loses the file, not the server
             path = run.folder / f"plan-{failed}.json"
             write_atomic(path, plan.to_json(), mode=0o600)
 
 
 def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
-    """Return the next plan to start after running out of memory, and the rung that led to it.
+    """Return the next plan after a lack of memory, and the rung that led to this plan.
 
-    It is the first plan that fits and differs from the last. None if the plan was given, if the
-    engine did not run out of memory, or if no rung helps.
+    The first plan that fits and differs from the last plan is returned. None if the plan was given,
+    if the engine did not run out of memory, or if no rung helps.
     """
     if run.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
         return None
-    run.plan = None  # the plan before the change must not serve
+    run.plan = None  # the last plan must not serve again
     for rung in rungs(end, plan, run.fixed):
         try:
             planned = run.planner.make({**run.changes, **rung.changes})

@@ -26,12 +26,12 @@ _DOING: Final[dict[Stage, str]] = {
     "serving": "waiting for the first answer",
     "check": "answering worst-case requests",
 }
-#: Seconds between two looks at the GPUs.
+#: Seconds between two readings of the GPUs.
 _EVERY: Final = 1.0
 
 
 class StartProgress:
-    """Shows what the slowest engines of a plan do, until all are ready.
+    """Shows what the slowest engines of a plan do, until all engines are ready.
 
     ``before``: bytes in use on each GPU before the launch.
     """
@@ -41,29 +41,30 @@ class StartProgress:
     ) -> None:
         self._plan, self._before, self._clock = plan, before, clock
         self._looked, self._loaded = float("-inf"), 0
-        self._told = False
+        #: Whether the progress of the start is shown now.
+        self._shown = False
         #: The words for each phase.
         self.doing = dict(_DOING)
-        #: The forecast seconds of the check, and when it began; 0 if unknown.
+        #: The forecast seconds of the check, and the time of its beginning; 0 if unknown.
         self.check_seconds = self._check_began = 0.0
-        #: The progress that was shown when the engines were started.
+        #: The step that was shown before the engines started.
         self._around: Step | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
         """Show what the starting engines do now.
 
-        ``examined``: an examiner sends requests and shows them itself, so the check is not shown.
+        ``examined``: an examiner shows its own requests, so the check is not shown here.
         """
         if not listening():
             return
         starting = [engine for engine in engines if engine.state == "starting"]
         if not starting:
-            if self._told:
-                self._told = False
+            if self._shown:
+                self._shown = False
                 tell(self._around)
             return
-        if not self._told:
-            self._told, self._around = True, now()
+        if not self._shown:
+            self._shown, self._around = True, now()
         phases = list(self.doing)
         phase = min((engine.tracker.phase for engine in starting), key=phases.index)
         if examined and phase in ("serving", "check"):
@@ -77,7 +78,7 @@ class StartProgress:
         here: Sequence[SupervisedEngine],
         engines: Sequence[SupervisedEngine],
     ) -> Step:
-        """Return the progress of the engines ``here``, which are in this phase."""
+        """Return the progress of the engines ``here`` in this phase."""
         doing = self.doing[phase]
         detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
         if phase == "weights":
@@ -92,25 +93,24 @@ class StartProgress:
         return Step(doing, detail=detail)
 
     def _weights(self, engines: Sequence[SupervisedEngine]) -> tuple[int, int]:
-        """Return the bytes of weights that are on the GPUs now, and the bytes when all are loaded.
+        """Return the bytes of weights on the GPUs now, and the bytes of all weights.
 
-        The first number is derived from the memory in use. It is too large if another process
-        grows, or if the CUDA context is larger than planned; it is too small while weights are
-        still in host memory.
+        The first number is derived from the memory in use. A growing process or a CUDA context
+        above the forecast makes the number too large; weights in host memory make it too small.
         """
         moment = self._clock()
         if moment - self._looked >= _EVERY:
             self._looked, used = moment, self.used(engines)
             self._loaded = 0
             for card in self._plan.ledgers:
-                # The card's use with an engine that has loaded nothing yet.
+                # The bytes in use with an engine that has loaded no weights yet.
                 empty = self._before.get(card.index, card.used) + card.bytes_in("context")
                 loaded = max(used.get(card.index, 0) - empty, 0)
                 self._loaded += min(loaded, card.bytes_in("weights"))
         return self._loaded, sum(card.bytes_in("weights") for card in self._plan.ledgers)
 
     def used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
-        """Return bytes in use on each GPU, pretend ones too; empty if they cannot be read."""
+        """Return bytes in use on each GPU, real or pretend; empty if no GPU can be read."""
         readers = [engine.pretended for engine in engines if engine.pretended is not None]
         if not readers:
             return used_now(self._plan)
@@ -118,7 +118,7 @@ class StartProgress:
 
 
 def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> list[RunFigure]:
-    """Return an engine's figures beside the plan's, once the engine is ready.
+    """Return figures of a ready engine, each with the plan's forecast.
 
     ``in_use``: bytes in use on each real GPU, by index.
     """
@@ -131,17 +131,17 @@ def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> l
         return rows
     for ledger in engine.planned.ledgers:
         if (used := in_use.get(ledger.index)) is not None:
-            # The pool keeps its largest size, so the use after the check is the peak.
+            # The executor's pool never shrinks, so the use after the check is the peak.
             what, gpu = "in use after the check", ledger.index
             rows.append(RunFigure(what=what, forecast=ledger.peak, actual=used, gpu=gpu))
     return rows
 
 
 def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
-    """Return the plan with the KV tokens that its engines really have, if fewer than planned.
+    """Return the plan with the KV tokens of its engines' real caches, if these have fewer tokens.
 
-    The gateway then lets requests reserve only that many. An engine that restarts may have fewer
-    still. ``cached``: tokens by group, None if an engine does not tell.
+    The gateway lets requests reserve no more tokens. After a restart, an engine may have fewer
+    tokens again. ``cached``: tokens by group, None if an engine's log does not show the number.
     """
     engines = []
     for number, engine in enumerate(plan.engines):

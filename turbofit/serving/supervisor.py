@@ -20,7 +20,7 @@ from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import SupervisedEngine, Supervision
 
-#: Seconds beyond the drain until an engine that was told to end is killed.
+#: Seconds after the drain until an engine that still runs is killed.
 _LAST_SECONDS: Final = 10.0
 
 
@@ -52,15 +52,15 @@ class Supervisor:
         on_tick: Callable[[], None] = lambda: None,
         on_drain: Callable[[bool], None] = lambda _urgent: None,
     ) -> signal.Signals:
-        """Launch, wait until ready, serve until a signal. Call it in the main thread.
+        """Launch the engines, and serve until a signal. Call this in the main thread.
 
-        ``on_ready`` is called once with the engines' addresses, when all are ready; ``on_tick`` at
-        each look; ``on_drain`` before the engines are stopped, with True if there is no time to
-        drain.
+        ``on_ready`` is called once with the engines' addresses, when all engines are ready.
+        ``on_tick`` is called at each look at the engines. ``on_drain`` is called before the engines
+        are stopped, with True if there is no time to drain.
 
         Raises:
             LaunchError: an engine could not be started.
-            EndedError: an engine ended, and a restart would not help, or did not.
+            EndedError: an engine ended, and restarts do not help.
         """
         self._began = self._clock()
         stop.on_second(self._kill_groups)
@@ -110,14 +110,14 @@ class Supervisor:
         return stop.signal
 
     def _start(self, engine: SupervisedEngine) -> None:
-        """Start an engine; if that fails and it has served, it waits like an engine that ended.
+        """Start an engine; if the start of an engine that had served fails, schedule another.
 
         Raises:
-            OSError, TurbofitError: an engine that has not served yet cannot be started.
+            OSError, TurbofitError: an engine that had never served cannot be started.
         """
         try:
             engine.start()
-        except (OSError, TurbofitError) as exc:  # its checkpoint is away for a while, for example
+        except (OSError, TurbofitError) as exc:  # for example, a checkpoint's mount is away
             if not engine.was_ready:
                 raise
             message = getattr(exc, "message", str(exc))
@@ -128,10 +128,11 @@ class Supervisor:
         self._end(engine)
         again = ended.retryable and (engine.was_ready or ended.kind in ("killed", "raced"))
         if again or engine.was_ready:
-            self._supervision.on_end(engine, ended)  # before the pause
+            self._supervision.on_end(engine, ended)  # before the pause of the restart
         ended = replace(ended, group=engine.group)
         if not again:
-            for other in self.engines:  # those that have ended meanwhile: there is no later look
+            # Other engines may have ended meanwhile, and this is the last look at them.
+            for other in self.engines:
                 end = other.look(now, last=True) if other.process is not None else None
                 if end is not None and other.was_ready:
                     self._supervision.on_end(other, end)
@@ -144,11 +145,11 @@ class Supervisor:
         serves = any(other.state == "ready" for other in self.engines)
         if not serves and not self._opened:
             raise EndedError(ended)
-        meanwhile = "while the others serve" if serves else "no engine serves until another starts"
+        meanwhile = "the other engines serve" if serves else "no engine serves until then"
         self._tell(
             engine.name,
-            f"ended {self._timing.restarts + 1} times: left alone for {self._minutes} minutes, "
-            f"{meanwhile}",
+            f"ended {self._timing.restarts + 1} times: the next start is in {self._minutes} "
+            f"minutes; {meanwhile}",
             warning=True,
         )
 
@@ -169,7 +170,7 @@ class Supervisor:
     def _stop(self, stop: StopSignal) -> None:
         """Pass the signal, if any, to all engines, wait, and kill the engines that still run.
 
-        An engine that does not serve yet is in C++, where SIGINT has no effect: SIGTERM ends it.
+        An engine that does not serve yet runs C++ code, which ignores SIGINT, so it gets SIGTERM.
         """
         running = [(engine, engine.process) for engine in self.engines if engine.process]
         for engine, _ in running:
@@ -191,8 +192,8 @@ class Supervisor:
         if not engine.end(seconds) and engine.process is not None:
             self._tell(
                 engine.name,
-                f"process {engine.process.pid} was killed and has not ended: the driver or a "
-                "debugger holds it, and it may still have its GPU memory",
+                f"process {engine.process.pid} has not ended after SIGKILL: the driver or a "
+                "debugger holds the process, which may still have GPU memory",
                 warning=True,
             )
 
@@ -202,6 +203,6 @@ class Supervisor:
                 engine.process.kill_group()
 
     def _tell(self, name: str, text: str, *, warning: bool = False) -> None:
-        """Print a line with its time; with --quiet only warnings are shown."""
+        """Print a line with the time since the start; ``--quiet`` shows warnings alone."""
         sign = "warning: " if warning else ""
         self._supervision.say(f"{sign}[{self._clock() - self._began:7.1f} s] {name}: {text}")

@@ -1,7 +1,7 @@
 """Downloads weights that are not on disk, before the engines start.
 
-LMDeploy would download them once for each replica, and show no progress. The overlay, a folder that
-stands for the model's, also needs them on disk.
+LMDeploy itself downloads weights once for each replica, without progress. The overlay, a folder of
+links to a model's files, also needs the weights on disk.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _SAY_SECONDS: Final = 10.0
 _LAST_SECONDS: Final = 10.0
 _SPARE: Final = GIB
 
-#: A program that downloads a model and prints its folder. It skips weights in other formats, and
-#: torch's own if there are safetensors. Both packages take these arguments.
+#: A program that downloads a model and prints the model's folder. Weights in other formats are
+#: skipped, and so are torch's files if there are safetensors. Both packages take these arguments.
 _CODE: Final = """
 import glob, sys
 from {package} import snapshot_download
@@ -45,11 +45,11 @@ if not glob.glob(glob.escape(folder) + "/*.safetensors"):
 print(folder)
 """
 
-#: Hints for a model that a hub does not give.
+#: Hints for a model that cannot be downloaded, by the hub's package.
 HINTS: Final = {
-    "huggingface_hub": "see HF_ENDPOINT, HF_TOKEN and the network, or give a folder",
-    "modelscope": "LMDEPLOY_USE_MODELSCOPE is set: install modelscope, and see the id's owner there"
-    " and MODELSCOPE_API_TOKEN; or unset it, or give a folder",
+    "huggingface_hub": "check HF_ENDPOINT, HF_TOKEN and the network, or give a folder",
+    "modelscope": "LMDEPLOY_USE_MODELSCOPE is set: install modelscope, and check the model's id"
+    " there and MODELSCOPE_API_TOKEN; or unset LMDEPLOY_USE_MODELSCOPE, or give a folder",
 }
 
 #: The folder of each checkpoint that this process has fetched, by id and revision.
@@ -57,13 +57,13 @@ _FOLDERS: Final[dict[tuple[str, str], str]] = {}
 
 
 def fetched(model: Model, say: Callable[[str], None]) -> Model:
-    """Return the model with its checkpoint on disk; download it if only the hub has it.
+    """Return the model with its checkpoint on disk; download a missing checkpoint.
 
-    The hub is the one that LMDeploy would use: ModelScope if LMDEPLOY_USE_MODELSCOPE is set. A
-    signal ends the download; the hub's cache keeps what has arrived.
+    The hub is Hugging Face's, or ModelScope if LMDEPLOY_USE_MODELSCOPE is set, as in LMDeploy. A
+    signal ends the download; the hub's cache keeps the downloaded bytes.
 
     Raises:
-        LaunchError: no disk space, no package for the hub, or the hub refuses.
+        LaunchError: the disk is too small, the hub's package is missing, or the hub refuses.
     """
     where = model.source.checkpoint
     if (where is not None and os.path.isdir(where)) or model.hub_id is None:
@@ -79,9 +79,9 @@ def _cache() -> Path:
 
 
 def _here(name: str) -> int:
-    """Return the bytes of a model in its hub's cache, with other revisions and formats.
+    """Return the bytes of a model in its hub's cache, including other revisions and formats.
 
-    Files that the hub stores elsewhere until they are complete do not count.
+    Incomplete files that the hub stores in other folders are not included.
     """
     folder, hub = _cache(), f"models--{name.replace('/', '--')}"
     within = folder / "models" / name if uses_modelscope() else folder / hub / "blobs"
@@ -96,9 +96,9 @@ def _here(name: str) -> int:
 def _communicated(
     process: subprocess.Popen[bytes], name: str, size: int, say: Callable[[str], None]
 ) -> tuple[bytes, bytes]:
-    """Wait for a download's process to end, and return its output.
+    """Wait for the end of a download's process, and return the process's output.
 
-    Until then its progress is shown; if nothing displays progress, it is printed from time to time.
+    Meanwhile the progress is shown, or printed every ten seconds if nothing displays progress.
     """
     said_at = time.monotonic()
     while True:
@@ -113,9 +113,9 @@ def _communicated(
 
 def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -> str:
     disk, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
-    if disk is not None and disk[0] < need + _SPARE:  # other revisions there count as downloaded
+    if disk is not None and disk[0] < need + _SPARE:
         raise LaunchError(
-            f"{_cache()} has {format_bytes(disk[0])} free, what is left of the weights takes "
+            f"{_cache()} has {format_bytes(disk[0])} free, and the missing weights take "
             f"{format_bytes(need)}",
             hint="free disk space, or set "
             f"{'MODELSCOPE_CACHE' if uses_modelscope() else 'HF_HOME'} to a folder on another disk",
@@ -129,7 +129,7 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
             out, errors = _communicated(process, name, size, say)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # a file system that does not answer may hold it
+        with suppress(subprocess.TimeoutExpired):  # a hanging file system may hold the process
             process.wait(_LAST_SECONDS)
         raise
     folder = out.decode().strip().rpartition("\n")[2]

@@ -394,7 +394,7 @@ def test_it_opens_once_a_node_serves_and_leaves_nothing(world: World, serve: Any
         "front", "measure host-1", "start host-1 1", "front drains", "end host-1", "kill host-1",
     ]  # fmt: skip
     assert world.named == {}
-    assert "draining: what is under way may end" in world.said
+    assert "draining: running requests may end" in world.said
 
 
 def test_it_takes_over_at_its_start_and_leaves_nothing(world: World, serve: Any) -> None:

@@ -1,4 +1,4 @@
-"""Measures the nodes of a cluster, and finds, asks and ends the actors on them."""
+"""Measures the nodes of a cluster; finds, asks and ends the actors on the nodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.versions import release
 from turbofit.serving.cluster import ray_adapter
 
-#: The largest number of simulated nodes; a larger one is taken for a typing error.
+#: The largest number of simulated nodes; a larger number is a typing error.
 _MOST_NODES: Final = 10_000
 #: Seconds in which actors answer.
 _ANSWER_SECONDS: Final = 3.0
@@ -38,17 +38,17 @@ def measured(nodes: Iterable[Node], seconds: float = 120.0) -> tuple[Node, ...]:
 def measure_here(version: str) -> Node:
     """Return the node on which this process runs, without its id, name and address.
 
-    If ``TURBOFIT_NODE_SPEC`` names a machine, the node is that machine. ``version`` is the version
-    of the turbofit that plans; a node with another version can serve nothing.
+    ``TURBOFIT_NODE_SPEC`` may name another machine in place of this machine. ``version`` is the
+    planner's version of turbofit; a node with another version can serve nothing.
     """
     from turbofit.planning.calibrations import pretends, with_calibrations
     from turbofit.serving.engine.lmdeploy import find_lmdeploy
 
     node = Node(id="", name="", address="")
     if version != __version__:
-        why = "its memory would be measured and its engines be started by other rules"
+        why = "another version measures memory and starts engines by other rules"
         return replace(node, why_not=f"it has turbofit {__version__}, not {version}: {why}")
-    with suppress(TurbofitError):  # the engine may be another one; planning says so
+    with suppress(TurbofitError):  # Transformers needs no LMDeploy; the plan says what is missing
         lmdeploy = find_lmdeploy().version
         if release(lmdeploy) != release(REFERENCE):
             return replace(node, why_not=f"it has LMDeploy {lmdeploy}, plans are for {REFERENCE}")
@@ -58,16 +58,15 @@ def measure_here(version: str) -> Node:
         machine = machine_from(spec, environ=raylet_environment())
     except TurbofitError as exc:
         return replace(node, why_not=exc.message)
-    # The calibrations of this node: the planner runs on another one.
+    # The calibrations of this node are here; the planner runs on another node.
     pretend = machine.source != "nvml" or pretends()
     return replace(node, machine=with_calibrations(machine, pretend=pretend))
 
 
 def node_of(node: Node, answer: Node | Exception) -> Node:
-    """Return the node with the machine from ``answer``, or with the reason why it was not measured.
+    """Return the node with the machine in ``answer``, or with the reason of a failed measurement.
 
-    Only the first ``node.gpus`` visible GPUs of the machine count, since Ray gives a job no other
-    GPUs.
+    Only the first ``node.gpus`` visible GPUs of the machine count: Ray gives a job no other GPUs.
     """
     if not isinstance(answer, Node):
         text = " ".join(str(answer).split())[-200:]
@@ -79,9 +78,9 @@ def node_of(node: Node, answer: Node | Exception) -> Node:
 
 
 def raylet_environment() -> Mapping[str, str]:
-    """Return the environment of Ray's process on this node, which shows all GPUs.
+    """Return the environment of Ray's own process on this node.
 
-    The environment of a task may hide GPUs from the task.
+    Ray may hide GPUs in the environment of a task.
     """
     try:
         with open(f"/proc/{os.getppid()}/environ", encoding="utf-8", errors="replace") as file:
@@ -92,7 +91,7 @@ def raylet_environment() -> Mapping[str, str]:
 
 
 def cluster_from(text: str) -> Cluster:
-    """Return the cluster that a value of ``--cluster`` names; measure it if it is a Ray cluster.
+    """Return the cluster of a value of ``--cluster``; the nodes of a Ray cluster are measured.
 
     Raises:
         UsageError: the text names no cluster, or its file cannot be read.
@@ -110,14 +109,14 @@ def cluster_from(text: str) -> Cluster:
         )
     nodes: list[Node] = []
     counts = []
-    for part in rest.split("/"):  # each SPEC is read once
+    for part in rest.split("/"):
         spec, _, number = part.rpartition("@") if "@" in part else (part, "", "1")
         count = int(number) if number.isdecimal() else 0
         if not 1 <= count <= _MOST_NODES - len(nodes) or not spec.strip("./~ "):
             raise UsageError(
-                f"--cluster: {part[:60]!r} is not SPEC@COUNT, or more nodes than are simulated",
-                hint=f"write it like sim:4xrtx3090@100/node.json@2, {_MOST_NODES:,} nodes at most,"
-                " snapshots of this folder by their name alone",
+                f"--cluster: {part[:60]!r} is not SPEC@COUNT, or has too many nodes",
+                hint="an example is sim:4xrtx3090@100/node.json@2, with a snapshot in this folder; "
+                f"{_MOST_NODES:,} nodes are the most",
             )
         machine = machine_from(spec)
         names = [f"sim-{len(nodes) + place}" for place in range(1, count + 1)]
@@ -143,7 +142,7 @@ def statuses(run: str | None) -> list[NodeStatus]:
     """Return the status of each node of a run; of all runs if ``run`` is None.
 
     Raises:
-        UsageError: no node answers, of this run or of any run.
+        UsageError: no node of the run answers, or no node at all.
     """
     found = [status for status in told(ray_adapter.actors()) if run in (None, status.serves)]
     if not found:
@@ -153,17 +152,17 @@ def statuses(run: str | None) -> list[NodeStatus]:
 
 
 def drain(run: str | None, name: str) -> NodeStatus:
-    """End the server of the node with this name, address or beginning of an id; return its status.
+    """End the server of a node, and return the node's status; ``name`` may begin an id.
 
     Raises:
-        UsageError: no node is called so, or several are.
+        UsageError: ``name`` is no node's name, address or id, or that of several nodes.
     """
     nodes = statuses(run)
     found = [it for it in nodes if name in (it.name, it.address, it.id[: len(name)])]
     if len(found) != 1:
         raise UsageError(
-            f"{len(found) or 'no'} nodes are {name!r}",
-            hint="turbofit cluster status shows names and ids; --name: what it serves",
+            f"{len(found) or 'no'} nodes have the name, address or id {name!r}",
+            hint="turbofit cluster status shows names and ids; --name chooses a run",
         )
     node = found[0]
     node_actors(node.serves)[node.id].end.remote()

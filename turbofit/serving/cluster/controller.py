@@ -1,10 +1,10 @@
-"""The controller of `turbofit serve --cluster ray`: it plans all nodes and keeps an actor on each.
+"""The controller of `turbofit serve --cluster ray` plans all nodes and keeps an actor on each node.
 
 A task measures each node. All nodes' plans promise clients the same image limit and context. A
-node's actor runs a `turbofit serve` with the node's plan, or says why the node serves nothing; the
-front, which lives in the controller's process, asks the actors for addresses. An ordered end ends
-the actors and their servers. If the controller is killed, they serve on for ten minutes, and a
-controller that starts meanwhile takes over those that serve what it would start.
+node's actor runs a `turbofit serve` with the node's plan, or says why the node serves nothing. The
+front runs in the controller's process and asks the actors for addresses. A normal end ends the
+actors and their servers. If the controller is killed, the servers continue for ten minutes. A new
+controller of the same request then takes the actors over.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 _TICK: Final = 0.5
 #: Seconds in which nodes are measured.
 _MEASURE_SECONDS: Final = 45.0
-#: Seconds until an unfit node joins again; the memory of a killed server is free by then.
+#: Seconds until an unfit node joins again, in which the memory of a killed server becomes free.
 _PAUSE: Final = 15.0
-#: Seconds after the drain in which servers must end.
+#: Seconds that servers have to end after the drain.
 _LAST_SECONDS: Final = 20.0
 #: Seconds until the actors of an earlier controller count as silent.
 _TAKE_SECONDS: Final = 20.0
-#: States of a node that serves nothing, and will serve nothing until it gets another plan.
+#: States of a node that serves nothing until the node gets another plan.
 _EMPTY: Final = {"drained", "unfit"}
 
 
@@ -55,8 +55,8 @@ class NodeState:
     """A node of the cluster, as the controller last saw it.
 
     ``ray`` is Ray's own description. ``status`` is the answer of the node's actor, None if the
-    actor is silent. ``planned`` is the plan with which the actor was started. ``again`` is the
-    earliest time (monotonic, in seconds) at which the node may get a new plan.
+    actor does not answer. ``planned`` is the plan of the actor. ``again`` is the earliest time
+    (monotonic, in seconds) at which the node may get a new plan.
     """
 
     ray: Node
@@ -75,8 +75,8 @@ class NodeState:
 class Controller:
     """Measures, plans and watches all nodes of a run.
 
-    ``plan`` is the first plan, whose image limit and context are promised to clients; None before
-    it is made.
+    ``plan`` is the first plan, None before this plan is made. Clients are promised its image limit
+    and context.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class Controller:
     def take_over(self) -> None:
         """Take over the actors that an earlier controller left, with their promise.
 
-        Actors are ended that serve another request, by other options or another turbofit, or that
-        do not answer.
+        Actors with another request, other options or another version of turbofit are ended, and so
+        are actors that do not answer.
         """
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
         calls = {node: actor.taken_over.remote(self._claim) for node, actor in actors.items()}
@@ -113,7 +113,7 @@ class Controller:
             )  # fmt: skip
             self._say(self.plan.verdict)
         if actors:
-            self._say("ending what else an earlier controller left, which is not to serve on")
+            self._say("ending the other actors that an earlier controller left")
             self._end(actors)
             end = time.monotonic() + _PAUSE
             while self._hold_gpus(actors) and time.monotonic() < end:
@@ -157,7 +157,7 @@ class Controller:
             known = [node.status for node in self.nodes.values()]
             if not opened and all(it is not None and it.state in _EMPTY for it in known):
                 raise LaunchError(
-                    "no node serves", hint="see above why each does not, and its folder's serve.log"
+                    "no node serves", hint="each node's reason is above, and in its serve.log"
                 )
             if not opened and front.call(lambda app: app.fleet.open):
                 opened = True
@@ -171,7 +171,7 @@ class Controller:
         self._end({node.ray.id: node.actor for node in nodes if node.actor is not None})
 
     def _end(self, actors: Mapping[str, Any]) -> None:
-        # Even an urgent end waits until the actors know; otherwise their servers would continue.
+        # Even an urgent end tells the actors first; otherwise their servers would continue.
         ray_adapter.outcomes([actor.end.remote() for actor in actors.values()], 10.0)
         end = time.monotonic() + self._config.timing.drain + _LAST_SECONDS
         while not self._stop.urgent and time.monotonic() < end:
@@ -182,14 +182,14 @@ class Controller:
             ray_adapter.kill_actor(actor)
 
     def _hold_gpus(self, nodes: Container[str]) -> bool:
-        """Return whether Ray counts GPUs of one of these nodes as held, by actors or other jobs."""
+        """Return whether Ray counts GPUs of these nodes as held, by actors or other jobs."""
         return any(
             node.gpus and node.why_not and node.id in nodes
             for node in ray_adapter.nodes(self._address).values()
         )
 
     def _look(self) -> None:
-        """Update all nodes, and say which have left the cluster or changed their state."""
+        """Update all nodes; print which nodes have left the cluster or changed their state."""
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
         statuses = {status.id: status for status in told(actors, "keep")}
         for identity in self.nodes.keys() - alive.keys():
@@ -206,16 +206,16 @@ class Controller:
                 self._say(f"node {ray.name}: {status.state} {status.url or status.why_not}")
             if ray.leaving:
                 node.actor.end.remote()
-            if status.at_once:  # its own actor holds its GPUs
+            if status.at_once:  # the GPUs are held by the node's own actor
                 node.ray = replace(ray, why_not="")
-            if status.state == "drained" and status.at_once:  # and gives them back
+            if status.state == "drained" and status.at_once:  # a new actor gives the GPUs back
                 left = NodePlan(node=identity, name=ray.name, address=ray.address, why_not=DRAINED)
                 self._keep(node, left)
             elif status.state != "unfit":
                 node.again = time.monotonic() + _PAUSE
 
     def _keep(self, node: NodeState, planned: NodePlan) -> None:
-        """Give a node a new actor, which serves this plan or says why the node serves nothing."""
+        """Give a node a new actor that serves a plan, or says why the node serves nothing."""
         run, before = self._config.name, node.planned
         node.planned, node.again = planned, time.monotonic() + _PAUSE
         if node.actor is not None:
@@ -226,7 +226,7 @@ class Controller:
         node.actor = ray_adapter.start_actor(
             NodeActor, run, planned, self._config.node_words, token_hex(32), self._claim,
             node=node.ray.id, gpus=gpus,
-            name=f"{run}/{node.ray.id}/{time.time():.3f}",  # the newest is the last one by name
+            name=f"{run}/{node.ray.id}/{time.time():.3f}",  # the newest actor has the last name
         )  # fmt: skip
 
 
@@ -240,10 +240,10 @@ def serve_cluster(
     """Serve a model on a Ray cluster until a signal; return the signal. Call it in the main thread.
 
     Raises:
-        LaunchError: a run of this name is served on the cluster, or no node can serve.
+        LaunchError: the cluster has a run of this name already, or no node can serve.
     """
     with ray_adapter.connected(config.address) as address:
-        stop.rearm()  # Ray takes SIGTERM
+        stop.rearm()  # Ray sets its own handler of SIGTERM
         controller = Controller(address, config, stop, say)
         public = config.gateway.changed(drain_seconds=config.timing.drain, pretend=config.pretend)
         folder = needed_state_dir(f"clusters/{config.name}")
@@ -252,7 +252,7 @@ def serve_cluster(
         if held is None:
             raise LaunchError(
                 f"{config.name} is served on this cluster already",
-                hint="turbofit cluster status shows it; --name gives this one another name",
+                hint="turbofit cluster status shows that run; --name gives this run another name",
             )
         front = GatewayThread(Front(address_source(config.name), public, log))
         stop.abrupt = False
@@ -262,8 +262,8 @@ def serve_cluster(
         finally:
             stop.on_second(front.cut_off)
             if front.alive and not stop.urgent:
-                say("draining: what is under way may end")
+                say("draining: running requests may end")
             front.stop(drain=not stop.urgent)
-            with suppress(Exception):  # Ray may be gone: then nodes end by themselves
+            with suppress(Exception):  # without Ray, nodes end by themselves
                 controller.end()
             stop.abrupt = stop.signal is None

@@ -1,7 +1,7 @@
-"""The Ray actor of a node: it runs a `turbofit serve` there, or says why the node serves nothing.
+"""The Ray actor of a node runs a `turbofit serve` there, or says why the node serves nothing.
 
-The server and its engines end with the actor. The actor outlives its controller for ten minutes,
-in which another controller may take it over; then it ends itself.
+The server and its engines end with the actor. Without its controller, the actor lives for ten
+minutes, in which another controller may take the actor over. Then the actor ends itself.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from turbofit.serving.cluster import ray_adapter
 
 #: Why a drained node gets no plan.
 DRAINED: Final = "it is drained until it leaves the cluster"
-#: Seconds without a word of a controller after which an actor ends itself; how often it looks; and
-#: after which its status says so. A controller that measures and plans is silent for a minute.
+#: Seconds without a call of a controller after which an actor ends itself, seconds between two
+#: looks, and seconds after which the status says so. A controller may plan for a minute.
 _ALONE: Final = 600.0
 _LOOK: Final = 5.0
 _SILENT: Final = 90.0
@@ -36,7 +36,7 @@ class NodeActor:
     """A Ray actor that runs the server of one node, or says why the node serves nothing.
 
     ``run`` is the run's name, ``words`` are further options of `turbofit serve`, and ``key`` is the
-    API key that fronts send to the server. ``claim`` identifies what the controller serves: a
+    API key that fronts send to the server. ``claim`` identifies the controller's request: a
     controller with another claim does not take the actor over. Create the actor in the main thread:
     the kernel kills the server when the creating thread ends.
     """
@@ -56,7 +56,7 @@ class NodeActor:
             cards=cards, why_not=planned.why_not,
             state="drained" if planned.why_not == DRAINED else "unfit", folder=str(self._folder),
         )  # fmt: skip
-        #: Whether the server was told to end.
+        #: Whether this actor has ordered the end of the server.
         self._over = False
         self._server: subprocess.Popen[bytes] | None = None
         if plan is not None:
@@ -66,7 +66,7 @@ class NodeActor:
         threading.Thread(target=self._watch, name="controller", daemon=True).start()
 
     def address(self) -> NodeAddress:
-        """Return where fronts reach the node; it has no URL while its server is not open."""
+        """Return the node's address for fronts; the URL is empty while the server is not open."""
         return NodeAddress(name=self._status.name, url=self._status.url, key=self._key)
 
     def tell(self) -> NodeStatus:
@@ -76,14 +76,14 @@ class NodeActor:
         return replace(self._status, said=said)
 
     def keep(self) -> NodeStatus:
-        """Return the status to a controller, with which the actor lives on."""
+        """Return the status to a controller; each call keeps the actor alive for ten minutes."""
         self._asked_at = time.monotonic()
         return self.tell()
 
     def taken_over(self, claim: str) -> NodePlan | None:
-        """Return what the node serves to a new controller; None if it is not what that would serve.
+        """Return the node's plan to a new controller; None if the controller's request is another.
 
-        A node that is drained by request stays so.
+        A drained node stays drained.
         """
         same = claim == self._claim and self._status.state != "unfit"
         return self._planned if same else None
@@ -108,10 +108,10 @@ class NodeActor:
             sys.executable, "-m", "turbofit", "serve", "--plan", f"{folder}/plan.json",
             "--host", self._status.address, "--front-key-file", f"{folder}/key", *words,
         ]  # fmt: skip
-        # An engine that finds Ray's variables, or a cluster on this host, would join that cluster
-        # and wait there for GPUs: LMDeploy's PyTorch engine must start a Ray of its own instead.
+        # With Ray's variables, LMDeploy's PyTorch engine would join this cluster and wait for GPUs.
+        # RAY_ADDRESS=local makes the engine start a Ray cluster of its own.
         environ = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
-        if plan.machine.source != "nvml":  # another node of this host may pretend to have the cards
+        if plan.machine.source != "nvml":  # another pretend node may run on this host
             environ["TURBOFIT_LEASES"] = f"{folder}/cards/leases"
         with self._log.open("wb") as log:
             return child(argv, environ | {"RAY_ADDRESS": "local"}, stderr=log, cwd=folder)
@@ -135,10 +135,10 @@ class NodeActor:
             self._change(state="unfit", url="", why_not=why)
 
     def _watch(self) -> None:
-        """Wait until no controller has asked for ten minutes, then end the server and the actor."""
+        """Wait for ten minutes without a controller's call, then end the server and the actor."""
         while time.monotonic() - self._asked_at < _ALONE:
             time.sleep(_LOOK)
-        self._change(state="unfit", url="", why_not="it has no controller any more")
+        self._change(state="unfit", url="", why_not="its controller has ended")
         if self._server is not None:
             self._server.terminate()
             self._server.wait()

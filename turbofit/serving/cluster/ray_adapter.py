@@ -1,6 +1,6 @@
 """All calls of Ray, by its public interface: the connection, nodes, tasks and actors.
 
-No other module imports Ray (`tests/test_house.py`), and this one only inside its functions. Other
+No other module imports Ray (`tests/test_house.py`); this module imports Ray inside functions. Other
 modules hold Ray's handles: ``handle.method.remote(...)`` calls an actor, and `outcomes` waits
 for results.
 """
@@ -20,11 +20,11 @@ from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.process.interpreter import kept_stdout
 
-#: Ray's namespaces, in which names of actors are unique: of nodes' actors, and of held names.
+#: Ray's namespaces for the actors of nodes and for held names; a name is unique in its namespace.
 _NAMESPACE: Final = "turbofit"
 _HELD: Final = "turbofit-held"
-#: How often a name that is held is tried again, and the seconds before each time. Ray needs a
-#: moment to notice that the name's holder was killed.
+#: How often a held name is tried, and the seconds between two tries. Ray notices a killed holder
+#: late.
 _TRIES: Final = 20
 _PAUSE: Final = 0.5
 
@@ -33,17 +33,17 @@ _PAUSE: Final = 0.5
 def connected(address: str | None) -> Iterator[str]:
     """Connect to a Ray cluster and yield its address; this process's tasks end with the connection.
 
-    If ``address`` is None, it is ``RAY_ADDRESS``, or the cluster of this host. During the
-    connection, prints to stdout go to stderr: stdout is for the command's answer, and Ray would
-    print there that a node has died, whatever ``log_to_driver`` says.
+    ``address`` None means ``RAY_ADDRESS``, or the cluster of this host. During the connection,
+    prints to stdout go to stderr: Ray prints the death of a node to stdout, whatever
+    ``log_to_driver`` is, and stdout is for the command's answer.
 
     Raises:
         PackageError: Ray is not installed.
         MachineError: no cluster answers at the address.
-        UsageError: the address is one of Ray Client.
+        UsageError: the address is an address of Ray Client.
     """
-    # Ray reads these when it is imported. `ray start` asks for a token if there is one, a client
-    # sends it only if it is configured to. A cluster without tokens ignores it.
+    # Ray reads these variables at its import. A client sends its token only in this mode; a cluster
+    # without a token ignores the client's token.
     token = Path.home() / ".ray" / "auth_token"
     if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} or token.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -58,8 +58,8 @@ def connected(address: str | None) -> Iterator[str]:
     where = address or os.environ.get("RAY_ADDRESS") or "auto"
     if where.startswith("ray://"):
         raise UsageError(
-            "Ray Client does not do: what serves must be on a node of the cluster",
-            hint="run turbofit on a node, with --cluster ray",
+            "Ray Client is not supported",
+            hint="run turbofit on a node of the cluster, with --cluster ray",
         )
     with kept_stdout():
         try:
@@ -72,9 +72,8 @@ def connected(address: str | None) -> Iterator[str]:
             at = f" at {where}" if where != "auto" else " here"
             raise MachineError(
                 f"no Ray cluster answers{at}: {_one_line(exc)}",
-                hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that "
-                "asks for a token wants its ~/.ray/auth_token here (RAY_AUTH_TOKEN_PATH: another "
-                "file)",
+                hint="start a cluster with ray start --head, or write --cluster ray:HOST:6379; "
+                "copy a cluster's token to ~/.ray/auth_token here (RAY_AUTH_TOKEN_PATH: a file)",
             ) from None
         try:
             yield str(ray.get_runtime_context().gcs_address)
@@ -83,9 +82,9 @@ def connected(address: str | None) -> Iterator[str]:
 
 
 def nodes(address: str) -> dict[str, Node]:
-    """Return the living nodes by id; if a node can serve nothing, its ``why_not`` says why.
+    """Return the living nodes by id; ``why_not`` of a node says why the node can serve nothing.
 
-    If this version of Ray does not tell which GPUs jobs hold, all GPUs count as free.
+    If this version of Ray does not show which GPUs jobs hold, all GPUs count as free.
 
     Raises:
         MachineError: the head does not answer, after half a minute.
@@ -135,7 +134,7 @@ def run_on(node: str, function: Callable[..., Any], *args: Any) -> Any:
 def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
     """Start an actor on a node and return its handle.
 
-    Ray restarts the actor if it dies. The actor outlives this process: end it by `kill_actor`.
+    Ray restarts an actor that dies. The actor outlives this process; `kill_actor` ends an actor.
     """
     import ray
 
@@ -144,11 +143,11 @@ def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
 
 
 class _Holder:
-    """An actor that does nothing: its name is held while it lives."""
+    """An actor that only holds its name while the actor lives."""
 
 
 def held_name(name: str) -> Any:
-    """Hold a name in the cluster; return a handle, or None if another process holds the name.
+    """Hold a name in the cluster; return the holder's handle, None if another process has the name.
 
     The name is held until this process ends or drops the handle.
     """
@@ -173,7 +172,7 @@ def _on(node: str) -> Any:
 
 
 def kill_actor(actor: Any = None) -> None:
-    """End an actor for good; None is the actor in whose process this is called."""
+    """End an actor, and have Ray not restart it; None means the actor of this process."""
     import ray
 
     ray.kill(actor or ray.get_runtime_context().current_actor, no_restart=True)
@@ -185,13 +184,13 @@ def actors() -> dict[str, Any]:
 
     found = {}
     for name in ray.util.list_named_actors():
-        with suppress(ValueError):  # it has just ended
+        with suppress(ValueError):  # this actor has just ended
             found[name] = ray.get_actor(name)
     return found
 
 
 def outcomes(refs: Sequence[Any], seconds: float) -> list[Any]:
-    """Wait for calls, ``seconds`` in all; return each result, or Ray's error in its place."""
+    """Wait for calls, ``seconds`` in all; return each call's result, or Ray's error instead."""
     import ray
 
     end, found = time.monotonic() + seconds, list[Any]()
