@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from tests.measure.test_calibrator import PLAN, STEPS, driven
 from turbofit.cli.main import main
@@ -28,43 +28,29 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     result = calibrate.learned(PLAN, driven().observations, {}, lmdeploy="0.18.0", pretend=False)
     assert result["why_not"] is None
     assert [row["phase"] for row in result["phases"]] == ["context and weights", "cache", *STEPS]
-    assert calibrate.calibration_of(PLAN) is None
-    machine = calibrations.with_calibrations(PLAN.machine, pretend=False)
-    calibrated = replace(PLAN, machine=machine)
-    known = calibrate.calibration_of(calibrated)
-    assert known is not None
+    (known,) = calibrations.with_calibrations(PLAN.machine, pretend=False).calibrations
     assert known.lmdeploy == "0.18.0"
-    again = calibrate.stored(calibrated)
-    assert again["phases"] == result["phases"]
-    assert "PRETEND" not in str(calibration_view(again))
-    pretended = str(calibration_view({**again, "pretend": True}))
+    assert [json.loads(Path(path).read_text())["phases"] for path in result["kept"]] == [
+        json.loads(json.dumps(result["phases"]))
+    ]
+    assert "PRETEND" not in str(calibration_view(result))
+    pretended = str(calibration_view({**result, "pretend": True}))
     assert "later plans on pretend GPUs know it" in pretended
 
 
-def test_what_was_calibrated_before_is_told_until_it_is_forgotten(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
-    result = calibrate.learned(PLAN, driven().observations, {}, lmdeploy="0.18.0", pretend=True)
-    words = ["calibrate", "internvl2-8b", "--on", "1xrtx3090", "--pretend"]
-    assert main([*words, "--json"]) == 0
-    told = capsys.readouterr()
-    assert "calibrated before" in told.err
-    assert json.loads(told.out)["phases"] == result["phases"]
-    assert main([*words, "--forget"]) == 0
+def test_what_was_calibrated_is_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    calibrate.learned(PLAN, driven().observations, {}, lmdeploy="0.18.0", pretend=True)
+    words = ["calibrate", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--forget"]
+    assert main(words) == 0
     assert "forgot 1 documents" in capsys.readouterr().err
+    assert calibrations.recall(pretend=True) == ()
 
 
 @pytest.mark.parametrize(
-    ("measured", "given", "chosen"),
-    [
-        (False, {}, 2),
-        (True, {}, 1),
-        (True, {"again": True}, 2),
-        (False, {"apart": True}, 1),
-        (False, {"pretend": True}, 1),
-    ],
+    ("given", "chosen"), [({}, 2), ({"apart": True}, 1), ({"pretend": True}, 1)]
 )
 def test_speeds_are_measured_before_the_engines_start_and_planned_with(
-    measured: bool, given: dict[str, bool], chosen: int, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, bool], chosen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class StartedError(Exception):
         pass
@@ -77,15 +63,14 @@ def test_speeds_are_measured_before_the_engines_start_and_planned_with(
         choose=lambda: plans.append("made") or PLAN, refuse=lambda: PLAN, begin=begin
     )
     monkeypatch.setattr(calibrate, "Run", lambda *_, **__: run)
-    monkeypatch.setattr(calibrate, "is_measured", lambda *_: measured)
     asked: list[Any] = []
     monkeypatch.setattr(calibrate, "measure_speeds", lambda _, gpus, __: asked.append(gpus) or True)
     config: Any = SimpleNamespace(
         pretend=given.get("pretend", False), plan=PLAN, request=PlanRequest(model="m", on="1xl4")
     )
-    again, apart = given.get("again", False), given.get("apart", False)
+    apart = given.get("apart", False)
     with pytest.raises(StartedError):
-        calibrate.calibrate(config, SimpleNamespace(), print, again=again, apart=apart)
+        calibrate.calibrate(config, SimpleNamespace(), print, apart=apart)
     assert (len(plans), asked) == (chosen, [[0]] * (chosen - 1))
 
 

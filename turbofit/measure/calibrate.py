@@ -14,17 +14,14 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.machine import Calibration
 from turbofit.core.plan import Plan
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.signals import StopSignal
 from turbofit.core.struct import Document, to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
-from turbofit.measure.calibrate_speeds import is_measured, measure_speeds
+from turbofit.measure.calibrate_speeds import measure_speeds
 from turbofit.measure.calibrator import Calibrator
 from turbofit.measure.memory_usage import NvmlUsageReader, PretendUsageReader, used_now
-from turbofit.memory.account import NO_IMAGES, EngineLaunch
-from turbofit.memory.calibrated import calibration_for
 from turbofit.planning import calibrations
 from turbofit.planning.choose import best_plan
 from turbofit.planning.resolve import resolve
@@ -44,13 +41,12 @@ def calibrate(
     stop: StopSignal,
     say: Callable[[str], None],
     *,
-    again: bool,
     apart: bool,
 ) -> Document | signal.Signals:
     """Measure a launch and learn from it; return the document, or the signal that ended it early.
 
-    ``config`` is the config of a `serve` without a gateway. A plan that was calibrated before is
-    measured only with ``again``. With ``apart`` the learned values hold for pretend GPUs only.
+    ``config`` is the config of a `serve` without a gateway. With ``apart`` the learned values hold
+    for pretend GPUs only.
 
     Raises:
         UsageError: the model is planned for Transformers, for which nothing can be learned.
@@ -64,14 +60,10 @@ def calibrate(
                 f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
                 hint="turbofit serve checks its plan with a worst-case request",
             )
-        if calibration_of(plan) is not None and not again:
-            say("calibrated before: --again measures again, --forget drops it")
-            return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
         machine = run.refuse().machine
         gpus = sorted(index for group in plan.groups for index in group)
-        unknown = again or not is_measured(machine, gpus)
         # It takes memory that the plan has reserved.
-        if unknown and not (config.pretend or apart) and measure_speeds(machine, gpus, say):
+        if not (config.pretend or apart) and measure_speeds(machine, gpus, say):
             run.choose()
         say(run.refuse().verdict)
         run.begin()
@@ -158,28 +150,6 @@ def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bo
     more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
     kept = bool(result["kept"])
     return kept and more and learned_file(plan, lmdeploy, pretend=pretend).forget()
-
-
-def calibration_of(plan: Plan) -> Calibration | None:
-    launch = EngineLaunch(
-        model=plan.model,
-        settings=plan.engines[0].settings,
-        gpus=tuple(plan.machine.gpu(index) for index in plan.groups[0]),
-        machine=plan.machine,
-        vision_load=NO_IMAGES,
-    )
-    return calibration_for(launch, plan.backend.name, plan.backend.version)
-
-
-def stored(plan: Plan) -> Document:
-    """Return the stored document of the calibration that a plan uses."""
-    calibration = calibration_of(plan)
-    assert calibration is not None
-    body = calibrations.read(calibration)
-    return {
-        "schema": "turbofit.calibration/1", **body, "calibrations": [to_builtins(calibration)],
-        "kept": [str(calibrations.path_of(calibration))], "why_not": None,
-    }  # fmt: skip
 
 
 def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:

@@ -12,9 +12,8 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import permutations
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Final
@@ -34,14 +33,6 @@ _SECONDS: Final = 60.0
 #: More seconds for the program's imports, contexts and last task; seconds to end after SIGKILL.
 _GRACE: Final = 60.0
 _LAST: Final = 10.0
-
-
-def is_measured(machine: Machine, gpus: Collection[int]) -> bool:
-    """Return whether each of these cards and each copy between two of them was measured."""
-    measured = machine.measured
-    if measured is None or not set(gpus) <= {card.index for card in measured.cards}:
-        return False
-    return {*permutations(gpus, 2)} <= {(pair.source, pair.target) for pair in measured.pairs}
 
 
 def measure_speeds(

@@ -48,8 +48,7 @@ class TuneRequest(NamedTuple):
     """A tuning that a person asks for: what to plan for, and the load to try settings with.
 
     All trials together may take ``seconds`` from ``began``, which is a time of the monotonic clock.
-    With ``apart`` the result holds for pretend GPUs only; ``again`` tunes again, even if there is
-    an earlier result.
+    With ``apart`` the result holds for pretend GPUs only.
     """
 
     request: PlanRequest
@@ -60,7 +59,6 @@ class TuneRequest(NamedTuple):
     seconds: float
     began: float
     apart: bool
-    again: bool
 
 
 def tune_model(
@@ -68,8 +66,7 @@ def tune_model(
 ) -> Tuning:
     """Try settings, and keep the best for later plans.
 
-    ``config`` is for all trials; its request is planned here. If the same tuning was done before,
-    its result is returned, unless ``wanted.again`` is set.
+    ``config`` is for all trials; its request is planned here.
 
     Raises:
         StoppedError: a signal came before anything was measured.
@@ -92,10 +89,6 @@ def tune_model(
         if all(getattr(tuning, name) == value for name, value in facts.items())
     )
     known = next(alike, None)
-    if known is not None and not wanted.again:
-        until = f" until {known.stopped}" if known.interrupted else ""
-        say(f"tuned before{until}: --again tries again, --forget drops it")
-        return known
     assert config.request is not None
     blank = Tuning(turbofit_version=__version__, created="", pretend=wanted.apart, **facts)
     slower = max(1.0, clock.factor)

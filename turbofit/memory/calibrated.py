@@ -141,7 +141,7 @@ def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
         return ""
     return (
         f"estimates stand for what was calibrated: {format_bytes(least)} were free on each GPU"
-        f" then, {format_bytes(free)} are now (turbofit calibrate MODEL --again)"
+        f" then, {format_bytes(free)} are now (turbofit calibrate MODEL)"
     )
 
 

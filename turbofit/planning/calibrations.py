@@ -8,7 +8,6 @@ from typing import Final
 
 import msgspec
 
-from turbofit.core.errors import UsageError
 from turbofit.core.installation import installed
 from turbofit.core.machine import Calibration, Machine
 from turbofit.core.process.files import StateFile
@@ -36,7 +35,7 @@ def pretends() -> bool:
 def keep(calibration: Calibration, beside: Document) -> Path:
     """Store a calibration with its evidence ``beside`` for later plans; return the file's path.
 
-    The file replaces the one that `path_of` names, if it exists.
+    A calibration of the same model, engine, cards and packages is replaced.
 
     Raises:
         OSError: the state folder cannot be made.
@@ -87,32 +86,14 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
     return msgspec.structs.replace(machine, calibrations=matching) if matching else machine
 
 
-def path_of(calibration: Calibration) -> Path:
-    """Return the path of the file that stores a calibration.
-
-    Model, engine, cards, driver, communicator and the versions of packages determine the path.
-    """
-    return _file(calibration).path
-
-
 def _file(calibration: Calibration) -> StateFile[_Page]:
+    """Return the file that stores a calibration.
+
+    Model, engine, cards, driver, communicator and the versions of packages determine its path.
+    """
     facts = (
         calibration.engine, calibration.engine_version, calibration.gpus, calibration.driver,
         calibration.communicator, calibration.torch, calibration.cuda,
     )  # fmt: skip
     return learned("calibration", _Page, calibration.model, facts, pretend=calibration.pretend)
 
-
-def read(calibration: Calibration) -> Document:
-    """Return the document stored beside a calibration.
-
-    Raises:
-        UsageError: the file can no longer be read.
-    """
-    try:
-        document: Document = msgspec.json.decode(path_of(calibration).read_bytes())
-    except (OSError, ValueError, RecursionError) as exc:
-        raise UsageError(
-            f"the calibration cannot be read: {exc}", hint="turbofit calibrate MODEL --again"
-        ) from None
-    return document

@@ -95,7 +95,7 @@ def refuse_impossible(found: Iterable[MeasuredRate], gpus: Sequence[Gpu]) -> Non
                 raise UsageError(
                     f"timed steps contradict the {gpu.name}: they show a {rate.of} of"
                     f" {three_digits(rate.value / 1e9)} G/s, which is more than its peak",
-                    hint="turbofit calibrate MODEL --again, while nothing else uses the card",
+                    hint="turbofit calibrate MODEL, while nothing else uses the card",
                 )
 
 

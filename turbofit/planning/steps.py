@@ -118,7 +118,7 @@ def refuse_contradictions(steps: MeasuredSteps) -> None:
                 f"timed steps contradict each other: {other.words} took"
                 f" {three_digits(1e3 * other.seconds)} ms, {one.words}"
                 f" {three_digits(1e3 * one.seconds)} ms",
-                hint="turbofit calibrate MODEL --again, while nothing else uses the card",
+                hint="turbofit calibrate MODEL, while nothing else uses the card",
             )
 
 

@@ -103,7 +103,6 @@ class CalibrateOptions(LaunchOptions):
 
     usual_clock: ClassVar[float] = 0.0  # calibrations on pretend GPUs time no step
 
-    again: bool = False
     minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
 
 
@@ -116,7 +115,6 @@ class TuneOptions(LaunchOptions):
     starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 6
     slo: Annotated[str | None, Metavar("LIMITS")] = None
     kv_types: Annotated[str, Metavar("LIST")] = "0,8"
-    again: bool = False
 
     @property
     def kv_policies(self) -> tuple[int, ...]:

@@ -85,14 +85,14 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     def body(stop: StopSignal) -> Document | signal.Signals:
         if options.pretend:
             note(_PRETEND)
-            if options.again:  # a pretend card has what its plan says: that would be learned twice
-                forget_learned(model, pretend=True)
+            # A pretend card has what its plan says: that would be learned twice.
+            forget_learned(model, pretend=True)
         config = ServeConfig.of(
             request=launch_request(request, pretend=options.pretend),
             timing=Timing(start=60 * options.minutes, drain=0.0, liveness=0.0),
             **options.run_fields(),
         )
-        return measure(config, stop, say, again=options.again, apart=apart)
+        return measure(config, stop, say, apart=apart)
 
     result = run_until_signal(body)
     if isinstance(result, signal.Signals):
@@ -148,7 +148,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
         kv_types=options.kv_policies,
         starts=options.starts,
         seconds=parse_seconds(options.time, "--time"),
-        began=began, apart=apart, again=options.again,
+        began=began, apart=apart,
     )  # fmt: skip
 
     def body(_: StopSignal) -> Tuning:
