@@ -141,18 +141,3 @@ def test_a_forecast_knows_the_host_that_prepares_images() -> None:
     assert known.ttft > unknown.ttft + host.seconds
     text = LOAD.changed(images=0)
     assert forecast_of(alone, text, 8) == forecast_of(USUAL, text, 8)
-
-
-@pytest.mark.slow
-def test_images_are_queued_where_the_forecast_gains_by_it() -> None:
-    request = PlanRequest(model="qwen2-vl-7b", on="1xrtx3090", engine="turbomind")
-    usual = plan(request)
-    large = LoadSpec.of(image_size=(1400, 1400))
-    found = choices(request, usual, large, 32)
-    queued = [one.plan for one in found if one.options.get("queue_images")]
-    assert queued
-    for one in queued:
-        (paid,) = {each.units_per_forward for each in one.engines}
-        assert paid <= one.promise.limits.units_per_request
-    for asked, load in ((request, LOAD), (request.changed(queue_images=False), large)):
-        assert not [one for one in choices(asked, usual, load, 32) if "queue_images" in one.options]

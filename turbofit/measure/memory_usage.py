@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
-
-from typing_extensions import Self
 
 from turbofit.core.errors import MachineError
 from turbofit.core.plan import Plan
@@ -32,91 +29,49 @@ class SampledRange(NamedTuple):
     last: int
 
 
-def used_now(gpu: int | str) -> int:
+def used_now(uuid: str) -> int:
     """Return the bytes in use on a GPU, without the driver's own reserve.
-
-    Args:
-        gpu: NVML's index, or a UUID.
 
     Raises:
         MachineError: the memory cannot be read.
         PackageError: nvidia-ml-py is not installed.
     """
     with Nvml() as nvml:
-        return _used(nvml, gpu)
+        return _used(nvml, uuid)
 
 
-class Sampler:
-    """Samples the used memory of GPUs every few milliseconds until closed; a context manager.
-
-    It may miss a peak shorter than its interval. Allocators that keep their memory (TurboMind's
-    pools, torch's segments) show their peak for long.
-
-    Args:
-        gpus: NVML's indices, or UUIDs.
-        seconds: the interval between samples.
-    """
-
-    def __init__(self, gpus: Sequence[int | str], seconds: float = _SECONDS) -> None:
-        self._gpus, self._seconds = tuple(gpus), seconds
-        self._samples: dict[int | str, list[tuple[float, int]]] = {gpu: [] for gpu in self._gpus}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join(_LAST_SECONDS)
-
-    def between(self, gpu: int | str, begin: float, end: float) -> SampledRange | None:
-        """Return the largest and last used bytes between two `time.monotonic` times.
-
-        None if there is no sample.
-        """
-        inside = [used for at, used in self._samples[gpu] if begin <= at <= end]
-        return SampledRange(peak=max(inside), last=inside[-1]) if inside else None
-
-    def _run(self) -> None:
-        with Nvml() as nvml:
-            while not self._over.is_set():
-                for gpu in self._gpus:
-                    with suppress(MachineError):
-                        used = _used(nvml, gpu)
-                        self._samples[gpu].append((time.monotonic(), used))
-                self._over.wait(self._seconds)
-
-
-def _used(nvml: Nvml, gpu: int | str) -> int:
-    name = "nvmlDeviceGetHandleByUUID" if isinstance(gpu, str) else "nvmlDeviceGetHandleByIndex"
+def _used(nvml: Nvml, uuid: str) -> int:
     try:
-        handle = nvml.query(name, gpu)
+        handle = nvml.query("nvmlDeviceGetHandleByUUID", uuid)
         info = nvml.memory(handle) if answered(handle) else None
     except GpuLostError as exc:
-        raise MachineError(f"GPU {gpu} is lost: {exc}", hint="check nvidia-smi") from None
+        raise MachineError(f"GPU {uuid} is lost: {exc}", hint="check nvidia-smi") from None
     if info is None:
-        raise MachineError(f"NVML knows no GPU {gpu}", hint="check nvidia-smi -L")
+        raise MachineError(f"NVML knows no GPU {uuid}", hint="check nvidia-smi -L")
     if not answered(info):
-        raise MachineError(f"the memory of GPU {gpu} cannot be read", hint="check nvidia-smi")
+        raise MachineError(f"the memory of GPU {uuid} cannot be read", hint="check nvidia-smi")
     return int(info.used)
 
 
 class NvmlUsageReader:
-    """Reads the bytes in use on each GPU of a plan, of all processes together.
+    """Samples the bytes in use on each GPU of a plan, of all processes together, until `end`.
 
-    ``before``: bytes in use before the engines start, by the machine's index.
+    A peak shorter than ``seconds``, the interval between samples, may be missed. Allocators that
+    keep their memory (TurboMind's pools, torch's segments) show their peak for long. ``before``:
+    bytes in use before the engines start, by the machine's index.
 
     Raises:
         MachineError: a GPU cannot be read.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, seconds: float = _SECONDS) -> None:
         self.plan, self._uuids = plan, {gpu.index: gpu.uuid for gpu in plan.ledgers}
         self.before = {index: used_now(uuid) for index, uuid in self._uuids.items()}
-        self._sampler = Sampler(list(self._uuids.values()))
-        self._sampler.__enter__()
+        #: By the machine's index: times of `time.monotonic`, each with the bytes in use.
+        self._samples: dict[int, list[tuple[float, int]]] = {index: [] for index in self._uuids}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample, args=(seconds,), daemon=True)
+        self._thread.start()
         self._since = dict.fromkeys(self._uuids, time.monotonic())
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
@@ -128,17 +83,34 @@ class NvmlUsageReader:
         time.sleep(_SETTLE)
         now, spans = time.monotonic(), {}
         for index in self.plan.groups[engine.group]:
-            uuid = self._uuids[index]
-            span = self._sampler.between(uuid, self._since[index], now)
-            if span is None or self._sampler.between(uuid, now - _SETTLE, now) is None:
+            span = self.between(index, self._since[index], now)
+            if span is None or self.between(index, now - _SETTLE, now) is None:
                 raise MachineError(
                     f"GPU {index} did not answer NVML", hint="turbofit doctor says more"
                 )
             spans[index], self._since[index] = span, now
         return spans
 
+    def between(self, index: int, begin: float, end: float) -> SampledRange | None:
+        """Return a GPU's largest and last used bytes between two `time.monotonic` times.
+
+        None if there is no sample.
+        """
+        inside = [used for at, used in self._samples[index] if begin <= at <= end]
+        return SampledRange(peak=max(inside), last=inside[-1]) if inside else None
+
     def end(self) -> None:
-        self._sampler.__exit__()
+        self._over.set()
+        self._thread.join(_LAST_SECONDS)
+
+    def _sample(self, seconds: float) -> None:
+        with Nvml() as nvml:
+            while not self._over.is_set():
+                for index, uuid in self._uuids.items():
+                    with suppress(MachineError):
+                        used = _used(nvml, uuid)
+                        self._samples[index].append((time.monotonic(), used))
+                self._over.wait(seconds)
 
 
 class PretendUsageReader:

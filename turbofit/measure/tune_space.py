@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
-#: The other way of queueing images is tried only if its forecast is higher by this factor.
-_QUEUE_GAIN: Final = 1.01
 
 
 class LoadForecast(NamedTuple):
@@ -125,29 +123,15 @@ def choices(
     """
     chosen = [TrialChoice({}, usual, forecast_of(usual, load, at_once))]
     kinds = {_kind(usual, at_once)}
-
-    def added(options: dict[str, Any]) -> TrialChoice | None:
+    for options in _every(request, usual, kv_types, prefix=prefix):
         try:
             plan = best_plan(request.changed(**options))
         except TurbofitError:
-            return None
-        if not plan.fits or not promises_no_less(plan, usual) or _kind(plan, at_once) in kinds:
-            return None
-        kinds.add(_kind(plan, at_once))
-        chosen.append(TrialChoice(options, plan, forecast_of(plan, load, at_once)))
-        return chosen[-1]
-
-    queue = usual.promise.limits.vision_unit is not None and request.queue_images is None
-    for options in _every(request, usual, kv_types, prefix=prefix):
-        choice = added(options)
-        if choice is None or not queue:
             continue
-        # Queued: the images of only one request run at a time.
-        units = max(engine.units_per_forward for engine in choice.plan.engines)
-        queued = units <= choice.plan.promise.limits.units_per_request
-        other = added({**options, "queue_images": not queued})
-        if other is not None and other.rate < choice.rate * _QUEUE_GAIN:
-            chosen.remove(other)
+        kind = _kind(plan, at_once)
+        if plan.fits and promises_no_less(plan, usual) and kind not in kinds:
+            kinds.add(kind)
+            chosen.append(TrialChoice(options, plan, forecast_of(plan, load, at_once)))
     return [chosen[0], *sorted(chosen[1:], key=lambda choice: -choice.rate)]
 
 

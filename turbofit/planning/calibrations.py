@@ -96,4 +96,3 @@ def _file(calibration: Calibration) -> StateFile[_Page]:
         calibration.communicator, calibration.torch, calibration.cuda,
     )  # fmt: skip
     return learned("calibration", _Page, calibration.model, facts, pretend=calibration.pretend)
-
