@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Final, Literal, NamedTuple, TypeVar
 
 from msgspec.structs import replace
@@ -253,14 +253,18 @@ class LogFacts:
         return not all(mark.is_notice for mark in self.fatal)
 
     def first(self, kind: type[_T]) -> LogEvent | None:
-        return next((mark for mark, _ in self.every(kind)), None)
+        return next((mark for mark, _ in self._of(kind)), None)
 
     def first_event(self, kind: type[_T]) -> _T | None:
-        return next((event for _, event in self.every(kind)), None)
+        return next((event for _, event in self._of(kind)), None)
 
     def every(self, kind: type[_T]) -> list[tuple[LogEvent, _T]]:
-        marks = (*self.marks, *self.machine)
-        return [(mark, mark.event) for mark in marks if isinstance(mark.event, kind)]
+        return list(self._of(kind))
+
+    def _of(self, kind: type[_T]) -> Iterator[tuple[LogEvent, _T]]:
+        for mark in chain(self.marks, self.machine):
+            if isinstance(mark.event, kind):
+                yield mark, mark.event
 
     def until(self, last: LogEvent) -> list[Struct]:
         """Return the events that `death` reads: those before ``last``, then ``last`` and its calls.
