@@ -546,16 +546,24 @@ COUNT: Final = (
 )
 
 
-@pytest.mark.parametrize(("made", "running", "still"), [("0.0", 9, True), ("81.2", 9, False),
-                                                        ("0.0", 0, False)])  # fmt: skip
-def test_a_server_that_makes_no_token_stands_still(made: str, running: int, still: bool) -> None:
-    """Its own count says so; what it waits for is not known."""
-    found = explain(UP + COUNT.format("05", "512.3", 8) + COUNT.format("15", made, running))
-    assert (found.kind == "unknown") == still
-    if still:
-        assert "9 requests run and no token came for 10 seconds" in found.what
-        assert any("py-spy dump" in one for one in found.send)
-    assert message(explain(UP + COUNT.format("15", made, running) + OUT)) == "out_of_memory"
+def test_a_server_stands_still_where_the_user_says_so() -> None:
+    log = UP + COUNT.format("05", "512.3", 8) + COUNT.format("15", "0.0", 9)
+    assert explain(log).kind == "healthy"
+    found = explain(log, hang=True)
+    assert message(found) == "stands_still"
+    assert any("py-spy dump" in text for text in found.send)
+    assert message(explain(log + OUT, hang=True)) == "out_of_memory"
+
+
+@pytest.mark.parametrize(
+    ("log", "engine"),
+    [('File "/v/vllm/engine/core.py", line 1, in run\n' + OUT, "vLLM"),
+     ("python -m sglang.launch_server --model-path m\n" + OUT, "SGLang")],
+)  # fmt: skip
+def test_a_log_of_another_engine_is_named(log: str, engine: str) -> None:
+    found = explain(log)
+    assert found.what == f"a log of {engine}, which turbofit does not explain"
+    assert (found.kind, found.changes, found.read.engine) == ("unknown", (), engine.lower())
 
 
 CLEANED: Final = """\

@@ -81,9 +81,10 @@ def diagnose(
     for facts in runs:
         facts.subject.version = lmdeploy or facts.subject.version
     cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
-    drafts, last = _in_order(cases), cases[-1]
+    last = cases[-1]
     if last.subject.foreign:
-        return _foreign(last, [draft for draft, _ in drafts])
+        return _foreign(last)
+    drafts = _in_order(cases)
     nothing = Draft(
         kind="unknown",
         line=0,
@@ -320,17 +321,13 @@ def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
         yield f"one process for each group of GPUs: {copies} of these, each with {own}"
 
 
-def _foreign(case: LogCase, drafts: Sequence[Draft]) -> Diagnosis:
-    """Return the answer to another engine's log: its last error and missing bytes, but no cause."""
-    last = max(drafts, key=lambda draft: (draft.short, -_RANKS[draft.rank]), default=None)
-    said = f"its last error: {last.quoted}" if last and last.quoted else "no line tells of an error"
+def _foreign(case: LogCase) -> Diagnosis:
+    """Return the answer to a log of another engine: the engine's name, and no cause."""
     return Diagnosis(
         kind="unknown",
         phase="unknown",
-        what=f"a log of {case.subject.foreign}, which turbofit does not explain; {said}",
-        missing=last.missing if last else None,
+        what=f"a log of {case.subject.foreign}, which turbofit does not explain",
         unknown=("what caused it",),
-        evidence=last.evidence[:1] if last else (),
         read=_read(case),
     )
 

@@ -223,17 +223,12 @@ class KnownMessage(Struct):
 
 
 class ServerFigures(Struct):
-    """The counts that LMDeploy's server logs every ten seconds.
+    """A line of counts, which LMDeploy's server logs every ten seconds.
 
-    ``succeeded`` and ``failed`` count requests since the server's start. ``running`` and
-    ``waiting`` count present requests; None if not in the line. ``made`` is tokens per second.
+    ``succeeded``: how many requests were answered since the server's start.
     """
 
     succeeded: int
-    failed: int
-    made: float | None = None
-    running: int | None = None
-    waiting: int | None = None
 
 
 #: Events that only a launch needs, among them source lines, which a stack has as well.

@@ -72,9 +72,6 @@ _CUDA_MEMORY: Final = re.compile(
     r"CUDA (?:driver )?error: ?(?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
     r"|Triton Error \[CUDA\]: out of memory"
 )
-#: The parts before and after the request counts in a server's line.
-_MADE: Final = r".{0,120}?(?:/ ([\d.]+) tokens/s, )?"
-_RUNNING: Final = r" / -?\d+ / -?\d+,?(?: Engine \(running/waiting\): (-?\d+) / (-?\d+))?"
 
 
 class LogLine(NamedTuple):
@@ -144,14 +141,6 @@ def _pattern(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | 
     return _Pattern(tuple(words.split("|")), re.compile(pattern), make)
 
 
-def _counted(match: re.Match[str]) -> events.ServerFigures:
-    failed, running, waiting = (int(match[i]) if match[i] else None for i in (3, 4, 5))
-    made = float(match[1]) if match[1] else None
-    return events.ServerFigures(
-        succeeded=int(match[2]), failed=failed or 0, made=made, running=running, waiting=waiting
-    )
-
-
 #: Messages of TurboMind since 0.15, after their prefix; "MB" means MiB.
 #: Source: lmdeploy _turbomind.*.so `slab_size {}, object_size {}, object_count {}, ratio {}`
 #: lmdeploy _turbomind.*.so `Object cache budget: {`, lmdeploy _turbomind.*.so `Warm-up finished in`
@@ -195,12 +184,11 @@ _OTHER: Final = (
              float(m[2]) * (MIB if m[1] == "block_size" else 1)))),
     _pattern("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
          lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
-    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `, whose last count may
-    # be below 0; in 0.12 `API server (completed/routed/waiting): `.
-    _pattern("Server (succeeded/failed", rf"{_MADE}Server \(succeeded/failed/routed/waiting\):"
-         rf" (-?\d+) / (-?\d+){_RUNNING}", _counted),
-    _pattern("API server (completed", rf"{_MADE}API server \(completed/routed/waiting\):"
-         rf" (-?\d+)(){_RUNNING}", _counted),
+    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `, whose counts may be
+    # below 0; in 0.12 `API server (completed/routed/waiting): `.
+    _pattern("Server (succeeded/failed|API server (completed",
+         r".{0,160}?[Ss]erver \((?:succeeded/failed|completed)/routed/waiting\): (-?\d+) / -?\d+",
+         lambda m: events.ServerFigures(succeeded=int(m[1]))),
     _pattern(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
     # The exception that ended a process, as libstdc++ prints it; CUB and Thrust name the code.
     _pattern("what():", r"\s*what\(\):\s+CUDA ([Dd]river )?error: (.+)",

@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import takewhile
 from string import Formatter
 from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.messages import plural
 from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
@@ -278,20 +276,10 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
     several = case.tp > 1 or (case.told_tp is None and case.machine is not None
                               and len(case.machine.gpus) > 1)  # fmt: skip
     steps = ("no p2p", "py-spy") if several or "NCCL" in mark.text else ("py-spy",)
-    counted = facts.every(events.ServerFigures)
-    waits = takewhile(lambda pair: pair[1].running and pair[1].made == 0.0, reversed(counted))
-    still = len(list(waits))
     at = next((name for name, words in _STANDS.items() if words.search(mark.text)), "")
     what = f"it ends in {at}" if at else "it ends at this line"
     what = f"no line of this log tells of an error; {what}, and if it stands there:"
-    if still:
-        mark, figures = counted[-1]
-        what = (
-            f"no line of this log tells of an error, and where it ends {figures.running}"
-            f" {plural(figures.running or 0, 'request')} run and no token came for {10 * still}"
-            " seconds: the engine stands still, or reads a long prompt"
-        )
-    elif not case.hangs and (not at or _ready(case)):
+    if not case.hangs and (not at or _ready(case)):
         return
     yield Draft(
         kind=IN_DIAGNOSIS["stalled"],
