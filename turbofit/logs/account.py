@@ -221,27 +221,11 @@ def _of_torch(
             " cache was made"
         )
     else:
-        asked = 0 if turbomind else memory.requested or 0
-        named, what = _before_cache(rest, doubt, asked, region)
+        named = "weights"
+        what = "the weights were not yet whole" if rest < -doubt else "nothing is left for a cache"
     end = AnyEnd(phase=named) if phase == "unknown" else None
     unknown = (text_of("image or text"),) if named == "after" else ()
     return Finding(end=end, why=(said + what,), unknown=unknown)
-
-
-def _before_cache(rest: int, doubt: int, asked: int, region: int) -> tuple[str, str]:
-    """Return the phase of a process that held no cache yet, and the reason in words.
-
-    Args:
-        rest: bytes that the process held beyond its weights and contexts; negative if fewer.
-        doubt: by how many bytes ``rest`` may be wrong.
-        asked: bytes of the refused allocation.
-        region: bytes of the cache by the account.
-    """
-    if asked > region // 2 > 0:
-        return "cache", "it asked for the cache itself"
-    return "weights", (
-        "the weights were not yet whole" if rest < -doubt else "nothing is left for a cache"
-    )
 
 
 def _of_load(ledger: GpuLedger) -> Finding:

@@ -38,16 +38,14 @@ class NextRun(NamedTuple):
     """What the log's run may try next.
 
     ``ways``: changes with which it lives by the account, each with its plan; the cheapest first.
-    ``share``: the share of the cache to try; None if none is named. ``leaves``: the share that
-    leaves what torch asked, if all that the cache left was still free. ``fits``: whether the run
-    that died fits such cards by the account, which the log contradicts; None without an account.
+    ``share``: the share of the cache to try; None if none is named. ``fits``: whether the run that
+    died fits such cards by the account, which the log contradicts; None without an account.
     ``too_small``: what happens with every lower share, where a cache too small for a start is the
     reason; else empty.
     """
 
     ways: tuple[tuple[Remedy, Plan], ...] = ()
     share: float | None = None
-    leaves: float | None = None
     fits: bool | None = None
     too_small: str = ""
 
@@ -60,37 +58,41 @@ def largest_share(case: LogCase, draft: Draft) -> float | None:
 
 def next_run(case: LogCase, draft: Draft) -> NextRun:
     """Return what the run of a log may try next, after a death that ``draft`` tells of."""
-    known, share, leaves = bool(draft.what and largest_share(case, draft)), None, None
+    known, share = bool(draft.what and largest_share(case, draft)), None
+    marks = case.facts.every(TorchMemory)
+    memory = next((event for mark, event in marks if mark.line == draft.line), TorchMemory())
     if known and draft.phase in _WITH_SHARE and not case.on_jetson:
-        share, leaves = _lower_share(case, draft)
+        share = _lower_share(case, memory)
     search = _Search.of(case, draft) if draft.short and case.has_account else None
     if search is None:
-        return NextRun(share=leaves or share)
+        return NextRun(share=_sparing_share(case, memory, share))
     if draft.unsized:
         fits = search.before.fits
         return NextRun(ways=() if fits else search.of_unsized(), fits=fits)
-    return search.of_refused(share)._replace(leaves=leaves)
+    return search.of_refused(share)
 
 
-def _lower_share(case: LogCase, draft: Draft) -> tuple[float | None, float | None]:
-    """Return the share below the one that died, and the share that torch's figures tell.
+def _lower_share(case: LogCase, memory: TorchMemory) -> float | None:
+    """Return the share of the cache to try after the one that died.
 
-    The first is None where no share helps: for one tensor larger than the card, or where the option
-    is a number of blocks. The second is None without figures, and where it would be higher. It is
-    lower than need be if memory was taken after the cache was made.
+    None where no share helps: for one tensor larger than the card, or where the option is a number
+    of blocks.
     """
-    died, marks = case.ratio, case.facts.every(TorchMemory)
-    memory = next((event for mark, event in marks if mark.line == draft.line), TorchMemory())
-    oversized = (memory.requested or 0) > (memory.total or math.inf)
-    if died >= 1 or oversized:
-        return None, None
-    lower = round(max(died - _LESS, _PART * died), 4)
-    if memory.missing is None or not memory.free:
-        return lower, None
+    died, oversized = case.ratio, (memory.requested or 0) > (memory.total or math.inf)
+    return None if died >= 1 or oversized else round(max(died - _LESS, _PART * died), 4)
+
+
+def _sparing_share(case: LogCase, memory: TorchMemory, lower: float | None) -> float | None:
+    """Return the share that leaves the bytes that torch asked, or ``lower`` if that is smaller.
+
+    The share is too low if more than the cache had been taken of the card before the allocation.
+    """
+    if lower is None or memory.missing is None or not memory.free:
+        return lower
     logged = logged_cache(case)
-    before = logged.free if logged else memory.free / (1 - died)
-    leaves = int(100 * (died - memory.missing / before)) / 100
-    return lower, leaves if 0 < leaves < lower else None
+    before = logged.free if logged else memory.free / (1 - case.ratio)
+    leaves = int(100 * (case.ratio - memory.missing / before)) / 100
+    return leaves if 0 < leaves < lower else lower
 
 
 class _Search(NamedTuple):

@@ -272,7 +272,7 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
 
 def _stands_still(case: LogCase) -> Iterator[Draft]:
     """Yield an answer if the user or the last lines say that the engine stands still."""
-    facts, mark = case.facts, case.facts.last or LogEvent(0, "")
+    mark = case.facts.last or LogEvent(0, "")
     several = case.tp > 1 or (case.told_tp is None and case.machine is not None
                               and len(case.machine.gpus) > 1)  # fmt: skip
     steps = ("no p2p", "py-spy") if several or "NCCL" in mark.text else ("py-spy",)
@@ -302,7 +302,7 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
         yield Draft(
             kind="healthy",
             phase="none",
-            what="nothing failed in this log: the engine started",
+            what="nothing failed in this log: the engine started (if it stands still: --hang)",
             line=ready.line,
             rank="notice",
             evidence=(evidence(ready, "the engine is ready"),),

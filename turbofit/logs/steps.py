@@ -20,7 +20,6 @@ _TOGETHER: Final = ("engine", "tp", "cache_max_entry_count", "max_prefill_token_
                     "max_batch_size", "session_len", "max_dynamic_patch",
                     "max_pixels_per_image")  # fmt: skip
 _OPTIONS: Final = {"engine": "--backend", "max_pixels_per_image": "--max-pixels"}
-_VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
 _SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
 _OF_IMAGES: Final = ("fewer image tiles", "smaller images")
 
@@ -31,8 +30,7 @@ def steps_of(
     """Return the steps to take, in order, without those that contradict the plan or the log.
 
     The step that frees the cards is first. Changes that fit by the account come before general
-    advice. A step that the run had already taken is left out, and so is a change of the cache's
-    ratio where no ratio helps.
+    advice. A change of the cache's ratio is left out where no ratio helps.
     """
     own, general = _own(case, draft, worked, following), [*_general(case, draft, worked, following)]
     steps = general
@@ -76,8 +74,6 @@ def _general(
 def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun) -> list[str]:
     """Return the changes that fit by the account; the first also says what else is known."""
     own = [remedy.change for remedy in worked.remedies] if worked else []
-    if own and following.leaves:
-        own[0] += f" (if only the cache had been taken then, {following.leaves:g})"
     if own and following.too_small:
         own[0] += " (no lower --cache-max-entry-count starts)"
     if not draft.short or draft.emptied:
@@ -105,11 +101,9 @@ def _together(worked: Advice) -> str:
 
 
 def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
-    """Return whether a step is useless: the run had taken it, or it changes what was no reason.
+    """Return whether a step is useless: it changes what was no reason for the death.
 
     ``vain``: no ratio of the cache helps.
     """
-    set_ = case.subject.variables
-    did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
     of_images = case.reads_text_alone and step.startswith(_OF_IMAGES)
-    return did or of_images or (vain and _SHARE.search(step) is not None)
+    return of_images or (vain and _SHARE.search(step) is not None)
