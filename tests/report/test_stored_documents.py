@@ -164,9 +164,6 @@ def moved(path: Path, place: Path) -> Path:
 def calibration(path: Path) -> None:
     moved(path, path.parent / "turbofit/learned/a/calibration-a.json")
     calibrations.with_calibrations(PLAN.machine, pretend=False)
-    for one in calibrations.recall(pretend=False):
-        with suppress(UsageError):
-            calibrations.read(one)
 
 
 def learned(path: Path) -> None:

@@ -11,8 +11,6 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Final
 
-from msgspec.structs import replace
-
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.process.files import write_atomic
@@ -23,8 +21,6 @@ from turbofit.measure.calibrate_speeds import measure_speeds
 from turbofit.measure.calibrator import Calibrator
 from turbofit.measure.memory_usage import NvmlUsageReader, PretendUsageReader, used_now
 from turbofit.planning import calibrations
-from turbofit.planning.choose import best_plan
-from turbofit.planning.resolve import resolve
 from turbofit.serving.calibration import SEEN_FILE, Observation, document, learn
 from turbofit.serving.ladder import learned_file
 from turbofit.serving.options import ServeConfig
@@ -80,31 +76,11 @@ def calibrate(
             write_atomic(run.folder / SEEN_FILE, to_json(calibrator.observations), mode=0o600)
         lmdeploy = run.lmdeploy.version
         result = learned(plan, calibrator.observations, before, lmdeploy=lmdeploy, pretend=apart)
-        if result["kept"]:
-            result["tokens"] = _tokens(run, plan, apart=apart)
-        else:
+        if not result["kept"]:
             say(f"warning: nothing was learned: {result['why_not']}")
         if relieve(plan, result, lmdeploy, pretend=config.pretend):
             say("what restarts had learned is dropped: this measurement says what was missing")
         return result
-
-
-def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
-    """Return how many KV tokens plans for these cards have: ``assumed`` and ``measured``.
-
-    ``assumed`` is without any calibration, ``measured`` with all stored calibrations.
-    """
-    assert run.config.request is not None
-    request = run.config.request.changed(on=plan.machine, gpus=None)
-    known = calibrations.with_calibrations(plan.machine, pretend=apart).calibrations
-    # `resolve` adds the calibrations of the cards here: each of these plans replaces them.
-    resolved = resolve(request)
-    return {
-        name: best_plan(
-            replace(resolved, machine=replace(resolved.machine, calibrations=made)), request.engine
-        ).kv_tokens
-        for name, made in (("assumed", ()), ("measured", known))
-    }
 
 
 def learned(

@@ -213,11 +213,6 @@ def calibration_view(result: Document) -> list[Block]:
     less = highest["over"]
     taken = f"{format_bytes(abs(less))} {'less' if less > 0 else 'more'} than assumed"
     text = f"{whose} cards ({names}) take {taken if less else 'what was assumed'}"
-    tokens = result.get("tokens")
-    if tokens is not None:
-        more = tokens["measured"] - tokens["assumed"]
-        change = f"{abs(more):,} {'more' if more > 0 else 'fewer'}" if more else "as many"
-        text += f": {change} tokens ({tokens['measured']:,})"
     return [*blocks, Paragraph(f"{text}; {plans} know it", tone="good")]
 
 
