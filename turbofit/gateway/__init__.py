@@ -1,6 +1,6 @@
 """The gateway in front of LMDeploy, which holds every client to the plan.
 
-``limits`` has pure functions: what a request may contain, and where each API puts images.
-``http.app`` is an ASGI app that uses them; ``server`` runs the app, alone or beside the engines.
-Start reading at ``server``.
+``limits`` has pure functions that decide what a request may contain. ``http.app`` is the ASGI app
+that calls these functions. ``server`` runs the app, alone or beside the engines; start reading
+there.
 """

@@ -1,4 +1,4 @@
-"""The settings of a gateway in addition to the plan: its options, and what nobody types."""
+"""The settings of a gateway: options that a person gives, and values that the program sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from turbofit.gateway.http.about import MemoryBar
 from turbofit.gateway.limits.defaults import Defaults, JsonArguments, JsonSampling
 from turbofit.planning.request import Positive
 
-#: The entry of allowed media domains that means any public host, over https on its own port.
+#: The entry of ``allowed_media_domains`` for every public host, by https on port 443.
 ANY_PUBLIC: Final = "*"
 #: Options that can change while a gateway serves.
 LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
@@ -25,9 +25,9 @@ class ConnectionLimits(Struct):
     """Limits of a connection before its API key is checked; see docs/security.md.
 
     ``header_bytes`` bounds each single header, and the URL in the request line;
-    ``all_headers_bytes`` bounds all headers and the URL together. ``unread_seconds``: how long the
-    gateway drops what a client still sends after a refusal. ``write_seconds``: how long a client
-    may leave its answer unread. Trusted proxies are exempt from ``connections_per_address``.
+    ``all_headers_bytes`` bounds all headers and the URL together. After a refusal the gateway reads
+    and drops the rest of the request for ``unread_seconds``. A client may leave its answer unread
+    for ``write_seconds``. Trusted proxies are exempt from ``connections_per_address``.
     """
 
     header_bytes: int = 16 * KIB
@@ -42,9 +42,9 @@ class ConnectionLimits(Struct):
 
 
 class GatewayOptions(Validated):
-    """The options of the gateway, as a person gives them; each is one of `gateway` and `serve`.
+    """The options of the gateway, as a person gives them to the commands `gateway` and `serve`.
 
-    `options.configured` makes the configuration of them.
+    `options.configured` makes a `GatewayConfig` of the options.
     """
 
     host: str = "127.0.0.1"
@@ -75,24 +75,27 @@ class GatewayOptions(Validated):
         for name, value in self.given().items():
             if name != "port" and usual.get(name) != value:
                 raise UsageError(
-                    f"{option_of(name)} is for the gateway, and --no-gateway leaves that out",
-                    hint="leave one of the two out; the engines listen on 127.0.0.1, and take keys "
-                    "as -- --api-keys KEY",
+                    f"{option_of(name)} is for the gateway, and --no-gateway starts no gateway",
+                    hint="leave one of the two out; without a gateway the engines listen on "
+                    "127.0.0.1, and -- --api-keys KEY gives the engines a key",
                 )
 
 
 class GatewayConfig(GatewayOptions):
     """Settings of one gateway; times are in seconds.
 
-    If ``api_key`` is empty, everybody may use the gateway; ``front_keys`` are the keys of gateways
-    in front of several nodes (fronts); a front names the client of each request. A body must
-    be complete within ``body_seconds``, and bring ``body_rate`` bytes a second in each
-    ``body_window_seconds``. An engine is probed after ``idle_seconds`` without a success, or after
-    ``stall_seconds`` of silence while requests wait for its answers (`health.Monitor`). An engine
-    that fails probes gets no more requests after ``hung_seconds`` of such silence; infinity leaves
-    this to its supervisor. ``names`` maps each name that clients may use to the engines' name of
-    the model or adapter; if empty, every name is passed on. ``about`` is what `/health` tells of
-    the plan, ``memory`` the plan's memory as the chat page shows it.
+    - If ``api_key`` is empty, everybody may use the gateway. ``front_keys`` are the keys of fronts;
+      a front names the client of each request.
+    - A body must be complete within ``body_seconds``. In each ``body_window_seconds`` the client
+      must send ``body_rate`` bytes a second.
+    - An engine is probed after ``idle_seconds`` without a success, or after ``stall_seconds`` of
+      silence while requests wait for its answers (`health.Monitor`). After ``hung_seconds`` of
+      silence and failed probes, the engine gets no more requests; if infinity, the gateway leaves
+      this decision to the engine's supervisor.
+    - ``names`` maps each name that clients may use to the engines' name of the model or adapter. If
+      ``names`` is empty, every name is passed on.
+    - ``about`` is the part of `/health` that describes the plan. ``memory`` is the plan's memory
+      for the chat page.
     """
 
     front_keys: tuple[str, ...] = ()
@@ -121,5 +124,5 @@ class GatewayConfig(GatewayOptions):
         )
 
     def taking_over(self, other: GatewayConfig) -> GatewayConfig:
-        """Return this configuration with what can change while it serves, as in another."""
+        """Return this configuration with the `LIVE` options and the fronts' keys of ``other``."""
         return self.changed(**{name: getattr(other, name) for name in (*LIVE, "front_keys")})

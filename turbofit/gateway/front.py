@@ -1,9 +1,9 @@
 """A front: a gateway that spreads requests over nodes, each of which runs `turbofit serve`.
 
-The nodes hold requests to the plan. A front checks the key, chooses the node with the most capacity
-left, and passes the answer on. A request goes to another node only if no engine has received it. A
-node that failed gets no new requests until its health page says that it serves; the front reads
-that page twice a second.
+The nodes hold requests to the plan. A front checks the key, chooses the node with the most free
+capacity, and passes the answer on. A request goes to another node only if no engine has received
+the request. A node that failed gets no new requests until its health page says that the node
+serves. The front reads each health page twice a second.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from turbofit.gateway.upstream import Upstream, refuse_no_url
 _LOG: Final = LazyLogger(__name__)
 
 _LOOK_SECONDS, _HEALTH_SECONDS = 0.5, 5.0
-#: The most bytes of a body, until a node has said how many its plan allows.
+#: The most bytes of a body, before the front knows the limit of any node.
 _LARGEST: Final = 64 << 20
-#: What a node may say of itself: so many engines or requests at once, and bytes of a body.
+#: Upper bounds of a health page: of its engines and requests at once, and of its bytes of a body.
 _MOST, _MOST_BYTES = 1 << 20, 1 << 34
 _SILENT: Final = "does not answer"
 #: Seconds after which a client should try again, while a server does not answer.
@@ -84,7 +84,7 @@ class Node(RoutedEngine):
     def __init__(self, address: NodeAddress) -> None:
         super().__init__(address.name, address.url, key=address.key)
         self.up = False
-        #: Why it gets no requests, as a clause without its subject; empty if it does.
+        #: Why the node gets no requests, as a clause without its subject; empty if the node serves.
         self.trouble = _SILENT
         #: The text of the node's page ``/about`` when it was last read; empty without an answer.
         self.about = ""
@@ -95,8 +95,8 @@ class Node(RoutedEngine):
 class Front(AsgiApp):
     """The app of a front, which spreads requests over nodes.
 
-    ``source`` returns the addresses of the nodes; it is called in a thread twice a second,
-    and the front ends without its answer. ``log`` receives a record of each request.
+    ``source`` returns the addresses of the nodes. The front calls ``source`` in a thread twice a
+    second, and does not wait for its answer at the end. ``log`` receives a record of each request.
     """
 
     def __init__(
@@ -131,12 +131,12 @@ class Front(AsgiApp):
     async def _follow(self) -> None:
         """Keep the nodes up to date with the addresses that the source returns.
 
-        A node that is no longer listed finishes its requests. An empty list drops no node, since
-        the list is also empty while a run begins.
+        A node that leaves the list finishes its requests. An empty list drops no node, since the
+        list is also empty while a run begins.
         """
         while True:
             addresses: Sequence[NodeAddress] = ()
-            with suppress(Exception):  # Ray may be silent: the known nodes serve on
+            with suppress(Exception):  # Ray may be silent; the known nodes continue
                 found = in_daemon_thread(self._source, "addresses")
                 addresses = await asyncio.wrap_future(found)
             for address in set(self.nodes) - set(addresses) if addresses else ():
@@ -159,10 +159,10 @@ class Front(AsgiApp):
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look(self, node: Node) -> bool:
-        """Read a node's pages, and note whether it serves and how many requests it runs at once.
+        """Read a node's pages, and note whether the node serves, and its requests at once.
 
-        ``/about`` is read first, since it shows whether the node accepts the key; ``/health`` needs
-        no key. Return whether the node says itself why it does not serve.
+        ``/about`` is read first, since a node answers it only with the right key; ``/health`` needs
+        no key. Return whether the node has answered ``/about``.
         """
         node.about = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
         text = await self._upstream.page(node, "/health", _HEALTH_SECONDS) if node.about else ""
@@ -184,7 +184,7 @@ class Front(AsgiApp):
         return bool(node.about)
 
     def doubt(self, engine: RoutedEngine) -> None:
-        """Send the node nothing new until its health page says that it serves."""
+        """Send a node no new requests until its health page says that the node serves."""
         engine.up = False
         if isinstance(engine, Node):
             engine.trouble = _SILENT
@@ -248,13 +248,13 @@ def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress
     own = dict(pair for key in keys if (pair := key.partition("=")[::2])[0] in names)
     rest = [key for key in keys if key.partition("=")[0] not in names]
     if len(rest) > 1:
-        raise UsageError("two keys name no model", hint="write --upstream-key NAME=KEY")
+        raise UsageError("two keys have no NAME=", hint="write --upstream-key NAME=KEY")
     common = next(iter(rest), None)
     return [NodeAddress(name=name, url=url, key=own.get(name, common)) for name, url in pairs]
 
 
 class _OneServer(Fleet):
-    """A fleet of one server with one model; if the server is down, the refusal names that model."""
+    """A fleet of one server with one model; a refusal names the model if the server is down."""
 
     def dead(self) -> Refusal:
         (node,) = self.engines
@@ -308,13 +308,13 @@ class ModelsGateway(Front):
         return {name: name for name in self.servers}
 
     def _models(self) -> list[ModelFacts]:
-        known = [(name, facts_of(node)) for name, node in self.servers.items()]
+        known = [(name, models_at(node)) for name, node in self.servers.items()]
         return [replace(facts[0], name=name) for name, facts in known if facts]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
         """Return the health page of a front, and the seconds until a retry if no server serves.
 
-        The status is ``degraded`` if only some servers serve; `/about` names the others.
+        If only some servers serve, the status is ``degraded``, and `/about` names the others.
         """
         page, retry = super()._health(request)
         if retry is None and page["up"] < len(self.nodes):
@@ -322,10 +322,10 @@ class ModelsGateway(Front):
         return page, retry
 
 
-def facts_of(node: Node) -> tuple[ModelFacts, ...]:
-    """Return the models that a server's page ``/about`` lists; empty if the page is not readable.
+def models_at(node: Node) -> tuple[ModelFacts, ...]:
+    """Return the model and the adapters of a server, as its page ``/about`` lists them.
 
-    The server's model is first; the others are its adapters.
+    The result is empty if the page is not readable.
     """
     try:
         return msgspec.json.decode(node.about, type=About).models

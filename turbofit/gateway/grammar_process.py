@@ -1,15 +1,16 @@
-"""Compiles grammars on trial: each in a fork of this process, which the kernel ends in time.
+"""Compiles grammars on trial, each in a fork of this process; the kernel ends a fork in time.
 
 ``python grammar_process.py SECONDS BYTES FOLDER TRUST [OPTION…]`` loads a model's tokenizer, and
-the parsers that LMDeploy's options name. It answers with a line of JSON: ``{}``, or ``{"unable":
-why, "lacks": package}`` and its end. Then each line of its input is a chat, whose grammar it
-compiles, and each answer one of these:
+the parsers that LMDeploy's options name. The first answer is a line of JSON: ``{}``, or
+``{"unable": why, "lacks": package}``, after which the process ends. Then each line of input is a
+chat. The process compiles the grammar of the chat, and answers with a line of JSON:
 
-- ``{}``: it was compiled and followed for some tokens, or LMDeploy compiles nothing for it;
-- ``{"wrong": text}``: XGrammar cannot compile it;
-- ``{"ended": signal}``: it takes more than ``SECONDS`` of processor time, or more than ``BYTES`` of
-  host memory beside those of this process. The signal is 0 if a library exits, as glibc does where
-  a thread's data have no room.
+- ``{}``: the grammar was compiled and followed for some tokens, or LMDeploy compiles no grammar for
+  this chat;
+- ``{"wrong": text}``: XGrammar cannot compile the grammar;
+- ``{"ended": signal}``: the fork took more than ``SECONDS`` of processor time, or more than
+  ``BYTES`` of host memory in addition to this process. The signal is 0 if a library exits, as glibc
+  does if it has no memory for a thread's data.
 
 This program imports nothing of turbofit.
 """
@@ -28,18 +29,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-#: The niceness of a fork, which leaves the cores to the engines; the most seconds that it lives.
+#: The niceness of a fork, so that engines get the cores first, and the most seconds of its life.
 _NICE, _LONGEST = 5, 240
-#: Tokens of an answer that are chosen by each grammar.
+#: The number of tokens for which each compiled grammar is followed.
 _FOLLOWED = 32
-#: The most characters of an error that are told.
+#: The most characters of an error in an answer.
 _TOLD = 500
 
 
 def compiler_of(folder: str, trust: str, options: Sequence[str]) -> Callable[[Any], object]:
     """Return a function that compiles and follows a chat's grammar as LMDeploy's server does.
 
-    Its XGrammar is Python's, with which LMDeploy parses; TurboMind has one of its own.
+    The function uses the Python package xgrammar, as LMDeploy's server does; TurboMind itself
+    compiles with its own copy of XGrammar.
     """
     import xgrammar
     from lmdeploy._guided_decoding import compile_response_format
@@ -59,7 +61,7 @@ def compiler_of(folder: str, trust: str, options: Sequence[str]) -> Callable[[An
         try:
             request = parser(ChatCompletionRequest(model="", messages=[], **chat)).request
         except (TypeError, ValueError):
-            return  # LMDeploy refuses it, in its own words, before it compiles anything
+            return  # LMDeploy refuses the request before it compiles anything
         if request.response_format is not None:
             follow(compile_response_format(compiler, request.response_format))
 
@@ -69,8 +71,8 @@ def compiler_of(folder: str, trust: str, options: Sequence[str]) -> Callable[[An
 def follow(grammar: Any) -> None:
     """Choose the first tokens of an answer by a compiled grammar, as an engine does.
 
-    Before each token XGrammar finds which ones are allowed, and all clients of an engine wait
-    meanwhile: for minutes with ``(.{1,32}){1,31}``, which compiles in a second.
+    Before each token XGrammar computes the allowed tokens, while all clients of the engine wait.
+    With ``(.{1,32}){1,31}`` this takes minutes, although the grammar compiles in a second.
     """
     import numpy as np
     import xgrammar
@@ -86,7 +88,10 @@ def follow(grammar: Any) -> None:
 
 
 def attempt(compile_of: Callable[[Any], object], chat: bytes, seconds: int, most: int) -> None:
-    """Compile a chat's grammar in a fork, and answer."""
+    """Compile a chat's grammar in a fork, and write the answer.
+
+    ``most`` is the limit of host memory in bytes.
+    """
     fork = os.fork()
     if fork == 0:
         os.nice(_NICE)
@@ -97,11 +102,11 @@ def attempt(compile_of: Callable[[Any], object], chat: bytes, seconds: int, most
         said = {}
         try:
             compile_of(json.loads(chat))
-        except BaseException as exc:  # noqa: BLE001 - whatever ends it, the client is told
+        except BaseException as exc:  # noqa: BLE001 - the client gets any error
             # XGrammar's messages begin with a time and a place in its sources.
             text = re.sub(r"^\[[\d:]+\] \S+ ", "", str(exc).strip()) or type(exc).__name__
             said = {"wrong": text[:_TOLD]}
-        signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # it gives one answer
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # the fork has one answer only
         answer(said)
         os._exit(0)
     _, status = os.waitpid(fork, 0)
@@ -128,6 +133,6 @@ def main(seconds: str, most: str, folder: str, trust: str, *options: str) -> Non
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _ANSWERS = os.dup(1)
-    os.dup2(2, 1)  # what packages print is no answer
-    del sys.path[0]  # this folder, whose ``http`` would be taken for Python's
+    os.dup2(2, 1)  # packages may print to stdout; such lines are no answers
+    del sys.path[0]  # this folder: its package ``http`` would hide Python's own
     main(*sys.argv[1:])

@@ -1,8 +1,8 @@
-"""Compiles each grammar that was not seen yet, before an engine does, in a process of its own.
+"""Compiles each new grammar in a separate process, before an engine does.
 
-XGrammar takes from a millisecond to minutes for a grammar, which nobody can tell from its text, and
-LMDeploy's server cannot end it. So `grammar_process` tries it first, and what it does not compile
-in time is refused.
+XGrammar takes from a millisecond to minutes for a grammar, and the text of the grammar does not
+tell how long. LMDeploy's server cannot end the compilation. So `grammar_process` tries the grammar
+first, and a grammar that does not compile in time is refused.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.grammars import grammar_of
 from turbofit.gateway.limits.rules import refused
 
-#: Seconds of processor time that a grammar may take, of all threads together: a busy host makes
-#: them no more. A string of ``maxLength`` 255 takes 8 with a vocabulary of 151,643
-#: (`bench/gateway/GRAMMARS.md`); XGrammar shares them among up to eight threads.
+#: The most seconds of processor time for a grammar, of all threads together. A string of
+#: ``maxLength`` 255 takes 8 s with a vocabulary of 151,643 (`bench/gateway/GRAMMARS.md`). XGrammar
+#: uses up to eight threads.
 SECONDS: Final = 15
-#: Seconds for an answer: the process is ready after 4 to 9, a trial may wait for busy cores.
+#: Seconds for an answer: the process is ready after 4 to 9 s, and a trial may wait for a core.
 _ANSWER_SECONDS: Final = 180.0
 #: The most grammars that are remembered.
 _REMEMBERED: Final = 4096
@@ -40,11 +40,11 @@ _ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "2"}
 
 
 class GrammarTrials:
-    """Tries the grammars of one gateway, one at a time; the first one starts the process.
+    """Tries the grammars of one gateway, one at a time; the first grammar starts the process.
 
-    ``command`` starts `grammar_process`. ``say`` is called once if grammars cannot be tried; then
-    each is passed on. But where XGrammar is missing and the engines are ``ours``, which run in this
-    Python's environment, each is refused.
+    ``command`` starts `grammar_process`. If grammars cannot be tried, ``say`` is called once, and
+    every grammar is passed on. But if XGrammar is missing and the engines are ``ours`` (they run in
+    this Python's environment), every grammar is refused.
     """
 
     def __init__(
@@ -53,30 +53,31 @@ class GrammarTrials:
         self._command, self._say, self._ours = command, say, ours
         self._turn = asyncio.Lock()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        #: Why a grammar is refused, or None; by hash, the oldest first.
+        #: Why each known grammar is refused, None if it is not; by hash, the oldest first.
         self._known: dict[bytes, str | None] = {}
         self._process: asyncio.subprocess.Process | None = None
         #: Why grammars cannot be tried, and the package that is missing.
         self._unable: dict[str, Any] | None = None
 
     async def check(self, body: JsonObject, who: str) -> None:
-        """Return if an engine may compile the grammar of a body; ``who`` is its client.
+        """Try the grammar of a body, if it has a new grammar; ``who`` is the client of the body.
 
-        A client has one grammar on trial or waiting for it, so that another client's waits for one
-        trial of each client at most.
+        Each client has at most one grammar that is on trial or waits for its trial. So a grammar
+        waits for at most one trial of every other client.
 
         Raises:
-            Refusal: it was not compiled in time, XGrammar cannot compile it, or there is none.
+            Refusal: the grammar was not compiled in time, XGrammar cannot compile the grammar, or
+                XGrammar is missing.
         """
         grammar = grammar_of(body)
         if grammar is None:
             return
         field, given = grammar
-        chat = msgspec.json.encode(given)  # in its order, which grammars keep
+        chat = msgspec.json.encode(given)  # keeps the order of names, as grammars do
         name = sha256(chat).digest()
         if self._unable is None and name not in self._known:
             async with self._turns.setdefault(who, asyncio.Lock()):
-                # A trial that is broken off would cost the process.
+                # A cancelled trial would end the process.
                 await until_done(self._learn(name, chat))
         if self._ours and self._unable is not None and self._unable.get("lacks") == "xgrammar":
             raise Refusal("option_missing:xgrammar", param=field)
@@ -84,7 +85,7 @@ class GrammarTrials:
             raise refused(field, why)
 
     async def end(self) -> None:
-        """Kill the process, if there is one; the next grammar starts it anew."""
+        """Kill the process if it runs; the next grammar starts a new process."""
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
@@ -92,20 +93,20 @@ class GrammarTrials:
             await process.wait()
 
     async def _learn(self, name: bytes, chat: bytes) -> None:
-        """Try a grammar unless it is known meanwhile, and remember why it is refused, if it is."""
+        """Try a grammar that is still unknown, and remember whether and why it is refused."""
         async with self._turn:
             if self._unable is not None or name in self._known:
                 return
             try:
                 self._known[name] = await self._try(chat)
             except BaseException:
-                await self.end()  # nobody will read its answer
+                await self.end()  # nobody would read the answer of this trial
                 raise
         if len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
 
     async def _try(self, chat: bytes) -> str | None:
-        """Return why a grammar is refused, or None."""
+        """Return why a grammar is refused; None if an engine may compile the grammar."""
         if self._process is None:
             pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
             self._process = await asyncio.create_subprocess_exec(
@@ -116,8 +117,8 @@ class GrammarTrials:
             if "unable" in ready:
                 self._unable = ready
                 self._say(
-                    "warning: no grammar of response_format and tools is tried before an engine"
-                    f" compiles it, which may take minutes: {ready['unable']}"
+                    "warning: grammars of response_format and tools cannot be tried before engines"
+                    f" compile them, and an engine may compile for minutes: {ready['unable']}"
                 )
                 return None
         assert self._process.stdin is not None
@@ -136,7 +137,7 @@ async def _answer(process: asyncio.subprocess.Process) -> dict[str, Any]:
     """Return the next answer of the process.
 
     Raises:
-        Refusal: it has ended, or gives none in time.
+        Refusal: the process has ended, or gives no answer in time.
     """
     assert process.stdout is not None
     with suppress(asyncio.TimeoutError, OSError, msgspec.MsgspecError):
@@ -148,9 +149,9 @@ async def _answer(process: asyncio.subprocess.Process) -> dict[str, Any]:
 def trials_of(
     plan: Plan, folder: str, options: Sequence[str], say: Callable[[str], object], *, ours: bool
 ) -> GrammarTrials | None:
-    """Return the trials for a plan's engines; None if they compile no grammars.
+    """Return the trials for a plan's engines; None if the engines compile no grammars.
 
-    ``folder`` has the model's tokenizer, ``options`` are those of the engines' server.
+    ``folder`` has the model's tokenizer; ``options`` are the options of LMDeploy's server.
     """
     if not plan.backend.of_lmdeploy:
         return None

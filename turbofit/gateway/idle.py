@@ -1,9 +1,9 @@
 """An address that stays open while the engines behind it sleep or start.
 
-A request waits here until the engines have started; their gateway does everything else (limits,
-images, retries, suspects). An `IdleGateway` belongs to the event loop of the address. The
-supervisor's thread reads its numbers, and changes its state only by calls into that loop; it has an
-`AttachedGateway` in place of a `GatewayThread`.
+A request waits here until the engines have started. Then the engines' own gateway does everything
+else (limits, images, retries, suspects). An `IdleGateway` belongs to the event loop of the address.
+The supervisor's thread reads the numbers of the `IdleGateway`, and changes its state only by calls
+into that loop. For the supervisor, an `AttachedGateway` takes the place of a `GatewayThread`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _WAIT: Final = 600.0
 #: Seconds after which a client should try again while the engines start.
 _RETRY: Final = 10
 _LOOK: Final = 0.05
-#: Seconds to wait for an event loop that is busy; the waiting thread handles no signal meanwhile.
+#: Seconds to wait for a busy event loop; the waiting thread handles no signal during this time.
 BUSY_SECONDS: Final = 60.0
-#: Seconds beyond the drain for requests of engines that have ended: their connections break.
+#: Seconds after the drain in which the last requests end, since their engines have ended.
 _BROKEN_OFF: Final = 60.0
 
 
@@ -53,8 +53,8 @@ class IdleGateway(AsgiApp):
     """The app at an address that stays open while the engines sleep.
 
     ``config.names`` are the names of its model and adapters. ``bounds`` are the limits of the first
-    plan: they limit a body's size, and the chat page shows them while no engine runs. ``wait`` is
-    the most seconds that a request waits for the engines to start.
+    plan; these limit the size of a body, and the chat page shows them while no engine runs.
+    ``wait`` is the most seconds for which a request waits for the engines to start.
     """
 
     def __init__(self, bounds: Bounds, config: GatewayConfig, *, wait: float = _WAIT) -> None:
@@ -67,14 +67,14 @@ class IdleGateway(AsgiApp):
         self.opened = False
         #: The numbers of requests at the gateway, and of those that wait for a start.
         self.in_flight = self.waiting = 0
-        #: Wakes the waiting requests; each then checks whether it must wait on.
+        #: Wakes the waiting requests; each request then checks the state again.
         self._changed = asyncio.Event()
         #: Whether the server is ending.
         self._ended = False
         #: When the engines became ready or the last request ended, whichever is later, by
         #: `time.monotonic`.
         self.used_at = time.monotonic()
-        #: Why the engines do not start, and the time before which they are not started again.
+        #: Why the engines did not start, and the earliest time of the next start.
         self._trouble, self._again_at = "", 0.0
 
     @property
@@ -91,7 +91,7 @@ class IdleGateway(AsgiApp):
     def rested(self) -> bool:
         """Whether a request may start the engines.
 
-        They are asleep, or the pause after a failed start is over.
+        This is so if the engines are asleep, or if the pause after a failed start is over.
         """
         return self.state == "asleep" or (
             self.state == "failed" and time.monotonic() >= self._again_at
@@ -110,7 +110,7 @@ class IdleGateway(AsgiApp):
             return f"{self.name} does not start: {self._trouble}"
         return f"{self.name} is {self.state}"
 
-    # Steps of the supervisor that starts and ends the engines.
+    # The supervisor that starts and ends the engines calls the following methods.
 
     def begin(self) -> None:
         self.state, self._trouble = "starting", ""
@@ -135,7 +135,7 @@ class IdleGateway(AsgiApp):
         """Pass no more requests to the engines' gateway."""
         self.gateway = None
         if self.state == "ready":
-            self.begin()  # other engines start, unless these were told to end
+            self.begin()  # the supervisor starts other engines: it did not call `close_idle`
 
     def sleep(self) -> None:
         """Note that the engines have ended and that their memory is free."""
@@ -144,7 +144,7 @@ class IdleGateway(AsgiApp):
     def fail(self, trouble: str, seconds: float) -> None:
         """Note that a start failed because of ``trouble``, and refuse waiting requests.
 
-        No request starts the engines again for ``seconds``.
+        For ``seconds`` no request starts the engines again.
         """
         self.gateway, self.state = None, "failed"
         self._trouble, self._again_at = trouble, time.monotonic() + seconds
@@ -159,7 +159,7 @@ class IdleGateway(AsgiApp):
         self._changed.set()
         self._changed = asyncio.Event()
 
-    # Requests.
+    # The following methods serve requests and pages.
 
     async def shutdown(self) -> None:
         gateway = self.gateway
@@ -179,7 +179,7 @@ class IdleGateway(AsgiApp):
                 raise no_such_model(name, self.config.names)
             gateway = await self._ready(gone)
             whole = iter([{"type": "http.request", "body": request.body, "more_body": False}])
-            self._bodies.forget(request)  # its gateway counts it now
+            self._bodies.forget(request)  # the engines' gateway counts the body from here on
 
             async def replayed() -> Message:
                 message = next(whole, None)
@@ -202,7 +202,7 @@ class IdleGateway(AsgiApp):
         ``gone`` is done when the client has left.
 
         Raises:
-            Refusal: too many requests wait, the time is over, the engines cannot start, or the
+            Refusal: too many requests wait, the wait is too long, the engines cannot start, or the
                 server ends.
             asyncio.CancelledError: the client has left.
         """
@@ -241,11 +241,11 @@ class IdleGateway(AsgiApp):
         return [] if self.state == "ready" else [self.status]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """Return the engines' gateway's health page; without a gateway, the page of this address.
+        """Return the health page of the engines' gateway, or without a gateway a page of its own.
 
-        This address's page says ``starting`` until the engines were ready once. Later it says
-        ``unavailable`` after a failed start, else ``healthy``, since a request would start the
-        engines. It does not say why a start failed, since everybody may read it.
+        The status of the own page is ``starting`` until the engines were ready once. Later the
+        status is ``unavailable`` after a failed start, else ``healthy``, since a request would
+        start the engines. The page does not say why a start failed: everybody may read the page.
         """
         if self.gateway is not None:
             page, retry = self.gateway._health(request)
@@ -272,7 +272,7 @@ class IdleGateway(AsgiApp):
             for name, explained, value in samples
         )
         page = "" if self.gateway is None else await self.gateway.metrics_text()
-        # An empty label counts as no label: for requests that the address itself refused.
+        # The address itself counts the requests that it refused; an empty label is no label.
         return merge({self.name: page + ours, "": self.metrics.text({})}, "model")
 
 
@@ -317,7 +317,7 @@ class AttachedGateway:
                 app.detach()
                 self._task = asyncio.ensure_future(self._close())
 
-        with suppress(LaunchError):  # the address is closed, and its gateway too
+        with suppress(LaunchError):  # the address has closed, and has ended the gateway
             self._address.call(detach, BUSY_SECONDS)
             deadline = time.monotonic() + (self._gateway.config.drain_seconds if drain else 0)
             while self._app.in_flight and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Makes the configuration of a gateway from its options: reads keys, and checks what is open."""
+"""Makes a gateway's configuration from its options: reads keys, and checks who may connect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from turbofit.gateway.http.connections import Networks, is_loopback
 
 
 def configured(options: GatewayOptions, *, upstream_key: str | None = None) -> GatewayConfig:
-    """Return the configuration of a gateway: its options, and what they leave to be found.
+    """Return the configuration of a gateway: its options, its keys, and its allowed media domains.
 
     Raises:
         UsageError: options contradict each other, or a file of keys cannot be read.
@@ -20,7 +20,7 @@ def configured(options: GatewayOptions, *, upstream_key: str | None = None) -> G
         )
     if not all(key.strip() for key in options.api_key):
         raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
-    Networks(options.trusted_proxies)  # it raises for a bad address before anything starts
+    Networks(options.trusted_proxies)  # raises for a bad address, before anything starts
     keys = (*options.api_key, *_keys_in(options.api_key_file)) or keys_in(SERVER_KEYS)
     keys = tuple(key.strip() for key in keys if key.strip())
     front_keys = _keys_in(options.front_key_file)
@@ -52,15 +52,15 @@ def check_bind(config: GatewayConfig) -> None:
 def _media_domains(options: GatewayOptions, *, keyed: bool) -> tuple[str, ...]:
     """Return the domains from which remote images may come; ``keyed``: clients need a key.
 
-    By default all public hosts are allowed. But if others reach the server without a key, none is
-    allowed: a stranger could make the server fetch files.
+    By default all public hosts are allowed. But if other machines reach the server without a key,
+    no host is allowed, since a stranger could make the server fetch files.
     """
     given = tuple(domain.lower() for domain in options.allowed_media_domains)
     if "none" in given:
         if len(given) > 1:
             raise UsageError(
-                "--allowed-media-domains none stands beside others",
-                hint="give none alone, or the domains",
+                "--allowed-media-domains has none and other domains",
+                hint="give only none, or only domains",
             )
         return ()
     alone = is_loopback(options.host) and not options.trusted_proxies
@@ -75,8 +75,8 @@ def _keys_in(file: str | None) -> tuple[str, ...]:
             keys = tuple(line.strip() for line in lines if line.strip())
     except (OSError, ValueError) as exc:
         raise UsageError(
-            f"{file} cannot be read: {exc}", hint="give a file with a key a line"
+            f"{file} cannot be read: {exc}", hint="give a text file with one key on each line"
         ) from None
     if not keys:
-        raise UsageError(f"there is no key in {file}", hint="write a key a line into it")
+        raise UsageError(f"{file} has no key", hint="write one key on each line")
     return keys

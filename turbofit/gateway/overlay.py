@@ -1,10 +1,10 @@
-"""Makes an overlay: a folder of links to a model folder, whose default limit is the plan's.
+"""Makes an overlay: a folder of links to a model's files, with the plan's default image limit.
 
 Only config files that contain the limit are copied and edited.
 
-LMDeploy's front end reads the default limit from the model folder, so requests without a limit of
-their own keep the plan's limit. The folder keeps its name, by which LMDeploy chooses chat
-templates.
+LMDeploy reads the default image limit from the model folder. So a request without a limit of its
+own keeps the plan's limit. The overlay keeps the name of the model folder, since LMDeploy chooses
+chat templates by this name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _CONFIG: Final = "config.json"
 _PREPROCESSOR: Final = "preprocessor_config.json"
-#: Transformers 5 may keep the image processor in this file, and then reads no other file for it.
+#: Transformers 5 may keep the image processor in this file, and then reads no other file.
 _PROCESSOR: Final = "processor_config.json"
 _NESTED: Final = "image_processor"
 
@@ -47,7 +47,7 @@ def make_overlay(plan: Plan, root: Path) -> Path:
     """Make the folder below ``root`` that LMDeploy gets in place of the checkpoint.
 
     Return the new folder, or the checkpoint itself if its own default is the plan's limit. Files
-    from an earlier call stay unchanged, since engines may be reading them.
+    from an earlier call stay unchanged, since engines may read these files.
 
     Raises:
         UsageError: the checkpoint is not on this machine.
@@ -64,7 +64,7 @@ def make_overlay(plan: Plan, root: Path) -> Path:
         edits(folder, rule, plan.promise.limits) if rule and plan.promise.limits.vision_unit else {}
     )
     parts = folder.absolute().parts
-    # The path's last part is kept; of a hub cache the last three, which end with a commit.
+    # The overlay keeps the last part of the path; for a hub cache, the last three parts.
     kept = parts[-3:] if len(parts) > 3 and parts[-2] == "snapshots" else parts[-1:]
     return _build(folder, root / Path(*kept), changed) if changed else folder
 
@@ -75,8 +75,7 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
         there = set(os.listdir(target))
         for entry in folder.absolute().iterdir():
             if entry.name not in changed and entry.name not in there:
-                # A link to the blob itself, not to the hub cache's link, which may be pruned
-                # meanwhile.
+                # Link to the file itself: a hub cache has only a link, which may be pruned.
                 (target / entry.name).symlink_to(entry.resolve())
         for name in changed.keys() - there:
             text = json.dumps(changed[name], indent=2, ensure_ascii=False)
@@ -84,7 +83,7 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
     except OSError as exc:
         raise LaunchError(
             f"the overlay of the model folder cannot be made: {exc.strerror or exc}",
-            hint="set XDG_STATE_HOME to a folder that can be written and holds links",
+            hint="set XDG_STATE_HOME to a writable folder on a file system with symbolic links",
         ) from None
     return target
 

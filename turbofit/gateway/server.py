@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.protocol import LimitedProtocol
     from turbofit.gateway.routing.deny_list import DenyList
 
-#: Seconds for clients to read a last message, and again for aborted connections to end.
+#: Seconds in which clients may read a last message, and in which aborted connections must end.
 _AT_ONCE: Final = 2.0
-#: Seconds in which fronts learn that a node drains; they read its health page twice a second.
+#: Seconds in which fronts learn that a node drains; a front reads health pages twice a second.
 _TOLD: Final = 2.0
-#: Seconds until a gateway's thread must listen, and seconds beyond its drain until it has ended.
+#: Seconds in which a gateway's thread must listen, and, after its drain, must end.
 _START_SECONDS, _BEYOND = 30.0, 5.0
 
 _Answer = TypeVar("_Answer")
@@ -59,7 +59,7 @@ def make_gateway(
 
     ``upstreams`` are the engines' URLs in the order of the plan's groups. ``overlay``: the engines
     run on the folder that `gateway.overlay` makes. ``deny_list`` is the deny list of the previous
-    gateway; None makes a new list.
+    gateway; if None, the gateway has a new list.
 
     Raises:
         UsageError: there is no engine, or a text is no URL.
@@ -75,7 +75,7 @@ def make_gateway(
 
 
 class _Serving:
-    """Serves one gateway in the running event loop; ``on_ready`` is called with the gateway's URL.
+    """Serves one gateway in the running event loop, and calls ``on_ready`` with its URL.
 
     Raises:
         LaunchError: the address cannot be bound.
@@ -100,7 +100,8 @@ class _Serving:
         """Begin the drain; if ``urgent``, cut off open connections. Call it in the event loop."""
         self.ending.set()
         if urgent:
-            # Immediately, because engines are killed meanwhile, and the loop may see that first.
+            # Immediately: engines are killed at the same time, and clients should hear of the end
+            # of the server, not of the end of an engine.
             self._cut()
             self._urgent.set()
 
@@ -112,7 +113,7 @@ class _Serving:
         try:
             await asyncio.wait({serving, ending}, return_when="FIRST_COMPLETED")
             gateway.connections.draining = True
-            if gateway.config.front_keys:  # fronts read it, and send nothing more
+            if gateway.config.front_keys:  # fronts read `draining`, and then send nothing more
                 await asyncio.wait({serving, urgent}, timeout=_TOLD, return_when="FIRST_COMPLETED")
             server.should_exit = True
             drain = gateway.config.drain_seconds
@@ -164,8 +165,8 @@ class _Serving:
 def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
     """Serve until a signal comes, then drain; a second signal cuts off open connections.
 
-    `stop_signals` lists the signals. Call this function in the main thread. Arguments and errors
-    are the same as for `_Serving`.
+    `stop_signals` lists the signals. Call this function in the main thread. `_Serving` has the same
+    arguments and errors.
     """
     from turbofit.core.process.signals import stop_signals, unblock
 
@@ -223,12 +224,12 @@ class GatewayThread(Generic[_App]):
             self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
 
     def cut_off(self) -> None:
-        """Cut off open connections; safe in a signal handler, since no lock is taken."""
+        """Cut off open connections. A signal handler may call this: the method takes no lock."""
         self._end(urgent=True)
 
     def _end(self, *, urgent: bool) -> None:
         if self._loop is not None and self._serving is not None:
-            with suppress(RuntimeError):  # it has ended by itself
+            with suppress(RuntimeError):  # the loop has ended already
                 self._loop.call_soon_threadsafe(partial(self._serving.end, urgent=urgent))
 
     def call(self, ask: Callable[[_App], _Answer], seconds: float = 10.0) -> _Answer:
@@ -251,7 +252,7 @@ class GatewayThread(Generic[_App]):
         done, _ = wait((asked,), seconds)
         if not done:
             asked.cancel()
-        if asked.cancelled():  # too late, or the gateway has ended
+        if asked.cancelled():  # after ``seconds``, or at the end of the gateway
             raise LaunchError(
                 f"the gateway did not answer within {seconds:.0f} s", hint="try again"
             )
@@ -280,7 +281,7 @@ class GatewayThread(Generic[_App]):
 
         try:
             run_loop(main())
-        except BaseException as exc:  # noqa: BLE001 - it is raised again by `start`
+        except BaseException as exc:  # noqa: BLE001 - `start` raises the error
             self._error = exc
         finally:
             self._listening.set()

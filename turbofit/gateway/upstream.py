@@ -1,4 +1,4 @@
-"""The HTTP client of engines: sends requests, returns answers, and tells what failed."""
+"""The HTTP client of engines: sends requests, returns answers, and raises typed errors."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import RoutedEngine
 
 _CONNECT_SECONDS: Final = 5.0
-#: Seconds that an idle connection is kept: less than uvicorn's 5 s, so that no request uses a
-#: connection that the engine is closing.
+#: Seconds for which an idle connection is kept. uvicorn keeps a connection for 5 s; a request on a
+#: connection that the engine closes would fail.
 _KEEP_ALIVE: Final = 3.0
-#: Seconds of silence after which an answer is given up, even if its engine answers others.
+#: Seconds of silence after which a request is given up, even if the engine answers other requests.
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
 #: The most bytes of a page of an engine or a node about itself.
@@ -40,7 +40,7 @@ _UNHEARD_MS: Final = 5000
 class Unreachable(Exception):  # noqa: N818
     """The engine did not receive the request.
 
-    ``ended``: nothing listens at the address, or a gateway there has no running engine.
+    ``ended``: nothing listens at the address, or the gateway at the address has no running engine.
     """
 
     def __init__(self, message: str, *, ended: bool = False) -> None:
@@ -56,8 +56,8 @@ class Upstream:
     """A client of all engines, which sends each engine its own API key.
 
     ``serial``: the engines answer one request after another. A probe for a token would then wait
-    for all running requests; so an engine's health page is read instead, which tells whether tokens
-    still come.
+    for all running requests. So the probe reads the engine's health page, which tells whether
+    tokens still come.
     """
 
     def __init__(self, *, serial: bool = False) -> None:
@@ -74,18 +74,19 @@ class Upstream:
     ) -> aiohttp.ClientResponse:
         """Send a request; return the response as soon as its headers have come.
 
-        Raises `Unreachable` if the engine did not receive the request, `Died` if the engine broke
-        it off.
+        Raises:
+            Unreachable: the engine did not receive the request.
+            Died: the engine broke the connection off.
         """
         if engine.key:
             headers = {**headers, "Authorization": f"Bearer {engine.key}"}
         try:
-            # The body goes in one piece; aiohttp prefers a file for megabytes, which is slower.
+            # The body goes in one piece: a file, which aiohttp recommends, would be slower.
             response = await self._opened().request(
                 method, engine.url + path, data=body, headers=headers, allow_redirects=False
             )
         except aiohttp.ClientConnectorError as exc:
-            # A connection that waits for acceptance when the engine ends is reset, not refused.
+            # If the engine ends before it accepts a connection, the connection is reset.
             raise Unreachable(str(exc), ended=isinstance(exc.os_error, ConnectionError)) from None
         except aiohttp.ConnectionTimeoutError as exc:
             raise Unreachable(str(exc)) from None
@@ -93,11 +94,13 @@ class Upstream:
             raise Died(str(exc)) from exc
         if response.status == 401:
             response.close()
-            raise Unreachable("it does not take the key")  # the engine's fault, not the client's
+            raise Unreachable("the engine refuses the gateway's key")
         unreached = response.headers.get(UNREACHED)
         if unreached is not None:
             response.close()
-            raise Unreachable(f"no engine had it: {unreached}", ended=unreached != BUSY)
+            raise Unreachable(
+                f"no engine received the request: {unreached}", ended=unreached != BUSY
+            )
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:
@@ -126,7 +129,7 @@ class Upstream:
         except (Unreachable, Died, aiohttp.ClientError, OSError):
             return False
         if response.status == 404:
-            # Another model is served there now.
+            # The engine serves another model since its last start.
             engine.model = None
         return response.status == 200
 
@@ -152,7 +155,7 @@ class Upstream:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # No limit on connections: admission decides how many there are.
+            # `Admission` limits the requests, so connections need no limit.
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=0,
@@ -175,22 +178,22 @@ class Upstream:
 class _Answer(aiohttp.ClientResponse):
     """An engine's response; after a server error its connection is not used again.
 
-    LMDeploy's server may close such a connection silently. The next request on the connection would
-    then fail as if the engine had died.
+    LMDeploy's server may close such a connection silently. Then the next request on the connection
+    fails, as after the death of the engine.
     """
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         protocol = connection.protocol
         answer = await super().start(connection)
         if self.status >= 500 and protocol is not None:
-            protocol.force_close()  # once the answer is whole
-            if self.connection is None:  # it is
+            protocol.force_close()  # takes effect at the end of the answer
+            if self.connection is None:  # the answer has ended already
                 protocol.close()
         return answer
 
 
 def refuse_no_url(urls: Sequence[str], whose: str, example: str) -> None:
-    """Refuse a text that is no URL; the message says that it is no address of ``whose``.
+    """Refuse a text that is no URL. ``whose`` names, in the message, the owner of the address.
 
     Raises:
         UsageError: a text is no URL; the hint shows the ``example``.
@@ -203,10 +206,9 @@ def refuse_no_url(urls: Sequence[str], whose: str, example: str) -> None:
 def engine_socket(address: Sequence[Any]) -> socket.socket:
     """Make a socket for aiohttp to connect to an engine at an address of `socket.getaddrinfo`.
 
-    A machine that loses power closes no connection, so the socket tests the connection by TCP
-    keep-alive, which the engine's kernel answers however busy the engine is. On another host, an
-    engine is also given up if its kernel's buffer is full and the engine reads nothing of a body
-    for 5 s.
+    A machine that loses power closes no connection. So the socket tests the connection by TCP
+    keep-alive, which the engine's kernel answers even if the engine is busy. The socket also gives
+    up an engine on another host that reads nothing of a body for 5 s.
     """
     family, kind, proto, _, where = address
     connecting = socket.socket(family, kind, proto)

@@ -1,4 +1,4 @@
-"""What a gateway says of itself: its plan's limits and memory, and the page that shows them."""
+"""What a gateway tells about itself: its plan's limits and memory, and the chat page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ROUTES: Final = "<!--routes-->"
 def chat_page() -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     """Return the chat page with a list of the routes, and the headers of its answer.
 
-    With these headers a browser runs no script but the page's own. The file is read only once.
+    With these headers a browser runs only the page's own script. The file is read only once.
     """
     rows = []
     for path, route in ROUTES.items():
@@ -62,7 +62,7 @@ def _digest(text: str, name: str) -> str:
 
 
 class MemoryPart(Struct):
-    """A piece of the bar that shows a GPU's memory; ``size`` is ``bytes`` as a text."""
+    """A piece of a `MemoryBar`; ``size`` is the number of ``bytes`` as a text with a unit."""
 
     kind: str
     name: str
@@ -81,7 +81,7 @@ class MemoryBar(Struct):
 class ModelFacts(Struct):
     """What the chat page shows of one model.
 
-    ``limits`` are sentences; ``images`` is how many small images a request may have.
+    ``limits`` are sentences; ``images`` is the most images of a request, if they are small.
     """
 
     name: str
@@ -91,12 +91,13 @@ class ModelFacts(Struct):
 
 
 class ClockFacts(Struct):
-    """How time passes on pretend GPUs, and by how many seconds the host has held them up so far.
+    """How time passes on pretend GPUs, and by how many seconds the host has delayed them so far.
 
-    Everything takes ``factor`` times as long as the forecast; ``words`` says so, with the
-    forecast's certainty. ``late`` is how much later than its time work was seen to be done,
-    ``idle`` how long cards waited for the host; ``busy`` the forecast's seconds of all forwards.
-    ``late`` and ``idle`` are of the engine with the largest sum of both.
+    Each forward takes ``factor`` times the seconds of the forecast; ``words`` is a sentence on this
+    and on the certainty of the forecast. ``busy`` is the forecast's seconds of all forwards.
+    ``late`` is the seconds by which the host noticed the ends of forwards too late; ``idle`` is the
+    seconds in which GPUs waited for the host. ``late`` and ``idle`` belong to the engine with the
+    largest sum of both.
     """
 
     factor: float
@@ -107,7 +108,7 @@ class ClockFacts(Struct):
 
 
 class About(Struct):
-    """The answer of `/about`; ``clock`` is None on real GPUs, and where no time passes."""
+    """The answer of `/about`; ``clock`` is None without pretend GPUs that have a clock."""
 
     pretend: bool
     key: bool
@@ -165,7 +166,7 @@ def limits_in_words(bounds: Bounds) -> list[str]:
 
 
 def about_plan(plan: Plan) -> Document:
-    """Return what `/health` tells a front about a plan: its capacity, limits and digest."""
+    """Return the part of `/health` that tells a front a plan's capacity, limits and digest."""
     limits = plan.promise.limits
     return {
         "at_once": plan.requests_at_once,

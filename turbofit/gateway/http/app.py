@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0
-#: The number of requests whose film headers are read at once.
+#: The most processes that read the headers of films at once.
 _LOOKED_AT: Final = 2
-#: The number of large requests that threads read, check against the plan and write at once. Nearly
-#: all of that work holds Python's lock, so a second one would only delay the loop.
+#: The most threads that read, check and write a large request at once. Nearly all of this work
+#: holds Python's lock, so a second thread would only delay the event loop.
 _WORKED_ON: Final = 1
 #: The largest number of pictures that are resized at once, whatever the number of cores.
 _MOST_RESIZED: Final = 16
@@ -54,8 +54,8 @@ _T = TypeVar("_T")
 class Gateway(AsgiApp):
     """The gateway's app; ``bounds`` limit requests, ``upstreams`` are the engines' URLs.
 
-    ``deny_list`` is the deny list of the previous gateway, if there was one. Tests pass ``fetcher``
-    and ``upstream``.
+    ``deny_list`` is the deny list of the previous gateway, if there was one. Only tests pass
+    ``fetcher`` and ``upstream``.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -99,9 +99,9 @@ class Gateway(AsgiApp):
         self.monitor = Monitor(self.engines, self._upstream, config, self.admission.pump)
         self.deny_list = deny_list or DenyList()
         self.deny_list.count = self.metrics.count
-        #: Returns the bytes in use on each GPU, by index. The code that starts the engines sets it.
+        #: Returns the bytes in use on each GPU, by index; `serving.start` sets this function.
         self.in_use: Callable[[], dict[int, int]] = dict
-        #: Tries the grammars of requests; None passes them on untried. The same code sets it.
+        #: Tries the grammars of requests, if not None; `serving.start` sets this attribute.
         self.grammars: GrammarTrials | None = None
         self._asked: asyncio.Future[dict[int, int]] | None = None
         self._forwarder = RequestForwarder(
@@ -119,7 +119,7 @@ class Gateway(AsgiApp):
         return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
 
     def rest(self, outage: Outage | None) -> None:
-        """Note that an outage of all engines begins, or that it ends (None).
+        """Note that an outage of all engines begins, or, with None, that the outage ends.
 
         During an outage the engines get no requests, since another program may listen at their
         addresses. Call this method in the gateway's event loop.
@@ -147,7 +147,7 @@ class Gateway(AsgiApp):
         self.monitor.doubt(self.engines[index])
 
     def engine_ready(self, index: int) -> None:
-        """Probe a restarted engine at once, since its supervisor had an answer from the engine.
+        """Probe a restarted engine at once, since the engine has answered its supervisor.
 
         Call this method in the gateway's event loop.
         """
@@ -213,7 +213,7 @@ class Gateway(AsgiApp):
         fetched = await self._fetcher.fetch_all(list(remote), most, count, request.who)
         clip = await look(prepared.parsed, fetched, most, self._looking)
         large |= request.bytes_in >= LARGE
-        # Eight images that share a request's limit take up to half a second: Llama 4's canvases.
+        # The search for a common limit of eight images takes up to 0.5 s for Llama 4.
         several = len(prepared.parsed.slots) > 1
         await self._work(large or several, prepared.hold, fetched, clip)
         if prepared.generates:
@@ -258,7 +258,7 @@ class Gateway(AsgiApp):
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )
         pages: dict[int | str, str] = dict(enumerate(texts))
-        # A driver may hang: one question at a time, or they would take all threads of the pool.
+        # A driver may hang. So only one thread of the pool asks at a time.
         if self._asked is None or self._asked.done():
             self._asked = asyncio.ensure_future(asyncio.to_thread(self.in_use))
         await asyncio.wait({self._asked}, timeout=_PAGE_SECONDS)

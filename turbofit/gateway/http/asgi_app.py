@@ -1,4 +1,4 @@
-"""The common base of a gateway's ASGI apps: all that does not depend on a request's content."""
+"""The common base of a gateway's ASGI apps: access, routes, pages, records and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from turbofit.gateway.http.routes import (
 )
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-#: Routes that are called again and again: the log contains only their failures.
+#: Routes that are called again and again; the access log has only their failures.
 _POLLED: Final = ("/health", "/about", "/metrics")
 #: The paths of the chat page, without a slash at their end.
 _PAGES: Final = (b"", b"/docs")
@@ -53,7 +53,7 @@ class AsgiApp(ABC):
     ) -> None:
         self.config, self._log = config, log or (lambda _: None)
         self.metrics = Metrics()
-        #: Reads how time passes on pretend GPUs; None on real ones, and where no time passes.
+        #: Reads how time passes on pretend GPUs; returns None without such a clock.
         self.clock: Callable[[], ClockFacts | None] = lambda: None
         self._let_in(config)
         self.connections = Connections(
@@ -67,7 +67,7 @@ class AsgiApp(ABC):
         self._origins = Origins(config.allow_origins, self._hosts)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        with suppress(asyncio.CancelledError):  # at the server's end, which has told the client
+        with suppress(asyncio.CancelledError):  # the server ends, and has answered the client
             await self._http(scope, receive, send)
 
     async def startup(self) -> None:  # noqa: B027 - some apps have nothing to do
@@ -115,7 +115,7 @@ class AsgiApp(ABC):
         return ()
 
     def _waits(self) -> list[str]:
-        """Return sentences that say why requests wait at present; empty if none has to wait."""
+        """Return sentences that say why requests wait now; empty if no request has to wait."""
         return []
 
     async def _page(self, request: RequestContext, route: Route, send: Send) -> bool:
@@ -162,12 +162,12 @@ class AsgiApp(ABC):
                 return
             request.out += self._origins.check(request.headers)
             if request.method in ("GET", "HEAD") and path.rstrip(b"/") in _PAGES:
-                page, headers = chat_page()  # the same for everybody: no key is needed
+                page, headers = chat_page()  # needs no key: the page tells nothing of this server
                 request.out += headers
                 await answer(request, send, 200, page, "text/html; charset=utf-8")
                 return
             if path.rstrip(b"/") != b"/health":
-                # Before the route: without a key nobody learns which routes exist.
+                # The key is checked before the route: without a key nobody learns the routes.
                 request.key, of_front = self._keys.check(request.headers)
                 if of_front:
                     request.is_of_front()

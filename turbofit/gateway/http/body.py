@@ -1,4 +1,4 @@
-"""Reads request bodies; refuses a body of a wrong type, or one cut short, slow or too large."""
+"""Reads request bodies; refuses a body of a wrong type, or an incomplete, slow or large body."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.request_context import Receive, RequestContext, uncancel
 
-#: The memory for all bodies is that of this many of the largest bodies, or these bytes if more.
+#: The memory for all bodies holds this number of the largest bodies, and at least these bytes.
 _LARGEST_AT_ONCE: Final = 16
 _LEAST_AT_ONCE: Final = 512 << 20
-#: Bytes from which a body is large: other requests get turns between its parts, and a thread reads
-#: its pictures.
+#: A body of at least this many bytes is large: other requests get turns between its parts, and a
+#: thread parses the body.
 LARGE: Final = 256 << 10
 
 
@@ -30,8 +30,8 @@ class _Arrival:
         #: The time, by `time.monotonic`, by which the body must be complete.
         self.ends = ends
         self.size = 0
-        #: Blocks grow up to `LARGE`, even if the parts are small: one block for the whole body
-        #: would be copied again and again. They take up to an eighth more than is counted.
+        #: Parts are joined into blocks of up to `LARGE` bytes, since a block that grows is copied
+        #: again and again. Blocks take up to an eighth more memory than is counted.
         self._blocks: list[bytearray] = []
         self.refusal: Refusal | None = None
 
@@ -81,7 +81,7 @@ class Bodies:
         """
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
-            # LMDeploy has this rule, too; it makes a browser ask before it sends.
+            # LMDeploy has this rule, too. With this type, a browser first sends a preflight.
             raise Refusal("content_type")
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
             raise Refusal("content_encoding")
@@ -92,7 +92,7 @@ class Bodies:
         self.check_room(client)
         arrival = _Arrival(client, time.monotonic() + self._config.body_seconds)
         self._look_in(min(self._config.body_window_seconds, self._config.body_seconds), arrival)
-        try:  # `asyncio.wait_for` would cost a task for each request
+        try:  # `asyncio.wait_for` would make a task for each request
             return await self._all(arrival, receive, most)
         except asyncio.CancelledError:
             if arrival.refusal is None:
@@ -169,21 +169,21 @@ class Bodies:
                 raise Refusal("body_too_big", size=arrival.size, most=most)
             self.check_room(arrival.client)
             if more and arrival.size >= LARGE:
-                # All other due work runs first. The connection is read on only then: otherwise a
-                # pass of the loop would copy a part of every large body that arrives, and a short
-                # text would wait for that at each of its own steps.
+                # Other due work runs before the next part of a large body is read. Otherwise each
+                # pass of the event loop would copy a part of every large body, and a short text
+                # would wait for all these copies at each of its steps.
                 async with self._turn:
                     await asyncio.sleep(0)
-        arrival.timer.cancel()  # complete: its client is not late while it waits for a thread
+        arrival.timer.cancel()  # the body is complete, so its client cannot be late
         if arrival.size < LARGE:
             return arrival.whole()
-        async with self._turn:  # the copy holds Python's lock: the loop waits for one at most
+        async with self._turn:  # one copy at a time, since a copy holds Python's lock
             return await in_thread(arrival.whole)
 
     def check_room(self, client: str) -> None:
         """Refuse a request if the bodies of its client take more memory than is left free.
 
-        Bytes that were counted for the request stay counted; the caller subtracts them.
+        Bytes that were counted for the request stay counted; the caller must subtract these bytes.
 
         Raises:
             Refusal: all bodies, or those of this client, take too much of the memory.

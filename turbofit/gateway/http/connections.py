@@ -31,7 +31,7 @@ _FRONT: Final = "front"
 _IPV6_PREFIX: Final = 64
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_SHOWN: Final = 8
-#: Connections that are accepted in a row, and seconds between attempts if no descriptor is free.
+#: The most connections accepted in a row; seconds between attempts without a free descriptor.
 _ACCEPTED_AT_ONCE: Final = 64
 _ACCEPT_AGAIN: Final = 0.02
 #: Seconds that a new connection may take to send its request.
@@ -111,7 +111,7 @@ class Connections:
         self._proxies, self.count = proxies, count
         self._of: dict[ClientConnection, str] = {}
         self._number_of: Counter[str] = Counter()
-        #: Waiting connections, that with the longest wait first, and when the wait of each began.
+        #: Waiting connections and the times when their waits began, the longest wait first.
         self._waiting: OrderedDict[ClientConnection, float] = OrderedDict()
         #: Whether the server ends and cuts off open requests, and the number of requests cut off.
         self.ending, self.cut = False, 0
@@ -125,7 +125,8 @@ class Connections:
     def descriptors(self) -> int:
         """The number of file descriptors that the connections may use.
 
-        Each connection uses one descriptor; each that is not refused may use another, to an engine.
+        Each connection uses one descriptor. A connection that is not refused may use a second
+        descriptor, for its engine.
         """
         return len(self._of) + min(len(self._of), self._most)
 
@@ -202,10 +203,11 @@ class Connections:
 class Acceptor:
     """Accepts connections from a ``listener`` while there are free file descriptors.
 
-    Without free descriptors, new connections wait in the kernel until an open connection ends, or
-    is closed because it has waited for a second, or a slow TLS handshake is ended. libuv would
-    accept such a connection only to close it, and its client's request would be lost. ``most`` is
-    the largest number of `Connections.descriptors`. `uvicorn.Server.servers` lists this object.
+    Without free descriptors, new connections wait in the kernel. They are accepted when an open
+    connection ends, when a connection that has waited for a second is closed, or when a slow TLS
+    handshake is cancelled. libuv would accept and close a new connection, and its client's request
+    would be lost. ``most`` is the largest number of `Connections.descriptors`.
+    `uvicorn.Server.servers` lists this object.
     """
 
     def __init__(
@@ -226,7 +228,7 @@ class Acceptor:
         self._listen()
 
     def close(self) -> None:
-        if self._listener.fileno() >= 0:  # it may be closed twice
+        if self._listener.fileno() >= 0:  # this method may be called twice
             self._loop.remove_reader(self._listener.fileno())
         if self._again is not None:
             self._again.cancel()
@@ -255,7 +257,7 @@ class Acceptor:
                 client, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError:  # there was no descriptor after all
+            except OSError:  # other code of this process took the last descriptor
                 self._wait()
                 return
             client.setblocking(False)
@@ -264,18 +266,18 @@ class Acceptor:
             task.add_done_callback(self._beginning.pop)
 
     async def _begin(self, client: socket.socket) -> None:
-        with suppress(OSError, asyncio.TimeoutError):  # of the TLS handshake
+        with suppress(OSError, asyncio.TimeoutError):  # the TLS handshake may fail
             await self._loop.connect_accepted_socket(self._protocol, client, ssl=self._tls)
 
 
 class Hosts:
     """The host names under which a server without a key answers; every IP address is accepted, too.
 
-    A web page can let its own name lead to its visitor's loopback (DNS rebinding). For the browser
-    the server then belongs to that page, so the page's requests have no ``Origin``, but the page's
-    name as ``Host``. A server beyond the loopback answers under every name, unless names are
-    ``allowed``; ``*`` allows all names. Names under ``internal`` are accepted, since no web page
-    has such a name (ICANN delegates it to nobody); a container calls its host
+    A web page can let its own name lead to its visitor's loopback (DNS rebinding). Then the browser
+    takes this server for the page's own server. So the page's requests have no ``Origin``, and have
+    the page's name as ``Host``. A server that is reachable from other machines answers under every
+    name, unless ``allowed_hosts`` has names; ``*`` allows all names. Names under ``internal`` are
+    accepted, since ICANN delegates this domain to nobody; a container calls its host
     ``host.docker.internal``.
     """
 
@@ -306,8 +308,8 @@ class Hosts:
     def comes_from_page(self, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether a request with an ``Origin`` comes from this server's own page.
 
-        A page whose name leads to this server (DNS rebinding) has its name as ``Host`` too. So
-        without a key, the ``Host`` must also be a name of this server.
+        After DNS rebinding, the requests of a foreign page have the page's name as ``Host``, too.
+        So without a key, the ``Host`` must also be a name of this server.
         """
         host = headers.get(b"host", b"")
         if headers[b"origin"].partition(b"://")[2].lower() != host.lower() or not host:
@@ -316,7 +318,7 @@ class Hosts:
 
 
 def _name_of(host: bytes) -> str:
-    """Return the name in a ``Host`` header, without its port; the whole text if it has no form."""
+    """Return the name in a ``Host`` header without its port; the whole text if it is malformed."""
     text = host.decode("latin-1").lower()
     parts = _HOST.fullmatch(text)
     return (parts[1] or parts[2]).rstrip(".") if parts else text
@@ -357,9 +359,9 @@ class Keys:
 class Origins:
     """Origins of web pages that may use the server: ``https://chat.example.com``, or ``*`` for all.
 
-    A page can send requests to a server on its visitor's own machine. Such a request has an
-    ``Origin``, which clients other than browsers do not send; an origin that is not allowed is
-    refused. The server's own page, under the names of ``hosts``, is always allowed.
+    A page can send requests to a server on its visitor's own machine. Only browsers send the header
+    ``Origin``; an origin that is not allowed is refused. The server's own page, under the names of
+    ``hosts``, is always allowed.
     """
 
     def __init__(self, allowed: Sequence[str], hosts: Hosts) -> None:
@@ -402,8 +404,8 @@ class Origins:
         return (
             *allowed,
             (b"access-control-allow-methods", b"GET, POST"),
-            # The headers that the page asks for, since SDKs send some of their own
-            # (x-stainless-os); the gateway does not pass unknown headers on.
+            # A page may send any header, since SDKs have headers of their own (x-stainless-os).
+            # The gateway does not pass unknown headers on.
             (b"access-control-allow-headers", wanted if _NAMES.fullmatch(wanted) else b""),
             (b"access-control-max-age", b"600"),
         )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Log = Callable[[dict[str, Any]], None]
 
 _LOG_CAP: Final = 64 * MIB
-#: It begins with a line end, since the disk may have taken only a part of the line before it.
+#: The text begins with a line end, since the line before it may be incomplete on the disk.
 _LOST: Final = '\n{"lost": "lines are missing here: the disk was full or slow"}\n'
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PREFIX: Final = "turbofit_gateway_"
@@ -46,7 +46,7 @@ _HELP: Final = {
     "kv_tokens_reserved": ("gauge", "KV tokens that requests may take, where images are queued."),
     "host_bytes_in_flight": ("gauge", "Host memory of images at an engine, as estimated."),
     "suspects": ("gauge", "Requests that an engine may have died of."),
-    "convicted": ("gauge", "Requests that are refused since engines died of them."),
+    "convicted": ("gauge", "Requests that are refused because engines died of them."),
     "gpu_bytes_in_use": ("gauge", "Bytes in use on a GPU, by all processes."),
     "engine_up": ("gauge", "Whether an engine answers."),
     "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
@@ -54,7 +54,7 @@ _HELP: Final = {
 
 
 class AccessLog(FileLog):
-    """A log file with a line of JSON for each request; if lines are lost, another line says so."""
+    """A log file with a line of JSON for each request, and a line where lines were lost."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, _LOG_CAP, _LOST)
@@ -64,7 +64,7 @@ class AccessLog(FileLog):
 
 
 def access_log(where: str) -> Log | None:
-    """Return the log that an option ``--access-log`` names, or None for ``none``.
+    """Return the log that the option ``--access-log`` names, or None for ``none``.
 
     ``-`` is stderr; any other text is a file, which is opened.
 
@@ -132,9 +132,9 @@ class Metrics:
 def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
     """Merge pages of metrics into one; each sample gets the key of its page as label ``label``.
 
-    All samples of a metric stand together. If a sample already has a label of that name, its own
-    label is renamed to ``exported_`` plus the name, as in Prometheus: a sample with two labels of
-    one name would be refused there.
+    All samples of a metric stand together. If a sample already has a label of this name, the old
+    label gets the prefix ``exported_``, as in Prometheus: Prometheus refuses a sample with two
+    labels of one name.
     """
     families: dict[str, tuple[list[str], list[str]]] = {}
     theirs = re.compile(rf'([{{,]){label}="')

@@ -67,9 +67,9 @@ class PreparedBody(Struct):
 class Preparation:
     """The steps that turn a client's body into the body for an engine.
 
-    First the constructor adds the server's defaults and lowers the parameters to the plan; then the
-    caller calls `inlines`, `hold`, `resize` and `finish`. A step raises a `Refusal` if the request
-    cannot be lowered to the plan.
+    First the constructor adds the server's defaults and lowers the parameters to the plan. Then the
+    caller calls `inlines`, `hold`, `resize` and `finish`, in this order. A step raises a `Refusal`
+    if the request cannot be lowered to the plan.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Preparation:
         if defaults is not None and isinstance(body, dict):
             defaults.complete(kind, body)
         parsed = self.parsed = read_body(kind, body)
-        #: The images and videos in the body's order, and each of them as limited by the plan.
+        #: The images and videos in the body's order, and the same media as limited by the plan.
         self.media: list[Picture | Clip] = []
         self.limited: tuple[LimitedImage, ...] = ()
         parsed.lowered += hold_parameters(kind, parsed.body, scope_of(bounds))
@@ -101,7 +101,8 @@ class Preparation:
     def inlines(self, url: str, size: int) -> int:
         """Return the bytes by which a fetched file of ``size`` bytes makes the body longer.
 
-        Each place of the body that names ``url`` gets the file in base64. The bytes are counted.
+        Each place of the body that names ``url`` gets the file in base64. This method adds the
+        bytes to the counted size of the body.
 
         Raises:
             Refusal: the body would be larger than the limit.
@@ -114,9 +115,9 @@ class Preparation:
         return added
 
     def hold(self, fetched: Mapping[str, bytes], clip: Clip | None) -> None:
-        """Lower every image and video to the plan, alone and all together.
+        """Lower every image and video to the plan, each alone and all together.
 
-        ``fetched`` has the files by URL; ``clip`` is the video.
+        ``fetched`` has the fetched files by URL; ``clip`` is the video, if there is one.
 
         Raises:
             Refusal: an image or video cannot be used, or all together exceed the plan.
@@ -142,7 +143,7 @@ class Preparation:
     def _watch(self, clip: Clip, beside: Bounds) -> LimitedImage:
         """Lower the video to the bounds ``beside``, and write its parameters into the body.
 
-        ``beside`` is what the images of the request leave of the plan's bounds.
+        ``beside`` are the plan's bounds without the units that the images of the request take.
         """
         video, keywords = hold_clip(beside, clip, self.parsed.watching)
         self.parsed.body.update(keywords)
@@ -195,7 +196,10 @@ class Preparation:
         )
 
     def _beside_images(self, body: int) -> int:
-        """Return how many of the ``body`` bytes of the body are no images; refuse too many."""
+        """Return the bytes of the body without images, and refuse too many.
+
+        ``body`` is the size of the whole body in bytes.
+        """
         bounds, beside = self._bounds, body - (self.payload if self.generates else 0)
         if beside > (most := bounds.beside_images):
             key = "text_too_big" if most == bounds.text_bytes else "text_too_big:beside"
@@ -258,7 +262,7 @@ def decode(raw: bytes) -> Any:
     """
     try:
         return msgspec.json.decode(raw.removeprefix(BOM_UTF8))
-    except msgspec.ValidationError:  # a number that JSON allows, and no float
+    except msgspec.ValidationError:  # JSON allows the number, but no float can hold it
         raise Refusal("bad_json:range") from None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise Refusal("bad_json:text") from None

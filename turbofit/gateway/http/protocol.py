@@ -1,7 +1,7 @@
 """HTTP/1.1 by uvicorn and httptools, with limits and deadlines on what clients send.
 
-httptools has no limits. uvicorn has only two: a deadline for idle connections, which ends with the
-first byte, and a number of connections above which all clients are refused.
+httptools has no limits. uvicorn has only two limits: a deadline for idle connections, which ends
+with the first byte, and a number of connections above which all clients are refused.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ class _Pipelined(Exception):  # noqa: N818
 class LimitedProtocol(HttpToolsProtocol):
     """One connection of a client, with limits and deadlines.
 
-    ``_unclaimed`` counts the bytes since the last complete headers or part of a body: headers that
-    are incomplete, and later everything that is no body (chunk extensions, trailers). Requests are
-    taken one at a time. A request that comes before the previous answer is complete is not read,
-    and the connection ends after that answer; uvicorn would queue any number of such requests.
+    ``_unclaimed`` counts the bytes since the last complete headers or part of a body: first the
+    bytes of incomplete headers, later the bytes that are no body (chunk extensions, trailers).
+
+    Requests are read one at a time. A request that comes before the end of the previous answer is
+    not read, and the connection ends after that answer. uvicorn would queue any number of such
+    requests.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # there is no upgrade: the request is answered without one
+            pass  # the gateway answers the request without an upgrade
         except httptools.HttpParserError as exc:
             why = exc.__context__
             if isinstance(why, _Pipelined):
@@ -123,12 +125,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start a request; from now on the app sets its deadlines.
 
-        A request with a body that asks for another protocol is refused: httptools would end it
-        after its headers and read its body as a new request. Behind a proxy that shares
+        A request with a body that asks for another protocol is refused: httptools would end the
+        request after its headers, and read its body as a new request. Behind a proxy that shares
         connections, this new request could count as another client's.
 
         Raises:
-            Refusal: such a request, or headers that servers and proxies read differently.
+            Refusal: a request with a body asks for another protocol, or servers and proxies read
+                the headers differently.
         """
         lengths = [value for name, value in self.headers if name == b"content-length"]
         encodings = [value for name, value in self.headers if name == b"transfer-encoding"]
@@ -138,7 +141,7 @@ class LimitedProtocol(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
             raise Refusal("bad_request:host", count=hosts)
-        # It accepts any encodings that end with ``chunked``, and would pass on a packed body.
+        # httptools accepts any encodings that end with ``chunked``, also a compressed body.
         if [value.strip().lower() for value in encodings] not in ([], [b"chunked"]):
             raise Refusal("bad_request:encoding")
         self._in_body = True
@@ -166,7 +169,7 @@ class LimitedProtocol(HttpToolsProtocol):
             )
 
     def on_response_complete(self) -> None:
-        """Note that the answer is complete; if the body is not, read the rest of it for a while."""
+        """Note that the answer is complete; read the rest of an incomplete body for a while."""
         super().on_response_complete()
         self.all_connections.waits(self)
         if self.transport.is_closing():
@@ -205,7 +208,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return True  # its last message is being sent
         socket = self.transport.get_extra_info("socket")
         if socket is None or socket.fileno() < 0:
-            return False  # the connection is lost, which TLS notices a pass of the loop later
+            return False  # the connection is lost, but TLS has not noticed this yet
         poll = select.poll()
         poll.register(socket.fileno(), select.POLLIN)
         return any(event & select.POLLIN for _, event in poll.poll(0))
@@ -213,7 +216,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _late(self) -> None:
         """End the connection, since its headers are not complete in time."""
         self._timer = None
-        if not self._unclaimed:  # it never sent a request
+        if not self._unclaimed:  # the client never sent a request
             self.all_connections.count("connections_closed_total", "reason=idle")
             self._close()
             return
@@ -222,7 +225,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def cut(self) -> None:
         """Close the connection when the server ends; answer an open request with a last message.
 
-        The message does not need the app, and the server does not wait for a client to read it.
+        The app does not take part, and the server does not wait until the client has read the
+        message.
         """
         cycle = self.cycle
         if self.transport.is_closing():
@@ -244,7 +248,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with a refusal and end the connection.
 
-        While an earlier answer is still running, no refusal is sent; the connection ends after it.
+        While an earlier answer is still running, no refusal is sent, and the connection ends after
+        that answer.
         """
         cycle = self.cycle
         open_ = cycle is not None and not cycle.response_complete
@@ -255,9 +260,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._last_words(self._answer(refusal))
 
     def _last_words(self, words: bytes) -> None:
-        """Write a last message without the app, then drop what the client still sends for a while.
+        """Write a last message without the app, then read and drop further bytes for a while.
 
-        ``words`` is the whole message in bytes.
+        ``words`` is the whole message.
         """
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
@@ -315,7 +320,7 @@ class LimitedProtocol(HttpToolsProtocol):
 async def _send_unchunked(cycle: Any, send: Callable[[Any], Any], message: Any) -> None:
     """Send a message of an HTTP/1.0 answer, without chunks.
 
-    If the length of the answer is unknown, the end of the connection marks its end.
+    If the length of the answer is unknown, the end of the connection marks the end of the answer.
     """
     if message["type"] == "http.response.start":
         names = {name.lower() for name, _ in message.get("headers", ())}

@@ -10,13 +10,13 @@ import msgspec
 from turbofit.core.presets import read_preset
 from turbofit.core.struct import Struct
 
-#: A header with the reason, in refusals of requests that no engine has received: a front may send
-#: these to another node.
+#: A header in refusals of requests that no engine has received; its value is the reason. A front
+#: may send such a request to another node.
 UNREACHED: Final = "x-turbofit-unreached"
 BUSY: Final = "busy"
 _UNREACHED: Final = frozenset({"engine_unavailable", "engine_resting", "ending", BUSY})
 
-#: The API whose form an error has; ``generate`` is LMDeploy's own.
+#: The APIs, each with its own form of errors; ``generate`` is LMDeploy's own API.
 Api = Literal["openai", "responses", "anthropic", "generate"]
 
 _OPENAI_TYPES: Final = {
@@ -32,8 +32,8 @@ _ANTHROPIC_TYPES: Final = {
 _RETRY_ENDING: Final = 10
 
 
-#: Words of LMDeploy's message when its server lacks an option for a request, and the row of the
-#: refusal, which ends with the request's field.
+#: Words of LMDeploy's error when its server lacks an option for a request, each with the key of a
+#: refusal. The key ends with the field of the request.
 #: Source: lmdeploy chat_completions/validation.py `launch the api_server with --tool-call-parser`
 _NEEDED: Final = {
     b"launch the api_server with --tool-call-parser": "option_missing:tools",
@@ -63,11 +63,11 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
     """The answer to a request that is not passed on.
 
     Args:
-        key: names a row of `presets/refusals.yaml`: ``reason``, a short stable word for machines,
-          and after a colon the variant of its sentence.
+        key: names a row of `presets/refusals.yaml`. The part before a colon is the ``reason``, a
+          short stable word for machines; the part after the colon names a variant of the sentence.
         param: the field at fault, if there is one.
-        retry_after: seconds after which to try again, if that may help.
-        status: the HTTP status, if it is not the row's.
+        retry_after: seconds after which a client may try again, if another try may help.
+        status: the HTTP status; None takes the status of the row.
         facts: values for the placeholders in the sentence.
     """
 
@@ -102,9 +102,9 @@ def ending() -> Refusal:
 
 
 def of_engine(api: Api, status: int, body: bytes) -> Refusal | None:
-    """Turn an engine's error into a refusal; a known error gets turbofit's own sentence.
+    """Return the refusal for an engine's error; a known error gets turbofit's own sentence.
 
-    ``body`` is the engine's answer. Return None if the answer already has the form of the API.
+    ``body`` is the engine's answer. Return None if this answer already has the form of the API.
     """
     for words, key in _NEEDED.items():
         if words in body:
@@ -133,7 +133,7 @@ def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:
 
 
 def refusal_event(api: Api, refusal: Refusal) -> bytes:
-    """Return the error event with which a stream ends that has already begun."""
+    """Return the error event that ends a stream whose client has the first events already."""
     if api == "anthropic":
         document = _anthropic(refusal)
     elif api == "responses":

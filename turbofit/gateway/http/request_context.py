@@ -1,4 +1,4 @@
-"""A request's state on its way through the gateway, its outcome, and ASGI's messages."""
+"""A request's state on its way through the gateway, its answer, and its record in the log."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def uncancel(task: asyncio.Task[Any] | None) -> None:
 
 @dataclass(eq=False)
 class ForwardOutcome:
-    """The answer that one engine gave to a request: its status, size in bytes and first byte.
+    """The answer that one engine gave to a request.
 
-    ``first_byte`` is a time of `time.perf_counter`; ``started``: the client got the headers.
+    ``bytes_out`` is the size of the answer. ``first_byte`` is the time of its first byte, by
+    `time.perf_counter`. ``started``: the client has the headers.
     """
 
     status: int = 0
@@ -69,7 +70,7 @@ class RequestContext:
         self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0
         self.gone = False
-        #: The body as it came, later the body for the engine, then empty.
+        #: The client's body, later the body for the engine, and empty while the answer streams.
         self.body = b""
         self.forgotten = False
         #: Headers of the answer.
@@ -83,7 +84,7 @@ class RequestContext:
 
     @property
     def who(self) -> str:
-        """The client for which the request counts: its key's id, or without keys its address."""
+        """The client of the request: the id of its key, or its address if no key is set."""
         return self.key or address_of(self.client)
 
 
@@ -99,7 +100,7 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
 
 
 def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str, str]:
-    """Return the headers for the engine; ``anthropic-version`` is the only one from the client.
+    """Return the headers for the engine; from the client comes ``anthropic-version`` alone.
 
     ``to_node``: add headers that tell a node who the client is.
     """

@@ -1,8 +1,9 @@
 """The paths that exist, and the names by which clients may call a model.
 
-The engine's path is a constant of the route, so that no spelling of a path (``//``, ``..``, percent
-encodings, upper case) can lead anywhere else. LMDeploy would redirect a path with a final slash;
-here such a path is served directly, since some clients do not send a body again after a redirect.
+The engine's path is a constant of the route. So no spelling of a path (``//``, ``..``, percent
+encodings, upper case) can lead to another path of the engine. LMDeploy would redirect a path with a
+final slash; the gateway serves such a path directly, since some clients do not send a body again
+after a redirect.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ Kind = Literal[
     "chat", "completions", "messages", "count_tokens", "responses", "generate", "models",
     "health", "about", "metrics",
 ]  # fmt: skip
-#: Routes of LMDeploy and of its proxy that are not for clients: they get 403, not 404, so that
-#: people who relied on them learn why.
+#: Routes of LMDeploy and of its proxy that are closed to clients. The answer is 403, not 404, so
+#: that people who relied on such a route learn the reason.
 MANAGEMENT: Final = frozenset(
     {
         "/update_weights", "/update_weights_from_ipc", "/init_weights_update_group",
@@ -36,7 +37,7 @@ MANAGEMENT: Final = frozenset(
     }
 )  # fmt: skip
 _MANAGES: Final = "it manages the engine"
-#: Reasons why some routes are closed that do not manage anything.
+#: The reasons why other routes of `MANAGEMENT` are closed, which do not manage the engine.
 _CLOSED: Final = {
     "/get_ppl": "it takes GPU memory for the logits of a whole prompt, which no plan counts",
     "/pooling": "it takes GPU memory for reward scores, which no plan counts",

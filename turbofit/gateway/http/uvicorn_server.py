@@ -1,4 +1,4 @@
-"""uvicorn as a gateway runs it: its socket, server and event loop, and the heap of its process."""
+"""Runs a gateway on uvicorn: makes the socket, the server and the event loop, and sets the heap."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.protocol import LimitedProtocol
 
 _BACKLOG: Final = 2048
-#: Seconds for which a thread that handles a large body keeps Python's lock: at each step of every
-#: other request, the event loop waits for this time. Python's default is 5 ms.
+#: Seconds after which a thread that handles a large body gives up Python's lock. The event loop may
+#: wait for so long at each step of every other request. Python's default is 5 ms.
 SWITCH_SECONDS: Final = 0.0005
-#: Open files beside those of connections (two each: the client's and the engine's); and open files
-#: for connections that are only told that there are too many.
+#: Open files for everything except connections; and open files for connections that get only a
+#: refusal, since there are too many. Any other connection has two: the client's and the engine's.
 _OTHER_FILES: Final = 128
 _REFUSED_FILES: Final = 128
 #: glibc's names for `mallopt`. Source: malloc.h.
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 _ARENA_MAX: Final = -8
-#: Bytes of free memory that stay at the heap's end, and of the largest block from the heap; glibc
-#: accepts at most 32 MiB for the latter.
+#: Bytes of free memory that stay at the heap's end; bytes of the largest block from the heap, for
+#: which glibc accepts at most 32 MiB.
 _KEPT: Final = 64 * MIB
 _LARGEST: Final = 32 * MIB
 
@@ -126,10 +126,9 @@ def uvicorn_server(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Se
 def keep_large_blocks() -> bool:
     """Let glibc take large blocks from the heap and keep them; return whether this is possible.
 
-    Otherwise glibc returns each block to the kernel and faults its pages in again for the next
-    block: this was 2 ms of the 3.6 ms in which a 2 MB image was read, held and written
-    (bench/gateway). Threads that start afterwards share one heap: otherwise each thread would keep
-    as much as the largest body that it ever had, and 16 MiB more for each other thread with such a
+    Otherwise glibc returns each block to the kernel, and the next block causes page faults: 2 ms of
+    the 3.6 ms in which a 2 MB image was read, held and written (bench/gateway). Threads that start
+    after this call share one heap. Otherwise each thread would keep as much memory as its largest
     body (bench/soak).
     """
     try:
@@ -153,10 +152,10 @@ def run_loop(main: Any) -> None:
 
 
 def loop_without_lookups(base: Any) -> Any:
-    """Return a class of loops, made of uvloop's, that connects to an address without a thread.
+    """Return a subclass of uvloop's loop that connects to an address without a thread.
 
-    `uvloop.Loop.sock_connect` names no type of socket when it looks an address up. So uvloop waits
-    for one of libuv's four threads, which all may wait for names.
+    `uvloop.Loop.sock_connect` looks an address up without a type of socket. For such a look-up
+    uvloop needs one of libuv's four threads, and all four may wait for name servers.
     """
 
     class Loop(base):  # type: ignore[misc]

@@ -18,7 +18,8 @@ from turbofit.gateway.limits.ranges import ANSWER_LENGTHS, RULES, check_template
 from turbofit.gateway.limits.rules import Scope
 
 _TEMPLATE: Final = "chat_template_kwargs"
-#: Fields of the chat route that set a template argument; a client's field overrides a default.
+#: Fields of the chat route that set an argument of the template. A client's field wins against a
+#: default.
 _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
 _NO_RANGE: Final = Scope()
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
@@ -30,13 +31,13 @@ def _hold_sampling(values: JsonObject, name: str) -> None:
     changes = hold_fields(RULES["chat"], values, _NO_RANGE)
     if changes:
         raise UsageError(
-            f"{name} is beyond what an engine takes: {', '.join(changes)}",
+            f"{name} has a value that engines do not take: {', '.join(changes)}",
             hint="write the value after the arrow",
         )
 
 
 def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
-    """Return the JSON object in an option's text; ``hold`` checks the object and may change it."""
+    """Return the JSON object in an option's text, after ``hold`` has checked or changed it."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -73,12 +74,13 @@ class Defaults(Struct):
         parts = [f"{name} {value}" for name, value in self.sampling.items()]
         if self.template:
             parts.append(f"{_TEMPLATE} {json.dumps(self.template)}")
-        return [f"where a request does not say otherwise: {', '.join(parts)}"] if parts else []
+        return [f"defaults of a request: {', '.join(parts)}"] if parts else []
 
     def complete(self, kind: str, body: JsonObject) -> None:
-        """Add default values to a body, for fields that the route takes and the body leaves out.
+        """Add the default values to a body, in place.
 
-        A null counts as left out. ``kind`` is the route's kind.
+        A field gets its default if the route takes the field, and the body has no value or a null
+        for it. ``kind`` is the route's kind.
         """
         rules = RULES.get(kind, {})
         for name, value in self.sampling.items():

@@ -7,12 +7,12 @@ from typing import Final
 
 from turbofit.core.struct import Struct
 
-#: Tokens of a request without a stated length, which grows as long as the engine lets it.
+#: The tokens of a request that states no length: it may grow until the engine stops it.
 UNSTATED: Final = 1 << 62
 
 #: An upper bound of the tokens that a chat template adds: LMDeploy's longest system prompt has 509
-#: bytes, and a message's JSON has more than the template adds to it. A checkpoint's own template
-#: may add more. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #f65e84
+#: bytes, and the JSON of a message is longer than the message in the template. A checkpoint's own
+#: template may add more. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #f65e84
 TEMPLATE_TOKENS: Final = 640
 
 
@@ -37,8 +37,8 @@ class Cost(Struct):
 class KvCache(Struct):
     """Sizes of an engine's KV cache: tokens in all, of the longest request, and of a block.
 
-    ``ahead`` is a number of blocks: the engine takes them for each copy of a request in addition to
-    the blocks for its tokens.
+    For each copy of a request the engine takes ``ahead`` blocks in addition to the blocks for its
+    tokens.
     """
 
     tokens: int = 0
@@ -50,7 +50,7 @@ class KvCache(Struct):
     def room(self) -> int:
         """The number of tokens that requests may reserve without an eviction.
 
-        The rest of the cache is for `Upstream.probe`.
+        The rest of the cache is for the requests of `Upstream.probe`.
         """
         return max(0, self.tokens - TEMPLATE_TOKENS)
 
@@ -66,8 +66,7 @@ class KvCache(Struct):
 class Share:
     """What a running request takes of its engine: vision units and KV tokens.
 
-    ``number`` is the request's number among those of the engine. ``begun``: its first token has
-    come.
+    ``number`` counts the requests of the engine. ``begun``: the first token has come.
     """
 
     number: int
@@ -120,11 +119,11 @@ class Gate:
         or in doubt. The counted units are within the gate when a request is let in, and grow at no
         other time.
 
-        Copies (``n``) are separate requests to the engine: the caller counts the units of each and
-        does not call `begin`, since the first byte belongs to only one of them. The requests of an
-        engine's last process count until their connections are closed, which may be too long. A
-        request whose client leaves ends when the engine has dropped it; the caller waits for that
-        (`Exchange`).
+        Copies (``n``) are separate requests to the engine. The caller counts the units of every
+        copy and does not call `begin`, since the first byte belongs to only one copy. The requests
+        of an engine's last process count until their connections are closed, which may be longer
+        than necessary. A request whose client leaves ends when the engine has dropped the request;
+        the caller waits for this moment (`Exchange`).
         """
         if self.units is None or not (cost.units or cost.tokens):
             return True
@@ -132,9 +131,9 @@ class Gate:
         return (self._all if over else self.counted) + cost.units <= self.units
 
     def take(self, cost: Cost) -> Share:
-        """Count a request that is sent to the engine, whether it fits or not.
+        """Count a request that is sent to the engine, even if it does not fit.
 
-        Return its share; pass the share to `end` when the request ends.
+        Return the request's share; the caller passes the share to `end` when the request ends.
         """
         self._number += 1
         share = Share(self._number, cost.units, self.kv.reservation(cost))
@@ -142,14 +141,14 @@ class Gate:
         self._all += share.units
         self.counted += share.units
         if self.units is not None and self.reserved > self.kv.room:
-            # Any of the running requests may be evicted, and its images encoded again.
+            # The engine may evict any running request, and encode the images of it again.
             self._doubtful, self.counted = self._number, self._all
         return share
 
     def begin(self, share: Share) -> None:
         """Note that a request's first token came.
 
-        From now on its units do not count, unless the request is in doubt (see `fits`).
+        From now on the units of the request do not count, unless it is in doubt (see `fits`).
         """
         if not share.begun and share.number > self._doubtful:
             self.counted -= share.units

@@ -1,7 +1,8 @@
 """Finds the grammar of a request, and limits the bytes and depth of its schemas.
 
-An answer must follow its grammar, which an engine compiles of schemas and patterns. Their text does
-not tell how long this takes, so `gateway.grammar_trials` compiles each new one first.
+An engine compiles a grammar of schemas and patterns, and the answer follows the grammar. The text
+of a grammar does not tell how long it compiles. So `gateway.grammar_trials` first compiles each new
+grammar.
 """
 
 from __future__ import annotations
@@ -13,29 +14,28 @@ import msgspec
 from turbofit.core.struct import JsonObject
 from turbofit.gateway.limits.rules import refused
 
-#: Bytes of all schemas of a field, and the depth of their nesting: LMDeploy parses them on its
-#: event loop.
+#: The most bytes of the schemas of a field, and their greatest depth: LMDeploy parses schemas on
+#: its event loop.
 _BYTES: Final = 64 << 10
 _DEPTH: Final = 64
-#: The most tools of a request; a model's template writes each of them into the prompt, which takes
-#: 0.04 s for 64 KiB of them and 1 s for a MiB (`bench/gateway/STALLS.md`).
+#: The most tools of a request. A model's template writes the tools into the prompt: this takes
+#: 0.04 s for 64 KiB of tools and 1 s for 1 MiB (`bench/gateway/STALLS.md`).
 _TOOLS: Final = 128
 #: Fields with schemas, their types in Python, and in JSON.
 _FIELDS: Final = {
     "response_format": (dict, "object"), "text": (dict, "object"), "tools": (list, "list"),
 }  # fmt: skip
-#: Values of ``tool_choice`` that force a call, of all APIs.
+#: The values of ``tool_choice`` that force a call of a tool, in all APIs.
 #: lmdeploy lmdeploy/serve/anthropic/adapter.py::normalize_tool_choice #2404e7
 _FORCED: Final = ("required", "any")
 
 
 def grammar_of(body: JsonObject) -> tuple[str, JsonObject] | None:
-    """Return the field with the grammar of a body of any API, and the same as part of a chat.
+    """Return the name of the field with a body's grammar, and the grammar as fields of a chat.
 
-    None if it has no grammar.
-
-    LMDeploy compiles tools if ``tool_choice`` forces a call, and then no other grammar. For GPT-OSS
-    it compiles them always: those are not found here.
+    The body may be of any API; the result is None for a body without a grammar. If ``tool_choice``
+    forces a call, LMDeploy compiles the tools and no other grammar. For GPT-OSS LMDeploy always
+    compiles the tools; this function does not find such a grammar.
     """
     choice, tools = body.get("tool_choice"), body.get("tools")
     if tools and (choice.get("type") if isinstance(choice, dict) else choice) in _FORCED:
@@ -44,7 +44,7 @@ def grammar_of(body: JsonObject) -> tuple[str, JsonObject] | None:
     field, given = "response_format", body.get("response_format")
     if given is None:
         field, given = "text", body.get("text", {}).get("format")
-        if isinstance(given, dict):  # the Responses API has no object inside this one
+        if isinstance(given, dict):  # in the Responses API, the schema is in this object itself
             given = {"type": given.get("type"), "json_schema": {"name": "text", **given}}
     if not isinstance(given, dict) or given.get("type") in (None, "text"):
         return None
@@ -64,7 +64,7 @@ def check_grammars(body: JsonObject) -> None:
     """Limit the bytes and depth of a body's schemas, and the number of its tools.
 
     Raises:
-        Refusal: a field is of another type, too long, or nested too deep; or too many tools.
+        Refusal: a field is of another type, too long, or nested too deep, or has too many tools.
     """
     for name, (kind, kind_name) in _FIELDS.items():
         if name not in body:
@@ -82,7 +82,7 @@ def check_grammars(body: JsonObject) -> None:
 
 
 def _depth(value: Any) -> int:
-    """Return how many lists and objects are inside each other, without more than 64 KiB of them."""
+    """Return the greatest number of lists and objects inside each other, for at most 64 KiB."""
     depth, level = 0, [value]
     while level:
         depth += 1

@@ -28,12 +28,12 @@ from turbofit.gateway.limits.rules import (
     refused,
 )
 
-#: Strings that stop an answer. LMDeploy looks for each in its whole vocabulary, on the event loop
-#: (lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #c5603f): 10 ms
-#: each for 151,643 tokens, 0.3 s for one that is part of tens of thousands of them ("e"), 2.8 s for
-#: one of 1 MB; the empty string is part of all.
+#: Strings that stop an answer. LMDeploy looks for each string in the whole vocabulary, on its event
+#: loop. With 151,643 tokens this takes 10 ms for most strings, 0.3 s for a string in tens of
+#: thousands of tokens ("e"), and 2.8 s for a string of 1 MB. The empty string is in every token.
+#: lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #c5603f
 _STOP: Final = Texts(most=16, characters=1024, short=4)
-#: The answer's length: its limit is what the prompt leaves of the session, as in the engines:
+#: The length of the answer. Engines also limit it to the session's tokens without the prompt:
 #: lmdeploy serve/core/async_engine.py::AsyncEngine._determine_gen_config #a7a408
 _LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
 _NAME: Final = TextRule(most=4096)
@@ -43,26 +43,25 @@ _NAME: Final = TextRule(most=4096)
 _LIMITED_ELSEWHERE: Final = Rule()
 #: A client could occupy the session numbers of others.
 _SESSION: Final = Rule(passed=False)
-#: A field that passes unread. Pydantic takes 7 us for an item that it refuses, and 7 us again for
-#: the message.
+#: A field of any content. For each item that LMDeploy refuses, pydantic takes 14 us.
 _UNREAD: Final = ShortRule(most=256)
 
 _SAMPLING: Final[Mapping[str, Rule]] = {
     # lmdeploy lmdeploy/messages.py::GenerationConfig.__post_init__ #4a7ab0
-    # It asserts 0 to 2; less than 0.01 divides logits to infinity.
+    # LMDeploy asserts 0 to 2. A division by less than 0.01 makes logits infinite.
     "temperature": Number(least=0, most=2, floor=0.01),
     "top_p": Number(least=0, most=1, above=True),
-    # Only the chat route checks it: elsewhere GenerationConfig's assertion causes an answer 500.
+    # Only the chat route checks the range; on other routes a wrong value causes an answer 500.
     "min_p": Number(least=0, most=1),
-    # lmdeploy _turbomind.*.so `top-k kernel supports 1<=k<=1024`: std::domain_error, its end.
-    # Above the vocabulary torch.topk raises, which ends the PyTorch engine's loop.
+    # lmdeploy _turbomind.*.so `top-k kernel supports 1<=k<=1024`: TurboMind ends on a larger value.
+    # Above the vocabulary torch.topk raises an error that ends the PyTorch engine's loop.
     "top_k": IntegerRule(most=1024, over="lower"),
-    # TurboMind divides by it: 0 and NaN make logits in which sampling finds no token; 100 keeps
-    # float16 logits below infinity.
+    # TurboMind divides logits by this value. With 0 or NaN sampling finds no token; 100 keeps
+    # float16 logits finite.
     # lmdeploy 0.16.0 src/turbomind/kernels/sampling_penalty_kernels.cu::RepetitionPenaltyKernel
     "repetition_penalty": Number(least=0, above=True, floor=0.01, most=100),
-    # A Conv1d over a window of 1,024 tokens (lmdeploy pytorch/envs.py `1024`): it raises for a
-    # longer n-gram, which ends the engine's loop. lmdeploy engine/logits_process.py::ngram #c63173
+    # A Conv1d over a window of 1,024 tokens (lmdeploy pytorch/envs.py `1024`). A longer n-gram
+    # ends the engine's loop. lmdeploy engine/logits_process.py::ngram #c63173
     "repetition_ngram_size": IntegerRule(most=1024, over="lower"),
     "repetition_ngram_threshold": IntegerRule(over="lower"),
     "ignore_eos": Flag(),
@@ -77,10 +76,11 @@ _OPENAI: Final[Mapping[str, Rule]] = {
     "n": IntegerRule(least=1),  # `check_request` holds the copies to the plan
     "max_tokens": _LENGTH,
     "max_completion_tokens": _LENGTH,
-    # Other numbers than uint64 cause an answer 500; OpenAI's may be negative:
+    # A number that is no uint64 causes an answer 500; OpenAI's seeds may be negative:
     # lmdeploy 0.16.0 src/turbomind/engine/request.h `uint64_t random_seed`
     "seed": IntegerRule(most=(1 << 64) - 1, over="wrap"),
-    # Ignored; OpenAI's range: lmdeploy openai/protocol.py::ChatCompletionRequest `presence_penalty`
+    # LMDeploy ignores these two. The range is OpenAI's:
+    # lmdeploy openai/protocol.py::ChatCompletionRequest `presence_penalty`
     "presence_penalty": Number(least=-2, most=2, clamp=True),
     "frequency_penalty": Number(least=-2, most=2, clamp=True),
     "stream_options": _UNREAD,
@@ -91,7 +91,7 @@ _RETURNS: Final[Mapping[str, Rule]] = {
     "return_logprob": Flag(),
     "return_routed_experts": Flag(),
 }
-#: A negative id is cast into the embedding's index; an id beyond it reads other memory.
+#: With a token id outside the vocabulary, an engine would read memory outside the embedding.
 _INPUT: Final = Ids(most="session")
 
 _CHAT: Final[Mapping[str, Rule]] = {
@@ -109,11 +109,12 @@ _CHAT: Final[Mapping[str, Rule]] = {
     "parallel_tool_calls": Flag(),
     "logprobs": Flag(),
     "top_logprobs": IntegerRule(most=20),
-    # The PyTorch engine adds each separately, for each token of each answer: 5 ms for 1,024 of
-    # them, 0.5 s for 100,000 (`bench/gateway/STALLS.md`).
+    # The PyTorch engine adds each bias separately, for each token of each answer: 5 ms for 1,024
+    # biases, 0.5 s for 100,000 (`bench/gateway/STALLS.md`).
     "logit_bias": Biases(most=1024, bias=100),
     "reasoning_effort": TextRule(most=64),
-    # A prompt is added to it: lmdeploy 0.16.0 src/turbomind/engine/request.h `int min_new_tokens`
+    # The engine adds the length of the prompt:
+    # lmdeploy 0.16.0 src/turbomind/engine/request.h `int min_new_tokens`
     "min_new_tokens": IntegerRule(most="session", over="lower"),
     "enable_thinking": Flag(),
     "return_token_ids": Flag(),
@@ -140,11 +141,11 @@ _GENERATE: Final[Mapping[str, Rule]] = {
     "media_io_kwargs": _LIMITED_ELSEWHERE,
     "mm_processor_kwargs": _LIMITED_ELSEWHERE,
     "max_tokens": _LENGTH,
-    # The first 32 are read, and the kernel writes at each:
+    # The engine reads the first 32 ids, and its kernel writes to the logits of each id:
     # lmdeploy 0.16.0 src/turbomind/generation/logits_processor.cc `kMaxEndIdsSize`
     "stop_token_ids": Ids(most=32),
-    # lmdeploy 0.16.0 src/turbomind/utils/constant.h `kMaxLogProb = 1024`; torch.topk raises above
-    # the vocabulary.
+    # lmdeploy 0.16.0 src/turbomind/utils/constant.h `kMaxLogProb = 1024`. In the PyTorch engine,
+    # torch.topk raises above the vocabulary.
     "top_logprobs_num": IntegerRule(most=1024, over="lower"),
     "logprob_start_len": IntegerRule(least=-1, most="session"),
 }
@@ -178,7 +179,7 @@ _UNREAD_RESPONSES: Final = (
 )  # fmt: skip
 _RESPONSES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_UNREAD_RESPONSES, _UNREAD),
-    # Its variables may hold images, and LMDeploy reads none of it.
+    # The variables of this field may hold images. LMDeploy reads no part of the field.
     "prompt": Rule(passed=False),
     **{
         name: _SAMPLING[name]
@@ -190,7 +191,7 @@ _RESPONSES: Final[Mapping[str, Rule]] = {
     **{name: _OPENAI[name] for name in (
         "model", "seed", "presence_penalty", "frequency_penalty", "user",
     )},
-    # 0 is allowed: lmdeploy openai/responses/request.py::_validate_sampling_request #611ea7
+    # This route allows 0: lmdeploy openai/responses/request.py::_validate_sampling_request #611ea7
     "top_p": Number(least=0, most=1),
     "input": _LIMITED_ELSEWHERE,
     "instructions": _LIMITED_ELSEWHERE,
@@ -215,8 +216,8 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
 DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
     "turbomind": {},
     "pytorch": {
-        # Its server makes a local function of it, which cannot be pickled for its engine: 500 with
-        # "Can't pickle local object":
+        # LMDeploy's server makes a local function of this field, and cannot pickle the function for
+        # its engine. The answer is 500 with "Can't pickle local object":
         # lmdeploy chat_completions/logits_processors.py::logit_bias_logits_processor #798a3e
         "logit_bias": RefusedRule(
             why="is not taken: LMDeploy's server cannot send it to its PyTorch engine"
@@ -227,9 +228,9 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
     "transformers": {
         "tools": RefusedRule(why="is not taken: Transformers answers in text, and calls no tools"),
         # transformers 5.17.0 generation/stopping_criteria.py::StopStringCriteria #80ebf4
-        # compares each string with each token in Python: 0.4 s and 22 ms a character for 150,000
-        # tokens; 16 strings of 1,024 took a minute and 10 GB of host memory with a tokenizer of
-        # bytes alone. For an empty list it says that it cannot be found, in an answer 500.
+        # compares each string with each token in Python: 0.4 s for 150,000 tokens, and 22 ms for
+        # each character. 16 strings of 1,024 characters took a minute and 10 GB of host memory with
+        # a tokenizer of bytes. An empty list causes an answer 500.
         "stop": Texts(most=4, together=64),
     },
 }
@@ -273,8 +274,8 @@ ANSWER_LENGTHS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 MOST_TEMPLATE_ARGUMENTS: Final = 64
-#: Arguments of Transformers' apply_chat_template, to which LMDeploy passes
-#: ``chat_template_kwargs``: a client's own template would run on the event loop for any time.
+#: Arguments of Transformers' apply_chat_template that a client must not set. LMDeploy passes
+#: ``chat_template_kwargs`` to this function; a client's own template could block the event loop.
 TEMPLATE_ARGUMENTS: Final = frozenset(
     {
         "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
@@ -283,8 +284,8 @@ TEMPLATE_ARGUMENTS: Final = frozenset(
         "truncation",
     }
 )  # fmt: skip
-#: The most messages and parts of them. LMDeploy takes 43 us for each on its event loop, 0.4 s for
-#: all of these. A chat with more is refused, even if it would fit the session.
+#: The most messages of a chat, and the most parts of all messages. LMDeploy's event loop takes 43
+#: us for each, 0.4 s for the most. A longer chat is refused, even if it would fit the session.
 _MOST_MESSAGES: Final = 8192
 _CONVERSATIONS: Final = ("messages", "input", "system")
 _TEMPLATE: Final = "chat_template_kwargs"
@@ -340,19 +341,20 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
 
 
 def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> None:
-    """Lower the stated length of the answer to ``left`` tokens, in place, and add to ``changes``.
+    """Lower the stated length of the answer to ``left`` tokens, in place; note it in ``changes``.
 
-    The text's tokens are not subtracted from ``left``, so ``left`` may be too high; the engines
-    then lower the length further without a message.
+    ``left`` still includes the tokens of the text, so it may be too high. Then the engine lowers
+    the length further, and the client gets no note of this.
     """
     for name in ANSWER_LENGTHS.get(kind, ()):
         tokens = body.get(name)
         if isinstance(tokens, int) and tokens > left > 0:
-            body[name], wished = left, f"{name}={shown(tokens)}"
-            for change in [it for it in changes if it.startswith(f"{name}=")]:  # by its range
-                wished = change.partition("->")[0]
+            body[name], asked = left, f"{name}={shown(tokens)}"
+            # The rule of the field may have lowered the length already.
+            for change in [change for change in changes if change.startswith(f"{name}=")]:
+                asked = change.partition("->")[0]
                 changes.remove(change)
-            changes.append(f"{wished}->{left}")
+            changes.append(f"{asked}->{left}")
 
 
 def _check_conversation(body: Mapping[str, Any], session: int) -> None:
@@ -370,7 +372,7 @@ def _check_conversation(body: Mapping[str, Any], session: int) -> None:
             raise refused(name, f"has {len(listed)} messages, the limit is {most}")
         for message in listed:
             if not isinstance(message, dict):
-                # The Responses API tries it as sixty types of items, and reports every failure.
+                # LMDeploy would try such an item as sixty types, and report every failure.
                 raise refused(name, "holds something that is no object")
             parts += _parts(message.get("content"))
         if parts > _MOST_MESSAGES:
@@ -412,7 +414,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
     ``body``, ``beside`` the number of its bytes that are no images, ``images`` the images' tokens.
 
     Each byte of text is counted as one token. The result is too low for a tokenizer that normalises
-    by NFKC, and for a template that writes tools more than twice as long as they came.
+    by NFKC, and for a template that makes the text of tools more than twice as long.
     """
     stated = [body.get(name) for name in ANSWER_LENGTHS.get(kind, ())]
     answer = max((length for length in stated if isinstance(length, int)), default=None)
@@ -424,7 +426,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
 
 
 def _normalised(raw: bytes) -> int:
-    """Return by how many bytes a text may grow if a tokenizer normalises it by NFC.
+    """Return by how many bytes a text may grow if a tokenizer normalises the text by NFC.
 
     The result is 0 for nearly all texts.
     """

@@ -1,9 +1,9 @@
 """Finds the images and videos of a body of any API, and rewrites them in one form.
 
 The functions are pure: they decode and fetch nothing. `read_body` returns a slot for each image and
-video. When their data is known, `MediaSlot.fill` and `MediaSlot.show` write it back inline. So
-LMDeploy sees a single spelling of everything, and never a URL, a path or a parameter that a client
-wrote.
+video. When the data of an image or video is known, `MediaSlot.fill` and `MediaSlot.show` write the
+data into the body. So LMDeploy sees one spelling of each medium, and never a URL, a path or a
+parameter that a client wrote.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ _Shape = Literal["part", "data", "block", "count", "clip"]
 _TEXT_PARTS: Final = ("text", "input_text", "output_text")
 #: Types of message parts that LMDeploy's multimodal processor reads as an image.
 _IMAGE_PARTS: Final = ("image_url", "image", "image_data")
-#: Types that it reads as a video.
+#: Types of message parts that LMDeploy's multimodal processor reads as a video.
 _CLIP_PARTS: Final = ("video_url", "video")
-#: Types that it reads as other media, which no plan counts.
+#: Types of message parts that LMDeploy's multimodal processor reads as other media; no plan counts
+#: these.
 _OTHER_PARTS: Final = ("audio_url", "audio", "time_series_url", "time_series")
-#: Blocks of the Messages API that LMDeploy turns into a prompt; other blocks go there as JSON.
+#: Blocks of the Messages API that LMDeploy turns into text of a prompt; the JSON of any other block
+#: would become a part of the prompt.
 #: lmdeploy lmdeploy/serve/anthropic/adapter.py::to_openai_messages #aeac4d
 _BLOCKS: Final = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
 #: Types of the items of a Responses request.
 _ITEMS: Final = ("message", "function_call", "function_call_output")
-#: The end of a refusal, which names the accepted types: in a chat, in the Messages API, for text.
+#: Ends of refusals, with the accepted types: of a chat, of the Messages API, and of text.
 _PARTS_TAKEN: Final = "text, image_url and video_url are taken"
 _BLOCKS_TAKEN: Final = "text, image and tool_result are taken"
 _TEXT_TAKEN: Final = "text is taken"
@@ -52,8 +54,8 @@ class MediaSlot:
     """A place in a body that contains an image, or a video (shape ``clip``).
 
     ``source`` is the client's URL, or base64 if ``inline``. ``options`` are the client's parameters
-    for the image or video. ``shape`` is the form in which the image or video is written back, at
-    ``index`` of the list ``place``.
+    for the image or video. The image or video is written back in the form ``shape``, at ``index``
+    of the list ``place``.
     """
 
     source: str
@@ -78,7 +80,7 @@ class MediaSlot:
         self.place[self.index] = {"type": "video_url", "video_url": {"url": url}}
 
     def fill(self, picture: Picture, knobs: dict[str, int]) -> None:
-        """Write the image back inline, with the parameters ``knobs``, which limit it.
+        """Write the image back inline, with ``knobs``: LMDeploy's parameters that limit the image.
 
         In a request that only counts text tokens (shape ``count``), write an empty text instead.
         """
@@ -95,10 +97,10 @@ class MediaSlot:
 
 @dataclass
 class Parsed:
-    """A client's body in parsed form; it can be passed on when its slots are filled.
+    """A client's body in parsed form, ready for an engine when all slots are filled.
 
-    ``prompts`` is the number of its prompts, ``lowered`` lists the changes so far. ``watching`` are
-    the client's options for the loader and the processor of its video, ``of_images`` the client's
+    ``prompts`` is the number of prompts; ``lowered`` lists the changes so far. ``watching`` are the
+    client's options for the loader and the processor of its video. ``of_images`` are the client's
     options for the processor of its images.
     """
 
@@ -131,7 +133,7 @@ def read_body(kind: Kind, body: Any) -> Parsed:
     if not isinstance(body, dict):
         raise Refusal("bad_body")
     fields = passed(kind)
-    # A null means the default, which LMDeploy uses only if the field is missing.
+    # A null means the default, but LMDeploy uses the default only for a missing field.
     parsed = Parsed({k: v for k, v in body.items() if k in fields and v is not None})
     _READERS[kind](parsed)
     _processor_fields(parsed)
@@ -185,7 +187,7 @@ def _medium(role: str, content: list[Any], index: int) -> MediaSlot:
 
 
 def _not_taken(field: str, kind: str, taken: str) -> Refusal:
-    """Return the refusal of a part of an unaccepted type; ``taken`` lists the accepted types."""
+    """Return the refusal of a part whose type is not accepted; ``taken`` lists accepted types."""
     media = kind in (*_IMAGE_PARTS, *_CLIP_PARTS, *_OTHER_PARTS)
     what = "type" if media else "unknown type"
     return refused(field, f"holds a part of {what} {kind[:20]!r}: {taken} here")
@@ -194,10 +196,10 @@ def _not_taken(field: str, kind: str, taken: str) -> Refusal:
 def _forget_unknown(parsed: Parsed, field: str, content: list[Any], taken: Sequence[str]) -> None:
     """Leave out parts of an earlier answer that are no input, such as ``thinking``.
 
-    Clients send answers back with all parts that another server put there. LMDeploy ignores such
-    parts if the request has no image, and otherwise leaves them to the chat template. In a user's
-    message a part of unknown type is refused instead, since the answer would look as if the model
-    had read it.
+    Clients send answers back with all parts, also with parts that another server made. LMDeploy
+    ignores parts of unknown type if the request has no image; otherwise the chat template gets the
+    parts. In a user's message a part of unknown type is refused: the answer would look as if the
+    model had read the part.
     """
     known = (*taken, *_CLIP_PARTS, *_OTHER_PARTS)
     kinds = [_part_type(part, field) for part in content]
@@ -215,7 +217,10 @@ def _part_type(part: Any, field: str = "messages") -> str:
 
 
 def _source(part: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
-    """Return the URL and the parameters of an image part; they may be in the part or inside it."""
+    """Return the URL and the parameters of an image part.
+
+    A part may have its parameters beside the image's value, or in this value.
+    """
     value = part.get(kind)
     options = {name: option for name, option in part.items() if name not in ("type", kind)}
     if not isinstance(value, dict):
@@ -274,7 +279,7 @@ def _anthropic(parsed: Parsed, shape: _Shape) -> None:
 
 
 def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: int = 0) -> None:
-    """Add slots for the image blocks of a message, also of those inside its tool results.
+    """Add slots for the image blocks of a message and of its tool results.
 
     ``may``: the message may have images. ``shape`` is the shape of the slots.
     """
@@ -293,7 +298,7 @@ def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: 
 
 
 def _check_texts(field: str, parts: list[Any]) -> None:
-    """Refuse parts that are no text, since LMDeploy reads only texts in this field."""
+    """Refuse parts that are no text, since LMDeploy reads only text in ``field``."""
     for part in parts:
         if (kind := _part_type(part, field)) not in _TEXT_PARTS:
             raise _not_taken(field, kind, _TEXT_TAKEN)
@@ -311,7 +316,7 @@ def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: i
 
 
 def _responses(parsed: Parsed) -> None:
-    """Accept only text: LMDeploy takes no images on this route, but a later version may."""
+    """Accept only text: LMDeploy takes no images on this route, but a later release may."""
     given = parsed.body.get("input")
     for item in given if isinstance(given, list) else []:
         if isinstance(item, dict):
@@ -319,7 +324,7 @@ def _responses(parsed: Parsed) -> None:
 
 
 def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
-    """Refuse an item of a Responses request that LMDeploy would not read in full."""
+    """Refuse an item of a Responses request if LMDeploy would ignore a part of the item."""
     kind = item.get("type", "message")
     if kind not in _ITEMS:
         raise _not_taken("input", str(kind), f"{', '.join(_ITEMS)} are taken")
@@ -347,7 +352,7 @@ def _processor_fields(parsed: Parsed) -> None:
 
 
 def _taken_out(value: Any, key: str) -> dict[str, Any]:
-    """Remove the object under ``key`` from ``value`` and return it; empty if there is no object."""
+    """Remove the object under ``key`` from ``value``; return this object, or an empty one."""
     if not isinstance(value, dict) or not isinstance(value.get(key), dict):
         return {}
     inner: dict[str, Any] = value.pop(key)

@@ -1,7 +1,7 @@
 """The limits of one request: pure functions from a plan and image sizes to LMDeploy's parameters.
 
-Every image that can carry parameters gets explicit parameters, whatever the model's default is, so
-the limit holds with and without the overlay. Any other image (in blocks of the Messages API, or for
+Every image that can carry parameters gets explicit parameters. So the limit holds for any default
+of the model, with and without the overlay. Any other image (in blocks of the Messages API, or for
 InternVL in the Transformers format) is counted with the default limit. A request that still exceeds
 the plan raises a `Refusal`.
 """
@@ -31,33 +31,34 @@ from turbofit.memory.engines import engine_of
 KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 
 _SHOWN: Final = 24
-#: Bytes of an image's value during preprocessing: at 32 bits, and at 16 bits for the result.
+#: Bytes of one value of an image during preprocessing: 4 bytes, and 2 bytes for the result.
 _WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
-#: Bytes of text that LMDeploy may always get: 0.5 s of its event loop (2 s a MB).
+#: Bytes of text that LMDeploy gets under every plan: these take 0.5 s of its event loop.
 _LEAST_TEXT: Final = 256 << 10
-#: Bytes for each token of the session, if these are more. No language's text has so many on
-#: average; a text with long runs of one character may, and is refused even if it would just fit.
+#: Bytes of text for each token of the session, if this makes more. No language has so many bytes a
+#: token on average. A text with long runs of one character may have more, and is refused.
 _BYTES_PER_TOKEN: Final = 8
-#: Bytes of the longest token, twice the 128 spaces of common vocabularies: a longer text cannot
-#: fit. Most texts that are somewhat shorter do not fit either. Tools and names always have room.
+#: The most bytes of one token, twice the 128 spaces of common vocabularies. A text with more bytes
+#: for each token of the session cannot fit; `_LEAST_BODY` leaves room for tools and names.
 _LONGEST_TOKEN: Final = 256
 _LEAST_BODY: Final = 1 << 16
-#: The fewest bytes of host memory for images, and the bytes if the host's memory is unknown.
+#: The fewest bytes of host memory for images; the bytes for a host whose memory is unknown.
 _LEAST_HOST, _UNKNOWN_HOST = 2 * GIB, 4 * GIB
 
 
 class Bounds(Struct):
     """The limits of a plan for requests.
 
-    ``overlay``: the engines run on a model folder whose default limit is the plan's
-    (`gateway.overlay`). ``gate`` is the most units in one forward of an engine; None if the plan
-    allows as many as the engine itself. ``kv`` is the engine's KV cache (see `gate.Gate`).
-    ``bytes_per_unit``: bytes of host memory while one unit is preprocessed. ``watches``: the engine
-    and its model take videos, each in place of an image. ``serial``: engines answer one request
-    after another, and read no parameters of images. ``vocabulary``: the number of tokens that the
-    model knows, 0 if unknown. ``host_bytes``: the most bytes of host memory for the images of all
-    requests at one engine. ``shares``: if the engines are unequal, the average number of requests
-    that the plan expects at each.
+    - ``overlay``: the engines run on a model folder whose default limit is the plan's limit
+      (`gateway.overlay`).
+    - ``gate``: the most units in one forward of an engine; None if the engine itself has the same
+      limit. ``kv`` is the engine's KV cache (see `gate.Gate`).
+    - ``bytes_per_unit``: bytes of host memory for the preprocessing of one unit.
+    - ``watches``: the engine and its model take videos; a video takes the place of one image.
+    - ``serial``: engines answer one request after another, and read no parameters of images.
+    - ``vocabulary``: the number of tokens that the model knows, 0 if unknown.
+    - ``host_bytes``: the most bytes of host memory for the images of all requests at one engine.
+    - ``shares``: for each engine, the average number of requests that the plan expects.
     """
 
     rule: AnyImageRule | None
@@ -94,10 +95,10 @@ class Bounds(Struct):
 class LimitedImage(Struct):
     """One image or video within the plan: LMDeploy's parameters for it, and its cost.
 
-    ``lowered`` lists what was lowered to the plan, such as ``max_dynamic_patch=24->12``: a client's
-    option, or the model's default if the client gave no option. ``text_tokens`` are the tokens of
-    text between the frames of a video, in addition to its ``tokens``. ``resize``: width and height,
-    in pixels, to which the picture itself must be resized because no parameter can limit it.
+    ``lowered`` lists changes such as ``max_dynamic_patch=24->12``. A change lowers a client's
+    option to the plan, or the model's default if the client gave no option. ``text_tokens`` are the
+    tokens of text between the frames of a video, in addition to ``tokens``. ``resize`` is the new
+    width and height, in pixels, of a picture that no parameter can limit.
     """
 
     knobs: dict[str, int]
@@ -148,9 +149,9 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
 
 
 def model_default(bounds: Bounds) -> int:
-    """Return the limit, in tiles or pixels, that LMDeploy has for an image without parameters.
+    """Return LMDeploy's limit, in tiles or pixels, of an image without parameters.
 
-    If the engine runs on an overlay, it is the plan's limit, else the checkpoint's own.
+    With an overlay this is the plan's limit, else the checkpoint's own limit.
     """
     assert bounds.rule is not None
     return planned_limit(bounds) if bounds.overlay else bounds.rule.checkpoint_limit
@@ -165,11 +166,11 @@ def planned_limit(bounds: Bounds) -> int:
 def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) -> LimitedImage:
     """Lower one image to the planned limit, and to the units that the plan allows for an image.
 
-    ``cap`` is a lower limit, in tiles or pixels, for images that share a request; an image that is
-    smaller than the cap stays as it is.
+    ``cap`` is a lower limit, in tiles or pixels, for the images of one request. An image below the
+    cap does not change.
 
     Raises:
-        Refusal: the plan allows no images, or allows this image at no size.
+        Refusal: the plan allows no images, or this image exceeds the plan at every size.
     """
     rule = bounds.rule
     if rule is None:
@@ -194,7 +195,7 @@ def check_images(bounds: Bounds, count: int) -> None:
     """Refuse too many images before any of them is decoded.
 
     Raises:
-        Refusal: there are too many images for the plan, or it has none.
+        Refusal: the plan allows fewer images, or no images.
     """
     most = bounds.limits.most_images(bounds.rule)
     if count > most:
@@ -226,9 +227,9 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
 def _demands(
     bounds: Bounds, images: Sequence[LimitedImage], n: int
 ) -> Iterator[tuple[int, int, str, str]]:
-    """Yield how much a request needs of each resource, with the plan's limit for it.
+    """Yield for each resource the amount that a request needs, and the plan's limit.
 
-    Each item is the needed number, its limit, the name of the resource, and the key of the refusal.
+    Each item is the amount, the limit, the name of the resource, and the key of the refusal.
     """
     limits, key = bounds.limits, "images_over_limit:request"
     unit = "units" if bounds.rule is None else bounds.rule.units_name
@@ -281,7 +282,7 @@ def _carried(
 
 
 def shown(value: Any) -> str:
-    """Return a client's value in a form that is safe in a header."""
+    """Return a client's value as a short text that is safe in a header."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
         return "huge"
     text = str(value)[:_SHOWN] if isinstance(value, str | int | float) else type(value).__name__
@@ -291,7 +292,7 @@ def shown(value: Any) -> str:
 def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     """Return the most units in one forward of an engine.
 
-    The result is None if the plan allows as many units as the engine itself does.
+    The result is None if the engine itself has the same limit.
     """
     if rule is None:
         return None
@@ -323,8 +324,9 @@ def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
 def _kv(plan: Plan) -> KvCache:
     """Return the sizes of the smallest KV cache, which hold for every engine.
 
-    If every cache has space for a full batch of the longest requests, the size is `UNSTATED`, since
-    no cache can be full: requests beyond an engine's batch wait in the engine and use no cache.
+    If every cache has space for a full batch of the longest requests, no cache can become full.
+    Then the size is `UNSTATED`. Requests beyond an engine's batch wait in the engine and use no
+    cache.
     """
     return KvCache(
         tokens=plan.smallest.kv.tokens if plan.may_evict() else UNSTATED,

@@ -22,12 +22,12 @@ _Value = TypeVar("_Value")
 _BOOLEAN: Final = TypeAdapter(bool)
 _INTEGER: Final = TypeAdapter(int)
 _FLOAT: Final = TypeAdapter[float](FiniteFloat)
-#: Shorter stop strings are part of so many tokens that LMDeploy decodes thousands of them.
+#: Shorter stop strings are in so many tokens that LMDeploy decodes thousands of tokens.
 _SHORT: Final = 3
 
 
 class Scope(Struct):
-    """The plan's numbers that rules need; a number that is unknown is 0, and limits nothing.
+    """The plan's numbers that rules need; an unknown number is 0, and limits nothing.
 
     ``vocabulary``: the number of tokens that the model knows. ``session``: the tokens of the
     longest request.
@@ -59,7 +59,7 @@ class Rule(Struct):
 class ShortRule(Rule):
     """A rule that accepts any value, except a list or object of more than ``most`` items.
 
-    More items are refused, since LMDeploy writes an error text for each wrong item.
+    A longer list is refused, since LMDeploy would write an error text for each wrong item.
     """
 
     most: int
@@ -71,7 +71,7 @@ class ShortRule(Rule):
 
 
 class RefusedRule(Rule):
-    """A rule for a field that is always refused; ``why`` follows the field's name in the error."""
+    """A rule that refuses every value; ``why`` follows the field's name in the message."""
 
     why: str
 
@@ -87,8 +87,8 @@ class Flag(Rule):
 class IntegerRule(Rule):
     """A rule for a whole number from ``least`` to ``most``.
 
-    ``over`` says what happens to a larger number; ``wrap`` takes any number modulo ``most`` + 1,
-    for a seed.
+    ``over`` says what happens to a larger number: it is refused, or lowered to ``most``. For a
+    seed, ``wrap`` takes any number modulo ``most`` + 1.
     """
 
     least: int = 0

@@ -1,9 +1,10 @@
 """Shares the vision units of a request among its images and its video.
 
-All images get one common limit, the largest with which they fit the plan together. So small images
-keep their size, and only the largest are lowered. If the limit is a number of tiles, some units may
-be left over; the newest images get these. A video counts as one image, in the vision tower and in
-host memory. The functions are pure; the gateway and `turbofit.pipeline` use them.
+All images get one common limit: the largest limit with which the images fit the plan together. So
+small images keep their size, and only the largest images are lowered. If the limit is a number of
+tiles, some units may be left over; the newest images get these units. A video counts as one image,
+in the vision tower and in host memory. The gateway and `turbofit.pipeline` use these pure
+functions.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from turbofit.gateway.media.pictures import LARGEST_PIXELS
 
 #: The number of frames that LMDeploy samples by default.
 _FRAMES: Final = 32
-#: LMDeploy's frames a second for frames that the client sampled itself.
+#: The frames a second that LMDeploy assumes for frames that the client sampled itself.
 _RATE: Final = 2.0
 
 
 class SharedImages(Struct):
     """Images that were lowered to the plan.
 
-    ``request`` has the ``mm_processor_kwargs`` for all images together; empty if none are needed.
+    ``request`` has the ``mm_processor_kwargs`` for all images together; it may be empty.
     """
 
     images: tuple[LimitedImage, ...]
@@ -58,8 +59,8 @@ def by_request(bounds: Bounds) -> bool:
 def request_bounds(bounds: Bounds, options: object) -> Options:
     """Return a client's pixel bounds for all images of a request, in pixels of one image.
 
-    ``options`` are the ``image`` options of ``mm_processor_kwargs``. For some models LMDeploy
-    counts an image there as two frames.
+    ``options`` are the ``image`` options of ``mm_processor_kwargs``. For some models these options
+    count an image as two frames.
     """
     if bounds.rule is None or not isinstance(options, dict):
         return {}
@@ -71,7 +72,7 @@ def hold_images(
 ) -> SharedImages:
     """Lower the images of a request, the oldest first, so that they fit the plan together.
 
-    If they do not fit even with the smallest limit, the images get this limit, and `check_request`
+    If the images do not fit even with the smallest limit, they get this limit, and `check_request`
     refuses the request. ``beside`` has the request's video, which also uses units.
     """
 
@@ -84,8 +85,8 @@ def hold_images(
 
     limited, rule = limited_at(None), bounds.rule
     if rule is not None and not fits(limited):
-        # Limits below the planned one, the smallest first: each tile count, or whole windows. A
-        # checkpoint's own ``min_pixels`` is never undercut.
+        # The limits below the planned limit, the smallest first: each tile count, or whole windows.
+        # No limit is below a checkpoint's own ``min_pixels``.
         caps = rule.limits_below(max(planned_limit(bounds), model_default(bounds)))
         if caps:
             best = bisect(lambda place: fits(limited_at(caps[place])), 0, len(caps))[0]
@@ -144,8 +145,8 @@ def hold_clip(
 ) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
     """Lower one video to the plan; return it, and LMDeploy's keywords for its loader and processor.
 
-    Of the client's options, ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` is for
-    the processor; all others are dropped.
+    The client's options ``num_frames`` and ``fps`` are for the loader; ``max_pixels`` is for the
+    processor. All other options are dropped.
 
     Raises:
         Refusal: the video is too long, or its frames do not fit.
@@ -179,8 +180,8 @@ def hold_frames(
     """Lower all frames of a video together to the units that one image may have.
 
     Return the lowered video, and its new ``min_pixels`` and ``max_pixels``. ``size`` is the width
-    and height of a frame in pixels; the parameter ``max_pixels`` is the client's limit for the
-    pixels of all frames, 0 if the client gave none.
+    and height of a frame in pixels. The parameter ``max_pixels`` is the client's limit for the
+    pixels of all frames, or 0.
 
     Raises:
         Refusal: the frames fit at no size, or are too few for the model.
@@ -235,9 +236,9 @@ def _spend_rest(
 def _together(
     bounds: Bounds, wanted: Sequence[RequestedImage], single: Sequence[LimitedImage]
 ) -> SharedImages:
-    """Replace the images' single pixel bounds by common bounds, for models that take only these.
+    """Replace the pixel bounds of each image by common bounds, for models that need common bounds.
 
-    The common bounds are the tightest, so images may have fewer units than before.
+    The common bounds are the tightest, so an image may have fewer units than by its own bounds.
     """
     rule, carried = bounds.rule, [image.knobs for image in single if image.knobs]
     if rule is None or not rule.by_request or not carried:

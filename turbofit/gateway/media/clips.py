@@ -1,7 +1,7 @@
-"""Videos as clients send them: their frames and size are read from headers, without decoding.
+"""Reads the number and size of frames from the headers of clients' videos, without decoding.
 
-A separate process reads headers with the loader that LMDeploy tries first. A video that cannot be
-used raises a `Refusal`.
+A separate process reads the header with the loader that LMDeploy tries first. An unusable video
+raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.limits.request_body import Parsed
 
-#: LMDeploy's media type for frames that the client has sampled: JPEGs, separated by commas.
+#: LMDeploy's media type for frames that the client has sampled: JPEGs in base64 between commas.
 _SEQUENCE: Final = "video/jpeg"
 _TAKEN: Final = "MP4, MOV, WebM, Matroska, AVI and JPEG frames (data:video/jpeg) are taken"
 #: The fewest and the most frames a second that a film may have.
 RATES: Final = (0.01, 1000.0)
 #: The number of frames at which Qwen's own sampler stops.
 MOST_FRAMES: Final = 768
-#: The fewest bytes of a frame in a film: MP4's table of sizes alone has so many for each.
+#: The fewest bytes of a frame in a film: MP4's table of sizes has 4 bytes for each frame.
 _LEAST_FRAME: Final = 4
 _PROGRAM: Final = str(Path(__file__).with_name("film_header.py"))
 _SECONDS: Final = 20.0
-#: Seconds to wait after SIGKILL; a process that the kernel holds is not waited for longer.
+#: Seconds to wait after SIGKILL, since the kernel may keep a process in a system call.
 _LAST_SECONDS: Final = 5.0
 _NO_OPENCV: Final = 3
-#: Bytes that the padding of base64 may seem to be.
+#: The most bytes by which the length of base64 exceeds the length of its data, due to padding.
 _PADDING: Final = 3
 
 
 class Clip(Struct):
     """One video: its ``data:`` URL, its number of frames, and their size in pixels.
 
-    ``rate`` is in frames a second. It is None if the client sampled the frames itself; the engine
-    then uses all of them.
+    ``rate`` is in frames a second. If the client sampled the frames itself, ``rate`` is None, and
+    the engine uses all frames.
     """
 
     url: str
@@ -166,7 +166,7 @@ def film_of(url: str, most_bytes: int) -> bytes:
 
 
 def check_film(data: bytes, most_bytes: int) -> bytes:
-    """Return ``data`` if it is a film; anything else is refused, even a playlist of other files.
+    """Return ``data`` if it is a film; refuse other bytes, such as a playlist of files.
 
     Raises:
         Refusal: the bytes are no film of an accepted type, or too many.
@@ -191,7 +191,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
             "bad_video_size", width=width, height=height, longest=LONGEST_SIDE, most=LARGEST_PIXELS
         )
     if frames * _LEAST_FRAME > len(data):
-        # LMDeploy reads each announced frame in turn, even if it does not exist.
+        # LMDeploy tries to read each frame that the header announces, even if it does not exist.
         raise Refusal("broken_video:count", frames=frames, size=len(data))
     url = f"data:{_mime(data)};base64,{encoded(data)}"
     return Clip(url=url, frames=frames, size=size, rate=rate)

@@ -1,7 +1,8 @@
 """Fetches remote images and videos, each only once and only from allowed domains.
 
-A URL's host is checked in the form in which it is dialled. An address is checked when its name is
-resolved, and again where its socket is made, before a byte is sent; the name is not resolved again.
+The host of a URL is checked in the form in which aiohttp connects to the host. An address is
+checked after the look-up of its name, and again where its socket is made, before a byte is sent.
+The name is looked up only once.
 """
 
 from __future__ import annotations
@@ -27,28 +28,28 @@ from turbofit.gateway.http.refusals import Refusal
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
 _AT_ONCE: Final = 16
-#: A client has at most so many times the turns that it leaves to others, but for the last one,
-#: which is for a client without any.
+#: A client has at most this number of turns for each turn that it leaves to others. The last free
+#: turn goes to a client without a turn.
 _SHARE: Final = 3
 _PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-#: Networks that Python's tables call global: NAT64 for local use (RFC 8215), Azure's host, which
-#: hands out a machine's certificates, and the IETF's own, which has Oracle's metadata.
+#: Inner networks that Python calls global: NAT64 for local use (RFC 8215), the address of Azure's
+#: host, which gives out a machine's certificates, and a network of the IETF with Oracle's metadata.
 _INNER: Final = tuple(
     map(ipaddress.ip_network, ("64:ff9b:1::/48", "168.63.129.16/32", "192.0.0.0/24"))
 )
 _LONGEST_URL: Final = 4096
 _CHUNK: Final = 1 << 16
-#: Of an inner address, whether a URL has it or a name leads to it, and of a name that is unknown.
+#: The words for an inner address in a URL, for a name of an inner address, and for an unknown name.
 _INSIDE: Final = "has no public address that this server finds"
 _UNREADABLE: Final = "has an address that cannot be read"
-#: What a URL's client is told of it: neither a query nor a password, and so many characters.
+#: The parts of a URL that a refusal leaves out, and the most characters that a refusal repeats.
 _SECRETS: Final = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
 _SHOWN: Final = 200
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is public; an address embedded in it must be public, too."""
+    """Return whether an IP address, and an IPv4 address embedded in it, are public."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -87,11 +88,11 @@ def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> b
 class _Names(AbstractResolver):
     """Resolves host names like the system; an address that is not public raises an OSError.
 
-    Each look-up has a thread of its own, so a silent name server holds up nothing else: uvloop and
-    asyncio look all other names up in few threads. A thread that waits does not delay the exit.
+    Each look-up has a thread of its own, since uvloop and asyncio have only a few threads for
+    look-ups, and a silent name server would block these. A waiting thread does not delay the exit.
     """
 
-    #: The last look-up, which goes on after a cancellation; None before the first.
+    #: The last look-up, which continues after a cancellation; None before the first look-up.
     asking: asyncio.Future[list[Any]] | None = None
 
     async def resolve(
@@ -121,11 +122,11 @@ class _Names(AbstractResolver):
 
 
 class _NotPublicError(OSError):
-    """The address that was to be dialled is not public."""
+    """An address is not public, so no connection is made."""
 
 
 def _public_socket(address: Any) -> socket.socket:
-    """Make a socket for an address of `socket.getaddrinfo`, whoever gave it, if it is public."""
+    """Make a socket for an address of `socket.getaddrinfo`, if the address is public."""
     family, kind, proto, _, where = address
     if not is_public(where[0]):
         raise _NotPublicError(f"{where[0]} is not a public address")
@@ -133,9 +134,10 @@ def _public_socket(address: Any) -> socket.socket:
 
 
 class FetchTurns:
-    """At most ``most`` turns at once; a client gets none that others may soon need.
+    """Gives out at most ``most`` turns at once, and keeps some turns free for other clients.
 
-    A client that is alone has three quarters of them, and two clients come to have as many each.
+    A single client gets three quarters of the turns. Two clients that keep asking come to have
+    equal numbers of turns.
     """
 
     def __init__(self, most: int) -> None:
@@ -150,7 +152,7 @@ class FetchTurns:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it had just got the turn
+            if not turn.cancelled():  # the client had just got the turn
                 self.give(who)
             raise
 
@@ -165,7 +167,7 @@ class FetchTurns:
         for who, line in tuple(self._lines.items()):
             while line and self._free and self._held[who] < max(1, _SHARE * (self._free - 1)):
                 turn = line.popleft()
-                if not turn.done():  # its client has not left
+                if not turn.done():  # the client has not left
                     self._held[who] += 1
                     self._free -= 1
                     turn.set_result(None)
@@ -193,8 +195,8 @@ class MediaFetcher:
     ) -> dict[str, bytes]:
         """Fetch each URL once, concurrently; return the bytes by URL.
 
-        ``count`` is called with the URL and the size of each file when it has come; if it raises an
-        error, the other fetches are cancelled. ``who`` is the client, which takes turns.
+        ``count`` is called with the URL and the size in bytes of each file that has come. If
+        ``count`` raises an error, the other fetches are cancelled. ``who`` is the client.
         """
         if not urls:
             return {}
@@ -211,14 +213,14 @@ class MediaFetcher:
         finally:
             for task in tasks:
                 task.cancel()
-            # Before Python 3.12 `wait_for` may swallow the cancel: no file may be counted later.
+            # Before Python 3.12 `wait_for` may swallow a cancellation; wait until no task counts.
             await asyncio.wait(tasks)
 
     async def _fetch(self, url: str, most_bytes: int, who: str) -> bytes:
         names = _Names()
 
         def looked_up(asking: asyncio.Future[list[Any]]) -> None:
-            asking.exception()  # else asyncio reports one that nobody waits for any more
+            asking.exception()  # otherwise asyncio would report an error that nobody awaits
             self._turns.give(who)
 
         await self._turns.take(who)
@@ -231,11 +233,11 @@ class MediaFetcher:
         finally:
             if names.asking is None:
                 self._turns.give(who)
-            else:  # once the thread has ended, which it mostly has
+            else:  # give the turn back when the thread has ended
                 names.asking.add_done_callback(looked_up)
 
     async def _bytes(self, url: str, most_bytes: int, names: _Names) -> bytes:
-        # It uses no cookies, no proxies of the environment, no decompression (a bomb needs it).
+        # No cookies, no proxies of the environment, and no decompression, which could be a bomb.
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=names, use_dns_cache=False, force_close=True, socket_factory=_public_socket
@@ -253,9 +255,9 @@ class MediaFetcher:
         raise _refusal(400, f"was redirected more than {_REDIRECTS} times")
 
     def _checked(self, url: str) -> URL:
-        """Return a URL whose host is allowed; refuse any other without resolving the host's name.
+        """Return the parsed URL if its host is allowed; refuse it before any look-up of the name.
 
-        What is checked is the host that is dialled: in ASCII, with full stops that are full stops.
+        The checked host is the host of the connection: in ASCII, with ASCII full stops only.
         """
         parts = _read(url)
         host = (parts.raw_host or "").rstrip(".")
@@ -280,7 +282,7 @@ class MediaFetcher:
 
 @contextmanager
 def about_url(url: str) -> Iterator[None]:
-    """Let the message of a refusal begin with the URL, without its query and a password."""
+    """Let the message of a refusal begin with the URL, without its query and password."""
     try:
         yield
     except Refusal as refusal:
@@ -289,14 +291,14 @@ def about_url(url: str) -> Iterator[None]:
 
 
 def _why(exc: Exception) -> str:
-    """Return what became of a fetch, in words that tell nothing of this server's own network.
+    """Return why a fetch failed, in words that tell nothing about this server's own network.
 
-    A name that is unknown and one that leads inside are said in the same words.
+    An unknown name and a name of an inner address get the same words.
     """
     inner = getattr(exc, "os_error", None)
     if isinstance(exc, aiohttp.ClientConnectorDNSError) or isinstance(inner, _NotPublicError):
         return _INSIDE
-    if isinstance(exc, ValueError):  # an international name that is none
+    if isinstance(exc, ValueError):  # a malformed international name
         return _UNREADABLE
     if isinstance(exc, aiohttp.ClientSSLError):
         return "could not be fetched: the TLS connection failed, or the certificate is not valid"
@@ -322,7 +324,7 @@ async def _body(response: Any, most_bytes: int) -> bytes:
 
 
 def _read(url: str) -> URL:
-    if len(url) > _LONGEST_URL:  # first: reading a long one would hold all requests up
+    if len(url) > _LONGEST_URL:  # checked first: parsing a long URL would delay all requests
         raise _refusal(400, _UNREADABLE)
     odd = any(c.isspace() or not c.isprintable() or c == "\\" for c in url)
     try:
@@ -335,7 +337,7 @@ def _read(url: str) -> URL:
 
 
 def _is_address(host: str) -> bool:
-    """Return whether a host is written as numbers, in any form that resolvers understand."""
+    """Return whether a host is an address, in any notation that resolvers understand."""
     if ":" in host:
         return True
     last = host.rsplit(".", 1)[-1]

@@ -1,7 +1,7 @@
 """Reads a film's header: ``python -I film_header.py < FILM`` prints frames, rate, width, height.
 
-It runs as a separate process, since a demuxer in C reads a stranger's bytes, and imports nothing of
-turbofit. Exit code 3 means that there is no OpenCV.
+This program runs as a separate process, since a demuxer in C reads a stranger's bytes. It imports
+nothing of turbofit. Exit code 3 means that OpenCV is not installed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SECONDS, _BYTES = 10, 4 << 30
 
 
 def main() -> int:
-    """Print the header as JSON, only zeros if the film cannot be opened; return the exit code."""
+    """Print the header as JSON, or zeros for an unreadable film; return the exit code."""
     try:
         import cv2
         from cv2 import videoio_registry
@@ -25,7 +25,7 @@ def main() -> int:
         return 3
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
-    # OpenCV 5.0 does not keep the object alive that it reads from.
+    # OpenCV 5.0 keeps no reference to the object that it reads from.
     film = BytesIO(sys.stdin.buffer.read())
     capture: Any = cv2.VideoCapture  # its types lack the accepted readers
     opened = capture(film, videoio_registry.getStreamBufferedBackends()[0], [])

@@ -1,9 +1,9 @@
-"""Images as clients send them: type and size come from their headers, mostly without decoding.
+"""Reads the type and size of clients' images from their headers, mostly without decoding.
 
-The gateway decodes only images that it must resize because no parameter of a request can limit
-them. It resizes as LMDeploy would: with Pillow and its filter, in RGB, without turning the image;
-the result is lossless. `PictureTurns` limits how many images are decoded at once. An image that
-cannot be used raises a `Refusal`.
+The gateway decodes only images that no parameter of a request can limit, and resizes these. It
+resizes as LMDeploy does: with Pillow's bicubic filter, in RGB, without turning the image; the
+result is lossless. `PictureTurns` limits how many images are decoded at once. An unusable image
+raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from msgspec.structs import replace
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 
-#: The most pixels of an image, about 256 MiB once decoded; above it Pillow warns.
+#: The most pixels of an image, about 256 MiB after decoding; Pillow warns above this number.
 LARGEST_PIXELS: Final = 89_478_485
 #: How many pictures of `LARGEST_PIXELS` may have pixels in memory at once, 2 GiB in all.
 _LARGEST_AT_ONCE: Final = 2
-#: The longest side of a JPEG; longer sides only serve attacks.
+#: The longest side of an image in pixels, as in JPEG; longer sides only serve attacks.
 LONGEST_SIDE: Final = 65_535
 
 _MIMES: Final = {
@@ -39,22 +39,23 @@ _BEGINS: Final = (
 #: Bytes of a file beyond its limit that white space may take in its base64.
 SPACES: Final = 48 << 10
 _TAKEN: Final = "PNG, JPEG, WebP, GIF and BMP are taken"
-#: The most bytes of host memory for a pixel. Measured: 8 for JPEG and PNG while Pillow decodes and
-#: converts, 10 for a progressive JPEG, and two more with four colours. Afterwards 4 stay, and
-#: copies of 3 bytes on their way to a tensor.
+#: The most bytes of host memory for a pixel. Measured while Pillow decodes and converts: 8 for JPEG
+#: and PNG, 10 for a progressive JPEG, and 2 more with four colours.
 BYTES_OF_PIXEL: Final = 12
-#: Measured: libwebp adds two canvases and a copy. So a WebP may have fewer pixels.
+#: The same for a WebP, for which libwebp needs two canvases and a copy. So a WebP may have fewer
+#: pixels than other images.
 _WEBP_BYTES_OF_PIXEL: Final = 16
-#: The most reads of a header, beside one per 64 bytes of the file: a GIF needs one per 128 bytes.
+#: The most reads of a header, plus one for each 64 bytes of the file; a GIF needs one read for each
+#: 128 bytes.
 _PARTS: Final = 1 << 14
-#: The most segments of Exif in a JPEG. Pillow copies all earlier ones again for each: 300 of 64 KB
-#: take 0.4 s, and 16 take 1 ms.
+#: The most segments of Exif in a JPEG. For each segment Pillow copies all earlier segments: 300
+#: segments of 64 KB take 0.4 s, and 16 take 1 ms.
 _EXIF_SEGMENTS: Final = 16
 #: The bytes at the end of a file, by its type.
 _ENDS: Final = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "GIF": b"\x3b"}
-#: A JPEG is decoded at the nearest power of two above this many times its new sides.
+#: A JPEG is decoded at a reduced size, of at least this many times the new width and height.
 _DRAFT: Final = 2
-#: zlib's fastest level: this file only crosses the loopback.
+#: zlib's fastest level, since the file only crosses the loopback.
 _COMPRESSION: Final = 1
 
 
@@ -97,7 +98,7 @@ def from_url(url: str, most_bytes: int) -> Picture:
         raise Refusal("bad_image_url:data")
     picture = from_base64(payload, most_bytes)
     if head == f"data:{picture.mime};base64" and picture.base64 is payload:
-        # This saves a copy of megabytes.
+        # The client's own text saves a copy of megabytes.
         return replace(picture, url=url)
     return picture
 
@@ -149,9 +150,8 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
 
     The size of an animation is the size of its first frame.
 
-    Pillow reads the file only if its first bytes look like an accepted type. Then Pillow tries all
-    its types, as in LMDeploy; a file that it reads as another type than its first bytes show is
-    refused.
+    Pillow reads the file only if its first bytes show an accepted type. Then Pillow tries all its
+    types, as in LMDeploy. A file is refused if Pillow reads another type than the first bytes show.
     """
     from PIL import Image
 
@@ -198,7 +198,8 @@ class _File(BytesIO):
 def _quiet() -> None:
     """Drop Pillow's warnings; where a cause matters, this module raises a `Refusal`.
 
-    Python remembers the text of each warning for ever, and files could cause any number of texts.
+    Python remembers the text of each warning for ever, and strangers' files can cause any number of
+    texts.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -212,11 +213,11 @@ def _guess(data: bytes) -> str | None:
 def _whole(kind: str, data: bytes, header_size: int) -> bool:
     """Return whether a file is complete; LMDeploy would silently paint missing pixels grey.
 
-    The header does not count, since a thumbnail in it has an end of its own.
+    The end is looked for after the header, since a thumbnail in the header has an end of its own.
     """
     if kind == "WEBP":
         return int.from_bytes(data[4:8], "little") + 8 <= len(data) + 1
-    # From the file's end: forwards the search takes 4 ms for 3 MB.
+    # `rfind` begins at the end of the file; a search from the beginning takes 4 ms for 3 MB.
     return data.rfind(_ENDS.get(kind, b""), header_size) >= 0
 
 
@@ -228,7 +229,7 @@ def check_bytes(key: str, size: int, most: int, beyond: int = 0) -> None:
     """Refuse a file of more than ``most`` bytes; its base64 may take ``beyond`` bytes more.
 
     Raises:
-        Refusal: it is larger; ``key`` is the refusal's.
+        Refusal: the file is larger; ``key`` names the row of the refusal.
     """
     if size > most + beyond:
         raise Refusal(key, size=size, most=most)
@@ -284,11 +285,11 @@ def resized_image(image: Any, size: tuple[int, int]) -> Any:
 
 
 class PictureTurns:
-    """Limits how many pictures are decoded at once: ``threads`` (at least two), fewer if large.
+    """Limits how many pictures are decoded at once, by their number and by their pixels.
 
-    Together the decoded pictures have at most the pixels of two pictures of the largest size.
-    Pictures are served in order of arrival, so that small pictures cannot delay a large picture for
-    ever.
+    At most ``threads`` pictures (at least two) are decoded at once. Together they have at most the
+    pixels of two pictures of the largest size. Pictures get turns in order of arrival, so small
+    pictures cannot delay a large picture for ever.
     """
 
     def __init__(self, threads: int) -> None:
@@ -312,5 +313,5 @@ class PictureTurns:
                 self._free.release()
 
     def _share(self, size: tuple[int, int]) -> int:
-        """Return how many parts of the allowed pixels a picture takes; all parts are equal."""
+        """Return how many of the equal parts of the allowed pixels a picture takes."""
         return min(self._parts, max(1, -(-size[0] * size[1] // self._pixels)))

@@ -1,18 +1,17 @@
 """Decides which engine a request goes to, and which requests wait.
 
 Each engine has limits of units and tokens (`Gate`), and of host memory for decoded images. Requests
-that do not fit wait in one queue per client; the clients take turns, so a client with a hundred
-requests does not block the others. While the first request waits, all later requests in the queue
-wait, too. If the queue is full, a client with fewer waiting requests still gets a place: the newest
-request of the client that has most of them is refused.
+that do not fit wait in a line for each client. The clients take turns, so a client with a hundred
+requests does not block other clients. While the first request waits, all later requests wait, too.
+If the queue is full, a client with fewer waiting requests still gets a place: the client with the
+most waiting requests loses its newest request.
 
 A request without images may pass the queue if it fits, unless another request without images waits.
-Such requests do not delay image requests for ever: the first image request fits, however many
-tokens are reserved, once the requests before it have ended.
+Such requests do not delay image requests for ever: when the requests before it have ended, the
+first image request fits, however many tokens are reserved.
 
-Suspects (requests that may have ended an engine, see `deny_list`) have a queue of their own, which
-delays no other request: an engine has few suspects at a time, and equal suspects run one after
-another.
+Suspects (see `deny_list`) have a queue of their own, which delays no other request. An engine has
+few suspects at a time, and equal suspects run one after another.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _SUSPECT_RETRY: Final = 10
 
 
 class Place:
-    """A request's place: first in the queue, later at an engine.
+    """The place of a request: first in the queue, later at an engine.
 
     ``turn`` is the turn that a suspect takes at the engine; None for other requests.
     """
@@ -60,7 +59,7 @@ class Place:
             engine.turns[self] = self.turn
 
     def begin(self) -> None:
-        """Note that the answer begins, and free what the request no longer needs at the engine.
+        """Note that the answer begins, and free the request's host memory and units at the engine.
 
         Waiting requests that now fit are let in.
         """
@@ -70,7 +69,7 @@ class Place:
         self._admission.pump()
 
     def leave(self, after: float = 0.0, *, left: bool = False) -> None:
-        """Free all that the request uses at the engine, and let waiting requests in.
+        """Free the resources of the request at the engine, and let waiting requests in.
 
         The engine may still work on the request for ``after`` seconds. ``left``: the client has
         left, and the request may still end the engine.
@@ -116,7 +115,7 @@ class _Queue:
 
     def drop(self, place: Place) -> None:
         line = self.lines.get(place.client, deque())
-        with suppress(ValueError):  # it may have left already
+        with suppress(ValueError):  # the request may have left already
             line.remove(place)
             if not line:
                 del self.lines[place.client]
@@ -124,8 +123,8 @@ class _Queue:
     def room(self, client: str, busy: Refusal) -> bool:
         """Make room for one more request of a client, and return whether there is room.
 
-        If the queue is full, the client with the most waiting requests loses its newest request,
-        which is refused with ``busy``. This is not done if ``client`` would then have more waiting
+        If the queue is full, the newest request of the client with the most waiting requests is
+        refused with ``busy``. But there is no room if ``client`` would then have more waiting
         requests than that client.
         """
         if self.waiting < self.longest:
@@ -235,7 +234,7 @@ class Admission:
     async def _wait(self, queue: _Queue, place: Place) -> None:
         place.given = asyncio.get_running_loop().create_future()
         queue.lines.setdefault(place.client, deque()).append(place)
-        # The requests before it may wait for resources that it does not need.
+        # The new request may fit although requests before it wait for other resources.
         self.pump()
         try:
             # `wait_for` may swallow a cancellation that comes together with the result.
@@ -249,7 +248,7 @@ class Admission:
         place.given.result()
 
     def _stop_waiting(self, queue: _Queue, place: Place) -> None:
-        """Take a request out of the queue; if it has just got a place, free the place."""
+        """Take a request out of the queue, and free its place if it has just got a place."""
         if place.given.done():
             if place.given.exception() is None:
                 place.leave()

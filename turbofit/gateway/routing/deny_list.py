@@ -1,21 +1,22 @@
 """Finds the requests that end engines, and refuses them.
 
-When an engine ends, or is given up because it answers nobody, each of its requests whose answer had
-not begun is *suspected* for an hour. A request whose client left less than ten seconds before the
-end is suspected, too. A suspected request that comes again takes a *turn*: `admission` sends few
-suspects at a time to an engine, and equal suspects to only one engine at a time; requests that are
-not suspected may run beside them. An answer clears the suspect. If the engine ends again, another
-request beside the suspect may be the cause. So in its next turn the suspect is *alone*: the engine
-gets no new request before the suspect's answer begins. A request in whose turns two engines end is
-refused for an hour.
+An engine may end, or may be given up because it answers nobody. Then each of its requests without
+the beginning of an answer is *suspected* for an hour. A request whose client left less than ten
+seconds before the end is suspected, too.
 
-Of n suspects of one end, the square root of n are at an engine together. So about that many rounds
-clear all of them, and if one of them is the cause, about that many have to be alone afterwards.
-More at a time would leave more to be alone; fewer would take more rounds.
+A suspected request that comes again takes a *turn*: `admission` sends few suspects at a time to an
+engine, and equal suspects to only one engine at a time. Other requests may run beside suspects. An
+answer clears the suspect. If the engine ends again, another request may be the cause. So in its
+next turn the suspect is *alone*: the engine gets no new request before the suspect's answer begins.
+If engines end in two turns of a request, the request is refused for an hour.
 
-So equal requests end three engines before they are refused, not counting copies that were sent
-before the first end. An end with another cause (the process was killed, a card is lost, others took
-its memory) accuses nobody: `DenyList.engine_ended` takes back what was noted.
+Of n suspects of one end, the square root of n are at an engine together. So about √n rounds clear
+all suspects. If one suspect is the cause, about √n suspects have to be alone afterwards. With more
+suspects at a time more of them would have to be alone; with fewer there would be more rounds.
+
+Equal requests end three engines before they are refused, apart from copies that were sent before
+the first end. An end with another cause (the process was killed, a GPU is lost, other processes
+took its memory) accuses no request: `DenyList.engine_ended` clears the noted suspects.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from turbofit.gateway.routing.engines import EngineDeath, Present, RoutedEngine,
 
 _LOG: Final = LazyLogger(__name__)
 
-#: Seconds for which a request is suspected or refused, counted from the last end that it met.
+#: Seconds for which a request is suspected or refused, from the last end of an engine with it.
 _HOUR: Final = 3600.0
 #: A request is refused after this number of ends in its own turns.
 _REFUSED: Final = 2
@@ -49,7 +50,7 @@ class DenyList:
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
-        #: The newest is last.
+        #: The noted deaths of engines; the newest death is last.
         self._deaths: deque[EngineDeath] = deque(maxlen=_MOST_DEATHS)
         #: Adds to a counter of the current gateway's metrics page.
         self.count: Callable[..., None] = lambda *_: None
@@ -81,10 +82,10 @@ class DenyList:
         return Turn(name, together=1 if in_turn else newest.together, alone=in_turn > 0)
 
     def _ends(self, name: str) -> tuple[list[float], int]:
-        """Return when engines ended with a request, newest first, and how many ended in its turns.
+        """Return the times when engines ended with a request, and how many ended in its turns.
 
-        ``name`` is the request's fingerprint. An end counts for an hour; each later end with the
-        same request renews the hour.
+        ``name`` is the request's fingerprint. The newest time is first, by `time.monotonic`. An end
+        counts for an hour; each later end with the same request renews the hour.
         """
         met: list[float] = []
         in_turn, since = 0, time.monotonic() - _HOUR
@@ -101,7 +102,7 @@ class DenyList:
             death.accused.discard(request.fingerprint)
 
     def engine_died(self, engine: RoutedEngine, sent_at: float = float("-inf")) -> None:
-        """Accuse the requests of an engine that broke off a request or was given up.
+        """Accuse the requests of an engine that broke off an answer, or that was given up.
 
         ``sent_at`` is the time when that request was sent.
         """
@@ -116,19 +117,22 @@ class DenyList:
     def nothing_listens(self, engine: RoutedEngine) -> None:
         """Note that nothing listens at an engine's address; accuse requests whose clients left.
 
-        Requests that are still at the engine are not treated here, since their connections break.
+        Requests that are still at the engine are noted when their connections break.
         """
         left = [present.sent_at for present in engine.left_lately()]
         if left:
             self.engine_died(engine, max(left))
 
     def engine_ended(self, engine: RoutedEngine, *, other_cause: bool) -> None:
-        """Note that a supervisor saw the engine's process end; ``other_cause``: accuse nobody."""
+        """Note that a supervisor saw the end of the engine's process.
+
+        ``other_cause``: accuse no request.
+        """
         death = engine.note_end()
         if not other_cause:
             self.engine_died(engine)
             return
-        # Requests whose clients left before this end are not accused of the next process's death.
+        # Requests whose clients have left must not be accused of the next process's death.
         engine.left.clear()
         engine.failed_at = float("inf")
         death.noted = True

@@ -12,19 +12,20 @@ from typing import Final, NamedTuple
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import Cost, Gate
 
-#: Seconds for which an engine is assumed to have a request whose client left. If the answer comes
-#: in one piece, LMDeploy notices that only at the next token; the first may take longer. A stream
-#: that has begun ends at once. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
+#: Seconds for which an engine is assumed to have a request whose client left. For an answer in one
+#: piece, LMDeploy notices only at the next token that the client has left. A stream that has begun
+#: ends at once. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
 LEFT_SECONDS: Final = 10.0
 
-#: Seconds within which a process that died cannot yet run again and take requests.
+#: Seconds after the death of a process in which its next process takes no requests yet.
 _PAUSE: Final = 1.0
-#: How many requests whose clients left an engine remembers.
+#: The most requests with lost clients that are remembered for an engine.
 _LEFT: Final = 64
-#: `Retry-After` in seconds if no start is forecast, and at most: older SDKs ignore a longer one.
+#: Seconds of `Retry-After` without a forecast of the start; the most seconds, since older SDKs
+#: ignore a longer time.
 _RETRY, _LONGEST_RETRY = 5, 60
 _NEVER: Final = float("inf")
-#: Seconds assumed from an engine's end to its next start, if that was not seen.
+#: Seconds assumed from the expected end of an engine to its next start.
 _UNSEEN_PAUSE: Final = 2.0
 
 
@@ -45,9 +46,9 @@ class Turn:
 class Present:
     """A request at an engine, with the facts that matter if the engine dies.
 
-    ``fingerprint``: see `deny_list`; None if the request has no body, and so cannot end an engine.
-    ``begun``: a byte of its answer has come. ``left_at``: the time at which its client left. Times
-    are by `time.monotonic`.
+    ``fingerprint``: see `deny_list`; None for a request without a body, which cannot end an engine.
+    ``begun``: a byte of its answer has come. ``left_at``: the time at which its client left. All
+    times are by `time.monotonic`.
     """
 
     fingerprint: str | None = None
@@ -58,11 +59,12 @@ class Present:
 
 @dataclass(eq=False)
 class EngineDeath:
-    """The end of one engine's process, or the time when it was given up.
+    """The death of an engine: its process ended, or the engine was given up.
 
-    ``accused``: fingerprints of the requests that may be the cause; ``together``: how many of them
-    come to an engine at once. ``in_turn``: fingerprints of the suspects that had their turn.
-    ``noted``: all these are filled in. ``ended``: a supervisor has seen the process end.
+    ``at`` is its time by `time.monotonic`. ``accused``: fingerprints of the requests that may be
+    the cause; ``together``: the most accused requests at an engine at once. ``in_turn``:
+    fingerprints of the suspects that had their turn. ``noted``: these three are filled in.
+    ``ended``: a supervisor has seen the end of the process.
     """
 
     at: float
@@ -77,7 +79,7 @@ class RoutedEngine:
     """One engine, or a node of a cluster; ``index`` is its unique number or the node's name.
 
     An engine with twice the ``share`` gets twice the requests. ``host_limit`` is the most bytes of
-    host memory for the images of its requests, None for no limit.
+    host memory for the images of its requests; None means no limit. Times are by `time.monotonic`.
     """
 
     def __init__(
@@ -94,34 +96,34 @@ class RoutedEngine:
         self.gate, self.host_limit = gate or Gate(), host_limit
         #: The number of its requests, and the host memory of their images in bytes.
         self.outstanding = self.host_bytes = 0
-        #: Whether it answers, and so gets requests; True before it was ever asked.
+        #: Whether the engine gets requests, since it answers or was not probed yet.
         self.up = True
         #: Failed probes in a row, and when the first of them failed.
         self.failures, self.failed_at = 0, float("inf")
         self.model: str | None = None
-        #: When a completion last brought a byte, when any answer last did, and since when
-        #: it has owed answers without a break.
+        #: When the last byte of a completion came, when the last byte of any answer came, and since
+        #: when the engine has owed answers without a break.
         self.last_success, self.last_byte_at, self.asked_at = float("-inf"), time.monotonic(), 0.0
-        #: When it was last asked for a token.
+        #: When the monitor last probed the engine.
         self.last_check = float("-inf")
-        #: Whether a request failed, so that the engine is probed soon.
+        #: Whether a request failed; then the monitor probes the engine soon.
         self.suspect = True
         #: Whether the monitor waits for the answer to a probe.
         self.check_open = False
-        #: When its supervisor, which sees no sign of life, will end it; infinity if it sees one.
+        #: When the supervisor will end the engine without a sign of life; infinity with a sign.
         self.ends_at = _NEVER
         #: Its requests in the order in which they came, each with the function that ends it.
         self.in_flight: dict[Present, Callable[[], None]] = {}
-        #: The tokens that it had counted when a probe last failed; 0 if unknown.
+        #: The tokens that the engine had counted when a probe last failed; 0 if unknown.
         self.tokens = 0.0
-        #: The turns of suspects that are at the engine by their places, see `deny_list`.
+        #: The turns of the suspects at the engine, by their places (see `deny_list`).
         self.turns: dict[object, Turn] = {}
-        #: Its last death, and when it died: answers before that time do not count.
+        #: The last death and its time; `answered` counts only later answers.
         self.death: EngineDeath | None = None
         self.died_at = float("-inf")
-        #: Seconds that its last start took, from a death to the next answer; 0 if unknown.
+        #: The seconds of the last start, from a death to the next answer; 0 if unknown.
         self.start_seconds = 0.0
-        #: Whether its supervisor let it rest since its death; then a start is not timed.
+        #: Whether the supervisor let the engine rest since its death; then the start is not timed.
         self.rested = False
         #: Requests whose clients have left.
         self.left: deque[Present] = deque(maxlen=_LEFT)
@@ -133,7 +135,7 @@ class RoutedEngine:
 
     @property
     def turn_left(self) -> bool:
-        """Whether the suspects at this engine let another one come."""
+        """Whether the suspects at this engine let another suspect come."""
         return not self.turns or len(self.turns) < min(
             turn.together for turn in self.turns.values()
         )
@@ -172,8 +174,8 @@ class RoutedEngine:
     def rank(self) -> tuple[float, float, int | str]:
         """A sort key for the choice of an engine; the engine with the least key is chosen.
 
-        The key compares the requests that an engine would have with one more, divided by its share,
-        then the vision units, divided by its share.
+        The key is the number of requests, with one more, divided by the share. For equal numbers it
+        is the vision units, divided by the share.
         """
         return (self.outstanding + 1) / self.share, self.gate.counted / self.share, self.index
 
@@ -209,17 +211,16 @@ class RoutedEngine:
     def silent_since(self) -> float:
         """The time, by `time.monotonic`, since which the engine is silent.
 
-        It is the time of the last byte, or, if later, the time when the engine began to owe
-        answers.
+        This is the time of the last byte or the time when the engine began to owe answers,
+        whichever is later.
         """
         return max(self.last_byte_at, self.asked_at)
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
         """Note that the engine died or was given up; return the death, one for all its requests.
 
-        ``sent_at`` is the time when a request was sent that broke off. A new process has died, and
-        the death is new, if the engine answered after its last death, or if that request was sent
-        clearly after the last death.
+        ``sent_at`` is the time when a broken-off request was sent. The death is new if the engine
+        answered after its last death, or if that request was sent clearly after the last death.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
             self.death = EngineDeath(time.monotonic())
@@ -232,7 +233,7 @@ class RoutedEngine:
         This death may have been noted before, when a request broke off.
         """
         if self.death is not None and self.death.ended:
-            self.death = None  # it was the previous process's
+            self.death = None  # the death of the previous process
         death = self.note_death()
         death.ended = True
         return death
@@ -248,7 +249,7 @@ class RoutedEngine:
 
 
 class Outage(NamedTuple):
-    """A time in which no engine is up; the engines' supervisor reports it.
+    """A time in which no engine is up, as the engines' supervisor reports it.
 
     ``reason`` is one clause for people. ``until`` is the time, by ``clock``, when the first engine
     starts again.
@@ -272,7 +273,7 @@ class Fleet:
 
     def __init__(self, engines: Sequence[RoutedEngine]) -> None:
         self.engines = tuple(engines)
-        #: Whether any engine limits units; then requests without images reserve tokens, too.
+        #: Whether any engine limits units; then requests without images also reserve tokens.
         self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why no engine will be up for a while, if that is known.
         self.outage: Outage | None = None

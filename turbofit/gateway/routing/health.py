@@ -1,4 +1,4 @@
-"""Watches whether engines answer completions: clients' requests, or probes if there are none.
+"""Watches whether engines answer completions: requests of clients, and probes in between.
 
 LMDeploy's own ``/health`` can be 200 while every request fails or hangs; a completion shows this.
 """
@@ -39,7 +39,10 @@ def healthy(engines: Iterable[RoutedEngine]) -> bool:
 
 
 def trouble(outage: Outage | None, word: str = "status") -> Document:
-    """Return the part of `/health` that says why no engine serves; ``word`` is its key."""
+    """Return the part of `/health` that says why no engine serves.
+
+    ``word`` is the key of the state.
+    """
     if outage is None:
         return {word: "unavailable"}
     return {word: "resting", "message": outage.message}
@@ -48,12 +51,14 @@ def trouble(outage: Outage | None, word: str = "status") -> Document:
 class Monitor:
     """Probes engines; takes an engine that fails out of service, and brings it back.
 
-    An engine is probed with a completion of one text token when it has been idle for long, when
-    something failed, and when it owes answers but sends nothing. After three failures in a row it
-    gets no more requests, and its requests end; one success brings it back. ``changed`` is called
-    each time. An engine that does not answer a probe in time may only be slow: it is taken out of
-    service only when it has sent nothing for `GatewayConfig.hung_seconds`, and its own count of
-    tokens has not grown.
+    An engine is probed with a completion of one text token if it has been idle for long, if
+    something failed, or if it owes answers but sends nothing. After three failures in a row the
+    engine gets no more requests, and its requests end. One success brings the engine back. Both
+    times ``changed`` is called.
+
+    An engine that does not answer a probe in time may only be slow. It is taken out of service only
+    if it has sent nothing for `GatewayConfig.hung_seconds`, and its own count of tokens has not
+    grown.
     """
 
     def __init__(
@@ -72,7 +77,7 @@ class Monitor:
         self._tasks = [asyncio.ensure_future(self._watch(engine)) for engine in self._looks]
 
     async def stop(self) -> None:
-        # Cancelling alone does not suffice: `wait_for` may swallow it before Python 3.12.
+        # Before Python 3.12 `wait_for` may swallow a cancellation, so a flag ends the tasks, too.
         self._stopped = True
         self.look()
         for task in self._tasks:
@@ -89,15 +94,15 @@ class Monitor:
         self._looks[engine].set()
 
     def ask_now(self, engine: RoutedEngine) -> None:
-        """Probe the engine now, without the pause after failures, since it may answer again."""
+        """Probe the engine at once, without the pause after failures."""
         engine.last_check = float("-inf")
         self.suspect(engine)
 
     def doubt(self, engine: RoutedEngine) -> None:
         """Send an engine no new requests until it answers a probe.
 
-        Call this method when the engine broke off a request, was not reached, or has ended its
-        loop. Running requests go on, since some may still be answered.
+        Call this method if the engine broke off an answer, was not reached, or has ended its loop.
+        Running requests continue, since the engine may still answer some.
         """
         if engine.up:
             engine.up = False
@@ -109,8 +114,7 @@ class Monitor:
         look, loop = self._looks[engine], asyncio.get_running_loop()
         while not self._stopped:
             look.clear()
-            # `gather` protects the watch from our own bugs, and from the cancellation of something
-            # that a probe waits for.
+            # With `gather` neither a bug of ours nor a cancellation inside a probe ends the watch.
             (exc,) = await asyncio.gather(self._check(engine), return_exceptions=True)
             if exc is not None:
                 loop.call_exception_handler({"message": "a bug in the watch", "exception": exc})
@@ -138,12 +142,12 @@ class Monitor:
         except (asyncio.TimeoutError, TimeoutError):
             works = in_time = False
         if works and engine.dead_since(began):
-            return  # the process that answered has died since
+            return  # the engine has died since its answer
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return
         if engine.in_flight and await self._moves(engine):
-            engine.note_byte()  # slow, not stuck
+            engine.note_byte()  # the engine is slow, not stuck
             return
         engine.failures += 1
         engine.failed_at = min(engine.failed_at, time.monotonic())

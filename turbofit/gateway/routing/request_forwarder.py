@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 
     HeaderList = list[tuple[bytes, bytes]]
 
-#: The most unreachable engines that are tried one after another: if the gateway's own network is
-#: gone, each of them costs the client a timeout.
+#: The most engines that are tried for a request, since each unreachable engine may take a timeout.
 _MOST_ENGINES: Final = 16
-#: Seconds that a suspect waits until the engine's other answers have begun, and between looks.
+#: The most seconds for which a suspect waits for the beginnings of other answers, and the seconds
+#: between two looks.
 _LONGEST_WAIT, _LOOK = 30.0, 0.02
 _LARGEST_ANSWER: Final = 64 << 20
 _RETRY_DIED: Final = 5
-#: How a stream begins that reports an error of the engine.
+#: The first bytes of a stream that only reports an error.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
-#: The message of LMDeploy's server, with 503 or in an event, after its engine's loop has ended: the
-#: server lives on. LMDeploy also says this of a lost session or queue; then the engine lives and
-#: is back once it answers a probe. lmdeploy core/exceptions.py::ERROR_MESSAGES #3b7494
+#: The message of LMDeploy's server after the end of its engine's loop, with status 503 or in an
+#: event. LMDeploy sends the message also for a lost session or queue; then the engine still works,
+#: and answers the next probe. lmdeploy core/exceptions.py::ERROR_MESSAGES #3b7494
 _UNAVAILABLE: Final = b"The inference engine is unavailable."
-#: An event whose error has exactly this message. A model or a client cannot write such an event,
-#: since its quotes are escaped there.
+#: An event whose error has exactly this message. Text of a model or a client cannot look like this
+#: event, since quotes inside a text are escaped.
 _UNAVAILABLE_EVENT: Final = re.compile(
     rb'(?:\A|(?<=\n\n))(?:event: [\w.]+\n)?data: \{[^\n]*?"error": ?\{[^{}\n]*"message": ?"'
     + re.escape(_UNAVAILABLE)
     + b'"'
 )
-#: Events of the Responses API that come from the engine's output; LMDeploy's server sends the
-#: others without it. And the events that report an error.
+#: Events of the Responses API with output of the engine, and events that report an error. For its
+#: other events LMDeploy's server does not need the engine.
 _GENERATED: Final = re.compile(
     rb"(?:\A|\n\n)event: response\.[\w.]*(?:delta|completed|incomplete)\n"
 )
@@ -78,7 +78,12 @@ class Exchange(ForwardOutcome):
         self._failed = False
 
     async def run(self) -> None:
-        """Send the request and pass the answer on; raise `Unreachable` if nothing was sent."""
+        """Send the request and pass the answer on.
+
+        Raises:
+            Unreachable: the engine did not receive the request.
+            Refusal: the engine died before the answer began.
+        """
         engine, left = self._engine, False
         engine.in_flight[self.present] = self.abort
         self.present.sent_at, self.present.begun = time.monotonic(), False
@@ -117,8 +122,8 @@ class Exchange(ForwardOutcome):
         self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
         if self.broken or self._failed:
             by.suspect(engine)
-            # An engine that broke off before a byte came is starting again, or soon will. It is
-            # empty and would be chosen before the others, and would break off every request.
+            # An engine that broke off before the first byte will start again soon. The engine is
+            # empty, so it would be chosen first, and would break off every request.
             if self.broken and not self.started and by.fleet.open > engine.up:
                 by.doubt(engine)
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
@@ -133,7 +138,7 @@ class Exchange(ForwardOutcome):
         if self.broken:
             return
         self.broken = True
-        if not self._by.before_nodes:  # a node outlives its engines: no request ends it
+        if not self._by.before_nodes:  # no request ends a node, only its engines
             self._by.deny_list.engine_died(self._engine, self.present.sent_at)
         self._engine.in_flight.pop(self.present, None)
 
@@ -163,11 +168,11 @@ class Exchange(ForwardOutcome):
         finally:
             if response.content.at_eof():
                 response.release()
-            else:  # the closed connection tells the engine to stop
+            else:  # the engine stops when the connection closes
                 response.close()
 
     async def _stream(self, response: aiohttp.ClientResponse, kind: str) -> None:
-        """Pass the events of a stream on as they come, each only when it is complete.
+        """Pass the events of a stream on as they come, but only complete events.
 
         So a stream that breaks off can still end with an error event.
         """
@@ -219,7 +224,7 @@ class Exchange(ForwardOutcome):
             self._failed = True
             return
         self._succeeded()
-        # All images are encoded by now; with several copies the first byte shows only one of them.
+        # The engine has encoded all images. Of several copies, the first byte shows only one.
         if self._request.prepared.cost.copies == 1:
             self._by.deny_list.answered(self.present)
             self._place.begin()
@@ -264,7 +269,7 @@ class Exchange(ForwardOutcome):
         """
         request, api = self._request, self._route.api
         if self._by.before_nodes:
-            return body  # it has that form already
+            return body  # the node has given the error this form
         refusal = of_engine(api, self.status, body)
         if refusal is None:
             return body
@@ -336,10 +341,10 @@ class RequestForwarder:
             try:
                 return await exchange.run()
             except Unreachable as exc:
-                # The request was not sent: the next requests get another engine.
+                # The engine did not receive the request. Other requests get another engine, too.
                 self.doubt(engine)
                 self.metrics.count("engine_failures_total", f"engine={engine.index}")
-                # The engine may have died of an equal request.
+                # An equal request may have ended the engine.
                 if exc.ended:
                     self.deny_list.nothing_listens(engine)
         raise self.fleet.dead()
@@ -356,7 +361,7 @@ class RequestForwarder:
                     others = place.engine.in_flight
                     while time.monotonic() < until and not all(request.begun for request in others):
                         await asyncio.sleep(_LOOK)
-                # The deny list may have changed during the wait.
+                # During the wait, the deny list may have changed.
                 same = self.deny_list.turn(present) == turn
             finally:
                 if not same:
