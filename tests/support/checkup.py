@@ -36,7 +36,6 @@ class Healthy(Sources):
         super().__init__({"HOME": "/users/one", **environ}, str(root))
         self.packages: dict[str, str] = {
             "lmdeploy": "0.18.0", "torch": "2.12.1", "transformers": "5.17.0", "triton": "3.7.0",
-            "xgrammar": "0.2.8",
         }  # fmt: skip
         self.modules: set[str] = set()
         self.built: list[str] | None = ["sm_75", "sm_80", "sm_86", "sm_90", "compute_120"]
@@ -46,8 +45,6 @@ class Healthy(Sources):
         self.census: Census | None = released((0, 18, 0))
         (root / "torch").mkdir(parents=True)
         (root / "torch/version.py").write_text("cuda: Optional[str] = '12.8'\n")
-        (root / "lmdeploy/turbomind").mkdir(parents=True)
-        (root / "lmdeploy/turbomind/_turbomind.cpython-311-x86_64-linux-gnu.so").write_text("")
 
     def kernels(self) -> Census | None:
         return self.census
@@ -59,9 +56,6 @@ class Healthy(Sources):
         if self.library is not None:
             raise self.library
         return self.root / "libpixels.so"
-
-    def requires(self, package: str) -> list[str]:
-        return ["torch<=2.12.1", "transformers!=5.0.*"] if package in self.packages else []
 
     def has_module(self, name: str) -> bool:
         return name in self.modules

@@ -94,12 +94,6 @@ class Check(NamedTuple):
 CHECKS: Final = (
     Check("lmdeploy", "packages", ("install",),
           f"plans rest on an account of LMDeploy {REFERENCE}"),
-    Check("pairing", "packages", ("install",),
-          "LMDeploy's wheels are built and tested against the versions that they require"),
-    Check("turbomind", "packages", ("install",),
-          "without its native engine LMDeploy falls back to PyTorch, which turbofit does not plan"),
-    Check("xgrammar", "packages", ("install", "start"),
-          "LMDeploy's PyTorch engine does not start without it (TurboMind does)"),
     Check("driver_cuda", "packages", ("install",),
           "a driver older than torch's CUDA stops every engine", of="machine"),
     Check("torch_architectures", "packages", ("install",),
@@ -135,9 +129,6 @@ CHECKS: Final = (
     Check("shared_memory", "host", ("install", "start"),
           "NCCL between GPUs without peer access, and Ray, exchange data through /dev/shm; Docker"
           " gives a container 64 MiB", of="host"),
-    Check("image_cores", "host", ("start",),
-          "LMDeploy prepares images on the host's cores: where these are few, the cards wait",
-          of="host"),
     Check("disk", "host", ("install",),
           "weights are downloaded there: 16 GiB for a model of 8 B parameters"),
     Check("port", "host", ("install", "start"),
@@ -146,7 +137,6 @@ CHECKS: Final = (
     Check("open_files", "host", ("start",), "connections are refused", of="plan"),
     Check("rank_launcher", "host", ("install", "plan", "launch"),
           "TurboMind drives all GPUs of a group from one process"),
-    Check("environment", "host", ("install",), "speed or memory are not those of a plan"),
 )  # fmt: skip
 
 
@@ -204,10 +194,13 @@ def examine(
     Raises:
         UsageError: ``on`` is not valid.
     """
+    from turbofit.machine.nvml_machine import measure_in_time
+    from turbofit.machine.source import machine_from
+
     places = sources or Sources()
     machine: Machine | None = None
     try:
-        machine = _machine(places, on)
+        machine = machine_from(on) if on is not None else measure_in_time(places.environ)
         text = f"driver {machine.driver}, CUDA {machine.cuda} ({machine.source})"
         nvml = Finding(check="nvml", state="ok", seen=text)
     except (MachineError, PackageError) as exc:
@@ -223,9 +216,9 @@ def examine(
     scene = Scene(
         places, "install", machine=machine, host=host, model=model, port=port, server=server
     )
-    findings, here = [nvml], machine is not None and on is None
+    findings = [nvml]
     for check, (state, text, fix, why, _) in answers(scene):
-        if not here and state == "unreadable" and check.name in _OF_CARDS:
+        if on is not None and state == "unreadable" and check.name in _OF_CARDS:
             continue
         matters = "" if state == "ok" else why or check.why
         findings.append(Finding(check=check.name, state=state, seen=text, why=matters, fix=fix))
@@ -234,22 +227,3 @@ def examine(
         source=machine.source if machine else "none",
         findings=tuple(findings),
     )
-
-
-def _machine(places: Sources, on: str | None) -> Machine:
-    """Return the machine to check, also if CUDA shows none of its GPUs."""
-    from msgspec.structs import replace
-
-    from turbofit.machine.nvml_machine import measure_in_time
-    from turbofit.machine.source import machine_from
-
-    if on is not None:
-        return machine_from(on)
-    try:
-        return measure_in_time(places.environ)
-    except MachineError as hidden:
-        if "CUDA_VISIBLE_DEVICES" not in hidden.message:
-            raise
-        rest = {k: v for k, v in places.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-        whole = measure_in_time(rest)
-        return replace(whole, visible=(), warnings=(*whole.warnings, hidden.message))

@@ -9,14 +9,12 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from msgspec import UNSET
 from msgspec.structs import replace
 
 from tests.support.checkup import Find, Make, two
 from tests.support.nvml import Scenario, gpu_3090
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import DoesNotFitError, LaunchError
-from turbofit.core.forecast import HostImages
 from turbofit.core.machine import Host
 from turbofit.core.plan import Plan
 from turbofit.core.struct import NA
@@ -33,8 +31,7 @@ from turbofit.planning.examine.scene import Scene, Sources
         ("host_memory", 2 * GIB, "stops"),
         ("host_memory", NA, "unreadable"),
         ("shared_memory", 4 * GIB, "ok"),
-        ("shared_memory", 600 * MIB, "warning"),
-        ("shared_memory", 64 * MIB, "stops"),
+        ("shared_memory", 64 * MIB, "warning"),
         ("shared_memory", NA, "unreadable"),
     ],
 )
@@ -67,10 +64,6 @@ def test_what_one_card_does_not_need(find: Find, sources: Make, roomy_host: dict
         ("port", "stops", {}, {"port": USED.format("Address already in use")}, "23333"),
         ("port", "unreadable", {}, {"port": USED.format("Permission denied")}, ""),
         ("rank_launcher", "stops", {"WORLD_SIZE": "4", "LOCAL_RANK": "0"}, {}, "WORLD_SIZE=4"),
-        ("environment", "warning", {"CUDA_LAUNCH_BLOCKING": "1"}, {}, ""),
-        ("environment", "warning", {"CUDA_MODULE_LOADING": "EAGER"}, {}, ""),
-        ("environment", "warning", {"TM_LOG_LEVEL": "DEBUG"}, {}, ""),
-        ("environment", "warning", {"LD_PRELOAD": "/x/libturbofit_pretend.so"}, {}, ""),
     ],
 )  # fmt: skip
 def test_conditions(
@@ -90,10 +83,9 @@ def check_before(
     host: Host, folder: Path, *ports: int, pretend: bool = False, plan: Plan | None = None
 ) -> list[str]:
     plan = plan or plausible_plan()
-    warnings = refuse(
+    return refuse(
         Scene(Sources(), "start", host=host, plan=plan, folder=folder, ports=ports, pretend=pretend)
     )
-    return [warning for warning in warnings if "xgrammar" not in warning]
 
 
 def test_host_memory_of_a_plan(tmp_path: Path) -> None:
@@ -167,27 +159,3 @@ def test_rank_launchers(tp: int, environ: dict[str, str], warned: str | None) ->
         assert warned in warnings[0]
         with pytest.raises(LaunchError, match="start it once"):
             refuse(Scene(Sources(environ), "launch", plan=plan))
-
-
-def prepared(images_per_second: float) -> Plan:
-    """A plan whose GPUs take 20 images a second."""
-    plan = plausible_plan()
-    host = HostImages(
-        cores=2, seconds_per_image=2 / images_per_second, images_per_second=images_per_second,
-        gpu_images_per_second=20.0, measured=False,
-    )  # fmt: skip
-    return replace(plan, throughput=replace(plan.throughput, host=host), usual_image=UNSET)
-
-
-def test_a_quota_that_makes_the_cards_wait_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = replace(ROOMY, cpus=2)
-    monkeypatch.setattr(Sources, "cores", lambda _: 16)
-    (warning,) = check_before(few, tmp_path, plan=prepared(11.0))
-    assert "2 of 16 cores: 2 cores prepare 11 images/s, the GPUs take 20" in warning
-    assert check_before(few, tmp_path, plan=prepared(30.0)) == []
-    assert check_before(few, tmp_path) == []  # nothing is known of its images
-    # It is no quota that makes the host slow.
-    monkeypatch.setattr(Sources, "cores", lambda _: 2)
-    assert check_before(few, tmp_path, plan=prepared(11.0)) == []

@@ -129,10 +129,6 @@ def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
     value = scene.sources.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = [gpu.index for gpu in machine.gpus if gpu.index not in machine.visible]
     warnings = [line for line in machine.warnings if "CUDA_VISIBLE_DEVICES" in line]
-    if not machine.visible:
-        text = warnings[0] if warnings else f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU"
-        why = "a CUDA program sees no GPU, whatever nvidia-smi shows"
-        return stops(text, "unset or correct CUDA_VISIBLE_DEVICES", why)
     if warnings:
         return warning(warnings[0], "name only GPUs of this machine")
     visible = f"{len(machine.visible)} of {len(machine.gpus)} GPUs"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from itertools import combinations
 from pathlib import Path
 from typing import Final
 
 from turbofit.core.machine import Host
 from turbofit.core.plan import Plan
 from turbofit.core.process.network import DEFAULT_PORT
-from turbofit.core.struct import NA, NaType, known
+from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
@@ -19,12 +18,8 @@ _LEAST_RAM: Final = 4 * GIB
 _GOOD_RAM: Final = 8 * GIB
 #: Host memory of an engine on pretend GPUs, as rehearsals measured: 436 to 600 MB with its server.
 _PRETEND_BYTES: Final = 700 * MIB
-#: Shared memory for NCCL's buffers of a group without peer access: with less than the first the
-#: start fails, with less than the second a check warns.
+#: Shared memory for NCCL's buffers of a group without peer access; with less the start may fail.
 _LEAST_SHM: Final = 256 * MIB
-_GOOD_SHM: Final = GIB
-#: The default shared memory of a container.
-_CONTAINER_SHM: Final = 64 * MIB
 _DISK: Final = 20 * GIB
 #: Logs rotate at 16 MiB and keep one old file; the record and the overlay are small.
 _RUN_BYTES: Final = 64 * MIB
@@ -56,45 +51,23 @@ def host_memory(host: Host, scene: Scene) -> Answer:
     return ok(text)
 
 
-def shared_memory(host: Host, scene: Scene) -> Answer | None:
-    """Check the free shared memory (``/dev/shm``), which NCCL uses where peer access is missing.
+def shared_memory(host: Host, scene: Scene) -> Answer:
+    """Check the free shared memory (``/dev/shm``): NCCL needs it for GPUs without peer access.
 
-    A container has only 64 MiB by default.
+    Only the engines of a plan that use NCCL need shared memory; engines on pretend GPUs need none.
     """
-    available, machine = host.shm_available, scene.machine
-    if scene.plan is not None:
-        return _shared_memory_of(scene.plan, available, pretend=scene.pretend)
+    available, plan = host.shm_available, scene.plan
+    uses_nccl = scene.machine is not None and len(scene.machine.visible) > 1
+    if plan is not None:
+        nccl = plan.engines[0].settings.communicator == "nccl"
+        uses_nccl = nccl and plan.tp > 1 and not scene.pretend
     if available == NA:
         return unreadable("/dev/shm")
     text = f"/dev/shm has {format_bytes(available)} free"
-    fix, visible = "docker run --shm-size 8g, or --ipc host", machine.visible if machine else ()
-    pairs = combinations(sorted(visible), 2)
-    if available < _LEAST_SHM and machine and not all(machine.link(*p).peers for p in pairs):
-        return stops(text, fix, "NCCL between GPUs without peer access fails at start: no tp > 1")
-    return warning(text, fix) if len(visible) > 1 and available < _GOOD_SHM else ok(text)
-
-
-def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> Answer | None:
-    """Check the shared memory for a plan; engines on pretend GPUs need none."""
-    nccl = plan.tp > 1 and plan.engines[0].settings.communicator == "nccl"
-    if pretend or not nccl or available == NA or available > _CONTAINER_SHM:
-        return None
-    return warning(
-        f"/dev/shm has {format_bytes(available)} left: NCCL may fail in it "
-        "(in a container: --shm-size=8g or --ipc=host)",
-        "",
-    )
-
-
-def image_cores(host: Host, scene: Scene) -> Answer | None:
-    """Warn if a container's quota of cores makes the host prepare images slower than the cards."""
-    cores, whole, plan = known(host.cpus, 0), known(scene.sources.cores(), 0), scene.plan
-    host_images = plan and ((plan.usual_image or plan.throughput) or None)
-    prepared = host_images and host_images.host
-    if cores >= whole or not prepared or not prepared.binds:
-        return None
-    fix = "give the container more cores (--cpus, limits.cpu)"
-    return warning(f"a quota of {cores} of {whole} cores: {prepared.words} ({fix})", fix)
+    if not uses_nccl or available >= _LEAST_SHM:
+        return ok(text)
+    fix = "in a container --shm-size=8g or --ipc=host"
+    return warning(f"{text}: NCCL may fail in it ({fix})", fix)
 
 
 def disk(sources: Sources, scene: Scene) -> Answer:
@@ -184,21 +157,3 @@ def rank_launcher(sources: Sources, scene: Scene) -> Answer:
         f" would start {engines} on the same cards; start it once, without the launcher",
         "start it once, without torchrun, srun or mpirun",
     )
-
-
-def environment(sources: Sources, _: Scene) -> Answer:
-    """Report variables that change memory or speed without the plan's knowledge."""
-    env = sources.environ
-    loaded = env.get("LD_PRELOAD", "") + env.get("LD_LIBRARY_PATH", "")
-    signs = {
-        "CUDA_LAUNCH_BLOCKING makes every kernel wait":
-            env.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"),
-        "CUDA_MODULE_LOADING=EAGER loads every kernel into GPU memory":
-            env.get("CUDA_MODULE_LOADING", "").upper() == "EAGER",
-        "TM_LOG_LEVEL logs each step": env.get("TM_LOG_LEVEL", "").upper() in ("TRACE", "DEBUG"),
-        "the pretend GPUs' libraries are in the loader's path": "pretend" in loaded,
-    }  # fmt: skip
-    problems = [text for text, applies in signs.items() if applies]
-    if problems:
-        return warning("; ".join(problems), "unset them for serving")
-    return ok("nothing set that changes a plan")

@@ -62,56 +62,6 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
     return ok(text)
 
 
-def pairing(sources: Sources, _: Scene) -> Answer:
-    """Compare the installed torch and Transformers with what LMDeploy's metadata requires."""
-    from packaging.requirements import Requirement
-    from packaging.version import Version
-
-    demands = [Requirement(text) for text in sources.requires("lmdeploy") if ";" not in text]
-    wrong = [
-        f"{wanted.name} {here} instead of {wanted.specifier}"
-        for wanted in demands
-        if wanted.name in ("torch", "transformers") and (here := sources.version(wanted.name))
-        and Version(here).base_version not in wanted.specifier
-    ]  # fmt: skip
-    if not demands:
-        return unreadable("LMDeploy's metadata")
-    if not wrong:
-        return ok("as LMDeploy requires them")
-    return warning("; ".join(wrong), "let pip choose, in an environment of LMDeploy's own")
-
-
-def turbomind(sources: Sources, _: Scene) -> Answer:
-    """Check that the native engine's library is installed."""
-    folder = sources.package_folder("lmdeploy")
-    if folder is None:
-        return unreadable("LMDeploy's folder")
-    for place in ("lib", "turbomind", "turbomind/lib"):
-        for library in (folder / place).glob("_turbomind*.so"):
-            return ok(library.name)
-    return stops(
-        f"{folder.name} has no _turbomind library",
-        "install LMDeploy's wheel for this Python version instead of a source checkout",
-    )
-
-
-def xgrammar(sources: Sources, scene: Scene) -> Answer | None:
-    """Check that XGrammar is installed: LMDeploy needs it for structured output.
-
-    LMDeploy imports it in ``_guided_decoding.py``.
-    """
-    other = scene.plan is not None and not scene.plan.backend.of_lmdeploy
-    if other or sources.version("lmdeploy") is None:
-        return None
-    version = sources.version("xgrammar")
-    if version is not None or sources.has_module("xgrammar"):
-        return ok(f"xgrammar {version or 'of no known version'}")
-    fix = "pip install xgrammar"
-    return warning(
-        f"xgrammar is not installed ({fix}): response_format and forced tool calls fail", fix
-    )
-
-
 def driver_cuda(machine: Machine, scene: Scene) -> Answer:
     """Check that the driver supports the CUDA that torch was built for.
 
@@ -208,7 +158,11 @@ def kernels(machine: Machine, scene: Scene) -> Answer | None:
         return None
     census = scene.sources.kernels()
     if census is None:
-        return unreadable("the kernels of TurboMind")
+        return stops(
+            "TurboMind's library is not installed",
+            "install LMDeploy's wheel for this Python version instead of a source checkout",
+            "without it LMDeploy falls back to PyTorch, which turbofit does not plan",
+        )
     without = [name for name, version in cards.items() if not census.runs(version)]
     if without:
         return stops(

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Host, Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
-    from turbofit.core.struct import NaType
     from turbofit.machine.kernels.census import Census
 
 State = Literal["ok", "warning", "stops", "unreadable"]
@@ -106,12 +105,6 @@ class Sources:
         folders = list(spec.submodule_search_locations or []) if spec else []
         return Path(folders[0]) if folders else None
 
-    def requires(self, package: str) -> list[str]:
-        """Return the requirements in an installed package's metadata; empty if there are none."""
-        from importlib import metadata
-
-        return (metadata.requires(package) or []) if installed(package) else []
-
     def has_module(self, name: str) -> bool:
         """Return whether a module of this name exists; it is not imported."""
         from importlib.util import find_spec
@@ -134,12 +127,6 @@ class Sources:
         return read_host(
             proc=str(root / "proc"), cgroup=str(root / "sys/fs/cgroup"), shm=str(root / "dev/shm")
         )
-
-    def cores(self) -> int | NaType:
-        """Return how many cores this process may run on, whatever the quota of their time."""
-        from turbofit.machine.host import affinity_cores
-
-        return affinity_cores()
 
     def kernels(self) -> Census | None:
         """Return the kernels of the installed TurboMind; None if they cannot be read."""
