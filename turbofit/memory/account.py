@@ -493,9 +493,6 @@ class Engine(ABC):
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again for every chunk.
     encodes_again: ClassVar[bool] = False
-    #: True if neither more requests nor a larger prefill ever take less memory: the memory that one
-    #: request needs then bounds a search.
-    grows_with_requests: ClassVar[bool] = False
     #: Blocks of a request beyond its longest text, an upper bound. Before an engine knows that the
     #: answer has ended, it allocates for one token (TurboMind, ``inflight_new_tokens``) to 16
     #: (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`); TurboMind keeps a cached block

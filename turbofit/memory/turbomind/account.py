@@ -525,7 +525,6 @@ class Turbomind(Engine):
 
     name: ClassVar[EngineName] = "turbomind"
     encodes_again: ClassVar[bool] = True
-    grows_with_requests: ClassVar[bool] = True
     tunes_kernels: ClassVar[bool] = True
     account_class: ClassVar[type[TurbomindAccount]] = TurbomindAccount
 

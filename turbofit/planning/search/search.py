@@ -40,11 +40,10 @@ from turbofit.planning.search.shapes import (
     Shape,
     check_gpus,
     check_tp,
-    prefill_sizes,
     shape_settings,
     shapes,
 )
-from turbofit.planning.search.sizing import Ask, SearchState, Sizer, longest_context, most_context
+from turbofit.planning.search.sizing import Ask, SearchState, longest_context, most_context
 from turbofit.planning.speed import Speed, counted_tokens, group_rates, group_speed
 from turbofit.planning.throughput import forecast, with_text
 
@@ -337,37 +336,14 @@ class _Search:
         return replace(lower, units_per_forward=units)
 
     def _served_limit(self, shape: Shape) -> int:
-        """Return the largest lower image limit under which a shape serves, else the least limit.
-
-        If the memory of an engine only grows with its requests, one request on each group finds the
-        limit. Equal groups, which are in many shapes, are computed once.
-        """
+        """Return the largest lower image limit under which a shape serves, else the least limit."""
         rule = self.request.model.image_rule
         assert rule is not None
-        if not self.engine.grows_with_requests:
 
-            def serves(limit: int) -> bool:
-                return self.evaluate(self.limited(shape, limit)).serves
+        def serves(limit: int) -> bool:
+            return self.evaluate(self.limited(shape, limit)).serves
 
-            return _largest_limit(rule, shape, serves) or rule.least_limit
-        prefill, limits = shape.max_prefill_token_num, list[int]()
-        if len(self.state.alike(shape.groups)) > 1:  # each group chooses its own
-            prefill = min(prefill_sizes(self.request, self.engine))
-        for gpus in self.state.distinct(shape.groups):
-            group = (tuple(gpu.index for gpu in gpus),)
-            alone = replace(shape, tp=len(gpus), groups=group, at_once=1.0)
-            alone = replace(alone, max_prefill_token_num=prefill)
-
-            def serves_one(limit: int, alone: Shape = alone) -> bool:
-                sizer = Sizer(self.state, self.limited(alone, limit))
-                return sizer.evaluation(sizer.contexts()[0]).fits
-
-            def largest(alone: Shape = alone) -> int:
-                return _largest_limit(rule, alone, serves_one) or rule.least_limit
-
-            key = "limit", replace(alone, groups=()), self.state.key_of(gpus)
-            limits.append(self.state.once(key, largest))
-        return min(limits)
+        return _largest_limit(rule, shape, serves) or rule.least_limit
 
     def _as_taken(self, evaluations: list[Evaluation]) -> list[Evaluation]:
         """Forecast shapes with a lowered image limit again, for the smaller images that they serve.
