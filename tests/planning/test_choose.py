@@ -11,9 +11,9 @@ import turbofit
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.model import Quantization
 from turbofit.memory.engines import engine_named
-from turbofit.planning.choose import make_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
+from turbofit.planning.search.search import search
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.plan_view import plan_view
 
@@ -129,11 +129,11 @@ def test_what_always_dies_is_refused_with_what_to_do():
     weights = Quantization(method="fp8", bits=8, group_size=128)
     request = replace(request, model=replace(request.model, quantization=weights))
     with pytest.raises(UsageError) as caught:
-        make_plan(request, engine_named("turbomind", "0.16.0"))
+        search(request, engine_named("turbomind", "0.16.0"))
     assert "No feasible kernel found" in caught.value.message
     assert "github.com/InternLM/lmdeploy/issues/4863" in caught.value.message
     assert "0.17" in caught.value.hint
-    assert make_plan(request, engine_named("turbomind", "0.17.0")).fits
+    assert search(request, engine_named("turbomind", "0.17.0")).fits
 
 
 def test_the_goal_latency_says_what_it_made_best_and_beside_which() -> None:

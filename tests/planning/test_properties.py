@@ -16,7 +16,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.memory.account import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_named
-from turbofit.planning.choose import make_plan
+from turbofit.planning.choose import plan_of
 from turbofit.planning.resolved_request import Margin, ResolvedRequest
 from turbofit.planning.search.evaluate import evaluate
 from turbofit.planning.search.search import search
@@ -85,7 +85,7 @@ def test_permuting_equal_gpus_changes_neither_verdict_nor_score(engine, seed, sh
 def test_a_plan_keeps_every_promise_where_it_fits(engine, seed):
     request = random_request(random.Random(seed), context=False)
     try:
-        plan = make_plan(request, engine)
+        plan = plan_of(search(request, engine)).document
     except UsageError:
         return
     if not plan.fits:

@@ -47,7 +47,7 @@ from turbofit.planning.reasons import (
 )
 from turbofit.planning.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
-from turbofit.planning.search.search import EngineFit, fit_on_host, search
+from turbofit.planning.search.search import EngineFit, fit_on_host
 from turbofit.planning.search.sizing import longest_context
 from turbofit.planning.speed import rates
 from turbofit.planning.verdict import Planned, Verdict, fitting
@@ -57,10 +57,6 @@ _MOST_CANDIDATES = 24
 #: The lowest capability that Triton surely supports; on older cards, engines that need Triton are
 #: not chosen.
 _LEAST_TRITON: Final = (7, 5)
-
-
-def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
-    return plan_of(search(request, engine)).document
 
 
 def plan_of(fit: EngineFit) -> Planned:

@@ -76,8 +76,9 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     smaller images, and a warning says how to start a gateway that refuses larger ones.
     """
     from turbofit.memory.engines import check_options, engine_for, engine_of
-    from turbofit.planning.choose import make_plan, plan_of
+    from turbofit.planning.choose import plan_of
     from turbofit.planning.predict import usual_settings
+    from turbofit.planning.search.search import search
 
     first, older = engine_for(resolved.model, request.engine, version), is_legacy(version)
     if first.doubt is not None:
@@ -97,7 +98,7 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     fit = _first_fit(wished, request.engine, first.name, version)
     if fit is None:  # the first engine's refusal
         check_options(first, resolved.engine_options)
-        return make_plan(wished[-1], first)
+        return plan_of(search(wished[-1], first)).document
     best = plan_of(fit).document
     if older:  # rates are known only for current versions
         best = replace(best, throughput=None, usual_image=None)

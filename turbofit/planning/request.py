@@ -378,7 +378,3 @@ class WhichRequest(PlanRequest, defer_build=True):
     images_per_second: Annotated[float | None, Field(gt=0), Metavar("RATE")] = Field(
         default=None, description="images that the forecast of speed must reach, over all requests"
     )
-    all_counts: bool = Field(
-        default=False,
-        description="also larger counts of a card of which fewer do; takes some seconds more",
-    )

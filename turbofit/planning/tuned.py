@@ -21,10 +21,11 @@ from turbofit.machine.learned import all_learned, learned
 from turbofit.memory.calibrated import identity
 from turbofit.memory.engines import engine_of
 from turbofit.planning.calibrations import pretends
-from turbofit.planning.choose import best_plan, make_plan
+from turbofit.planning.choose import best_plan, plan_of
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import ResolvedRequest
+from turbofit.planning.search.search import search
 
 #: How the reason of a tuned plan begins.
 _REASON: Final = "tuned: "
@@ -92,7 +93,7 @@ def same_shape(
         groups=plan.groups,
         margin=replace(resolved.margin, **margin),
     )
-    again = make_plan(shape, engine_of(plan))
+    again = plan_of(search(shape, engine_of(plan))).document
     backend = replace(again.backend, reason=plan.backend.reason)
     return replace(again, backend=backend, reasons=(*again.reasons, *_reasons(plan)))
 

@@ -188,11 +188,8 @@ def which_cards(request: WhichRequest) -> Which:
         )
     model, errors = model_of(request), list[TurbofitError]()
     promise = request.changed(model=model, revision=None)
-    rows = [
-        row
-        for name in _told("planning for every card", preset_names())
-        for row in _of_card(promise, name, errors)
-    ]
+    names = _told("planning for every card", preset_names())
+    rows = [_fewest_of_card(promise, name, errors) for name in names]
     rows.sort(key=by_size)
     return _answer(request, rows, errors, model=model.name)
 
@@ -240,22 +237,17 @@ def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
         yield item
 
 
-def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> Iterator[Serving]:
-    """Yield the row of the fewest cards of a kind that keep the promise.
+def _fewest_of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> Serving:
+    """Return the row of the fewest cards of a kind that keep the promise.
 
-    If no number of cards is enough, yield the row of the largest number. With ``all_counts``, yield
-    a row for every number that is enough.
+    If no number of cards is enough, the row is that of the largest number.
     """
-    kept = False
     for count in COUNTS:
         on = f"{count}x{name}"
-        machine, last = machine_from(on), count == COUNTS[-1]
-        row = _tried(promise.changed(on=machine), on, errors)
-        kept |= row.keeps
-        if row.keeps or (last and not kept):
-            yield row
-        if row.keeps and not promise.all_counts:
-            return
+        row = _tried(promise.changed(on=machine_from(on)), on, errors)
+        if row.keeps:
+            break
+    return row
 
 
 def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Serving:

@@ -102,7 +102,7 @@ def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **give
 @command(
     *common.model_argument(required=False),
     *common.machine_options(),
-    *fields.options_of(WhichRequest, ("images_per_second", "all_counts")),
+    *fields.options_of(WhichRequest, ("images_per_second",)),
     common.HTML,
     common.FULL,
     *common.FORMS,

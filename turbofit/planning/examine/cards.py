@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from itertools import combinations
 from typing import Final
 
@@ -24,7 +24,6 @@ from turbofit.planning.examine.scene import (
 #: With less free memory nothing can be served: a context and the smallest vision model's weights.
 _LEAST: Final = 2 * GIB
 _HELD: Final = GIB // 2
-_CONSUMER: Final = ("GeForce", "RTX")
 
 
 def same_machine(plan: Plan, scene: Scene) -> Answer | None:
@@ -178,31 +177,18 @@ def peer_access(machine: Machine, _: Scene) -> Answer:
     unread = [link for link in pairs if NA in (link.p2p_read, link.p2p_write)]
     none = [link for link in pairs if link not in unread and not link.peers]
     if none:
-        return _no_peers(machine, pairs, none)
+        names = "all pairs" if len(none) == len(pairs) else _pairs(none)
+        return warning(
+            f"no peer access: {names}",
+            "replicas where the model fits on one card; `turbofit plan` prefers them",
+            "tensor parallelism then goes through host memory: it works and takes no more GPU"
+            " memory, but is slower, often slower than one card; cuda-ipc and native do not work",
+        )
     if unread:
         return unreadable(_pairs(unread), "nvidia-smi topo -p2p r")
     joined = _pairs(link for link in pairs if link.nvlinked)
     over = f", NVLink between {joined}" if joined else ""
     return ok(f"all pairs ({len(pairs)}) reach each other{over}")
-
-
-def _no_peers(machine: Machine, pairs: Sequence[Link], none: Sequence[Link]) -> Answer:
-    """Report the effect of missing peer access, and the remedy.
-
-    ``none`` are the links without peer access, ``pairs`` the links of all pairs of GPUs.
-    """
-    names = "all pairs" if len(none) == len(pairs) else _pairs(none)
-    why = (
-        "tensor parallelism then goes through host memory: it works and takes no more GPU"
-        " memory, but is slower, often slower than one card; cuda-ipc and native do not work"
-    )
-    names_of_cards = [machine.gpu(index).name for index in machine.visible]
-    if any(word in name for name in names_of_cards for word in _CONSUMER if "Quadro" not in name):
-        why += ". NVIDIA's driver offers GeForce cards peer access over NVLink only"
-    fix = "replicas where the model fits on one card; `turbofit plan` prefers them"
-    if joined := _pairs(link for link in pairs if link.nvlinked):
-        fix += f"; NVLink joins {joined}: group those for tp"
-    return warning(f"no peer access: {names}", fix, why)
 
 
 def _pairs(links: Iterable[Link]) -> str:

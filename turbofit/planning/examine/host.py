@@ -13,9 +13,8 @@ from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
-#: Host memory of one server process: at least, and with images in flight.
+#: The least host memory of one server process.
 _LEAST_RAM: Final = 4 * GIB
-_GOOD_RAM: Final = 8 * GIB
 #: Host memory of an engine on pretend GPUs, as rehearsals measured: 436 to 600 MB with its server.
 _PRETEND_BYTES: Final = 700 * MIB
 #: Shared memory for NCCL's buffers of a group without peer access; with less the start may fail.
@@ -46,8 +45,6 @@ def host_memory(host: Host, scene: Scene) -> Answer:
         )
     if available < _LEAST_RAM:
         return stops(text, "free host memory, or raise the container's limit")
-    if available < _GOOD_RAM:
-        return warning(text, "free host memory, or run fewer replicas")
     return ok(text)
 
 
@@ -138,22 +135,18 @@ def open_files(plan: Plan, scene: Scene) -> Answer | None:
 
 
 def rank_launcher(sources: Sources, scene: Scene) -> Answer:
-    """Stop a start by torchrun or another launcher that sets ``WORLD_SIZE`` or ``LOCAL_RANK``.
+    """Stop a start by torchrun or another rank launcher, which sets ``WORLD_SIZE``.
 
     TurboMind uses all GPUs of a group from one process, so each rank would start a whole engine.
     """
     tp = 1 if scene.machine is not None and len(scene.machine.visible) < 2 else 2
     tp = tp if scene.plan is None else scene.plan.tp
-    world, rank = sources.environ.get("WORLD_SIZE", ""), sources.environ.get("LOCAL_RANK")
-    if world.isdecimal() and int(world) > 1:
-        variable, engines = f"WORLD_SIZE={int(world)}", f"{int(world)} whole engines"
-    else:
-        variable, engines = f"LOCAL_RANK={rank}", "a whole engine"
-        tp = 1 if rank is None else tp
-    if tp < 2:
+    ranks = sources.environ.get("WORLD_SIZE", "")
+    if tp < 2 or not ranks.isdecimal() or int(ranks) < 2:
         return ok("no rank launcher's variables")
     return stops(
-        f"{variable} is set, so a rank launcher like torchrun runs this: with tp {tp} its ranks"
-        f" would start {engines} on the same cards; start it once, without the launcher",
+        f"WORLD_SIZE={int(ranks)} is set, so a rank launcher like torchrun runs this: with tp {tp}"
+        f" its ranks would start {int(ranks)} whole engines on the same cards; start it once,"
+        " without the launcher",
         "start it once, without torchrun, srun or mpirun",
     )

@@ -167,9 +167,7 @@ def _answer(which: Which) -> str:
     count = len(which.keep)
     everything = count + len(which.others)
     promise = ", ".join(
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in which.request.items()
-        if name != "all_counts"
+        f"{name.replace('_', ' ')} {value}" for name, value in which.request.items()
     )
     if which.model is None:
         keep = f"keep the promise ({promise})" if promise else "run on it"
@@ -179,8 +177,6 @@ def _answer(which: Which) -> str:
     keep = f"keep the promise ({promise})" if promise else "run it"
     counts = ", ".join(map(str, which.counts))
     order = "; the fewest bytes of GPU memory first" if count else ""
-    if "all_counts" in which.request:
-        return f"{count} {plural(count, 'machine')} of {counts} equal cards {keep}{order}"
     condition = (
         f", each with the fewest of {counts} GPUs that do" if count else f", with {counts} GPUs"
     )
