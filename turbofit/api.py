@@ -107,7 +107,7 @@ def which(model: str | Model | None = None, **options: Any) -> Which:
 
     Args:
         model: as for `plan`; None: every preset model on the machine that ``on`` names.
-        options: as for `plan`, and ``images_per_second`` (which the forecast must reach).
+        options: as for `plan`, and ``images_per_second``, which the forecast must reach.
 
     Raises:
         TurbofitError: as `plan`, if every card or model has the error.

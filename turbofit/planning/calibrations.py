@@ -69,21 +69,18 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
 
     ``pretend`` selects the calibrations that were made on pretend GPUs.
     """
-    kept = recall(pretend=pretend)
-    if not kept:
-        return machine
     names = {gpu.name for gpu in machine.gpus}
     lmdeploy, torch, cuda = installed("lmdeploy"), installed("torch"), installed(*_CUDA)
     matching = tuple(
         calibration
-        for calibration in kept
+        for calibration in recall(pretend=pretend)
         if names.issuperset(calibration.gpus)
         and calibration.driver == str(machine.driver)
         and lmdeploy in (None, calibration.lmdeploy)
         and torch in (None, calibration.torch)
         and cuda in (None, calibration.cuda)
     )
-    return msgspec.structs.replace(machine, calibrations=matching) if matching else machine
+    return msgspec.structs.replace(machine, calibrations=matching)
 
 
 def _file(calibration: Calibration) -> StateFile[_Page]:

@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.errors import TurbofitError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import BEYOND, groups_of
@@ -118,8 +118,6 @@ def search(request: ResolvedRequest) -> Chosen:
 
     If not even one copy fits, return the result that comes closest.
     """
-    if not request.visible:
-        raise UsageError("there is no GPU to plan for", hint="see turbofit machine")
     check_gpus(request)
     most = min(request.promised_requests or 1, len(request.visible) // (request.tp or 1))
     for copies in range(most, 1, -1) if request.replicas is None else ():

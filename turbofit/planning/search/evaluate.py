@@ -22,6 +22,7 @@ from turbofit.planning.search.shapes import (
     rounded,
 )
 from turbofit.planning.search.sizing import (
+    Groups,
     SearchState,
     Sizer,
     best_batch,
@@ -30,7 +31,6 @@ from turbofit.planning.search.sizing import (
 )
 from turbofit.planning.speed import Speed, request_tokens
 
-Groups = tuple[tuple[int, ...], ...]
 #: The least number of parts into which the workload is divided, in all and for each engine.
 _SHARES = 32
 _EACH = 4
@@ -112,21 +112,14 @@ def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
     """
     request = sizer.request
     wanted = ceil(sizer.shape.requests(request.workload.concurrency))
-
-    def size() -> tuple[int, int | None, bool]:
-        session_len, batch, wants_cache = sizer.session_len(), None, False
-        given = request.workload.concurrency is not None or sizer.shape.at_once is not None
-        if not given and not request.least:
-            batch, wants_cache = best_batch(sizer, session_len)
-        elif (
-            request.promised_requests is not None and "max_batch_size" not in request.engine_options
-        ):
-            held_requests = held_by(sizer.evaluation(session_len))
-            batch = most_held(sizer, wanted) or None if held_requests < wanted else None
-            session_len = session_len if batch is None else sizer.with_batch(batch).session_len()
-        return session_len, batch, wants_cache
-
-    session_len, batch, wants_cache = sizer.state.once(("size", *sizer.key), size)
+    session_len, batch, wants_cache = sizer.session_len(), None, False
+    given = request.workload.concurrency is not None or sizer.shape.at_once is not None
+    if not given and not request.least:
+        batch, wants_cache = best_batch(sizer, session_len)
+    elif request.promised_requests is not None and "max_batch_size" not in request.engine_options:
+        held_requests = held_by(sizer.evaluation(session_len))
+        batch = most_held(sizer, wanted) or None if held_requests < wanted else None
+        session_len = session_len if batch is None else sizer.with_batch(batch).session_len()
     return sizer if batch is None else sizer.with_batch(batch), session_len, wants_cache
 
 

@@ -277,11 +277,7 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group
         for tp in _tps(request, gpus, engine):
             for replicas in _replicas(request, len(gpus) // tp):
                 found += ways(request.machine, gpus, tp, replicas)
-    found = found or list(_unequal_groupings(request, engine))
-    # With fewer engines, the given batch could not run the given number of requests.
-    batch, requests = request.engine_options.get("max_batch_size"), request.workload.concurrency
-    least = ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
-    return [groups for groups in found if len(groups) >= least] or found
+    return found or list(_unequal_groupings(request, engine))
 
 
 def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:

@@ -117,16 +117,6 @@ class Sizer:
         self.groups, self.distinct = state.gpus_of(shape.groups), state.distinct(shape.groups)
         self._fixed_ratio = self.request.engine_options.get("cache_max_entry_count")
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """A key that is equal for sizers with the same context and best batch.
-
-        The number of groups that are equal to each other does not matter.
-        """
-        at_once = self.shape.requests(self.request.workload.concurrency)
-        shape = replace(self.shape, groups=(), at_once=at_once)
-        return (shape, self.vision_load, tuple(map(self.state.key_of, self.distinct)))
-
     def with_batch(self, batch: int) -> Sizer:
         other = copy(self)
         other.shape = replace(self.shape, at_once=float(batch))
