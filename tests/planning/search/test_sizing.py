@@ -1,4 +1,4 @@
-"""The longest context, what an evaluation is worth, and the shares of unequal engines."""
+"""The longest context, and what an evaluation is worth."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import pytest
 import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.memory.account import NO_IMAGES
-from turbofit.planning.search.evaluate import evenly, share_out
 from turbofit.planning.search.sizing import Sizer
-from turbofit.planning.speed import Speed
 
 
 @pytest.mark.parametrize(
@@ -96,60 +94,3 @@ def test_what_no_degree_suits_is_said_by_its_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2624 channels are no whole groups of 128") as told:
         turbofit.plan(str(tmp_path), on="1xrtx3090")
     assert told.value.hint == "take other weights"
-
-
-def engine(prefill: float, step: float, holds: float):
-    """An engine that runs so many at once; seconds of a prompt, and of all steps of an answer."""
-
-    def speed(there: float) -> Speed:
-        together = min(there, holds)
-        batch = max(1.0, together)
-        rate = min(1.0, together) * batch / (batch * prefill + step)
-        return Speed(
-            requests_per_second=rate, seconds_per_request=there / rate, seconds_to_first_token=0,
-            alone=0, running=together, prefill=prefill, step=step, reduce=0,
-        )  # fmt: skip
-
-    return speed
-
-
-FAST, SLOW, SMALL = engine(0.1, 4, 40), engine(0.3, 9, 40), engine(0.1, 4, 2)
-
-
-@pytest.mark.parametrize("pair", [(FAST, SLOW), (FAST, SMALL), (SLOW, SMALL), (FAST, FAST)])
-@pytest.mark.parametrize("requests", [1, 2, 8, 32])
-def test_no_other_cut_gives_more_requests_a_second(pair, requests: int) -> None:
-    shares = share_out([(1, pair[0]), (1, pair[1])], requests, "throughput")
-    assert sum(shares) == pytest.approx(requests)
-    assert min(shares) > 0
-    value = sum(speed(n).requests_per_second for speed, n in zip(pair, shares, strict=True))
-    cut = requests / 32
-    for mine in range(1, 32):
-        other = pair[0](mine * cut), pair[1](requests - mine * cut)
-        assert value >= sum(one.requests_per_second for one in other) - 1e-9
-
-
-@pytest.mark.parametrize("requests", [2, 8, 32])
-def test_for_latency_the_longest_answer_is_the_shortest_possible(requests: int) -> None:
-    def worst(mine: float) -> float:
-        speeds = FAST(mine), SLOW(requests - mine)
-        return max(speed.seconds_per_request for speed in speeds)
-
-    fast, _ = share_out([(1, FAST), (1, SLOW)], requests, "latency")
-    assert worst(fast) <= min(worst(part * requests / 32) for part in range(1, 32)) + 1e-9
-
-
-@pytest.mark.parametrize("goal", ["throughput", "latency", "context"])
-@pytest.mark.parametrize(
-    ("most", "requests"), [((7, 3), 10), ((7, 3), 9), ((1, 40), 30), ((40, 2), 41), ((9, 1), 4)]
-)
-def test_no_engine_gets_more_than_it_holds_and_the_others_get_the_rest(
-    goal, most: tuple[int, int], requests: int
-) -> None:
-    """To the last request, where all caches together hold just as many."""
-    for shares in (
-        share_out([(1, FAST), (1, SLOW)], requests, goal, most),
-        evenly([1, 1], requests, most),
-    ):
-        assert sum(shares) == pytest.approx(requests)
-        assert all(0 < share <= one for share, one in zip(shares, most, strict=True))

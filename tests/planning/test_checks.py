@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.support.checkup import Make, two
+from tests.support.checkup import Make, checkup, roomy_host, sources, two
 from tests.support.nvml import Scenario, gpu_3090
-from tests.support.waiting import HANG
 from turbofit.core.units import GIB, MIB
 from turbofit.planning.checks import examine
-from turbofit.planning.examine import scene as sources_module
-from turbofit.planning.examine.scene import Sources
+
+__all__ = ["checkup", "roomy_host", "sources"]
 
 
 def test_a_machine_in_order(checkup: Any, sources: Make) -> None:
@@ -51,18 +47,3 @@ def test_no_driver_is_exit_4_with_the_rest_still_checked(checkup: Any, sources: 
     report = checkup(two(), sources(CUDA_VISIBLE_DEVICES="5"))
     assert report.exit_code == 4
     assert "CUDA_VISIBLE_DEVICES" in report.findings[0].seen
-
-
-@pytest.mark.parametrize(
-    ("script", "answer"),
-    [("echo sm_80 sm_90", ["sm_80", "sm_90"]), ("kill -STOP $$", None), ("exit 1", None)],
-)
-def test_torch_is_asked_in_a_child_with_a_deadline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, answer: list[str] | None
-) -> None:
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\n{script}\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(sources_module.sys, "executable", str(python))
-    monkeypatch.setattr(sources_module, "CHILD_SECONDS", 0.1 if "STOP" in script else HANG)
-    assert Sources().torch_architectures() == answer
