@@ -64,6 +64,7 @@ def test_peers_of_consumer_cards(find: Find, sources: Make) -> None:
     assert found.state == "warning"
     assert "0-1" in found.seen
     assert "0-2" not in found.seen
+    assert "NVLink joins 0-2" in found.fix
     scenario.p2p, scenario.pairs = None, {}
     for other, state in ((scenario, "unreadable"), (Scenario([gpu_3090(0)]), "ok")):
         assert find("peer_access", other, sources()).state == state

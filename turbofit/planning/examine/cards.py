@@ -178,9 +178,12 @@ def peer_access(machine: Machine, _: Scene) -> Answer:
     none = [link for link in pairs if link not in unread and not link.peers]
     if none:
         names = "all pairs" if len(none) == len(pairs) else _pairs(none)
+        fix = "replicas where the model fits on one card; `turbofit plan` prefers them"
+        if joined := _pairs(link for link in pairs if link.nvlinked):
+            fix += f"; NVLink joins {joined}: group those for tp"
         return warning(
             f"no peer access: {names}",
-            "replicas where the model fits on one card; `turbofit plan` prefers them",
+            fix,
             "tensor parallelism then goes through host memory: it works and takes no more GPU"
             " memory, but is slower, often slower than one card; cuda-ipc and native do not work",
         )

@@ -114,10 +114,7 @@ def port(sources: Sources, scene: Scene) -> Answer | None:
         return ok(f"port {wanted} is free")
     if "in use" not in problem:
         return unreadable(problem, why="the server could not open its port")
-    end = f"end it (ss -ltnp 'sport = :{wanted}')"
-    if scene.server:
-        end = f"it is a server of turbofit: turbofit stop {scene.server}"
-    fix = f"{end}, or choose another --port"
+    fix = f"end it (turbofit ps, or ss -ltnp 'sport = :{wanted}'), or choose another --port"
     return stops(f"port {wanted} is taken", fix)
 
 
@@ -135,18 +132,22 @@ def open_files(plan: Plan, scene: Scene) -> Answer | None:
 
 
 def rank_launcher(sources: Sources, scene: Scene) -> Answer:
-    """Stop a start by torchrun or another rank launcher, which sets ``WORLD_SIZE``.
+    """Stop a start by torchrun or another launcher that sets ``WORLD_SIZE`` or ``LOCAL_RANK``.
 
     TurboMind uses all GPUs of a group from one process, so each rank would start a whole engine.
     """
     tp = 1 if scene.machine is not None and len(scene.machine.visible) < 2 else 2
     tp = tp if scene.plan is None else scene.plan.tp
-    ranks = sources.environ.get("WORLD_SIZE", "")
-    if tp < 2 or not ranks.isdecimal() or int(ranks) < 2:
+    world, rank = sources.environ.get("WORLD_SIZE", ""), sources.environ.get("LOCAL_RANK")
+    if world.isdecimal() and int(world) > 1:
+        variable, engines = f"WORLD_SIZE={int(world)}", f"{int(world)} whole engines"
+    else:
+        variable, engines = f"LOCAL_RANK={rank}", "a whole engine"
+        tp = 1 if rank is None else tp
+    if tp < 2:
         return ok("no rank launcher's variables")
     return stops(
-        f"WORLD_SIZE={int(ranks)} is set, so a rank launcher like torchrun runs this: with tp {tp}"
-        f" its ranks would start {int(ranks)} whole engines on the same cards; start it once,"
-        " without the launcher",
+        f"{variable} is set, so a rank launcher like torchrun runs this: with tp {tp} its ranks"
+        f" would start {engines} on the same cards; start it once, without the launcher",
         "start it once, without torchrun, srun or mpirun",
     )

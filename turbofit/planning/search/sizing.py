@@ -80,14 +80,10 @@ class SearchState:
 
     def distinct(self, groups: Groups) -> list[tuple[Gpu, ...]]:
         """Return the groups that differ in account or speed; of equal groups only the first one."""
-
-        def distinct() -> list[tuple[Gpu, ...]]:
-            first: dict[tuple[object, ...], tuple[Gpu, ...]] = {}
-            for gpus in self.gpus_of(groups):
-                first.setdefault(self.key_of(gpus), gpus)
-            return list(first.values())
-
-        return self.once(("distinct", groups), distinct)
+        first: dict[tuple[object, ...], tuple[Gpu, ...]] = {}
+        for gpus in self.gpus_of(groups):
+            first.setdefault(self.key_of(gpus), gpus)
+        return list(first.values())
 
     def key_of(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
         """Return a key that is equal for groups with equal accounts and speeds.
