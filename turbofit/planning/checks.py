@@ -179,6 +179,7 @@ def examine(
     on: str | None = None,
     model: Model | None = None,
     port: int | None = None,
+    server: str = "",
 ) -> DoctorReport:
     """Check this machine and its environment.
 
@@ -188,6 +189,7 @@ def examine(
           always this machine's.
         model: the model whose weights the disk must hold.
         port: the port that a server will use.
+        server: the run of turbofit that already listens on ``port``; empty if none does.
 
     Raises:
         UsageError: ``on`` is not valid.
@@ -211,7 +213,9 @@ def examine(
         )
     described = machine is not None and machine.host.ram_available != NA
     host = machine.host if machine is not None and described else places.host()
-    scene = Scene(places, "install", machine=machine, host=host, model=model, port=port)
+    scene = Scene(
+        places, "install", machine=machine, host=host, model=model, port=port, server=server
+    )
     findings = [nvml]
     for check, (state, text, fix, why, _) in answers(scene):
         if on is not None and state == "unreadable" and check.name in _OF_CARDS:

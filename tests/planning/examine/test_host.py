@@ -19,7 +19,7 @@ from turbofit.core.machine import Host
 from turbofit.core.plan import Plan
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from turbofit.planning.checks import plan_warnings, refuse
+from turbofit.planning.checks import examine, plan_warnings, refuse
 from turbofit.planning.examine.scene import Scene, Sources
 
 
@@ -109,6 +109,18 @@ def test_a_port_that_somebody_has_and_a_full_disk(
     monkeypatch.setattr(Sources, "disk_free", lambda *_: (10 * MIB, True))
     with pytest.raises(LaunchError, match=r"10\.0 MiB left"):
         check_before(ROOMY, tmp_path)
+
+
+def test_a_port_that_a_server_of_ours_has_is_told_with_its_run(port: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        ours = "it is a server of turbofit: turbofit stop a-run"
+        for server, fix in (("a-run", ours), ("", "end it (ss")):
+            report = examine(on="1xrtx3090", port=port, server=server)
+            (found,) = [one for one in report.findings if one.check == "port"]
+            assert found.fix.startswith(fix)
+            assert found.fix.endswith(", or choose another --port")
 
 
 def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

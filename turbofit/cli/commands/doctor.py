@@ -14,6 +14,7 @@ from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
 from turbofit.cli.options.field_options import complete_model
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
+from turbofit.core.process.network import DEFAULT_PORT
 
 _NOT_KNOWN: Final = 3
 #: A word that is a message of a log, and not a file's name: Killed, OutOfMemoryError.
@@ -35,13 +36,16 @@ def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -
     """
     from turbofit.planning.checks import examine
     from turbofit.report.views.findings_view import doctor_view
+    from turbofit.serving.runs import server_on
 
     served = None
     if model:
         from turbofit.model.source import resolve_model
 
         served = resolve_model(model)
-    report = examine(on=on, model=served, port=port)
+    holder = server_on(port or DEFAULT_PORT)
+    server = "" if holder is None else holder.name
+    report = examine(on=on, model=served, port=port, server=server)
     form._replace(full=True).show(report, partial(doctor_view, full=form.full or form.md))
     return report.exit_code
 

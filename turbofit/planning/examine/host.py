@@ -114,8 +114,10 @@ def port(sources: Sources, scene: Scene) -> Answer | None:
         return ok(f"port {wanted} is free")
     if "in use" not in problem:
         return unreadable(problem, why="the server could not open its port")
-    fix = f"end it (turbofit ps, or ss -ltnp 'sport = :{wanted}'), or choose another --port"
-    return stops(f"port {wanted} is taken", fix)
+    end = f"end it (ss -ltnp 'sport = :{wanted}')"
+    if scene.server:
+        end = f"it is a server of turbofit: turbofit stop {scene.server}"
+    return stops(f"port {wanted} is taken", f"{end}, or choose another --port")
 
 
 def open_files(plan: Plan, scene: Scene) -> Answer | None:

@@ -59,9 +59,9 @@ unreadable: Final = partial(Answer, "unreadable")
 class Scene(NamedTuple):
     """The values that a check may use; a check does not apply if its value is None.
 
-    ``machine`` is the present machine. ``model`` and ``port`` are those to serve. For a launch,
-    ``plan`` is the plan to launch, ``folder`` the folder for its logs, and ``ports`` are the ports
-    of its engines.
+    ``machine`` is the present machine. ``model`` and ``port`` are those to serve;
+    ``server`` is a run that already listens on the port. For a launch, ``plan`` is the plan to
+    launch, ``folder`` the folder for its logs, and ``ports`` are the ports of its engines.
     """
 
     sources: Sources
@@ -70,6 +70,7 @@ class Scene(NamedTuple):
     host: Host | None = None
     model: Model | None = None
     port: int | None = None
+    server: str = ""
     plan: Plan | None = None
     folder: Path | None = None
     ports: Sequence[int] = ()
