@@ -72,7 +72,7 @@ def test_no_batch_is_planned_that_ends_an_engine() -> None:
     assert planned_with(more, **asked).fits
     with pytest.raises(UsageError) as refused:
         turbofit.plan(**asked, max_batch_size=1)
-    assert refused.value.hint == "give concurrency=2 at most"
+    assert refused.value.hint == "give concurrency=2 at most, or leave max_batch_size out"
 
 
 def test_a_concurrency_that_is_held_takes_no_more_than_the_batch_that_turbofit_chose() -> None:

@@ -176,20 +176,18 @@ def peer_access(machine: Machine, _: Scene) -> Answer:
         return ok("one GPU: nothing to reach")
     unread = [link for link in pairs if NA in (link.p2p_read, link.p2p_write)]
     none = [link for link in pairs if link not in unread and not link.peers]
+    joined = _pairs(link for link in pairs if link.nvlinked)
     if none:
         names = "all pairs" if len(none) == len(pairs) else _pairs(none)
         fix = "replicas where the model fits on one card; `turbofit plan` prefers them"
-        if joined := _pairs(link for link in pairs if link.nvlinked):
-            fix += f"; NVLink joins {joined}: group those for tp"
-        return warning(
-            f"no peer access: {names}",
-            fix,
+        fix += f"; NVLink joins {joined}: group those for tp" if joined else ""
+        why = (
             "tensor parallelism then goes through host memory: it works and takes no more GPU"
-            " memory, but is slower, often slower than one card; cuda-ipc and native do not work",
+            " memory, but is slower, often slower than one card; cuda-ipc and native do not work"
         )
+        return warning(f"no peer access: {names}", fix, why)
     if unread:
         return unreadable(_pairs(unread), "nvidia-smi topo -p2p r")
-    joined = _pairs(link for link in pairs if link.nvlinked)
     over = f", NVLink between {joined}" if joined else ""
     return ok(f"all pairs ({len(pairs)}) reach each other{over}")
 
