@@ -48,7 +48,7 @@ LONGEST = (
     "serving/test_pretend_pipeline.py",
     "serving/test_serve_pretend.py", "serving/test_serve_lmdeploy.py", "logs/test_first_step.py",
     "rehearsal/test_planned.py", "gateway/test_gateway_ends.py",
-    "measure/test_calibrate_speeds.py", "serving/test_supervised_processes.py",
+    "measure/test_calibrate_program.py", "serving/test_supervised_processes.py",
 )  # fmt: skip
 #: Files of one worker, which imports LMDeploy and Transformers or Ray, or starts Chromium, once.
 TOGETHER = (

@@ -8,8 +8,8 @@ from typing import Final
 import pytest
 
 from tests.logs.conftest import LOGS, explain, message
-from tests.logs.rules.test_causes import EXAMPLES
 from tests.logs.test_account import DEATHS, torch_log
+from tests.logs.test_causes import EXAMPLES
 from turbofit.logs.answer import Diagnosis
 
 #: Runs whose account is held: on some of these cards the model fits, on some it does not. Those

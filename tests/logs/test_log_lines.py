@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from itertools import starmap
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.logs.conftest import explain
 from turbofit.core.units import MIB
 from turbofit.logs import facts, log_reader, subject
 from turbofit.logs.causes import hits_of
-from turbofit.logs.facts import read_runs
 from turbofit.logs.log_events import (
     KvBlocks,
     LegacyCuda,
@@ -21,8 +18,7 @@ from turbofit.logs.log_events import (
     PythonFrame,
     Starting,
 )
-from turbofit.logs.log_reader import LogLine, form_of, log_lines, read_line
-from turbofit.logs.subject import Subject
+from turbofit.logs.log_reader import log_lines, read_line
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.model.names import families
 
@@ -105,73 +101,11 @@ def test_rows_clean_what_terminals_and_launchers_add() -> None:
     assert list(log_lines(["a\nb".encode("utf-16")])) == [(1, "a"), (2, "b")]
 
 
-def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> None:
-    """A log of 3 MB took 1 GB: each of 3000 runs had the lines of all of them."""
-    run = [
-        "max_context_token_num",
-        "max_block_count = 9",
-        "Device 0 peer access Device 1 is not ",
-    ]
-    run[2] += "available"
-    found = read_runs(starmap(LogLine, enumerate(run * 200, 1)))
-    assert sum(len(one.marks) for one in found) < 200 * 40
-    assert found[-1].subject.lines == 600
-
-
 @given(st.binary(max_size=400), st.integers(2, 50))
 def test_any_bytes_in_any_pieces_are_read(data: bytes, size: int) -> None:
     assume(data[:2] not in (b"\xff\xfe", b"\xfe\xff"))  # UTF-16's mark
     whole = list(log_lines([data]))
     assert list(log_lines([data[at : at + size] for at in range(0, len(data), size)])) == whole
-
-
-@pytest.mark.parametrize(
-    ("text", "model"),
-    [
-        ("lmdeploy serve api_server OpenGVLab/InternVL2-8B --tp 4", "internvl2-8b"),
-        ("pipe = pipeline('/data/models/Qwen2-VL-7B-Instruct/')", "qwen2-vl-7b"),
-        ("--model-path liuhaotian/llava-v1.5-7b", "llava-1.5-7b"),
-        ("running InternVL2_26B-AWQ today", "internvl2-26b-awq"),
-        ("import modeling_llama", None),
-    ],
-)
-def test_models_that_logs_name(text: str, model: str | None) -> None:
-    subject = Subject()
-    subject.read(1, text, form_of(text))
-    assert subject.model == model
-
-
-def test_a_command_goes_before_a_mention() -> None:
-    subject = Subject()
-    mention = "compared with Qwen2-VL-7B-Instruct"
-    command = "lmdeploy serve api_server internvl2-8b --tp 2 --quant-policy 8 --dtype float16"
-    for line, text in enumerate((mention, command), 1):
-        subject.read(line, text, form_of(text))
-    assert subject.model == "internvl2-8b"
-    assert subject.options == {"tp": 2, "quant_policy": 8, "dtype": "float16"}
-
-
-ANSWERS = """\
-INFO:     client - "POST /v1/chat/completions HTTP/1.1" 200 OK
-[2026-11-27 21:44:15 DP0] Avg thr (in/out): 9319.6 / 86.3 tokens/s, Server \
-(succeeded/failed/routed/waiting): 36 / FAILED / 1 / 0, Engine (running/waiting): 1 / 0, KV cache: \
-7.0%,
-INFO:     client - "POST /v1/chat/completions HTTP/1.1" 200 OK
-"""
-
-
-@pytest.mark.parametrize("numbered", [False, True])
-@pytest.mark.parametrize("failed", [0, 30])
-def test_a_count_of_requests_is_no_error(failed: int, numbered: bool) -> None:
-    """A line that LMDeploy prints every ten seconds; a log may begin later than its engine."""
-    log = ANSWERS.replace("FAILED", str(failed))
-    if numbered:  # as `grep -n` prints it
-        log = "".join(f"{n}:{row}\n" for n, row in enumerate(log.splitlines(), 58))
-    found = explain(log)
-    assert (found.kind, found.phase) == ("healthy", "none")
-    broken = explain(f"{log}ERROR: the disk went away\n")
-    assert broken.kind == "unknown"
-    assert "the disk went away" in broken.what
 
 
 def test_questions_about_a_line_s_form_name_no_figure() -> None:

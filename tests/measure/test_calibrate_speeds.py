@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, run
 from tests.support.waiting import HANG, until
 from turbofit.core.machine import Machine
 from turbofit.core.process.files import state_dir
 from turbofit.machine.learned import recall
 from turbofit.machine.spec import parse_spec
 from turbofit.measure import calibrate_speeds
-from turbofit.measure.calibrate_speeds import PROGRAM, measure_speeds
+from turbofit.measure.calibrate_speeds import measure_speeds
 
 pytestmark = pytest.mark.usefixtures("state")
 
@@ -143,31 +142,3 @@ def test_what_the_driver_holds_is_not_waited_for(
         go.unlink()
     assert not kept
     assert "was killed and hangs in the driver" in said[0]
-
-
-def test_an_image_is_measured_without_torch_and_without_a_card() -> None:
-    """The reference photograph takes milliseconds to seconds of any core."""
-    done = subprocess.run(
-        [sys.executable, "-I", PROGRAM, "0"], capture_output=True, text=True, check=True
-    )
-    first, *others = map(json.loads, done.stdout.splitlines())
-    assert 0.001 < first["image_seconds"] < 10
-    assert others == [{"left_out": "cards and links: there is no torch with CUDA beside turbofit"}]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
-def test_the_program_itself_runs_on_pretend_gpus_and_is_not_deceived(tmp_path: Path) -> None:
-    program = (
-        f"import runpy; sys.argv = ['x', '60', '5', '3']\n"
-        f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
-    )
-    ran = run(tmp_path / "run", program, on="2xrtx3090", seconds=5 * HANG)
-    lines = [json.loads(line) for line in ran.text.splitlines() if line.startswith("{")]
-    assert [next(iter(line)) for line in lines] == [
-        "image_seconds", "torch", "cards", "cards", "pairs", "pairs", *["reduces"] * 3,
-    ]  # fmt: skip
-    pairs = [line["pairs"] for line in lines if "pairs" in line]
-    assert [(one["source"], one["target"]) for one in pairs] == [(5, 3), (3, 5)]
-    # No kernel computes there, so no copy's bytes arrive: it must say so.
-    assert not any(one["right"] or one["peer"] for one in pairs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.measure.test_tune_slo import LOAD
+from tests.measure.test_tune_space import LOAD
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.signals import StoppedError
 from turbofit.core.tuning import Tuning

@@ -1,4 +1,4 @@
-"""The runner of a tuning, and its load."""
+"""The runner of a tuning: its load, its SLO, and the order of its trials."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from tests.measure.load.scripted import ScriptedServer
 from tests.support.waiting import HANG, until
-from turbofit.core.errors import LaunchError
+from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.process.signals import StoppedError, StopSignal
+from turbofit.core.tuning import SpeedFigures, TrialForecast
 from turbofit.measure import tune_runner as runner
 from turbofit.measure.load.spec import LoadSpec
-from turbofit.measure.tune_runner import TrialEnd, _Load, run_trial
+from turbofit.measure.tune_runner import TrialEnd, _Load, order, run_trial
+from turbofit.measure.tune_space import LoadForecast, TrialChoice
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.tuned import plain
@@ -158,3 +161,59 @@ def test_a_person_s_signal_is_no_end_of_a_load(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(StoppedError) as stopped:
         tried(monkeypatch, Interrupted())
     assert stopped.value.signal is signal.SIGINT
+
+
+SEEN = SpeedFigures(
+    requests_per_second=1.0, output_tokens_per_second=10.0, ttft_p50=0.1, ttft_p90=0.5,
+    tpot_p50=0.01, tpot_p90=0.02, e2e_p50=1.0, e2e_p90=2.0, answered=200, failed=0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ttft", "ttft=", "ttft=0s", "itl=2s", "ttft=1s,ttft=2s", "ttft=-1s", "e2e=1d"]
+)
+def test_what_is_no_limit_is_said(text) -> None:
+    assert runner.parse_slo("ttft=2s, tpot=50ms") == {"ttft": 2.0, "tpot": 0.05}
+    with pytest.raises(UsageError) as caught:
+        runner.parse_slo(text)
+    assert caught.value.message.startswith("--slo")
+
+
+def test_nine_of_ten_must_keep_it_and_nearly_all_be_answered() -> None:
+    assert runner.meets(SEEN, {})
+    assert runner.meets(SEEN, {"ttft": 0.5, "tpot": 0.02, "e2e": 2.0})
+    assert not runner.meets(SEEN, {"ttft": 0.49})
+    assert runner.meets(replace(SEEN, failed=2), {})
+    assert not runner.meets(replace(SEEN, failed=3), {})
+    assert not runner.meets(replace(SEEN, answered=0), {})
+
+
+def choice(rate: float, ttft: float = 0.1, tpot: float = 0.01) -> TrialChoice:
+    told = TrialForecast(requests_per_second=rate, ttft=None, tpot=tpot)
+    forecast = LoadForecast(requests_per_second=rate, ttft=ttft, tpot=tpot, told=told)
+    return TrialChoice({"max_batch_size": rate}, PLAN, forecast)
+
+
+def measured(rate: float, ttft_p90: float) -> tuple[LoadForecast, SpeedFigures]:
+    """Settings with a forecast of 4 requests a second and 0.1 s to the first token."""
+    return choice(4).forecast, replace(SEEN, requests_per_second=rate, ttft_p90=ttft_p90)
+
+
+def rates(
+    *given: TrialChoice,
+    measured: tuple[LoadForecast, SpeedFigures] | None = None,
+    **slo: float,
+) -> list[float]:
+    return [one.rate for one in order(given, measured, slo, at_once=8)]
+
+
+def test_the_highest_forecast_that_keeps_the_slo_comes_first() -> None:
+    few, some, many = choice(2, ttft=0.1), choice(4, ttft=0.2), choice(8, ttft=0.4)
+    assert (rates(few, some, many), rates(few, some, many, ttft=0.2)) == ([8, 4, 2], [4, 2, 8])
+    # Where none keeps it, the one that misses it least.
+    assert rates(few, some, many, ttft=0.01) == [2, 4, 8]
+    # Times were twice the forecast, so that they are for the others, too.
+    assert rates(few, some, many, measured=measured(1.0, 0.2), ttft=0.2) == [2, 4, 8]
+    assert rates(few, some, many, measured=measured(1.0, 0.05), ttft=0.2) == [8, 4, 2]
+    # An answer of 8 requests at once takes 8 s at one a second.
+    assert rates(few, some, many, e2e=3.0) == [8, 4, 2]

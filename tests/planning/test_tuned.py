@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tests.measure.test_tune_slo import SEEN
+from tests.measure.test_tune_runner import SEEN
 from tests.support.plans import machine
 from turbofit.core.tuning import TrialForecast, TrialRecord, Tuning
 from turbofit.memory.calibrated import identity

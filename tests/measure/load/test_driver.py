@@ -7,12 +7,9 @@ import signal
 import subprocess
 import sys
 from array import array
-from base64 import b64decode
-from io import BytesIO
 
 import pytest
 from msgspec.structs import replace
-from PIL import Image
 
 from tests.measure.load.scripted import ScriptedServer
 from tests.support.waiting import HANG
@@ -20,9 +17,8 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
 from turbofit.gateway.http.about import ClockFacts
-from turbofit.measure.load.client import Answer, StreamReader
+from turbofit.measure.load.client import Answer
 from turbofit.measure.load.driver import LoadRun, bench, refuse_held_up, summary
-from turbofit.measure.load.prompt import PromptWriter, StreamError
 from turbofit.measure.load.result import spread
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.report.painters.document import Paragraph
@@ -46,27 +42,6 @@ def run_of(answers, opened: float, closed: float, spec=None) -> LoadRun:
     for one in run.answers:
         one.counts = opened <= one.begun < closed
     return run
-
-
-def test_contradictions_are_named() -> None:
-    for given, says in (
-        ({"concurrency": 4, "rate": 2.0}, "--concurrency and --rate"),
-        ({"shared_prefix": 300}, "--shared-prefix 300"),
-    ):
-        with pytest.raises(UsageError, match=says):
-            LoadSpec.of(**given).check()
-
-
-def test_a_window_has_an_end_and_a_warm_up_before_it() -> None:
-    for given, window in (
-        ({}, (60, 8)),
-        ({"requests": 5, "seconds": 2.0}, (2, 8)),
-        ({"rate": 2.0, "warm_up": 3}, (60, 3)),
-        ({"requests": 5, "concurrency": 32}, (None, 32)),
-        ({"rate": 2.0}, (60, 8)),
-    ):
-        spec = LoadSpec.of(**given)
-        assert (spec.measured_seconds, spec.warm_up_requests) == window, given
 
 
 def test_percentiles_are_the_least_that_so_many_are_not_above() -> None:
@@ -181,96 +156,6 @@ def test_a_signal_ends_it_with_what_was_measured(number) -> None:
             said = json.loads(child.communicate(timeout=HANG)[0])
     assert child.returncode == 130
     assert (said["stopped"], said["answered"]) == (number.name, 1)
-
-
-TEXT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
-ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
-THOUGHT = b'data: {"choices":[{"delta":{"reasoning_content":"x"}}]}\n\n'
-STOP = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
-USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4}}\n\n'
-DONE = b"data: [DONE]\n\n"
-
-
-def read(*pieces: bytes) -> Answer:
-    answer = Answer(0.0)
-    reader = StreamReader(answer)
-    for at, piece in enumerate(pieces, 1):
-        reader.feed(piece, float(at))
-    reader.end()
-    return answer
-
-
-def test_text_is_timed_and_usage_counts() -> None:
-    answer = read(b": ping\n\n", ROLE, TEXT, THOUGHT + TEXT, STOP, USAGE, DONE)
-    assert list(answer.pieces) == [3, 4, 4]
-    assert (answer.tokens, answer.prompt_tokens) == (4, 9)
-    # Without any text the events are.
-    assert list(read(ROLE, ROLE, STOP, USAGE, DONE).pieces) == [1, 2, 3]
-
-
-def test_events_may_come_in_any_pieces() -> None:
-    whole = ROLE + TEXT + STOP + DONE
-    for cut in range(1, len(whole)):
-        assert len(read(whole[:cut], whole[cut:]).pieces) == 1
-
-
-@pytest.mark.parametrize(
-    ("pieces", "kind"),
-    [
-        ([b"<html>\n"], "garbage"),
-        ([b"data: {\n\n"], "garbage"),
-        ([b'data: {"a": 1}\n\n'], "garbage"),
-        ([b"x" * (1 << 20), b"x"], "garbage"),
-        ([b"data: " + b"[" * 5000 + b"\n\n"], "garbage"),
-        ([b'data: {"error": {"message": "no"}}\n\n'], "error event"),
-        ([TEXT], "cut short"),
-        ([DONE], "empty answer"),
-        ([STOP, b'data: {"choices":[],"usage":{"completion_tokens":0}}\n\n', DONE], "empty answer"),
-    ],
-)
-def test_what_is_no_answer_has_a_name(pieces, kind) -> None:
-    with pytest.raises(StreamError) as caught:
-        read(*pieces)
-    assert caught.value.kind == kind
-
-
-def test_odd_events_count_for_nothing() -> None:
-    for event in (
-        b'{"choices": 5}', b'{"choices": [5, null]}', b'{"choices": [{"delta": 7}]}',
-        b'{"choices": [], "usage": []}', b'{"choices": [], "usage": {"completion_tokens": true}}',
-    ):  # fmt: skip
-        answer = read(TEXT, b"data: " + event + b"\n\n", DONE)
-        assert (len(answer.pieces), answer.output_tokens) == (1, None), event
-
-
-def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
-    spec = LoadSpec.of(
-        prompt_tokens=50, output_tokens=7, images=2, image_size=(64, 32), shared_prefix=20
-    )
-    writer = PromptWriter("m", spec)
-    first, second = writer.body(), writer.body()
-    assert (first["max_tokens"], first["ignore_eos"]) == (7, True)
-    assert first["stream_options"] == {"include_usage": True}
-    one, other = first["messages"][0]["content"], second["messages"][0]["content"]
-    assert [part["type"] for part in one] == ["image_url", "image_url", "text"]
-    assert one[0] != other[0]
-    words, others = one[2]["text"].split(), other[2]["text"].split()
-    assert len(words) == len(others) == 50
-    assert words[:20] == others[:20]
-    assert words != others
-    data = b64decode(one[0]["image_url"]["url"].partition(",")[2])
-    assert Image.open(BytesIO(data)).size == (64, 32)
-    body = PromptWriter("m", LoadSpec.of(images=0, stop_early=True)).body()
-    assert "ignore_eos" not in body
-    assert len(body["messages"][0]["content"].split()) == 256
-
-
-def test_a_slower_server_gets_the_same_load_slower() -> None:
-    load = LoadSpec.of(rate=2.0, seconds=30.0, timeout=10.0).slower(4.0)
-    assert (load.rate, load.seconds, load.timeout) == (0.5, 120.0, 40.0)
-    load = LoadSpec.of(concurrency=3, requests=5).slower(4.0)
-    assert (load.concurrency, load.requests, load.measured_seconds) == (3, 5, None)
-    assert LoadSpec.of(concurrency=3).slower(2.0).measured_seconds == 120
 
 
 def test_times_of_a_slower_server_are_those_of_the_card() -> None:

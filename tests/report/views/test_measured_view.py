@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tests.measure.test_tune_slo import SEEN
+from tests.measure.test_tune_runner import SEEN
 from tests.planning.test_tuned import tuning
 from turbofit.core.tuning import Capacity, CapacityLoad, Tuning
 from turbofit.report.painters.markdown import paint

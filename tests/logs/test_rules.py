@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.logs.conftest import explain, message, some, tried
@@ -64,3 +66,73 @@ def test_a_module_is_no_package_and_a_newer_lmdeploy_is_the_other_way() -> None:
     assert tried(found)[0].startswith("a newer LMDeploy, whose own file asks here")
     of_another = explain(f"{TRACE}{frame('outlines/x.py', '<module>')}{error}\n")
     assert tried(of_another)[0].startswith("the version of transformers")
+
+
+ARCHES = "The current PyTorch install supports CUDA capabilities {}.\n"
+
+
+CARD = "{} with CUDA capability {} is not compatible with the current PyTorch installation.\n"
+
+
+NO_KERNEL = "RuntimeError: CUDA error: no kernel image is available for execution on the device\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "kind", "said"),
+    [
+        (CARD.format("RTX 5070", "sm_120") + ARCHES.format("sm_70 sm_80 sm_90"), "gpu_too_new",
+         "the build ends at sm_90"),
+        (CARD.format("GTX 1080", "sm_61") + ARCHES.format("sm_75 sm_80 sm_120"), "gpu_too_old",
+         "the build begins at sm_75"),
+        ("GPU 0: NVIDIA GeForce RTX 5080\n" + NO_KERNEL, "gpu_too_new", "sm_120"),
+    ],
+)  # fmt: skip
+def test_a_build_for_other_cards_is_too_old_or_too_new(log: str, kind: str, said: str) -> None:
+    found = explain(log)
+    assert found.kind == kind
+    assert said in found.what
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [("Qwen3VLForConditionalGeneration", "pip install -U lmdeploy"), ("NobodysModel", "another")],
+)
+def test_an_architecture_that_a_newer_lmdeploy_runs(architecture: str, said: str) -> None:
+    found = explain(f"RuntimeError: Can not found rewrite for architectures: ['{architecture}']")
+    assert message(found) == "unsupported_model"
+    assert any(said in one for one in tried(found))
+
+
+def test_an_error_that_nobody_knows_goes_before_what_its_parent_says() -> None:
+    parent = "RuntimeError: Rank[0] failed."
+    found = explain(f"ZeroDivisionError: division by zero\n{parent}\n")
+    assert found.kind == "unknown"
+    assert "ZeroDivisionError" in found.what
+    assert message(explain(f"$ lmdeploy\n{parent}")) == "engine_gone"
+
+
+def test_versions_of_the_log_prove_what_the_message_leaves_open() -> None:
+    line = "RuntimeError: Can not found rewrite for architectures: ['Qwen2_5_VLForConditional"
+    line += "Generation']"
+    old = explain(f"lmdeploy==0.7.1\n{line}\n")
+    assert (old.kind, old.others) == ("unsupported_model", None)
+    assert "0.7.2 or newer" in old.changes[0]
+    assert explain(f"lmdeploy==0.9.0\n{line}\n").kind == "unknown"
+
+
+def test_no_answer_shows_a_key() -> None:
+    found = explain(
+        "curl: error fetching https://user:hunter2secret@host/x?token=hf_abcdefghij0123 denied:"
+        " Authorization: Bearer sk-abcdefgh1234\n"
+    )
+    said = found.what + found.evidence[0].text
+    assert "host/x" in said
+    assert not re.search("hunter2|hf_|sk-", said)
+    kept = explain("KeyError: 'hf_quant_config.json' image_token=<image>\n")
+    assert "hf_quant_config.json' image_token=<image>" in kept.what
+
+
+def test_a_value_that_the_log_itself_has_comes_first() -> None:
+    line = "[TM][ERROR]  Assertion fail: /w/src/turbomind/python/bind.cpp:9"
+    found = explain(f"$ lmdeploy serve api_server /m/Moon-7B-AWQ-G32\n{line}\n")
+    assert some(found.others).had[0].startswith("groups of 32, by the name in the log")

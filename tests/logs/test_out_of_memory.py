@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.logs.conftest import explain, some
-from tests.logs.rules.test_package_versions import TRACE, frame
+from tests.logs.test_rules import TRACE, frame
 from turbofit.logs.answer import Diagnosis
 from turbofit.logs.death import phase_of
 from turbofit.logs.log_events import PythonFrame
