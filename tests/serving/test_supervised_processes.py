@@ -65,7 +65,7 @@ def test_phases_figures_ready_and_an_orderly_end(launch, tmp_path: Path, port: i
     [
         ("oom_weights", 6, "while it loaded weights (in turbomind::ModelRoot::prepare)"),
         ("refuses", 5, "answered 500"),
-        ("fallback", 5, "PyTorch engine, which the plan is not for"),
+        ("fallback", 5, "PyTorch engine, and the plan is for TurboMind"),
         ("stuck", 5, "was not ready after"),
     ],
 )

@@ -103,7 +103,7 @@ def test_an_engine_is_told_and_so_are_people() -> None:
     launch.tuning.keep()
     give_tuning([launch], PLAN, "0.18.0", told.append, imports=True)
     assert IMPORT in launch.start_command(1).env
-    assert told == ["kernels are those that an earlier start chose: no warm-up"]
+    assert told == ["kernels: the choices of an earlier start, without a warm-up"]
 
 
 def test_an_engine_that_measures_none_is_left_alone() -> None:

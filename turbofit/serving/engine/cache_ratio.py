@@ -1,4 +1,4 @@
-"""The cache ratio of one start: the one with which a cache gets its planned bytes."""
+"""The cache ratio with which the cache gets its planned bytes in one start."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-#: LMDeploy's option for the share of free memory that becomes the cache. The memory that is free
-#: then is not what the plan counted if others have grown, or sleep and will take more.
+#: LMDeploy's option for the share of free memory that becomes the cache. The free memory may differ
+#: from the plan's, since other processes grow, or sleep and take memory later.
 RATIO: Final = "--cache-max-entry-count"
-#: Steps in a ratio: one is 24 KiB of a card with 24 GiB.
+#: Steps in a ratio: a step is 24 KiB of a card with 24 GiB.
 _STEPS: Final = 10**6
 
 
@@ -22,13 +22,13 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     """Return the cache ratio with which a group's engine gets the planned bytes of its cache.
 
     LMDeploy applies the ratio to the free memory of the group's fullest card. The ratio is rounded
-    up, so that no page is lost. If no GPU of the group is in ``free``, or if a ratio of 1 or more
-    would be needed, the plan's ratio is returned. ``free``: free bytes by GPU UUID before the
-    engine starts.
+    up, so that no page is lost. The plan's ratio is returned if no GPU of the group is in ``free``,
+    or if the cache needs a ratio of 1 or more. ``free``: free bytes by GPU UUID before the engine
+    starts.
     """
     engine = plan.engines[group]
     ratio, region = engine.settings.cache_max_entry_count, engine.kv.region_bytes
-    # Cards of other groups hold what their engines have taken by now.
+    # Only this group's cards count: engines of other groups may already hold memory.
     gpus = engine.ledgers
     if not ratio or not region or not any(gpu.uuid in free for gpu in gpus):
         return ratio
@@ -47,25 +47,25 @@ def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
 
 
 def ratio_now(plan: Plan, group: int) -> float:
-    """Return the cache ratio for a start on real GPUs: the plan's, or a lower one.
+    """Return the cache ratio for a start on real GPUs: the plan's ratio, or a lower ratio.
 
-    If more memory is free than planned, a lower ratio gives the cache its planned bytes. If less is
-    free, the plan's ratio lets the cache shrink with the free memory. If other processes free
-    memory during loading, before LMDeploy sizes the cache, the cache is too large.
+    If more memory is free than planned, a lower ratio gives the cache its planned bytes. If less
+    memory is free, the plan's ratio lets the cache shrink. The cache becomes too large if other
+    processes free memory before LMDeploy sizes the cache.
     """
     planned = plan.engines[group].settings.cache_max_entry_count
     return min(planned, shared_ratio(plan, group))
 
 
 def shared_ratio(plan: Plan, group: int) -> float:
-    """Return the cache ratio that gives a cache its planned bytes on GPUs that other servers share.
+    """Return the cache ratio that gives a cache its planned bytes on GPUs with other servers.
 
-    The ratio is too low if other servers grow during loading within the memory planned for them.
-    The memory of an engine that starts at the same time is not considered.
+    The ratio is too low if other servers grow during loading. Engines that start at the same time
+    are not considered.
     """
     from turbofit.serving.gpu_monitor import used_now
 
     used = used_now(plan)
-    gpus = [gpu for gpu in plan.ledgers if gpu.index in used]  # other GPUs cannot be read
+    gpus = [gpu for gpu in plan.ledgers if gpu.index in used]  # without unreadable GPUs
     free = {gpu.uuid: gpu.usable - used[gpu.index] for gpu in gpus}
     return fitted_ratio(plan, group, free)

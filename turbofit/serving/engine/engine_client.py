@@ -1,4 +1,4 @@
-"""Asks an engine on loopback, by blocking HTTP requests, whether it is ready and still lives."""
+"""Asks an engine on loopback by blocking HTTP requests whether the engine is ready and alive."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 FAILURES = (OSError, http.client.HTTPException)
 _PAUSE: Final = 0.2
 _HEALTH_TIMEOUT: Final = 5.0
-#: The supervisor, which watches the process, learns of its death within this time.
+#: Seconds in which the supervisor notices the death of the engine's process.
 _DEATH_SECONDS: Final = 2.0
 _LIVENESS_FAILURES: Final = 3
 
 
 @dataclass
 class EngineClient:
-    """Sends requests to one engine, with its API key if any; ``model`` is its model's name."""
+    """Sends requests to one engine; ``key`` is the API key, ``model`` the name of the model."""
 
     port: int
     key: str | None
     model: str | None = None
 
     def call(self, path: str, body: Any = None, *, timeout: float) -> tuple[int, bytes]:
-        """Send one request; returns the status and the body.
+        """Send one request; return the status and the body.
 
         Raises:
             OSError: the engine does not answer.
@@ -57,7 +57,7 @@ class EngineClient:
     def find_model(self, timeout: float) -> tuple[int, str | None]:
         """Ask for the engine's list of models; return the HTTP status and the first model's name.
 
-        The name is also kept in ``model``. It is None if the status is not 200.
+        The name is also kept in ``model``. The name is None if the status is not 200.
         """
         status, body = self.call("/v1/models", timeout=timeout)
         self.model = first_model(body) if status == http.client.OK else None
@@ -76,10 +76,10 @@ class EngineClient:
 class Timing(Struct):
     """Deadlines and pauses, in seconds.
 
-    After more than ``restarts`` ends within ``window``, an engine is left alone for ``window``.
-    ``liveness`` is the time between two test completions, each of which may take ``patience``; see
+    After more than ``restarts`` ends within ``window``, an engine rests for ``window``.
+    ``liveness`` is the time between two test completions; a completion may take ``patience``. See
     `supervised_engine.Silence` for ``silence`` and ``longest_silence``. After ``quiet`` without a
-    line from a starting engine, a message says what that may mean.
+    line of a starting engine, a message explains the silence.
     """
 
     tick: float = 0.1
@@ -97,13 +97,13 @@ class Timing(Struct):
 
 
 class Probe(threading.Thread):
-    """Asks one start of an engine until it is ready, then from time to time whether it still lives.
+    """Asks an engine during one start until the engine is ready, then tests the engine regularly.
 
-    ``worst_cases`` sends the worst-case requests, which the engine must answer before ``ready`` is
-    set; ``error`` says why the engine will never be ready. ``unanswered`` is set after three tests
-    in a row that failed with an error. ``owes`` is True while the engine owes an answer: at the
-    start because it listens but does not answer, later because a test got no answer in time and is
-    repeated. ``serial``: the engine answers one request at a time.
+    ``worst_cases`` sends the worst-case requests; ``ready`` is set after their answers. ``error``
+    is the reason if the engine cannot become ready. ``unanswered`` is set after three tests in a
+    row that failed with an error. ``owes`` is True while the engine owes an answer: a starting
+    engine that listens owes its first answer, a ready engine the answer to a test. ``serial``: the
+    engine answers one request at a time.
     """
 
     def __init__(
@@ -122,37 +122,37 @@ class Probe(threading.Thread):
         self.healthy = threading.Event()
         self.ready = threading.Event()
         self.error: LaunchError | None = None
-        #: The time at which a ready engine was last sent a test that it answered.
+        #: The time at which the last answered test was sent to the ready engine.
         self.lived = float("-inf")
         self.unanswered = False
-        #: Whether the engine owes an answer, since when, and the time of its last answer.
+        #: Whether the engine owes an answer, the time of the question, the time of the last answer.
         self.owes, self.asked_at, self.last_byte_at = False, float("-inf"), float("-inf")
 
     def stop(self) -> None:
         self._stopped.set()
 
     def run(self) -> None:
-        """Wait for health, send the worst-case requests, then test whether the engine lives."""
+        """Wait for a healthy engine, send the worst-case requests, then test the engine."""
         if not self._comes_up():
             return
-        if self._stopped.is_set():  # a worst case would delay an engine's end
+        if self._stopped.is_set():  # worst cases would delay the engine's end
             return
         self.healthy.set()
         try:
             status, name = self._client.find_model(60.0)
             if name is None:
                 raise LaunchError(
-                    f"the engine answered {status} when asked for its models", hint="see its log"
+                    f"the engine answered {status} to /v1/models", hint="see the engine's log"
                 )
             if self.worst_cases is not None:
                 self.worst_cases(name, self._ask)
         except LaunchError as exc:
             self.error = exc
         except FAILURES as exc:
-            # The engine may have died of the request: the supervisor then says why.
+            # If the engine died of the request, the supervisor finds the reason first.
             time.sleep(_DEATH_SECONDS)
             self.error = LaunchError(
-                f"a worst-case request got no answer: {exc}", hint="see its log"
+                f"a worst-case request got no answer: {exc}", hint="see the engine's log"
             )
         else:
             self.ready.set()
@@ -160,13 +160,13 @@ class Probe(threading.Thread):
                 self._look_after()
 
     def _comes_up(self) -> bool:
-        """Ask until the engine is healthy; False if this probe is stopped before."""
+        """Ask until the engine is healthy; return False if this probe is stopped."""
         while True:
             began = self._clock()
             if self._client.is_healthy(_HEALTH_TIMEOUT):
                 self.owes = False
                 return True
-            # An engine that does not listen yet refuses the connection, and owes no answer.
+            # An engine that does not listen yet refuses connections, and owes no answer.
             late = self._clock() - began >= _HEALTH_TIMEOUT
             if late and not self.owes:
                 self.asked_at = self._clock()
@@ -175,8 +175,8 @@ class Probe(threading.Thread):
                 return False
 
     def _look_after(self) -> None:
-        """Test a ready engine from time to time, until three tests in a row have failed."""
-        # A serial engine would queue the token; its /health tells whether tokens still come.
+        """Test a ready engine regularly, until three tests in a row have failed."""
+        # A serial engine queues completions; its /health says whether tokens still come.
         ask = self._client.is_healthy if self._serial else self._client.completes
         failures = 0
         while not self._stopped.wait(1.0 if self.owes else self._timing.liveness):
@@ -193,15 +193,14 @@ class Probe(threading.Thread):
                 return
 
     def _ask(self, question: ProbeRequest) -> int:
-        """Send a request; returns the tokens of its prompt, or 0 if the engine does not tell."""
-        # A slow engine is not dead: the largest image takes a small card an hour. Only the
-        # supervisor ends a start that takes too long.
+        """Send a request; return the tokens of its prompt, or 0 if the answer has no count."""
+        # The largest image may take a small card an hour. Only the supervisor ends a slow start.
         status, answer = self._client.call(question.path, question.body, timeout=self._timing.start)
         if status != http.client.OK:
             text = answer[:300].decode(errors="replace")
             raise LaunchError(
                 f"the engine answered {status} to {question.name}: {text}",
-                hint="see its log; --check none skips this request",
+                hint="see the engine's log; --check none skips this request",
             )
         try:
             return int(json.loads(answer)["usage"]["prompt_tokens"])

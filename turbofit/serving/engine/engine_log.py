@@ -1,4 +1,4 @@
-"""Reads an engine's log as it grows: the phases of its start, and what explains its end."""
+"""Reads an engine's growing log: the phases of the start, and the reason of the end."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.engines import engine_of
 from turbofit.serving.calibration import cache_beside, in_words, tokens_beside
 
-#: A hang prints tens of thousands of lines a second; a healthy warm-up never waits for memory,
-#: since its requests come one at a time.
+#: Lines and seconds of a hang, which prints tens of thousands of lines a second. A healthy warm-up
+#: never waits for memory, since its requests come one at a time.
 _HANG_LINES: Final = 1000
 _HANG_SECONDS: Final = 2.0
-#: Seconds within which the PyTorch engine prints the reason after the line that its loop ended.
+#: Seconds in which the PyTorch engine prints the reason after its loop has ended.
 _WORDS_SECONDS: Final = 2.0
-#: Events of LMDeploy's PyTorch engine alone; its own figures are INFO, which would print prompts.
+#: Events of LMDeploy's PyTorch engine. Its figures are not among them: INFO also prints prompts.
 _OF_PYTORCH: Final = (
     LoadingWeights, WarmingUp, LoopFailed, NoCache, LostLock, CacheFrame, VisionFrame,
 )  # fmt: skip
-#: Torch's exception itself, raised in Python or through C++.
+#: The beginning of torch's exception, raised in Python or in C++.
 _RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\(\): ")
-#: Events that may explain an end. The first `_MOST` of a run are kept: its first fault counts.
+#: Events that may explain an end. The first `_MOST` events are kept, since the first fault counts.
 _EVIDENCE: Final = (
     CheckFailed, CudaError, Frame, LostLock, NcclError, NoCache, PythonError, PythonFrame,
     TorchMemory, VisionFrame,
@@ -64,17 +64,17 @@ _OF_CACHE: Final = (CacheBudget, Slab, WarmupLengths, WarmupLength)
 
 
 class StartupTracker:
-    """Follows the log of one start of an engine; give ``see`` each line, or run of equal lines."""
+    """Follows the log of one start of an engine; `see` takes each line or run of equal lines."""
 
     def __init__(self, plan: Plan, engine: EnginePlan, log: Path, began: float = 0.0) -> None:
         self.plan, self.engine, self.log = plan, engine, log
-        #: Its phases so far, and the time when each began.
+        #: The start's phases so far, with the time of each beginning.
         self.phases: list[tuple[Stage, float]] = [("starting", began)]
         self.budget: CacheBudget | None = None
-        #: The engine's figures so far, with the plan's for comparison.
+        #: The engine's figures so far, each with the plan's forecast.
         self.figures: list[RunFigure] = []
         self.warming: int | None = None
-        #: Why LMDeploy runs its PyTorch engine instead of TurboMind; empty if it does not.
+        #: LMDeploy's reason to run its PyTorch engine instead of TurboMind; empty without one.
         self.fallback = ""
         self._waits = 0
         self._waiting_since: float | None = None
@@ -83,12 +83,12 @@ class StartupTracker:
         self._begin_evidence()
 
     def see(self, text: str, count: int, now: float) -> list[str]:
-        """Process a line that came ``count`` times in a row; return messages for people."""
+        """Process a line that was printed ``count`` times in a row; return messages for people."""
         event = read_line(text)
         if event is None or (isinstance(event, _OF_PYTORCH) and not self.plan.backend.is_pytorch):
             return []
         if isinstance(event, TorchMemory) and not _RAISED.match(text):
-            return []  # another message quotes the words
+            return []  # another message quotes torch's words
         if isinstance(event, Backpressure):
             if self.phase == "warm-up" and event.cause == "memory":
                 self._waits += count
@@ -110,49 +110,49 @@ class StartupTracker:
         return self.phases[-1][0]
 
     def enter(self, phase: Stage, now: float) -> list[str]:
-        """Enter a phase and return a line for people; do nothing if it is the present phase."""
+        """Enter a phase and return a line for people; do nothing in the present phase."""
         if self.phase == phase:
             return []
         self.phases.append((phase, now))
         return [f"phase: {phase}"]
 
     def survived(self, until: float) -> None:
-        """Forget evidence from before ``until``, a time at which the engine answered a request."""
+        """Forget evidence from before ``until``: at this time the engine answered a request."""
         if self._evidence_at < until:
             self._begin_evidence()
 
     def hangs(self, now: float) -> bool:
-        """Return whether the warm-up waits for room in the cache that can never become free."""
+        """Return whether the warm-up waits for ever, for room in a cache that is too small."""
         since = self._waiting_since
         return since is not None and self._waits >= _HANG_LINES and now - since >= _HANG_SECONDS
 
     def loop_failed(self, now: float) -> bool:
-        """Return whether the PyTorch engine's loop has ended and its reason is known or overdue."""
+        """Return whether the PyTorch engine's loop has ended with a known or overdue reason."""
         if self._loop_failed is None:
             return False
-        told = Course(self._evidence).fault is not None
-        return told or now - self._loop_failed >= _WORDS_SECONDS
+        explained = Course(self._evidence).fault is not None
+        return explained or now - self._loop_failed >= _WORDS_SECONDS
 
     @property
     def failing(self) -> bool:
-        """True if the PyTorch engine's loop has ended; the reason may be printed later."""
+        """True if the PyTorch engine's loop has ended, with or without a printed reason."""
         return self._loop_failed is not None
 
     @property
     def cache_is_larger(self) -> bool:
-        """True if the cache is larger than planned, or of unknown size (PyTorch engine)."""
+        """True if the cache is larger than planned, or has an unknown size (PyTorch engine)."""
         if self.budget is None:
             return self.plan.backend.is_pytorch
         return self.budget.budget - self.engine.kv.region_bytes > MIB
 
     def cached_tokens(self) -> int | None:
-        """Return how many tokens the cache holds, by the engine's figures; None without figures."""
+        """Return the tokens of the cache by the engine's figures; None without figures."""
         return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
 
     def death(self, seen: Exit | None = None) -> End:
-        """Return why the engine ended, as its log shows it; the hint names the log file.
+        """Return the engine's end with the reason in its log; the hint names the log file.
 
-        ``seen`` is the exit of the engine's process, if known.
+        ``seen`` is the exit of the engine's process, None if unknown.
         """
         run = [*self._of_cache.values(), *self._evidence]
         if self._waits and not self._evidence:
@@ -167,7 +167,7 @@ class StartupTracker:
         self._loop_failed = None
 
     def _progress(self, event: Struct, now: float) -> list[str]:
-        """Enter the phase that an event shows; return lines for people about the event."""
+        """Enter the phase of an event; return lines for people about the event."""
         if isinstance(event, _OF_CACHE):
             self._of_cache[type(event)] = event
         match event:
@@ -177,14 +177,14 @@ class StartupTracker:
                 return [f"images: {event.how}"]
             case WarmupLength():
                 self.warming = event.tokens
-        said = self.enter(after(self.phase, event), now)
+        lines = self.enter(after(self.phase, event), now)
         # The PyTorch engine prints no line when it allocates its cache; a traceback shows it.
-        return [] if isinstance(event, CacheFrame) else [*said, *self._figures(event)]
+        return [] if isinstance(event, CacheFrame) else [*lines, *self._figures(event)]
 
     def _figures(self, event: Struct) -> list[str]:
-        """Return lines that compare the engine's cache figures in an event with the plan's.
+        """Return lines that compare the cache's figures in an event with the forecast.
 
-        The cache's size and its block sizes are compared once each; other events give no lines.
+        The cache's size and the block sizes are compared once each; other events give no lines.
         """
         match event:
             case CacheBudget() if self.budget is None:
@@ -199,7 +199,7 @@ class StartupTracker:
 
 
 class EndedError(Exception):
-    """An engine ended, and restarting it would not help."""
+    """An engine ended, and a restart would not help."""
 
     def __init__(self, end: End) -> None:
         super().__init__(end.message)
@@ -211,25 +211,24 @@ def stalled(what: str, log: Path) -> End:
 
 
 def silence_words(plan: Plan, engine: EnginePlan, phase: str, seconds: float) -> str:
-    """Return a message on why a starting engine may print nothing for ``seconds``."""
+    """Return a message with possible reasons of a starting engine's silence of ``seconds``."""
     text = f"silent for {seconds:.0f} s in phase {phase}"
     text += "; weights may come from a slow disk" if phase == "weights" else ""
     if engine.settings.tp > 1 and plan.backend.is_pytorch:
-        return f"{text}; Ray waits like this, up to half an hour, for GPUs that somebody has"
+        return f"{text}; Ray may wait for half an hour for GPUs that another process holds"
     if engine.settings.tp > 1 and engine.settings.communicator == "nccl":
         return (
-            f"{text}; NCCL waits like this where GPUs do not reach each other as the driver says "
-            "(IOMMU, ACS): where no more memory is taken, try NCCL_P2P_DISABLE=1, and see turbofit"
-            " doctor"
+            f"{text}; NCCL may wait for ever if GPUs do not reach each other (IOMMU, ACS): if the "
+            "memory in use does not grow, try NCCL_P2P_DISABLE=1, and see turbofit doctor"
         )
     return text
 
 
 def fallback(tracker: StartupTracker) -> End:
-    """Return the end of a start in which LMDeploy chose another engine than the plan's."""
+    """Return the end of a start in which LMDeploy chose its PyTorch engine against the plan."""
     return End(
         kind="refused",
-        message="LMDeploy would run its PyTorch engine, which the plan is not for: "
+        message="LMDeploy would run its PyTorch engine, and the plan is for TurboMind: "
         f"{tracker.fallback}",
         hint="TurboMind needs NVIDIA's driver and LMDeploy's own CUDA libraries; "
         f"the log is {tracker.log}",

@@ -1,13 +1,13 @@
-"""Runs a Python module as LMDeploy's command line, immediately or when it is told to.
+"""Runs a Python module as LMDeploy's command line, immediately or after a message.
 
-``python entry.py MODULE ARGUMENTS...`` runs the module immediately. The engine's API key comes in
-``TURBOFIT_ENGINE_KEY`` and is appended here: every user can read a command line, but only the owner
-can read an environment.
+``python entry.py MODULE ARGUMENTS...`` runs the module immediately. ``TURBOFIT_ENGINE_KEY`` has the
+engine's API key, which becomes an argument here: every user can read a command line, but only the
+owner can read an environment.
 
 ``python entry.py --standby NAMES...`` imports these names (and calls the function of a name like
-``module:function``). Then it waits for a line of JSON on its input, a socket: the module, its
-arguments, and environment variables. It answers with a line, and runs the module. If the
-input ends, the turbofit that started the program has ended, and the program ends, too.
+``module:function``). Then the program waits for a line of JSON on its input, a socket: the module,
+its arguments, and environment variables. The program answers with a line, and runs the module. The
+program ends with its input, since the turbofit at the other end has then ended.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from typing import Any
 
 #: The process of a model with images has this variable: `serving.images.preparation.THREADS`.
 _IMAGES = "TURBOFIT_IMAGE_THREADS"
-#: A process that has opened a file with this prefix has begun to use a card.
+#: The prefix of files that a process opens when it begins to use a card.
 _CARD = "/dev/nvidia"
-#: First words of processes that import LMDeploy. Transformers' own engine is not among them: it
-#: relies on freed tensors, which would stay until the first collection.
+#: First words of processes that import LMDeploy. Transformers' engine needs early collections of
+#: its freed tensors, and is left out.
 _WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearsal.turbomind.server", "--standby")
 
 
 def forget_urls() -> None:
-    """Stop `urllib.parse` from caching URLs: URLs that contain images would take gigabytes."""
+    """Stop `urllib.parse` from caching URLs: URLs that contain images take gigabytes."""
     parse: Any = urllib.parse
     parse.urlsplit = lru_cache(maxsize=0)(getattr(parse.urlsplit, "__wrapped__", parse.urlsplit))
 
@@ -54,30 +54,30 @@ def without_texts(record: logging.LogRecord) -> bool:
 def stand_by(names: Sequence[str]) -> list[str]:
     """Import ``names``, wait for an engine's command and variables, and return the command."""
     for name in names:
-        # Another LMDeploy has it elsewhere, or it fails here: then the engine's own start says so.
+        # A name may be missing in another LMDeploy. The engine's own start shows such errors.
         with suppress(Exception):
             found = pkgutil.resolve_name(name)
             if ":" in name:
                 found()
-    # An open card means that CUDA has chosen its cards, which need not be the engine's.
+    # With an open card, CUDA has chosen cards that may be other cards than the engine's.
     opened = any(map(_of_card, os.listdir("/proc/self/fd")))
     if opened and not select.select([0], [], [], 0)[0]:
         sys.exit("turbofit: importing has opened a GPU: no standby")
     line = sys.stdin.buffer.readline()
     if not line:
         sys.exit(0)
-    with suppress(OSError):  # its server saw it import, and waits for no answer
+    with suppress(OSError):  # a server that has seen the imports waits for no answer
         os.write(0, b"begun\n")
-    told = json.loads(line)
-    for name, value in told["environment"].items():
+    message = json.loads(line)
+    for name, value in message["environment"].items():
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    words: list[str] = told["words"]
-    if opened:  # told while it imported: as an engine's process, it starts again
+    words: list[str] = message["words"]
+    if opened:  # the message came during the imports: begin again with the engine's cards
         os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), *words])
     return words
 
@@ -85,7 +85,7 @@ def stand_by(names: Sequence[str]) -> list[str]:
 def _of_card(descriptor: str) -> bool:
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}").startswith(_CARD)
-    except OSError:  # the descriptor of the listing itself
+    except OSError:  # the descriptor of the folder itself
         return False
 
 
@@ -97,7 +97,7 @@ def main() -> None:
     if words[0] in _WITH_LMDEPLOY:
         from turbofit.core.process.interpreter import collect_after
 
-        collect_after(600_000)  # importing LMDeploy makes 520,000 objects, which stay
+        collect_after(600_000)  # the import of LMDeploy makes 520,000 lasting objects
     if words[0] == "--standby":
         words = stand_by(words[1:])
     module, *arguments = words

@@ -1,9 +1,9 @@
 """Keeps TurboMind's GEMM tuning from one start to the next.
 
 The warm-up runs forwards of some twenty lengths and measures every kernel of every product. With
-``TM_GEMM_EXPORT`` TurboMind writes its choices; with ``TM_GEMM_IMPORT`` it reads them and runs no
-warm-up (tests/rehearsal/pretend/test_gemm_tuning.py has the engine do both). Its pool then grows
-only at the first requests, so a start whose peak is measured never imports.
+``TM_GEMM_EXPORT`` TurboMind writes its choices; with ``TM_GEMM_IMPORT`` TurboMind reads the choices
+and runs no warm-up (tests/rehearsal/pretend/test_gemm_tuning.py). The executor's pool then grows at
+the first requests, so a start that measures the peak never imports.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from turbofit.memory.engines import engine_of
 
 _ROOM: Final = "gemm-tuning"
 _IMPORT, _EXPORT = "TM_GEMM_IMPORT", "TM_GEMM_EXPORT"
-#: Environment variables that an engine reads late in its start.
+#: Environment variables that an engine reads late in the start.
 VARIABLES: Final = (_IMPORT, _EXPORT)
-#: The file's head: a magic word, the format's number, bytes of a record, number of records. The
-#: engine reads a file with another format or an incomplete file as empty, and chooses unmeasured
-#: kernels.
+#: The file's head: a magic word, the format's number, bytes of a record, number of records. For the
+#: engine, an incomplete file or a file of another format is empty; the engine then chooses
+#: unmeasured kernels.
 _HEAD: Final = struct.Struct("<8sIIQ")
 _WORD: Final = b"TMGEMM2\0"
 
@@ -33,8 +33,7 @@ _WORD: Final = b"TMGEMM2\0"
 class GemmTuning:
     """The file with TurboMind's GEMM tuning for one group's model, cards and LMDeploy version.
 
-    ``imports`` is True if starts may read the file, which is allowed once the plan's peak was
-    measured.
+    ``imports``: starts may read the file, since the plan's peak is measured.
     """
 
     def __init__(self, plan: Plan, group: int, lmdeploy: str, *, imports: bool) -> None:
@@ -52,7 +51,7 @@ class GemmTuning:
     def environment(self) -> dict[str, str]:
         """Return the environment variable with which the next start imports or exports the tuning.
 
-        Empty if the user has set such a variable, or if the folder cannot be made.
+        Empty if the user has set one of the variables, or if the folder cannot be made.
         """
         if any(variable in os.environ for variable in VARIABLES):
             return {}
@@ -74,7 +73,7 @@ class GemmTuning:
 
 
 def records_of(file: Path) -> int:
-    """Return the number of records in a complete file; 0 if it is missing or incomplete."""
+    """Return the number of records in a complete file; 0 for a missing or incomplete file."""
     try:
         with file.open("rb") as opened:
             head, size = opened.read(_HEAD.size), file.stat().st_size
@@ -94,10 +93,10 @@ def give_tuning(
     *,
     imports: bool,
 ) -> None:
-    """Give launches a `GemmTuning` if their engine measures kernels; say if one is imported."""
+    """Give launches a `GemmTuning` if the engine measures kernels; print a line for an import."""
     if not engine_of(plan).tunes_kernels:
         return
     for launch in launches:
         launch.tuning = GemmTuning(plan, launch.group, lmdeploy, imports=imports)
     if any(launch.tuning and _IMPORT in launch.tuning.environment() for launch in launches):
-        say("kernels are those that an earlier start chose: no warm-up")
+        say("kernels: the choices of an earlier start, without a warm-up")

@@ -1,8 +1,8 @@
-"""Has LMDeploy's server compile grammars on threads, and say why it could not read a request.
+"""Has LMDeploy's server compile grammars on threads, and give reasons for unreadable requests.
 
-LMDeploy parses and compiles a grammar on the event loop that answers everybody: for seconds nobody
-gets a token. XGrammar keeps what it compiled, so here a thread does both first, and LMDeploy's own
-call then finds the result. LMDeploy's PyTorch engine compiles in a loop of its own: only the
+LMDeploy parses and compiles a grammar on the event loop of all requests, and nobody gets a token
+for seconds. XGrammar keeps compiled grammars. So a thread parses and compiles here first, and
+LMDeploy's own call finds the result. LMDeploy's PyTorch engine compiles in another loop: only the
 parsing is done here.
 """
 
@@ -19,8 +19,8 @@ from typing import Any, Final
 from turbofit.core.process.imports import once_imported, unlike
 
 _MODULE: Final = "lmdeploy.serve.core.async_engine"
-#: LMDeploy's functions that are called here, or whose order is relied on, and the first digits of
-#: their sources' SHA-256 in 0.18.0.
+#: LMDeploy's functions whose code this module relies on, and the first digits of their sources'
+#: SHA-256 in 0.18.0.
 _KNOWN: Final = {
     "AsyncEngine.preprocess": "d588f51ecea7",
     "ensure_response_format_compilable": "c859fec436d8",
@@ -35,12 +35,12 @@ _LOCK: Final = threading.Lock()
 
 
 def install() -> None:
-    """Have the server that this process will run compile grammars on threads."""
+    """Have this process's server compile grammars on threads."""
     once_imported(_MODULE, _change)
 
 
 def _change(module: Any) -> None:
-    """Change ``AsyncEngine.preprocess`` of LMDeploy's module, if its code is the known one."""
+    """Change ``AsyncEngine.preprocess`` of LMDeploy's module if its code is known."""
     preprocess, parse = module.AsyncEngine.preprocess, module.ensure_response_format_compilable
     if not _are_known(preprocess, parse):
         return
@@ -59,9 +59,9 @@ def _change(module: Any) -> None:
 
 
 def _with_reason(error: Any) -> Any:
-    """Return LMDeploy's error with the reason that it hides, if this is one for clients.
+    """Return LMDeploy's error with its hidden reason, if the reason is for clients.
 
-    A chat template refuses a chat, or a package is missing.
+    Such a reason is a chat template's refusal or a missing package.
     """
     cause = error.__cause__
     if isinstance(cause, ImportError) or type(cause).__module__ == "jinja2.exceptions":
@@ -72,7 +72,7 @@ def _with_reason(error: Any) -> Any:
 def _prepare(parse: Callable[[Any], object], engine: Any, given: Any) -> None:
     """Parse and compile a response format, so that LMDeploy's own calls find the results.
 
-    An error is left to LMDeploy, whose own call meets it again.
+    Errors are ignored here; LMDeploy's own call raises an error again.
     """
     with suppress(Exception):
         parse(given)
@@ -84,7 +84,7 @@ def _prepare(parse: Callable[[Any], object], engine: Any, given: Any) -> None:
 
 @cache
 def _turbomind() -> Any:
-    """Return the module of LMDeploy's TurboMind engine; None if its code is not the known one."""
+    """Return the module of LMDeploy's TurboMind engine; None if the code is unknown."""
     module = sys.modules["lmdeploy.turbomind.turbomind"]
     known = _are_known(
         module.TurboMindInstance.async_stream_infer, module.TurboMind.grammar_compiler.fget,
@@ -94,7 +94,7 @@ def _turbomind() -> Any:
 
 
 def _compiler_of(engine: Any, turbomind: Any) -> Any:
-    """Return the engine's compiler, which is made as LMDeploy makes it, but keeps a limit."""
+    """Return the engine's compiler; make the compiler as LMDeploy does, but with a limit."""
     if engine._grammar_compiler is None:
         info = turbomind.TokenizerInfo.from_huggingface(
             engine.tokenizer.model.model, vocab_size=engine._vocab_size
@@ -104,7 +104,7 @@ def _compiler_of(engine: Any, turbomind: Any) -> Any:
 
 
 def _are_known(*functions: Any) -> bool:
-    """Return whether functions of LMDeploy are those that were read; say it in the log if not."""
+    """Return whether functions of LMDeploy have their known code; log an unknown function."""
     if why := [text for function in functions if (text := unlike(function, _KNOWN))]:
         sys.stderr.write(f"turbofit: grammars: LMDeploy's own way: {why[0]}\n")
     return not why

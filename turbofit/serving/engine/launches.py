@@ -1,4 +1,4 @@
-"""Says how each engine of a plan is started: its command, its environment and its port."""
+"""The command, the environment and the port with which an engine of a plan is started."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ KEY: Final = "TURBOFIT_ENGINE_KEY"
 class StartCommand(NamedTuple):
     """The command and environment of one start of an engine.
 
-    ``timeline`` is the file that pretend GPUs write, or its folder if several processes write one;
-    None on real GPUs. ``clock`` makes forwards take their time on pretend GPUs.
+    ``timeline`` is the file of pretend GPUs, or a folder if several processes write files; None on
+    real GPUs. ``clock`` makes forwards on pretend GPUs take their forecast time.
     """
 
     argv: tuple[str, ...]
@@ -39,12 +39,11 @@ class StartCommand(NamedTuple):
 class Launch:
     """An engine on real GPUs, which can be started again and again.
 
-    ``group`` is the engine's place in the plan. ``runner`` are the words that start LMDeploy, and
-    replace the command's first word. A ``key`` that is not in the command is given to the engine in
-    its environment. ``ratio`` returns the cache ratio of each start; with None the command's is
-    used. ``images`` are the variables that say how the engine's process prepares images. ``spawn``
-    starts the process; None means `core.process.processes.child`. ``tuning`` keeps the GEMM tuning;
-    None keeps nothing.
+    ``group`` is the engine's place in the plan. ``runner`` are the words that start LMDeploy, in
+    place of the command's first word. The engine gets a ``key`` that is not in the command by its
+    environment. ``ratio`` returns the cache ratio of a start; None keeps the command's ratio.
+    ``images`` are variables for the preparation of images. ``spawn`` starts the process; None means
+    `core.process.processes.child`. ``tuning`` keeps the GEMM tuning; None keeps nothing.
     """
 
     command: Command
@@ -72,8 +71,8 @@ class Launch:
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Return ``base`` with the engine's variables, and its API key if the command has none.
 
-        Unless ``base`` sets it, RAY_ADDRESS is "local": the ranks of LMDeploy's PyTorch engine
-        would otherwise join a Ray cluster of this host, and take GPUs that the plan does not name.
+        RAY_ADDRESS is "local" if ``base`` does not set it. Without the variable, ranks of the
+        PyTorch engine would join a Ray cluster of this host, and take GPUs outside the plan.
         """
         tuned = {} if self.tuning is None else self.tuning.environment()
         env = {"RAY_ADDRESS": "local", **base, **(self.images or {}), **tuned}

@@ -1,4 +1,4 @@
-"""The LMDeploy beside turbofit: its version, and the words that start it."""
+"""The LMDeploy in turbofit's environment: its version, and the words that start LMDeploy."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ ENTRY: Final = str(Path(__file__).with_name("entry.py"))
 
 
 class Lmdeploy(NamedTuple):
-    """The LMDeploy that would be launched: its version and the words that start it."""
+    """The LMDeploy of a launch: its version, and the words that start LMDeploy."""
 
     version: str
     argv: tuple[str, ...]
 
     @property
     def warning(self) -> str | None:
-        """A warning if plans are made for another version of LMDeploy than this; None otherwise."""
+        """A warning if plans are made for another version of LMDeploy; None otherwise."""
         actual, planned = release(self.version), release(REFERENCE)
         if actual == planned:
             return None
         how = "newer" if actual > planned else "older"
-        return f"LMDeploy {self.version} is {how} than {REFERENCE}, which the plan's account is for"
+        return f"LMDeploy {self.version} is {how} than {REFERENCE}, for which plans are made"
 
 
 def find_lmdeploy() -> Lmdeploy:
     """Find the LMDeploy of this interpreter, without importing it.
 
     Raises:
-        PackageError: it is missing or too old.
+        PackageError: LMDeploy is missing or too old.
     """
     version = installed("lmdeploy")
     if version is None:
@@ -58,7 +58,7 @@ def find_lmdeploy() -> Lmdeploy:
 
 
 def lmdeploy_if_needed(engine: str | None) -> Lmdeploy:
-    """Find LMDeploy; if it is missing and another engine may be chosen, return it without ``argv``.
+    """Find LMDeploy; return an empty ``argv`` if LMDeploy is missing and may not be needed.
 
     Raises:
         PackageError: LMDeploy is missing or too old, and ``engine`` is one of its engines.

@@ -1,7 +1,7 @@
-"""An engine's log: its lines without their times, equal lines counted, in a file that is capped.
+"""An engine's log: lines without times, with counts of equal lines, in a file of limited size.
 
-TurboMind prints tens of thousands of equal lines a second when it hangs. So whole chunks are
-processed: one regular expression removes the times, and only lines that differ are looked at.
+A hanging TurboMind prints tens of thousands of equal lines a second. So whole chunks are processed:
+one regular expression removes the times, and equal lines become one line with a count.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _TIME: Final = re.compile(
 )
 _CAP: Final = 16 << 20
 _LONGEST_LINE: Final = 1 << 16
-#: The most chunks, of up to 64 KiB as a pipe holds, that may wait to be written to disk.
+#: The most chunks that may wait for the disk; a chunk has up to 64 KiB, as a pipe holds.
 _ROOM: Final = 64
 _LOST: Final = "\n    (lines are missing here: the disk was full or slow)\n"
 #: The line that replaces equal lines.
 _REPEATED: Final = "    (the line above came {} more times)"
-#: A line without its time, and how often it came in a row.
+#: A line without its time, and how often the line was printed in a row.
 Run = tuple[str, int]
 
 
 class LogFile:
-    """Takes an engine's output in chunks, writes it to a file, and returns its lines.
+    """Takes an engine's output in chunks, writes the output to a file, and returns the lines.
 
     After ``cap`` bytes a new file begins; the previous file is kept as ``path`` with ``.1``
-    appended. If the file cannot be opened and is not ``required``, each write tries again.
+    appended. If a file that is not ``required`` cannot be opened, each write tries again.
 
     Raises:
         OSError: the file is required, and cannot be opened.
@@ -70,30 +70,30 @@ class LogFile:
         return runs
 
     def _keep(self, whole: bytes) -> Iterator[Run]:
-        """Write each line that differs from the line before; yield all lines with their counts.
+        """Write each line that differs from the previous line; yield all lines with counts.
 
-        A progress bar redraws its line after carriage returns: only its last state is yielded.
+        A progress bar redraws its line after carriage returns; only the last state is yielded.
         """
-        times = whole.split(b"\n")
+        lines = whole.split(b"\n")
         keys = _TIME.sub(rb"\1", whole).split(b"\n")
         out: list[bytes] = []
-        at = 0
+        place = 0
         for key, run in groupby(keys):
             count = sum(1 for _ in run)
             if key == self._last and key:
                 self._repeats += count
             else:
-                out += [*self._repeated(), times[at]]
+                out += [*self._repeated(), lines[place]]
                 self._last, self._repeats = key, count - 1
-            at += count
+            place += count
             last = key.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in key else key
             yield last.decode(errors="replace"), count
         self._write(out)
 
     def _repeated(self) -> list[bytes]:
-        """Return a line that says how often the last line was repeated, and reset the count.
+        """Return a line with the number of repetitions of the last line, and reset the number.
 
-        Empty if the last line was not repeated.
+        Empty without repetitions.
         """
         count, self._repeats = self._repeats, 0
         return [_REPEATED.format(count).encode()] if count else []

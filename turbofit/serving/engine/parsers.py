@@ -1,6 +1,6 @@
-"""Chooses LMDeploy's parsers of tool calls and of reasoning, by the model's family.
+"""Chooses LMDeploy's parsers of tool calls and of reasoning for a model's family.
 
-``presets/engines/parsers.yaml`` is the table.
+The table is ``presets/engines/parsers.yaml``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kind = Literal["tool", "reasoning"]
 _OPTIONS: Final[dict[Kind, str]] = {
     "tool": "--tool-call-parser", "reasoning": "--reasoning-parser",
 }  # fmt: skip
-#: The tag that LMDeploy's reasoning parser needs in the tokenizer, or its server does not start.
+#: The tag that LMDeploy's reasoning parser needs in the tokenizer; without it no server starts.
 _THOUGHT: Final = b"<think>"
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
 
@@ -45,7 +45,7 @@ def _rows() -> dict[Kind, tuple[_Row, ...]]:
 
 
 def parser_of(kind: Kind, model: Model) -> str | None:
-    """Return LMDeploy's own name of the parser of a model's family; None if it has none."""
+    """Return LMDeploy's name of the parser for a model's family; None if there is no parser."""
     for row in _rows()[kind]:
         if row.architecture in (None, model.architecture) and re.search(
             row.name, model.name, re.IGNORECASE
@@ -60,7 +60,7 @@ def parser_options(model: Model, folder: Path, given: Sequence[str]) -> Iterable
     Args:
         model: the model of the plan.
         folder: the model folder that the engine loads.
-        given: options that the user passes on; a parser among them is kept.
+        given: the user's options for LMDeploy; a parser in them is kept.
     """
     for kind, option in _OPTIONS.items():
         parser = parser_of(kind, model)

@@ -1,4 +1,4 @@
-"""An engine on pretend GPUs: how it is launched, and how much memory it uses."""
+"""An engine on pretend GPUs: the launch of the engine, and its memory."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from turbofit.serving.engine.launches import Launch, StartCommand
 def with_checkpoint(plan: Plan, folder: Path) -> Plan:
     """Return the plan with a checkpoint on disk: the model's own, or a twin made in ``folder``.
 
-    A twin has a checkpoint's headers without weights; its folder has the name of the model.
+    A twin has a checkpoint's headers without weights; the twin's folder has the model's name.
 
     Raises:
-        UsageError: the model's own checkpoint is needed, and it is not on disk.
+        UsageError: the model's own checkpoint is needed, and is not on disk.
     """
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
     # LMDeploy chooses chat templates by the folder's name.
@@ -48,8 +48,8 @@ def with_checkpoint(plan: Plan, folder: Path) -> Plan:
 class PretendLaunch(Launch):
     """An engine on pretend GPUs: LMDeploy's own server and engine, which compute nothing.
 
-    Each start has a machine of its own, whose scenario and timeline go into ``folder``. Once the
-    engine is ready, its forwards take ``factor`` times the forecast's seconds.
+    Each start has a pretend machine of its own, with a scenario and a timeline in ``folder``.
+    Forwards of a ready engine take ``factor`` times the forecast's seconds.
     """
 
     plan: Plan
@@ -97,21 +97,21 @@ class PretendUsage(Struct):
 class PretendReader:
     """Reads how much memory one start of a group's engine uses on its pretend GPUs.
 
-    ``timeline`` is `StartCommand.timeline`. Each reading of TurboMind's timeline begins
-    where the last reading ended.
+    ``timeline`` is `StartCommand.timeline`. Each reading of TurboMind's timeline begins at the end
+    of the last reading.
     """
 
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
         self.timeline = timeline
         self._plan, self._group = plan, group
         self._machine = charged(plan, group)
-        #: The supervisor's thread and the gateway's both read the timeline.
+        #: The supervisor's thread and the gateway's thread read the timeline.
         self._reading = Lock()
         self._memory: ProcessMemory | None = None
         self._events: TimelineReader | None = None
 
     def usages(self) -> tuple[PretendUsage, ...]:
-        """Return the use of each of the group's pretend GPUs so far; empty if it cannot be read."""
+        """Return the use of each pretend GPU of the group so far; empty if unreadable."""
         with self._reading:
             sizes = self._torch_held() if self._plan.backend.on_torch else self._turbomind_held()
         indices = self._plan.groups[self._group]
@@ -148,5 +148,5 @@ class PretendReader:
         try:
             return self._memory.read(self._events.new_events())
         except (OSError, ValueError, LookupError):
-            self._memory = None  # an event may be half read: the next reading begins anew
+            self._memory = None  # an event may be incomplete: the next reading begins anew
             return None

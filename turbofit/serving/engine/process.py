@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _LOG: Final = LazyLogger(__name__)
 
-#: Seconds between two reads of an engine that prints without pause. This limits the wake-ups, and
-#: slows the engine: a full pipe holds 64 KiB.
+#: Seconds between two reads of an engine that prints without pause. The pause saves wake-ups, and
+#: slows the engine, since a pipe holds 64 KiB.
 _PAUSE: Final = 0.02
 _CHUNK: Final = 1 << 20
 
@@ -38,8 +38,8 @@ class EngineProcess:
     """An engine's command in its own process group; a thread keeps its output in a log.
 
     Create it in the main thread: the kernel kills the engine when the creating thread ends.
-    ``spawn`` starts the command; None means `child`. If ``log_required``, the command starts only
-    if its log can be opened.
+    ``spawn`` starts the command; None means `child`. ``log_required``: the command starts only if
+    its log can be opened.
 
     Raises:
         LaunchError: the command cannot be started.
@@ -55,7 +55,7 @@ class EngineProcess:
         log_required: bool = True,
     ) -> None:
         self.runs: deque[Run] = deque()
-        try:  # before the engine exists, which would have to be ended
+        try:  # before the start, since a running engine would have to be ended
             self._file = LogFile(log, required=log_required)
         except OSError as exc:
             raise LaunchError(
@@ -79,7 +79,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """The process id, which is also that of its process group."""
+        """The id of the process and of its process group."""
         return self._process.pid
 
     def poll(self) -> int | None:
@@ -90,7 +90,7 @@ class EngineProcess:
         return [self.runs.popleft() for _ in range(len(self.runs))]
 
     def send(self, number: signal.Signals) -> None:
-        with suppress(PermissionError):  # then only `kill_group` is left
+        with suppress(PermissionError):  # `kill_group` comes later
             self._process.send_signal(number)
 
     def wait(self, seconds: float) -> None:
@@ -98,12 +98,12 @@ class EngineProcess:
             self._process.wait(max(0.0, seconds))
 
     def kill_group(self) -> None:
-        """Kill the rest of the group; safe in a signal handler, since it takes no lock."""
+        """Kill the group's processes; safe in a signal handler, since no lock is taken."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def kill(self, seconds: float) -> bool:
-        """Kill the rest of the group; returns whether the engine has ended within ``seconds``.
+        """Kill the group's processes; return whether the engine ended within ``seconds``.
 
         A process that waits in the driver, for example for a lost card, outlives SIGKILL.
         """
@@ -112,9 +112,9 @@ class EngineProcess:
         return self.poll() is not None
 
     def finish(self, seconds: float = 2.0) -> list[Run]:
-        """Return the last lines after the engine's end; wait at most ``seconds`` for them.
+        """Return the last lines after the engine's end; wait at most ``seconds`` for the lines.
 
-        The wait is limited because a grandchild may hold the pipe open.
+        The wait is limited, since a grandchild may keep the pipe open.
         """
         self._reader.join(seconds)
         return self.take()

@@ -1,9 +1,9 @@
-"""Keeps a process that has imported an engine's modules, and becomes an engine when it is told to.
+"""Keeps a standby: a process that has imported an engine's modules and can become an engine.
 
-Imports take most of a start. While a server runs, its standby process has done them and holds no
-memory of a card. It becomes the engine at a restart, a wake-up or a turn, of any model. Its process
-group, guard and output are an engine's from the beginning (`core.process.guard`: the kernel kills
-it when turbofit dies). The message that makes it an engine brings the command and environment.
+Imports take most of a start. While a server runs, its standby has done the imports and holds no
+memory of a card. At the next start of an engine, of any model, the standby becomes the engine. A
+standby has the process group, guard and output of an engine (`core.process.guard`: the kernel kills
+the standby when turbofit dies). A message tells the standby the engine's command and environment.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ _IMPORTS: Final = {
         "turbofit.rehearsal.turbomind.server:preload", *_LMDEPLOY,
     ),
 }  # fmt: skip
-#: Variables that are read only once an engine runs. An import may read any other.
+#: Variables that only a running engine reads. Imports may read any other variable.
 _LATE: Final = (
     KEY, THREADS, CACHE, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "TURBOFIT_PRETEND_SCENARIO",
     "TURBOFIT_PRETEND_MACHINE", *VARIABLES,
 )  # fmt: skip
-#: Libraries of this variable read a pretend machine while torch is imported.
+#: Libraries in this variable read a pretend machine during the import of torch.
 _PRELOADED: Final = "LD_PRELOAD"
-#: Bytes of host memory that must be available before a standby starts, and those that it takes.
+#: Bytes of host memory that must be available for a standby, and bytes that a standby takes.
 LEAST_AVAILABLE: Final = 8 * GIB
 STANDBY_BYTES: Final = 1 * GIB
 _LOOK_SECONDS: Final = 1.0
-#: Seconds in which a standby must answer, or be seen to import, when it is told what it becomes.
+#: Seconds in which a standby must answer the message or go on importing.
 _ANSWER_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.02
-#: Seconds until another standby begins after one that ended by itself.
+#: Seconds between the unexpected end of a standby and the start of another standby.
 _PAUSE_SECONDS: Final = 60.0
-#: Seconds to wait after SIGKILL: a process in a system call may outlive it.
+#: Seconds to wait after SIGKILL, which a process in a system call may outlive.
 _END_SECONDS: Final = 10.0
 
 
@@ -78,7 +78,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(argv: Sequence[str], env: Mapping[str, str]) -> Kind | None:
-    """Return the kind of an engine's command; None if no standby can become such an engine."""
+    """Return the kind of an engine's command; None if no standby can become this engine."""
     words = tuple(argv[:3])
     if words[:2] != (sys.executable, ENTRY) or words[2] not in _IMPORTS or _PRELOADED in env:
         return None
@@ -113,19 +113,19 @@ class Standby:
         return self._process.pid
 
     def become(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Tell the standby which engine it becomes; return its process.
+        """Send the standby an engine's command and environment; return the process.
 
         Raises:
             OSError: the standby has ended, or gives no sign of life in time.
         """
         environment = {name: env.get(name) for name in _LATE}
-        told = json.dumps({"environment": environment, "words": list(words)})
+        message = json.dumps({"environment": environment, "words": list(words)})
         before, until = processor_seconds(self.pid), time.monotonic() + _ANSWER_SECONDS
         self._talk.settimeout(_ANSWER_SECONDS)
         with self._talk:
-            self._talk.sendall(told.encode() + b"\n")
+            self._talk.sendall(message.encode() + b"\n")
             self._talk.settimeout(_POLL_SECONDS)
-            while processor_seconds(self.pid) <= before:  # else it imports, or answers just now
+            while processor_seconds(self.pid) <= before:  # processor time is a sign of life
                 if time.monotonic() >= until:
                     raise TimeoutError
                 with suppress(TimeoutError):
@@ -146,7 +146,7 @@ class Standby:
 
 
 class StandbyStarter:
-    """Keeps one standby process for a server, of the same kind as the last engine that was started.
+    """Keeps one standby for a server, of the same kind as the last started engine.
 
     ``available`` returns the bytes of host memory that are available. Any thread may call `spawn`;
     only the main thread may call the other methods.
@@ -160,15 +160,15 @@ class StandbyStarter:
         self._again = 0.0
 
     def expect(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """Expect an engine with this command: `look` starts a standby for it."""
+        """Expect an engine with this command; `look` starts a standby of its kind."""
         with self._lock:
             self._kind = kind_of(argv, env)
 
     def spawn(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start an engine: the standby becomes it, or a new process if the standby does not fit."""
+        """Start an engine: the standby if it fits, else a new process."""
         kind = kind_of(argv, env)
         with self._lock:
-            # A standby that has ended or is of another kind is dropped; `look` starts the next.
+            # A standby that does not fit is dropped; `look` starts the next standby.
             self._kind, standby, self._standby = kind, self._standby, None
         if standby is not None:
             if standby.fits(kind):
@@ -179,11 +179,10 @@ class StandbyStarter:
         return child(argv, env)
 
     def look(self, needed: int = 0) -> None:
-        """Start a standby if none runs; end it if it is of no use, or if host memory runs short.
+        """Start a missing standby; end a standby that does not fit, or if host memory runs short.
 
-        ``needed``: bytes of host memory that must stay for engines which do not run now. Outside
-        the main thread it does nothing: the kernel would end the standby together with its creating
-        thread.
+        ``needed``: bytes of host memory that must stay free for sleeping engines. Outside the main
+        thread nothing happens, since the kernel ends a standby together with its creating thread.
         """
         now = time.monotonic()
         if current_thread() is not main_thread() or now < self._again:
@@ -192,7 +191,7 @@ class StandbyStarter:
         available, least = self._available(), max(LEAST_AVAILABLE, needed + STANDBY_BYTES)
         with self._lock:
             kind, standby = self._kind, self._standby
-            # A running standby stays until much less is available, or it would come and go.
+            # A running standby may stay with half of this memory, so that it does not come and go.
             if standby is not None and standby.fits(kind) and available >= least // 2:
                 return
             self._standby = None
@@ -219,7 +218,7 @@ class StandbyStarter:
 
 @contextmanager
 def standby_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[StandbyStarter | None]:
-    """Keep a standby for a server until the server ends; yields None if no standby is wanted."""
+    """Keep a standby for a server until the server ends; yield None with ``no_standby``."""
     if config.no_standby:
         yield None
         return

@@ -37,39 +37,39 @@ if TYPE_CHECKING:
 
 #: The longest request may take this many times its forecast (measured: 1.3 times).
 _FORECASTS: Final = 4
-#: The share of a processor above which a process counts as working. An idle LMDeploy that is asked
-#: for a token every few seconds needs a hundredth.
+#: The share of a processor above which a process counts as working. An idle LMDeploy takes a
+#: hundredth of a processor.
 _SHARE: Final = 0.05
-#: Parts of `Timing.silence`: when observing begins, its interval, and when doubt begins.
+#: Parts of `Timing.silence`: the beginning and the interval of observing, the beginning of doubt.
 _FIRST, _EVERY, _DOUBT = 0.25, 0.1, 0.5
 _LOG: Final = LazyLogger(__name__)
 
 #: Seconds between two readings of how many processes the kernel killed for lack of memory.
 _COUNT_SECONDS: Final = 30.0
-#: Seconds for one completion: a server whose engine is dead refuses it immediately.
+#: Seconds for one completion; the server of a dead engine refuses a completion immediately.
 _CONFIRM_SECONDS: Final = 2.0
 EngineState = Literal["waiting", "starting", "ready", "broken"]
-#: The states of an engine: which may follow each, and who moves the engine there. A ready engine
-#: that gives no sign of life stays ready, and clients are sent elsewhere (`Supervision.on_doubt`).
-#: A server with `--idle` whose engines sleep has no supervisor (`gateway.idle.State`).
+#: For each state of an engine: the next states, and who moves the engine to each of them. A ready
+#: engine without a sign of life stays ready, and its clients go elsewhere (`Supervision.on_doubt`).
+#: With `--idle`, sleeping engines have no supervisor (`gateway.idle.State`).
 NEXT_STATES: Final[dict[EngineState, dict[EngineState, str]]] = {
-    "waiting": {"starting": "the supervisor, at `again_at`, once no process is left"},
+    "waiting": {"starting": "the supervisor, at `again_at`, when no process is left"},
     "starting": {
-        "ready": "the engine's own look, once its probe was answered",
-        "waiting": "the supervisor, after an end that another start may mend, or if it has served "
-        "and cannot be started now",
+        "ready": "the engine's own look, after an answer to its probe",
+        "waiting": "the supervisor, after an end that another start may mend, or if an engine that "
+        "had served cannot be started now",
         "broken": "the supervisor, after more than `Timing.restarts` ends in `Timing.window`",
     },
     "ready": {"waiting": "as from starting", "broken": "as from starting"},
-    "broken": {"starting": "the supervisor, at `again_at`, once no process is left"},
+    "broken": {"starting": "the supervisor, at `again_at`, when no process is left"},
 }
 
 
 class Silence:
-    """Measures how long one start of an engine has given no sign of life.
+    """Measures for how long one start of an engine has given no sign of life.
 
-    ``group`` is its process group; ``pretend``: its GPUs are not real, and work until the time that
-    ``clock`` tells.
+    ``group`` is the engine's process group. ``pretend``: the GPUs are not real. ``clock`` has the
+    time until which pretend GPUs work.
     """
 
     def __init__(
@@ -85,25 +85,25 @@ class Silence:
         self._plan, self._engine, self._timing = plan, engine, timing
         self._group, self._clock = group, clock
         self._uuids = () if pretend else tuple(ledger.uuid for ledger in engine.ledgers)
-        #: When the engine last gave a sign and was last observed; the processor seconds used until
-        #: then.
+        #: The times of the engine's last sign of life and of the last observation, and the
+        #: processor seconds at the last observation.
         self._worked_at = self._looked_at = float("-inf")
         self._used = 0.0
-        #: How much slower than life pretend GPUs are.
+        #: The factor by which pretend GPUs are slower than the forecast.
         self._slower = 1.0
-        #: The time of the last look, and of the last one that came long after the look before.
+        #: The time of the last look, and of the last look after a long time without looks.
         self._seen_at, self._awake_at = float("inf"), float("-inf")
-        #: The time at which the engine counts as hung if no sign comes.
+        #: The time at which an engine without a sign of life counts as hung.
         self.ends_at = float("inf")
 
     def look(
         self, now: float, ready_at: float, owing: Sequence[Owing]
     ) -> Literal["answers", "works", "doubtful", "hung"]:
-        """Judge whether the engine lives, by the answers that it owes and the work that it shows.
+        """Judge whether the engine lives, by the answers that it owes and by signs of its work.
 
-        Returns "answers" if no answer is late, "works" if one is late but the engine computes,
-        "doubtful" if the engine has done nothing for a while, and "hung" if it must be ended. Time
-        before ``ready_at`` does not make an answer late.
+        Return "answers" if no answer is late, "works" if an answer is late but the engine computes,
+        "doubtful" if the engine has done nothing for a while, and "hung" if the engine must be
+        ended. Time before ``ready_at`` does not make an answer late.
         """
         most = self._timing.silence
         if now - self._seen_at >= _FIRST * most:
@@ -121,7 +121,7 @@ class Silence:
             self._looked_at, self._used = now, used
             if works or (self._uuids and any_busy(self._uuids) is not False):
                 self._worked_at = now
-            if self._clock is not None:  # a pretend card that works costs no processor time
+            if self._clock is not None:  # a pretend card works without processor time
                 reading = self._clock.read()
                 self._worked_at = max(self._worked_at, min(now, reading.until))
                 self._slower = max(1.0, reading.factor)
@@ -138,15 +138,15 @@ class Silence:
 
 
 class Examiner(Protocol):
-    """Sends engines more requests than a usual start does, before they count as ready."""
+    """Sends engines more requests than a usual start, before the engines count as ready."""
 
     def begin(self, plan: Plan) -> None:
-        """Prepare for the engines of this plan, which are about to start."""
+        """Prepare for the start of this plan's engines."""
 
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """Send a healthy engine requests by ``ask``; runs in the probe's thread.
+        """Send requests to a healthy engine by ``ask``, in the probe's thread.
 
         Raises:
             LaunchError: the engine must not become ready.
@@ -155,18 +155,17 @@ class Examiner(Protocol):
 
 @dataclass(frozen=True)
 class Supervision:
-    """What a launcher gives to the supervisor of its engines: settings, and functions to call.
+    """Settings of a supervisor, and functions that the supervisor calls.
 
-    ``worst_cases`` sends an engine worst-case requests before it is ready. ``before_start`` is
-    called before each start of an engine, and may raise a `TurbofitError`. ``clients`` returns the
-    gateway's clients of the engine with this index, None if no gateway serves. These are called
-    when:
+    ``worst_cases`` sends an engine worst-case requests before the engine is ready. ``before_start``
+    is called before each start of an engine, and may raise a `TurbofitError`. ``clients`` returns
+    the gateway's clients of the engine with this index, None if no gateway serves. The supervisor
+    calls:
 
-    - ``on_end``: an engine has ended that had served, or that will be started again.
-    - ``on_back``: a restarted engine is ready, and it had served before or others served meanwhile.
-    - ``on_doubt``: the engine with this index gives no sign of life, and will be ended at this
-      time if none comes.
-    - ``on_rest``: all engines are left alone for a while; with None, an engine is started again.
+    - ``on_end`` when an engine ends that had served, or that will be started again;
+    - ``on_back`` when an engine is ready again while the server is open;
+    - ``on_doubt`` when the engine with this index gives no sign of life, with the time of its end;
+    - ``on_rest`` when all engines rest, and with None when an engine is started again.
     """
 
     say: Callable[[str], None]
@@ -183,9 +182,9 @@ class Supervision:
 
 
 class SupervisedEngine:
-    """One group's engine through all its starts; its log goes into ``folder``.
+    """The engine of one group through all its starts; the log is a file in ``folder``.
 
-    ``index`` is its place among the engines of its supervisor.
+    ``index`` is the engine's place among the engines of the supervisor.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -209,21 +208,21 @@ class SupervisedEngine:
         self.again_at = 0.0
         self.was_ready = False
         self.process: EngineProcess | None = None
-        #: Reads from the log what the start does on pretend GPUs; None on real ones.
+        #: Reads the memory in use on pretend GPUs; None on real GPUs.
         self.pretended: PretendReader | None = None
-        #: Tells how the time of pretend GPUs passes; None on real ones, and where it does not.
+        #: The clock of pretend GPUs; None on real GPUs, and if forwards take no time.
         self.clock: ClockFile | None = None
         self.tracker = StartupTracker(plan, self.planned, self.log)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
-        #: This start's watch for silence, and the time when the engine became ready.
+        #: The silence of the present start, and the time at which the engine became ready.
         self.silence: Silence | None = None
         self._ready_at = 0.0
-        #: The time at which clients were told that the engine will end.
+        #: The end of the engine that clients were told last.
         self._doubted = float("inf")
         self._ends: list[float] = []
         self._began = self._counted = self._heard = 0.0
-        #: The number of processes that the kernel had killed, at the last two readings.
+        #: The kernel's count of killed processes, at the last two readings.
         self._kills: tuple[int | None, int | None] = (None, None)
         self._silence_told = False
 
@@ -245,7 +244,7 @@ class SupervisedEngine:
         """Start the engine, in the main thread.
 
         Raises:
-            OSError, TurbofitError: it cannot be started.
+            OSError, TurbofitError: the engine cannot be started.
         """
         self._move("starting")
         self._supervision.before_start()
@@ -259,7 +258,7 @@ class SupervisedEngine:
         self._began = self._counted = self._heard = self._clock()
         self._kills = (host_kills(),) * 2
         self.tracker = StartupTracker(self.plan, self.planned, self.log, self._began)
-        # If the disk is not writable, a restart has no log, but the engine still starts.
+        # On a full disk, a restart has no log, but the engine starts.
         self.process = EngineProcess(
             start_command.argv, start_command.env, self.log, self.launch.spawn,
             log_required=self.starts == 1,
@@ -267,7 +266,7 @@ class SupervisedEngine:
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
-        # If it has served, a worst case together with clients' requests would exceed the plan.
+        # After a restart, a worst case beside clients' requests would exceed the plan.
         worst_cases = self._supervision.worst_cases
         asks = None if worst_cases is None or self.was_ready else partial(worst_cases, self)
         self.silence = Silence(
@@ -284,17 +283,16 @@ class SupervisedEngine:
         self._probe.start()
 
     def look(self, now: float, *, last: bool = False) -> End | None:
-        """Read the new lines of the engine's log; return its end if it has ended or must be ended.
+        """Read the log's new lines; return the end of an engine that has ended or must be ended.
 
-        ``last``: there is no later look, so do not wait for the log to explain why the engine's
-        loop ended.
+        ``last``: no later look follows, so the look does not wait for the log's reason of the end.
         """
         process, probe = self.process, self._probe
         if process is None or probe is None:
             return None
         code = process.poll()
         self._read(process, code, now)
-        # If the engine's loop has ended, the signal that kills the rest is not the cause.
+        # After the end of the engine's loop, a signal to the other processes is not the cause.
         if code is not None and not self.tracker.failing:
             return self._ended(code)
         if self.tracker.fallback:
@@ -307,8 +305,8 @@ class SupervisedEngine:
         """Read the engine's new output, and update its phase."""
         lines = process.take() if code is None else process.finish()
         if code is None:
-            # Evidence that the engine has survived cannot explain a later end. The last reading of
-            # kills is too recent: the kernel may report a kill seconds later.
+            # Errors that the engine has survived do not explain a later end. Two readings of kills
+            # are kept, since the kernel may report a kill seconds late.
             if self._probe is not None:
                 self.tracker.survived(self._probe.lived)
             if now - self._counted >= _COUNT_SECONDS:
@@ -321,15 +319,15 @@ class SupervisedEngine:
 
     def _loop_ended(self, code: int | None) -> End | None:
         if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
-            self.tracker.survived(float("inf"))  # the line only looked like the engine's own
+            self.tracker.survived(float("inf"))  # another program's line looked like the engine's
             return None
         return self._ended(None)
 
     def _given_up(self, probe: Probe, now: float) -> End | None:
-        """Return an end for an engine that runs but is of no use any more; None if it is well."""
+        """Return an end for a running engine that cannot serve; None if the engine is well."""
         if self.tracker.hangs(now):
             return self.tracker.death()
-        # The loop fails its requests as it ends; the reason comes later, in the log.
+        # A loop that ends fails its requests first; the log shows the reason later.
         if probe.error is not None and not self.tracker.failing:
             hint = f"{probe.error.hint} ({self.log})"
             kind: EndKind = "crash" if self.was_ready else "refused"
@@ -342,12 +340,12 @@ class SupervisedEngine:
         return self._hung(probe, now)
 
     def _hung(self, probe: Probe, now: float) -> End | None:
-        """Return an end for an engine that hangs; None if it is well or only slow (`Silence`)."""
+        """Return an end for a hanging engine; None if the engine is well or slow (`Silence`)."""
         silence, clients = self.silence, self.clients
         if silence is None or not self._timing.liveness:
             return None
         if self.state != "ready":
-            # It does not listen yet, answers the worst cases, or was ended and waits.
+            # The engine does not listen yet, answers the worst cases, or waits for a restart.
             if self.state != "starting" or not probe.owes:
                 return None
             clients = None
@@ -360,9 +358,9 @@ class SupervisedEngine:
         return None
 
     def end(self, seconds: float) -> bool:
-        """Kill the engine's remaining processes; returns whether they ended within ``seconds``.
+        """Kill the engine's remaining processes; return whether they ended within ``seconds``.
 
-        If they did not, `process` stays set, and their memory stays in use.
+        If a process has not ended, `process` stays set, and the memory stays in use.
         """
         self.quiet()
         if self.process is not None and self.process.kill(seconds):
@@ -375,7 +373,7 @@ class SupervisedEngine:
             self._probe.stop()
 
     def wait(self, now: float) -> float | None:
-        """Schedule the next start; return the pause in seconds, None after too many ends."""
+        """Schedule the next start; return the pause in seconds, or None after too many ends."""
         timing = self._timing
         self._ends = [*(end for end in self._ends if now - end < timing.window), now]
         ends = len(self._ends)
@@ -393,7 +391,7 @@ class SupervisedEngine:
         self.state = state
 
     def spent(self) -> dict[str, float]:
-        """Return seconds that each phase of this start has taken so far."""
+        """Return the seconds of each phase of this start so far."""
         times = [*self.tracker.phases, ("", self._clock())]
         return {
             name: round(after - at, 3)
@@ -403,7 +401,7 @@ class SupervisedEngine:
 
     @property
     def start_seconds(self) -> float:
-        """Seconds that this start has taken so far, without the worst-case requests."""
+        """The seconds of this start so far, without the worst-case requests."""
         return sum(seconds for phase, seconds in self.spent().items() if phase != "check")
 
     def _follow(self, now: float) -> None:
@@ -414,7 +412,7 @@ class SupervisedEngine:
         if probe.ready.is_set():
             self._move("ready")
             self.was_ready, self._ready_at = True, now
-            if self.clock is not None:  # the worst cases of the start took no time
+            if self.clock is not None:  # the worst cases of a start take no time
                 self.clock.run()
             lines = self.tracker.enter("ready", now)
         elif probe.worst_cases is not None and probe.healthy.is_set():
@@ -423,7 +421,7 @@ class SupervisedEngine:
             self._tell(line)
 
     def _listen(self, printed: bool, now: float) -> None:
-        """Say, once for each long silence of a starting engine, what the silence may mean."""
+        """Explain each long silence of a starting engine once."""
         if printed or self.state != "starting" or self.tracker.phase in ("serving", "check"):
             self._heard, self._silence_told = now, False
         elif not self._silence_told and now - self._heard >= self._timing.quiet:

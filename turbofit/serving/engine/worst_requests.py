@@ -1,7 +1,7 @@
-"""The requests that an engine must answer before it counts as ready.
+"""The requests that an engine must answer before the engine counts as ready.
 
-The first is the worst request that a client may send. The second brings the executor's pool to its
-planned size. The second goes directly to the engine, since the gateway would refuse it.
+The first request is the worst request of a client. The second request brings the executor's pool to
+its planned size, and goes directly to the engine, since the gateway would refuse the request.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _ANSWER: Final = 2
 #: Tokens after the images in a chat, and around each image, estimated.
 _AFTER: Final = 8
 _AROUND: Final = 2
-#: Tokens by which the estimates above may be wrong.
+#: The error of the estimates above, in tokens.
 _SLACK: Final = 15
-#: The share of the fullest forward's units that the cheaper request must bring together.
+#: The share of the fullest forward's units that a cheaper request must have.
 _NEARLY: Final = 0.98
-#: Tokens of a row of a full batch, at least a block of the cache. A row's answer lasts longer than
-#: the arrival of the other rows, each of which takes at most a step of decoding.
+#: Tokens of a row of a full batch: at least a block of the cache. A row's answer must last until
+#: all rows have arrived; each row takes at most one step of decoding to arrive.
 _LEAST_ROW: Final = 64
 _ROW_ANSWER: Final = 256
 _STEPS_A_ROW: Final = 4
@@ -41,14 +41,14 @@ _SMALL_ANSWER: Final = 8
 _TOKEN: Final = 100
 _WORD: Final = " a"
 _PROBE_TOKENS: Final = 64
-#: A short prompt has at most this part of a session in words, of at most two tokens each.
+#: A short prompt's words are at most this part of a session; a word has at most two tokens.
 _SHORT: Final = 8
-#: The share of the context that is filled: a tokenizer may split a long prompt's words differently.
+#: The filled share of the context: a tokenizer may split a long prompt's words differently.
 _SHARE: Final = 0.99
-#: The check: ``auto`` sends the worst cases if they were not yet answered here, else one small
-#: request; ``full`` always sends the worst cases, ``quick`` always the small request.
+#: The check: ``auto`` sends the worst cases of a plan without a proof, else one small request.
+#: ``full`` always sends the worst cases, ``quick`` always the small request.
 CheckMode = Literal["auto", "full", "quick", "none"]
-#: Seconds of the worst cases, by forecast, above which the cheaper request is sent.
+#: The forecast seconds of the worst cases above which the cheaper request is sent.
 LONG: Final = 20.0
 #: Tokens of a chat's prompt around its images, slightly overestimated.
 _TEXT: Final = 64
@@ -64,10 +64,10 @@ def worst_image(plan: Plan) -> DummyImage | None:
 
 
 class ProbeRequest(NamedTuple):
-    """A POST to an engine, with its purpose (``name``) and the work that it gives the engine.
+    """A POST to an engine, with its purpose (``name``) and its work for the engine.
 
-    ``units`` are the vision units of each image. ``rows`` prompts of ``tokens`` text tokens are
-    sent, and each gets an answer of ``answer`` tokens.
+    ``units`` are the vision units of each image. The request has ``rows`` prompts of ``tokens``
+    text tokens; each answer has ``answer`` tokens.
     """
 
     name: str
@@ -90,7 +90,7 @@ def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
 
 
 def worst_image_tokens(plan: Plan) -> int:
-    """Return how many tokens the images of `worst_request` have, without the tokens around them."""
+    """Return the tokens of the images of `worst_request`, without the tokens around an image."""
     image, rule, limits = worst_image(plan), plan.model.image_rule, plan.promise.limits
     if image is None or rule is None or limits.image_limit is None:
         return 0
@@ -100,8 +100,8 @@ def worst_image_tokens(plan: Plan) -> int:
 def fullest_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> ProbeRequest | None:
     """Return the request that brings the executor's pool to its planned peak.
 
-    None if `worst_request` does so already. ``text``: tokens of a chat's prompt without its images,
-    as the engine counted them.
+    None if `worst_request` brings the pool to this peak. ``text``: the engine's count of a chat's
+    prompt tokens, without the images.
     """
     deciding = next((term.term for gpu in engine.ledgers for term in gpu.terms if term.worst), "")
     worst = _WORST[deciding](plan, engine, model, text) if deciding in _WORST else None
@@ -109,13 +109,13 @@ def fullest_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> Pr
 
 
 def every_worst(plan: Plan, engine: EnginePlan, model: str, text: int) -> tuple[ProbeRequest, ...]:
-    """Return all worst cases but `worst_request`, each named after its term of the ledger."""
+    """Return all worst cases except `worst_request`, named after their terms in the ledger."""
     requests = (worst(plan, engine, model, text) for worst in _WORST.values())
     return tuple(filter(None, requests))
 
 
 def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
-    """Return a small request of each kind, to load kernels that the warm-up does not use."""
+    """Return a small request of each kind, which loads kernels that the warm-up does not load."""
     rule, requests = plan.model.image_rule, []
     if rule is not None and plan.promise.limits.vision_unit is not None:
         requests.append(_chat("a small image", plan, model, [rule.small_image]))
@@ -137,7 +137,7 @@ def _longest(plan: Plan, engine: EnginePlan, _model: str, _text: int) -> ProbeRe
 def _full_batch(_plan: Plan, engine: EnginePlan, model: str, _text: int) -> ProbeRequest:
     """Return one request whose prompts run together as a full batch.
 
-    Each prompt's answer is sampled from all tokens of the vocabulary.
+    All tokens of the vocabulary may be sampled in each answer.
     """
     rows = max(1, min(engine.settings.max_batch_size, engine.kv.tokens // _LEAST_ROW))
     room = min(engine.settings.session_len, engine.kv.tokens // rows) - _LEAST_ROW // 2
@@ -154,7 +154,7 @@ def _full_batch(_plan: Plan, engine: EnginePlan, model: str, _text: int) -> Prob
 
 
 def _images_that_meet(plan: Plan, engine: EnginePlan, model: str, text: int) -> ProbeRequest | None:
-    """Return a chat whose images bring the most vision units that a plan allows into one forward.
+    """Return a chat with images that bring the plan's most vision units into one forward.
 
     None if `worst_request`, the largest request of one client, has as many units.
     """
@@ -163,10 +163,10 @@ def _images_that_meet(plan: Plan, engine: EnginePlan, model: str, text: int) -> 
 
 
 def _meeting(plan: Plan, engine: EnginePlan, text: int, *, several: bool = False) -> Meeting:
-    """Return the images of a chat that bring the planned number of vision units into one forward.
+    """Return images of a chat that bring the planned number of vision units into one forward.
 
-    ``text``: tokens of the chat besides its images. ``several``: use several smaller images instead
-    of a single one, even if they have one percent fewer units.
+    ``text``: tokens of the chat without its images. ``several``: use several smaller images instead
+    of a single image, even if the smaller images have one percent fewer units.
     """
     rule, largest = plan.model.image_rule, worst_image(plan)
     if rule is None or largest is None:
@@ -189,10 +189,10 @@ _WORST: Final = {
 def cheaper_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> ProbeRequest | None:
     """Return a request that fills the pool like `fullest_forward`, but encodes images less often.
 
-    Some towers encode a whole image again in each forward that has a part of the image, which takes
-    long for the one large image of `fullest_forward`. This request has several smaller images, and
-    fills the pool half a percent less. None if the tower sees one tile at a time, if the engine
-    encodes each image once, or if there is no room for several images.
+    Some towers encode a whole image again in each forward with a part of the image. The one large
+    image of `fullest_forward` then takes long. This request has several smaller images, and fills
+    the pool half a percent less. None if the tower sees one tile at a time, if the engine encodes
+    each image once, or if there is no room for several images.
     """
     rule = plan.model.image_rule
     if rule is None or not rule.whole_image or not engine_of(plan).encodes_again:
@@ -204,7 +204,7 @@ def cheaper_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> Pr
 
 
 def image_part(image: DummyImage, colour: int = 0) -> JsonObject:
-    """Return a part of a chat message: an image of one ``colour``, with its own parameters."""
+    """Return a part of a chat message: an image of one ``colour``, with its parameters."""
     url = "data:image/png;base64," + b64encode(png(*image.size, colour)).decode()
     return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
@@ -231,9 +231,9 @@ def longest_request(
 ) -> ProbeRequest | None:
     """Return a request that fills the context, for an engine that takes no token ids.
 
-    Only the engine has the tokenizer: its counts for two short prompts show how many tokens a word
-    takes. The request also has the images of ``worst``, whose prompt has ``tokens`` tokens. None if
-    the engine does not count, or no room is left.
+    The engine's counts for two short prompts give the tokens of a word. The request also has the
+    images of ``worst``; ``tokens`` is the length of the prompt of ``worst``. None if the engine's
+    answers have no counts, or if no room is left.
     """
     least = max(1, min(_PROBE_TOKENS, engine.settings.session_len // _SHORT))
     few, more = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))
@@ -269,9 +269,9 @@ class Examined(Protocol):
 
 
 def ask_worst(examined: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
-    """Send requests that bring an engine's memory to the plan's peak before clients do.
+    """Send requests that bring an engine's memory to the plan's peak, before clients come.
 
-    ``ask`` sends a request and returns how many tokens its prompt has, 0 if unknown.
+    ``ask`` sends a request and returns the number of tokens of its prompt, 0 if unknown.
     """
     plan, engine = examined.plan, examined.planned
     if cheaper_check(plan, engine, model):
@@ -297,8 +297,8 @@ def ask_small(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) 
 def check_seconds(plan: Plan) -> float:
     """Return the forecast seconds of `ask_worst` for the slowest group; all groups work at once.
 
-    The forecast ignores that an engine prepares an image while it encodes another. Measured on an
-    H100 and an H200: 0.8 to 1.3 times the forecast.
+    The forecast ignores that an engine prepares an image while it encodes another image. The real
+    seconds on an H100 and an H200 were 0.8 to 1.3 times the forecast.
     """
     return max(
         seconds_of(plan, engine, cheaper_check(plan, engine) or whole_check(plan, engine, ""))
@@ -307,7 +307,7 @@ def check_seconds(plan: Plan) -> float:
 
 
 def cheaper_check(plan: Plan, engine: EnginePlan, model: str = "") -> tuple[ProbeRequest, ...]:
-    """Return the requests that replace the worst cases if these would take too long; else empty."""
+    """Return the cheaper requests that replace the worst cases above `LONG` seconds; else empty."""
     if seconds_of(plan, engine, whole_check(plan, engine, model)) <= LONG:
         return ()
     cheaper = cheaper_forward(plan, engine, model, _TEXT)
@@ -318,16 +318,16 @@ def cheaper_check(plan: Plan, engine: EnginePlan, model: str = "") -> tuple[Prob
 
 
 def whole_check(plan: Plan, engine: EnginePlan, model: str) -> tuple[ProbeRequest, ...]:
-    """Return the worst cases that `ask_worst` sends unless they take too long.
+    """Return the worst cases of `ask_worst`, which may be replaced above `LONG` seconds.
 
-    The length of a prompt's text is assumed, since only an engine can count it.
+    The length of a prompt's text is assumed, since only an engine counts tokens.
     """
     requests = worst_request(plan, model), fullest_forward(plan, engine, model, _TEXT)
     return tuple(filter(None, requests))
 
 
 def seconds_of(plan: Plan, engine: EnginePlan, questions: Iterable[ProbeRequest]) -> float:
-    """Return how many seconds one engine needs for these requests, one after another."""
+    """Return the forecast seconds of one engine for these requests, one after another."""
     group, account = engine_rates(plan, engine), engine_of(plan)
     questions = list(questions)
     forward = account.forward_tokens(engine.settings)

@@ -1,1 +1,1 @@
-"""Has LMDeploy's process prepare images on several threads, and each image only once."""
+"""Has LMDeploy's process prepare images on several threads, each image only once."""

@@ -1,7 +1,7 @@
-"""Keeps prepared images by a hash of their bytes and options, within a given memory.
+"""Keeps prepared images by a hash of their bytes and options, up to a number of bytes.
 
 Clients send a chat's pictures again with each turn. The cache keeps copies and returns copies, so
-that no request can change what another request gets.
+that no request can change the image of another request.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from inspect import ismethod
 from io import BytesIO
 from typing import Any, Final
 
-#: The attribute of an image that identifies the bytes it was made from.
+#: The attribute of an image with the hash of its encoded bytes.
 _SOURCE: Final = "turbofit_source"
-#: Formats whose pictures know their size before they are decoded.
+#: Formats in which Pillow knows a picture's size before decoding.
 _LATE: Final = ("JPEG", "MPO", "PNG", "WEBP")
 _PROCESSORS: Final = "lmdeploy.serve.processors.multimodal"
 
 
 def name_images() -> None:
-    """Have LMDeploy keep with each image a hash of the bytes from which it opened the image."""
+    """Have LMDeploy keep with each image a hash of the image's encoded bytes."""
     module: Any = __import__(_PROCESSORS, fromlist=["ImageMediaIO"])
     if not hasattr(module.ImageMediaIO, "named"):
         module.ImageMediaIO = _named(module.ImageMediaIO)
@@ -32,7 +32,7 @@ def name_images() -> None:
 
 def _named(base: Any) -> Any:
     class NamedImageIO(base):  # type: ignore[misc]
-        """LMDeploy's image reader, but it keeps a hash of an image's bytes, and decodes late."""
+        """LMDeploy's image reader, with a hash of an image's bytes and late decoding."""
 
         named = True
 
@@ -49,9 +49,9 @@ def _named(base: Any) -> Any:
 
 
 def digest(images: Any, *options: Any) -> bytes | None:
-    """Return a hash of images, also in nested lists, and options.
+    """Return a hash of images, also in nested lists, and of options.
 
-    None if the bytes of an image are not known.
+    None if an image has no hash of its bytes.
     """
     try:
         described = repr((_sources(images), options))
@@ -67,13 +67,13 @@ def _sources(images: Any) -> Any:
 
 
 def with_fingerprints(model: Any) -> Callable[..., Any]:
-    """Wrap a model's ``preprocess`` so that each image that it prepares gets a ``fingerprint``."""
+    """Wrap a model's ``preprocess`` so that each prepared image gets a ``fingerprint``."""
     preprocess = model.preprocess
 
     @wraps(preprocess)
     def named(messages: Any, *arguments: Any) -> Any:
         given = [item for item in model.collect_multimodal_items(messages) if item[0] == "image"]
-        options = arguments[1:]  # the first is the prompt, which is no part of an image
+        options = arguments[1:]  # the first argument is the prompt
         answer = preprocess(messages, *arguments)
         _name(given, _prepared(answer), options)
         return answer
@@ -82,7 +82,7 @@ def with_fingerprints(model: Any) -> Callable[..., Any]:
 
 
 def _prepared(answer: Any) -> list[Any]:
-    """Return the prepared images in an answer, whose form depends on the class of the model."""
+    """Return the prepared images in an answer; the answer's form depends on the model's class."""
     items = answer[-1]["content"] if isinstance(answer, list) else answer["multimodal"]
     return [item for item in items if "pixel_values" in item]
 
@@ -99,7 +99,7 @@ def _name(given: Sequence[Any], prepared: Sequence[Any], options: Any) -> None:
 
 
 class ImageCache:
-    """A cache of values of at most ``most`` bytes in all; drops the least recently used first."""
+    """A cache of at most ``most`` bytes, which drops the least recently used value first."""
 
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
@@ -113,7 +113,7 @@ class ImageCache:
                 return None
             self._kept.move_to_end(key)
             value = self._kept[key]
-        return deepcopy(value)  # without the lock, for which other threads would wait
+        return deepcopy(value)  # without the lock, since other threads wait for the lock
 
     def put(self, key: bytes, value: Any) -> None:
         """Keep a copy of a value, unless the value is larger than the cache."""
@@ -130,7 +130,7 @@ class ImageCache:
 
 
 def byte_size(value: Any) -> int:
-    """Return how many bytes all tensors and arrays in a processor's result take."""
+    """Return the bytes of all tensors and arrays in a processor's result."""
     if hasattr(value, "nbytes"):
         return int(value.nbytes)
     if hasattr(value, "values"):
@@ -139,7 +139,7 @@ def byte_size(value: Any) -> int:
 
 
 def keep_prepared(model: Any, cache: ImageCache) -> None:
-    """Have a model of LMDeploy cache its processor's results for images that clients send."""
+    """Have a model of LMDeploy cache its processor's results for clients' images."""
     if hasattr(model, "image_transform"):
         model.image_transform = kept(model.image_transform, cache)
     elif ismethod(model.processor):
@@ -150,7 +150,7 @@ def keep_prepared(model: Any, cache: ImageCache) -> None:
 
 
 def kept(prepare: Callable[..., Any], cache: ImageCache) -> Callable[..., Any]:
-    """Return a function that works as ``prepare``, and caches results by images and options."""
+    """Return ``prepare`` with a cache of its results, by images and options."""
 
     def once(images: Any, *arguments: Any, **options: Any) -> Any:
         key = digest(images, arguments, sorted(options.items()))

@@ -1,9 +1,9 @@
-"""Has LMDeploy prepare images on several threads, and each image once, with the same results.
+"""Has LMDeploy prepare images on several threads, each image once, with the same results.
 
-LMDeploy prepares all images of all clients on one thread (``ThreadPoolExecutor(max_workers=1)`` in
-its ``vl/engine.py``), while torch's own threads spin beside it: the GPU waits for one core. The
-settings are in the environment of the engine's process, where `Launch` puts them. No module is
-imported before LMDeploy imports it, so the start of a model without images does not change.
+LMDeploy itself prepares the images of all clients on one thread
+(``ThreadPoolExecutor(max_workers=1)`` in ``vl/engine.py``), while torch's threads spin: the GPU
+waits for one core. `Launch` puts the settings into the environment of the engine's process. No
+module is imported before LMDeploy's own import, so a model without images starts as usual.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-#: Variables with the number of threads that prepare images, and the most bytes of kept images.
+#: Variables with the number of threads for images, and with the most bytes of kept images.
 THREADS: Final = "TURBOFIT_IMAGE_THREADS"
 CACHE: Final = "TURBOFIT_IMAGE_CACHE"
-#: The beginning of a line in the engine's log that is for the person who started it.
+#: The beginning of lines in the engine's log for the person who started the server.
 SAYS: Final = "turbofit: images: "
 
 _MODULE: Final = "lmdeploy.vl.engine"
-#: LMDeploy's functions that run on these threads, and the first digits of their sources' SHA-256:
-#: the same in 0.16.0, 0.17.0 and 0.18.0. Their sources were read: they change nothing that another
-#: call reads.
+#: LMDeploy's functions that run on these threads, and the first digits of their sources' SHA-256,
+#: which are equal in 0.16.0, 0.17.0 and 0.18.0. By their sources, no call changes data of another.
 _KNOWN: Final = {
     "ImageEncoder.__init__": "40144cf72212",
     "ImageEncoder.preprocess": "8fe21f773a29",
@@ -47,8 +46,8 @@ _KNOWN: Final = {
     "LlavaNextVisionModel.preprocess": "1a498e5a6b27",
     "Qwen2VLModel.preprocess": "231a75361fd8",
 }
-#: Seconds that a thread keeps Python's lock while another waits for it (Python's default is 5 ms):
-#: LMDeploy's event loop waits for these threads at each step.
+#: Seconds for which a thread keeps Python's lock while another thread waits (Python's default is
+#: 5 ms): LMDeploy's event loop waits for these threads at each step.
 _SWITCH_SECONDS: Final = 0.0005
 #: LMDeploy's backends that recognise an image by a hash of its pixels.
 _HASHING: Final = frozenset(("turbomind",))
@@ -57,7 +56,7 @@ _PARTS: Final = ("image_processor", "video_processor", "feature_extractor")
 
 
 def image_environment(plan: Plan) -> dict[str, str]:
-    """Return the variables that tell an engine's process how to prepare images.
+    """Return the variables for the preparation of images in an engine's process.
 
     Empty if the plan has no images.
     """
@@ -67,7 +66,7 @@ def image_environment(plan: Plan) -> dict[str, str]:
 
 
 def threads_here(plan: Plan) -> int:
-    """Return how many threads prepare images: the plan's number, or else by this host's cores."""
+    """Return the number of threads for images: the plan's number, or a number for this host."""
     from turbofit.core.plan import image_threads
     from turbofit.core.struct import known
     from turbofit.machine.host import read_host
@@ -78,7 +77,7 @@ def threads_here(plan: Plan) -> int:
 
 
 def install() -> None:
-    """Have each model that this process opens prepare its images as the environment says."""
+    """Have each model of this process prepare its images with the environment's settings."""
     threads = int(os.environ.pop(THREADS, "1"))
     cache_bytes = int(os.environ.pop(CACHE, "0"))
     if threads <= 1:
@@ -87,12 +86,12 @@ def install() -> None:
 
 
 def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
-    """Prepare each ``ImageEncoder`` of LMDeploy's module, and say how in the engine's log."""
+    """Change each ``ImageEncoder`` of LMDeploy's module, and log the way of preparation."""
     make = module.ImageEncoder.__init__
 
     from turbofit.serving.images.resize import quicken
 
-    @wraps(make)  # its source is read later
+    @wraps(make)  # `unlike` reads the wrapped function's source
     def made(encoder: Any, *arguments: Any, **keywords: Any) -> None:
         make(encoder, *arguments, **keywords)
         why = prepare(encoder, threads, cache_bytes)
@@ -107,8 +106,8 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
 def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
     """Have an ``ImageEncoder`` prepare images on ``threads`` threads.
 
-    Returns why this is not possible, or None. Prepared images are kept up to ``cache_bytes``; 0
-    keeps none. After an error LMDeploy keeps its one thread.
+    Return the reason if this is not possible, else None. Prepared images are kept up to
+    ``cache_bytes``; 0 keeps none. After an error LMDeploy keeps its one thread.
     """
     try:
         return _prepare(encoder, threads, cache_bytes)
@@ -151,9 +150,9 @@ def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
 
 
 def _foreign(model: Any) -> str | None:
-    """Return why a model's processor may not run on several threads; None if it may.
+    """Return the reason if a model's processor may not run on several threads, else None.
 
-    Code of the checkpoint's own repository may keep any state.
+    Code of the checkpoint's own repository may keep state between calls.
     """
     processor = getattr(model, "processor", None)
     parts = [processor, *(getattr(processor, part, None) for part in _PARTS)]
@@ -163,7 +162,7 @@ def _foreign(model: Any) -> str | None:
 
 
 def _lock_tokenizer(model: Any) -> None:
-    """Let one thread at a time use a processor's tokenizer, whose state changes at each call."""
+    """Let one thread at a time use a processor's tokenizer: each call changes its state."""
     tokenizer = getattr(getattr(model, "processor", None), "tokenizer", None)
     lock = threading.RLock()
     for name in ("_encode_plus", "_batch_encode_plus"):
@@ -180,7 +179,7 @@ def _locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
 
 
 def _with_one_core(preprocess: Callable[..., Any], others: int) -> Callable[..., Any]:
-    """Wrap ``preprocess`` so that torch uses one core in the event loop's thread, too."""
+    """Wrap ``preprocess`` so that torch uses one core also in the event loop's thread."""
     set_up = threading.local()
 
     async def preprocess_here(*arguments: Any, **keywords: Any) -> Any:
@@ -195,17 +194,16 @@ def _with_one_core(preprocess: Callable[..., Any], others: int) -> Callable[...,
 def _use_one_core(others: int) -> None:
     """Let torch use one core in this thread, and ``others`` cores in threads that begin later.
 
-    `torch.set_num_threads` changes the number for this thread and for later threads. So it is
-    called here with 1, and then with ``others`` in a short-lived thread, which restores it for
-    later threads.
+    `torch.set_num_threads` changes the number for this thread and for later threads. So this thread
+    sets 1, and then a short-lived thread sets ``others`` for later threads.
     """
     import torch
 
-    torch.get_num_threads()  # torch's first reading of the number would undo it
+    torch.get_num_threads()  # torch's first reading of the number would undo a change
     torch.set_num_threads(1)
     restore = threading.Thread(target=torch.set_num_threads, args=(others,))
-    # Where no thread can be started (a limit of pids), later ones have one core until the next
-    # restores it: an error here would end these threads for ever.
+    # At the limit of pids no thread starts, and later threads have one core until the next call. An
+    # error here would end the preparation of images for ever.
     with suppress(RuntimeError):
         restore.start()
         restore.join()

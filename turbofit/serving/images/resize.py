@@ -1,8 +1,8 @@
 """Resizes images and looks values up by vector instructions, with the same bits as Pillow.
 
-LMDeploy resizes the images of models with tiles by Pillow, which took half of the processor time of
-such an image. ``pixels.c`` computes the same bytes in a fifth of the time. It is used only if its
-results for trial images equal those of the installed Pillow, to the byte.
+For models with tiles, LMDeploy resizes images by Pillow, which takes half of an image's processor
+time. ``pixels.c`` computes the same bytes in a fifth of the time. This code is used only if its
+bytes for trial images equal the bytes of the installed Pillow.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Final
 
 from turbofit.serving.images.values import NotUsableError, Pixels, TableTransform, open_library
 
-#: Attributes with a transform of torchvision, which models have that resize by Pillow.
+#: Attributes with a transform of torchvision, in models that resize by Pillow.
 _TRANSFORMS: Final = ("transform", "image_transform")
 _OURS: Final = "turbofit_resizes"
-#: Releases of Pillow: the first that gives the address of its pixels; the first that resizes a
-#: picture along its columns first if it loses much height; and the first whose code was not read.
+#: The first releases of Pillow with an address of pixels, with columns resized first if a picture
+#: loses much height, and with unknown code.
 #: Source: Pillow 13.0.0 libImaging/Resample.c::ImagingResampleInner `int horizontal_first =`
 _FIRST, _COLUMNS_FIRST, _UNREAD = (11, 3), (13, 0), (13, 1)
-#: Trial images are enlarged and reduced, also in one side only; some are resized columns first.
+#: Sizes of trial images and their new sizes; some images are resized columns first.
 _TRIED: Final = (
     ((61, 47), (448, 96)), ((131, 53), (61, 97)), ((97, 61), (97, 40)), ((40, 90), (33, 90)),
     ((64, 300), (56, 284)), ((64, 300), (56, 283)), ((37, 211), (90, 16)), ((300, 41), (16, 33)),
@@ -32,7 +32,7 @@ _TRIED: Final = (
 def quicken(model: Any) -> str | None:
     """Let the compiled library resize a model's images and look values up, instead of Pillow.
 
-    Returns a message for the engine's log, also if Pillow does all the work. None if the model does
+    Return a message for the engine's log, also if Pillow does all the work. None if the model does
     not resize by Pillow.
     """
     transforms = [getattr(model, name) for name in _TRANSFORMS if hasattr(model, name)]
@@ -41,7 +41,7 @@ def quicken(model: Any) -> str | None:
     try:
         library = open_library()
         replace_resize(library)
-    except Exception as exc:  # noqa: BLE001 - no server stays down because it would be slower
+    except Exception as exc:  # noqa: BLE001 - a slower server is better than none
         named = "" if isinstance(exc, NotUsableError) else f"{type(exc).__name__}: "
         return " ".join(f"resized by Pillow alone: {named}{exc}".split())
     for transform in transforms:
@@ -51,10 +51,10 @@ def quicken(model: Any) -> str | None:
 
 
 def replace_resize(library: ctypes.CDLL) -> None:
-    """Have the library resize all pictures of this process that it can.
+    """Have the library resize the pictures of this process, except kinds that it cannot resize.
 
     Raises:
-        NotUsableError: this Pillow is unknown, or gives other bytes.
+        NotUsableError: this Pillow is unknown, or makes other bytes.
     """
     pillow: Any = import_module("PIL.Image")
     original = pillow.Image.resize
@@ -62,7 +62,7 @@ def replace_resize(library: ctypes.CDLL) -> None:
         return
     resizer = Resizer(library, pillow.__version__)
     resizer.check(original)
-    # Pillow then keeps the pixels of large pictures in one piece, too.
+    # With this allocator, Pillow keeps also the pixels of large pictures in one piece.
     pillow.core.set_use_block_allocator(1)
     pillow.Image.resize = resizer.instead_of(original)
 
@@ -95,12 +95,12 @@ class Resizer:
             image = Image.fromarray(noise.astype(np.uint8))
             made = self.resized(image, size)
             if made is None or made.tobytes() != original(image, size).tobytes():
-                raise NotUsableError("it makes other bytes than Pillow")
+                raise NotUsableError("the library makes other bytes than Pillow")
 
     def instead_of(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that replaces Pillow's method and resizes images by the library.
+        """Return a function that resizes images by the library, in place of Pillow's method.
 
-        It calls ``original``, Pillow's method, for images that the library cannot resize.
+        ``original``, Pillow's method, resizes the images that the library cannot resize.
         """
         from PIL import Image
 

@@ -2,8 +2,7 @@
 
 torchvision's last steps (``ToTensor``, ``Normalize``) and the cast to the engine's dtype map each
 byte to one of 256 numbers for each channel. A table has the results of these steps for all bytes.
-If an engine casts pixel values before it uses them, the thread that prepares them casts them
-instead.
+If an engine begins with a cast of pixel values, the thread that prepares an image casts them here.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ _PIXEL: Final = 4  # bytes
 _BYTES: Final = 256
 #: The size of a picture on which a table is tested before it is used.
 _TRIED: Final = (61, 47)
-#: LMDeploy's models whose pixel values stay float32, and for each backend: the files that read
-#: them; the cast to the engine's dtype, found at only one place in each file, before its tower; and
-#: the quantisations for which that dtype is not the checkpoint's.
+#: LMDeploy's models with float32 pixel values, and for each backend: the files that read these
+#: values; the cast to the engine's dtype, which each file contains once, before the tower; and the
+#: quantisations with another dtype than the checkpoint's.
 #: Source: lmdeploy pytorch/config.py::_update_torch_dtype `quant_method == 'awq'`
 _CASTS: Final = {
     "Qwen2VLModel": {
@@ -58,14 +57,14 @@ def open_library() -> ctypes.CDLL:
     """Load the library that the installation compiled.
 
     Raises:
-        NotUsableError: the library is missing or damaged, or this machine cannot run it.
+        NotUsableError: the library is missing, is damaged, or cannot run on this machine.
     """
     try:
         library = ctypes.CDLL(str(image_library()))
     except PackageError as exc:
         raise NotUsableError(f"{exc.message} ({exc.hint})" if exc.hint else exc.message) from None
     except OSError as exc:
-        raise NotUsableError(f"it cannot be loaded: {exc}") from None
+        raise NotUsableError(f"the library cannot be loaded: {exc}") from None
     if not library.usable():
         raise NotUsableError("this processor has no AVX2")
     address, size = ctypes.c_void_p, ctypes.c_int
@@ -92,8 +91,8 @@ _Array._fields_ = (
 class Pixels:
     """A picture's pixels in RGB, which stay in place while this object lives.
 
-    ``address`` is where the first pixel is; the rows follow one another. None if the pixels are not
-    in one piece.
+    ``address`` is the address of the first pixel; the rows follow one another. None if the pixels
+    are not in one piece.
     """
 
     def __init__(self, core: Any) -> None:
@@ -111,7 +110,7 @@ class Pixels:
 
 
 def look_values_up(model: Any) -> None:
-    """Have a model of LMDeploy look pixel values up in a table, if it has a transform for them."""
+    """Have a model of LMDeploy look pixel values up in a table, if the model has a transform."""
     casts = getattr(model, "mm_feature_dtype", None)
     for name, dtype in (("transform", casts), ("image_transform", None)):
         steps = getattr(getattr(model, name, None), "transforms", None)
@@ -120,9 +119,9 @@ def look_values_up(model: Any) -> None:
 
 
 def cast_early(model: Any) -> None:
-    """Have the thread that prepares an image cast its values to the engine's dtype.
+    """Have the thread that prepares an image cast the values to the engine's dtype.
 
-    The engine would cast them in its event loop or its own process, where all requests wait.
+    The engine itself casts values in its event loop or its process, where all requests wait.
     """
     dtype = getattr(model, "mm_feature_dtype", None)
     casts = _CASTS.get(type(model).__name__, {}).get(getattr(model, "backend", ""))
@@ -156,18 +155,18 @@ def _each_has(files: Sequence[str], cast: str) -> bool:
 def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -> Any:
     """Return a transform with a table for its last steps; unchanged if the table gives other bits.
 
-    ``dtype`` is what the tensors would be cast to later; None keeps the transform's own dtype.
+    ``dtype`` is the dtype of the engine's cast; None keeps the transform's own dtype.
     """
     import torch
 
-    cut = next((at for at, s in enumerate(steps) if type(s).__name__ == "ToTensor"), None)
+    cut = next((i for i, step in enumerate(steps) if type(step).__name__ == "ToTensor"), None)
     if cut is None:
         return transform
     tried = _trial_picture()
     try:
         table = TableTransform(steps[:cut], steps[cut:], dtype)
         alike = torch.equal(table(tried), transform(tried).to(table.dtype))
-    except (RuntimeError, ValueError, TypeError, KeyError):  # steps of another kind
+    except (RuntimeError, ValueError, TypeError, KeyError):  # the steps are of another kind
         return transform
     return table if alike else transform
 
@@ -196,7 +195,7 @@ class TableTransform:
         values = self._numbers(Image.fromarray(ramp))
         self.dtype = dtype or values.dtype
         values = values.reshape(3, _BYTES).to(self.dtype)
-        # Integers with the bits of floats: numpy lacks some types of floats.
+        # The table has integers with the bits of floats, since numpy lacks some types of floats.
         bits = {2: torch.int16, 4: torch.int32}[values.element_size()]
         self._tables = values.view(bits).numpy()
         self._look_up: Callable[..., None] | None = None
