@@ -72,28 +72,6 @@ def test_a_plan_for_a_limit_serves_at_least_what_its_row_says() -> None:
     assert not turbofit.plan("internvl2-8b", on="4xa100-80g,ram=2GiB").limit_costs  # nor a fit
 
 
-def why_not(model: str, on: str, **asked: object) -> dict[tuple[int, int], str]:
-    """Why each other shape lost, by its degree and copies; the chosen one has no reason."""
-    chosen, *others = [row for row in turbofit.plan(model, on=on, **asked).considered if row.fits]
-    assert chosen.why_not == ""
-    assert all(row.why_not for row in others)
-    return {(row.tp, row.replicas): row.why_not for row in others}
-
-
-def test_a_shape_that_loses_says_by_what() -> None:
-    four = why_not("internvl2-8b", "4xrtx3090")[4, 1]
-    assert "requests/s, not" in four
-    assert "% of a step waits for links (through host memory, no peer access)" in four
-    # The PyTorch engine's images: no figure of theirs is told, and no share of a step.
-    assert why_not("llava-1.5-7b", "4xrtx3090")[4, 1] == "slower by a forecast that is not printed"
-    short = why_not("internvl2-8b", "2xrtx3090:free=18GiB")
-    assert any("its cache holds a context of" in why for why in short.values())
-    latency = why_not("qwen2.5-7b", "2xrtx4090", goal="latency")
-    assert any(why.startswith("an answer in ") for why in latency.values())
-    context = why_not("qwen2.5-7b", "2xrtx4090", goal="context")
-    assert any("KV tokens for one request, not" in why for why in context.values())
-
-
 MODEL = "qwen2-vl-2b"
 
 

@@ -35,22 +35,26 @@ from turbofit.planning.plan_document import (
 )
 from turbofit.planning.reasons import (
     beyond_model,
-    forecast_words,
     limit_costs,
     reasons,
     slow_images,
-    speed_told,
     unkept,
     usual_image,
-    why_not_served,
-    why_rejected,
 )
 from turbofit.planning.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
 from turbofit.planning.search.search import EngineFit, fit_on_host
+from turbofit.planning.search.shapes import Evaluation
 from turbofit.planning.search.sizing import longest_context
 from turbofit.planning.speed import rates
 from turbofit.planning.verdict import Planned, Verdict, fitting
+from turbofit.planning.why_lost import (
+    forecast_name,
+    speed_is_known,
+    why_lost,
+    why_not_served,
+    why_ranked_lower,
+)
 
 #: The most rows of ``considered``; the first row is the chosen shape.
 _MOST_CANDIDATES = 24
@@ -96,21 +100,22 @@ def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
     """Return the verdict: what fits, or why nothing fits and which given options cause that."""
     request, best, name = fit.request, fit.best, fit.request.model.name
     if not fit.fits:
-        return Verdict(subject=name, why_not=why_not(fit), causes=causes)
+        return Verdict(subject=name, problem=problem_of(fit), causes=causes)
     groups = best.shape.groups
     tokens = [part.kv_tokens for part in best.engines]
     found = found_words(request, groups, fit.accounts, tokens, best.vision_load)
     return Verdict(subject=name, found=found)
 
 
-def why_not(fit: EngineFit) -> str:
+def problem_of(fit: EngineFit) -> str:
+    """Return what an engine's best shape lacks: host memory, or what `why_not_served` says."""
     if fit.best.fits and fit.host_problem:
         return fit.host_problem
     return why_not_served(fit.request, fit.best, fit.engine)
 
 
 def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
-    """Return why LMDeploy's other engine was rejected, in two texts.
+    """Return why LMDeploy's other engine lost, in two texts; `_worth` compares the engines.
 
     The first text is for that engine's row in ``considered``, the second for the plan's reasons.
     """
@@ -118,9 +123,9 @@ def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
         f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
     )
     what = f"{f'with {given} ' if given else ''}{rival.engine.name} does not fit"
-    why = why_not(rival)
+    why = problem_of(rival)
     if rival.fits:
-        why, what = why_rejected(fit.request, fit.best, rival.best), rival.engine.name
+        why, what = why_ranked_lower(fit.request, fit.best, rival.best), rival.engine.name
     return why, f"engine {fit.engine.name}: {what}: {why}"
 
 
@@ -137,17 +142,18 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
     first: dict[tuple[int, int], int] = {}
     for place, other in enumerate(rest):  # show each degree and number of replicas at least once
         first.setdefault((other.shape.tp, other.shape.replicas), place)
-    others = set(range(len(rest))) - set(first.values())
-    shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
-    told = speed_told(request, chosen)
-    rows = [chosen.candidate(why_not_served(request, chosen, engine), told=told)]
+    later = set(range(len(rest))) - set(first.values())
+    shown = sorted([*first.values(), *sorted(later)][: _MOST_CANDIDATES - 1])
+    rows = [_row(request, chosen, why_not_served(request, chosen, engine))]
     if fit.fits and fit.rival is not None:
-        told = speed_told(request, fit.rival.best)
-        rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0], told=told))
-    for other in (rest[place] for place in shown):
-        why = why_not_served(request, other, engine) or why_rejected(request, chosen, other)
-        rows.append(other.candidate(why, told=speed_told(request, other)))
+        rows.append(_row(request, fit.rival.best, _over(fit, fit.rival)[0]))
+    others = [rest[place] for place in shown]
+    rows += [_row(request, other, why_lost(request, chosen, other, engine)) for other in others]
     return tuple(rows)
+
+
+def _row(request: ResolvedRequest, evaluation: Evaluation, why_not: str) -> Candidate:
+    return evaluation.candidate(why_not, shows_score=speed_is_known(request, evaluation))
 
 
 def _parallel_reason(fit: EngineFit) -> str:
@@ -157,13 +163,13 @@ def _parallel_reason(fit: EngineFit) -> str:
     if not best.fits:
         return "the closest to fitting"
     goal = {
-        "throughput": f"the most requests per second by {forecast_words(fit)}",
-        "latency": f"the shortest answer by {forecast_words(fit)}",
+        "throughput": f"the most requests per second by {forecast_name(request, best)}",
+        "latency": f"the shortest answer by {forecast_name(request, best)}",
         "context": "the most KV tokens for one request",
     }[request.workload.goal]
-    if request.workload.goal == "latency" and speed_told(request, best):
+    if request.workload.goal == "latency" and speed_is_known(request, best):
         others = (it for it in fit.evaluations if it.fits and it.shape.tp != best.shape.tp)
-        others = (it for it in others if speed_told(request, it))
+        others = (it for it in others if speed_is_known(request, it))
         rival = max(others, key=lambda it: it.score, default=None)
         beside = f"; tp {rival.shape.tp}: {1 / rival.score:.1f} s" if rival else ""
         goal += f" ({rates().output_tokens} tokens in {1 / best.score:.1f} s{beside})"

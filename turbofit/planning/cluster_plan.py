@@ -109,7 +109,7 @@ def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool
             planned = plan_best(replace(base, machine=machine), engine)
         except TurbofitError as error:
             errors.append(error)
-            planned = Planned(plan=None, verdict=Verdict(why_not=error.message))
+            planned = Planned(plan=None, verdict=Verdict(problem=error.message))
         kinds.append(([node for _, node in members], planned))
     if raises and errors and len(errors) == len(kinds):
         raise errors[0]
@@ -202,7 +202,7 @@ def _document(
     if plans and not fits:
         why = f"{len(plans):,} of {_count(len(nodes), 'node')} run {at_once:,} requests at once"
         causes = (f"--concurrency {asked}",)
-        verdict = Verdict(subject=base.model.name, why_not=why, causes=causes)
+        verdict = Verdict(subject=base.model.name, problem=why, causes=causes)
     else:
         verdict = _verdict(base.model.name, len(nodes), plans, left)
     return ClusterPlan(
@@ -228,7 +228,7 @@ def _verdict(
     if not plans:
         why = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in left[:_MOST_CAUSES])
         why = why or "the cluster has no nodes"
-        return Verdict(subject=f"{name} on none of {every}", why_not=why)
+        return Verdict(subject=f"{name} on none of {every}", problem=why)
     gpus = _count(sum(len(plan.ledgers) for plan in plans), "GPU")
     tokens = sum(plan.kv_tokens for plan in plans)
     found = (

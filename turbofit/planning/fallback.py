@@ -35,7 +35,7 @@ from turbofit.planning.plan_document import (
     free_words,
     idle_words,
 )
-from turbofit.planning.reasons import context_reason, too_long
+from turbofit.planning.reasons import context_reason
 from turbofit.planning.remedies import (
     Change,
     Remedies,
@@ -68,6 +68,7 @@ from turbofit.planning.search.sizing import (
     shortest_context,
 )
 from turbofit.planning.verdict import Planned, Verdict
+from turbofit.planning.why_lost import too_long
 
 #: How often pixels are halved before decoder layers are taken off the GPUs instead.
 _HALVES = 4
@@ -347,7 +348,7 @@ def _verdict(
     ledgers = [ledger for account in accounts for ledger in account.ledgers_at(0.0)]
     if chosen.keeps(request):
         if problem := host_problem(host):
-            return Verdict(subject=name, why_not=problem)
+            return Verdict(subject=name, problem=problem)
         off = len(chosen.off)
         how = f", {off} decoder layers in host memory or on disk" if off else ""
         found = (
@@ -357,20 +358,20 @@ def _verdict(
         return Verdict(subject=name, found=found)
     if chosen.fits:
         wanted = request.promised_requests
-        why_not = f"it answers {chosen.count:,} of {wanted:,} requests at once, one a copy"
+        problem = f"it answers {chosen.count:,} of {wanted:,} requests at once, one a copy"
     elif excess_tokens(request, chosen.vision_load):
-        why_not = too_long(request, chosen.vision_load)
+        problem = too_long(request, chosen.vision_load)
     else:
         tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
         term = max(tightest.terms, key=lambda term: term.bytes)
-        why_not = (
+        problem = (
             f"GPU {tightest.index} is {format_bytes(tightest.margin - tightest.headroom)} short"
             " even with all decoder layers elsewhere, most of it"
             f" {term.term} ({format_bytes(term.bytes)})"
         )
         if (request.replicas or 1) > 1 and request.tp is None:
-            why_not += "; copies are split over GPUs only where --tp asks for it too"
-    return Verdict(subject=f"{name} on Transformers", why_not=why_not, causes=causes)
+            problem += "; copies are split over GPUs only where --tp asks for it too"
+    return Verdict(subject=f"{name} on Transformers", problem=problem, causes=causes)
 
 
 def _warnings(

@@ -1,4 +1,4 @@
-"""Explains a plan's settings, the rejection of other shapes, and the cost of image limits."""
+"""Explains a plan's settings and margin, and computes the cost of its image limit."""
 
 from __future__ import annotations
 
@@ -11,34 +11,25 @@ from msgspec.structs import replace
 from turbofit.core.forecast import UsualImage
 from turbofit.core.messages import plural
 from turbofit.core.plan import LimitCost
-from turbofit.core.units import format_bytes, three_digits
+from turbofit.core.units import format_bytes
 from turbofit.machine.presets import is_measured
-from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
+from turbofit.memory.account import RATIO_STEPS, Account, Engine
 from turbofit.memory.calibrated import calibration_reason, unbelieved
 from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.memory.known_bad import largest_batch
-from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcome_without_cache
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.plan_document import requests_held
-from turbofit.planning.resolved_request import ResolvedRequest, accounts_of, vision_load_of
+from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.planning.search.search import EngineFit, at_limit
 from turbofit.planning.search.shapes import Evaluation, dtype_for
 from turbofit.planning.search.sizing import (
-    SearchState,
-    Sizer,
-    excess_tokens,
     longest_context,
-    most_context,
 )
-from turbofit.planning.speed import Speed, counted_tokens, group_class
-from turbofit.planning.throughput import forecast, surety_of_speed
+from turbofit.planning.throughput import forecast
+from turbofit.planning.why_lost import forecast_name
 
 #: Width and height of the usual picture: a screen.
 _USUAL_SIZE: Final = (1920, 1080)
-#: Time on links below this share of a step is not named as a cause.
-_MUCH: Final = 0.1
-#: What a forecast is called that ranks shapes and is not told.
-_UNTOLD: Final = "a forecast that is not printed"
 
 
 def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
@@ -166,7 +157,7 @@ def _batch(fit: EngineFit, account: Account) -> str:
         return "the least that serves"
     for_context = request.workload.goal == "context"
     kept = ", and cost at most 1% of the KV tokens" if for_context else ""
-    by = forecast_words(fit)
+    by = forecast_name(request, best)
     return f"the fewest that give 99% of the most requests a second by {by}{kept}"
 
 
@@ -219,134 +210,6 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
             asks = f"a client asks more (detail: high is {more})"
             why += f"; images for which {asks} are lowered to it"
     yield f"{rule.limit_name} {image_limit}: {why}"
-
-
-def why_not_served(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) -> str:
-    """Return the reason why a shape does not serve, in words; empty if it serves."""
-    if evaluation.fits:
-        return ""
-    if evaluation.serves:
-        return _too_few(request, evaluation)
-    if len(evaluation.parts) > 1:
-        worst = max(evaluation.parts, key=lambda part: part.short)
-        return why_not_served(request, worst, engine)
-    sizer = Sizer(SearchState(request, engine), evaluation.shape)
-    outcome = _worst_outcome(sizer, evaluation)
-    starts = outcome.kind in ("serves", "request", "margin")  # else smaller images do not help
-    if starts and excess_tokens(request, evaluation.vision_load):
-        return too_long(request, evaluation.vision_load)
-    if outcome.kind != "serves":
-        return outcome.text
-    return (
-        f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
-    )
-
-
-def _worst_outcome(sizer: Sizer, evaluation: Evaluation) -> StartOutcome:
-    """Return the outcome of the start of the group that lacks the most memory."""
-    groups = evaluation.shape.groups
-    settings = [evaluation.settings] * len(groups)
-    accounts = accounts_of(sizer.request, settings, groups, sizer.vision_load, sizer.engine)
-    ratio = sizer.ratio(accounts)
-    outcomes = [
-        outcome_without_cache(account) if ratio is None else outcome_at(account, ratio)
-        for account in accounts
-    ]
-    return max(outcomes, key=lambda outcome: (outcome.kind != "serves", outcome.missing))
-
-
-def _too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
-    wanted, count = request.promised_requests, evaluation.held_requests
-    settings = evaluation.settings
-    size = counted_tokens(evaluation.vision_load, settings.session_len)
-    if not evaluation.short:
-        given = "max_batch_size" in request.engine_options
-        most = "" if given else ", the most that LMDeploy survives,"
-        batch = settings.max_batch_size
-        return f"max_batch_size {batch}{most} runs {count:,} of {wanted:,} at once"
-    several = sum(map(len, evaluation.shape.groups)) > 1
-    per_gpu = " on each GPU" if several and len(evaluation.parts) < 2 else ""
-    return (
-        f"the cache holds {count:,} of {wanted:,} requests of {size:,} tokens,"
-        f" {format_bytes(evaluation.short)} short{per_gpu}"
-    )
-
-
-def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
-    """Say that the images of one request do not fit the longest context."""
-    count = vision_load.images_per_request
-    images = "one image of the largest size is" if count == 1 else ""
-    images = images or f"{count:,} images of the largest size are"
-    return (
-        f"{images} {vision_load.tokens_per_request:,} tokens, which do not"
-        f" fit a context of {most_context(request):,} with text beside them"
-    )
-
-
-def speed_told(request: ResolvedRequest, evaluation: Evaluation) -> bool:
-    """Return whether a plan tells the forecast that ranks a shape; KV tokens are always told."""
-    images, gpus = bool(evaluation.vision_load.units_per_image), evaluation.gpus(request.machine)
-    sure = surety_of_speed(request.model, evaluation.engine, gpus, images=images)
-    return sure.known or request.workload.goal == "context"
-
-
-def forecast_words(fit: EngineFit) -> str:
-    """Return what the forecast is called in reasons, by whether the plan tells it."""
-    return "the forecast" if speed_told(fit.request, fit.best) else _UNTOLD
-
-
-def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """Return why ``other`` ranks below ``best``, with the figures that decide."""
-    if other.worth < best.worth:
-        figures = _figures(request, best, other)
-        slower = other.worth[:-1] == best.worth[:-1]
-        return figures + (_because(request, best, other) if slower else "")
-    if other.queues and not best.queues:
-        return "image requests would queue"
-    if other.kv_tokens < best.kv_tokens:
-        return f"{best.kv_tokens - other.kv_tokens:,} KV tokens fewer"
-    return "equal; the larger prefill and fewer shards are preferred"
-
-
-def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    if other.vision_load.units_per_request < best.vision_load.units_per_request:
-        return "serves smaller images"
-    shorter, context = other.settings.session_len, best.settings.session_len
-    if shorter < context:
-        return f"its cache holds a context of {shorter:,} tokens, not {context:,}"
-    goal = request.workload.goal
-    if other.footprint > best.footprint:
-        return f"takes {format_bytes(other.footprint - best.footprint)} more"
-    if not (speed_told(request, best) and speed_told(request, other)):
-        return f"slower by {_UNTOLD}"
-    if goal == "latency":
-        return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"
-    if goal == "context":
-        return f"{other.kv_tokens:,} KV tokens for one request, not {best.kv_tokens:,}"
-    if other.score < best.score:
-        return f"{three_digits(other.score)} requests/s, not {three_digits(best.score)}"
-    return (
-        f"{three_digits(other.ranked)} requests/s of small images, not {three_digits(best.ranked)}"
-    )
-
-
-def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """Return a clause that says that slow links make ``other`` slower; empty if they do not."""
-    told = speed_told(request, best) and speed_told(request, other)
-    if not (told and other.speeds and best.speeds) or request.workload.goal == "context":
-        return ""
-
-    def waits(speed: Speed) -> float:
-        return speed.reduce / speed.step
-
-    worst, group = max(
-        zip(other.speeds, other.shape.groups, strict=True), key=lambda p: waits(p[0])
-    )
-    share = waits(worst)
-    if share <= max(_MUCH, *map(waits, best.speeds)):
-        return ""
-    links = group_class(request.machine, [request.machine.gpu(index) for index in group])
-    return f": {share:.0%} of a step waits for links ({links.words})"
 
 
 def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterator[str]:

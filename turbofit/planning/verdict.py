@@ -2,7 +2,7 @@
 
 The search of an engine's shapes, the fallback engine, a cluster and `which` decide in different
 ways. All of them say by a `Verdict` what fits or why nothing fits, and return a plan as `Planned`.
-`planning.reasons` says why another candidate of a plan lost, `cluster_plan` why a node is left out.
+`why_lost` says why another candidate of a plan lost, `cluster_plan` why a node is left out.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ class Verdict(Struct):
     Attributes:
         subject: the model, and the conditions of the plan.
         found: the result, if the model fits.
-        why_not: what is missing; empty if the model fits.
+        problem: what is missing; empty if the model fits.
         causes: the person's own options that prevent it; leaving out any one of them makes the
           model fit.
     """
 
     subject: str = ""
     found: str = ""
-    why_not: str = ""
+    problem: str = ""
     causes: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
-        return not self.why_not
+        return not self.problem
 
     @property
     def text(self) -> str:
@@ -47,7 +47,7 @@ class Verdict(Struct):
     def reason(self) -> str:
         """Why the model does not fit, with the options that cause this; empty if the model fits."""
         causes = f"with {' and '.join(self.causes)}: " if self.causes else ""
-        return f"{causes}{self.why_not}"
+        return f"{causes}{self.problem}"
 
 
 class Planned(Struct):

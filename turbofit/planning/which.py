@@ -24,7 +24,7 @@ from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.model.presets import known_presets, preset_model
-from turbofit.planning.choose import choose, known_warnings, why_not
+from turbofit.planning.choose import choose, known_warnings, problem_of
 from turbofit.planning.plan_document import requests_held
 from turbofit.planning.reasons import unkept, usual_image
 from turbofit.planning.request import WhichRequest
@@ -114,7 +114,7 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
     shape = fit.best.shape
     row = replace(blank, engine=fit.engine.name, tp=shape.tp, replicas=shape.replicas)
     if not fit.fits:
-        return replace(row, why_not=why_not(fit), missing=fit.best.short)
+        return replace(row, why_not=problem_of(fit), missing=fit.best.short)
     tokens = [account.tokens_at(account.ratio) for account in fit.accounts]
     return replace(
         row,

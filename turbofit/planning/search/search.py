@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -202,7 +203,7 @@ class _Search:
         lowers = rule is not None and not given and request.workload.image_size is None
         if lowers and not any(one.serves for one in every):
             every += [self.lowered(shape) for shape in space if shape.image_limit is not None]
-        best = max([one for one in every if one.serves] or whole, key=_order)
+        best = max([one for one in every if one.serves] or whole, key=attrgetter("order"))
         if best.serves and best.queues:
             every[every.index(best)] = best = self.widened(best)
         place = every.index(best)
@@ -322,7 +323,7 @@ class _Search:
         found = self.evaluate(self.limited(shape, limit))
         if not found.serves:
             return found
-        return max(found, self.evaluate(replace(shape, image_limit=limit)), key=_order)
+        return max(found, self.evaluate(replace(shape, image_limit=limit)), key=attrgetter("order"))
 
     def limited(self, shape: Shape, image_limit: int) -> Shape:
         """Return the shape with another image limit.
@@ -397,22 +398,3 @@ def _no_kernels(request: ResolvedRequest, engine: Engine, kernels: str) -> NoKer
 def _other_weights(request: ResolvedRequest) -> str:
     variant = unpacked_variant(request.model)
     return "other weights" if variant is None else f"{variant.hub_id}, its 16 bits"
-
-
-def _order(evaluation: Evaluation) -> tuple[object, ...]:
-    """Return the key that sorts evaluations, the best last.
-
-    Shapes that fit are sorted by rank, others by the requests that they hold and the missing bytes.
-    """
-    indices = tuple(-index for group in evaluation.shape.groups for index in group)
-    if evaluation.fits:
-        return (1, *evaluation.rank, indices)
-    return (
-        0,
-        evaluation.held_requests,
-        evaluation.served if evaluation.held_requests else 0.0,
-        -evaluation.short,
-        -evaluation.shape.tp,
-        evaluation.shape.max_prefill_token_num,
-        indices,
-    )

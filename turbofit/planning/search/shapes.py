@@ -146,11 +146,34 @@ class Evaluation(Struct):
 
     @property
     def rank(self) -> tuple[float, ...]:
+        """The sort key that decides between shapes that fit: the shape with the largest key wins.
+
+        Shapes of equal worth are ranked by queues, KV tokens, prefill size and GPUs of an engine.
+        """
         prefill, tp = self.shape.max_prefill_token_num, self.shape.tp
         return (*self.worth, not self.queues, self.kv_tokens, prefill, -tp)
 
-    def candidate(self, why_not: str, *, told: bool) -> Candidate:
-        """Return the row of ``considered``; the score is null if it is not ``told``."""
+    @property
+    def order(self) -> tuple[object, ...]:
+        """The sort key of all shapes: those that fit, by rank, are above those that do not.
+
+        Shapes that do not fit are ordered by the requests that they hold and the missing bytes.
+        """
+        indices = tuple(-index for group in self.shape.groups for index in group)
+        if self.fits:
+            return (1, *self.rank, indices)
+        return (
+            0,
+            self.held_requests,
+            self.served if self.held_requests else 0.0,
+            -self.short,
+            -self.shape.tp,
+            self.shape.max_prefill_token_num,
+            indices,
+        )
+
+    def candidate(self, why_not: str, *, shows_score: bool) -> Candidate:
+        """Return the row of ``considered``; without ``shows_score`` its score is null."""
 
         def kept(settings: Settings) -> dict[str, Any]:
             return {name: getattr(settings, name) for name in _CANDIDATE_SETTINGS}
@@ -168,7 +191,7 @@ class Evaluation(Struct):
             settings=settings,
             fits=self.fits,
             kv_tokens=self.kv_tokens,
-            score=self.score if told or not self.fits else None,
+            score=self.score if shows_score or not self.fits else None,
             why_not=why_not,
         )
 
