@@ -4,7 +4,7 @@
     >>> turbofit.plan("internvl2-8b", on="4xrtx3090").verdict
     >>> pipe = turbofit.pipeline("OpenGVLab/InternVL2-8B")        # needs LMDeploy
 
-Importing this package imports next to nothing; each name below is loaded when it is first used.
+``import turbofit`` loads almost nothing; each name below is loaded at its first use.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ _Answer = TypeVar("_Answer")
 
 @cache
 def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _Answer]:
-    """Wrap a function: errors name its keywords, not options, and tracebacks end at the caller."""
+    """Wrap a function: errors name keywords, not options, and tracebacks end at the caller."""
 
     @wraps(function)
     def door(*args: _Parameters.args, **keywords: _Parameters.kwargs) -> _Answer:
@@ -130,8 +130,8 @@ def predict(
 
     Args:
         model: as for `plan`.
-        backend_config: an LMDeploy engine's config: its fields that differ from LMDeploy's defaults
-            are given settings.
+        backend_config: a config of an LMDeploy engine. Its fields that differ from LMDeploy's
+            defaults are given settings.
         options: as for `plan`, and ``free_at_cache`` (free bytes when the cache was sized, from a
             log; they replace the forecast of everything before the cache) and ``lmdeploy`` (the
             engine's version, e.g. ``0.18``).
@@ -157,7 +157,7 @@ def diagnose(
     hang: bool = False,
     lmdeploy: str | None = None,
 ) -> Diagnosis:
-    """Explain by its log why an engine's run ended: the cause, a first step, what would work.
+    """Explain from a log why an engine's run ended: the cause, a first step, what would work.
 
     Args:
         log: a file's path, or the text of the log itself, which contains white space.
@@ -216,9 +216,9 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
     Raises:
         PackageError: LMDeploy is missing or too old.
         DoesNotFitError: nothing fits; the hint says what would.
-        UsageError: a keyword or config that cannot be planned for.
-        LaunchError: started by a rank launcher with tp > 1, another turbofit plans for minutes, or
-            the hub does not give the model.
+        UsageError: turbofit cannot plan for a keyword or a config.
+        LaunchError: a rank launcher started this process with tp > 1, another turbofit plans for
+            minutes, or the hub does not give the model.
     """
     from turbofit.serving.pipeline import open_pipeline
 
@@ -250,9 +250,9 @@ def rehearse(
 
     Args:
         model: as for `plan`.
-        defaults: rehearse LMDeploy's defaults (what `predict` tells) instead of the plan.
+        defaults: rehearse LMDeploy's defaults, as `predict` has them, instead of the plan.
         keep: a folder for timelines, notes and the engine's log; by default they are removed.
-        options: those of `plan`, or of `predict` with ``defaults``.
+        options: as for `plan`; with ``defaults``, as for `predict`.
 
     Returns:
         The plan with its ``rehearsal``, and with ``rehearsed`` bytes in the terms of its ledgers.

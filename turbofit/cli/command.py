@@ -1,4 +1,4 @@
-"""click's commands in turbofit's form: help in groups, errors with a hint, words after ``--``."""
+"""Commands and options of click in turbofit's form: groups in the help, a hint in each error."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Option(click.Option):
     """A click option in a named group of the help page; the first group has no name.
 
     ``several``: the option takes all words up to the next option, like LMDeploy's options.
-    ``form``: the option sets the form of the answer, such as JSON; a command takes one such option,
-    which has no environment variable. ``usual`` is the default as the help page shows it. If no
-    ``help`` is given, the text is from presets/options.yaml.
+    ``form``: the option sets the form of the answer, such as JSON. A command line may have one
+    option with ``form``, and no environment variable sets an option with ``form``. ``usual`` is the
+    default as the help page shows it. Without ``help``, the text is from presets/options.yaml.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Option(click.Option):
         self.several = several
         self.form = form
         self.usual = usual
-        #: Whether it may stand without a value.
+        #: Whether the option may stand without a value.
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
@@ -64,7 +64,7 @@ class Option(click.Option):
 class Argument(click.Argument):
     """A click argument; ``explained`` is its text on the help page.
 
-    If no text is given, the text is from presets/options.yaml.
+    By default, the text is from presets/options.yaml.
     """
 
     def __init__(self, name: str, *, explained: str = "", **attributes: Any) -> None:
@@ -82,10 +82,10 @@ class CliCommand(click.Command):
     """One command of the command line; ``callback`` takes every option by its name.
 
     ``takes_rest``: words after ``--`` are for another program, and are passed on as ``rest``.
-    ``first`` are the options of the help page's first section, before options in groups;
+    ``first`` are the options of the help page's first section, before options in groups.
     ``unnamed`` are the options that the help page leaves out. ``only_linux``: on Windows the
-    command runs only with ``--dry-run``, and it never waits for the reader of its standard error.
-    ``usage`` replaces click's first line of the help.
+    command runs only with ``--dry-run``; on Linux a reader that leaves standard error unread never
+    blocks the command. ``usage`` replaces click's first line of the help.
     """
 
     def __init__(
@@ -118,11 +118,11 @@ class CliCommand(click.Command):
         self.only_linux = only_linux
         self.first, self.unnamed = first, unnamed
         self.usage = usage
-        #: Whether a command line of LMDeploy's server may follow it.
+        #: Whether a command line of LMDeploy's server may follow the command.
         self.plans = any("--session-len" in param.opts for param in params)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the words before ``--``; a command that plans may have LMDeploy's options there."""
+        """Parse the words before ``--``; a command that plans also reads LMDeploy's options."""
         ctx.meta.setdefault(WORDS, tuple(args))
         words, rest = split_rest(args)
         if ctx.resilient_parsing:
@@ -168,7 +168,7 @@ class CliCommand(click.Command):
             )
         form, typed = ctx.params.get("form", Form()), ctx.meta.get(TYPED)
         if self.only_linux:
-            from turbofit.core.process.log_queue import queued_stderr  # it imports logging
+            from turbofit.core.process.log_queue import queued_stderr  # this module imports logging
         try:
             with (
                 queued_stderr() if self.only_linux else nullcontext(),
@@ -247,7 +247,7 @@ class CliCommand(click.Command):
 
 
 def _choose_gpus(typed: Typed, ctx: click.Context) -> None:
-    """With ``--on``, use CUDA_VISIBLE_DEVICES of a pasted line as ``--gpus`` if that is missing."""
+    """Use a pasted line's CUDA_VISIBLE_DEVICES as ``--gpus``, if only ``--on`` is given."""
     if _GPUS in typed.variables and ctx.params.get("on") and "gpus" in ctx.params:
         value, given = typed.variables.pop(_GPUS), ctx.params["gpus"]
         if given is None:

@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
     from turbofit.cli.command import CliCommand
 
-#: Packages that only an extra installs, by the names under which they are imported.
+#: The extra that installs a package, by the name under which the package is imported.
 _EXTRAS: Final = {
     **dict.fromkeys(("aiohttp", "httptools", "PIL", "pybase64", "uvicorn", "uvloop"), "gateway"),
     "ray": "ray", "lmdeploy": "lmdeploy", "accelerate": "fallback", "transformers": "fallback",
 }  # fmt: skip
 
-#: The package that a command needs beside the gateway's; the extra of its name installs both.
+#: The package that a command needs besides the packages of the extra ``gateway``. The extra of the
+#: same name as this package installs all of them.
 _BEHIND_GATEWAY: Final = {
     **dict.fromkeys(("serve", "calibrate", "tune"), "lmdeploy"), "cluster": "ray",
 }  # fmt: skip
@@ -46,7 +47,7 @@ _BEHIND_GATEWAY: Final = {
 _OBJECTS_BEFORE_COLLECTION: Final = 100_000
 
 _FAILED: Final = 1
-#: Modules of commands that are not in a module of their own name.
+#: The module of each command that has no module of its own name.
 _FILES: Final = {
     "predict": "plan", "cluster": "ps", "rehearse": "plan", "which": "plan", "logs": "ps",
     "stop": "ps", "gpus": "models", "machine": "models", "completion": "models",
@@ -60,8 +61,8 @@ COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
 def entry() -> None:
     """Run this process's command line and exit.
 
-    The garbage collector begins late: it would take a sixth of a plan's time and find nothing,
-    since objects made at start-up stay until the process ends.
+    The garbage collector begins late. Objects made at start-up stay until the process ends, so an
+    early collection finds nothing, and takes a sixth of a plan's time.
     """
     collect_after(_OBJECTS_BEFORE_COLLECTION)
     code = main(sys.argv[1:])
@@ -104,7 +105,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
-    """Return the error that says what to install if an extra's package is missing, else None."""
+    """Return the error for a missing package of an extra, with a hint; None for other errors."""
     package = (exc.name or "").partition(".")[0] if isinstance(exc, ModuleNotFoundError) else ""
     extra = _EXTRAS.get(package)
     if extra is None:
@@ -188,7 +189,7 @@ def unknown_command(words: list[str]) -> UsageError:
 
 
 def complete(instruction: str) -> int:
-    """Answer a shell that asks for its script, or at a TAB for completions.
+    """Print what a shell asks for: its completion script, or completions at a TAB.
 
     ``instruction`` is what the shell asks for, such as ``bash_source``.
 

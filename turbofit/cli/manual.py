@@ -79,20 +79,20 @@ MANUAL: Final[dict[str, Manual]] = {
 
 @cache
 def option_texts(command: str) -> dict[str, str]:
-    """Return help texts for a command's options and arguments that have none of their own."""
+    """Return the help texts of presets/options.yaml for one command, by option and argument."""
     texts = load_yaml(presets_dir() / "options.yaml")
     return {**texts["shared"], **texts.get(command, {})}
 
 
 @cache
 def group_lines() -> dict[str, str]:
-    """Return what each group of options is for, by the group's name."""
+    """Return the purpose of each group of options in one line, by the group's name."""
     lines: dict[str, str] = load_yaml(presets_dir() / "options.yaml")["groups"]
     return lines
 
 
 def manual_text(name: str) -> str:
-    """Return the help page's lines below the options; empty for a command without a manual."""
+    """Return the help page's lines below the options; "" for a command without a manual."""
     if name not in MANUAL:
         return ""
     manual = MANUAL[name]

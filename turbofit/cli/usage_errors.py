@@ -1,4 +1,10 @@
-"""Turns wrong use of a command into a line of cause and a hint."""
+"""Answers wrong use of a command with a line of cause and a hint.
+
+`unknown_options` answers options that a command does not have, by the first hint of
+`hint_for_option`. `of_click` answers what click refuses: missing values, words too many, wrong
+values of click's own types. `core.validation` answers wrong values of a request's fields.
+presets/neighbours.yaml has the words of other programs, and turbofit's word for each.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +24,14 @@ from turbofit.core.units import grouped
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
 #: The largest number of options that a hint lists completely.
 _LISTED: Final = 12
-#: The largest number of options that a hint names for a name that they all begin with.
+#: The largest number of options with the same beginning that a hint names.
 _MEANT: Final = 3
 
 
 def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
-    """Turn click's error in a command line into a line of cause and a hint."""
+    """Return the error for what click refuses in a command line."""
     if isinstance(exc, click.BadParameter) and exc.param is not None:
-        return _bad_value(exc, exc.param, ctx)
+        return _value_error(exc, exc.param, ctx)
     text, hint = exc.format_message().rstrip("."), f"see {ctx.command_path} --help"
     if isinstance(exc, click.BadOptionUsage):
         from turbofit.cli.manual import option_texts
@@ -51,7 +57,7 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
     return UsageError(text[:1].lower() + text[1:], hint=hint)
 
 
-def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Context) -> UsageError:
+def _value_error(exc: click.BadParameter, param: click.Parameter, ctx: click.Context) -> UsageError:
     """Return the error for a missing or a wrong value of an option or argument."""
     from turbofit.cli.manual import MANUAL
 
@@ -69,34 +75,36 @@ def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Conte
 def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
     """Return one error for all options that a command does not have, with each hint once."""
     other = f"see {ctx.command_path} --help"
-    hints = grouped((_hint_on(name, ctx) or other, name) for name in names)
+    hints = grouped((hint_for_option(name, ctx) or other, name) for name in names)
     several = len(hints) > 1
     lines = [f"{', '.join(them)}: {hint}" if several else hint for hint, them in hints.items()]
     what = "unknown options" if len(names) > 1 else "unknown option"
     return UsageError(f"{what} {', '.join(names)}", hint="; ".join(lines))
 
 
-def _hint_on(name: str, ctx: click.Context) -> str:
-    """Return a hint on an option that a command lacks.
+def hint_for_option(name: str, ctx: click.Context) -> str:
+    """Return a hint on an option that the command does not have; "" if there is none.
 
-    The hint names this command's option for it, else those that begin with the name, else who has
-    the option, else the nearest of this command's options.
+    The first of these hints: the command's own option for an option of another program, by
+    presets/neighbours.yaml; the command's options that begin with the name; the commands that have
+    the option; the command's option with the nearest name; all options, if the command has few.
     """
     params, command = ctx.command.params, ctx.info_name or ""
     own = [option for param in params for option in param.opts if option[:2] == "--"]
-    begun = [option for option in own if option.startswith(name)]
-    hint = neighbour(name, [str(param.name) for param in params], option_of, command)
-    if hint := hint or of_vllm(name, option_of):
+    fields = [str(param.name) for param in params]
+    if hint := neighbour(name, fields, option_of, command) or of_vllm(name, option_of):
         return hint
+    begun = [option for option in own if option.startswith(name)]
     if 0 < len(begun) <= _MEANT:
         return f"did you mean {' or '.join(begun)}?"
+    if hint := _who_has(name, own, ctx) or guess(name, own):
+        return hint
     its = [option for option in own if option not in _EVERYWHERE]
-    listed = f"its options are {', '.join(its)}" if len(its) <= _LISTED else ""
-    return _who_has(name, own, ctx) or guess(name, own) or listed
+    return f"its options are {', '.join(its)}" if len(its) <= _LISTED else ""
 
 
 def _who_has(name: str, own: Sequence[str], ctx: click.Context) -> str:
-    """Return a hint on an option of other commands or of LMDeploy; empty if nobody has it."""
+    """Return a hint on an option of other commands or of LMDeploy; "" for any other option."""
     from turbofit.serving.passthrough import engine_options
 
     having = [command for command, param in options_by_command(ctx) if name in param.opts]
@@ -109,7 +117,7 @@ def _who_has(name: str, own: Sequence[str], ctx: click.Context) -> str:
 
 
 def unknown_word(word: str) -> str:
-    """Return a hint for a misplaced word: a model, a path or a machine; empty for other words."""
+    """Return a hint for a misplaced model, path or machine; "" for any other word."""
     from turbofit.machine.spec import is_spec
     from turbofit.model.names import names_a_model
 
@@ -125,9 +133,9 @@ def unknown_word(word: str) -> str:
 
 
 def without_gpu(hint: str, ctx: click.Context) -> str:
-    """Return a hint on what to do if no GPU can be read.
+    """Return the hint for a machine without a GPU.
 
-    Return ``hint`` unchanged if the command has no option ``--pretend``.
+    A command with the option ``--pretend`` gets a hint on this option, other commands get ``hint``.
     """
     if not any("--pretend" in param.opts for param in ctx.command.params):
         return hint

@@ -1,4 +1,4 @@
-"""Sorts the words of a command line by their program: turbofit's own, and LMDeploy's."""
+"""Sorts the words of a command line: turbofit's own words, and LMDeploy's."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from turbofit.serving.passthrough import (
     take_values,
 )
 
-#: The name of LMDeploy's server: the last word of its command, or a module that Python runs. vLLM's
-#: line is read as well, so that each of its options is answered.
+#: The command of LMDeploy's server, or of vLLM's: a hint then answers each option of vLLM.
 _COMMAND: Final = re.compile(r"(?:.*/)?lmdeploy serve api_server|(?:.*[ /])?vllm serve")
+#: LMDeploy's server as a module that Python runs.
 _MODULE: Final = re.compile(r"lmdeploy\.serve\.(?:openai\.)?api_server")
 _VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
 _OF_PROGRAM: Final = re.compile(
     r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm)(?:\.\S+)?|serve|api_server"
 )
-#: The key of the words that a context was made of, sorted.
+#: The key, in a context's ``meta``, of the sorted words (`Typed`).
 TYPED: Final = "turbofit.typed"
 
 
 class TypedOption(Protocol):
-    """An option: if ``bare`` it may have no value; if ``several`` it takes several words."""
+    """An option of turbofit, as the command line has it.
+
+    ``bare``: the option may stand without a value. ``several``: the option takes several words.
+    """
 
     bare: bool
     several: bool
@@ -42,10 +45,10 @@ class TypedOption(Protocol):
 class Typed(NamedTuple):
     """The words of a command line, sorted by the program that they are for.
 
-    ``words`` are turbofit's own, in click's form; ``passed`` are LMDeploy's options for the engine.
-    ``variables`` are the environment variables that the line sets. ``notes`` are sentences on what
-    became of LMDeploy's words. ``unknown`` are options that neither turbofit nor LMDeploy has.
-    ``in_place``: the line names LMDeploy's server, in whose place turbofit runs.
+    ``words`` are turbofit's own, in click's form. ``passed`` are LMDeploy's options for the engine.
+    ``variables`` are the environment variables that the line sets. ``notes`` are sentences on the
+    use of LMDeploy's words. ``unknown`` are options that neither turbofit nor LMDeploy has.
+    ``in_place``: the line names LMDeploy's server, and turbofit runs in place of that server.
     """
 
     words: list[str]
@@ -65,7 +68,7 @@ def read(
     may stand among the words. ``serves``: the command starts engines, which get LMDeploy's options.
 
     Raises:
-        UsageError: an option of LMDeploy lacks its value, or no plan can take it into account.
+        UsageError: an option of LMDeploy lacks its value, or changes memory that no plan counts.
         click.BadOptionUsage: an option stands where the value of another option should be.
     """
     typed = _pasted(words) if plans else Typed(list(words), [], {}, [], [])
@@ -89,7 +92,7 @@ def read(
 
 
 class _Reader:
-    """Takes the options of a command line one by one, and notes what became of LMDeploy's."""
+    """Takes the options of a command line one by one, and notes the use of LMDeploy's options."""
 
     def __init__(self, options: Mapping[str, TypedOption], typed: Typed, *, serves: bool) -> None:
         self._options, self._typed, self._serves = options, typed, serves
@@ -143,7 +146,7 @@ class _Reader:
         return words
 
     def notes(self) -> list[str]:
-        """Return a sentence on what became of LMDeploy's options, if there are any."""
+        """Return a sentence on the use of LMDeploy's options, if the line has any."""
         parts = [f"{', '.join(names)} {what}" for what, names in self._said.items() if what]
         return [f"as LMDeploy's: {'; '.join(parts)}"] if parts else []
 
@@ -160,7 +163,7 @@ def _pasted(words: Sequence[str]) -> Typed:
                 return _cut(line[:end], [*words[:at], *line[end:], *words[at + 1 :]])
     end = _end_of_program(words)
     if any(word.startswith("-") and word != "-m" for word in words[:end]):
-        end = 0  # options of turbofit, one of which has the value api_server
+        end = 0  # these are options of turbofit, and api_server is the value of one option
     return _cut(words[:end], list(words[end:]))
 
 

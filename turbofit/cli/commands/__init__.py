@@ -1,1 +1,1 @@
-"""The commands, one or several in a file, which is imported when a user names a command of it."""
+"""A file for each command, or for a few commands; naming a command imports its file."""

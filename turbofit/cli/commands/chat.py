@@ -1,4 +1,4 @@
-"""``turbofit chat [URL]``: asks a server questions, also on pictures, from the terminal."""
+"""``turbofit chat [URL]``: sends questions, with pictures, from the terminal to a server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WORDS: Final = "'/clear' forgets what was said, '/bye' or Ctrl-D ends, Ctrl-C e
 
 
 class Piece(NamedTuple):
-    """A piece of an answer, or of the reasoning before it if ``thought``."""
+    """A piece of an answer; if ``thought``, a piece of the reasoning before the answer."""
 
     text: str
     thought: bool = False
@@ -68,7 +68,7 @@ class Server:
         return name
 
     def ask(self, messages: list[JsonObject], most: int | None) -> Iterator[Piece]:
-        """Yield the pieces of the answer as they come; Ctrl-C ends the answer at the server, too.
+        """Yield the pieces of the answer as they come; Ctrl-C also stops the server's work.
 
         Raises:
             UnservedError: the server refuses, or the answer breaks off.
@@ -83,7 +83,7 @@ class Server:
                     event = event_of(line.strip())
                     if event == {}:
                         return
-                    # Not every server says [DONE]: `transformers serve` does not.
+                    # Some servers, such as `transformers serve`, send no [DONE].
                     for choice in (event or {}).get("choices") or []:
                         delta = choice.get("delta") or {}
                         for field in ("reasoning_content", "content"):
@@ -122,7 +122,7 @@ class Server:
 
 
 def _said(text: bytes) -> str:
-    """Return the message of a server's error, whatever the form of the error."""
+    """Return the message of a server's error, which is JSON of any form, or text."""
     try:
         document = json.loads(text)
     except ValueError:
@@ -134,7 +134,7 @@ def _said(text: bytes) -> str:
 
 
 def question_of(text: str) -> JsonObject:
-    """Make a user's message, in which each word that is a picture's path becomes the picture.
+    """Make a user's message; each word that is the path of a picture becomes the picture.
 
     Raises:
         UsageError: a picture cannot be read.

@@ -1,4 +1,4 @@
-"""``turbofit doctor`` and ``diagnose``: what would stop an engine here; why an engine ended."""
+"""``turbofit doctor``: what would stop an engine here. ``diagnose``: why an engine ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.network import DEFAULT_PORT
 
 _NOT_KNOWN: Final = 3
-#: A word that is a message of a log, and not a file's name: Killed, OutOfMemoryError.
+#: One word that is a message of a log, not the name of a file: Killed, OutOfMemoryError.
 _MESSAGE: Final = r"(?:\w+\.)*[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 
 

@@ -37,7 +37,7 @@ _IMAGE: Final = "turbofit:latest"
 
 
 class _Template(Template):
-    """A template with fields like ``@{field}``: Compose and systemd use ``$`` themselves."""
+    """A template with fields like ``@{field}``, since Compose and systemd use ``$`` themselves."""
 
     delimiter = "@"
 
@@ -60,7 +60,7 @@ def manifest(
             hint="export a plan that fits; turbofit report shows what would",
         )
     label = _NAME.sub("-", (name or f"turbofit-{plan.model.name}").lower()).strip("-")[:53]
-    if not label[:1].isalpha():  # the name of a Kubernetes Service must
+    if not label[:1].isalpha():  # a Kubernetes Service needs a letter first
         raise UsageError(f"--name {name} does not begin with a letter", hint="give a name like vlm")
     indices = [index for group in plan.groups for index in group]
     cards = dict.fromkeys(" ".join(plan.machine.gpu(index).name.split()) for index in indices)
@@ -77,18 +77,18 @@ def manifest(
 
 
 def _command(argv: Iterable[str], kind: str, port: int) -> str:
-    """Write the plan's command as a manifest of this kind needs it."""
+    """Write the plan's command in the form that this kind of manifest needs."""
     words = [*argv, "--port", str(port)]
     if kind == "systemd":
         words[0] = installed_program()
         return " ".join(_word(word).replace("$", "$$") for word in words)
-    if "--gpus" in words:  # a container sees its own cards alone
+    if "--gpus" in words:  # a container sees only its own cards
         place = words.index("--gpus")
         del words[place : place + 2]
-    words += ["--host", "0.0.0.0"]  # the container's network is its own
+    words += ["--host", "0.0.0.0"]  # outside the container's network nobody reaches this address
     if kind == "compose":
         return "".join(f"    - {_quoted(word.replace('$', '$$'))}\n" for word in words)
-    # $(NAME) would be a variable's value.
+    # Kubernetes would replace $(NAME) by a variable's value.
     return "".join(f"        - {_quoted(word.replace('$(', '$$('))}\n" for word in words)
 
 
@@ -142,7 +142,7 @@ def export(
 
 
 def _planned(given: str, options: Options) -> Plan:
-    """Read the plan in a file of `plan --json`, or plan for a model with these options."""
+    """Read the plan from a file of `plan --json`, or make a plan for a model with these options."""
     from turbofit import api
     from turbofit.report.stored_documents import read_plan
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
 
-#: Options that a front leaves to the servers behind it; its own clients have other keys.
+#: Options of the gateway that a front leaves to its nodes.
 _OF_NODES: Final = (
     "front_key_file", "allowed_media_domains", "default_chat_template_kwargs",
     "default_sampling",
@@ -104,8 +104,8 @@ def _planned(
 ) -> Gateway:
     """Make the gateway of one plan.
 
-    ``overlay``: whether the engines open the plan's overlay folder, which holds image limits. If
-    not, a note says how images are counted.
+    ``overlay``: whether the engines open the plan's overlay folder, which holds image limits.
+    Without an overlay, a note says how images are counted.
     """
     from turbofit.gateway.grammar_trials import trials_of
     from turbofit.gateway.http.metrics import access_log
@@ -144,7 +144,7 @@ def _front(options: GatewayOptions, source: Callable[[], Sequence[NodeAddress]])
 
 
 def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, form: Form) -> int:
-    """Serve in front of all nodes of a run on a Ray cluster; returns 0 after a drain."""
+    """Serve in front of all nodes of a run on a Ray cluster; return 0 after a drain."""
     from turbofit.serving.cluster.actors import address_source, statuses
     from turbofit.serving.cluster.ray_adapter import connected
 
@@ -154,6 +154,6 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
             raise UsageError(
                 f"{len(runs)} models are served there", hint=f"--name: {', '.join(sorted(runs))}"
             )
-        # The front stays with its run, also when other models are served later.
+        # The front stays with this run, even if the cluster serves other models later.
         front = _front(options, address_source(runs.pop()))
         return _serve(front, form)

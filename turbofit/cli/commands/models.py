@@ -1,4 +1,4 @@
-"""``turbofit models``, ``gpus``, ``machine``, ``completion``: known names, and hardware here."""
+"""``turbofit models``, ``gpus``, ``machine``, ``completion``: names, and the hardware here."""
 
 from __future__ import annotations
 

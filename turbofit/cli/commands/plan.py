@@ -50,7 +50,7 @@ def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
 
 
 def show_plan(plan: Plan, command: str, form: Form) -> int:
-    """Store a plan as the newest of this command, and show it; return the exit code."""
+    """Store a plan as the command's newest plan, and show it; return the exit code."""
     from turbofit.report.stored_documents import keep
 
     keep(plan, command)
@@ -109,7 +109,7 @@ def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **give
     *common.planning_options(),
 )
 def which(*, model: str | None, form: Form, **given: Any) -> int:
-    """Search the cards, or models, that keep the promise, and show them; exit 3 if none does."""
+    """Show the cards, or models, that keep the promise; exit 3 if none does."""
     from turbofit.machine.source import machine_from
     from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models

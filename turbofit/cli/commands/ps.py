@@ -1,4 +1,4 @@
-"""``turbofit ps``, ``logs``, ``stop``, ``cluster``: running servers, their logs, their end."""
+"""``turbofit ps``, ``logs``, ``stop``, ``cluster``: running servers, and how they end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def logs(*, run: str | None, lines: int, follow: bool) -> int:
         note(f"nothing is written in {folder}")
     live = [one for one in live_runs() if one.folder == folder] if follow else []
     if live:
-        until = f"--pid={live[0].record.pid}"  # it ends with the server
+        until = f"--pid={live[0].record.pid}"  # tail ends with the server
         tail = child(["tail", "-v", "-n", f"{lines}", "-F", until, *map(str, paths)])
         for line in tail.stdout or ():
             answer(f"{clean(line.decode(errors='replace').rstrip())}\n")

@@ -73,7 +73,7 @@ def report(
 
 
 def _share(run: str | None, out: str | None, form: Form) -> int:
-    """Show a run as others would read it, and what is left out; write the run to ``out``."""
+    """Show a run as `--share` tells it, and what is left out; write the run to ``out``."""
     import msgspec
 
     from turbofit.core.process.files import write_output
@@ -83,13 +83,13 @@ def _share(run: str | None, out: str | None, form: Form) -> int:
     try:
         saved = read_run(run)
     except UsageError as exc:
-        if run is None:  # a run on pretend GPUs would be refused, too
+        if run is None:  # the hint must not lead to a run on pretend GPUs, which is refused
             exc.hint = "turbofit serve MODEL, or calibrate MODEL, on real cards makes a run"
         raise
     document = shared(saved)
     form.show(document, share_view)
     if out is not None:
-        # An issue takes 65,536 characters: eight cards, indented, are more.
+        # An issue may have 65,536 characters; indented JSON of eight cards has more.
         write_output(out, msgspec.json.encode(document).decode() + "\n")
         note(f"{out} is written: look through it, then paste it into an issue, My card")
     return 0

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from turbofit.serving.passthrough import PassedOptions
     from turbofit.serving.run import Run
 
-#: What an open server's start says, and what differs there from LMDeploy's server.
+#: The warning of a server without a key, and its differences from LMDeploy's server.
 OPEN_TO_ALL: Final = (
     "everybody who reaches {host} may use this server, as with LMDeploy (--api-key KEY closes it);"
     " other than by LMDeploy, pictures by address and web pages of others are refused"
     " (--allowed-media-domains, --allow-origins)"
 )
-#: The model of a request that names none; a saved plan has its own model.
+#: The model of a request without a model: a saved plan has its own.
 NO_MODEL: Final = "-"
 _LAUNCH: Final = (
     "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
@@ -50,9 +50,8 @@ _FIRST: Final = (
     "tp", "images", "image_size", "context", "concurrency", "budget", "host", "port", "api_key",
     "plan", "file", "detach", "pretend", "dry_run",
 )  # fmt: skip
-#: Options that the help page leaves out: LMDeploy's own, which its own help has; those of
-#: `--cluster`, whose line names them; those of every command; and two of docs/operations.md and
-#: docs/bench.md.
+#: Options that the help page leaves out: LMDeploy's own options, options that the line of
+#: `--cluster` names, options that every command has, and two options that only the manual explains.
 _NOT_IN_HELP: Final = (
     *ENGINE_OPTIONS, "async", "revision", "model_name", "allow_origins", "allowed_media_domains",
     "max_concurrent_requests", "name", "node_port", "front_key_file", "quiet", "verbose", "help",
@@ -64,7 +63,7 @@ _ONE_MACHINE: Final = (
     "max_concurrent_requests",
 )  # fmt: skip
 _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
-#: Options of the gateway that nodes apply, not their front.
+#: Options of the gateway that the nodes of a cluster apply, and their front does not.
 _OF_NODES: Final = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
 
 
@@ -90,7 +89,7 @@ class Arguments(NamedTuple):
         return public_side(self.public)
 
     def saved_plan(self) -> Plan:
-        """Read the plan of ``--plan``; no option of planning may be given as well.
+        """Read the plan of ``--plan``; an option of planning beside ``--plan`` is refused.
 
         Raises:
             UsageError: the plan cannot be read, or an option of planning is given, too.
@@ -163,7 +162,7 @@ def serve(
         return serve_on_cluster(arguments, form)
     if options.dry_run:
         if not options.no_gateway:
-            arguments.gateway()  # refuses what a start would refuse
+            arguments.gateway()  # raises the error that a start would raise
         return _show_commands(arguments, form)
     config = _config(arguments)
     if options.idle is not None:
@@ -180,7 +179,7 @@ def _no_model(cluster: str | None) -> UsageError:
 def _detached(form: output.Form, cluster: str | None) -> int:
     """Run the same command in the background, and wait until its server is ready.
 
-    Return 0 if the server is ready, or the command's exit code if the command ended before.
+    Return 0 if the server is ready; if the command ends first, return its exit code.
     """
     from turbofit.serving.runs import serve_detached
 
@@ -191,7 +190,7 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     server = serve_detached([*kept, *words[end:]], output.note)
     if server.exit_code is not None:
         return server.exit_code
-    # Engines on other machines are not runs of this machine.
+    # `turbofit ps` lists no engines of other machines.
     how = "turbofit ps, logs and stop"
     if cluster is not None:
         how = f"turbofit cluster status --cluster {cluster} shows it, kill {server.pid} ends it"
@@ -277,9 +276,9 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
     """Return the function that SIGHUP calls, which reads the file of options again.
 
-    Return None if the command was given no such file.
+    Return None if the command has no ``-f FILE``.
     """
-    ctx = click.get_current_context(silent=True)  # None if a program calls it
+    ctx = click.get_current_context(silent=True)  # None if a program calls this function
     if ctx is None or untyped.FILE not in ctx.meta:
         return None
 
@@ -294,7 +293,7 @@ def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
 
 
 def _show_commands(arguments: Arguments, form: output.Form) -> int:
-    """Print the engines' commands, which a person could run without a gateway."""
+    """Print the engines' commands, which a person can run without a gateway."""
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
@@ -347,7 +346,7 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
     assert options.cluster is not None
     planned = arguments.request
-    model = model_of(planned)  # read here, so that no node needs to
+    model = model_of(planned)  # read once, so that no node reads the model again
     words = (
         "--port", str(options.node_port), *options.option_arguments(_NOT_OF_NODES),
         *public.option_arguments(tuple({*type(public).model_fields} - {*_OF_NODES})),

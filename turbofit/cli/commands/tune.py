@@ -1,4 +1,4 @@
-"""``turbofit calibrate`` and ``tune``: memory and speed of this machine, for later plans."""
+"""``turbofit calibrate``, ``tune``, ``bench``: memory and speed, measured for later plans."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PRETEND: Final = (
 _PRETEND_SPEED: Final = (
     "PRETEND GPUs: no speed is measured on a card, and what is found is kept for pretend GPUs only"
 )
-#: Options that a plan also has, with another meaning: here they belong to the load.
+#: Options of the load; a plan has options of the same names with another meaning.
 _BOTH: Final = ("images", "image_size", "concurrency")
 #: Options of a plan that make no sense here: one ignores tunings, one puts memory before speed.
 _OTHER_GOALS: Final = ("no_tuned", "least")
@@ -85,7 +85,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     def body(stop: StopSignal) -> Document | signal.Signals:
         if options.pretend:
             note(_PRETEND)
-            # A pretend card has what its plan says: that would be learned twice.
+            # A pretend card shows what its plan says; learned twice, that would be too much.
             forget_learned(model, pretend=True)
         config = ServeConfig.of(
             request=launch_request(request, pretend=options.pretend),

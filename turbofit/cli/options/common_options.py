@@ -25,11 +25,11 @@ JSON: Final = Option(
     "--json", "as_json", is_flag=True, form=True, help="one JSON document on stdout"
 )
 FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the terminal")
-#: The forms of the answer; a command takes only one of them.
+#: Options that set the form of the answer; a command line may have one of these options.
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
 HTML: Final = Option("--html", metavar="FILE", form=True, type=PATH, help="one page; - for stdout")
 
-#: A run of `serve`, read by `read_run`.
+#: The argument for a run of `serve`; `read_run` reads the run.
 RUN: Final = Argument(
     "run", metavar="RUN", required=False, type=PATH,
     explained="a run's folder or name, or its model (default: the newest run)",
@@ -39,7 +39,7 @@ API_KEY: Final = Option(
 )
 
 _SERVER: Final = f"http://127.0.0.1:{DEFAULT_PORT}"
-#: A running server, read by `server_of`, and its model.
+#: Address, model and key of a running server; `server_of` reads address and key.
 SERVER_OPTIONS: Final = (
     Argument(
         "url",

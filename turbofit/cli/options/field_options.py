@@ -30,7 +30,10 @@ _COUNTS: Final = (1, 2, 4, 8)
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
-    """A text, checked later by the field's type; a TAB offers ``choices``, or files if ``path``."""
+    """A text that the field's type checks later.
+
+    At a TAB a shell offers ``choices``, or files if ``path``.
+    """
 
     name = "text"
 
@@ -85,7 +88,7 @@ def filled(kind: type[T], given: Options) -> T:
     except UsageError:
         ctx = click.get_current_context(silent=True)
         explain_fields(kind, (ctx and ctx.info_name) or "serve")
-        return kind.of_options(values, option_of)  # raises again, now with what the option is for
+        return kind.of_options(values, option_of)  # raises again, with the help text as hint
 
 
 def explain_fields(kind: type[Validated], command: str) -> None:

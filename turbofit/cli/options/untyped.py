@@ -1,6 +1,7 @@
 """Options that nobody types: environment variables, and the YAML file of ``-f FILE``.
 
-The command line overrides the variables, these override the file, which overrides the defaults.
+The command line overrides the variables, the variables override the file, and the file overrides
+the defaults.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def variables_of(command: click.Command, prefix: str) -> Iterator[str]:
 def check_names(ctx: click.Context) -> None:
     """Refuse variables with turbofit's prefix that are neither known nor the command's options.
 
-    Variables of other commands are left to those commands.
+    Variables with the prefix of another command are not checked.
 
     Raises:
         UsageError: a variable has turbofit's prefix, and nothing reads it.
@@ -69,7 +70,7 @@ def check_names(ctx: click.Context) -> None:
 
 
 def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
-    """Add to an error's hint which of its options are from the environment or a file."""
+    """Add to an error's hint which options are from the environment or a file."""
     for name in exc.options:
         field = name.rstrip("_")
         source = ctx.get_parameter_source(field)
@@ -91,7 +92,7 @@ def use_file(ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 
 
 def read_file(path: Path, ctx: click.Context) -> dict[str, Any]:
-    """Return the values of a YAML file of options, by option, as texts of a command line.
+    """Return the values in a YAML file of options, by option, as texts of a command line.
 
     Raises:
         UsageError: the file cannot be read, or has a wrong key or value.
@@ -149,5 +150,5 @@ def read_again(ctx: click.Context) -> dict[str, Any]:
     with ctx.command.make_context(
         ctx.info_name, words, parent=ctx.parent, auto_envvar_prefix=prefix
     ) as again:
-        left_out = ("quiet", "verbose")  # these are not options of the run
+        left_out = ("quiet", "verbose")  # a run has no progress to show
         return {name: value for name, value in again.params.items() if name not in left_out}

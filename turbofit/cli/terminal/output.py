@@ -33,14 +33,14 @@ T = TypeVar("T")
 INTERRUPTED: Final = 130
 #: Columns of a help page.
 PAGE_WIDTH: Final = 96
-#: What a start in place of LMDeploy's says last, where no address was given.
+#: The last line of a start with LMDeploy's own command line, if that line has no address.
 HERE_ONLY: Final = (
     "ready, on this machine only: LMDeploy would listen on every address (--server-name 0.0.0.0)"
 )
 
 
 def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
-    """Call ``body``, which a signal can stop; return its result, or the signal that stopped it."""
+    """Call ``body`` and return its result, or return the signal that stops ``body``."""
     from turbofit.core.process.signals import StoppedError, StopSignal
 
     with StopSignal() as stop:
@@ -51,14 +51,14 @@ def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
 
 
 def exit_code(ended: signal.Signals | None) -> int:
-    """Return 130 after Ctrl-C, else 0, since other signals stop a server normally."""
+    """Return 130 after Ctrl-C, else 0, since every other signal stops a server normally."""
     return INTERRUPTED if ended is not None and ended.name == "SIGINT" else 0
 
 
 def prepare_streams() -> None:
     """Let stdout and stderr escape characters that they cannot encode, instead of failing.
 
-    On Windows they write UTF-8: JSON in the system's code page could not be read again.
+    On Windows both streams write UTF-8, since programs expect JSON in UTF-8.
     """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -67,7 +67,7 @@ def prepare_streams() -> None:
 
 
 class UnwrittenError(UsageError):
-    """Standard output cannot be written any more, so that messages go to stderr."""
+    """Standard output cannot be written; this error is printed on stderr, also with ``--json``."""
 
 
 def answer(text: str) -> None:
@@ -95,7 +95,7 @@ def note(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line of progress to stderr; with --quiet only warnings."""
+    """Write a line of progress to stderr; with ``--quiet`` write only warnings."""
     if not _Progress.quiet or "warning: " in text:
         note(text)
 
@@ -131,7 +131,10 @@ def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
 
 @contextmanager
 def verbose_log(level: int) -> Iterator[None]:
-    """Write turbofit's log to stderr: level 1 from INFO on, level 2 from DEBUG on."""
+    """Write turbofit's log to stderr.
+
+    Level 0 writes nothing, level 1 records from INFO on, and level 2 records from DEBUG on.
+    """
     if not level:
         yield
         return
@@ -175,7 +178,7 @@ def complain(document: Document, *, as_json: bool) -> None:
 
 
 def show(blocks: Iterable[Block], *, markdown: bool = False, short: bool = False) -> None:
-    """Print a document on stdout as text, which may be ``short``, or as complete Markdown."""
+    """Print a document on stdout: as complete Markdown, or as text, which may be ``short``."""
     if markdown:
         from turbofit.report.painters import markdown as painter
 
@@ -224,7 +227,7 @@ def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    if stream is None:  # it was closed before Python began
+    if stream is None:  # the stream was closed before Python began
         return
     try:
         with TERMINAL:
@@ -233,7 +236,7 @@ def _write(stream: TextIO | None, text: str) -> None:
             stream.write(text)
             stream.flush()
     except OSError as exc:
-        # The interpreter flushes again at exit: give it a place where that works.
+        # The interpreter flushes the stream again at exit: only writing to the null device works.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
@@ -242,19 +245,19 @@ def _write(stream: TextIO | None, text: str) -> None:
 
 
 def say_cut(cut: int) -> None:
-    """Print the last line of a server: the number of requests that its end has cut off."""
+    """Print a server's last line: the number of requests that the server's end has cut off."""
     requests = "1 open request was" if cut == 1 else f"{cut:,} open requests were"
     say(f"ended: {requests} cut off")
 
 
 def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: Form) -> None:
-    """Print a server's addresses, and how to ask it."""
+    """Print a server's addresses, and how a client asks the server."""
     if form.as_json:
         return
     answer("".join(f"{url}\n" for url in urls))
     gateway = config.gateway
     if gateway is not None and gateway.front_keys and not gateway.api_key:
-        return  # a node, which accepts no client's key: its front prints the lines
+        return  # this is a node, and its front prints the lines
     key = bool(config.api_key) if gateway is None else bool(gateway.api_key)
     asked = f"{urls[0]}/v1, model {model}{', with a key' if key else ''}"
     say(f"to ask: turbofit chat {urls[0]}, or OpenAI's API at {asked}")
@@ -267,8 +270,8 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: Form) -
 
 
 def say_here_only() -> None:
-    """Say that only this machine is served, where LMDeploy's own line would serve others, too."""
-    ctx = click.get_current_context(silent=True)  # None if a program calls it
+    """Say that only this machine is served, if LMDeploy's own line would serve other machines."""
+    ctx = click.get_current_context(silent=True)  # None if a program calls this function
     if (
         ctx is not None
         and ctx.get_parameter_source("host") is ParameterSource.DEFAULT

@@ -1,7 +1,7 @@
 """What a terminal can do, and the display of progress in a line that is redrawn.
 
-Progress is silent for the first second. On a terminal its line is erased before anything else is
-written; elsewhere a line is written now and then.
+Progress is silent for the first second. A terminal shows one line, which is erased before other
+text is written. A pipe or a file gets a new line every ten seconds.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _WIDEST: Final = 100
 _SHORTEST_BAR: Final = 6
 _CLEAR: Final = "\r\x1b[K"
 
-#: The lock for writing to the terminal. Take it only by `with`, which is C code: an exception of a
-#: signal handler then comes before the lock is taken or after it is released. An exception in
-#: Python code (`Condition`, `Event`, `Thread.start`, our context managers) could come in between,
-#: and the lock would stay taken for ever.
+#: The lock for writing to the terminal. Take the lock only by `with`, which is C code: an exception
+#: of a signal handler then comes before the lock is taken, or after its release. In Python code
+#: (`Condition`, `Event`, `Thread.start`, our context managers) an exception could come between, and
+#: nothing would release the lock.
 TERMINAL: Final = threading.RLock()
 
 
@@ -60,7 +60,10 @@ def takes_colour(environ: Mapping[str, str]) -> bool:
 
 
 def width(stream: TextIO | None = None) -> int:
-    """Return COLUMNS, else the columns of a terminal, by default of stdout; 80 if unknown."""
+    """Return COLUMNS if it is set, else the columns of the stream's terminal, else 80.
+
+    The default stream is stdout.
+    """
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
@@ -71,15 +74,15 @@ def width(stream: TextIO | None = None) -> int:
 
 
 def _is_smart(environ: Mapping[str, str]) -> bool:
-    if environ.get("TERM") == "dumb":  # as for a screen reader, which needs lines that stay
+    if environ.get("TERM") == "dumb":  # such as a screen reader's, which needs lines that stay
         return False
     return not WINDOWS or "WT_SESSION" in environ or "TERM" in environ
 
 
 class ProgressDisplay:
-    """Shows the current step from a thread of its own, so that the shown time keeps running.
+    """Shows the current step; a thread of its own keeps the shown time running.
 
-    ``in_place``: it redraws one line; otherwise it writes a new line now and then.
+    ``in_place``: the display redraws one line; otherwise it writes a new line every ten seconds.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class ProgressDisplay:
         self._woken.put(None)
 
     def look(self) -> None:
-        """Show the step if it is time. Call it while you hold `TERMINAL`."""
+        """Show the step if an update is due; the caller holds `TERMINAL`."""
         now, step = self._clock(), self._step
         if step is None or now - self._working < _PATIENCE:
             return
@@ -145,7 +148,7 @@ class ProgressDisplay:
                 self.look()
 
     def _line(self, step: Step, seconds: float) -> str:
-        """Return a line that fits the terminal and leaves the last column free, which may wrap.
+        """Return a line for the terminal; the last column stays free, since a full line wraps.
 
         A narrow terminal has no bar, and shows the beginning of the text.
         """
@@ -162,7 +165,7 @@ class ProgressDisplay:
         return text[:columns]
 
     def _times(self, step: Step, seconds: float) -> str:
-        """Say how many seconds the step has taken, and will still take at the speed so far."""
+        """Say how many seconds the step has taken, and how many are left at the speed so far."""
         if seconds < 1:
             return " …"
         new = step.done - self._initial
@@ -171,7 +174,7 @@ class ProgressDisplay:
         return f", {_seconds(seconds)}, {_seconds(seconds / new * (step.total - step.done))} left"
 
     def _write(self, text: str) -> None:
-        """Write a text, or lose it if the terminal is gone, since the work must go on."""
+        """Write a text; errors are ignored, since the work must go on without a terminal."""
         try:
             self._stream.write(text)
             self._stream.flush()
