@@ -1,1 +1,1 @@
-"""Reads checkpoints: from folders, hubs and presets; each family has a file."""
+"""Reads checkpoints from folders, hubs and presets; `families` has a file for each family."""

@@ -1,8 +1,8 @@
 """Reads LoRA adapters that LMDeploy's PyTorch engine serves beside one base.
 
-The engine's own loader checks little: what it would take for something else, leave unfilled or end
-on is refused here. Only headers of files are read, until engines start: then adapters whose names
-it does not read are copied with other names.
+The engine's own loader checks little. This module refuses an adapter that the engine would misread,
+leave partly unfilled, or end on. Only headers of files are read until engines start. At the start,
+an adapter with names that the engine does not read is copied with other names.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from turbofit.model.safetensors import PREFIX, header_length
 from turbofit.model.safetensors import Tensor as Stored
 from turbofit.model.tensors import Tensor, text_tensors
 
-#: The name of an adapter that is given by its path alone. Source:
+#: The name of an adapter for which only a path is given. Source:
 #: lmdeploy cli/utils.py::get_lora_adapters #b9fd9c
 _UNNAMED: Final = "default"
-#: The class's name of the decoder's layers. Classes that are not here join q_proj, k_proj and
-#: v_proj without a table by which adapters would find them (packed_modules_mapping), or were not
-#: read. Source: lmdeploy pytorch/adapter/adapter.py::find_all_target #2fcac1
+#: The name of the decoder's layers in LMDeploy's class of a model. A class that is missing here was
+#: not read, or joins q_proj, k_proj and v_proj without the table packed_modules_mapping, by which
+#: adapters find these modules. Source: lmdeploy pytorch/adapter/adapter.py::find_all_target #2fcac1
 _LAYERS: Final = {
     **dict.fromkeys(
         ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
@@ -44,13 +44,13 @@ _LAYERS: Final = {
     ),
     "Qwen3VLForConditionalGeneration": "language_model.layers",
 }  # fmt: skip
-#: What releases of Transformers call the decoder's layers of vision-language models; they renamed
-#: them in 4.52. All name the same layers.
+#: Names of the decoder's layers of a vision-language model in releases of Transformers, which
+#: renamed the layers in 4.52.
 _CALLED: Final = frozenset({
     "model.layers", "language_model.model.layers", "model.language_model.layers",
     "language_model.layers",
 })  # fmt: skip
-#: Modules of a tower whose names end like those of the decoder.
+#: Modules of a tower whose names end like names of the decoder's modules.
 _IN_TOWER: Final = {
     "Qwen2_5_VLForConditionalGeneration": frozenset({"gate_proj", "up_proj", "down_proj"}),
 }
@@ -68,10 +68,10 @@ _KEY: Final = re.compile(
 _NAME_OF_LAYERS: Final = re.compile(
     r"(?<=base_model\.model\.).+(?=\.\d{1,6}\.(?:self_attn|mlp)\.\w+\.lora_)"
 )
-#: Triton's blocks are powers of two; ranks up to this share one.
+#: The smallest block of LMDeploy's kernel, for all smaller ranks; blocks are powers of two.
 _LEAST_BLOCK: Final = 16  # lmdeploy kernels/cuda/fused_lora.py::fused_lora `max(16, max_rank)`
 _LARGEST_RANK: Final = 1 << 14
-#: Names by which LMDeploy finds a chat template of its own for an adapter. Source:
+#: Names of LMDeploy's chat templates: an adapter of such a name would get the template. Source:
 #: lmdeploy lmdeploy/model.py `@MODELS.register_module(name=`
 _TEMPLATES: Final = frozenset({
     "base", "cogvlm", "vicuna", "llava-v1", "llama2", "codellama", "chatglm", "mistral", "mixtral",
@@ -79,13 +79,13 @@ _TEMPLATES: Final = frozenset({
     "llava-chatml", "hf",
 })  # fmt: skip
 _SPEED: Final = "the forecast of speed is that of the base: adapters are computed beside it"
-#: The file of an adapter's matrices that is read. LMDeploy prefers adapter_model.bin.
+#: The file with an adapter's matrices. LMDeploy would prefer adapter_model.bin.
 _FILE: Final = "adapter_model.safetensors"
 _MERGE: Final = "turbofit merge BASE ADAPTER OUT makes a model of it"
 
 
 def lora_modules(text: TextDims) -> dict[str, Tensor]:
-    """Return the decoder's modules that adapters change, by the last parts of their names."""
+    """Return the decoder's modules that adapters change, by the last part of each module's name."""
     return {_MODULES[one.role]: one for one in text_tensors(text) if one.role in _MODULES}
 
 
@@ -95,7 +95,7 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
     ``only_text``: the engine loads no vision tower.
 
     Raises:
-        UsageError: LMDeploy would end on an adapter, or answer something else than it was trained.
+        UsageError: with an adapter, LMDeploy would end, or would compute other values than peft.
     """
     if model.architecture not in _LAYERS:
         raise _refusal(
@@ -131,7 +131,7 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
 
 
 def _check_names(model: Model, names: Sequence[str]) -> None:
-    """Refuse names by which clients could not reach each adapter."""
+    """Refuse two adapters of one name, and names that mean something else to LMDeploy."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise _refusal(f"two adapters are called {twice}", "write each as NAME=PATH")
@@ -185,7 +185,7 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
 
 
 def _check_tower(model: Model, name: str, modules: Iterable[str]) -> None:
-    """Refuse modules that LMDeploy would also find in the vision tower."""
+    """Refuse modules whose names LMDeploy would also find in the vision tower."""
     if shared := min(_IN_TOWER.get(model.architecture, set()).intersection(modules), default=None):
         raise _refusal(
             f"adapter {name}: LMDeploy {REFERENCE} also takes the vision tower's {shared} for it,"
@@ -195,7 +195,10 @@ def _check_tower(model: Model, name: str, modules: Iterable[str]) -> None:
 
 
 def _last_parts(config: Section) -> tuple[str, ...]:
-    """Return ``target_modules`` if LMDeploy reads it; empty if it is an expression or has paths."""
+    """Return ``target_modules``, if LMDeploy reads the list; else an empty tuple.
+
+    LMDeploy reads last parts of names, but neither expressions nor paths.
+    """
     if isinstance(config.values.get("target_modules"), str):
         return ()
     modules = config.strings("target_modules")
@@ -205,7 +208,7 @@ def _last_parts(config: Section) -> tuple[str, ...]:
 def _expected(
     known: Mapping[str, Tensor], used: Sequence[str], rank: int
 ) -> Iterator[tuple[tuple[str, int, str], tuple[int, ...]]]:
-    """Yield the shape of each matrix that the engine makes, by module, layer and A or B."""
+    """Yield the shape of each matrix of an adapter, by module, layer and A or B."""
     for module in used:
         outputs, inputs = known[module].shape
         for layer in known[module].layers or ():
@@ -219,7 +222,7 @@ def _check_keys(
     stored: Mapping[str, Stored],
     wanted: dict[tuple[str, int, str], tuple[int, ...]],
 ) -> None:
-    """Refuse a file that does not have exactly the matrices that the engine makes."""
+    """Refuse a file whose matrices are not exactly those in ``wanted``, by key and shape."""
     layers = _LAYERS[model.architecture]
     called = {layers} if model.vision is None else _CALLED
     for key, tensor in stored.items():
@@ -249,9 +252,10 @@ def _check_keys(
 
 
 def with_copies(plan: Plan, root: Path) -> Plan:
-    """Return the plan whose engines open copies, below ``root``, of adapters that are ``renamed``.
+    """Return the plan with copies of adapters that are ``renamed``; engines open the copies.
 
-    Copies from an earlier call stay unchanged, since engines may be reading them.
+    Copies stand below ``root``. A copy from an earlier call stays unchanged, since an engine may be
+    reading it.
 
     Raises:
         LaunchError: a copy cannot be written.
@@ -273,9 +277,10 @@ def with_copies(plan: Plan, root: Path) -> Plan:
 def _opened(model: Model, adapter: Adapter, folder: Path) -> str:
     """Return the folder that engines open: the adapter's own, or ``folder`` with a copy.
 
-    The header's keys and ``target_modules`` change; the bytes of the matrices do not.
+    The copy has other keys in its header, and other ``target_modules``; the bytes of its matrices
+    are the adapter's.
     """
-    config = folder / ADAPTER_CONFIG  # it is written last
+    config = folder / ADAPTER_CONFIG  # the config is written last
     if not adapter.renamed or config.exists():
         return str(folder) if adapter.renamed else adapter.path
     source, layers = Path(adapter.path), _LAYERS[model.architecture]

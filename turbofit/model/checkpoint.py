@@ -25,11 +25,11 @@ _GROUPS: Final = {"awq": {32, 64, 128}, "gptq": {128}, "compressed-tensors": {32
 _METHODS: Final = (*_GROUPS, "fp8", "mxfp4")
 _BLOCK: Final = (128, 128)
 _DEEPEST: Final = 8
-#: compressed-tensors' strategy, if a file only has the group size.
+#: The strategy of compressed-tensors by the group size, for files without a strategy.
 _STRATEGIES: Final = {None: "tensor", -1: "channel"}
 _OF_GROUPS: Final = ("group", "tensor_group")
 _OTHERS: Final = "take a checkpoint with AWQ (gemm) or GPTQ in groups of 128, or an unquantised one"
-#: Architectures that need remote code: their config class is the checkpoint's own code.
+#: Architectures whose config class is code of the checkpoint.
 _REMOTE_CONFIG: Final = frozenset(
     {
         "InternS1ProForConditionalGeneration",
@@ -48,21 +48,22 @@ _VISION: Final = re.compile(
     r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
 )
 _LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
-#: Further stacks of layers, whose numbers begin at 0 again.
+#: Names of further stacks of layers; the layers of each stack are numbered from 0.
 _APART: Final = ("audio_tower.", ".global_transformer.")
-#: The least and the most that a checkpoint may hold, as shares of its parameters: a copy of a tied
-#: head, drafts and heads for other tasks may come on top.
+#: The fewest and the most elements of a checkpoint, as shares of the model's parameters: a copy of
+#: a tied head, a draft, or a head for another task adds elements.
 _LEAST, _MOST = 0.99, 1.5
 _DIFFER: Final = "config.json and the weights are of different models: download them together"
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 #: Buffers in old checkpoints that are not parameters.
 _BUFFERS: Final = (".inv_freq", "mask_token")
-#: A draft model for speculative decoding: a part of its own, or a layer after the last one.
+#: The prefix of a draft model for speculative decoding.
 _DRAFT: Final = "mtp."
-#: Speech output; models that also speak have it beside the text model.
+#: Prefixes of speech output, which models that also speak have.
 _SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
 #: Intern-S2's encoder and head for time series; no engine of LMDeploy loads them.
 _TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
+#: A tensor of a draft that is stored as a layer after the model's last layer.
 _DRAFT_LAYER: Final = ".eh_proj.weight"
 
 
@@ -111,7 +112,7 @@ def read_quantization(config: Section) -> Quantization | None:
 
 
 def _left_out(section: Section) -> list[str]:
-    """Return patterns of the modules that GPTQModel's ``dynamic`` leaves unquantised.
+    """Return patterns for the modules that GPTQModel's ``dynamic`` leaves unquantised.
 
     A ``dynamic`` that packs some modules in another way is refused.
     """
@@ -162,8 +163,8 @@ def _compressed(section: Section) -> Quantization:
     )  # fmt: skip
     quantization = _checked(weights, "compressed-tensors", bits, section)
     if not quantization.of_experts and not group.string("format", ""):
-        # LMDeploy raises KeyError 'format'; checkpoints of experts only go to the PyTorch engine
-        # instead. Source: lmdeploy turbomind/converter.py::get_tm_config #7c931e
+        # TurboMind raises KeyError 'format'; checkpoints with packed experts alone run on the
+        # PyTorch engine. Source: lmdeploy turbomind/converter.py::get_tm_config #7c931e
         raise UsageError(
             f"{section.what}: LMDeploy {REFERENCE} does not start from config_groups without a"
             " format",
@@ -180,7 +181,7 @@ def _checked(
 ) -> Quantization:
     """Read how weights are packed; refuse all but 4 bits in group sizes that an engine runs.
 
-    ``outer``: the section that lists the exempt layers, if it is not ``section``.
+    ``outer``: the section that lists the exempt layers; by default, ``section`` lists them.
     """
     outer = outer or section
     group = section.integer("group_size", section.integer("q_group_size", 128, low=-1), low=-1)
@@ -199,7 +200,7 @@ def _checked(
 
 
 def _refuse(section: Section, reasons: Mapping[str, bool]) -> None:
-    """Raise a UsageError with the first reason whose value is true, if there is one."""
+    """Raise a UsageError with the first reason that is true; do nothing if no reason is true."""
     if what := next((what for what, is_so in reasons.items() if is_so), None):
         raise UsageError(f"{section.what}: LMDeploy {REFERENCE} does not run {what}", hint=_OTHERS)
 
@@ -213,7 +214,7 @@ def _without_account(section: Section, what: str) -> UsageError:
 
 
 def _find(values: dict[str, Any], depth: int) -> dict[str, Any] | None:
-    """The first ``quantization_config`` in the config or in its nested objects."""
+    """Return the first ``quantization_config`` in the config or in its sections, else None."""
     section = values.get("quantization_config")
     if isinstance(section, dict):
         return section
@@ -225,9 +226,9 @@ def _find(values: dict[str, Any], depth: int) -> dict[str, Any] | None:
 
 
 class Weights(NamedTuple):
-    """The headers of all weight files.
+    """The headers of all weight files, by the tensor's name.
 
-    If no file can be read, ``tensors`` is None, and ``warning`` says why.
+    ``tensors`` is None if no file can be read; ``warning`` then says why.
     """
 
     tensors: Mapping[str, Tensor] | None
@@ -238,7 +239,7 @@ class Files(Protocol):
     """The files of one checkpoint, in a folder or on a hub."""
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small file; None if it does not exist."""
+        """Return the content of a small file; None if the file does not exist."""
 
     def weights(self) -> Weights:
         """Read the headers of the weight files."""
@@ -269,7 +270,7 @@ def read_checkpoint(
             f"{source.where} has no config.json", hint="name a folder in Hugging Face's format"
         )
     warnings: list[str] = []
-    # As LMDeploy reads it.
+    # LMDeploy reads the architecture in this way.
     mapped = config.part("auto_map").string("AutoModelForCausalLM", "").rpartition(".")[2]
     architecture = next(iter(config.strings("architectures")), mapped)
     config.refuse_if(not architecture, "architectures", "is missing")
@@ -282,7 +283,7 @@ def read_checkpoint(
     if weights.warning:
         warnings.append(weights.warning)
     tensors = weights.tensors
-    if tensors is not None:  # no engine loads drafts, speech output and time series
+    if tensors is not None:  # no engine loads drafts, speech output or time series
         layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
         unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
         tensors = {name: tensors[name] for name in tensors if not name.startswith(unused)}
@@ -318,7 +319,7 @@ def read_checkpoint(
 def read_section(files: Files, name: str, what: str = "") -> Section | None:
     """Read the object in the JSON file ``name``; None if the file does not exist.
 
-    ``what`` is the file's name in errors, if that is not ``name``.
+    Errors call the file ``what``, by default ``name``.
     """
     data = files.read(name)
     return None if data is None else parse_json(data, what or name)
@@ -337,8 +338,8 @@ def _processor(files: Files, key: str, name: str) -> Section | None:
 def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dtype:
     """Return the dtype in which most unquantised bytes are stored.
 
-    ``sizes``: bytes by the name of a stored dtype. If these names include no known float type, the
-    config's dtype is returned, else bfloat16.
+    ``sizes``: bytes by the name of a stored dtype. Without a known float type among these names,
+    the result is the config's dtype, else bfloat16.
     """
     floats = sorted(
         ((sizes[name], _FLOATS[name]) for name in sizes if name in _FLOATS), reverse=True
@@ -361,8 +362,8 @@ def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dt
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
     """Return whether LMDeploy needs ``--trust-remote-code`` for tokenizer, processor or config.
 
-    Some checkpoints have a config class of their own. Without the class of InternVLChatModel,
-    LMDeploy fails when it reads ``llm_config``; without the others, it lacks defaults.
+    Some checkpoints have a config class of their own. Without this class, LMDeploy fails on the
+    ``llm_config`` of an InternVLChatModel, and lacks defaults of all other models.
     """
     mapped, name = config.part("auto_map"), "tokenizer_config.json"
     if architecture in _REMOTE_CONFIG and "AutoConfig" in mapped:
@@ -379,7 +380,7 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
 
 
 def _surplus(tensors: Mapping[str, Tensor], dims: Dims, packed: Quantization | None) -> str:
-    """Return a warning if more or fewer parameters are stored than the config explains, else "".
+    """Return a warning if the number of stored parameters is not the config's, else "".
 
     For a quantised checkpoint (``packed``) only the numbers of layers are compared.
 
@@ -403,8 +404,8 @@ def _surplus(tensors: Mapping[str, Tensor], dims: Dims, packed: Quantization | N
 def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:
     """Refuse tensors whose layers are not numbered from 0 to ``expected`` - 1.
 
-    ``vision``: whether the layers of the vision tower are counted, or all other layers. ``what``
-    names them in the error.
+    ``vision``: whether to count the layers of the vision tower, or all other layers. Errors call
+    the layers ``what``.
     """
     numbers = {
         int(match[1][:9])

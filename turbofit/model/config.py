@@ -1,4 +1,4 @@
-"""Reads a checkpoint's JSON files defensively: getters check types and ranges."""
+"""Reads a checkpoint's JSON files: each value is checked for its type and its range."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def parse_json(data: bytes, what: str, hint: str = _HINT) -> Section:
-    """Parse one JSON object; ``what`` names the object in errors, whose advice is ``hint``.
+    """Parse one JSON object; errors call the object ``what``, and have the hint ``hint``.
 
     Raises:
         UsageError: the data is not a JSON object.
@@ -37,7 +37,7 @@ def parse_json(data: bytes, what: str, hint: str = _HINT) -> Section:
         # The standard reader accepts NaN and Infinity, which published configs contain.
         value = json.loads(data.decode("utf-8-sig"))
         if b"\\u" in data:
-            # The reader accepts half of a surrogate pair, but no plan with it could be written.
+            # The reader accepts half of a surrogate pair, which no plan could contain.
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise UsageError(f"{what} holds half of a surrogate pair", hint=hint) from None
@@ -49,7 +49,7 @@ def parse_json(data: bytes, what: str, hint: str = _HINT) -> Section:
 
 
 class Section:
-    """One JSON object; ``what`` names it in messages, e.g. ``config.json: vision_config``.
+    """One JSON object; errors call the object ``what``, e.g. ``config.json: vision_config``.
 
     A value of the wrong type is an error; a missing list is an empty tuple.
     """
@@ -90,7 +90,7 @@ class Section:
     ) -> int:
         """Return the integer at ``key``, which must divide ``whole`` without a remainder.
 
-        ``what`` names in the error the things that ``whole`` counts, such as heads.
+        ``what`` are the things that ``whole`` counts, such as heads; the error names them.
         """
         value = self.integer(key, default, high=high)
         self.refuse_if(whole % value, key, f"{value} does not divide {whole} {what}")
@@ -138,16 +138,16 @@ class Section:
         return tuple(value)
 
     def section(self, key: str) -> Section | None:
-        """A nested object; None if it is missing."""
+        """Return a nested object; None if the key is missing."""
         value = self._typed(key, dict, "an object")
         return None if value is None else Section(value, f"{self.what}: {key}")
 
     def part(self, key: str) -> Section:
-        """A nested object; an empty one if it is missing."""
+        """Return a nested object; an empty object if the key is missing."""
         return self.section(key) or Section({}, f"{self.what}: {key}")
 
     def required(self, key: str) -> Section:
-        """A nested object that must be present.
+        """Return a nested object that must be present.
 
         Raises:
             UsageError: the key is missing.
@@ -181,7 +181,7 @@ def dtype_of(section: Section) -> Dtype | None:
 
 
 def _show(value: Any) -> str:
-    """Return a short text for a value from a file, whose integers may have any length."""
+    """Return a short text for a value from a file; an integer from a file may have any length."""
     if isinstance(value, int) and value.bit_length() > 200:
         return "an absurd number"
     return repr(value)[:60]

@@ -1,7 +1,7 @@
 """Reads a draft that LMDeploy's PyTorch engine loads beside a model for speculative decoding.
 
-The engine's classes check little: what a file lacks stays unfilled, and what it has besides ends
-the start. Both are refused here. Only the config and headers are read.
+The engine's classes check little: a tensor that a file lacks stays unfilled, and a tensor too many
+ends the start. This module refuses both files. Only the config and headers are read.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _UNPLANNED: Final = {
         "turbofit has no account of layers of the model's own that propose tokens",
     ),
 }
-#: The engine takes 16 times as many tokens, and one more, of the cache ahead of each answer: those
-#: of two blocks. lmdeploy ar_spec/engine.py::ARSpecEngineStrategy.get_prealloc_size #7a6ed7
+#: The most tokens that a draft proposes. The engine reserves 16 times as many tokens of the cache,
+#: and one more, for each answer: at most two blocks.
+#: Source: lmdeploy ar_spec/engine.py::ARSpecEngineStrategy.get_prealloc_size #7a6ed7
 _MOST_TOKENS: Final = 6
 #: EAGLE-3 reads three layers: the third, the middle one, and the third from the end.
 EAGLE3: Final = "eagle3"
@@ -44,7 +45,7 @@ _HINT: Final = "name the draft that was trained for this model"
 
 
 def draft_tensors(draft: Draft) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all 16-bit tensors that LMDeploy's class loads, by their names."""
+    """Return the shape of each 16-bit tensor that LMDeploy's class loads, by the tensor's name."""
     text, third = draft.text, draft.algorithm == EAGLE3
     norm, sources = (text.hidden,), STATES if third else 2
     named: dict[str, tuple[int, ...]] = {"fc.weight": (text.hidden, sources * text.hidden)}
@@ -69,7 +70,7 @@ def draft_tensors(draft: Draft) -> dict[str, tuple[int, ...]]:
 def with_draft(model: Model, algorithm: str | None, path: str | None, tokens: int | None) -> Model:
     """Return the model with its draft in ``path``, which proposes ``tokens`` tokens a step.
 
-    Without any of the three, the model is returned as it is.
+    If neither algorithm, path nor tokens are given, the model is returned unchanged.
 
     Raises:
         UsageError: LMDeploy would end on the draft, or turbofit has no account of it.
@@ -117,7 +118,7 @@ def _read(model: Model, algorithm: str, path: str, tokens: int) -> Draft:
 
 
 def _with_file(draft: Draft, files: FolderFiles) -> Draft:
-    """Return the draft, with embeddings or without, as its file has them.
+    """Return the draft, with embeddings only if its file has embeddings.
 
     Raises:
         UsageError: the file does not have exactly the tensors that LMDeploy's class loads.
@@ -140,7 +141,7 @@ def _with_file(draft: Draft, files: FolderFiles) -> Draft:
 
 
 def _check(model: Model, draft: Draft, config: Section) -> None:
-    """Refuse a draft of such dimensions that it does not run beside the model."""
+    """Refuse a draft whose dimensions do not suit the model."""
     text, base, third = draft.text, model.text, draft.algorithm == EAGLE3
     states = config.integer("target_hidden_size", text.hidden)
     checkpoint = model.source.checkpoint or model.name

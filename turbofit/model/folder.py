@@ -23,7 +23,7 @@ from turbofit.model.safetensors import (
 if TYPE_CHECKING:
     from turbofit.model.checkpoint import Weights
 
-#: ModelScope's name of the main branch, and the name on the hubs that it mirrors.
+#: Names of the main branch: ModelScope's own, and that of mirrored hubs.
 _BRANCHES = ("master", "main")
 #: The index file of a sharded checkpoint.
 INDEX: Final = "model.safetensors.index.json"
@@ -49,7 +49,7 @@ _BIN_ONLY: Final = (
 def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json") -> str | None:
     """Return the folder of a hub id's snapshot in huggingface_hub's cache.
 
-    Returns None if there is no such folder, or if the folder lacks the file ``holds``.
+    Return None if the cache has no such folder, or if the folder lacks the file ``holds``.
     ``models--ORG--NAME/refs/REVISION`` names a commit, ``snapshots/COMMIT`` holds the files.
     """
     commit = wanted = revision or "main"
@@ -69,7 +69,7 @@ def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json
 
 
 def hub_cache(environ: Mapping[str, str] = os.environ) -> str:
-    """The folder of huggingface_hub's cache, by the rules of its ``constants.py``."""
+    """Return the folder of huggingface_hub's cache, by the rules of its ``constants.py``."""
     cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
     if not cache:
         home = environ.get("HF_HOME")
@@ -81,12 +81,12 @@ def hub_cache(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def uses_modelscope() -> bool:
-    """Whether LMDeploy would download from ModelScope; this is LMDeploy's own test."""
+    """Return whether LMDeploy downloads from ModelScope, by LMDeploy's own test."""
     return os.environ.get("LMDEPLOY_USE_MODELSCOPE", "").lower() == "true"
 
 
 def modelscope_cache() -> str:
-    """The folder in which the package modelscope, of any version, keeps downloaded models."""
+    """Return the folder in which any version of the package modelscope keeps models."""
     root = os.environ.get("MODELSCOPE_CACHE") or os.path.join("~", ".cache", "modelscope")
     return os.path.expanduser(root)
 
@@ -94,10 +94,10 @@ def modelscope_cache() -> str:
 def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
     """Yield the folders of ModelScope's cache that hold a model, newest layout first.
 
-    Each has a config.json. Since modelscope-hub 0.4 a folder is
-    ``models/ORG--NAME/snapshots/REVISION``. Up to modelscope 1.37 it is ``ORG/NAME``, for the main
-    branch alone, below the cache's root, ``hub``, ``models`` or ``hub/models``; some versions write
-    ``___`` for a dot of the name.
+    Each folder has a config.json. Since modelscope-hub 0.4 the layout is
+    ``models/ORG--NAME/snapshots/REVISION``. Up to modelscope 1.37 the layout is ``ORG/NAME`` below
+    the cache's root, ``hub``, ``models`` or ``hub/models``, for the main branch alone. Some
+    versions write ``___`` for a dot in the name.
     """
     owner, _, name = hub_id.partition("/")
     parts = {owner, name, *(revision or "main").split("/")}
@@ -122,7 +122,7 @@ def has_config(folder: str) -> bool:
 
 
 class FolderFiles:
-    """The files of one folder; symbolic links are followed, since the hub cache uses them."""
+    """The files of one folder; symbolic links are followed, since the hub cache has links."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -145,7 +145,7 @@ class FolderFiles:
             raise UsageError(f"{name} cannot be read: {exc.strerror}", hint=_HINT) from None
 
     def size(self, name: str) -> int | None:
-        """The size of a regular file in bytes; None if it does not exist."""
+        """Return the size of a regular file in bytes; None if the file does not exist."""
         try:
             status = os.stat(os.path.join(self.path, name))
         except (OSError, ValueError):
@@ -154,7 +154,7 @@ class FolderFiles:
 
     def weights(self) -> Weights:
         """Read the headers of the weight files that LMDeploy would choose."""
-        from turbofit.model.checkpoint import Weights  # a preset needs none of its imports
+        from turbofit.model.checkpoint import Weights  # not needed by presets
 
         index = self.read(INDEX, LARGEST_INDEX)
         if index is not None:
@@ -175,7 +175,7 @@ class FolderFiles:
         )
 
     def names(self) -> list[str]:
-        """The names of all files in the folder.
+        """Return the names of all files in the folder.
 
         Raises:
             UsageError: the folder cannot be read.
@@ -186,7 +186,7 @@ class FolderFiles:
             raise UsageError(f"{self.path} cannot be read: {exc.strerror}", hint=_HINT) from None
 
     def header(self, name: str) -> dict[str, Tensor]:
-        """Read the header of a safetensors file; returns its tensors.
+        """Return the tensors in the header of a safetensors file, by name.
 
         Raises:
             UsageError: the file is missing, cannot be read, or is damaged.
@@ -208,7 +208,7 @@ def sharded(
     read: Callable[[str], dict[str, T]],
     hint: str = "download the checkpoint again",
 ) -> dict[str, T]:
-    """Return the tensors that an index lists, by name; each is read from the file in the index.
+    """Return the tensors that an index lists, by name, each from the file that the index names.
 
     Args:
         where: the name of each tensor's file, by the tensor's name.
@@ -232,7 +232,7 @@ def sharded(
 
 
 def is_complete(folder: str) -> bool:
-    """Whether a snapshot contains all of its weights, not only the small files."""
+    """Return whether a snapshot contains all of its weights, not only the small files."""
     files = FolderFiles(folder)
     try:
         index = files.read(INDEX, LARGEST_INDEX)

@@ -55,13 +55,13 @@ class NotGivenError(HubUnreachableError):
 
 
 def is_offline() -> bool:
-    """Whether the environment forbids network access."""
+    """Return whether the environment forbids network access."""
     keys = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(key, "").upper() in _TRUE for key in keys)
 
 
 class HubFiles:
-    """The files of one repository, at the commit that the first answer names."""
+    """The files of one repository, at the commit that the hub's first answer names."""
 
     home = "https://huggingface.co"
     branch = "main"
@@ -131,7 +131,7 @@ class HubFiles:
     def _range(self, name: str, start: int, count: int) -> tuple[bytes, int | None] | None:
         """Return ``count`` bytes of a file from byte ``start`` on, and the size of the whole file.
 
-        The size is None if the hub does not tell it. Returns None if the file does not exist.
+        The size is None if the hub does not say it. Return None if the file does not exist.
         """
         answer = self._get(name, {"Range": f"bytes={start}-{start + count - 1}"})
         if answer is None:
@@ -181,11 +181,11 @@ class HubFiles:
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def _get(self, name: str, headers: dict[str, str]) -> HTTPResponse | None:
-        """Open one file; None if it does not exist."""
+        """Open one file; return None if the file does not exist."""
         return self._open(self._url(name), headers)
 
     def _open(self, url: str, headers: dict[str, str]) -> HTTPResponse | None:
-        """Open one address; None after HTTP 404."""
+        """Open one address; return None after HTTP 404."""
         self._hurry()
         request = Request(url, headers={**headers, **_IDENTITY, **self._token()})
         try:
@@ -212,7 +212,7 @@ class HubFiles:
         )
 
     def _refused(self, error: HTTPError) -> HubUnreachableError | None:
-        """Return the error for an HTTP error; None if the repository exists, but lacks the file."""
+        """Return the error for an HTTP error; None if the repository only lacks the file."""
         code = error.headers.get("X-Error-Code", "") if error.headers else ""
         if error.code in {401, 403} or code in {"GatedRepo", "RepoNotFound"}:
             return NotGivenError(
@@ -237,9 +237,9 @@ class HubFiles:
 
 
 class ModelScopeFiles(HubFiles):
-    """The files of one ModelScope repository, read by the modelscope package's HTTP requests.
+    """The files of one ModelScope repository, by the HTTP requests of the package modelscope.
 
-    A listing says which files exist. The site sends a file itself, or redirects to it.
+    A listing says which files exist. The site sends a file itself, or redirects to the file.
     """
 
     home = "https://modelscope.cn"
@@ -260,7 +260,7 @@ class ModelScopeFiles(HubFiles):
         return {"Cookie": f"m_session_id={quote(token, safe='')}"} if token else {}
 
     def _get(self, name: str, headers: dict[str, str]) -> HTTPResponse | None:
-        # The site's answer for a missing file varies; its listing does not.
+        # The site's answers for a missing file vary, so the listing decides.
         return super()._get(name, headers) if name in self._names else None
 
     @cached_property
@@ -290,7 +290,7 @@ class ModelScopeFiles(HubFiles):
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows few redirects, never from https to http, and never with the token to another host."""
+    """Follows few redirects, none from https to http; no token goes to another host."""
 
     max_redirections = _REDIRECTS
     max_repeats = 2

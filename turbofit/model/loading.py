@@ -30,7 +30,7 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
     if isinstance(placed, dict) and config.model_type == "qwen2_5_omni_thinker":
         settings["device_map"] = names_here(placed)
     model = auto.from_pretrained(checkpoint, config=config, **settings)
-    if model.generation_config.eos_token_id is None:  # as in the files of Qwen2.5-Omni
+    if model.generation_config.eos_token_id is None:  # the files of Qwen2.5-Omni have no end token
         tokenizer = library.AutoTokenizer.from_pretrained(checkpoint)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     head = model.get_output_embeddings()
@@ -42,8 +42,8 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
 def names_here(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
     """Convert a device map of Qwen2.5-Omni's thinker to the installed Transformers' module names.
 
-    The device maps of `layout` have the older names. Transformers ignores names that it does not
-    know, and would then place everything on the CPU.
+    The device maps of `layout` have the older names. Transformers ignores unknown names, and would
+    place everything on the CPU.
     """
     moved = _MOVED if hasattr(_transformers(), "Qwen2_5OmniThinkerModel") else {}
     heads = {name: name.split(".", 1)[0] for name in device_map}
@@ -72,9 +72,9 @@ def _transformers() -> Any:
 
 
 def _config(checkpoint: str) -> Any:
-    """Read a checkpoint's config; of a model that also speaks, read only the thinker's config.
+    """Read a checkpoint's config; for a model that also speaks, the config of its thinker.
 
-    No auto class for images covers the whole model, and the part that speaks would waste memory.
+    No auto class for images covers the whole model, and the part that speaks wastes memory.
     """
     whole = _transformers().AutoConfig.from_pretrained(checkpoint)
     return getattr(whole, "thinker_config", whole)

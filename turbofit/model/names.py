@@ -1,7 +1,8 @@
 """Reads the names that people type for a model, except folders and presets.
 
-They are hub ids, ``ORG/NAME@REVISION`` and hub addresses. A hub id without a preset is compared
-with presets and with known suffixes; ``presets/families/names.yaml`` lists the suffixes and hosts.
+Such a name is a hub id, ``ORG/NAME@REVISION`` or the address of a hub. A hub id without a preset is
+compared with presets and with known suffixes; ``presets/families/names.yaml`` lists the suffixes
+and hosts.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from turbofit.model.presets import (
     sizes_of,
 )
 
-#: The path of a model's page or file on a hub; some first parts of paths never name a model.
+#: The path of a model's page or file on a hub; a path such as datasets/… names no model.
 _ADDRESS: Final = re.compile(
     r"(?:(?:api|v1|models|library)/)*"
     r"(?!(?:api|v1|models|library|datasets|spaces|studios|collections|papers|blog|docs)/)"
@@ -44,8 +45,8 @@ _ADDRESS: Final = re.compile(
     re.IGNORECASE,
 )
 _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
-#: Names of models that have another name in the presets. The original LLaVA and its LoRA stand for
-#: the checkpoint that `turbofit merge` makes of them.
+#: Presets of models that logs call by another name. The original LLaVA and its LoRA have the preset
+#: of the checkpoint that `turbofit merge` makes.
 _SPELLINGS: Final = (
     (r"llava-?v?1[.-]5-7b|llava-7b", "llava-1.5-7b"),
     (r"llava-?v?1[.-]5-13b", "llava-1.5-13b"),
@@ -54,7 +55,7 @@ _SPELLINGS: Final = (
     (r"cogvlm", "cogvlm-17b"),
     (r"llama-?3[.-]2-11b-vision", "llama-3.2-11b-vision"),
 )
-#: A path or a name, also beside Chinese words; a part with a number; CogVLM, which has none.
+#: A path or a name, also between Chinese words; a part with a number; CogVLM, without a number.
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_./-]+")
 _NUMBERED: Final = re.compile(r"[A-Za-z].*\d")
 _COGVLM: Final = re.compile(r"(?<![A-Za-z])[Cc][Oo][Gg]VLM(?![A-Za-z])")
@@ -74,10 +75,10 @@ def _data() -> JsonObject:
 
 
 def read_name(typed: str, revision: str | None = None) -> Name:
-    """Read a typed name; a name in none of the known forms is returned unchanged.
+    """Read a typed name; a name of no known form is returned unchanged.
 
     Raises:
-        UsageError: it is an address of no model, or has another revision than ``--revision``.
+        UsageError: the address names no model, or another revision than ``--revision``.
     """
     text = plain(typed).rstrip("/")
     scheme, _, rest = text.rpartition("://")
@@ -105,7 +106,7 @@ def read_name(typed: str, revision: str | None = None) -> Name:
 
 
 def _address(path: str, kind: str, host: str) -> Name:
-    """The model of a hub's address; ``path`` is the part after the host."""
+    """Return the model that a hub's address names; ``path`` is the part after the host."""
     path = unquote(path)
     match = _ADDRESS.fullmatch(path)
     if match is None or not HUB_ID.fullmatch(match["id"]):
@@ -122,14 +123,14 @@ def _address(path: str, kind: str, host: str) -> Name:
 
 
 def near_by_name(path: str) -> str:
-    """Return the end of a hint that names the preset in the last part of a path, or ""."""
+    """Return the end of a hint, with the preset that a path's last part names; "" without one."""
     word = path.rstrip("/").rpartition("/")[2].partition(":")[0]
     preset = find_preset(word) or _parts(word)[0]
     return f"; by its name it is the preset {preset}: turbofit plan {preset}" if preset else ""
 
 
 def names_a_model(word: str) -> bool:
-    """Whether a word is a preset's name, or has the form of a hub id or an address."""
+    """Return whether a word is a preset's name, or has the form of a hub id or an address."""
     name = word
     with suppress(UsageError):
         name = read_name(word).text
@@ -137,9 +138,9 @@ def names_a_model(word: str) -> bool:
 
 
 def _here(preset: str | None) -> str:
-    """Return advice for a hint: which checkpoints of a preset LMDeploy runs, in 16 and in 4 bits.
+    """Return a hint on the checkpoints of a preset that LMDeploy runs: in 16 bits, and in 4 bits.
 
-    Without a preset, the advice is to name the safetensors checkpoint.
+    Without a preset, the hint is to name the safetensors checkpoint.
     """
     if preset is None:
         return "name the safetensors checkpoint that it was made of"
@@ -176,9 +177,8 @@ def _parts(name: str, stored: str | None = None) -> tuple[str | None, list[JsonO
 def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
     """Yield the 16-bit presets that a name begins with, longest first, and where each one ends.
 
-    Presets that only explain why a checkpoint is not run do not count.
-
-    The end is an index into ``words``. A name may begin with its owner: Qwen_Qwen2.5-VL-7B.
+    The end is an index into ``words``. Presets of unsupported models are left out. A name may begin
+    with its owner: Qwen_Qwen2.5-VL-7B.
     """
     for at in (0, 1) if "_" in last else (0,):
         for to in range(len(words), at, -1):
@@ -189,7 +189,7 @@ def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
-    """Return the error if the end of a name says that LMDeploy cannot run the model, or None.
+    """Return the error if the end of a name says that LMDeploy cannot run the model, else None.
 
     ``stored``: the given ``--model-format``, which decides what a suffix such as 4bit means.
     """
@@ -199,7 +199,7 @@ def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
         return None
     last = name.rpartition("/")[2]
     what = f"LMDeploy {REFERENCE} does not run {last}: by its name it is {end['why']}"
-    if end.get("owner") == "":  # the name alone does not say what a folder contains
+    if end.get("owner") == "":  # a folder of this name may contain other weights
         what = f"no folder {last} is here; by its name it is {end['why']}"
     return UsageError(what, hint=_here(preset))
 
@@ -209,7 +209,7 @@ def by_its_name(
 ) -> Model | str:
     """Return the model that a hub id suggests: the preset at its start, quantised as its end says.
 
-    The model has a warning that it is only assumed.
+    A warning of the model says that its shapes are assumed.
 
     Args:
         hub_id: a hub id without a preset.
@@ -229,7 +229,7 @@ def by_its_name(
         return f"; the preset {(*nearest, preset)[0]} is near by its name" if preset else ""
     warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"
     if runs and runs["method"] == "gptq" and model.text.delta is not None:
-        # TurboMind's support depends on which layers stay in 16 bits, which a name does not say.
+        # TurboMind's support depends on the layers in 16 bits, which no name tells.
         return f"; {preset} is near by its name, but whether LMDeploy runs it its config.json says"
     if runs:
         stored = msgspec.convert(runs, Quantization)
@@ -246,7 +246,7 @@ def by_its_name(
 
 
 def _packed(model: Model, stored: Quantization) -> Model:
-    """Return a 16-bit model as if its layers were quantised in the way of ``stored``."""
+    """Return a 16-bit model as if its layers were quantised like ``stored``."""
     dtype = model.dtype if stored.method == "fp8" else "float16"
     size = stored_bytes(model.text, model.vision, dtype, stored)
     return msgspec.structs.replace(model, quantization=stored, dtype=dtype, weight_bytes=size)
@@ -256,17 +256,17 @@ def _packed(model: Model, stored: Quantization) -> Model:
 def families() -> tuple[str, ...]:
     """Return the words with which names of models begin, such as ``qwen``.
 
-    Only lines of a log with at least one of these words are searched for names.
+    A line of a log without any of these words is not searched for names.
     """
     words = {match[0] for name in known_presets() if (match := re.match("[a-z]+", name))}
     return tuple(words | {"cogvlm", "llava", "llama"})
 
 
 def names_in(text: str) -> Iterator[str]:
-    """Yield what may be names of models in a text.
+    """Yield the parts of a text that may be names of models.
 
-    That is each path up to its last part with a number, such as ``Qwen2-VL-7B``, and each mention
-    of CogVLM.
+    These parts are each path up to its last part with a number, such as ``Qwen2-VL-7B``, and each
+    mention of CogVLM.
     """
     for token in _TOKEN.findall(text):
         parts = token.rstrip(".").split("/")

@@ -1,7 +1,7 @@
-"""Applies ``--hf-overrides`` of LMDeploy to the model that is planned.
+"""Applies LMDeploy's ``--hf-overrides`` to the planned model.
 
-LMDeploy changes its copy of config.json after it has read the model's dimensions from it, so only
-the keys here have an account: the longest context, and how positions are scaled.
+LMDeploy reads the model's dimensions from config.json before it applies the overrides. So only two
+keys have an account: the longest context, and the scaling of positions.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from turbofit.model.config import Section, parse_json
 _OPTION: Final = "`--hf-overrides`"
 _LENGTH: Final = "max_position_embeddings"
 _FIRST_LENGTH: Final = "original_max_position_embeddings"
-#: Both names of how positions are scaled: Transformers 5 reads and writes the second by the first.
+#: Both names of the scaling of positions; in Transformers 5 they mean the same.
 _SCALINGS: Final = ("rope_scaling", "rope_parameters")
-#: Types that both of LMDeploy's engines compute; no other memory belongs to them. Source:
+#: Types that both engines of LMDeploy compute, without further memory. Source:
 #: lmdeploy turbomind/models/utils.py::parse_rope_param #c8c8dd
 _TYPES: Final = ("default", "mrope", "linear", "dynamic", "yarn", "llama3")
 _UNSCALED: Final = _TYPES[:2]
-#: The section of config.json with the language model, where it is not ``text_config``.
+#: The section of config.json with the language model, if that section is not ``text_config``.
 _INSIDE: Final = {
     "InternVLChatModel": ("llm_config",),
     "CogVLMForCausalLM": (),
@@ -39,7 +39,7 @@ _MOST_SCALED: Final = 1e4
 
 
 def overridden(model: Model, text: str) -> tuple[Model, str]:
-    """Return the model with the overrides, and the overrides as LMDeploy is told them.
+    """Return the model with the overrides, and the overrides as JSON for LMDeploy.
 
     A scaling that lengthens the context also sets ``max_position_embeddings``, by which TurboMind
     computes YaRN's factor. Applying the returned overrides again changes nothing.
@@ -61,7 +61,7 @@ def overridden(model: Model, text: str) -> tuple[Model, str]:
 
 
 def _lengthen(model: Model, section: Section) -> int:
-    """Return the longest context, and write into the section what both engines need for it."""
+    """Return the longest context; add to the section the keys that both engines need for it."""
     longest = section.integer(_LENGTH, model.text.max_position_embeddings, high=_LARGEST)
     for scaling in [part for name in _SCALINGS if (part := section.section(name))]:
         kind = scaling.string("rope_type", "") or scaling.string("type", "")

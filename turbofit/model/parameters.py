@@ -1,7 +1,8 @@
 """Counts a checkpoint's parameters, and its bytes as stored, over all tensors.
 
-Counts equal those of Transformers on the meta device. Bytes are exact for unquantised checkpoints;
-for quantised ones they follow the method's published layout, and miss a few KiB of alignment.
+Counts equal those of Transformers on the meta device. Bytes of unquantised checkpoints are exact.
+Bytes of quantised checkpoints follow the method's published layout, and miss a few KiB of
+alignment.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def stored_bytes(
 
 @lru_cache
 def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict[str, int]:
-    """Return, by role, how many bytes larger layers are because they are left unquantised.
+    """Return, by role, the bytes that layers gain because they are left unquantised.
 
     Only layers that the checkpoint's quantisation would otherwise pack are counted.
     """
@@ -98,9 +99,9 @@ def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict
 def unpacked_bytes(model: Model) -> int:
     """Return the bytes that layers left in 16 bits add to a quantised checkpoint.
 
-    If the sizes of the files are known, the result follows from them, because each toolkit names
-    such layers differently. A difference of at most ``_PAGE`` bytes is taken for the rounding of
-    scales, and gives 0.
+    Each toolkit names such layers differently, so the result follows from the sizes of the files,
+    if these are known. A difference of at most ``_PAGE`` bytes counts as rounding of scales, and
+    gives 0.
     """
     if model.quantization is None:
         return 0
@@ -113,14 +114,14 @@ def unpacked_bytes(model: Model) -> int:
 
 
 def is_packed(linear: Tensor, quantization: Quantization | None) -> bool:
-    """Whether quantisation packs these linear layers."""
+    """Return whether quantisation packs these linear layers."""
     if quantization is None or not linear.packs:
         return False
     return not quantization.of_experts or linear.part == "expert"
 
 
 def packed_bytes(linear: Tensor, quantization: Quantization) -> int:
-    """The bytes of packed weights, scales and zero points of these layers."""
+    """Return the bytes of packed weights, scales and zero points of these layers."""
     outputs, inputs = linear.shape
     weights = linear.weights * quantization.bits // 8
     if quantization.method == "fp8":

@@ -21,14 +21,14 @@ from turbofit.model.parameters import parameters, stored_bytes
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
-#: The parameters in a name, which end the name of a family.
+#: The number of parameters in a name, such as -7b.
 _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 
 
 class Unsupported(Struct):
     """The reason why turbofit has no account of a model that people ask for by name.
 
-    ``merged`` is the preset of the checkpoint that `turbofit merge` makes of the model. Both have
+    ``merged`` is the preset of the checkpoint that `turbofit merge` makes of this model, which has
     the same size.
     """
 
@@ -60,9 +60,9 @@ class Preset(Struct, forbid_unknown_fields=True):
 
 
 def find_preset(name: str) -> str | None:
-    """The preset id for a name: an alias, an id or a hub id; case and dots do not matter."""
+    """Return the preset id for an alias, an id or a hub id; case and dots do not matter."""
     if _ID.fullmatch(name) and name != "aliases" and is_preset("models", name):
-        return name  # avoids reading all names
+        return name  # without reading all names
     return _aliases().get(_plain(name))
 
 
@@ -133,7 +133,7 @@ def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
 
 
 def four_bits(preset_id: str) -> str | None:
-    """The preset of the same model in 4 bits, AWQ first, or None."""
+    """Return the preset of the same model in 4 bits, AWQ first, or None."""
     known = load_preset(preset_id)
     if known.awq or known.quantization is not None:
         return known.awq
@@ -142,7 +142,7 @@ def four_bits(preset_id: str) -> str | None:
 
 def _stored(preset_id: str, wanted: Callable[[Quantization], bool]) -> str | None:
     """Return the preset of the same weights in a quantization that ``wanted`` accepts, or None."""
-    begin = preset_id.removesuffix("-bf16")  # avoids reading all presets
+    begin = preset_id.removesuffix("-bf16")  # so that few presets are read
     for other in known_presets():
         if other.startswith(begin) and other != preset_id:
             stored = load_preset(other)
@@ -196,7 +196,7 @@ def _id_of(model: Model) -> str | None:
 
 
 def known_presets() -> list[str]:
-    """The ids of all presets, in the order of aliases.yaml."""
+    """Return the ids of all presets, in the order of aliases.yaml."""
     return list(dict.fromkeys(_aliases().values()))
 
 

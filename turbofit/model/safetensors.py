@@ -1,7 +1,7 @@
 """Headers of safetensors files: names, dtypes and shapes, without the tensors' data.
 
-The format: eight bytes with the header's length (little-endian), a JSON header, then the tensors,
-which must fill the rest of the file without gap or overlap.
+A file has eight bytes with the header's length (little-endian), a JSON header, and the tensors. The
+tensors fill the rest of the file without gap or overlap.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 
-#: Bytes before the header; they contain its length.
+#: Bytes before the header, which contain the header's length.
 PREFIX: Final = 8
 #: The format's own limit on the header, in bytes.
 LARGEST_HEADER: Final = 100_000_000
@@ -74,7 +74,7 @@ def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
 
 
 def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, Tensor]:
-    """The tensors of one file by name; an invalid header is refused.
+    """Return the tensors of one file by name; an invalid header is refused.
 
     Args:
         header: the JSON header.

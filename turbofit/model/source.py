@@ -3,9 +3,9 @@
 If LMDEPLOY_USE_MODELSCOPE is set, ModelScope is the hub, and its cache is searched first, as in
 LMDeploy.
 
-A preset's alias causes no network access: it means the checkpoint in the hub cache if that is
-complete, else the preset. A hub id is looked up, unless the environment forbids it. If the look-up
-fails, the cache or a preset is used, and the answer's warnings say so.
+A preset's alias causes no network access: it means the checkpoint in the hub cache, if that
+checkpoint is complete, else the preset. A hub id is looked up on the hub, unless the environment
+forbids it. If the look-up fails, the cache or a preset is used, and a warning says so.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def _resolved(name: str, revision: str | None, stored: str | None) -> Model:
 
 
 def refuse_missing_folder(name: str | Model) -> None:
-    """Refuse a path that is not here, which a plan may take for a preset, and a launch may not.
+    """Refuse a missing path; a plan may read a missing path as a preset, a launch may not.
 
     Raises:
-        UsageError: the text can only be a path, and is none.
+        UsageError: the text can only be a path, and the path does not exist.
     """
     path = os.path.expanduser(name) if isinstance(name, str) else ""
     if isinstance(name, str) and _is_path(name) and not os.path.exists(path):
@@ -90,7 +90,8 @@ def refuse_missing_folder(name: str | Model) -> None:
 def _elsewhere(path: str) -> Model:
     """Return the preset that the last part of a missing path names; refuse any other path.
 
-    A fine-tune of a preset by its name has the preset's shapes, and its commands keep the path.
+    A path may also name a fine-tune of a preset. Such a model has the preset's shapes, and its
+    commands keep the path.
     """
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     preset = find_preset(last)
@@ -107,10 +108,10 @@ def _elsewhere(path: str) -> Model:
 
 
 def _by_its_name(path: str, last: str) -> Model:
-    """Return the model of a missing folder whose name is a preset's with an end such as -MPO.
+    """Return the model of a missing folder with a preset's name and an end such as -MPO.
 
     Raises:
-        UsageError: the words name anything else; the hint may name a similar preset.
+        UsageError: the last part of the path has another name; the hint may name a similar preset.
     """
     from msgspec.structs import replace
 
@@ -178,7 +179,7 @@ def _named(name: str, revision: str | None, stored: str | None) -> Model:
 
 
 def _is_path(name: str) -> bool:
-    """Whether the text can only be a path."""
+    """Return whether the text can only be a path."""
     begins = ("/", "./", "../", "~", f".{os.sep}")
     is_path = name.startswith(begins) or name in {".", ".."} or "\0" in name or "\\" in name
     return is_path or bool(re.match(r"[A-Za-z]:/(?!/)", name))
@@ -218,7 +219,7 @@ def _folders(hub_id: str, revision: str | None) -> Iterator[str]:
 
 
 def _cached(hub_id: str, revision: str | None) -> Model | None:
-    """The checkpoint in a local cache; None if no cache has all of it."""
+    """Return the checkpoint in a local cache; None if no cache has all of it."""
     for folder in _folders(hub_id, revision):
         from turbofit.model.folder import is_complete
 
@@ -256,7 +257,7 @@ def _without_hub(
         return replace(known, warnings=(reason.message, *known.warnings))
     if preset:
         warning = f"{reason.message}: the preset {preset} is used instead"
-        # Keep the wished hub id, which will be downloaded; the preset's may have another owner.
+        # A launch downloads the given hub id; the preset's hub id may have another owner.
         return replace(
             preset_model(preset, warnings=(warning, *_unheeded(revision))), hub_id=hub_id
         )

@@ -34,9 +34,9 @@ CROSS_EMBEDDINGS: Final = 8
 
 
 class Tensor(Struct):
-    """All tensors of one role. They have the same shape: outputs first, then inputs.
+    """All tensors of one role. Their shape is the same: outputs first, then inputs.
 
-    ``layers`` are the numbers of the layers with this role; None if it is outside the layers.
+    ``layers`` are the numbers of the layers with this role; None for a role outside the layers.
     ``copies``: the number of tensors of this role in each layer, such as the number of experts.
     ``bias``: each tensor has a bias as long as its outputs. ``packs``: quantisation packs this role
     if it packs linear layers of ``part``.
@@ -53,22 +53,22 @@ class Tensor(Struct):
 
     @property
     def count(self) -> int:
-        """The number of tensors of this role in the model."""
+        """Return the number of tensors of this role in the model."""
         return self.copies if self.layers is None else self.copies * len(self.layers)
 
     @property
     def weights(self) -> int:
-        """The number of parameters in all tensors of this role, without biases."""
+        """Return the number of parameters in all tensors of this role, without biases."""
         return prod(self.shape) * self.count
 
     @property
     def biases(self) -> int:
-        """The number of parameters in the biases of this role."""
+        """Return the number of parameters in the biases of this role."""
         return self.shape[0] * self.count if self.bias else 0
 
     @property
     def elements(self) -> int:
-        """The number of parameters in all tensors of this role, biases included."""
+        """Return the number of parameters in all tensors of this role, biases included."""
         return self.weights + self.biases
 
 
@@ -87,7 +87,7 @@ def elements(tensors: Iterable[Tensor]) -> int:
 
 @lru_cache
 def text_tensors(text: TextDims) -> tuple[Tensor, ...]:
-    """All tensors of a language model, with embeddings; a tied head has no tensor of its own."""
+    """Return all tensors of a language model; a tied head has no tensor of its own."""
     tensors = [*_ends(text), *_attention(text), *_mlps(text), *_norms(text)]
     if text.delta is not None:
         tensors += _delta(text, text.delta)
@@ -116,7 +116,7 @@ def attention_layers(text: TextDims) -> Sequence[int]:
 
 
 def _ends(text: TextDims) -> list[Tensor]:
-    """Embeddings, head and other tensors outside the layers."""
+    """List embeddings, head and other tensors outside the layers."""
     shape, square = (text.vocab, text.hidden), (text.kv_heads, text.fourier, text.fourier)
     norm = partial(Tensor, part="norm")
     tensors = [
@@ -135,7 +135,7 @@ def _ends(text: TextDims) -> list[Tensor]:
 
 
 def _norms(text: TextDims) -> list[Tensor]:
-    """The norms over the hidden channels in each layer."""
+    """List the norms over the hidden channels in each layer."""
     norm = partial(Tensor, part="norm", shape=(text.hidden,), layers=range(text.layers))
     return [norm(role=f"norm.{n}", bias=text.norm_bias) for n in range(1, text.layer_norms + 1)]
 
@@ -155,7 +155,7 @@ def _attention(text: TextDims) -> list[Tensor]:
 
 
 def _projections(text: TextDims, tensor: New, name: str = "", *, bias: bool) -> list[Tensor]:
-    """Projections of queries (with output gates if there are any), keys, values and output."""
+    """List the projections of queries (with output gates, if any), keys, values and output."""
     hidden, query = text.hidden, text.heads * text.head_dim
     key, gated = text.kv_heads * text.head_dim, 2 if text.output_gate else 1
     linear = partial(tensor, part="attention", packs=True)
@@ -192,7 +192,10 @@ def _latent(text: TextDims, mla: MlaDims, tensor: New) -> list[Tensor]:
 
 
 def _delta(text: TextDims, delta: DeltaDims) -> list[Tensor]:
-    """Gated delta nets; the projections to the two gates of a value head are never packed."""
+    """List the tensors of gated delta nets.
+
+    The projections to the two gates of a value head are never packed.
+    """
     hidden, heads, attention = text.hidden, delta.value_heads, attention_layers(text)
     layers = tuple([layer for layer in range(text.layers) if layer not in attention])
     net = partial(Tensor, part="delta", layers=layers)
@@ -212,7 +215,7 @@ def _delta(text: TextDims, delta: DeltaDims) -> list[Tensor]:
 
 
 def _cross(text: TextDims) -> list[Tensor]:
-    """Llama 3.2 Vision's cross-attention layers, with norms of heads and two gates."""
+    """List Llama 3.2 Vision's cross-attention layers, with norms of heads and two gates."""
     tensor = partial(Tensor, layers=text.cross_layers)
     gate = partial(tensor, part="norm", shape=(1,))
     return [
@@ -224,7 +227,7 @@ def _cross(text: TextDims) -> list[Tensor]:
 
 
 def _vision_experts(text: TextDims) -> list[Tensor]:
-    """CogVLM's second set of linear layers, used for image tokens."""
+    """List CogVLM's second set of linear layers, which image tokens pass."""
     tensor = partial(Tensor, layers=range(text.layers))
     return [
         *_projections(text, tensor, "vision.", bias=text.vision_expert_bias),
@@ -241,7 +244,7 @@ def _mlps(text: TextDims) -> list[Tensor]:
 
 
 def _gated_mlp(tensor: New, name: str, hidden: int, inner: int) -> list[Tensor]:
-    """A gated MLP: gate, up and down projections."""
+    """List the gate, up and down projections of a gated MLP."""
     linear = partial(tensor, packs=True)
     return [
         linear(role=f"{name}.gate", shape=(inner, hidden), split="columns"),
@@ -251,7 +254,7 @@ def _gated_mlp(tensor: New, name: str, hidden: int, inner: int) -> list[Tensor]:
 
 
 def _experts(text: TextDims, moe: MoeDims) -> list[Tensor]:
-    """The experts with their router, and the shared expert."""
+    """List the experts with their router, and the shared expert."""
     hidden = text.hidden
     tensor = partial(Tensor, layers=range(text.layers - moe.layers, text.layers))
     router = partial(tensor, part="router")

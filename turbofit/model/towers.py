@@ -1,8 +1,8 @@
 """Lists the tensors of vision towers, projectors and audio towers; each kind has a function.
 
-The tensors are as stored in the checkpoint. LMDeploy's PyTorch engine builds the same tensors,
-including layers after the feature layer, which it never runs. The docstring of a kind says where
-the engine builds more.
+The tensors are as stored in the checkpoint. LMDeploy's PyTorch engine builds the same tensors, also
+those of layers after the feature layer, which never run. Where the engine builds more, the
+docstring of the kind says so.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Tensors = list[Tensor]
 
 
 def tower_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
-    """The tensors of `vision_tensors`, and of `audio_tensors` if there is an audio tower."""
+    """Return the tensors of `vision_tensors`, and of `audio_tensors` if there is an audio tower."""
     tensors = vision_tensors(vision, text_hidden)
     return tensors + audio_tensors(vision.audio, text_hidden) if vision.audio else tensors
 
 
 @lru_cache
 def vision_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
-    """All tensors of a vision tower and of its projector into ``text_hidden`` channels.
+    """Return all tensors of a vision tower and of its projector into ``text_hidden`` channels.
 
-    The roles in a second stack of layers begin with ``global.``, those in further projectors with
+    Roles in a second stack of layers begin with ``global.``, roles in further projectors with
     ``deepstack.``.
     """
     tensors = _KINDS[vision.kind](vision, text_hidden)
@@ -38,14 +38,14 @@ def vision_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
 
 @lru_cache
 def audio_tensors(audio: AudioDims, text_hidden: int) -> tuple[Tensor, ...]:
-    """The tensors of an audio tower: convolutions, layers, a norm and the projection.
+    """Return an audio tower's tensors: convolutions, layers, a norm and the projection.
 
-    Their roles begin with ``audio.``.
+    The roles of these tensors begin with ``audio.``.
     """
     hidden, channels, whisper = audio.hidden, audio.channels, not audio.channels
     conv = partial(Tensor, part="embedding", bias=True)
     linear = partial(Tensor, part="projector", bias=True)
-    if whisper:  # it also has embeddings that stand around a sound
+    if whisper:  # Whisper also has embeddings before and after a sound
         begin = [
             conv(role="conv1", shape=(hidden, audio.mel_bins, 3)),
             conv(role="conv2", shape=(hidden, hidden, 3)),
@@ -114,17 +114,17 @@ def _layers(vision: VisionDims, count: int, *, biases: bool = True) -> Tensors:
 
 
 def _is_biased(vision: VisionDims) -> bool:
-    """Whether the tower's norms have biases."""
+    """Return whether the tower's norms have biases."""
     return vision.norm == "layer_norm"
 
 
 def _tokens(vision: VisionDims) -> int:
-    """The number of patches in one tile."""
+    """Return the number of patches in one tile."""
     return ((vision.image_size or 0) // vision.patch_size) ** 2
 
 
 def _merged(vision: VisionDims) -> int:
-    """The number of channels in a window of patches."""
+    """Return the number of channels in a window of patches."""
     return vision.hidden * vision.merge**2
 
 
@@ -146,7 +146,7 @@ def _patch(vision: VisionDims, *, bias: bool = False) -> Tensor:
 def _with_token(vision: VisionDims, *axes: int) -> Tensors:
     """List a class token of shape ``axes`` + hidden, and the positions.
 
-    There is a position for the class token and for each patch.
+    The class token and each patch have a position.
     """
     hidden = vision.hidden
     return [_one("class", *axes, hidden), _one("positions", *axes[1:], _tokens(vision) + 1, hidden)]
@@ -174,7 +174,7 @@ def _siglip(vision: VisionDims) -> Tensors:
 
 
 def _two(inputs: int, text_hidden: int) -> Tensors:
-    """A projector of two linear layers."""
+    """List a projector of two linear layers."""
     return [_projector("1", text_hidden, inputs), _projector("2", text_hidden, text_hidden)]
 
 
@@ -213,7 +213,7 @@ def _qwen_vit(vision: VisionDims, text_hidden: int) -> Tensors:
 def _qwen3_vit(vision: VisionDims, text_hidden: int) -> Tensors:
     """List Qwen3-VL's tensors: each merger has its own norm.
 
-    The norms in ``deepstack`` mergers are over whole windows of patches.
+    The norm of a ``deepstack`` merger covers a whole window of patches.
     """
     merger, steps = _merger(vision, text_hidden, bias=True), range(vision.deepstack)
     deep = [_projector("norm", _merged(vision)), *merger[1:]]

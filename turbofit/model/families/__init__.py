@@ -1,1 +1,1 @@
-"""Reads the dimensions and the image rules of model families, each in a file of its own."""
+"""Reads the dimensions and the image rules of model families; each family has a file."""

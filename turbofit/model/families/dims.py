@@ -1,4 +1,4 @@
-"""The input and output types of the families' readers, and helpers that readers share."""
+"""The input and output types of the families' readers, and functions that readers share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
-#: ``model_type`` of a language model → its architecture, for configs without the latter.
+#: The architecture of a language model by its ``model_type``, for configs without architecture.
 _MODEL_TYPES: Final = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -29,7 +29,7 @@ _MODEL_TYPES: Final = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "phi3": "Phi3ForCausalLM",
 }
-#: Keys of vision configs → field of `VisionDims` and its largest valid value.
+#: By the key of a vision config: the field of `VisionDims`, and the field's largest valid value.
 _TOWER_KEYS: Final = {
     **dict.fromkeys(("num_hidden_layers", "depth"), ("layers", 1 << 10)),
     "hidden_size": ("hidden", 1 << 16),
@@ -75,18 +75,19 @@ class Dims(NamedTuple):
     rule: AnyImageRule | None = None
 
 
-#: Reads a family's config; raises UsageError for contradictions, and for what LMDeploy cannot run.
+#: Reads a family's config; refuses contradictions and models that LMDeploy cannot run (UsageError).
 Reader = Callable[[CheckpointConfig], Dims]
 
 
 def inner_text(config: Section, outer: str) -> TextDims:
     """Read the language model inside a vision model of the architecture ``outer``.
 
-    ``config`` is the language model's section; the first of its ``architectures`` identifies it.
+    ``config`` is the language model's section; the first of its ``architectures`` identifies the
+    language model.
 
     Raises:
-        UsageError: ``config`` names no architecture, or one that LMDeploy does not serve inside a
-            vision model.
+        UsageError: ``config`` names no architecture, or LMDeploy does not serve its architecture
+            inside a vision model.
     """
     names = config.strings("architectures")
     config.refuse_if(not names, "architectures", "is missing, and LMDeploy does not guess it")
@@ -96,7 +97,7 @@ def inner_text(config: Section, outer: str) -> TextDims:
 
 
 def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) -> VisionDims:
-    """Read a vision tower; checks that its number of heads divides its channels.
+    """Read a vision tower; refuse a number of heads that does not divide the channels.
 
     Args:
         section: the tower's config.
@@ -114,7 +115,7 @@ def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) 
 
 
 def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
-    """Check that the tower's image consists of whole windows, and return the tower.
+    """Return the tower; refuse a tower whose image does not consist of whole windows.
 
     A window has ``merge`` x ``merge`` patches.
 
@@ -131,8 +132,8 @@ def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
 def tied_text(config: Section, architecture: str, *, default: bool = False) -> TextDims:
     """Read the language model in ``text_config``.
 
-    The outer config tells whether head and embeddings are one tensor; if it does not, ``default``
-    tells.
+    The outer config says whether head and embeddings are one tensor; ``default`` replaces a missing
+    key.
     """
     tied = config.boolean("tie_word_embeddings", default)
     return replace(read_text(config.part("text_config"), architecture), tie_word_embeddings=tied)
@@ -168,8 +169,9 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
     """A family that turbofit has no account of.
 
     ``engine`` is the engine of LMDeploy that runs the family, or None. ``names`` are beginnings of
-    names that people type; ``words`` may stand anywhere in such names. ``elsewhere`` are other
-    programs that list the family among their models. ``older`` says what releases of LMDeploy ran.
+    names that people type; ``words`` may stand anywhere in such a name. ``elsewhere`` are other
+    programs that list the family among their models. ``older`` is a clause on older releases of
+    LMDeploy that ran the family.
     """
 
     name: str
@@ -183,7 +185,7 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
     older: str = ""
 
     def refusal(self) -> UsageError:
-        """The error that says why there is no account, and what to do."""
+        """Return the error that says why the family has no account, and what to do."""
         if self.engine is not None:
             message = f"turbofit does not account for {self.name} yet"
             hint = _BY_HAND[self.engine]
@@ -227,14 +229,14 @@ def inner_refusal(outer: str, inner: str) -> UsageError:
 
 
 def named_refusal(name: str) -> UsageError | None:
-    """Return the error for a name or architecture that `unplanned` lists; None for all others."""
+    """Return the error for a name or architecture that `unplanned` lists; else None."""
     return _longest_match(name, unplanned())
 
 
 def purpose_refusal(name: str) -> UsageError | None:
-    """Return the error for a model that does not chat, though its config.json is a chat model's.
+    """Return the error for a model that does not chat, but has a chat model's config.json.
 
-    ``name`` is a hub id or the path of a folder. Returns None if no word in ``name`` tells another
+    ``name`` is a hub id or the path of a folder. Return None if no word in ``name`` tells another
     purpose, such as ``rerank``.
     """
     return _longest_match(name, [family for family in unplanned() if family.words])

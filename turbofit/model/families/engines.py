@@ -1,7 +1,7 @@
-"""Says which engines run a model: LMDeploy's two, and Hugging Face Transformers.
+"""Says which engines run a model: LMDeploy's two engines, and Hugging Face Transformers.
 
-LMDeploy chooses an engine by the outer architecture only: if TurboMind knows the architecture but
-cannot run the model's other parts, loading fails, and LMDeploy does not fall back.
+LMDeploy chooses an engine by the outer architecture only. If TurboMind knows this architecture but
+cannot run another part of the model, loading fails: LMDeploy does not try its PyTorch engine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TURBOMIND_VISION: Final = frozenset(
 )
 
 _QWEN3_OMNI: Final = "Qwen3OmniMoeForConditionalGeneration"
-#: Vision models with an account that LMDeploy's PyTorch engine does not run, each with the reason.
+#: Why LMDeploy's PyTorch engine does not run a vision model that has an account.
 _NOT_PYTORCH: Final = {
     **{
         name: f"LMDeploy {REFERENCE} runs {name} on no engine"
@@ -53,18 +53,18 @@ _NOT_PYTORCH: Final = {
         "turbofit has no account of the time series encoder that LMDeploy's PyTorch engine builds"
         " for Intern-S2",
 }  # fmt: skip
-#: Models that the PyTorch engine runs only without quantisation, each with the reason.
+#: Why the PyTorch engine runs a model only without quantisation.
 _SIXTEEN_BITS: Final = {
     # lmdeploy models/llama4.py::Llama4ForConditionalGeneration._update_quant_config #25e372
     "Llama4ForConditionalGeneration":
         "turbofit has no account of Llama 4 in {method}: take 16 bits",
-    # Its config builder passes None as quantization to the text model:
+    # The engine's config builder passes None as quantization to the text model:
     # lmdeploy pytorch/configurations/qwen3_omni.py::Qwen3OmniModelConfigBuilder.build #36b510
     _QWEN3_OMNI: "turbofit has no account of Qwen3-Omni in {method}: take 16 bits",
     # lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
     "Qwen3NextForCausalLM": f"{_PYTORCH} reads Qwen3-Next's delta nets in 16 bits only",
-    # The classes of these models build attention or experts in 16 bits, even if the config has
-    # fewer. Source: lmdeploy models/phi3_moe.py::PhiMoESparseMoeBlock.__init__ #c64855
+    # The classes of these models build attention or experts in 16 bits, whatever the config says.
+    # Source: lmdeploy models/phi3_moe.py::PhiMoESparseMoeBlock.__init__ #c64855
     # lmdeploy models/deepseek.py::DeepseekMoE.__init__ #1cc57b
     **{
         name: f"{_PYTORCH} reads {name} in 16 bits only"
@@ -101,8 +101,8 @@ _LMDEPLOY_ALONE: Final = frozenset(
     }
 )
 
-#: Vision models whose projector LMDeploy's PyTorch engine builds like layers of the language model:
-#: sharded, and quantised with them, though checkpoints store it in 16 bits. Source:
+#: Vision models whose projector LMDeploy's PyTorch engine shards and quantises like the language
+#: model's layers, though checkpoints store the projector in 16 bits. Source:
 #: lmdeploy pytorch/models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #302d9e
 PROJECTOR_AS_TEXT: Final = frozenset(
     {"InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"}
@@ -111,20 +111,20 @@ PROJECTOR_AS_TEXT: Final = frozenset(
 _KIMI: Final = "KimiK25ForConditionalGeneration"
 _KIMI_GROUP: Final = 32
 
-#: Group sizes of TurboMind's 4-bit kernels, and channels of a head in its Qwen encoders. Source:
+#: Group sizes of TurboMind's 4-bit kernels; channels of a head in its Qwen encoders. Source:
 #: lmdeploy turbomind/converter.py::_SUPPORTED_GROUP_SIZES #6f4cfa
 _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
 _TURBOMIND_HEADS: Final = {"qwen2vit": {64, 80}, "qwen2_5vit": {64, 80}, "qwen3vit": {64, 72}}
 
 
 def engine_problem(model: Model, engine: str) -> str | None:
-    """The reason why an engine (``turbomind``, ``pytorch``, …) cannot run a model, or None."""
+    """Return why an engine (``turbomind``, ``pytorch``, …) cannot run a model, or None."""
     checks = {"turbomind": _turbomind, "pytorch": _pytorch, "transformers": _transformers}
     return checks[engine](model)
 
 
 def _first(reasons: Mapping[str, object]) -> str | None:
-    """The first reason that applies, or None."""
+    """Return the first reason whose value is true, or None."""
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
@@ -179,7 +179,7 @@ def _packed_on_turbomind(text: TextDims, packed: Quantization) -> str | None:
 
 
 def _cut_group(text: TextDims, packed: Quantization) -> str | None:
-    """Return the reason if the inputs of a layer are not whole quantisation groups, or None.
+    """Return the reason if a layer's inputs are not whole quantisation groups, or None.
 
     TurboMind then fails at load, or at its first forward pass. Source: the kernels' constraints on
     shapes, seen on pretend GPUs of sm_89 and sm_90 in AWQ and fp8;
@@ -204,7 +204,7 @@ def _cut_group(text: TextDims, packed: Quantization) -> str | None:
 
 
 def _splits_scales(text: TextDims, packed: Quantization) -> bool:
-    """Return whether some heads share one block of fp8 scales that TurboMind cannot split.
+    """Return whether TurboMind would have to split a block of fp8 scales that heads share.
 
     Loading then fails at a view of the scales:
     lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
@@ -225,7 +225,7 @@ def _pytorch(model: Model) -> str | None:
 
 
 def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
-    """The reason why LMDeploy's PyTorch engine cannot run a model's quantised weights, or None."""
+    """Return why LMDeploy's PyTorch engine cannot run a model's quantised weights, or None."""
     kind, method, size = model.architecture, packed.method, packed.group_size
     if kind in _SIXTEEN_BITS:
         return _SIXTEEN_BITS[kind].format(method=method)
@@ -247,7 +247,7 @@ def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
         return problem
     return _first(
         {
-            # Layers do not know their names, by which the config exempts some:
+            # The config exempts layers by name, and these layers do not know their names:
             # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
             f"LMDeploy {REFERENCE}'s {kind} does not start with compressed-tensors":
                 not kimi and model.text.mla is not None,

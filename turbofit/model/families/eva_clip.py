@@ -1,8 +1,8 @@
 """EVA-CLIP, the tower of CogVLM, CogVLM2 and GLM-4V: an image is resized to one square.
 
 The preprocessor is code of the checkpoints; LMDeploy has a copy in `vl/model/cogvlm.py` and
-`glm4_v.py`. An image includes a begin and an end token of the tower. In CogVLM, image tokens pass
-through separate linear layers in every layer.
+`glm4_v.py`. An image has two tokens besides its patches: the tower's begin and end token. In
+CogVLM, image tokens pass separate linear layers in every layer.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _TOWER: Final = {
     ),
     "in_channels": 3,
 }  # fmt: skip
-#: LMDeploy recognises the first CogVLM by this; its tower has no convolution after it.
+#: The positions of the first CogVLM's tower, by which LMDeploy knows that no convolution follows.
 _FIRST_POSITIONS: Final = 1226
 
 
 def read_eva_clip(
     section: Section, kind: Literal["eva_clip", "eva_clip_glm"], *, merge: int, projector: int
 ) -> VisionDims:
-    """Read the tower; ``projector`` is the width of the gated MLP after it.
+    """Read the tower; ``projector`` is the width of the gated MLP after the tower.
 
     Raises:
         UsageError: sizes of the tower contradict each other.
@@ -50,7 +50,7 @@ def read_eva_clip(
 def square_rule(vision: VisionDims) -> TileRule:
     """Return the rule that makes one square tile of every image.
 
-    The tokens of a tile are one for each window of patches, and two special tokens.
+    A tile has a token for each window of patches, and two special tokens.
     """
     size = vision.image_size or 0
     return TileRule.square(size, (size // vision.patch_size // vision.merge) ** 2 + 2)

@@ -1,7 +1,7 @@
 """Gemma 3: an image is resized to one square for SigLIP, and pooled to a fixed token count.
 
-Pan and scan, which adds crops of long images, is off in LMDeploy's front end and by default in
-Transformers; a preprocessor config that enables it is refused.
+Pan and scan adds crops of long images. LMDeploy's front end does not use it, and Transformers does
+not by default; a preprocessor config that enables pan and scan is refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GLM-4V, GLM-4.1V and the first GLM-4, whose config has keys of its authors' own.
 
-GLM-4.1V resizes as Qwen2-VL does, but counts an image as two frames in its pixel bounds, and first
-enlarges an image with a side below a window (Transformers 4 refuses such an image).
+GLM-4.1V resizes as Qwen2-VL does, but counts an image as two frames in its pixel bounds. An image
+with a side below a window is enlarged first (Transformers 4 refuses the image).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
             f"the language model's keys are in text_config: LMDeploy {REFERENCE}'s PyTorch"
             " engine looks for them beside it, and fails at its start"
         )
-    # Checkpoints from before Transformers 5 have the key only in the inner part.
+    # Transformers 4 wrote tie_word_embeddings only into text_config.
     text = read_text(section or config, "Glm4vTextModel")
     if config.boolean("tie_word_embeddings", False):
         text = replace(text, tie_word_embeddings=True)
@@ -115,8 +115,8 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 def _rule(values: Section, vision: VisionDims) -> PatchRule:
     """Return the image rule, with pixel bounds for one frame.
 
-    The config's bounds are for several frames, so they are divided by the number of frames; the
-    lower bound is rounded up.
+    The config's bounds are for several frames, so each bound is divided by the number of frames.
+    The lower bound is rounded up.
     """
     check_settings(values, vision)
     edges = values.part("size")

@@ -52,7 +52,7 @@ def _rule(values: Section, vision: VisionDims) -> LongestEdgeRule | TileRule:
     tile = vision.image_size or 1
     tokens = (tile // vision.patch_size // vision.merge) ** 2
     if not values.boolean("do_image_splitting", True):
-        return TileRule.square(tile, tokens + 3)  # the tile and the tokens around it
+        return TileRule.square(tile, tokens + 3)  # three tokens stand around the tile
     tiles = values.part("max_image_size")
     tiles.refuse_if(
         tiles.integer("longest_edge", tile) != tile, "longest_edge", f"is not the tower's {tile}"

@@ -18,7 +18,7 @@ from turbofit.model.families.dims import (
     whole_windows,
 )
 
-#: Defaults of the remote code, and of the class in Transformers.
+#: Defaults of the checkpoints' remote code, and of the class in Transformers.
 _CHAT_TOWER: Final = {
     "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25,
     "intermediate_size": 12800, "image_size": 224, "patch_size": 14, "num_channels": 3,
@@ -53,9 +53,9 @@ def _merge(config: Section) -> int:
 def read_chat(parts: CheckpointConfig) -> Dims:
     """Read an InternVLChatModel, the format of OpenGVLab's own repositories.
 
-    A checkpoint with ``ps_version`` v1 is refused, since LMDeploy's PyTorch engine would shuffle
-    pixels as in v2. Without a preprocessor config, LMDeploy makes tiles even if
-    ``dynamic_image_size`` is false.
+    A checkpoint with ``ps_version`` v1 is refused, since LMDeploy's PyTorch engine shuffles pixels
+    as in v2. Without a preprocessor config, LMDeploy makes tiles even if ``dynamic_image_size`` is
+    false.
     """
     config = parts.config
     text = inner_text(config.required("llm_config"), parts.architecture)

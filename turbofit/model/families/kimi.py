@@ -1,7 +1,7 @@
 """Kimi-K2.5 and K2.6: a three-dimensional MoonViT, and Kimi-K2 with DeepSeek-V3's keys.
 
-Published checkpoints have experts in 4 bits. Videos are not planned for: LMDeploy's front end
-refuses them.
+Published checkpoints have experts in 4 bits. Plans count no videos, since LMDeploy's front end
+refuses videos.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.text import read_text
 
-#: The settings of MoonViT that LMDeploy runs; it refuses others. Source:
+#: The settings of MoonViT that LMDeploy runs; LMDeploy refuses all other settings. Source:
 #: lmdeploy kimi_k25_vision.py::MoonViT3dModel.__init__ #0f5b1b
 _KNOWN: Final = {
     "merge_type": "sd2_tpool", "pos_emb_type": "divided_fixed",
     "video_attn_type": "spatial_temporal",
 }  # fmt: skip
 _PATCH, _MERGE = 14, 2
-#: Defaults without a preprocessor config: those of Transformers, equal to the published ones.
+#: Transformers' defaults for checkpoints without a preprocessor config; published configs have the
+#: same values.
 _BUDGET, _SIDE = 16384, 512
 
 

@@ -1,7 +1,7 @@
 """LLaVA in the Transformers format: 1.5 (one tile an image), NeXT and OneVision (grids).
 
 LLaVA-1.5 crops an image to the middle square of its tower. Checkpoints in their authors' own format
-(`liuhaotian/...`) are not read here: no engine of LMDeploy runs them.
+(`liuhaotian/...`) are refused, since no engine of LMDeploy runs this format.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, nested_text, read_tower, refusal
 
-#: Transformers' defaults, for LLaVA's own tower and for a tower config with missing keys.
+#: Transformers' defaults: for LLaVA's own tower, and for missing keys of a tower's config.
 _CLIP_LARGE: Final = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
     "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
@@ -28,7 +28,7 @@ _SIGLIP_SO400M: Final = {
     "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
 }  # fmt: skip
 _SIGLIP: Final = {**_CLIP, "patch_size": 16}
-#: By the kind of the tower, and whether the config has a part for it.
+#: Defaults by the kind of the tower, and by whether the config has a section for the tower.
 _DEFAULTS: Final = {
     ("clip", True): _CLIP, ("clip", False): _CLIP_LARGE, ("siglip", True): _SIGLIP,
     ("siglip", False): _SIGLIP_SO400M,
@@ -128,7 +128,7 @@ def _anyres(
 def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
     """Read the tower; layers after ``vision_feature_layer`` are stored and built, but never run.
 
-    ``default``: the ``model_type`` of a tower that states none. ``newline``: whether the model has
+    ``default``: the ``model_type`` of a tower without this key. ``newline``: whether the model has
     an embedding for the end of each line of patches.
     """
     section = config.section("vision_config")

@@ -1,7 +1,7 @@
 """Llama 3.2 Vision: images enter a few cross-attention layers only, and not the prompt.
 
-Before the tower, every image is padded to the model's largest number of tiles; the image's tokens
-fill only the caches of the cross-attention layers. LMDeploy no longer supports this model.
+Before the tower, every image is padded to the model's largest number of tiles. The image's tokens
+fill only the caches of the cross-attention layers. LMDeploy 0.18 does not run this model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TOWER: Final = {
     "image_size": 448, "num_channels": 3,
 }  # fmt: skip
 _CROSS: Final = (3, 8, 13, 18, 23, 28, 33, 38)
-#: The number of intermediate layers of the tower whose output is added to that of the last one.
+#: The number of the tower's intermediate layers whose outputs join the last layer's output.
 _INTERMEDIATE: Final = 5
 _SHAPES: Final = 8
 

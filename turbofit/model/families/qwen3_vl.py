@@ -8,7 +8,7 @@ of a video are for all its frames together.
 Qwen3.5 has no ``deepstack``: engines ignore a key of that name. Three of four layers of its
 language model have a gated delta net in place of attention. Checkpoints also contain a draft model
 (``mtp``), which neither LMDeploy nor Transformers loads. Intern-S1-Pro has experts, and Fourier
-position encoding; its videos are not planned for yet.
+position encoding; plans count none of its videos.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TOWER: Final = {
     "depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304, "patch_size": 16,
     "in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2,
 }  # fmt: skip
-#: The bounds in Transformers' class, for checkpoints without any: pixels of all frames.
+#: Transformers' bounds for checkpoints without bounds: the pixels of all frames together.
 _SMALLEST_VIDEO: Final = 128 * 32 * 32
 _LARGEST_VIDEO: Final = 768 * 32 * 32
 
@@ -131,7 +131,7 @@ def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
 def _frequencies(text: Section, head_dim: int) -> int:
     """Return the number of frequencies of the Fourier position encoding; 0 if the model has none.
 
-    The number is the config's, else it follows from ``rope_theta`` and the longest context.
+    If the config has no number, ``rope_theta`` and the longest context determine it.
     """
     scaling = text.section("rope_scaling") or text.section("rope_parameters")
     if scaling is None or not scaling.boolean("fope_sep_head", False):

@@ -1,7 +1,7 @@
 """The thinkers of Qwen2.5-Omni and Qwen3-Omni: a Qwen-VL with an additional audio tower.
 
-Engines load both towers, but neither talker nor vocoder. Sound and videos are not planned for yet:
-the gateway refuses them.
+Engines load both towers, but neither talker nor vocoder. Plans count neither sound nor videos, and
+the gateway refuses both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from turbofit.model.families import qwen3_vl, qwen_vl
 from turbofit.model.families.dims import CheckpointConfig, Dims, tied_text
 from turbofit.model.families.text import read_text
 
-#: A checkpoint of only the thinker; its config.json equals ``thinker_config`` of the others.
+#: The architecture of a thinker alone, whose config.json is a whole model's ``thinker_config``.
 _ALONE: Final = "Qwen2_5OmniThinkerForConditionalGeneration"
 
 

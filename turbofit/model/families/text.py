@@ -1,6 +1,7 @@
 """Reads language models: dimensions from config.json, with each config class's defaults.
 
-Engines read config.json through Transformers' classes (for InternLM, the published remote code).
+Engines read config.json through Transformers' classes; for InternLM, through the published remote
+code.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from turbofit.core.model import DeltaDims, MlaDims, MoeDims, TextDims
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.model.config import Section
 
-#: Language models with an account; text.yaml also has some that exist only inside vision models.
+#: Language models with an account; text.yaml also has language models inside vision models.
 TEXT_ARCHITECTURES: Final = frozenset(
     {
         "DeepseekForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM",
@@ -32,8 +33,8 @@ _GPT_OSS: Final = "GptOssForCausalLM"
 _GLM_MOE: Final = "Glm4MoeForCausalLM"
 _PHI_MOE: Final = "PhiMoEForCausalLM"
 _ATTENTION_BIAS: Final = ("attention_bias", False)
-#: Biases of queries, keys and values; of outputs; of MLPs: a key of the family with its default, or
-#: a fixed value.
+#: By architecture, which layers have biases: queries, keys and values; outputs; MLPs. Each entry is
+#: a key of the config with its default, or a fixed value.
 _BIASES: Final[dict[str, tuple[bool | tuple[str, bool], ...]]] = {
     "LlamaForCausalLM": (_ATTENTION_BIAS, _ATTENTION_BIAS, ("mlp_bias", False)),
     "InternLM2ForCausalLM": (("bias", True), ("bias", True), False),
@@ -65,13 +66,13 @@ TURBOMIND_TEXT: Final = frozenset(
 #: Language models that TurboMind runs only inside a vision model.
 TURBOMIND_INNER: Final = frozenset({"Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"})
 
-#: ``sliding_window`` of all layers where the key is absent.
+#: The sliding window of all layers, in tokens, if the key ``sliding_window`` is absent.
 #: Source: transformers 5.17.0 configuration_mistral.py::MistralConfig `sliding_window: int | None`
 _WINDOW_BY_LENGTH: Final = {"MistralForCausalLM": 4096, "MixtralForCausalLM": 0}
 #: Whether some layer has a window if ``use_sliding_window`` is set, from ``max_window_layers`` and
-#: the number of layers. In most families, layers from ``max_window_layers`` on have one; in
-#: Qwen2-MoE every other layer before it; in Qwen3-MoE all. Source: configuration_qwen*.py of
-#: Transformers 5.17.
+#: the number of layers. In most families, layers from ``max_window_layers`` on have a window; in
+#: Qwen2-MoE, every other layer below that number has a window; in Qwen3-MoE, every layer has one.
+#: Source: configuration_qwen*.py of Transformers 5.17.
 _WINDOW_BY_SWITCH: Final[dict[str, Callable[[int, int], bool]]] = {
     "Qwen2MoeForCausalLM": lambda first, _: first > 0,
     "Qwen3MoeForCausalLM": lambda *_: True,
@@ -86,8 +87,8 @@ _WINDOW_BY_SWITCH: Final[dict[str, Callable[[int, int], bool]]] = {
     ),
 }
 
-#: LMDeploy's default ``session_len`` is the smallest value of ``max_position_embeddings`` and
-#: these.
+#: LMDeploy's default ``session_len`` is the smallest value of ``max_position_embeddings`` and of
+#: these keys.
 _OTHER_LENGTH_KEYS: Final = (
     "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_sequence_length",
     "max_seq_length", "seq_len",
@@ -97,7 +98,7 @@ _LARGEST_LENGTH: Final = 1 << 30
 _GREEDY: Final = frozenset({"DeepseekForCausalLM", "DeepseekV2ForCausalLM"})
 _LINEAR: Final = "linear_attention"
 _FULL: Final = "full_attention"
-#: Layers from one with attention to the next, where ``layer_types`` does not say.
+#: Layers from one layer with attention to the next, if the config has no ``layer_types``.
 #: Source: transformers 5.17.0 qwen3_next/configuration_qwen3_next.py::Qwen3NextConfig #6732bf
 _INTERVAL: Final = 4
 
@@ -213,7 +214,7 @@ def _moe(
 
 
 def _sparse_layers(config: Section, layers: int, step: int) -> int:
-    """The number of layers with experts: every ``step``-th, except those in ``mlp_only_layers``."""
+    """Count layers with experts: every ``step``-th layer that is not in ``mlp_only_layers``."""
     dense = set(config.integers("mlp_only_layers"))
     sparse = sum(1 for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
     config.refuse_if(not sparse, "mlp_only_layers", "leaves no layer with experts")
@@ -223,7 +224,8 @@ def _sparse_layers(config: Section, layers: int, step: int) -> int:
 def _window(config: Section, architecture: str, layers: int) -> int:
     """Return the length of the sliding window in tokens; 0 if no layer has one in Transformers.
 
-    A Mistral whose config lacks ``sliding_window`` has the default window; null means no window.
+    A Mistral without the key ``sliding_window`` has the default window; the value null means no
+    window.
     """
     if architecture in _WINDOW_BY_LENGTH:
         if "sliding_window" in config.values and "sliding_window" not in config:
@@ -240,7 +242,7 @@ def _window(config: Section, architecture: str, layers: int) -> int:
 
 
 def _length(config: Section, default: int) -> int:
-    """Return the context, in tokens, that LMDeploy takes by default."""
+    """Return the context, in tokens, that LMDeploy chooses by default."""
     length = config.integer("max_position_embeddings", default, high=_LARGEST_LENGTH)
     for key in _OTHER_LENGTH_KEYS:
         value = config.values.get(key)
@@ -284,9 +286,9 @@ def _routed_experts(
 ) -> MoeDims | None:
     """Read the experts from DeepSeek's keys; None if no layer has experts.
 
-    Some first layers are dense, all later layers have experts. Shared experts form one MLP with the
-    sum of their widths. ``topk_method`` decides whether the router has a correction bias; without
-    this key, the classes of V3 and GLM have a bias.
+    The first layers may be dense; all later layers have experts. Shared experts form one MLP with
+    the sum of their widths. ``topk_method`` decides whether the router has a correction bias;
+    without this key, the classes of V3 and GLM have a bias.
     """
 
     def number(key: str, default: int | None, low: int = 1, high: int = 1 << 10) -> int:

@@ -1,7 +1,7 @@
 """Reads and writes files of tensors with `safetensors` and torch, and makes a merge's folder.
 
-Tensors are torch's, and memory-mapped, so the kernel can reclaim the pages that were read. Change
-only copies of them.
+Tensors are torch's, and memory-mapped, so the kernel can reclaim the pages that were read. Only
+copies of tensors may be changed.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _SLACK: Final = 1 << 20
 
 
 class Piece(NamedTuple):
-    """A tensor to write, with its dtype in the result and the edits to apply first."""
+    """A tensor to write: its dtype in the result, and the edits to apply before writing."""
 
     tensor: Any
     dtype: Any
     edits: tuple[Edit, ...] = ()
 
     def made(self, name: str) -> Any:
-        """Copy and edit the tensor.
+        """Return an edited copy of the tensor.
 
         Raises:
-            UsageError: the result has infinite values, or values that are no number.
+            UsageError: the copy has values that are infinite or not a number.
         """
         torch = torch_library()
         made = self.tensor.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
@@ -66,7 +66,7 @@ class Piece(NamedTuple):
 
 
 def piece(tensor: Any, dtype: Any, *edits: Edit) -> Piece:
-    """Return a `Piece` for a tensor; floats are cast to ``dtype``, other types are kept."""
+    """Return a `Piece` for a tensor; floats get ``dtype``, other types keep theirs."""
     return Piece(tensor, dtype if tensor.is_floating_point() else tensor.dtype, edits)
 
 
@@ -91,7 +91,7 @@ def torch_library() -> Any:
 
 
 def open_weights(folder: str) -> dict[str, Tensors]:
-    """Return the tensors of each weight file, by the file's name and then by the tensor's.
+    """Return the tensors by their names, by the name of their weight file.
 
     The files are sorted by name.
 
@@ -122,12 +122,12 @@ def open_weights(folder: str) -> dict[str, Tensors]:
 
 
 def open_tensors(folder: str, name: str) -> Tensors:
-    """The tensors in a file of safetensors' or torch's format, by name.
+    """Return the tensors in a file of safetensors' or torch's format, by name.
 
-    A file of torch's is a pickle, read with ``weights_only``, so that no code runs.
+    Torch's files are pickles: ``weights_only`` lets no code in a pickle run.
 
     Raises:
-        UsageError: the file is missing, or holds something other than plain, named tensors.
+        UsageError: the file is missing, or contains other objects than plain, named tensors.
     """
     torch, path = torch_library(), os.path.join(folder, name)
     if FolderFiles(folder).size(name) is None:
@@ -172,8 +172,8 @@ def weight_files(files: Sequence[Mapping[str, Piece]]) -> dict[str, Mapping[str,
 def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = ()) -> list[str]:
     """Return the names of the files in a folder that a merge copies unchanged.
 
-    These are all files but weights, hidden files, files in ``written``, and files whose names end
-    in one of ``ends``.
+    A merge copies no weights, no hidden files, no files in ``written``, and no files whose names
+    end in one of ``ends``.
     """
     return sorted(
         entry.name
@@ -186,10 +186,10 @@ def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = (
 
 
 def check_target(out: str, sources: tuple[str, ...]) -> str:
-    """Return the real path of the output folder, which must be new, and not in a source.
+    """Return the real path of the output folder, which must be new and outside all sources.
 
     Raises:
-        UsageError: it exists, or is in a source.
+        UsageError: the folder exists, or is in a source.
     """
     target = os.path.realpath(os.path.expanduser(out))
     inside = any(os.path.commonpath([target, it]) == it for it in map(os.path.realpath, sources))
@@ -202,8 +202,8 @@ def check_target(out: str, sources: tuple[str, ...]) -> str:
 def write(result: Result, folder: str, target: str) -> tuple[str, ...]:
     """Write the result into a temporary folder, which is renamed to ``target`` at the end.
 
-    ``folder`` has the files to copy. The tensors of one file at a time are in RAM. Returns the
-    names of the files. After an error, or if the disk is too small, nothing remains.
+    ``folder`` has the files to copy. The tensors of one file at a time are in RAM. After an error
+    nothing remains. Return the names of the files.
 
     Raises:
         UsageError: the disk is too small, or a file cannot be written.
@@ -257,7 +257,7 @@ def located(name: str, file: str, wanted: str = "") -> str:
     Args:
         name: a folder, a hub id or a preset.
         file: the file that a snapshot must have.
-        wanted: what an error recommends to name instead.
+        wanted: what the error's hint tells people to name, by default a folder with ``file``.
 
     Raises:
         UsageError: ``name`` is neither a folder nor in the local hub cache.

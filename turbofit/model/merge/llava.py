@@ -7,13 +7,14 @@
 | ``model.mm_projector.0`` and ``.2`` | ``multi_modal_projector.linear_1`` and ``linear_2`` |
 | ``model.vision_tower.vision_tower.vision_model…``, or CLIP's own checkpoint | ``vision_tower.…`` |
 
-The original cuts a prompt at the text ``<image>``; the hf format has a token for it, and pads with
-another. Both are appended to the tokenizer, as in llava-hf's checkpoints.
+The original cuts a prompt at the text ``<image>``. The hf format has a token for an image, and a
+token for padding. Both tokens are appended to the tokenizer, as in llava-hf's checkpoints.
 
-The embeddings grow by two tokens and up to a multiple of 64 rows. llava-hf drew the new rows at
-random around the mean of the others; here each new row is that mean, so that the same input gives
-the same output. The new rows have no effect: the image token's row is replaced by the picture's
-features, padding is masked, and a new token's logit, the mean of the others, is never the largest.
+The embeddings grow by two tokens and up to a multiple of 64 rows. In llava-hf's checkpoints, the
+new rows are random, around the mean of the other rows. Here each new row is that mean, so that the
+same input gives the same output. The new rows have no effect: the picture's features replace the
+image token's row, padding is masked, and a new token's logit is never the largest, since it is the
+mean of the others.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _PAD: Final = "<pad>"
 #: The architecture that this module converts.
 ORIGINAL: Final = "LlavaLlamaForCausalLM"
 
-#: mm_vision_select_feature → vision_feature_select_strategy.
+#: vision_feature_select_strategy of the hf format, by mm_vision_select_feature of the original.
 _FEATURES: Final = {"patch": "default", "cls_patch": "full"}
 _ROWS: Final = 64
 #: Rows that are summed at once: the whole table in float64 would need four times its memory.
@@ -62,7 +63,7 @@ _BLOCK: Final = 1024
 _TOWER: Final = "vision_tower.vision_model."
 _EMBEDDINGS: Final = "language_model.model.embed_tokens.weight"
 _HEAD: Final = "language_model.lm_head.weight"
-#: The projector's layers: their names in the original → in the hf format.
+#: The projector's layers: the name in the hf format, by the name in the original.
 PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 _PROJECTOR: Final = re.compile(r"model\.mm_projector\.([02])\.(weight|bias)")
 _TUNED_TOWER: Final = re.compile(r"model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)")
@@ -77,7 +78,7 @@ _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
 
 
 class _Tokens(NamedTuple):
-    """The ids of the new tokens ``<image>`` and ``<pad>``, and tokenizer files with both."""
+    """The ids of the new tokens ``<image>`` and ``<pad>``, and the new tokenizer files."""
 
     image: int
     pad: int
@@ -223,7 +224,7 @@ def _check_complete(names: set[str], original: Section) -> None:
 def _vision_config(tower: Section, original: Section, wanted: int) -> JsonObject:
     """Return CLIP's vision config; refuse a tower that the projector was not trained with.
 
-    ``wanted``: the number of features of each patch that the projector takes.
+    ``wanted``: the number of features that the projector takes from each patch.
     """
     hidden, size = tower.integer("hidden_size"), tower.integer("image_size")
     name = original.string("mm_vision_tower", "")
@@ -244,12 +245,12 @@ def _small_files(
 ) -> dict[str, str]:
     """Return the texts of the small files by name: configs, chat template and tokenizer.
 
-    ``both`` are keys that stand in the model's config and in the language model's config.
+    The keys ``both`` are written into the model's config and into the language model's config.
     """
     fixed = load_yaml(preset_path("conversions", "llava-1.5"))
     side, strategy = vision["image_size"], _FEATURES[_feature(original)]
-    # If its config says so, the original pads a picture to a square in the mean colour before it
-    # scales it; CLIP's processor, which llava-hf ships, would cut the edges off.
+    # With "pad", the original pads a picture to a square before scaling it, in the mean colour.
+    # CLIP's processor, which llava-hf's checkpoints have, would cut the edges off.
     pad = original.string("image_aspect_ratio", "") == "pad"
     text = {key: original.values[key] for key in fixed["text"] if key in original}
     config = {
@@ -308,12 +309,12 @@ def template_warnings(folder: str) -> list[str]:
 
 
 def add_tokens(folder: str, rows: int) -> _Tokens:
-    """Return ids for the new tokens ``<image>`` and ``<pad>``, and tokenizer files with both.
+    """Return ids for the new tokens ``<image>`` and ``<pad>``, and the new tokenizer files.
 
-    The ids follow the model's ``rows`` tokens. Nothing is written to ``folder``.
+    The new ids follow the ids of the model's ``rows`` tokens. Nothing is written to ``folder``.
 
     Raises:
-        UsageError: the folder has another tokenizer than the original LLaVA-1.5 and Vicuna.
+        UsageError: the folder's tokenizer is not that of the original LLaVA-1.5 and Vicuna.
     """
     files = FolderFiles(folder)
     sections = [read_section(files, name) for name in _TOKENIZER_FILES[1:]]
@@ -330,7 +331,7 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
         str(number): {"content": token, **flags, "special": True} for token, number in both.items()
     }
     written: dict[str, JsonObject] = {
-        # The base's chat template is left out: it is for text only.
+        # The base's chat template is for text only, and is left out.
         "tokenizer_config.json": {
             **{key: value for key, value in config.items() if key != "chat_template"},
             "added_tokens_decoder": {**(config.get("added_tokens_decoder") or {}), **entries},

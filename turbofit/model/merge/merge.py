@@ -1,8 +1,8 @@
 """Merges an adapter into a checkpoint: reads both, decides on each tensor, writes the result.
 
 An adapter has peft's format: `adapter_config.json` has rank and scaling, and
-`adapter_model.safetensors` or `.bin` the matrices. LLaVA's own trainer puts other trained tensors
-into `non_lora_trainables.bin`.
+`adapter_model.safetensors` or `.bin` has the matrices. LLaVA's own trainer writes other trained
+tensors into `non_lora_trainables.bin`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ NOT_PLAIN: Final = (
     "alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices",
     "lora_bias", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
 )  # fmt: skip
-#: Initialisations that also change the base: W + s·B·A only holds for the changed base.
+#: Initialisations that also change the base, so that W must be the changed base's weight.
 RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _HINT: Final = "merge it with peft's own merge_and_unload, where the base fits into RAM"
 #: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
@@ -61,7 +61,7 @@ _PREFIXES: Final = ("base_model", "model", "language_model")
 
 
 class Lora(NamedTuple):
-    """The change of one module's weight of shape (out, in): it adds ``scaling · B @ A``."""
+    """The change of one module's weight: ``scaling · B @ A`` is added to the weight."""
 
     a: Any
     b: Any
@@ -73,11 +73,11 @@ class Lora(NamedTuple):
         return self.b.shape[0], self.a.shape[1]
 
     def merged(self, weight: Any) -> Any:
-        """Merge into ``weight``, in place, bit for bit as peft does, and return it.
+        """Merge into ``weight``, in place, bit for bit as peft does, and return the weight.
 
-        The order of operations and their dtypes are those of
-        ``PeftModel.from_pretrained(base, adapter).merge_and_unload()`` in peft 0.21 on a CPU, which
-        keeps the adapter in float32: the delta is added in float32 and rounded once.
+        The order of operations and their dtypes are those of ``PeftModel.from_pretrained(base,
+        adapter).merge_and_unload()`` in peft 0.21 on a CPU. There the adapter stays in float32: the
+        delta is added in float32, and the sum is rounded once.
         """
         delta = self.b.float() @ self.a.float()
         delta *= self.scaling
@@ -86,7 +86,11 @@ class Lora(NamedTuple):
 
 
 class AdapterWeights(NamedTuple):
-    """The changes of an adapter, by the names of the tensors: LoRAs to add, and new tensors."""
+    """The changes of an adapter, by the names of the tensors.
+
+    ``loras`` are added to weights; ``whole`` tensors replace tensors. ``base_name`` is the
+    adapter's base.
+    """
 
     loras: Mapping[str, Lora] = MappingProxyType({})
     whole: Mapping[str, Any] = MappingProxyType({})
@@ -94,10 +98,10 @@ class AdapterWeights(NamedTuple):
 
 
 def read_adapter(folder: str) -> AdapterWeights:
-    """Read the adapter in a folder; kinds other than W + s·B·A are refused.
+    """Read the adapter in a folder; an adapter other than W + s·B·A is refused.
 
     Raises:
-        UsageError: the folder has no adapter, or one of another kind.
+        UsageError: the folder has no adapter, or an adapter of another kind.
     """
     files = FolderFiles(folder)
     config = read_section(files, ADAPTER_CONFIG)
@@ -129,9 +133,9 @@ def read_adapter(folder: str) -> AdapterWeights:
 
 
 def beyond_lora(config: Section, settings: Iterable[str] = NOT_PLAIN) -> str | None:
-    """Return why an adapter is more than LoRA on an unchanged base; None if it is such a LoRA.
+    """Return why an adapter is more than plain LoRA on an unchanged base; None for plain LoRA.
 
-    ``settings`` are keys of peft's config that must not be set.
+    ``settings`` are keys of peft's config that plain LoRA does not set.
     """
     kind = config.string("peft_type", "LORA")
     if kind.upper() != "LORA":
@@ -166,7 +170,7 @@ def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
             hint=_HINT,
         )
     alpha = config.values.get("lora_alpha", 8)
-    if type(alpha) is not int:  # keep an integer, so that the quotient has the same bits as peft's
+    if type(alpha) is not int:  # peft divides an integer as an integer
         alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
     divisor = math.sqrt(rank) if config.boolean("use_rslora", False) else rank
     return Lora(a, b, alpha / divisor)
@@ -268,8 +272,8 @@ def _original(
 ) -> Section | None:
     """Return the config of an original LLaVA; None if the merge is of another model.
 
-    The adapter's config is used if it is an original LLaVA's and the base is an original LLaVA or a
-    plain Llama, else the base's config.
+    If the adapter is an original LLaVA's and the base is an original LLaVA or a plain Llama, this
+    is the adapter's config; else the base's.
     """
     names = config.strings("architectures")
     original = config if llava.ORIGINAL in names else None
@@ -303,7 +307,7 @@ def _refuse_base(config: Section) -> None:
 
 
 def _base_warnings(base: str, folder: str, config: Section, lora: AdapterWeights) -> list[str]:
-    # The folder of a hub snapshot is a commit; the hub id is two levels up, models--ORG--NAME.
+    # The path of a hub's snapshot ends in models--ORG--NAME/snapshots/COMMIT.
     names = re.split("/|--", "/".join((base, folder, config.string("_name_or_path", ""))).lower())
     if re.split("/|--", lora.base_name.lower().rstrip("/"))[-1] in ("", *names):
         return []
@@ -328,9 +332,9 @@ def _refuse_tied(config: Section, stored: Iterable[str], replaced: Iterable[str]
 def _bare(name: str) -> str:
     """Return a tensor's name without the parts that differ between releases.
 
-    Since Transformers 4.52 a checkpoint's ``language_model.model.layers`` are
+    Since Transformers 4.52, a checkpoint's ``language_model.model.layers`` are called
     ``model.language_model.layers`` in modules, and so in adapters. Transformers 5 dropped
-    ``vision_model`` from CLIP's tower. The original LLaVA has its own name for the projector.
+    ``vision_model`` from CLIP's tower. The original LLaVA has another name for the projector.
     """
     parts = name.split(".")
     while parts[0] in _PREFIXES and len(parts) > 1:
@@ -345,11 +349,11 @@ def _bare(name: str) -> str:
 def _assigned(
     adapter: AdapterWeights, stored: Tensors, *, projector: bool
 ) -> tuple[dict[str, Lora], Tensors, Tensors]:
-    """Assign the adapter's changes to tensors of the base; refuse changes of tensors that it lacks.
+    """Assign the adapter's changes to tensors of the base; refuse a change without a tensor.
 
-    Returns the LoRAs to add and the tensors to replace, by names in the base. If ``projector``, the
-    adapter may have a projector that the base lacks: its tensors are the third mapping, under their
-    names in the original LLaVA.
+    Return the LoRAs to add and the tensors to replace, by names in the base. If ``projector``, the
+    adapter may have a projector that the base lacks. The third mapping has this projector's
+    tensors, under their names in the original LLaVA.
     """
     by_bare = grouped((_bare(name), name) for name in stored)
     added: dict[str, Lora] = {}
