@@ -38,7 +38,7 @@ _LOG: Final = LazyLogger(__name__)
 _LOOK_SECONDS, _HEALTH_SECONDS = 0.5, 5.0
 #: The most bytes of a body, before the front knows the limit of any node.
 _LARGEST: Final = 64 << 20
-#: Upper bounds of a health page: of its engines and requests at once, and of its bytes of a body.
+#: The largest valid numbers on a health page: of engines or of requests, and of bytes of a body.
 _MOST, _MOST_BYTES = 1 << 20, 1 << 34
 _SILENT: Final = "does not answer"
 #: Seconds after which a client should try again, while a server does not answer.
@@ -46,7 +46,7 @@ _RETRY: Final = 5
 
 
 class NodeAddress(Struct):
-    """A node's address: its permanent name, its URL, and the key by which it trusts a front."""
+    """A node's address: its permanent name, its URL, and the key of the fronts that it trusts."""
 
     name: str
     url: str
@@ -64,7 +64,7 @@ def node_addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
 
 
 class HealthPage(Struct):
-    """What a front reads of a node's page ``/health``; a page with other values is not valid."""
+    """The fields of a node's page ``/health`` that a front reads; other values are not valid."""
 
     draining: bool = False
     at_once: Annotated[float, Meta(ge=0, le=_MOST)] = 1
@@ -96,7 +96,7 @@ class Front(AsgiApp):
     """The app of a front, which spreads requests over nodes.
 
     ``source`` returns the addresses of the nodes. The front calls ``source`` in a thread twice a
-    second, and does not wait for its answer at the end. ``log`` receives a record of each request.
+    second, and can end during such a call. ``log`` receives a record of each request.
     """
 
     def __init__(
@@ -139,8 +139,9 @@ class Front(AsgiApp):
             with suppress(Exception):  # Ray may be silent; the known nodes continue
                 found = in_daemon_thread(self._source, "addresses")
                 addresses = await asyncio.wrap_future(found)
-            for address in set(self.nodes) - set(addresses) if addresses else ():
-                self.nodes.pop(address).watch.cancel()  # not for an empty list
+            gone = set(self.nodes) - set(addresses) if addresses else set()
+            for address in gone:
+                self.nodes.pop(address).watch.cancel()
             for address in addresses:
                 if address not in self.nodes:
                     self._add(address)
@@ -155,10 +156,10 @@ class Front(AsgiApp):
     async def _watch(self, node: Node) -> None:
         """Read a node's pages twice a second."""
         while True:
-            await self._look(node)
+            await self._read_pages(node)
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _look(self, node: Node) -> bool:
+    async def _read_pages(self, node: Node) -> bool:
         """Read a node's pages, and note whether the node serves, and its requests at once.
 
         ``/about`` is read first, since a node answers it only with the right key; ``/health`` needs
@@ -234,7 +235,7 @@ def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress
     A text ``KEY`` without a name is the key of all servers that have no key of their own.
 
     Raises:
-        UsageError: a text is no ``NAME=URL``, two have the same name, or two keys have no name.
+        UsageError: a text is no ``NAME=URL``, two names are equal, or two keys have no name.
     """
     pairs = [text.partition("=")[::2] for text in texts]
     names = [name for name, _ in pairs]
@@ -301,7 +302,7 @@ class ModelsGateway(Front):
         if node is None:
             raise no_such_model(name, servers)
         if not node.up:
-            node.up = await self._look(node)
+            node.up = await self._read_pages(node)
         await self._forwarders[ours].forward(request, send)
 
     def _names(self) -> dict[str, str]:

@@ -99,23 +99,23 @@ def attempt(compile_of: Callable[[Any], object], chat: bytes, seconds: int, most
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         taken = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (taken + most, taken + most))
-        said = {}
+        result = {}
         try:
             compile_of(json.loads(chat))
-        except BaseException as exc:  # noqa: BLE001 - the client gets any error
+        except BaseException as exc:  # noqa: BLE001 - the client hears of every error
             # XGrammar's messages begin with a time and a place in its sources.
             text = re.sub(r"^\[[\d:]+\] \S+ ", "", str(exc).strip()) or type(exc).__name__
-            said = {"wrong": text[:_TOLD]}
+            result = {"wrong": text[:_TOLD]}
         signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # the fork has one answer only
-        answer(said)
+        answer(result)
         os._exit(0)
     _, status = os.waitpid(fork, 0)
     if status:
         answer({"ended": os.WTERMSIG(status)})
 
 
-def answer(said: Any) -> None:
-    os.write(_ANSWERS, json.dumps(said).encode() + b"\n")
+def answer(result: Any) -> None:
+    os.write(_ANSWERS, json.dumps(result).encode() + b"\n")
 
 
 def main(seconds: str, most: str, folder: str, trust: str, *options: str) -> None:

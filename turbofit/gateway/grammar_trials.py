@@ -53,7 +53,7 @@ class GrammarTrials:
         self._command, self._say, self._ours = command, say, ours
         self._turn = asyncio.Lock()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        #: Why each known grammar is refused, None if it is not; by hash, the oldest first.
+        #: Why a known grammar is refused, or None; by the hash of the grammar, the oldest first.
         self._known: dict[bytes, str | None] = {}
         self._process: asyncio.subprocess.Process | None = None
         #: Why grammars cannot be tried, and the package that is missing.
@@ -123,14 +123,14 @@ class GrammarTrials:
                 return None
         assert self._process.stdin is not None
         self._process.stdin.write(chat + b"\n")
-        said = await _answer(self._process)
-        if "wrong" in said:
-            return f"cannot be compiled: {said['wrong']}"
+        result = await _answer(self._process)
+        if "wrong" in result:
+            return f"cannot be compiled: {result['wrong']}"
         why = (
             f"was not compiled within {SECONDS} s of processor time and {GRAMMAR_TRIAL // MIB} MiB:"
             " shorten patterns and lengths, or require properties that are optional"
         )
-        return why if said else None
+        return why if result else None
 
 
 async def _answer(process: asyncio.subprocess.Process) -> dict[str, Any]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _Answer = TypeVar("_Answer")
 
-#: In ``ending``, running requests may finish, and new ones wait for the next start.
+#: In ``ending``, running requests may finish, and new requests wait for the next start.
 State = Literal["asleep", "starting", "ready", "ending", "failed"]
 
 #: Seconds that a request waits for a start: the deadline of OpenAI's clients.
@@ -65,7 +65,7 @@ class IdleGateway(AsgiApp):
         self.state: State = "asleep"
         #: Whether the engines have been ready at least once.
         self.opened = False
-        #: The numbers of requests at the gateway, and of those that wait for a start.
+        #: The number of requests at the engines' gateway, and of requests that wait for a start.
         self.in_flight = self.waiting = 0
         #: Wakes the waiting requests; each request then checks the state again.
         self._changed = asyncio.Event()
@@ -91,7 +91,7 @@ class IdleGateway(AsgiApp):
     def rested(self) -> bool:
         """Whether a request may start the engines.
 
-        This is so if the engines are asleep, or if the pause after a failed start is over.
+        True while the engines are asleep, and after the pause that follows a failed start.
         """
         return self.state == "asleep" or (
             self.state == "failed" and time.monotonic() >= self._again_at
@@ -123,9 +123,9 @@ class IdleGateway(AsgiApp):
         self._wake()
 
     def close_idle(self, seconds: float) -> bool:
-        """Stop passing requests on if none came for ``seconds``; new requests then wait.
+        """Stop passing requests on if no request came for ``seconds``.
 
-        Return whether requests now wait.
+        Return whether new requests now wait.
         """
         if self.state == "ready" and self.idle >= seconds:
             self.state = "ending"

@@ -72,12 +72,12 @@ def make_overlay(plan: Plan, root: Path) -> Path:
 def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Path:
     try:
         target.mkdir(parents=True, exist_ok=True)
-        there = set(os.listdir(target))
+        existing = set(os.listdir(target))
         for entry in folder.absolute().iterdir():
-            if entry.name not in changed and entry.name not in there:
+            if entry.name not in changed and entry.name not in existing:
                 # Link to the file itself: a hub cache has only a link, which may be pruned.
                 (target / entry.name).symlink_to(entry.resolve())
-        for name in changed.keys() - there:
+        for name in changed.keys() - existing:
             text = json.dumps(changed[name], indent=2, ensure_ascii=False)
             (target / name).write_text(text + "\n", encoding="utf-8")
     except OSError as exc:
@@ -102,6 +102,7 @@ def _processor_edits(folder: Path, edited: FolderEdits) -> dict[str, dict[str, A
 
 
 def _edited(values: dict[str, Any], edited: FolderEdits) -> dict[str, Any]:
+    """Return the content of a processor's file with the plan's values."""
     if not edited.inside:
         return {**values, **edited.processor}
     within = values.get(edited.inside)

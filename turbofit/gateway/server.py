@@ -97,7 +97,10 @@ class _Serving:
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def end(self, *, urgent: bool) -> None:
-        """Begin the drain; if ``urgent``, cut off open connections. Call it in the event loop."""
+        """Begin the drain; if ``urgent``, cut off open connections.
+
+        Call this method in the event loop.
+        """
         self.ending.set()
         if urgent:
             # Immediately: engines are killed at the same time, and clients should hear of the end
@@ -128,6 +131,7 @@ class _Serving:
             serving.result()
 
     async def _live(self) -> None:
+        """Run the app and uvicorn's server until the server ends."""
         await self._gateway.startup()
         try:
             await self._server.serve([self._listener])

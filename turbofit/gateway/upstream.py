@@ -134,7 +134,7 @@ class Upstream:
         return response.status == 200
 
     async def page(self, engine: RoutedEngine, path: str, seconds: float) -> str:
-        """Return a page of an engine as text; empty if it fails, is too large or comes too late."""
+        """Return a page of an engine as text; empty if the page fails, is too large, or is late."""
         try:
             return await asyncio.wait_for(self._page(engine, path), seconds)
         except (asyncio.TimeoutError, Unreachable, Died, aiohttp.ClientError, OSError, ValueError):

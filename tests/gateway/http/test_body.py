@@ -123,12 +123,12 @@ async def test_a_client_alone_gets_half_and_others_are_served_meanwhile() -> Non
 
 async def test_bodies_that_wait_for_an_engine_count_for_their_client() -> None:
     bodies = make()
-    bodies.keep(60, "a")
+    bodies.count(60, "a")
     assert (await Upload(bodies, "a").refusal()).status == 429
     other = await begun(bodies, "b", 15)
     await other.send(1, more=False)
     assert len(await other.task) == 16
-    bodies.keep(-60, "a")
+    bodies.count(-60, "a")
     assert (bodies.in_memory, bodies._held_bytes) == (0, {})
 
 

@@ -146,7 +146,7 @@ def test_remote_images_are_held_to_the_bytes_of_a_body_as_they_come(same) -> Non
 
 async def test_remote_images_take_room_of_bodies_until_they_were_sent() -> None:
     app, permit, pending, beside_body = await waiting(CHAT, chat(remote(), remote()))
-    app._bodies.keep(app._bodies._room - app._bodies.in_memory - 1024)
+    app._bodies.count(app._bodies._room - app._bodies.in_memory - 1024)
     other = await call(app, body=chat(remote()), headers={"x-api-key": "other"})
     permit.set()
     await pending

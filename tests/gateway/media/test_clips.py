@@ -114,7 +114,7 @@ def film(folder: Path, frames: int = 50, size=(320, 240), rate: float = 10.0, ki
 def looked(url: str, fetched=None) -> Clip:
     body = chat({"type": "video_url", "video_url": {"url": url}})
     turn = asyncio.Semaphore()
-    return asyncio.run(clips.look(read_body("chat", body), fetched or {}, MOST, turn))
+    return asyncio.run(clips.video_of(read_body("chat", body), fetched or {}, MOST, turn))
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_reader_that_sigkill_does_not_end_keeps_no_request(tmp_path, monkeypat
     async def look() -> None:
         try:
             with pytest.raises(Refusal) as caught:
-                await clips.look(body, {}, MOST, asyncio.Semaphore())
+                await clips.video_of(body, {}, MOST, asyncio.Semaphore())
             assert caught.value.reason == "broken_video"
             assert readers[0].returncode is None
         finally:

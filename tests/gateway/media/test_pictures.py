@@ -192,7 +192,7 @@ def test_bytes_are_counted_before_decoding() -> None:
 @pytest.mark.parametrize("tag", [45056, 45057, 300])
 def test_what_a_file_makes_pillow_say_goes_nowhere(tag, recwarn) -> None:
     """Python keeps each text that was shown, and stderr is a log: strangers filled both."""
-    pictures._quiet.cache_clear()
+    pictures._drop_warnings.cache_clear()
     entry = struct.pack("<HHII", tag, 4, 9, 5000)
     index = b"MPF\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
     with contextlib.suppress(Refusal):

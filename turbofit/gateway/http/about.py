@@ -79,9 +79,9 @@ class MemoryBar(Struct):
 
 
 class ModelFacts(Struct):
-    """What the chat page shows of one model.
+    """The facts of one model that the chat page shows.
 
-    ``limits`` are sentences; ``images`` is the most images of a request, if they are small.
+    ``limits`` are sentences; ``images`` is the most images of a request if all are small.
     """
 
     name: str
@@ -91,13 +91,13 @@ class ModelFacts(Struct):
 
 
 class ClockFacts(Struct):
-    """How time passes on pretend GPUs, and by how many seconds the host has delayed them so far.
+    """How time passes on pretend GPUs, and the seconds that the host has lost so far.
 
-    Each forward takes ``factor`` times the seconds of the forecast; ``words`` is a sentence on this
-    and on the certainty of the forecast. ``busy`` is the forecast's seconds of all forwards.
-    ``late`` is the seconds by which the host noticed the ends of forwards too late; ``idle`` is the
-    seconds in which GPUs waited for the host. ``late`` and ``idle`` belong to the engine with the
-    largest sum of both.
+    Each forward takes ``factor`` times the seconds of the forecast; ``words`` is a sentence about
+    the factor and the certainty of the forecast. ``busy`` is the forecast's seconds of all
+    forwards. ``late`` is the seconds by which the host noticed the ends of forwards too late.
+    ``idle`` is the seconds in which GPUs waited for the host. ``late`` and ``idle`` belong to the
+    engine with the largest sum of both.
     """
 
     factor: float
@@ -135,7 +135,7 @@ def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
 def facts_of(
     names: Iterable[str], bounds: Bounds, more: Iterable[str], memory: tuple[MemoryBar, ...] = ()
 ) -> tuple[ModelFacts, ...]:
-    """Return what the chat page shows of each model of one plan.
+    """Return the facts of each model of one plan for the chat page.
 
     ``more`` are sentences that follow the limits.
     """
@@ -181,7 +181,7 @@ def about_plan(plan: Plan) -> Document:
 
 def digest_of(plan: Plan) -> str:
     """Return a hash of a plan's settings and limits, by which two plans can be compared."""
-    engines = [(it.gpus, it.settings, it.units_per_forward) for it in plan.engines]
+    engines = [(engine.gpus, engine.settings, engine.units_per_forward) for engine in plan.engines]
     promise = (plan.promise.limits, plan.promise.context)
     parts = (plan.model.name, plan.backend, engines, promise)
     return sha256(msgspec.json.encode(parts)).hexdigest()[:16]

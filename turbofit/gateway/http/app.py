@@ -15,7 +15,7 @@ from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import hold_name
 from turbofit.gateway.limits.gate import Gate
-from turbofit.gateway.media.clips import look
+from turbofit.gateway.media.clips import video_of
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.pictures import PictureTurns
 from turbofit.gateway.routing.admission import Admission
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import Outage
 
-#: Seconds for an engine's metrics; Prometheus itself waits for ten.
+#: Seconds to wait for an engine's metrics; Prometheus itself waits for 10 s.
 _PAGE_SECONDS: Final = 3.0
 #: The most processes that read the headers of films at once.
 _LOOKED_AT: Final = 2
@@ -188,7 +188,7 @@ class Gateway(AsgiApp):
                 self._bodies.forget(request)
 
     def _models(self) -> tuple[ModelFacts, ...]:
-        """Return what the chat page shows of the model and of each adapter.
+        """Return the facts of the model and of each adapter for the chat page.
 
         If clients may use several names for a model, the first name is shown.
         """
@@ -211,7 +211,7 @@ class Gateway(AsgiApp):
 
         remote = dict.fromkeys(slot.source for slot in prepared.parsed.slots if slot.remote)
         fetched = await self._fetcher.fetch_all(list(remote), most, count, request.who)
-        clip = await look(prepared.parsed, fetched, most, self._looking)
+        clip = await video_of(prepared.parsed, fetched, most, self._looking)
         large |= request.bytes_in >= LARGE
         # The search for a common limit of eight images takes up to 0.5 s for Llama 4.
         several = len(prepared.parsed.slots) > 1
@@ -235,7 +235,7 @@ class Gateway(AsgiApp):
     def _keep_more(self, request: RequestContext, size: int) -> None:
         """Count ``size`` more bytes for a request's body; refuse the request if memory is short."""
         if size > 0:
-            self._bodies.keep(size, request.who)
+            self._bodies.count(size, request.who)
             request.bytes_in += size
             self._bodies.check_room(request.who)
 

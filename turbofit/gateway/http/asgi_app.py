@@ -25,7 +25,7 @@ from turbofit.gateway.http.request_context import (
     RequestContext,
     Send,
     answer,
-    entry,
+    log_record,
 )  # fmt: skip
 from turbofit.gateway.http.routes import (
     Route,
@@ -44,8 +44,8 @@ _PAGES: Final = (b"", b"/docs")
 class AsgiApp(ABC):
     """An ASGI app for HTTP requests with bodies of up to ``most`` bytes.
 
-    Its server calls `startup` before the first request, and `shutdown` after the last. ``log``
-    receives one record a request, without prompts and images.
+    The server of the app calls `startup` before the first request, and `shutdown` after the last
+    request. ``log`` receives one record a request, without prompts and images.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class AsgiApp(ABC):
     async def startup(self) -> None:  # noqa: B027 - some apps have nothing to do
         """Start the tasks of the app; the server calls this method before the first request."""
 
-    async def shutdown(self) -> None:  # noqa: B027 - as above
+    async def shutdown(self) -> None:  # noqa: B027 - some apps have nothing to do
         """Stop the tasks of the app; the server calls this method after the last request."""
 
     @abstractmethod
@@ -84,7 +84,7 @@ class AsgiApp(ABC):
 
     @abstractmethod
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """Return the health page, and the seconds until a retry; None if requests are served."""
+        """Return the health page and, if no request is served, the seconds until a retry."""
 
     @abstractmethod
     async def metrics_text(self) -> str:
@@ -104,14 +104,14 @@ class AsgiApp(ABC):
         path = request.route.path if request.route else ""
         self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
         if path not in _POLLED or request.status != 200:
-            self._log(entry(request, path, outcome.first_byte))
+            self._log(log_record(request, path, outcome.first_byte))
 
     def _close_log(self) -> None:
         if isinstance(self._log, AccessLog):
             self._log.close()
 
     def _models(self) -> Sequence[ModelFacts]:
-        """Return what the chat page shows of each model; empty if only the engines know them."""
+        """Return the facts of each model; empty if only the engines know the models."""
         return ()
 
     def _waits(self) -> list[str]:
@@ -129,12 +129,12 @@ class AsgiApp(ABC):
             body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
         elif route.kind == "about":
             clock, pretend = self.clock(), self.config.pretend
-            told = (PRETEND_WORDS,) if clock is None else (PRETEND_WORDS, clock.words)
+            warnings = (PRETEND_WORDS,) if clock is None else (PRETEND_WORDS, clock.words)
             body = msgspec.json.encode(
                 About(
                     pretend=pretend,
                     key=bool(self.config.api_key),
-                    notices=(*(told if pretend else ()), *self._waits()),
+                    notices=(*(warnings if pretend else ()), *self._waits()),
                     models=tuple(self._models()),
                     clock=clock,
                 )
@@ -143,7 +143,7 @@ class AsgiApp(ABC):
             body, kind = (await self.metrics_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (names := self._names()):
             body = msgspec.json.encode(models_document(names, request.api, route.model))
-        elif route.model:  # only the engines know these
+        elif route.model:  # only the engines know their models
             raise Refusal("not_found")
         else:
             return False
@@ -219,7 +219,7 @@ def while_connected(receive: Receive, request: RequestContext) -> Iterator[None]
 
 
 async def disconnected(receive: Receive) -> Message:
-    """Wait for the message that the client has left, and return it."""
+    """Wait until the client has left, and return ASGI's message about this."""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -52,7 +52,7 @@ class _Arrival:
 
 
 class Bodies:
-    """Reads bodies of up to ``most`` bytes, and counts the memory of all and of each client's.
+    """Reads bodies of up to ``most`` bytes, and counts their memory, in all and by client.
 
     Memory is counted as bytes arrive. A client's bodies may take at most as much memory as is still
     free, so a single client can fill half of the memory for bodies.
@@ -73,7 +73,7 @@ class Bodies:
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
-        """Read a whole body and return it. While it is read, its memory counts for ``client``.
+        """Read a whole body and return it; until then its memory counts for ``client``.
 
         Raises:
             Refusal: the body is too large, too slow, encoded or cut short, or there is no memory
@@ -86,7 +86,7 @@ class Bodies:
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
             raise Refusal("content_encoding")
         length = headers.get(b"content-length", b"")
-        most = self._most  # it may change before this body is complete
+        most = self._most  # `limit` may change the number before this body is complete
         if length.isdigit() and int(length) > most:
             raise Refusal("body_too_big", size=int(length), most=most)
         self.check_room(client)
@@ -101,14 +101,14 @@ class Bodies:
             raise arrival.refusal from None
         finally:
             arrival.timer.cancel()
-            self.keep(-arrival.size, client)
+            self.count(-arrival.size, client)
 
     async def take(self, request: RequestContext, receive: Receive) -> None:
         """Read a request's body, if it has one, and count its memory until `forget`."""
         if request.method == "POST":
             request.body = await self.read(request.headers, receive, request.who)
         request.bytes_in, request.read = len(request.body), time.perf_counter()
-        self.keep(request.bytes_in, request.who)
+        self.count(request.bytes_in, request.who)
 
     def forget(self, request: RequestContext) -> None:
         """Drop a request's body, and count its memory as free.
@@ -116,13 +116,13 @@ class Bodies:
         The body is not needed while an answer streams, which may take minutes.
         """
         if request.bytes_in and not request.forgotten:
-            self.keep(-request.bytes_in, request.who)
+            self.count(-request.bytes_in, request.who)
         request.forgotten, request.body = True, b""
 
-    def keep(self, size: int, client: str = "") -> None:
+    def count(self, size: int, client: str = "") -> None:
         """Count ``size`` bytes of a body that stays in memory.
 
-        When the body is dropped, call this again with the negative size.
+        When the body is dropped, call this method again with the negative size.
         """
         self.in_memory += size
         held_bytes = self._held_bytes.get(client, 0) + size
@@ -164,7 +164,7 @@ class Bodies:
             part: bytes = message.get("body", b"")
             more = bool(message.get("more_body"))
             arrival.take(part)
-            self.keep(len(part), arrival.client)
+            self.count(len(part), arrival.client)
             if arrival.size > most:
                 raise Refusal("body_too_big", size=arrival.size, most=most)
             self.check_room(arrival.client)
@@ -186,7 +186,7 @@ class Bodies:
         Bytes that were counted for the request stay counted; the caller must subtract these bytes.
 
         Raises:
-            Refusal: all bodies, or those of this client, take too much of the memory.
+            Refusal: all bodies, or the bodies of this client, take too much of the memory.
         """
         held_bytes, free = self._held_bytes.get(client, 0), self._room - self.in_memory
         if held_bytes <= free:

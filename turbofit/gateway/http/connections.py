@@ -36,7 +36,7 @@ _ACCEPTED_AT_ONCE: Final = 64
 _ACCEPT_AGAIN: Final = 0.02
 #: Seconds that a new connection may take to send its request.
 _YOUNG: Final = 1.0
-#: Connections that are considered when one must make room.
+#: The most connections that `Connections.make_room` considers.
 _CANDIDATES: Final = 64
 #: The most characters of a host or origin that a refusal repeats.
 _SHOWN: Final = 80
@@ -95,13 +95,14 @@ def is_loopback(host: str) -> bool:
 class Connections:
     """Counts connections, in all and by address, and closes waiting connections at a limit.
 
-    A connection waits while it has no running request: it is idle, or its headers are incomplete.
-    If there is no room for a new connection, the one that has waited longest is closed: an attacker
-    who holds connections open has always waited longer than a client that sends its request. A
-    connection with unread bytes or an unsent refusal is not closed. If none of the 64 that have
-    waited longest can be closed, the new connection is refused. At the limit of one address, only
-    connections of that address are closed; ``proxies``, which serve many clients, have no such
-    limit.
+    A connection waits while no request runs on it, because it is idle or its headers are
+    incomplete. If there is no room for a new connection, the connection with the longest wait is
+    closed: an attacker who holds connections open has always waited longer than a client that sends
+    its request. A connection with unread bytes or an unsent refusal is not closed. If no connection
+    can be closed among the 64 with the longest waits, the new connection is refused.
+
+    At the limit of one address, only connections of that address are closed. ``proxies`` serve many
+    clients, so this limit does not hold for proxies.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Connections:
         self._waiting: OrderedDict[ClientConnection, float] = OrderedDict()
         #: Whether the server ends and cuts off open requests, and the number of requests cut off.
         self.ending, self.cut = False, 0
-        #: Whether new requests are refused, while running ones may finish.
+        #: Whether the server drains: running requests finish, and new requests are refused.
         self.draining = False
 
     def __len__(self) -> int:
@@ -131,6 +132,7 @@ class Connections:
         return len(self._of) + min(len(self._of), self._most)
 
     def lower(self, most: int) -> None:
+        """Lower the limit of all connections to ``most``, if it is higher."""
         self._most = min(self._most, most)
 
     def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
@@ -166,14 +168,16 @@ class Connections:
         self._number_of[address] += 1
 
     def waits(self, connection: ClientConnection) -> None:
+        """Note that no request runs on a connection from now on."""
         if connection in self._of:
             self._waiting[connection] = time.monotonic()
 
     def works(self, connection: ClientConnection) -> None:
+        """Note that a request runs on a connection from now on."""
         self._waiting.pop(connection, None)
 
     def closed(self, connection: ClientConnection) -> None:
-        """Stop counting a connection; calling it twice does no harm."""
+        """Stop counting a connection; a second call does nothing."""
         self.works(connection)
         address = self._of.pop(connection, None)
         if address is not None:
@@ -221,7 +225,7 @@ class Acceptor:
         self._listener, self._connections, self._most = listener, connections, most
         self._protocol, self._tls = protocol, tls
         self._loop = asyncio.get_running_loop()
-        #: Tasks of TLS handshakes, whose sockets are no connections yet, and when each began.
+        #: Tasks of TLS handshakes, and the times when they began. `connections` has no handshakes.
         self._beginning: dict[asyncio.Task[None], float] = {}
         self._again: asyncio.TimerHandle | None = None
         listener.setblocking(False)
@@ -240,6 +244,7 @@ class Acceptor:
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def _wait(self) -> None:
+        """Accept nothing for a while, and cancel slow TLS handshakes."""
         self.close()
         young = time.monotonic() - _YOUNG
         for task, began in self._beginning.items():
@@ -248,6 +253,7 @@ class Acceptor:
         self._again = self._loop.call_later(_ACCEPT_AGAIN, self._listen)
 
     def _accept(self) -> None:
+        """Accept connections that wait in the kernel, while descriptors are free."""
         for _ in range(_ACCEPTED_AT_ONCE):
             taken = self._connections.descriptors + 2 * len(self._beginning)
             if taken >= self._most and not self._connections.make_room(waited=_YOUNG):
@@ -266,6 +272,7 @@ class Acceptor:
             task.add_done_callback(self._beginning.pop)
 
     async def _begin(self, client: socket.socket) -> None:
+        """Make a connection of an accepted socket, after its TLS handshake if there is one."""
         with suppress(OSError, asyncio.TimeoutError):  # the TLS handshake may fail
             await self._loop.connect_accepted_socket(self._protocol, client, ssl=self._tls)
 
@@ -302,6 +309,7 @@ class Hosts:
             raise Refusal("host", name=name[:_SHOWN])
 
     def _knows(self, name: str) -> bool:
+        """Return whether a name belongs to this server, or cannot belong to a web page."""
         private = name.endswith((".localhost", ".internal"))
         return name in self._names or private or _ip_address(name) is not None
 
@@ -332,17 +340,17 @@ class Keys:
     """
 
     def __init__(self, keys: Sequence[str], fronts: Sequence[str] = ()) -> None:
-        #: Hashes of all keys, those of fronts first.
+        #: Hashes of all keys; the fronts' keys are first.
         self._hashes = [sha256(key.encode()).digest() for key in (*fronts, *keys) if key]
         self._fronts = sum(map(bool, fronts))
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
-        """Check a request's key; return the client's id, and whether the key is a front's.
+        """Check a request's key; return the client's id, and whether the key belongs to a front.
 
         The id is the beginning of the key's hash; it is empty if no keys are set.
 
         Raises:
-            Refusal: keys are set, and the request has none of them.
+            Refusal: keys are set, and the request has no valid key.
         """
         if not self._hashes:
             return "", False

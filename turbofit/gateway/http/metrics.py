@@ -66,7 +66,7 @@ class AccessLog(FileLog):
 def access_log(where: str) -> Log | None:
     """Return the log that the option ``--access-log`` names, or None for ``none``.
 
-    ``-`` is stderr; any other text is a file, which is opened.
+    ``-`` is stderr. Any other text is the path of a file, and this function opens the file.
 
     Raises:
         UsageError: the file cannot be written.
@@ -159,6 +159,7 @@ def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
 
 
 def _labelled(line: str, pair: str) -> str:
+    """Return a sample's line with one more label; ``pair`` is ``name="value"``."""
     brace, space = line.find("{"), line.find(" ")
     if 0 <= brace < space or space < 0:
         inner = "" if line[brace + 1 : brace + 2] == "}" else ","

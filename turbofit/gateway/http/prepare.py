@@ -19,7 +19,7 @@ from turbofit.gateway.limits.ranges import (
     hold_parameters,
     lower_answer,
     most_tokens,
-    passed,
+    passed_fields,
     scope_of,
 )
 from turbofit.gateway.limits.request_body import MediaSlot, read_body
@@ -120,7 +120,7 @@ class Preparation:
         ``fetched`` has the fetched files by URL; ``clip`` is the video, if there is one.
 
         Raises:
-            Refusal: an image or video cannot be used, or all together exceed the plan.
+            Refusal: an image or video cannot be used, or all media together exceed the plan.
         """
         bounds, parsed, kind = self._bounds, self.parsed, self.kind
         self.media = [
@@ -128,7 +128,7 @@ class Preparation:
             for slot in parsed.slots
         ]
         watch = partial(self._watch, clip) if clip is not None else None
-        shared, clips = hold_media(bounds, self._wanted(), watch)
+        shared, clips = hold_media(bounds, self._requested_images(), watch)
         if shared.request:
             parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
         images = iter(shared.images)
@@ -211,13 +211,13 @@ class Preparation:
     def _media_tokens(self) -> int:
         return sum(limited.tokens + limited.text_tokens for limited in self.limited)
 
-    def _wanted(self) -> list[RequestedImage]:
+    def _requested_images(self) -> list[RequestedImage]:
         """Return the images, with the client's options for one image or for all together.
 
         Options that LMDeploy does not take for this model are noted as dropped.
         """
         bounds, parsed = self._bounds, self.parsed
-        together = by_request(bounds) and "mm_processor_kwargs" in passed(self.kind)
+        together = by_request(bounds) and "mm_processor_kwargs" in passed_fields(self.kind)
         pictures = [
             (slot, medium)
             for slot, medium in zip(parsed.slots, self.media, strict=True)

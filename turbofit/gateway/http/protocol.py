@@ -71,6 +71,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Parse received bytes; refuse a malformed request, or headers that are too large."""
         if self._deaf:
             return
         self._unset_keepalive_if_required()
@@ -205,7 +206,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def has_unread(self) -> bool:
         if self._deaf and self.transport.get_write_buffer_size():
-            return True  # its last message is being sent
+            return True  # the last message is being sent
         socket = self.transport.get_extra_info("socket")
         if socket is None or socket.fileno() < 0:
             return False  # the connection is lost, but TLS has not noticed this yet
@@ -281,6 +282,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return api_of(getattr(self, "url", b"").partition(b"?")[0])
 
     def _answer(self, refusal: Refusal) -> bytes:
+        """Return a whole HTTP response with a refusal."""
         number = request_id(dict(self.headers or ()))
         body = refusal_body(self._api, refusal, number)
         headers = [
@@ -293,6 +295,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return b"".join([b"HTTP/1.1 %d %s\r\n" % (refusal.status, phrase), *lines, b"\r\n", body])
 
     def _end_after_this(self) -> None:
+        """Read nothing more, and end the connection after the running answer."""
         self._deaf, self.cycle.keep_alive = True, False
         self._no_deadline()
 
@@ -303,6 +306,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._within(self.limits.unread_seconds, self.transport.abort)
 
     def _within(self, seconds: float, act: Callable[[], None]) -> None:
+        """Call ``act`` after ``seconds``, in place of an earlier deadline."""
         self._no_deadline()
         self._timer = self.loop.call_later(seconds, act)
 
@@ -312,6 +316,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _writes(self) -> None:
+        """Cancel the deadline of a client that did not read its answer."""
         if self._stuck is not None:
             self._stuck.cancel()
             self._stuck = None

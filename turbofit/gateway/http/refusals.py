@@ -28,7 +28,7 @@ _ANTHROPIC_TYPES: Final = {
     413: "request_too_large", 429: "rate_limit_error", 500: "api_error", 503: "overloaded_error",
 }  # fmt: skip
 
-#: Seconds after which another server may run.
+#: Seconds after which a client may try again, when a server ends.
 _RETRY_ENDING: Final = 10
 
 
@@ -101,7 +101,7 @@ def ending() -> Refusal:
     return Refusal("ending", retry_after=_RETRY_ENDING)
 
 
-def of_engine(api: Api, status: int, body: bytes) -> Refusal | None:
+def refusal_of_engine(api: Api, status: int, body: bytes) -> Refusal | None:
     """Return the refusal for an engine's error; a known error gets turbofit's own sentence.
 
     ``body`` is the engine's answer. Return None if this answer already has the form of the API.

@@ -54,6 +54,8 @@ class ForwardOutcome:
 
 
 class RequestContext:
+    """A client's request: its ASGI scope, its client, and what the gateway has found out."""
+
     def __init__(self, scope: Message) -> None:
         self.t0 = self.read = time.perf_counter()
         self.scope = scope
@@ -100,7 +102,7 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
 
 
 def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str, str]:
-    """Return the headers for the engine; from the client comes ``anthropic-version`` alone.
+    """Return the headers for the engine; ``anthropic-version`` is the only header of the client.
 
     ``to_node``: add headers that tell a node who the client is.
     """
@@ -115,7 +117,7 @@ def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str,
     return headers
 
 
-def entry(request: RequestContext, path: str, first: float | None) -> Document:
+def log_record(request: RequestContext, path: str, first: float | None) -> Document:
     """Return a request's record for the access log: numbers and names, no prompt, no image.
 
     ``first`` is the time of the answer's first byte, by `time.perf_counter`.

@@ -37,7 +37,7 @@ MANAGEMENT: Final = frozenset(
     }
 )  # fmt: skip
 _MANAGES: Final = "it manages the engine"
-#: The reasons why other routes of `MANAGEMENT` are closed, which do not manage the engine.
+#: The reasons for closed routes that do not manage the engine.
 _CLOSED: Final = {
     "/get_ppl": "it takes GPU memory for the logits of a whole prompt, which no plan counts",
     "/pooling": "it takes GPU memory for reward scores, which no plan counts",
@@ -57,7 +57,7 @@ class Route(Struct):
     model: str = ""
 
 
-#: Routes that are passed on, and the three that the gateway answers itself.
+#: Routes that are passed on, and routes that the gateway answers itself.
 ROUTES: Final[dict[str, Route]] = {
     route.path: route
     for route in (

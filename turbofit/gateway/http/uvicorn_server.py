@@ -28,8 +28,8 @@ _BACKLOG: Final = 2048
 #: Seconds after which a thread that handles a large body gives up Python's lock. The event loop may
 #: wait for so long at each step of every other request. Python's default is 5 ms.
 SWITCH_SECONDS: Final = 0.0005
-#: Open files for everything except connections; and open files for connections that get only a
-#: refusal, since there are too many. Any other connection has two: the client's and the engine's.
+#: Open files for everything except connections; open files for connections that get only a refusal,
+#: since there are too many. An accepted connection needs two files: its own and the engine's.
 _OTHER_FILES: Final = 128
 _REFUSED_FILES: Final = 128
 #: glibc's names for `mallopt`. Source: malloc.h.

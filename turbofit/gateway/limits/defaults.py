@@ -26,6 +26,10 @@ _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalt
 
 
 def _hold_sampling(values: JsonObject, name: str) -> None:
+    """Refuse sampling parameters that are unknown or outside their ranges.
+
+    ``name`` is the option with the parameters.
+    """
     for field in values.keys() - _SAMPLING:
         raise UsageError(f"{name} has no {field[:60]!r}", hint=meant(field, _SAMPLING))
     changes = hold_fields(RULES["chat"], values, _NO_RANGE)
@@ -36,7 +40,7 @@ def _hold_sampling(values: JsonObject, name: str) -> None:
         )
 
 
-def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
+def _json_object(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
     """Return the JSON object in an option's text, after ``hold`` has checked or changed it."""
     try:
         values = json.loads(text)
@@ -55,10 +59,12 @@ def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> Json
 
 
 #: Types of options that read the text of a command line.
-JsonSampling = Annotated[dict[str, Any], parsed(partial(_read, _hold_sampling)), Metavar("JSON")]
+JsonSampling = Annotated[
+    dict[str, Any], parsed(partial(_json_object, _hold_sampling)), Metavar("JSON")
+]
 JsonArguments = Annotated[
     dict[str, Any],
-    parsed(partial(_read, lambda values, _: check_template(values))),
+    parsed(partial(_json_object, lambda values, _: check_template(values))),
     Metavar("JSON"),
 ]
 
@@ -96,6 +102,7 @@ class Defaults(Struct):
 
 
 def _takes(kind: str, name: str, value: Any) -> bool:
+    """Return whether a route has the field ``name``, and ``value`` is in the field's range."""
     rule = RULES.get(kind, {}).get(name)
     try:
         return rule is not None and rule.hold(name, value, _NO_RANGE) is not None

@@ -1,4 +1,4 @@
-"""Limits the vision units at an engine to those that the plan allows in one forward."""
+"""Limits the vision units at an engine to the units that the plan allows in one forward."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from turbofit.core.struct import Struct
 
-#: The tokens of a request that states no length: it may grow until the engine stops it.
+#: The tokens of a request that states no length, since it may grow until the engine ends it.
 UNSTATED: Final = 1 << 62
 
 #: An upper bound of the tokens that a chat template adds: LMDeploy's longest system prompt has 509
@@ -64,7 +64,7 @@ class KvCache(Struct):
 
 @dataclass
 class Share:
-    """What a running request takes of its engine: vision units and KV tokens.
+    """The vision units and KV tokens that a running request takes of its engine.
 
     ``number`` counts the requests of the engine. ``begun``: the first token has come.
     """
@@ -98,26 +98,25 @@ class Gate:
         until its end. A new request is let in if the counted units and its own units are together
         within the gate:
 
-        - If the reserved tokens, the new request's included, are within the cache, these units
-        count: the new request's, those of requests before their first token, and those of requests
-        in doubt.
-        - Otherwise the new request puts all running requests in doubt, so the units of all count.
+        - If the reserved tokens, with the new request's, are within the cache, units count of the
+        new request, of requests before their first token, and of requests in doubt.
+        - Otherwise the new request puts all running requests in doubt, so all units count.
 
         No forward ever has more units than the gate. The engine encodes an image before the first
         token of its request, and again only after it has evicted the request's blocks.
 
         1. The engine evicts a block of an unfinished request only if the unfinished requests need
-        more blocks than there are. Each needs at most what it has reserved, rounded up to blocks.
-        Blocks that a prefix cache keeps, or that a finished request leaves, are evicted first, and
-        a block that several requests share is reserved by each. So if any request is evicted, the
-        requests that run at that moment have reserved more than the cache has.
-        2. More is reserved than the cache has only after a request was let in by the second rule,
-        and until enough of those requests have ended: reservations grow in no other way. That rule
-        put all of them in doubt, and the new request, too. Any request that is let in while too
-        much is reserved also comes by that rule. So an evicted request is in doubt, until its end.
-        3. So every request whose images may be in one forward counts: it is before its first token,
-        or in doubt. The counted units are within the gate when a request is let in, and grow at no
-        other time.
+        more blocks than the cache has. Each request needs at most its reservation, in whole blocks.
+        Blocks of a prefix cache and of finished requests are evicted first. A block that several
+        requests share is part of each reservation. So if any request is evicted, the requests that
+        run at that moment have reserved more than the cache has.
+        2. Reservations exceed the cache only after a request was let in by the second rule, and
+        until enough of the requests have ended. The second rule puts all running requests and the
+        new request in doubt. While reservations exceed the cache, every new request is let in by
+        the second rule. So an evicted request is in doubt until its end.
+        3. So every request counts whose images may be in one forward: the request is before its
+        first token, or in doubt. The counted units are within the gate when a request is let in,
+        and grow at no other time.
 
         Copies (``n``) are separate requests to the engine. The caller counts the units of every
         copy and does not call `begin`, since the first byte belongs to only one copy. The requests
@@ -141,7 +140,7 @@ class Gate:
         self._all += share.units
         self.counted += share.units
         if self.units is not None and self.reserved > self.kv.room:
-            # The engine may evict any running request, and encode the images of it again.
+            # The engine may evict any running request, and encode its images again.
             self._doubtful, self.counted = self._number, self._all
         return share
 

@@ -1,7 +1,7 @@
 """Finds the grammar of a request, and limits the bytes and depth of its schemas.
 
 An engine compiles a grammar of schemas and patterns, and the answer follows the grammar. The text
-of a grammar does not tell how long it compiles. So `gateway.grammar_trials` first compiles each new
+of a grammar does not tell how long this takes. So `gateway.grammar_trials` first compiles each new
 grammar.
 """
 
@@ -82,7 +82,7 @@ def check_grammars(body: JsonObject) -> None:
 
 
 def _depth(value: Any) -> int:
-    """Return the greatest number of lists and objects inside each other, for at most 64 KiB."""
+    """Return the depth of lists and objects inside each other; ``value`` has at most 64 KiB."""
     depth, level = 0, [value]
     while level:
         depth += 1

@@ -33,7 +33,7 @@ from turbofit.gateway.limits.rules import (
 #: thousands of tokens ("e"), and 2.8 s for a string of 1 MB. The empty string is in every token.
 #: lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #c5603f
 _STOP: Final = Texts(most=16, characters=1024, short=4)
-#: The length of the answer. Engines also limit it to the session's tokens without the prompt:
+#: The length of the answer. Engines lower it to the tokens that the prompt leaves of the session:
 #: lmdeploy serve/core/async_engine.py::AsyncEngine._determine_gen_config #a7a408
 _LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
 _NAME: Final = TextRule(most=4096)
@@ -295,10 +295,10 @@ _NFC: Final = 3
 
 
 @cache
-def passed(kind: str) -> frozenset[str]:
+def passed_fields(kind: str) -> frozenset[str]:
     """Return the fields of a route that are passed on; all others are left out.
 
-    LMDeploy ignores unknown fields, but a later version may read an image or a limit from them.
+    LMDeploy ignores unknown fields, but a later release may read images or limits from them.
     """
     return frozenset(name for name, rule in RULES.get(kind, {}).items() if rule.passed)
 
@@ -314,7 +314,7 @@ def scope_of(bounds: Bounds) -> Scope:
 def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
     """Bring a body's fields into their ranges, in place; return changes like ``top_k=4096->1024``.
 
-    ``body`` has only known fields, none of which is null; ``kind`` is a `routes.Kind`.
+    ``body`` has only known fields, and no null; ``kind`` is a `routes.Kind`.
     """
     changes = hold_fields(RULES[kind], body, scope)
     _check_conversation(body, scope.session)
@@ -341,7 +341,7 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
 
 
 def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> None:
-    """Lower the stated length of the answer to ``left`` tokens, in place; note it in ``changes``.
+    """Lower the stated length of the answer to ``left`` tokens, in place, and note the change.
 
     ``left`` still includes the tokens of the text, so it may be too high. Then the engine lowers
     the length further, and the client gets no note of this.
@@ -410,7 +410,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
     """Return the most tokens that one prompt and its answer can have together.
 
     Return `UNSTATED` if the body does not state the length of the answer. A body with ``n`` or
-    several prompts becomes several requests; the result is for one of them. ``raw`` is the JSON of
+    several prompts becomes several requests; the result is for one request. ``raw`` is the JSON of
     ``body``, ``beside`` the number of its bytes that are no images, ``images`` the images' tokens.
 
     Each byte of text is counted as one token. The result is too low for a tokenizer that normalises

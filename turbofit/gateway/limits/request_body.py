@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.ranges import passed
+from turbofit.gateway.limits.ranges import passed_fields
 from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import refused
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _Shape = Literal["part", "data", "block", "count", "clip"]
 
-#: Types of message parts that are text; the longer names are those of the Responses API.
+#: Types of message parts that are text; the longer names belong to the Responses API.
 _TEXT_PARTS: Final = ("text", "input_text", "output_text")
 #: Types of message parts that LMDeploy's multimodal processor reads as an image.
 _IMAGE_PARTS: Final = ("image_url", "image", "image_data")
@@ -127,12 +127,12 @@ def read_body(kind: Kind, body: Any) -> Parsed:
     Lists and objects inside the body are changed in place.
 
     Raises:
-        Refusal: the body does not have the form of its API, or has a form that LMDeploy does not
-            take, or that could carry an image past the gateway.
+        Refusal: the body does not have the form of its API, or has a form that LMDeploy refuses, or
+            a form that could hide an image from the gateway.
     """
     if not isinstance(body, dict):
         raise Refusal("bad_body")
-    fields = passed(kind)
+    fields = passed_fields(kind)
     # A null means the default, but LMDeploy uses the default only for a missing field.
     parsed = Parsed({k: v for k, v in body.items() if k in fields and v is not None})
     _READERS[kind](parsed)
@@ -338,7 +338,7 @@ def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
 def _processor_fields(parsed: Parsed) -> None:
     """Take the keywords for loaders and processors out of the body.
 
-    The keywords for a video are kept in ``watching``, those for images in ``of_images``.
+    ``watching`` gets the keywords for a video, and ``of_images`` the keywords for images.
     """
     watches = any(slot.shape == "clip" for slot in parsed.slots)
     for name in ("media_io_kwargs", "mm_processor_kwargs"):

@@ -35,8 +35,8 @@ _SHOWN: Final = 24
 _WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
 #: Bytes of text that LMDeploy gets under every plan: these take 0.5 s of its event loop.
 _LEAST_TEXT: Final = 256 << 10
-#: Bytes of text for each token of the session, if this makes more. No language has so many bytes a
-#: token on average. A text with long runs of one character may have more, and is refused.
+#: Bytes of text for each token of the session, if they are more in all. No language has so many
+#: bytes a token on average. A text with long runs of one character may have more, and is refused.
 _BYTES_PER_TOKEN: Final = 8
 #: The most bytes of one token, twice the 128 spaces of common vocabularies. A text with more bytes
 #: for each token of the session cannot fit; `_LEAST_BODY` leaves room for tools and names.
@@ -192,7 +192,7 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
 
 
 def check_images(bounds: Bounds, count: int) -> None:
-    """Refuse too many images before any of them is decoded.
+    """Refuse too many images before any image is decoded.
 
     Raises:
         Refusal: the plan allows fewer images, or no images.
@@ -238,7 +238,7 @@ def _demands(
     yield tokens, limits.image_tokens_per_request, "image tokens in a request", key
     if bounds.gate is not None:
         yield n * units, bounds.gate, f"vision {unit} in {n} copies", "n_over_limit"
-    # At least one token of an answer; `ranges.lower_answer` lowers longer ones.
+    # At least one token of an answer; `ranges.lower_answer` lowers longer answers.
     least = tokens + sum(image.text_tokens for image in images) + 1
     yield least, bounds.longest_request_tokens, "tokens of images and an answer", key
 

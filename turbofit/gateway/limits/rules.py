@@ -155,8 +155,8 @@ class TextRule(Rule):
 class Texts(Rule):
     """A rule for a string, or a list of at most ``most`` strings; no string may be empty.
 
-    Each string has up to ``characters`` characters, and all together up to ``together``. ``short``
-    is how many strings may have only one or two characters. An empty list becomes None.
+    A string has up to ``characters`` characters, and all strings together have up to ``together``.
+    Up to ``short`` strings may have only one or two characters. An empty list becomes None.
     """
 
     most: int | None = None

@@ -93,7 +93,7 @@ def hold_images(
             limited = limited_at(caps[best])
             if rule.few_limits and fits(limited):
                 _spend_rest(bounds, wanted, limited, caps[best + 1 :], fits)
-    return _together(bounds, wanted, limited)
+    return _with_common_bounds(bounds, wanted, limited)
 
 
 def hold_media(
@@ -143,15 +143,15 @@ def check_clips(bounds: Bounds, count: int) -> None:
 def hold_clip(
     bounds: Bounds, clip: Clip, options: Options
 ) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
-    """Lower one video to the plan; return it, and LMDeploy's keywords for its loader and processor.
+    """Lower one video to the plan; return the video, and LMDeploy's keywords for it.
 
-    The client's options ``num_frames`` and ``fps`` are for the loader; ``max_pixels`` is for the
-    processor. All other options are dropped.
+    The keywords are for the loader and for the processor. The client's options ``num_frames`` and
+    ``fps`` are for the loader, and ``max_pixels`` is for the processor; other options are dropped.
 
     Raises:
         Refusal: the video is too long, or its frames do not fit.
     """
-    wanted, rate = _wanted(clip, options), clip.rate
+    wanted, rate = _sampled_frames(clip, options), clip.rate
     width, height = clip.size
     frames = min(wanted, MOST_FRAMES, max(1, LARGEST_PIXELS // (width * height)))
     if rate is None and frames < wanted:
@@ -233,7 +233,7 @@ def _spend_rest(
                 limited[place] = image
 
 
-def _together(
+def _with_common_bounds(
     bounds: Bounds, wanted: Sequence[RequestedImage], single: Sequence[LimitedImage]
 ) -> SharedImages:
     """Replace the pixel bounds of each image by common bounds, for models that need common bounds.
@@ -252,7 +252,7 @@ def _together(
     return SharedImages(images=tuple(images), request={} if default else served.request_knobs)
 
 
-def _wanted(clip: Clip, options: Options) -> int:
+def _sampled_frames(clip: Clip, options: Options) -> int:
     """Return how many frames LMDeploy would sample from a video.
 
     The result is the smaller of the numbers that ``num_frames`` and ``fps`` allow. If the client

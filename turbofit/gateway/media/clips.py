@@ -74,7 +74,7 @@ class Clip(Struct):
         return self.size[0] * self.size[1] * BYTES_OF_PIXEL
 
 
-async def look(
+async def video_of(
     parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int, turn: asyncio.Semaphore
 ) -> Clip | None:
     """Return the request's video, or None if it has no video.
@@ -169,7 +169,7 @@ def check_film(data: bytes, most_bytes: int) -> bytes:
     """Return ``data`` if it is a film; refuse other bytes, such as a playlist of files.
 
     Raises:
-        Refusal: the bytes are no film of an accepted type, or too many.
+        Refusal: the bytes are no film of an accepted type, or are too many.
     """
     check_bytes("video_too_big", len(data), most_bytes)
     if _mime(data) is None:

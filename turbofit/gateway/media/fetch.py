@@ -136,8 +136,8 @@ def _public_socket(address: Any) -> socket.socket:
 class FetchTurns:
     """Gives out at most ``most`` turns at once, and keeps some turns free for other clients.
 
-    A single client gets three quarters of the turns. Two clients that keep asking come to have
-    equal numbers of turns.
+    A single client gets three quarters of the turns. Two clients that keep asking get equal numbers
+    of turns after a while.
     """
 
     def __init__(self, most: int) -> None:
@@ -259,7 +259,7 @@ class MediaFetcher:
 
         The checked host is the host of the connection: in ASCII, with ASCII full stops only.
         """
-        parts = _read(url)
+        parts = _parsed(url)
         host = (parts.raw_host or "").rstrip(".")
         if not host or parts.user is not None or parts.password is not None:
             raise _refusal(400, "has no plain host name")
@@ -323,7 +323,8 @@ async def _body(response: Any, most_bytes: int) -> bytes:
     return bytes(data)
 
 
-def _read(url: str) -> URL:
+def _parsed(url: str) -> URL:
+    """Return a parsed URL; refuse a long or odd one, and schemes other than http and https."""
     if len(url) > _LONGEST_URL:  # checked first: parsing a long URL would delay all requests
         raise _refusal(400, _UNREADABLE)
     odd = any(c.isspace() or not c.isprintable() or c == "\\" for c in url)

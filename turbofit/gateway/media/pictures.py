@@ -1,9 +1,9 @@
 """Reads the type and size of clients' images from their headers, mostly without decoding.
 
-The gateway decodes only images that no parameter of a request can limit, and resizes these. It
-resizes as LMDeploy does: with Pillow's bicubic filter, in RGB, without turning the image; the
-result is lossless. `PictureTurns` limits how many images are decoded at once. An unusable image
-raises a `Refusal`.
+The gateway decodes and resizes only images that no parameter of a request can limit. It resizes as
+LMDeploy does: with Pillow's bicubic filter, in RGB, without turning the image; the result is
+lossless. `PictureTurns` limits how many images are decoded at once. An unusable image raises a
+`Refusal`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _TAKEN: Final = "PNG, JPEG, WebP, GIF and BMP are taken"
 #: The most bytes of host memory for a pixel. Measured while Pillow decodes and converts: 8 for JPEG
 #: and PNG, 10 for a progressive JPEG, and 2 more with four colours.
 BYTES_OF_PIXEL: Final = 12
-#: The same for a WebP, for which libwebp needs two canvases and a copy. So a WebP may have fewer
-#: pixels than other images.
+#: The most bytes of host memory for a pixel of a WebP: libwebp has two canvases and a copy. So a
+#: WebP may have fewer pixels than other images.
 _WEBP_BYTES_OF_PIXEL: Final = 16
 #: The most reads of a header, plus one for each 64 bytes of the file; a GIF needs one read for each
 #: 128 bytes.
@@ -121,7 +121,7 @@ def from_base64(text: str, most_bytes: int) -> Picture:
 
 
 def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture:
-    """Return the image in ``data``; ``text`` is its base64 if the caller has it.
+    """Return the image in ``data``; ``text`` is the base64 of ``data`` if the caller has this text.
 
     Raises:
         Refusal: the image is too large, cut short, or of no accepted type.
@@ -155,12 +155,12 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     """
     from PIL import Image
 
-    guess = _guess(data)
+    guess = _type_of(data)
     if guess is None:
         raise Refusal("unknown_image_type", taken=_TAKEN)
     if guess == "JPEG" and data.count(b"Exif\0\0") > _EXIF_SEGMENTS:
         raise Refusal("broken_image:header")
-    _quiet()
+    _drop_warnings()
     file = _File(data)
     try:
         with Image.open(file) as image:
@@ -195,7 +195,7 @@ class _File(BytesIO):
 
 
 @cache
-def _quiet() -> None:
+def _drop_warnings() -> None:
     """Drop Pillow's warnings; where a cause matters, this module raises a `Refusal`.
 
     Python remembers the text of each warning for ever, and strangers' files can cause any number of
@@ -204,7 +204,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _guess(data: bytes) -> str | None:
+def _type_of(data: bytes) -> str | None:
+    """Return the accepted type that the first bytes of a file show, or None."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     return next((kind for begin, kind in _BEGINS if data.startswith(begin)), None)

@@ -51,6 +51,7 @@ class Place:
         return self.turn is not None and self.turn.alone
 
     def take(self, engine: RoutedEngine) -> None:
+        """Take the place at an engine, and the resources of the request there."""
         self._admission.under_way += 1
         self.engine, self._host_bytes = engine, self.cost.host_bytes
         engine.host_bytes += self._host_bytes
@@ -93,6 +94,7 @@ class Place:
             self._admission.pump()
 
     def _end(self) -> None:
+        """Free the units and tokens of the request, and let waiting requests in."""
         self.engine.gate.end(self._share)
         self._admission.under_way -= 1
         self._admission.pump()
@@ -232,6 +234,7 @@ class Admission:
         return not (cost.tokens and self._fleet.gated and any(place.cost.light for place in line))
 
     async def _wait(self, queue: _Queue, place: Place) -> None:
+        """Wait in a queue until the place is given; raise a `Refusal` if the wait is too long."""
         place.given = asyncio.get_running_loop().create_future()
         queue.lines.setdefault(place.client, deque()).append(place)
         # The new request may fit although requests before it wait for other resources.
@@ -258,6 +261,7 @@ class Admission:
             self.pump()
 
     def _take(self, place: Place) -> bool:
+        """Give a request a place at the best engine; return False if no engine has room."""
         if self._at_once is not None and self.under_way >= self._at_once:
             return False
         turn = place.turn
@@ -269,6 +273,7 @@ class Admission:
         return best is not None
 
     def _busy(self, place: Place, why: str) -> Refusal:
+        """Return the refusal of a request that finds no place; ``why`` ends its sentence."""
         if place.turn is not None:
             return Refusal("suspect_waits", why=why, retry_after=_SUSPECT_RETRY)
         return Refusal("busy:engines", why=why, retry_after=max(1, round(self._seconds / 4)))

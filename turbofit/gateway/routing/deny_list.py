@@ -12,7 +12,7 @@ If engines end in two turns of a request, the request is refused for an hour.
 
 Of n suspects of one end, the square root of n are at an engine together. So about √n rounds clear
 all suspects. If one suspect is the cause, about √n suspects have to be alone afterwards. With more
-suspects at a time more of them would have to be alone; with fewer there would be more rounds.
+suspects at a time more of them would have to be alone; with fewer suspects, more rounds follow.
 
 Equal requests end three engines before they are refused, apart from copies that were sent before
 the first end. An end with another cause (the process was killed, a GPU is lost, other processes
@@ -107,10 +107,10 @@ class DenyList:
         ``sent_at`` is the time when that request was sent.
         """
         death = engine.note_death(sent_at)
-        there = [*engine.in_flight, *engine.left_lately()]
-        there = [present for present in there if present.fingerprint is not None]
-        if there and not death.noted:
-            self._note(death, there, engine.in_turn)
+        requests = [*engine.in_flight, *engine.left_lately()]
+        requests = [present for present in requests if present.fingerprint is not None]
+        if requests and not death.noted:
+            self._note(death, requests, engine.in_turn)
             engine.left.clear()
             self.count("engine_deaths_total", f"engine={engine.index}")
 
@@ -138,16 +138,16 @@ class DenyList:
         death.noted = True
         death.accused.clear()
 
-    def _note(self, death: EngineDeath, there: list[Present], in_turn: frozenset[str]) -> None:
+    def _note(self, death: EngineDeath, requests: list[Present], in_turn: frozenset[str]) -> None:
         """Note which requests may have caused a death: those whose answers had not begun.
 
-        ``there`` are the engine's requests; ``in_turn`` are the fingerprints of the suspects that
+        ``requests`` are at the engine; ``in_turn`` are the fingerprints of the suspects that
         had their turns.
         """
         death.noted, death.in_turn = True, in_turn
         death.accused = {
             present.fingerprint
-            for present in there
+            for present in requests
             if present.fingerprint is not None and not present.begun
         }
         death.together = ceil(sqrt(len(death.accused)))

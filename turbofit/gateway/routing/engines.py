@@ -19,7 +19,7 @@ LEFT_SECONDS: Final = 10.0
 
 #: Seconds after the death of a process in which its next process takes no requests yet.
 _PAUSE: Final = 1.0
-#: The most requests with lost clients that are remembered for an engine.
+#: The most requests of an engine that are remembered after their clients have left.
 _LEFT: Final = 64
 #: Seconds of `Retry-After` without a forecast of the start; the most seconds, since older SDKs
 #: ignore a longer time.
@@ -94,11 +94,11 @@ class RoutedEngine:
     ) -> None:
         self.index, self.url, self.key, self.share = index, url.rstrip("/"), key, share
         self.gate, self.host_limit = gate or Gate(), host_limit
-        #: The number of its requests, and the host memory of their images in bytes.
+        #: The number of the engine's requests, and the host memory of their images in bytes.
         self.outstanding = self.host_bytes = 0
         #: Whether the engine gets requests, since it answers or was not probed yet.
         self.up = True
-        #: Failed probes in a row, and when the first of them failed.
+        #: The number of failed probes in a row, and when the first failed.
         self.failures, self.failed_at = 0, float("inf")
         self.model: str | None = None
         #: When the last byte of a completion came, when the last byte of any answer came, and since
@@ -112,7 +112,7 @@ class RoutedEngine:
         self.check_open = False
         #: When the supervisor will end the engine without a sign of life; infinity with a sign.
         self.ends_at = _NEVER
-        #: Its requests in the order in which they came, each with the function that ends it.
+        #: The engine's requests in their order, each with the function that ends the request.
         self.in_flight: dict[Present, Callable[[], None]] = {}
         #: The tokens that the engine had counted when a probe last failed; 0 if unknown.
         self.tokens = 0.0
@@ -168,6 +168,7 @@ class RoutedEngine:
         return self.last_success > self.died_at
 
     def dead_since(self, moment: float) -> bool:
+        """Return whether the engine died after ``moment``, and has not answered since its death."""
         return self.death is not None and self.died_at >= moment and not self.answered
 
     @property
@@ -217,7 +218,7 @@ class RoutedEngine:
         return max(self.last_byte_at, self.asked_at)
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
-        """Note that the engine died or was given up; return the death, one for all its requests.
+        """Note that the engine died or was given up; return the death, also for its other requests.
 
         ``sent_at`` is the time when a broken-off request was sent. The death is new if the engine
         answered after its last death, or if that request was sent clearly after the last death.
@@ -244,6 +245,7 @@ class RoutedEngine:
         return [present for present in self.left if at - present.left_at < LEFT_SECONDS]
 
     def abort_all(self) -> None:
+        """End all requests at the engine, since the engine was given up."""
         for abort in tuple(self.in_flight.values()):
             abort()
 

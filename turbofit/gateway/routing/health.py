@@ -25,7 +25,7 @@ _LOG: Final = LazyLogger(__name__)
 
 _TICK: Final = 0.5
 _FAILURES: Final = 3
-#: Counts, on an engine's metrics page, of all tokens that it ever read or wrote.
+#: The counters of all tokens that an engine has read and written, on its metrics page.
 _TOKENS: Final = re.compile(
     r"^lmdeploy:(?:prompt|generation)_tokens_total(?:\{.*\})? "
     r"(\d{1,18}(?:\.\d+)?(?:e[+-]?\d{1,2})?)$",
@@ -85,6 +85,7 @@ class Monitor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def look(self) -> None:
+        """Let each engine's watch check its engine now."""
         for event in self._looks.values():
             event.set()
 
@@ -111,6 +112,7 @@ class Monitor:
         self.suspect(engine)
 
     async def _watch(self, engine: RoutedEngine) -> None:
+        """Check an engine twice a second, and at each `look`, until the monitor stops."""
         look, loop = self._looks[engine], asyncio.get_running_loop()
         while not self._stopped:
             look.clear()
@@ -123,6 +125,7 @@ class Monitor:
             tick.cancel()
 
     async def _check(self, engine: RoutedEngine) -> None:
+        """Probe an engine if a probe is due."""
         now, soon = time.monotonic(), self._config.retry_seconds
         stalled = engine.outstanding > 0 and now - engine.silent_since > self._config.stall_seconds
         idle = now - engine.last_success > self._config.idle_seconds
@@ -133,6 +136,7 @@ class Monitor:
             await self._ask(engine)
 
     async def _ask(self, engine: RoutedEngine) -> None:
+        """Probe an engine, and bring it back or count a failure."""
         began = engine.last_check = time.monotonic()
         if not engine.owes:
             engine.asked_at = began
@@ -165,6 +169,7 @@ class Monitor:
         return 0 < before < engine.tokens
 
     def _bring_back(self, engine: RoutedEngine) -> None:
+        """Note that an engine works, and let it have requests again."""
         awaited = engine.suspect or not engine.serves
         engine.succeeded()
         if not engine.up:

@@ -1,4 +1,4 @@
-"""Sends a prepared request to an engine, or to another engine if the first is not reached."""
+"""Sends a prepared request to an engine, or to another engine if it cannot be reached."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 
-from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_body, refusal_event
+from turbofit.gateway.http.refusals import Refusal, refusal_body, refusal_event, refusal_of_engine
 from turbofit.gateway.http.request_context import OF_NODES, ForwardOutcome, sent_headers, uncancel
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
 from turbofit.gateway.upstream import Died, Unreachable
@@ -74,7 +74,7 @@ class Exchange(ForwardOutcome):
         self._by, self._request, self._route, self._send = forwarder, request, request.route, send
         self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
-        #: Whether the engine answered that it cannot serve.
+        #: Whether the engine answered with a failure of its own.
         self._failed = False
 
     async def run(self) -> None:
@@ -129,12 +129,13 @@ class Exchange(ForwardOutcome):
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
 
     def abort(self) -> None:
-        """Stop waiting for the engine, because the monitor gave the engine up."""
+        """Stop waiting for the engine, because the monitor gave up the engine."""
         if self._task is not None and not self.broken:
             self._note_break()
             self._task.cancel()
 
     def _note_break(self) -> None:
+        """Note that the exchange broke off, and suspect the requests at the engine."""
         if self.broken:
             return
         self.broken = True
@@ -148,6 +149,7 @@ class Exchange(ForwardOutcome):
             self._engine.succeeded()
 
     async def _ask(self) -> None:
+        """Send the request, and pass the engine's answer on as a stream or in one piece."""
         request, route, by = self._request, self._route, self._by
         headers = sent_headers(request, to_node=by.before_nodes)
         response = await by.upstream.open(
@@ -208,10 +210,12 @@ class Exchange(ForwardOutcome):
             raise self._loop_ended()
 
     def _loop_ended(self) -> Died:
+        """Return the error for an engine whose loop has ended while its server lives."""
         self._by.doubt(self._engine)
         return Died("the engine's loop has ended")
 
     def _note_events(self, events: bytes) -> None:
+        """Note that events came; at the first output, the engine works and the answer begins."""
         if self.first_byte is not None:
             self._engine.note_byte()
             return
@@ -270,7 +274,7 @@ class Exchange(ForwardOutcome):
         request, api = self._request, self._route.api
         if self._by.before_nodes:
             return body  # the node has given the error this form
-        refusal = of_engine(api, self.status, body)
+        refusal = refusal_of_engine(api, self.status, body)
         if refusal is None:
             return body
         request.reason, self.status = refusal.reason, refusal.status
@@ -278,6 +282,7 @@ class Exchange(ForwardOutcome):
         return refusal_body(api, refusal, request.id)
 
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
+        """Send the headers of the answer to the client; ``kind`` is the content type."""
         self.started = True
         head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._request.out]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
