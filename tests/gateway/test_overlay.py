@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.core.images.test_rule import BUDGET, CANVAS, PAGES
+from tests.core.images.rules import BUDGET, CANVAS, PAGES
 from tests.gateway.limits.test_sharing import FRAMES
 from tests.gateway.lmdeploy_front import make, plan_of
 from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_text

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.core.images.test_rule import BUDGET, CANVAS, CROSS, GRIDS, PAGES, SQUARE
+from tests.core.images.rules import BUDGET, CANVAS, CROSS, GRIDS, PAGES, SQUARE
 from tests.gateway.judge import units_reaching
 from tests.gateway.media.test_clips import film, opencv, sequence
 from tests.support.gateway import (
