@@ -11,7 +11,7 @@ from turbofit.core.machine import Host
 from turbofit.core.struct import NA, NaType
 from turbofit.core.units import KIB
 
-#: cgroup v1 writes "no limit" as the largest multiple of a page; a value near it is no limit.
+#: From this size on, a limit counts as none: cgroup v1 writes "no limit" as a huge number.
 _NO_LIMIT = 1 << 60
 
 
@@ -47,8 +47,8 @@ def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int 
 def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
     """Return how many processes the kernel has killed for lack of memory; None if unknown.
 
-    The number is of our control group, or of the next above it whose kills the kernel counts, or of
-    the whole machine if it counts no groups.
+    The number covers the innermost of our cgroups for which the kernel counts kills. Without such a
+    cgroup, the number covers the whole machine.
     """
     own = (group for group, old in _cgroups_of(Path(proc), Path(cgroup), "memory") if not old)
     for path in (*(group / "memory.events" for group in own), Path(proc) / "vmstat"):

@@ -1,7 +1,8 @@
 """What turbofit learned on this machine, for later plans: JSON documents below ``learned/``.
 
-Each model has a folder, in which a document is named by its kind and by the facts that it depends
-on. Documents of pretend GPUs have another folder, which no real plan reads.
+Each model has a folder. A document's file name has the document's kind, and a digest of the facts
+on which the document depends. Documents of pretend GPUs have another folder, which no real plan
+reads.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ T = TypeVar("T", bound=Struct)
 def learned(
     kind: str, type_: type[T], model: str, *facts: Any, pretend: bool = False
 ) -> StateFile[T]:
-    """Return the file of a document of this kind, for a model and the facts that it depends on.
+    """Return the file of a document of this kind for a model; the document depends on ``facts``.
 
     ``model`` is an identity (`memory.calibrated.identity`).
     """
@@ -34,7 +35,7 @@ def learned(
 
 
 def all_learned(kind: str, type_: type[T], *, pretend: bool) -> list[T]:
-    """Return all documents of a kind, of any model; those that cannot be read are left out."""
+    """Return all documents of a kind, of any model; unreadable documents are left out."""
     found = []
     for path in sorted(state_dir(_folder(pretend), make=False).glob(f"*/{kind}-*.json")):
         with suppress(OSError, ValueError, RecursionError):

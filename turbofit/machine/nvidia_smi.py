@@ -1,8 +1,10 @@
 """Reads nvidia-smi's output on GPUs: its table, and its list.
 
-``turbofit plan --on`` reads whole texts with `read_text`; a log's reader uses `SmiTable` and
-`listed` line by line; both make groups of a SPEC with `groups`. nvidia-smi counts sizes in MiB. Its
-table and its column ``memory.used`` omit what the driver reserves (since driver 510).
+``turbofit plan --on`` reads a whole text with `read_text`. The reader of logs uses `SmiTable` and
+`listed`, line by line. For both, `groups` makes groups of a SPEC.
+
+nvidia-smi counts sizes in MiB. Since driver 510, the used memory in nvidia-smi's table omits the
+memory that the driver reserves.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 
-#: A line of ``nvidia-smi -L`` or collect_env (one GPU), or of check_env (one for equal GPUs); and
-#: the line of a slice below its GPU.
+#: A line of ``nvidia-smi -L`` or of collect_env, with one GPU; or a line of check_env, with all
+#: equal GPUs. Below, the line of a MIG slice, which follows the line of the slice's GPU.
 _LISTED: Final = re.compile(
     r"\s*GPU\s+(\d+(?:,\d+)*):\s*(\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:.*|$)"
 )
@@ -78,10 +80,10 @@ class SmiTable:
         self._named: tuple[int, str] | None = None
 
     def line(self, text: str) -> SmiGpu | SmiProcess | MigSlice | None:
-        """Return what a line of the table says; None if it completes nothing.
+        """Return the GPU, the process or the MIG slice that a line completes, or None.
 
-        The first line of a GPU is stored, and the GPU is returned for its second line. If the
-        second line is missing, the next GPU's first line returns this GPU, without its memory.
+        The first line of a GPU has the GPU's name, and the second line completes the GPU. If the
+        second line is missing, the next GPU's first line completes the GPU, without its memory.
         """
         text = text.lstrip()
         if not text.startswith("|"):
@@ -153,11 +155,11 @@ def _read_list(lines: list[str]) -> list[str]:
             f"what nvidia-smi printed cannot be read: line {found.index(None) + 1} is of no GPU",
             hint="paste all that `nvidia-smi -L` prints, or its table",
         )
-    for told in found:
-        if isinstance(told, SmiGpu):
-            whole = told.spec()
+    for entry in found:
+        if isinstance(entry, SmiGpu):
+            whole = entry.spec()
             texts.append(whole)
-        elif told is not None:
+        elif entry is not None:
             texts = texts[:-1] if texts[-1:] == [whole] else texts
-            texts.append(f"{whole} MIG {told.profile}".strip())
+            texts.append(f"{whole} MIG {entry.profile}".strip())
     return texts

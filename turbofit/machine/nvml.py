@@ -1,6 +1,6 @@
 """The only module that uses pynvml: its queries return ``NA`` if the driver has no answer.
 
-Answers have type ``Any``, since pynvml has no types; each caller converts what it uses.
+Answers have type ``Any``, since pynvml has no types; each caller converts the values that it uses.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class Nvml:
         """
         return self._ask(function, *args)[0]
 
-    def supported(self, function: str, *args: Any) -> tuple[Any, bool]:
-        """Call a function of NVML; return its answer, and True if NVML does not support it."""
+    def query_and_support(self, function: str, *args: Any) -> tuple[Any, bool]:
+        """Call a function of NVML; return the answer, and whether the GPU supports the function."""
         value, code = self._ask(function, *args)
-        return value, code in (_NOT_SUPPORTED, _INVALID_ARGUMENT)
+        return value, code not in (_NOT_SUPPORTED, _INVALID_ARGUMENT)
 
     def memory(self, handle: Any) -> Any:
         """Return NVML's sizes of a device's memory, with the part that the driver reserves.
@@ -111,8 +111,8 @@ def answered(value: Any) -> bool:
 def ask_driver(question: Callable[[], _T], otherwise: _T, *, seconds: float | None = None) -> _T:
     """Call ``question`` in a thread; returns its result, or raises its exception.
 
-    Returns ``otherwise`` after ``seconds`` without an answer (None: 30), and at once while another
-    query of this process has no answer yet.
+    Returns ``otherwise`` if the driver does not answer within ``seconds`` (None: 30). While an
+    earlier query of this process has no answer, returns ``otherwise`` at once.
     """
     _hung[:] = [query for query in _hung if not query.done()]
     if _hung:

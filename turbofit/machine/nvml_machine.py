@@ -232,9 +232,11 @@ def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
     lanes = Lanes()
     try:
         for link in range(_MOST_NVLINKS):
-            state, absent = nvml.supported("nvmlDeviceGetNvLinkState", device.handle, link)
+            state, supported = nvml.query_and_support(
+                "nvmlDeviceGetNvLinkState", device.handle, link
+            )
             if not answered(state):
-                return lanes if link or absent else None
+                return lanes if link or not supported else None
             if not state:
                 continue
             address = _address(nvml.query("nvmlDeviceGetNvLinkRemotePciInfo", device.handle, link))
@@ -251,10 +253,10 @@ def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
 
 @dataclass
 class Device:
-    """One physical GPU, and the GPUs that planning sees for it: itself, or its MIG instances.
+    """A physical GPU; for planning, it is one GPU, or one GPU for each of its MIG instances.
 
-    ``gpus`` are the GPUs that planning sees, ``default`` the indices of those that a plan may use.
-    A CUDA program sees only the first GPU in ``default``. ``ids`` gives the index for each name
+    ``gpus`` are the GPUs for planning; ``default`` are the indices that a plan may use. A CUDA
+    program sees only the first GPU in ``default``. ``ids`` gives the index for each name
     that ``CUDA_VISIBLE_DEVICES`` may use. ``lost`` says why NVML gives no handle.
     """
 
@@ -317,7 +319,7 @@ def _read_gpu(nvml: Nvml, index: int, handle: Any) -> tuple[Gpu, list[str]]:
 
 
 def _memory(nvml: Nvml, handle: Any) -> dict[str, Any]:
-    """Return the sizes of a device's memory in bytes; they add up, or are all NA."""
+    """Return the sizes of a device's memory in bytes; the sizes add up, or all are NA."""
     info = nvml.memory(handle)
     if not answered(info) or not info.total or info.free > info.total:
         return {"total": NA, "reserved": NA, "used": NA, "free": NA}

@@ -1,4 +1,4 @@
-"""GPU presets: one YAML file for each card, its names, its links and its context's size."""
+"""GPU presets, one YAML file for each card: figures, names, links, and the context's size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from turbofit.core.units import MIB
 Basis = Literal["published", "measured", "estimate"]
 T = TypeVar("T")
 
-#: The share by which one card's memory may differ, by its driver and by ECC (a sixteenth of GDDR).
+#: The share by which drivers, and ECC (a sixteenth of GDDR), may change the memory of a card.
 _SAME_MEMORY: Final = 0.07
 _BRAND: Final = re.compile("nvidia|geforce|tesla|quadro")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
@@ -26,11 +26,12 @@ _SIZE_WITHIN: Final = re.compile(r"[\s_(-]*\b(\d+)\s*gi?b?\b\)?", re.IGNORECASE)
 _SIZED_NAME: Final = re.compile(r".*-(\d+)gb?")
 #: Files of `presets/gpus/` that do not describe one card.
 _NO_CARDS: Final = frozenset({"aliases", "context", "unlisted", "unsupported"})
-#: The fields of a preset that do not depend on use of the card.
+#: The fields that `fill` takes from a preset where NVML has no figure.
 _CONSTANTS: Final = ("compute_capability", "sm_count", "l2", "memory_bandwidth", "dense_flops")
 _COUNTS: Final = {"一": 1, "单": 1, "two": 2, "两": 2, "二": 2, "双": 2, "三": 3, "four": 4,
                   "四": 4, "eight": 8, "八": 8}  # fmt: skip
-#: A card by name, with its count before or behind it, and its size. A bare number needs a count.
+#: A card's name in a text, with an optional size, and with a count before or behind the name. A
+#: name that is only a number, such as 3090, needs a count.
 _CARD: Final = re.compile(
     r"(?:(?<![A-Za-z0-9_.:])(?<!GPU )(?<!evice )(?<!ank )(?P<count>\d{1,2})"
     r"(?:\s*[x×*]\s*|\s*[张块片卡颗]\s*|(?<=[248]) )"
@@ -72,7 +73,7 @@ class PcieFigure(Struct, forbid_unknown_fields=True):
 class NvLink(Struct, forbid_unknown_fields=True):
     """NVLink of a card: lanes, lanes to one other card, bytes/s of a lane in one direction.
 
-    ``default`` is true if machines with such cards usually have NVLink (as with SXM modules), and
+    ``default`` is true if machines with such cards usually have NVLink, as with SXM modules. It is
     false if the bridge is sold separately.
     """
 
@@ -163,9 +164,9 @@ def load_preset(key: str) -> GpuPreset:
 
 
 def find_preset(name: str) -> str | None:
-    """Return the preset for a name as typed or as in NVML, or None.
+    """Return the preset's key for a name as typed or as in NVML, or None.
 
-    The card's size may stand anywhere in the name.
+    The name may have the card's size at any place.
     """
     index, (rest, gigabytes) = _index(), split_size(name)
     key = index.get(bare_name(name))
@@ -209,7 +210,7 @@ def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
     """Return the note on what is assumed of a card whose name leaves memory or form open.
 
     None if nothing is assumed. ``count`` is the number of such cards. ``sized``: the memory is
-    given, so only the form (NVLink) may be assumed.
+    given, and only the form (NVLink) can be assumed.
     """
     wanted = bare_name(name)
     for typed, assumed in _names().assumed.items():
@@ -259,8 +260,8 @@ def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
 def share_of(preset: GpuPreset, gpu: Gpu, whole: int) -> Gpu:
     """Return a MIG instance with its share of the preset's figures; the card has ``whole`` bytes.
 
-    Bandwidth is shared by memory, FLOP/s by SMs. L2 is the whole card's, so figures that depend on
-    it are too high.
+    Bandwidth is shared by memory, FLOP/s by SMs. The L2 is that of the whole card; figures that
+    depend on the L2 are therefore too high.
     """
     sms, rate = preset.sm_count.value, preset.dense_flops.value
     bandwidth = preset.memory_bandwidth.value
@@ -315,8 +316,9 @@ def preset_links(
 def context_bytes(gpu: Gpu) -> tuple[int, str]:
     """Return the bytes of one process's CUDA context on this GPU (upper end), and a note.
 
-    The size is from the card's preset, else from the number of SMs, else it is the largest known.
-    The estimate is high, but omits kernels that libraries load later.
+    The size is from the card's preset; without a preset, from the number of SMs; without that
+    number, it is the largest size of all presets. The estimate is high, but it omits kernels that
+    libraries load later.
     """
     preset = match_preset(gpu)
     if preset is not None:
@@ -338,7 +340,7 @@ def is_measured(gpu: Gpu) -> bool:
 
 @cache
 def _matched(name: str, total: int | Literal["NA"]) -> str | None:
-    """Return the preset of this name whose card has nearly ``total`` bytes of memory."""
+    """Return the key of the preset with this name and nearly ``total`` bytes of memory."""
     key = find_preset(name)
     if key is None or total == NA:
         return key
@@ -368,7 +370,7 @@ def spec_name(name: str, total: int) -> str:
 
 
 def nearest_in_memory(total: int) -> str:
-    """Return the card whose free memory without any process is nearest to ``total`` bytes."""
+    """Return the card with the usable memory that is nearest to ``total`` bytes."""
 
     def apart(key: str) -> int:
         return abs(load_preset(key).total - load_preset(key).reserved - total)
@@ -388,7 +390,7 @@ def bare_name(name: str) -> str:
 
 @cache
 def _names() -> GpuNames:
-    """Return the content of aliases.yaml; other presets are added with only their own name."""
+    """Return the content of aliases.yaml, with all other presets under their NVML names."""
     names = read_preset("gpus", "aliases", GpuNames)
     others = sorted(presets_of("gpus") - _NO_CARDS - set(names.presets))
     unlisted = {key: [load_preset(key).name] for key in others}
@@ -410,8 +412,8 @@ def _context_rule() -> ContextRule:
 class NamedCards(NamedTuple):
     """Cards of one kind that a text names.
 
-    ``name`` is their SPEC. ``number`` is 0 if the text says none; ``sized`` is whether it says
-    their memory.
+    ``name`` is the cards' name in a SPEC. ``number`` is 0 if the text gives no number. ``sized``:
+    the text gives the memory.
     """
 
     chip: str
@@ -421,7 +423,7 @@ class NamedCards(NamedTuple):
 
 
 def cards_in(text: str) -> Iterator[NamedCards]:
-    """Yield the cards that a text names, as far as a SPEC can name them."""
+    """Yield the cards that a text names; cards without a name in a SPEC are left out."""
     for match in _CARD.finditer(text):
         name, number = match["name"].removesuffix(" Laptop"), _COUNTS.get(match["word"] or "", 0)
         number = int(match["count"] or match["times"] or number)

@@ -1,4 +1,4 @@
-"""The machine to plan for: measured here, from a SPEC, or from ``turbofit machine --save FILE``."""
+"""The machine to plan for: this machine, a SPEC, or a snapshot (``turbofit machine --save``)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def machine_from(
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = replace(on, visible=visible)
     else:
-        is_path = on.endswith(".json") or ("/" in on and "|" not in on)  # a table has both
+        is_path = on.endswith(".json") or (
+            "/" in on and "|" not in on
+        )  # nvidia-smi's table has / and |
         machine = load_snapshot(on) if is_path else parse_spec(on)
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
@@ -101,7 +103,7 @@ def _with_notes(machine: Machine) -> Machine:
 def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
     """Return the note on a GPU that is only partly known, is slow, or is a part of a card; or None.
 
-    ``timed``: its bandwidth and FLOP/s were measured, so they do not count as unknown.
+    ``timed``: the GPU's bandwidth and FLOP/s were measured, and do not count as unknown.
     """
     if match_preset(gpu) is not None:
         return None
@@ -124,7 +126,7 @@ def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
 
 
 def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
-    """Leave out GPUs whose memory cannot be read; an error if the user chose one of them."""
+    """Leave out GPUs without readable memory; raise an error if the user chose such a GPU."""
     unreadable = [
         index
         for index in machine.visible
@@ -206,14 +208,15 @@ def _impossible(machine: Machine) -> str | None:
     linked_once = len(pairs) == len(machine.links)
     joins_its_own = all(a < b and {a, b} <= indices for a, b in pairs)
     cards = {gpu.name for gpu in machine.gpus}
-    calibrated_here = all({*one.gpus} <= cards for one in machine.calibrations)
+    calibrations = machine.calibrations
+    calibrated_here = all({*calibration.gpus} <= cards for calibration in calibrations)
     impossible_rate = any(
         rate.exceeds(gpu)
-        for one in machine.calibrations
-        if one.steps is not None
-        for rate in one.steps.rates
+        for calibration in calibrations
+        if calibration.steps is not None
+        for rate in calibration.steps.rates
         for gpu in machine.gpus
-        if gpu.name in one.gpus
+        if gpu.name in calibration.gpus
     )
     reasons = {
         "it has no GPU": not indices,

@@ -59,9 +59,9 @@ _MOST_CORES: Final = 4096
 _LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
 _COUNT: Final = re.compile(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
-#: A separator between cards; the + of a MIG profile (1g.10gb+me) is not one.
+#: A separator between cards; the + of a MIG profile (1g.10gb+me) separates nothing.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)", re.IGNORECASE)
-#: Any card of a size, in its maker's gigabytes; and a name with the memory that nvidia-smi prints.
+#: A size in the maker's gigabytes, which means any card; a name with nvidia-smi's memory behind it.
 _ANY: Final = re.compile(r"(\d{1,4}(?:\.\d)?)\s*gi?b?", re.IGNORECASE)
 _SMI_NAME: Final = re.compile(r"(?P<name>.+?)\s+(?P<mib>\d{3,7})\s*MiB", re.IGNORECASE)
 _CAPABILITY: Final = re.compile(r"(?:sm|cc)?[_ ]?(\d{1,2})\.?(\d)[a-z]?", re.IGNORECASE)
@@ -72,7 +72,7 @@ _OPTIONS: Final = {"nvlink": "0-1+2-3", "p2p": "all", "ram": "64GiB", "cores": "
 
 
 class _Card(Struct):
-    """An idle card; ``note`` says what was assumed about it.
+    """An idle card; ``note`` says what was assumed about the card.
 
     ``preset`` is None if the links between such cards are unknown.
     """
@@ -97,11 +97,11 @@ def is_spec(text: str) -> bool:
 def parse_spec(spec: str) -> Machine:
     """Build the machine that a SPEC describes.
 
-    A text in another form that can only mean one machine is read as the SPEC of that machine; a
-    warning says so.
+    Some other forms of text can mean only one machine. Such a text is read as the SPEC of that
+    machine, with a warning.
 
     Raises:
-        UsageError: a name, key, size or pair is not valid; the hint has the nearest one.
+        UsageError: a name, key, size or pair is not valid; the hint has a valid one.
     """
     spec = plain(spec)
     try:
@@ -154,7 +154,7 @@ def _links(cards: list[_Card], options: Mapping[str, str]) -> tuple[Link, ...]:
 
 
 def _host(options: Mapping[str, str]) -> Host:
-    """Return the described host; only memory, all of it available, and cores are known."""
+    """Return the described host, of which only cores and memory are known; all memory is free."""
     ram: int | NaType = parse_bytes(options["ram"], what="ram") if "ram" in options else NA
     cores = options.get("cores", "1")
     if not cores.isdecimal() or not 1 <= int(cores) <= _MOST_CORES:
@@ -182,9 +182,12 @@ def _parse_group(text: str) -> list[_Card]:
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
-    """Return the card of this name; an error if a key does not apply to the card.
+    """Return the card of this name.
 
     ``given`` has the values of the keys behind the name, such as ``8.6`` of ``sm=8.6``.
+
+    Raises:
+        UsageError: no such card is known, or a key does not apply to the card.
     """
     if "mig" in given:  # nvidia-smi writes slices this way
         name += f" MIG {given['mig']}"
@@ -211,7 +214,7 @@ def _unused(name: str, total: int, reserved: int = 0) -> Gpu:
 
 
 def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
-    """Return a MIG instance; it has no links to others, even if the cards have links."""
+    """Return a MIG instance, which has no links, even if the whole card has links."""
     key = find_preset(profile["card"])
     if key is None:
         raise no_preset(name)
@@ -233,10 +236,10 @@ def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
 
 
 def _any_card(text: str, given: dict[str, str]) -> _Card:
-    """Return a card that has no preset, but whose memory is known.
+    """Return a card without a preset, but of known memory.
 
-    The compute capability is known if it is given, or by the card's name. Unknown figures count at
-    their upper end in memory, and as those of a slow card in speed.
+    The compute capability is given, or known by the card's name, or unknown. An unknown figure
+    counts as the most of all cards in memory, and as a slow card's in speed.
     """
     size, printed = _ANY.fullmatch(text), _SMI_NAME.fullmatch(text)
     name = printed["name"] if printed else text

@@ -1,7 +1,7 @@
-"""What torch's out-of-memory text tells of a card: its bytes, and who holds them.
+"""Reads torch's out-of-memory text: the bytes of a card, and the processes that hold memory.
 
-The texts of all versions of torch are read. If a text lists processes, the process that wrote the
-text is found among them.
+The module reads the texts of all versions of torch. If a text lists processes, the module finds
+among the listed processes the one that wrote the text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, parse_bytes
 
-#: The CUDA context and the libraries of one process take fewer bytes than this.
+#: More bytes than the CUDA context and the libraries of one process take.
 CONTEXT: Final = 3 << 29
 _SIZE = r"(\d+(?:\.\d+)? ?(?:bytes|[KMGT]i?B))"
 _REQUESTED: Final = re.compile(rf"Tried to allocate {_SIZE}")
@@ -22,7 +22,7 @@ _BRACKET: Final = re.compile(
     rf"\(GPU (\d+); {_SIZE} total capacity; {_SIZE} already allocated; {_SIZE} free; "
     rf"{_SIZE} (?:reserved in total by PyTorch|cached)"
 )
-#: Torch from 2.1 on, whose first version wrote "capacty".
+#: Torch from 2.1 on; torch 2.1 wrote "capacty".
 _CAPACITY: Final = re.compile(
     rf"GPU (\d+) has a total capaci?ty of {_SIZE} of which {_SIZE} is free"
 )
@@ -128,7 +128,7 @@ def torch_memory(text: str) -> TorchMemory:
         gpu=gpu,
         total=total,
         free=free,
-        # The driver did not tell it where torch prints 0, or 2^64 under WDDM.
+        # Torch prints 0, or under WDDM 2^64, if the driver does not give the figure.
         process=process if process and (total is None or process <= total) else None,
         pid=pid,
         allocated=allocated,
@@ -141,11 +141,11 @@ def torch_memory(text: str) -> TorchMemory:
 def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | None) -> int | None:
     """Return the pid of the process that wrote the text; None if the figures do not tell.
 
-    ``processes`` are the listed processes, with their bytes by pid. Torch marks its own process as
-    "this process", but not in torch 2.1, and not in a container, where pids differ from the
-    driver's. Then torch's own process is the only listed one; or the one that holds what torch
-    allocated plus a context; or the only one that holds at least this, if an engine allocates
-    outside torch.
+    ``processes`` has the bytes of the listed processes by pid. Torch writes "this process" for its
+    own process; but torch 2.1 does not, nor does torch in a container, where pids differ from the
+    driver's. Without this mark, the text's process is found by size. It holds the bytes that torch
+    allocated, plus a CUDA context; or, if an engine allocates outside torch, it is the only process
+    that holds so many bytes or more.
     """
     least = (allocated or 0) + (cached or 0) - _ROUNDED
     if allocated is None and len(processes) > 1:

@@ -31,8 +31,8 @@ _VGPU: Final = re.compile(
 )
 #: Words that mark a laptop card, anywhere in its bare name.
 _LAPTOP: Final = re.compile(r"(?:with)?(?:laptop|mobile|notebook|maxq(?:design)?)(?:gpu)?")
-#: The least share of a card's nominal gigabytes that CUDA can allocate: 0.91 on the T4 and the A2,
-#: whose ECC takes a sixteenth, 0.98 on most. It is low, so a plan by it errs on the small side.
+#: The least share of a card's nominal gigabytes that CUDA can allocate. The share is 0.91 on the T4
+#: and the A2, where ECC takes a sixteenth, and 0.98 on most cards. A plan by a low share fits.
 _LEAST_OF_NOMINAL: Final = 0.9
 
 
@@ -57,7 +57,7 @@ class _MigCards(Struct, forbid_unknown_fields=True):
 
 
 class SlowCards(Struct, forbid_unknown_fields=True):
-    """Cards that run LMDeploy's kernels without the tensor cores that these need for speed."""
+    """Cards without tensor cores, on which LMDeploy's kernels run slowly."""
 
     cards: str
     flops: int
@@ -97,7 +97,7 @@ def unsupported_card(name: str) -> UnsupportedCard | None:
 
 
 def other_card(name: str) -> OtherCard | None:
-    """Return the facts known by name about a card without a preset; None if there are none."""
+    """Return the facts about a card without a preset, by the card's name; None if unknown."""
     wanted = bare_name(split_size(name)[0])
     card, laptop = _LAPTOP.subn("", wanted)
     for capability, cards in (_table().laptops if laptop else _table().cards).items():
@@ -150,7 +150,7 @@ def least_usable(gigabytes: float) -> int:
 
 
 def no_preset(name: str) -> UsageError:
-    """Return the error for a name that cannot be planned for; its hint says what to write."""
+    """Return the error for a name without a preset; the error's hint says how to name the card."""
     name = name[:60]
     row = unsupported_card(name)
     if row is not None:

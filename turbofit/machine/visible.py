@@ -1,8 +1,8 @@
 """Finds the GPUs that a CUDA program sees, the memory limits of slices, and the GPUs of ``--gpus``.
 
-``CUDA_VISIBLE_DEVICES`` is read as CUDA reads it: indices, unique prefixes of UUIDs, or ids of MIG
-instances, one kind at a time; an invalid entry hides itself and all after it; an entry given twice
-hides everything; an empty value hides everything.
+turbofit reads ``CUDA_VISIBLE_DEVICES`` as CUDA does: a list of indices, or of unique prefixes of
+UUIDs, or of ids of MIG instances. An invalid entry hides its own GPU and the GPUs of all later
+entries. A repeated entry hides all GPUs, and an empty value too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from turbofit.machine.presets import find_preset, load_preset
 
 _NUMBER = re.compile(r"[+-]?\d{1,9}")
 _LIMIT: Final = "CUDA_DEVICE_MEMORY_LIMIT"
-#: ``0:GPU-5c1f… 1:GPU-77ab…``: the UUID for each limit's number, if the device plugin sets it.
+#: The UUID of each limit's number, if the device plugin sets the variable: ``0:GPU-5c1f… 1:GPU-…``.
 _DEVICE_MAP: Final = "NVIDIA_DEVICE_MAP"
 #: A limit as HAMi-core reads it: bytes, or a number with a letter for its unit.
 _SIZE: Final = re.compile(r"(\d+)([kmg]?)b?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "k": KIB, "m": MIB, "g": GIB}
-#: NVML reports the slice, not the card, if its total exceeds the limit by at most this rounding.
+#: If NVML's total exceeds the limit by at most this rounding, NVML reports the slice, not the card.
 _ROUNDING: Final = 16 * MIB
 
 
@@ -91,7 +91,7 @@ def _resolve(entry: str, kind: str, ordinals: Sequence[int], ids: Mapping[str, i
     if kind:
         return _by_prefix(entry, ids) if entry.startswith(kind) else None
     match = _NUMBER.match(entry)
-    # CUDA reads leading digits and does not mind what follows them.
+    # CUDA reads the leading digits, and ignores the rest of the entry.
     number = int(match[0]) if match else -1
     return ordinals[number] if 0 <= number < len(ordinals) else None
 
@@ -118,11 +118,10 @@ def held_to_slices(machine: Machine, environ: Mapping[str, str]) -> Machine:
 
     The machine gets a warning for each limited card.
 
-    The library of HAMi and Volcano (HAMi-core) is preloaded into a pod's processes and makes NVML
-    and CUDA report the slice. TurboMind's C++ code bypasses the library and sees the whole card
-    (HAMi-core#74), so TurboMind's share of free memory would include the memory of other pods. The
-    plan therefore treats the limit as a budget of the card, and computes the share from the whole
-    card.
+    HAMi and Volcano preload the library HAMi-core into a pod's processes, where NVML and CUDA then
+    report the slice. TurboMind's C++ code bypasses the library and sees the whole card
+    (HAMi-core#74). Its share of free memory would include the memory of other pods. The plan
+    therefore treats the limit as a budget of the card, and computes the share from the whole card.
     """
     limits = slice_limits(machine.gpus, machine.visible, environ)
     if not limits:
@@ -139,8 +138,8 @@ def slice_limits(
 ) -> dict[int, int]:
     """Return the limit in bytes that the environment sets for each limited GPU, by its index.
 
-    A limit of 0 counts as none. The number in a limit's variable is the card's position among the
-    visible GPUs, unless another variable gives the UUID for this number.
+    A limit of 0 counts as no limit. The number in a limit's variable is a position among the
+    visible GPUs. If another variable gives a UUID for the number, the limit is that GPU's.
     """
     uuids = dict(re.findall(r"(\d+):(\S+)", environ.get(_DEVICE_MAP, "")))
     by_uuid, found = {gpu.uuid: gpu.index for gpu in gpus}, {}
@@ -163,9 +162,9 @@ def _size(text: str) -> int:
 def _limited(gpu: Gpu, limit: int | None) -> Gpu:
     """Return the GPU with its limit, and if possible with the memory of the whole card.
 
-    If NVML reports only the slice, the whole card's memory is read from the card's preset. The
-    memory that other pods hold is then unknown, and counts as free: the share of free memory is too
-    small, and the engine never takes more than the slice.
+    If NVML reports only the slice, the card's preset gives the whole card's memory. The memory of
+    other pods is then unknown and counts as free. The share of free memory becomes too small, and
+    the engine never exceeds the slice.
     """
     if limit is None or gpu.total == NA:
         return gpu

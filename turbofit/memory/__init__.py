@@ -1,5 +1,6 @@
-"""The memory account: all that an engine allocates, term by term; one folder for each engine.
+"""The memory account: all memory that an engine allocates, as terms; each engine has a folder.
 
-``engines`` names the engines. In the folder of an engine ``account`` names the terms, and ``pool``
-or ``activations``, ``cache`` and ``weights`` have the formulas. A new term is named in ``account``.
+``engines`` names the engines. In an engine's folder, ``account`` names the terms; ``pool`` or
+``activations``, ``cache`` and ``weights`` have the formulas. docs/architecture.md has a table with
+the function of each term.
 """

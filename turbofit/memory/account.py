@@ -1,9 +1,9 @@
-"""The interface of engines and accounts for planning, and what all accounts share.
+"""The interface of engines and accounts for planning, and the code that all accounts share.
 
-A start has this order. Other processes hold ``used`` bytes. The engine makes contexts and
-communicators, and loads its weights. Then it reads the free memory of the group's GPU that has the
-least, and a ratio of that becomes the cache. Later allocations must fit into the rest. An account
-has the sizes of all of these.
+An engine starts in this order. Other processes hold ``used`` bytes. The engine makes contexts and
+communicators, and loads the weights. Then the engine reads the free memory of the fullest GPU in
+the group, and a ratio of the free memory becomes the cache. Later allocations must fit into the
+rest. An account has the size of each step.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
 from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_by_side
 
-#: The device (its place in a group) of each decoder layer; None: it is on no device.
+#: For each decoder layer, the device by its place in a group; None: the layer is on no device.
 Placement: TypeAlias = tuple[int | None, ...]
-#: The compute capabilities of these architectures; older cards have no bfloat16.
+#: The compute capabilities of two architectures; cards older than Ampere have no bfloat16.
 AMPERE, HOPPER = (8, 0), (9, 0)
 #: The driver's page in bytes; an allocation outside a pool takes whole pages.
 PAGE: Final = 2 << 20
@@ -123,9 +123,9 @@ class VisionLoad(Struct):
         return Load(tokens=tokens, images=self.images_per_request, units=self.units_per_request)
 
     def budgeted_units(self, bound: int) -> int:
-        """Return the vision units of one forward that the peak has room for.
+        """Return the vision units of one forward for which the peak has room.
 
-        This is ``bound``, the most that the engine can have, or `units_per_forward` if it is lower.
+        ``bound`` is the most that the engine can have; a lower `units_per_forward` replaces it.
         """
         return bound if self.units_per_forward is None else min(bound, self.units_per_forward)
 
@@ -133,8 +133,8 @@ class VisionLoad(Struct):
 def vision_load_within(limits: Limits) -> VisionLoad:
     """Return the vision load of the worst request that a plan's limits admit.
 
-    Several such requests may bring more units into one forward than the plan's peak allows for:
-    ``units_per_forward`` is None.
+    The load leaves ``units_per_forward`` open (None): several worst requests may bring more units
+    into one forward than the plan's peak allows for.
     """
     return VisionLoad(
         units_per_image=limits.units_per_image,
@@ -147,14 +147,14 @@ NO_IMAGES = VisionLoad(units_per_image=0, images_per_request=0, tokens_per_reque
 
 
 class EngineLaunch(Struct):
-    """One engine on one group of GPUs, before it is launched.
+    """One engine on one group of GPUs, before the launch.
 
     ``machine`` has the links between ``gpus``; ``vision_load`` is the load of the vision tower that
     clients can cause. ``margins`` are the bytes to leave free on each GPU. ``saved`` are the most
-    bytes by which a calibration lowers each margin, ``withheld`` the bytes by which a budget raises
-    it. ``free_at_cache`` are the free bytes, from a log, when the cache was sized: they replace all
-    terms before the cache. ``placement`` is for an engine that splits a model by its layers; if it
-    is empty, the engine takes the best placement.
+    bytes by which a calibration lowers each margin; ``withheld`` are the bytes by which a budget
+    raises each margin. ``free_at_cache`` are the free bytes that a log reports when the cache is
+    sized; they replace all terms before the cache. ``placement`` is for an engine that splits a
+    model by layers; an empty placement lets the engine take the best one.
     """
 
     model: Model
@@ -169,9 +169,9 @@ class EngineLaunch(Struct):
     placement: Placement = ()
 
     def margins_with(self, calibration: Calibration | None) -> tuple[int, ...]:
-        """Return the bytes to leave free on each GPU.
+        """Return the bytes to leave free on each GPU, in the launch's order.
 
-        They are fewer where a calibration measured how much memory the libraries take.
+        A calibration of this launch lowers the margins, since it measured the libraries' memory.
         """
         if calibration is None or not self.saved:
             return self.margins
@@ -239,7 +239,7 @@ def capability_of(gpu: Gpu, unknown: tuple[int, int] = HOPPER) -> tuple[int, int
 def uneven(dealt: Iterable[tuple[int, str]], tp: int) -> Iterator[str]:
     """Yield a message for each number that is not a multiple of ``tp``.
 
-    ``dealt`` has numbers and their names.
+    ``dealt`` has the numbers, and a name for each number.
     """
     for number, what in dealt:
         if number % tp:
@@ -283,15 +283,15 @@ class Account(ABC):
         calibration: measured corrections for this launch, already applied to ``static``.
     """
 
-    #: Words about a cache that is too small, and what the engine then does; ``{more}`` is the lack.
+    #: Words about a cache that is too small, and about the engine's end; ``{more}``: missing bytes.
     cache_shortfall: str
-    #: What the engine does if there is no memory for a request.
+    #: The engine's behaviour without memory for a request, in words.
     dies: ClassVar[str]
     #: The allocator that serves a request's memory.
     allocator: ClassVar[str]
-    #: Whether images are encoded only after the cache has blocks for their whole prompts.
+    #: Whether the engine encodes images only after the cache has blocks for the whole prompt.
     admits_prompts: ClassVar[bool] = True
-    #: Buffers that only the worst requests allocate, so that they never prevent a start.
+    #: Buffers that only the worst requests allocate; these buffers never prevent a start.
     grown: ClassVar[tuple[str, ...]] = ()
     #: The time at which ``pool_warmup`` is allocated.
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up"
@@ -326,7 +326,7 @@ class Account(ABC):
             size - memory.temporaries + max(memory.staged, memory.temporaries)
             for size, memory in zip(before, static, strict=True)
         ]
-        #: Bytes that remain for the cache on each GPU, beside its largest transient or the pool.
+        #: Bytes for the cache on each GPU; the largest transient, or the pool, is deducted.
         self._rooms = [
             usable - margin - (size - memory.temporaries + total_bytes(memory.buffers))
             - _largest((*self._pool, *transients, *memory.transients))
@@ -344,7 +344,7 @@ class Account(ABC):
 
     @property
     def ratio_base(self) -> int:
-        """The bytes of which the ratio is a share; negative if the memory is exceeded."""
+        """The bytes that ratio 1 would give to the cache; negative if the memory is exceeded."""
         return self.free
 
     @abstractmethod
@@ -458,7 +458,7 @@ class Account(ABC):
 def _as_logged(
     gpus: Sequence[Gpu], static: Sequence[StaticMemory], free: int
 ) -> list[StaticMemory]:
-    """Return the memory with one term in place of all before the cache.
+    """Return each GPU's memory with one term in place of all terms before the cache.
 
     ``free`` are the free bytes that a log reports when the cache is sized.
     """
@@ -480,7 +480,7 @@ def _largest(terms: Sequence[Term]) -> int:
 
 
 class RankWeights(Struct):
-    """Bytes of one rank's weights: all, those read in a decode step, and those of the tower."""
+    """Bytes of one rank's weights: in all, read in a decode step, and in the vision tower."""
 
     total: int
     decode: int
@@ -493,18 +493,18 @@ class Engine(ABC):
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again for every chunk.
     encodes_again: ClassVar[bool] = False
-    #: Blocks of a request beyond its longest text, an upper bound. Before an engine knows that the
-    #: answer has ended, it allocates for one token (TurboMind, ``inflight_new_tokens``) to 16
-    #: (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`); TurboMind keeps a cached block
-    #: that it copies.
+    #: KV blocks that a request takes beyond those of the longest text; an upper bound. An engine
+    #: allocates ahead of the answer's end: 1 token in TurboMind (``inflight_new_tokens``), 16
+    #: in the PyTorch engine (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`). TurboMind
+    #: also keeps a cached block while it copies the block.
     blocks_ahead: ClassVar[int] = 2
-    #: Whether it measures its kernels in a warm-up, and can load an earlier choice.
+    #: Whether the engine measures kernels in a warm-up, and can load an earlier choice of kernels.
     tunes_kernels: ClassVar[bool] = False
-    #: Why its account may be wrong for the wished version; None if it is made for it.
+    #: Why the account may be wrong for the wished version; None if that version has an account.
     doubt: str | None = None
     #: The source line that allocates page-locked host memory, as the engine's log names it.
     pinned_call: str = ""
-    #: The class of its accounts, made with its constants.
+    #: The class of the engine's accounts; an account takes a launch and ``constants``.
     account_class: ClassVar[Any]
     constants: Any
 
@@ -517,10 +517,10 @@ class Engine(ABC):
         return Backend(name=self.name, version=self.version)
 
     def check_options(self, engine_options: Mapping[str, object]) -> None:  # noqa: B027 - most have all
-        """Refuse options that other engines of LMDeploy have, but this engine has not.
+        """Refuse options that only other engines have.
 
         Raises:
-            UsageError: such an option is given.
+            UsageError: the options have one of another engine.
         """
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
@@ -541,11 +541,11 @@ class Engine(ABC):
         return None
 
     def problem(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
-        """Return why the engine refuses these options or dies of them, or None."""
+        """Return why the engine refuses the launch's options, or dies of an option; or None."""
         return None
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
-        """Return a sentence about code that the engine lacks for these cards, or None."""
+        """Return a sentence about code that the engine lacks for the launch's cards, or None."""
         return None
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
@@ -602,7 +602,7 @@ class Engine(ABC):
 
     @abstractmethod
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """Return the permanent weights of one rank, without what depends on the card's type."""
+        """Return the permanent weights of one rank, without formats of a single type of card."""
 
     def environment(
         self,
@@ -612,7 +612,7 @@ class Engine(ABC):
     ) -> dict[str, str]:
         """Return the engine's environment variables.
 
-        Some engines use ``ledgers`` to limit their memory to what the plan counts.
+        Some engines limit their memory to the bytes that the plan's ``ledgers`` count.
         """
         return {}
 

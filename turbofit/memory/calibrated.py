@@ -1,8 +1,8 @@
-"""Applies a calibration to an account: it adds two measured corrections to a ledger.
+"""Applies a calibration to an account: two measured corrections become terms of a ledger.
 
-Figures that no formula gives (contexts, cuBLAS, NCCL, kernels, holes in driver pools) are estimates
-at their upper end. A calibration adds the difference, positive or negative, between these estimates
-and a real launch. The cache thus grows only by what was estimated too high.
+No formula gives the memory of contexts, cuBLAS, NCCL, kernels and holes in driver pools; an account
+estimates it at the upper end. A calibration measured a real launch, and adds the difference to the
+estimates, positive or negative. The cache grows only by bytes that were estimated too high.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from turbofit.core.struct import known
 from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import NO_IMAGES, Engine, EngineLaunch, StaticMemory, term
 
-#: The names of both corrections.
+#: The terms of the two corrections.
 CONTEXT: Final = "calibration.context"
 BUFFERS: Final = "calibration.buffers"
-#: Bytes by which others may hold more than at calibration: a desktop's use varies.
+#: Bytes by which other processes may hold more memory than at calibration, as a desktop does.
 _JITTER: Final = 32 * MIB
-#: Rates in words, in the order in which they are told.
+#: The words for each rate of `MeasuredRate`, in the order of a sentence.
 _RATES: Final = {
     "bandwidth": "reading weights", "cache_bandwidth": "reading the cache", "flops": "products",
     "vision_flops": "vision",
@@ -42,8 +42,8 @@ def calibration_for(launch: EngineLaunch, engine: str, version: str) -> Calibrat
     """Return the newest calibration for exactly this launch; None if there is none.
 
     The settings must agree in the number of GPUs and, for TurboMind, in the communicator;
-    ``version`` is the account's generation. A calibration is left out if the GPUs have fewer free
-    bytes now than when it was made.
+    ``version`` is the account's generation. A calibration is left out if the GPUs had more free
+    bytes at the calibration.
     """
     calibrations = _calibrations_of(launch, engine, version)
     believed = (
@@ -77,7 +77,7 @@ def timed_for(
 ) -> Calibration | None:
     """Return the newest calibration that timed this engine's steps; None if there is none.
 
-    It holds for one type of keys and values, however much memory is free.
+    The calibration has the settings' type of keys and values. Free memory does not matter.
     """
     if not machine.calibrations:
         return None
@@ -93,9 +93,9 @@ def timed_for(
 
 
 def weights_of(model: Model) -> str:
-    """Return how a model stores its weights; empty for models whose forwards show no rate.
+    """Return how a model stores its weights; empty for a model that shows no rate of a card.
 
-    What experts and gated delta nets read and compute is not what the formula counts best.
+    Models with experts or gated delta nets show no rate, since the speed formula fits them less.
     """
     if model.text.moe is not None or model.text.delta is not None:
         return ""
@@ -108,9 +108,9 @@ def rates_shown(
 ) -> tuple[dict[str, float], str]:
     """Return the rates of these cards that the forwards of other models on this engine show.
 
-    They are named as `MeasuredRate` names them; the text says of which models they are, and when.
-    Weights, keys and values must be stored alike. Of several calibrations each rate is from the one
-    that determines it best.
+    The keys are those of `MeasuredRate`; the text names the other models and the days. The other
+    models must store weights, keys and values as this model does. Each rate is from the calibration
+    with the smallest spread of that rate.
     """
     names, driver = {gpu.name for gpu in gpus}, str(machine.driver)
     wanted = (weights_of(model), settings.quant_policy, engine.name, engine.version, names, driver)

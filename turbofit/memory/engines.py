@@ -17,7 +17,7 @@ from turbofit.memory.account import Engine
 from turbofit.memory.versions import not_listed
 from turbofit.model.families.engines import engine_problem
 
-#: What an option's owner and the others offer in its place, where that is no mere choice of engine.
+#: The hint for an option of another engine, if the hint is more than the name of that engine.
 _WAYS: Final = {
     **dict.fromkeys(
         SPECULATIVE,
@@ -29,7 +29,7 @@ _WAYS: Final = {
 
 
 class EngineKind(NamedTuple):
-    """An engine: the path of its class, imported when needed, and options of this engine only."""
+    """An engine: the path of a class that is imported when needed, and the engine's own options."""
 
     path: str
     exclusive_options: tuple[str, ...] = ()
@@ -47,8 +47,8 @@ class EngineKind(NamedTuple):
         return engine
 
 
-#: The engines, the preferred ones first: TurboMind decodes faster and its memory is better known;
-#: Transformers runs models that LMDeploy cannot, one request at a time.
+#: The engines in the order of preference: TurboMind decodes faster, and its memory is better known.
+#: Transformers runs models that LMDeploy cannot run, one request at a time.
 ENGINES: Final = {
     "turbomind": EngineKind("turbomind.account.Turbomind", ("communicator", "async_")),
     "pytorch": EngineKind(
@@ -83,7 +83,7 @@ def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
 
 
 def option_owner(engine_options: Mapping[str, object]) -> tuple[str, str] | None:
-    """Return the first option that only one engine accepts, after that engine's name, or None."""
+    """Return the engine and the name of the first option that only one engine accepts, or None."""
     for name, owner in ENGINES.items():
         for option, value in engine_options.items():
             if option in owner.exclusive_options:
@@ -124,7 +124,7 @@ def engine_of(plan: Plan) -> Engine:
     """Return the engine that a plan's account describes.
 
     Raises:
-        PackageError: turbofit has no account for it.
+        PackageError: turbofit has no account for the engine.
     """
     name, version = plan.backend.name, plan.backend.version
     return engine_named(name, version if plan.backend.of_lmdeploy else None)
@@ -133,9 +133,9 @@ def engine_of(plan: Plan) -> Engine:
 def engine_for(model: Model, engine: str = "auto", version: str | None = None) -> Engine:
     """Return the wished engine; for ``auto``, the first that runs the model.
 
-    With a version, only LMDeploy's engines count. LMDeploy itself chooses by the outer architecture
-    only: it starts TurboMind for models whose inner language model TurboMind cannot load, and then
-    fails.
+    With a version, only LMDeploy's engines count. LMDeploy itself looks only at the model's outer
+    architecture. It therefore starts TurboMind even if TurboMind cannot load the inner language
+    model, and fails.
 
     Raises:
         UsageError: the engine does not run the model, or no engine does.
@@ -180,13 +180,14 @@ def _check_version(model: Model, version: str) -> None:
     """Refuse a model that contains a part without an account for that version.
 
     Raises:
-        UsageError: the version has the part in another form, or not at all; or it is no version.
+        UsageError: the version has the part in another form, or lacks the part; or ``version`` is
+            no version.
     """
     versions.check_release(version)
     if not versions.is_legacy(version):
         return
-    # TurboMind 0.12 cached a latent for each head, which left 42,880 tokens for GLM-4.7-Flash, a
-    # twentieth of what one latent for each token allows (lmdeploy#4367).
+    # TurboMind 0.12 cached a latent for each head. This left 42,880 tokens for GLM-4.7-Flash, a
+    # twentieth of the tokens with one latent for each token (lmdeploy#4367).
     parts = {
         "an audio tower": model.vision and model.vision.audio,
         "gated delta nets": model.text.delta,
@@ -214,7 +215,7 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
     """Return the reason why a version of an engine does not run a model, or None."""
     if version is None or engine not in LMDEPLOY or not versions.is_legacy(version):
         return engine_problem(model, engine)
-    # Torch ran the towers then, so beside LMDeploy's lists only the language model counts.
+    # Torch ran the towers of old versions: only LMDeploy's lists and the language model decide.
     text = replace(model, vision=None, architecture=model.text.architecture)
     older = not_listed(model, engine, version)
     if older is None and model.quantization is not None:

@@ -16,15 +16,15 @@ Capability = tuple[int, int]
 
 
 class Condition(Struct, forbid_unknown_fields=True):
-    """The conditions of one known fault; a launch has the fault if it meets all conditions given.
+    """The conditions of one known fault; a launch has the fault if all given conditions hold.
 
     ``quantization`` are methods of the weights; ``dtypes``, ``quant_policy`` and ``communicators``
-    are LMDeploy's options. ``capabilities`` and ``capability_below`` hold if one GPU of the group
-    meets them; a GPU of unknown capability meets none. ``model`` is a regular expression for the
-    whole name, without case. ``odd_vocab_share``: each rank has an odd number of the vocabulary's
-    logits. ``tower_qk_norm``: the vision tower normalises its queries and keys. ``images``,
-    ``experts`` and ``delta``: the model has a vision tower, routed experts, gated delta nets.
-    ``min_batch``: the least ``max_batch_size``.
+    are LMDeploy's options. ``capabilities`` and ``capability_below`` hold if they are true of one
+    GPU of the group; they are false for a GPU of unknown capability. ``model`` is a regular
+    expression for the whole name, without case. ``odd_vocab_share``: each rank has an odd number of
+    the vocabulary's logits. ``tower_qk_norm``: the vision tower normalises queries and keys.
+    ``images``, ``experts`` and ``delta``: the model has a vision tower, routed experts, gated delta
+    nets. ``min_batch``: the least ``max_batch_size``.
     """
 
     quantization: tuple[str, ...] | None = None
@@ -48,7 +48,7 @@ class Condition(Struct, forbid_unknown_fields=True):
     delta: bool | None = None
 
     def met(self, launch: EngineLaunch) -> bool:
-        """Return whether a launch meets all given conditions."""
+        """Return whether all given conditions hold for a launch."""
         name, settings = launch.model.name, launch.settings
         return (
             settings.tp >= self.min_tp
@@ -92,7 +92,7 @@ class Condition(Struct, forbid_unknown_fields=True):
     def _cards_match(self, launch: EngineLaunch) -> bool:
         """Return whether ``capabilities`` and ``capability_below`` hold for the launch.
 
-        Each holds if it is not given, or if at least one card of the launch meets it.
+        A condition that is not given holds. A given condition holds if it is true of one card.
         """
         cards = [gpu.compute_capability for gpu in launch.gpus if gpu.compute_capability != NA]
         wanted, below = self.capabilities, self.capability_below
@@ -102,10 +102,10 @@ class Condition(Struct, forbid_unknown_fields=True):
 
 
 class KnownProblem(Struct, forbid_unknown_fields=True):
-    """A known fault, one row of the file, in the releases from ``first`` to ``last`` inclusive.
+    """A known fault (a row of the file) of the releases from ``first`` to ``last``, both included.
 
-    A shortened release such as ``0.7`` stands for all of its releases; None means no bound.
-    ``fatal``: the engine crashes or hangs always; if not, answers are wrong, or some starts fail.
+    A short release such as ``0.7`` means all 0.7 releases; None means no bound. ``fatal``: the
+    engine always crashes or hangs. Without ``fatal``, answers are wrong, or some starts fail.
     """
 
     id: str
@@ -134,7 +134,7 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 
     @property
     def bounds_batch(self) -> bool:
-        """True if the problem ends the engine only if more than one request runs at once."""
+        """True if the fault ends the engine, but only while several requests run at once."""
         return self.fatal and self.when.min_batch > 1
 
     @property
@@ -148,12 +148,12 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 
 
 def known_problems(launch: EngineLaunch, engine: str, version: str) -> tuple[KnownProblem, ...]:
-    """Return the known faults that such a launch meets, the fatal ones first."""
+    """Return the known faults that a launch has, fatal faults first."""
     return tuple(row for row in _rows_of(engine, version) if row.when.met(launch))
 
 
 def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None:
-    """Return the largest batch at which such a launch has no known crash; None: any batch."""
+    """Return the largest batch at which a launch has no known crash; None: any batch."""
 
     def ends(row: KnownProblem) -> bool:
         settings = replace(launch.settings, max_batch_size=row.when.min_batch)
@@ -165,7 +165,7 @@ def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None
 
 @cache
 def _rows_of(engine: str, version: str) -> tuple[KnownProblem, ...]:
-    """Return the known faults of an engine's version, the fatal ones first."""
+    """Return the known faults of an engine's version, fatal faults first."""
     rows = [row for row in all_problems() if engine in row.engines and row.has(version)]
     return tuple(sorted(rows, key=lambda row: not row.fatal))
 

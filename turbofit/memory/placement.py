@@ -1,8 +1,8 @@
 """Places the decoder layers of a model on groups of GPUs, for an engine that splits by layers.
 
-A placement lists for each decoder layer the device, by its place in the group, or None if the layer
-is offloaded. Vision tower and embeddings are on device 0. The last norm is on the last device, and
-so is lm_head unless it is tied to the embeddings.
+A placement has an entry for each decoder layer: the place of a device in the group, or None if the
+layer is offloaded. Vision tower and embeddings are on device 0. The last norm and lm_head are on
+the last device; an lm_head that is tied to the embeddings is on device 0.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from turbofit.memory.transformers.activations import (
 
 #: Bytes of a vocabulary entry: logits, their 32-bit copy, sorted values and indices, sums.
 _SAMPLING: Final = 64
-#: In units of a prompt's embeddings: these, their copy that contains the images' features, the
-#: features, the mask, and the 64-bit sum over the mask that finds each feature's place.
+#: Bytes of putting image features into a prompt, in units of the prompt's embeddings. Alive are the
+#: embeddings, a copy with the features, the features, the mask, and a 64-bit sum over the mask,
+#: which finds each feature's place.
 _SCATTER: Final = 12
 #: The cuBLAS workspace that torch allocates, once for the library and once for cuBLASLt; by Hopper.
 _WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
@@ -37,9 +38,9 @@ _WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
 _ROUNDING: Final = 64 * MIB
 #: Memory reserved beyond allocations at the peak, with expandable segments: measured 1 to 8 %.
 _FRAGMENTS_PERCENT: Final = 10
-#: Tensors that the loader has at once while it casts.
+#: Tensors that the loader holds at the same time while it casts.
 _LOADERS: Final = 4
-#: Additional memory of joining experts, as a multiple of one layer's experts.
+#: Additional memory for joining experts, as a multiple of one layer's experts.
 _JOINED: Final = 2
 
 
@@ -49,12 +50,12 @@ def workspace(gpu: Gpu) -> int:
 
 
 class ModelCopies:
-    """A model's copies, one on each group of GPUs, all with the same placement; sizes in bytes.
+    """A model's copies, one on each group of GPUs, with one placement for all; sizes in bytes.
 
-    A place is a position in the groups, such as the second GPU of each group. Each place has as
-    much room for weights, cache and activations as the tightest GPU at this position. If attention
-    on one of the GPUs at a place stores the matrix of all pairs of tokens, the place counts that
-    matrix. ``margins`` are the bytes to leave free on each GPU, by its index.
+    A place is a position in the groups, such as the second GPU of each group. The tightest GPU at a
+    place decides on the room for weights, cache and activations. A place counts the matrix of all
+    pairs of tokens if attention on one of the place's GPUs stores that matrix. ``margins`` are the
+    bytes to leave free on each GPU, by the GPU's index.
 
     Raises:
         UsageError: Transformers does not serve the model.
@@ -95,10 +96,10 @@ class ModelCopies:
         return _rounded(vision_bytes(self.model, self.layout, load.units, self._width))
 
     def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
-        """Return the most bytes that each stage of a request needs at a place, beside a full cache.
+        """Return the most bytes that each stage of a request needs at a place, without the cache.
 
-        Stages do not overlap, so only the largest counts. ``block``: bytes of an offloaded layer's
-        weights.
+        Stages do not overlap; only the largest stage counts. ``block``: bytes of an offloaded
+        layer's weights.
         """
         model, width, matrix = self.model, self._width, self.writes_matrix[place]
         here = load if place == 0 else replace(load, units=0)
@@ -111,10 +112,10 @@ class ModelCopies:
         return {name: _rounded(size) for name, size in alternatives.items() if size}
 
     def staging(self) -> int:
-        """Return the bytes that loading needs beside the weights, to cast them or to join experts.
+        """Return the bytes that loading needs in addition to the weights, for casts and experts.
 
-        Transformers joins the experts of a layer into one tensor. Torch was seen to hold 1.0 to 1.5
-        times the experts' bytes in addition.
+        Transformers joins the experts of a layer into one tensor. In rehearsals, torch held 1.0 to
+        1.5 times the experts' bytes in addition.
         """
         joined, text = _JOINED * self.parts.experts, self.model.text
         if self.dtype == self.model.dtype:
@@ -123,19 +124,19 @@ class ModelCopies:
         return joined + largest * _LOADERS
 
     def cached(self, layers: Iterable[int], load: Load) -> int:
-        """Return the bytes of the cache of some layers, by their numbers."""
+        """Return the bytes of the cache of some layers; ``layers`` are the layers' numbers."""
         kv = (self.parts.layers[number].kv(load.tokens, load.images) for number in layers)
         return _rounded(sum(kv))
 
     def block(self, offloaded: Iterable[int]) -> int:
-        """Return the bytes of the largest offloaded layer; it passes through the first device."""
+        """Return the bytes of the largest offloaded layer, which passes through device 0."""
         return max((self.parts.layers[number].weights for number in offloaded), default=0)
 
     def device_map(self, placement: Placement, host: int | None) -> dict[str, int | str]:
         """Return the device map with Transformers' module names.
 
-        ``host`` is the host memory in bytes for offloaded layers; None: unknown. Layers that do not
-        fit are read from disk for every token.
+        ``host`` is the host memory in bytes for offloaded layers; None: unknown. Offloaded layers
+        beyond the host memory are read from disk for every token.
         """
         text, taken, last = self.layout.text, 0, self.devices - 1
         first = (*self.layout.first, f"{text}.embed_tokens", f"{text}.rotary_emb")
@@ -157,9 +158,9 @@ def offloaded(placement: Placement) -> list[int]:
 
 
 def place_all(copies: ModelCopies, load: Load) -> Placement | None:
-    """Return the placement that leaves the most memory on every device; None if it does not fit.
+    """Return the placement that leaves the most memory on every device; None if none fits.
 
-    Layers stay in order, since each cut costs one transfer for each token.
+    Layers stay in order, since each change of device costs one transfer for each token.
     """
     placement = filled(copies, load)
     if placement is None or copies.devices == 1:
@@ -184,8 +185,9 @@ def fewest_offloaded(copies: ModelCopies, load: Load) -> Placement | None:
 def filled(copies: ModelCopies, load: Load, off: int = 0, spare: int = 0) -> Placement | None:
     """Return the placement that fills one device after the other; None if the layers do not fit.
 
-    ``off`` is the number of offloaded layers, which the first device runs. They come after its
-    other layers, or, on a single device, in their middle. ``spare`` bytes are left on each device.
+    ``off`` is the number of offloaded layers, which device 0 runs. The offloaded layers come after
+    device 0's own layers; on a single device, they come in the middle of the own layers. ``spare``
+    bytes are left on each device.
     """
     parts = copies.parts
     count, last = len(parts.layers), copies.devices - 1
@@ -194,7 +196,7 @@ def filled(copies: ModelCopies, load: Load, off: int = 0, spare: int = 0) -> Pla
     for place, card in enumerate(copies.rooms):
         block = copies.block(range(count)) if place == 0 and off else 0
         text = max(copies.activations(place, load, block=block).values())
-        # Temporary memory of loading, and the tower, use the memory of the cache before it exists.
+        # The tower, and the temporary memory of loading, need their bytes before the cache exists.
         early = max(copies.vision(place, load), copies.staging())
         weights = parts.vision + parts.embeddings if place == 0 else 0
         weights += parts.norm + parts.head if place == last else 0

@@ -1,4 +1,4 @@
-"""The outcome of a start at one ratio: it serves, or its first failing step says why not."""
+"""The outcome of a start at one ratio: the engine serves, or a step of the start fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account
 _OTHERS: Final = "others"
 #: The most terms named in a sentence.
 _SHOWN: Final = 3
-#: Memory of others below this share of a card is not mentioned.
+#: The least share of a card for which a sentence mentions the memory of other processes.
 _WORTH_A_WORD: Final = 0.01
 
 OutcomeKind = Literal[
@@ -42,9 +42,9 @@ def outcome_at(account: Account, ratio: float) -> StartOutcome:
 def outcome_without_cache(account: Account) -> StartOutcome:
     """Return the outcome if no ratio fits, with the reason.
 
-    The reason is the memory for loading, or the memory that is needed beside the cache. The kind of
-    the outcome is ``load_margin`` if the engine can load, but not with the margin free; a smaller
-    margin is then enough.
+    The reason is the memory for loading, or the memory without the cache. The outcome's kind is
+    ``load_margin`` if the engine can load, but not with the margin free. A smaller margin is then
+    enough.
     """
     ledgers = account.ledgers_at(0.0)
     for outcome in _loading(ledgers):
@@ -107,10 +107,10 @@ def _load_makeup(ledger: GpuLedger) -> str:
 def _starting(
     account: Account, ratio: float, ledgers: Sequence[GpuLedger]
 ) -> Iterator[StartOutcome]:
-    """Yield the failures of a start; memory that only the worst requests take does not count."""
+    """Yield the failures of a start, before the first request."""
 
     def short(kind: OutcomeKind, when: str, *later: str) -> Iterator[StartOutcome]:
-        """Yield a failure for each card that lacks memory before the terms ``later`` come.
+        """Yield a failure for each card that lacks memory before the terms ``later`` are allocated.
 
         Terms that only requests make grow (``account.grown``) do not count.
         """
@@ -143,7 +143,7 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
             first = min(deadly, key=lambda term: term.bytes)
             missing, case = first.bytes - pool - left, TERMS.get(first.term, first.term)
             where = f"{format_bytes(pool)} are held and {format_bytes(left)} are free"
-            if left < 0:  # the warm-up holds nothing, or holes in the pool take its memory
+            if left < 0:  # holes in driver pools take a part of the warm-up's memory
                 where = f"{format_bytes(max(0, pool + left))} are free"
             text = (
                 f"starts, then {account.dies} on {case} ({first.note}): it needs"
@@ -154,7 +154,7 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
 
 
 def _kept(ledger: GpuLedger) -> str:
-    """Return words for what a GPU must keep, the free margin or the budget, with the bytes."""
+    """Return the margin or the budget that a GPU must keep, in words and bytes."""
     if ledger.budget is None:
         return f"the margin of {format_bytes(ledger.margin)}"
     return f"the budget of {format_bytes(ledger.budget)}"
@@ -182,7 +182,7 @@ def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) ->
 
 
 def _others(ledger: GpuLedger) -> int:
-    """Return the bytes that other processes hold, or 0 if they are few."""
+    """Return the bytes that other processes hold; 0 if the bytes are too few to mention."""
     size = ledger.bytes_of(_OTHERS)
     return size if size >= ledger.total * _WORTH_A_WORD else 0
 

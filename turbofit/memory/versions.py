@@ -1,4 +1,4 @@
-"""LMDeploy's versions: their memory accounts, and the architectures that they list."""
+"""LMDeploy's versions: which account each version has, and which architectures it lists."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from turbofit.core.version import REFERENCE
 T = TypeVar("T")
 Version = tuple[int, int, int]
 
-#: The first version with its own figures, ``presets/engines/ENGINE-X.Y.yaml``. Older versions are
-#: entries of ``generations.yaml``, as differences from this version, also when the reference
-#: becomes a newer one.
+#: The first version with a file of figures, ``presets/engines/ENGINE-X.Y.yaml``. Older versions are
+#: entries of ``generations.yaml``: differences from this version, which stays the base when a newer
+#: version becomes the reference.
 FIRST_CURRENT: Final = "0.18"
 
 #: The oldest release that `serve` starts.
@@ -38,7 +38,7 @@ def written(version: str) -> tuple[int, ...]:
 
 
 def parse(version: str) -> Version | None:
-    """Return three numbers of a version such as ``0.6`` or ``v0.5.2.post1``; None without any."""
+    """Return the three numbers of a version such as ``0.6`` or ``v0.5.2.post1``, or None."""
     numbers = written(version)
     return (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0) if numbers else None
 
@@ -47,7 +47,7 @@ def check_release(version: str) -> None:
     """Refuse a word, such as ``latest``, that is no number of a release.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the word is no number of a release.
     """
     if parse(version) is None:
         raise UsageError(
@@ -68,7 +68,7 @@ def is_legacy(version: str) -> bool:
 
 
 def account_version(engine: str, version: str | None = None) -> str | None:
-    """Return the version whose account is used: the version itself, or the nearest older one.
+    """Return the version of the account: the version itself, or the nearest older version.
 
     Args:
         engine: ``turbomind`` or ``pytorch``.
@@ -82,7 +82,7 @@ def account_version(engine: str, version: str | None = None) -> str | None:
 
 
 def figures(engine: str, version: str, type_: type[T]) -> T:
-    """Return the figures for an engine's version: its own, or those of the nearest older one.
+    """Return the figures for an engine's version, or the figures of the nearest older version.
 
     Raises:
         PackageError: turbofit has no figures for this generation.
@@ -101,9 +101,9 @@ def figures(engine: str, version: str, type_: type[T]) -> T:
 
 
 def formulas(engine: str, version: str) -> str | None:
-    """Return the name of the module with the formulas for a version, or for the nearest older one.
+    """Return the module with the formulas of a version, or of the nearest older version.
 
-    None means that the engine's base class is used.
+    None: no module; the engine's base class has the formulas.
     """
     known = _nearest(_formulas(engine), version)
     return known and f"v{known.replace('.', '_')}"
@@ -115,7 +115,7 @@ def _nearest(names: Iterable[str], version: str) -> str | None:
 
 
 def doubt(engine: str, version: str | None) -> str | None:
-    """Return a warning if this version has only the account of an older version, or None."""
+    """Return a warning if the account is that of an older version; None if it is the version's."""
     preset = account_version(engine, version)
     if preset is None or release(preset) == release(version or REFERENCE):
         return None
@@ -140,7 +140,7 @@ def _formulas(engine: str) -> tuple[str, ...]:
 
 
 class _Changes(Struct, forbid_unknown_fields=True):
-    """The architectures that a release's list gained, and those that it lost."""
+    """The architectures that came into a release's list, and the architectures that left it."""
 
     came: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
@@ -164,10 +164,10 @@ class _Span(NamedTuple):
 def not_listed(model: Model, engine: str, version: str) -> str | None:
     """Return the reason why a version of an engine does not know a model, or None.
 
-    A shortened version such as ``0.7`` stands for every release that begins so.
+    A short version such as ``0.7`` means every 0.7 release.
 
-    The language model's architecture must be listed, too. This does not apply if no release lists
-    it, because classes of vision models often build their own language models.
+    The language model's architecture must be listed, too, unless no release ever lists that
+    architecture: classes of vision models often build language models of their own.
     """
     wanted = written(version)
     if not wanted:

@@ -1,6 +1,6 @@
 """The images of one prompt that bring the most vision units into one forward.
 
-An engine says how images meet (`Engine.worst_images`), the caller which images it can make.
+The engine decides how images meet (`Engine.worst_images`); the caller gives the images (`Maker`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from turbofit.core.units import bisect
 class Image(NamedTuple):
     """An image by its vision units and tokens.
 
-    ``dummy`` describes the picture that a test request sends to get this image; its default has no
-    pixels.
+    ``dummy`` describes the picture that a test request sends for this image. By default the picture
+    has no pixels.
     """
 
     units: int
@@ -26,13 +26,13 @@ class Image(NamedTuple):
     dummy: DummyImage = DummyImage((0, 0), {})
 
 
-#: A function that makes the image with the most units, within limits of units and of tokens; None
-#: if there is none.
+#: A function that makes the image with the most units, within limits of units and of tokens. The
+#: result is None if no image is within the limits.
 Maker = Callable[[int, int], Image | None]
 
 
 class Meeting(NamedTuple):
-    """The images of one prompt, and the vision units that meet in its fullest forward."""
+    """The images of one prompt, and the vision units that meet in the prompt's fullest forward."""
 
     units: int
     images: list[Image]
@@ -45,7 +45,7 @@ class Meeting(NamedTuple):
 class Text(NamedTuple):
     """Tokens of a prompt's text: before its images, around each image, and after them.
 
-    ``slack`` is the error that these numbers may have.
+    ``slack`` is the possible error of the three numbers.
     """
 
     before: int
@@ -95,14 +95,15 @@ def side_by_side(make: Maker, units: int, tokens: int, text: Text) -> Meeting:
 def over_edges(
     make: Maker, units: int, room: int, forward: int, text: Text, share: float = 1.0
 ) -> Meeting:
-    """Return images of one prompt, of which as many units as possible meet in one forward.
+    """Return images of one prompt that bring as many units as possible into one forward.
 
     The prompt has at most ``room`` tokens, a forward at most ``forward`` tokens and ``units``
-    vision units. An image counts whole in each forward that has one of its tokens, so the fullest
-    forward begins with the last tokens of one image, and ends with the first tokens of another
-    image. This is mostly the second forward. It is a later one if images are longer than a forward,
-    or the first if the prompt has no room for more. Of the prompts with at least ``share`` of the
-    most units, the prompt with the smallest images is returned.
+    vision units. An image counts whole in each forward that has one of the image's tokens. The
+    fullest forward therefore begins with the last tokens of one image, and ends with the first
+    tokens of another image. Mostly the second forward is the fullest. It is a later forward if
+    images are longer than a forward, and the first forward if the prompt has room for no other.
+    Among the prompts with at least ``share`` of the most units, the prompt with the smallest images
+    is returned.
     """
     largest, tried = make(units, room), [Meeting(0, [])]
     if largest is None:
@@ -131,9 +132,9 @@ def over_edges(
 
 
 def _until(make: Maker, largest: Image, tokens: int, text: Text) -> list[Image]:
-    """Return images with at least ``tokens`` tokens in all, and as few more as possible.
+    """Return images that have at least ``tokens`` tokens together, with the smallest surplus.
 
-    All but the first are copies of ``largest``; the first may be a smaller image for the remainder.
+    The first image may be smaller, for the remainder; the others are copies of ``largest``.
     """
     count, left = divmod(tokens, largest.tokens + text.around)
     images = [largest] * count

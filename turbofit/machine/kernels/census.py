@@ -1,8 +1,8 @@
-"""Counts a library's kernels with code, and its empty ones, for each architecture.
+"""Counts a library's kernels for each architecture: kernels with code, and empty kernels.
 
-The censuses of LMDeploy's releases are data in `presets/engines/kernels/`: one for each release
-whose kernels differ from the release before. `scripts/new-lmdeploy --write` adds a new one. The
-census of another library is taken here, and stored.
+The folder `presets/engines/kernels/` has a census for each release of LMDeploy that changed the
+kernels. `scripts/new-lmdeploy --write` adds the census of a new release. This module takes the
+census of any other library, and stores it.
 """
 
 from __future__ import annotations
@@ -122,14 +122,14 @@ def take_census(library: Path) -> Census:
 def released(version: Version) -> Census | None:
     """Return the census of a release; None before 0.6.0.
 
-    A release without a census of its own has the kernels of the newest census before it.
+    A release without a census of its own has the kernels of the newest older census.
     """
     first = _first(version)
     return None if first is None else _census(first)
 
 
 def is_released(version: Version, digest: str) -> bool:
-    """Return whether a library is from a release's wheel, by its SHA-256 as in ``RECORD``."""
+    """Return whether a library with this SHA-256, as in ``RECORD``, is from a release's wheel."""
     first = _first(version)
     known = {} if first is None else _file(first).get("libraries", {})
     return digest in known.get(".".join(map(str, version)), ())
@@ -206,8 +206,8 @@ def _engine() -> _Engine:
 def installed() -> Census | None:
     """Return the census of the installed TurboMind; None if TurboMind is not installed.
 
-    A release's own library has the release's census. Another library is read once, and its census
-    is stored; if it cannot be read, the census of the release with its version is returned.
+    A release's own library has the release's census. Any other library is read once, and its census
+    is stored. If the library cannot be read, the release with its version gives the census.
     """
     version, library, digest = _engine()
     if version is not None and digest is not None and is_released(version, digest):
@@ -229,7 +229,7 @@ def turbomind_library() -> Path | None:
 def census_of(library: Path) -> Census:
     """Return the census of a library, taken once (`take_census`) and stored.
 
-    It is stored under the library's size and time of its last change.
+    The name of the stored file has the library's size, and the time of the library's last change.
     """
     facts = library.stat()
     kept = state_dir("kernels", make=False) / f"{facts.st_size}-{facts.st_mtime_ns}.json"
@@ -251,7 +251,8 @@ def census_of(library: Path) -> Census:
 def torch_takes_a_share() -> bool:
     """Return whether torch has the option that limits its allocator to a share of a card.
 
-    torch aborts on an unknown option, so this looks for the option's name in torch's library.
+    torch aborts on an unknown option. The function therefore looks for the option's name in torch's
+    library, without an import of torch.
     Source: pytorch pull 161035
     """
     spec = importlib.util.find_spec("torch")

@@ -2,7 +2,7 @@
 
 NVIDIA does not document the format of a fat binary; the layout agrees with the output of cuobjdump
 from CUDA 12.8 for the wheels of LMDeploy 0.6 to 0.18 (`bench/census`). Cubins and host libraries
-are 64-bit little-endian ELF files; another file, or a broken one, is a ValueError.
+are 64-bit little-endian ELF files; any other file, or a broken file, raises ValueError.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class ElfSection(NamedTuple):
 class _Header(NamedTuple):
     """The header of a fat binary's entry.
 
-    The entry's bytes begin at ``at`` in the library. ``size`` is their number as stored, ``whole``
-    their number before compression.
+    The entry's bytes begin at ``at`` in the library. ``size`` is the number of stored bytes,
+    ``whole`` the number of bytes before compression.
     """
 
     architecture: str
@@ -102,8 +102,8 @@ def sections(data: Buffer) -> Iterator[ElfSection]:
 def entries(library: Path) -> Iterator[tuple[str, bytes | None]]:
     """Yield the entries of all fat binaries of a host library, in the order of the file.
 
-    An entry is the name of an architecture (``90a`` runs only on 9.0) and the bytes of a cubin, or
-    None if the entry is PTX.
+    An entry is the name of an architecture (``90a`` runs only on 9.0), and the bytes of a cubin. If
+    the entry is PTX, None takes the place of the bytes.
     """
     with mapped(library) as data:
         for header in _headers(data):

@@ -1,7 +1,7 @@
 """The families of TurboMind's kernels, by their demangled names.
 
-Source: the names in the wheels of LMDeploy 0.6 to 0.18 (`bench/census`), and what their template
-arguments are in its `src/turbomind/kernels`.
+Source: the kernels' names in the wheels of LMDeploy 0.6 to 0.18 (`bench/census`), and the template
+arguments in LMDeploy's `src/turbomind/kernels`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import ctypes
 
-#: C++'s standard library, with which the engine is linked; it demangles names.
+#: The C++ library with the function that demangles names; TurboMind needs this library too.
 _LIBRARY: Final = "libstdc++.so.6"
 
 #: C++ types in the names, and our names for them.
@@ -117,7 +117,7 @@ def _attention(name: str) -> str | None:
 
 
 def _gemm(name: str) -> str | None:
-    """Return the name of a GEMM kernel's family; None if its name has not two known types.
+    """Return the name of a GEMM kernel's family; None if the name lacks two known types.
 
     The operand with a 16-bit type is the activations, and the other operand is the weights.
     """

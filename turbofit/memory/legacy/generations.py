@@ -1,7 +1,7 @@
-"""Generations before 0.18, from `presets/engines/generations.yaml`; their weights and towers.
+"""Generations of LMDeploy before 0.18 (`presets/engines/generations.yaml`), with their weights.
 
-The rules of a generation are data; no code depends on a version. What an entry of the file leaves
-out is the same as in the entry before.
+The rules of a generation are data; no code depends on a version. An entry of the file gives only
+the fields that differ from the previous entry.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from turbofit.model.towers import vision_tensors
 class CacheRule(Struct, forbid_unknown_fields=True):
     """The size of the cache in one generation.
 
-    ``of`` says what the ratio is a share of: the ``free`` memory after the weights (the least in
-    the group) or the ``total`` memory; with ``slots`` it is a number of whole sessions. ``default``
-    is the default ratio. ``objects``: the cache is one region of pages as in 0.18, else blocks.
-    ``after_buffers``: the persistent buffers are allocated before the cache. ``online_scales``:
-    quantised keys and values have a scale and a zero point for each token and head. ``bits`` are
-    the bits of a key's or value's element, by ``quant_policy``.
+    ``of``: the ratio is a share of the ``free`` memory after the weights (the least in the group),
+    or of the ``total`` memory, or a number of whole sessions (``slots``). ``default`` is the
+    default ratio. ``objects``: the cache is one region of pages as in 0.18; if not, it consists of
+    blocks. ``after_buffers``: the persistent buffers are allocated before the cache.
+    ``online_scales``: quantised keys and values have a scale and a zero point for each token and
+    head. ``bits`` are the bits of a key's or value's element, by ``quant_policy``.
     """
 
     of: Literal["free", "total", "slots"]
@@ -46,7 +46,7 @@ class CacheRule(Struct, forbid_unknown_fields=True):
 
 
 class VisionRule(Struct, forbid_unknown_fields=True):
-    """What runs the vision tower, when it is loaded, and on which GPUs of the group."""
+    """The vision tower: the program that runs the tower, the time of its load, and its GPUs."""
 
     runs: Literal["none", "torch", "native"]
     loaded: Literal["before_cache", "after_cache"]
@@ -74,7 +74,7 @@ class BufferRule(Struct, forbid_unknown_fields=True):
 
 
 class StagingRule(Struct, forbid_unknown_fields=True):
-    """Torch's memory on the first GPU while tensors are moved to the engine.
+    """Torch's memory on the first GPU while tensors move to the engine.
 
     ``embedding``, ``gate`` and ``square`` are the numbers of 16-bit copies of three matrices; if
     ``shared``, the embedding is only a rank's part. ``packed`` replaces ``gate`` and ``square`` for
@@ -108,7 +108,7 @@ class _Entry(Struct, forbid_unknown_fields=True):
         return packed.group_size in self.packed.get(packed.method, ())
 
     def undealt(self, kv_heads: int, tp: int) -> str | None:
-        """Return why ``tp`` ranks can neither divide nor repeat the KV heads; None if they can."""
+        """Return why ``tp`` ranks can neither divide nor repeat the KV heads, or None."""
         rule = self.kv_heads
         if rule == "any" or kv_heads % tp == 0 or (rule == "multiples" and tp % kv_heads == 0):
             return None
@@ -245,9 +245,9 @@ def legacy_constants() -> LegacyConstants:
 def older_layouts(constants: EngineConstants, generation: Generation) -> EngineConstants:
     """Return the constants with a generation's padding of MLPs and experts, equal on all cards.
 
-    At tp 1 the figure is too high by up to 31 channels from 0.14 on, since these versions do not
-    pad there. Hopper's own 4-bit layout exists only since 0.18: the binary of 0.17.0 has no plan
-    for it.
+    From 0.14 on, LMDeploy pads nothing at tp 1; there the figure is too high by up to 31 channels.
+    Hopper's own 4-bit layout exists only since 0.18: the binary of 0.17.0 has no plan for the
+    layout.
     """
     align, int4 = generation.ffn_align or 1, constants.packed["int4"]
     plain = replace(int4["90"], group=int4["default"].group, of=None, fused_silu=False, align=None)
@@ -276,17 +276,18 @@ def legacy_weight_classes(
     return classes
 
 
-# A vision tower that torch runs inside the server: float16 weights, and what one image leaves.
+# A vision tower that torch runs inside the server: float16 weights, and memory kept after an image.
 #
 # LMDeploy 0.2.6 to 0.15 builds the checkpoint's own tower in Python. Torch's caching allocator
-# keeps what the largest batch of images needed, for good and outside TurboMind's pool.
+# keeps the memory of the largest batch of images, for good and outside TurboMind's pool.
 
 
 def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
     """Return the bytes of the tower on each GPU of the group, rounded as torch's allocator rounds.
 
     ``spread``: whole layers are spread over the group (accelerate's ``device_map="auto"``), with
-    embeddings on the first GPU and the projector on the last; else all is on the first GPU.
+    embeddings on the first GPU and the projector on the last. If not ``spread``, the whole tower is
+    on the first GPU.
     """
     vision, page = model.vision, legacy_constants().torch_block["page"]
     if vision is None:
@@ -307,8 +308,8 @@ def tower_activations(model: Model, units: int, *, flash: bool) -> int:
     """Return the peak bytes of a tower's forward over ``units`` (tiles or patches); 0: no tower.
 
     ``flash``: the tower's attention stores no score matrix, as when the requirements of the model's
-    project are installed. Else two score matrices (before and after softmax) of all units at once
-    are counted, which is an upper end.
+    project are installed. If not ``flash``, two score matrices (before and after softmax) of all
+    units at once count, which is an upper end.
     """
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None:

@@ -1,9 +1,9 @@
 """The account of LMDeploy's PyTorch engine before 0.18.
 
-The engine takes weights, then sets aside a reserve for one forward, and a ratio of the remaining
-free memory becomes the cache. It allocates nothing else in advance: torch's allocator keeps the
-memory of forwards. A ledger's ``steady`` bytes are those of a server that has answered one image at
-its default limit.
+The engine loads the weights, then sets aside a reserve for one forward. A ratio of the remaining
+free memory becomes the cache. The engine allocates nothing else in advance: torch's allocator keeps
+the memory of forwards. A ledger's ``steady`` bytes are those of a server that has answered one
+image at the image's default limit.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class LegacyTorchAccount(GroupAccount):
         linked = launch.machine.nvlinked(launch.gpus)
         yield from before_terms(gpu, launch.settings, linked, self.constants)
         if tp > 1:
-            # Ranks are separate processes. The size is too high where the server does not use a
-            # rank's GPU: on two T4 (0.7) both GPUs held as much as GPU 0.
+            # Ranks are separate processes. The size is too high if the server does not use a rank's
+            # GPU: on two T4 (0.7), each of the GPUs held as much as GPU 0.
             size, _ = context_bytes(gpu)
             note = "the server's process beside the rank's"
             yield term("server_context", "context", size, "estimate", note)
@@ -112,7 +112,7 @@ class LegacyTorchAccount(GroupAccount):
         body = stored_bytes(text, None, "float16", model.quantization) - heads
         for name, size in (("embeddings", heads), ("layers", -(-body // tp))):
             yield term(f"weights.{name}", "weights", round_up(size, PAGE), "formula")
-        # The engine has the whole tower; too high for families whose attention and MLP are divided.
+        # The whole tower on each rank: too high for families that divide attention and MLP.
         size = tower_bytes(model, tp, spread=spread)[i if spread else 0]
         if size:
             note = f"part of the {self.generation.tower.replace('_', ' ')}"
@@ -164,8 +164,8 @@ class LegacyTorchAccount(GroupAccount):
         cases = [("text_prefill", text, "longest prompts fill a forward")]
         if units:
             prompt = vision_load.tokens_per_request + PROMPT
-            # In the front end the checkpoint's code decides on flash attention; without it is the
-            # upper end.
+            # In the front end, the checkpoint's code decides on flash attention. Attention without
+            # flash attention is the upper end.
             flash = self.generation.tower == "engine"
             request = self._forward(prompt, 1) + tower_activations(self._model, units, flash=flash)
             cases.append(("vision_request", request, f"{units} units, one request"))

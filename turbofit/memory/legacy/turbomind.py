@@ -1,10 +1,10 @@
-"""TurboMind before 0.18: the same ledger as for 0.18, with the rules of its generation.
+"""TurboMind before 0.18: the ledger has the terms of 0.18, by the rules of a generation.
 
-The memory is taken in this order: other processes' ``used`` bytes, the context, the communicator
-and the GEMM workspace, the torch tower (if loaded before the cache), the weights, the cache, and
-the buffers. Most of these versions have no warm-up, so a ledger's ``steady`` bytes are those of a
-server that has answered one image at its default limit. ``pool_warmup`` is what the pools keep of
-that image.
+The order of a ledger is: other processes' ``used`` bytes; the context, the communicator and the
+GEMM workspace; the torch tower, if it is loaded before the cache; the weights; the cache; the
+buffers. Most versions before 0.18 have no warm-up. Their ``steady`` bytes are those of a server
+that has answered one image at the image's default limit, and ``pool_warmup`` is the memory that the
+pools keep of that image.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ from turbofit.memory.versions import FIRST_CURRENT
 
 #: Bytes for each vocabulary entry and row sampled with top_k=0: logits, ids, sorting. Upper end.
 _SAMPLING: Final = 20
-_WORDS = 4 * 32 * INT  # stop and bad words with their offsets
-#: The term of memory that torch keeps after loading.
+_WORDS = 4 * 32 * INT  # bytes of stop and bad words, with offsets
+#: The term for memory that torch keeps after loading.
 _KEPT = "torch_cache"
 _FOUR_BIT = frozenset({"awq", "gptq"})
 #: Text tokens of a request in addition to its images.
@@ -69,8 +69,8 @@ _INT8 = 8
 class GroupAccount(Account):
     """The common base of the accounts of all old engines.
 
-    ``pool_warmup`` has the memory that allocators keep of the first image, since most of these
-    engines have no warm-up; terms after the cache can depend on its size.
+    ``pool_warmup`` has the memory that allocators keep of the first image, since most old engines
+    have no warm-up. Terms after the cache can depend on the cache's size.
     """
 
     dies: ClassVar[str] = "aborts"
@@ -96,14 +96,14 @@ class _Forward:
     Methods return bytes per rank, or elements of a token.
 
     Attributes:
-        session_len: tokens of the longest sequence; some engines limit it to their cache.
-        buffer_session: the same, for the size of buffers. The cache does not limit it if buffers
-          are allocated before the cache.
+        session_len: tokens of the longest sequence; some engines limit them to the cache.
+        buffer_session: tokens of the longest sequence in the buffers. The cache does not limit
+          buffers that are allocated before the cache.
         buffer_tokens: tokens for which the persistent buffers of a forward are made.
-        tokens: the most tokens of one forward; they fit into the cache.
-        context: the most tokens of all sequences in one forward. A prefix that sequences share is
-          counted for each of them, up to a session (``max_context_token_num``).
-        warmup_tokens: tokens of the longest forward in the engine's warm-up, 0 without one.
+        tokens: the most tokens of one forward that fit into the cache.
+        context: the most tokens of all sequences in one forward. A shared prefix counts for each
+          sequence, up to a session (``max_context_token_num``).
+        warmup_tokens: tokens of the longest forward in the engine's warm-up, 0 without a warm-up.
     """
 
     def __init__(self, account: LegacyAccount, cached: int) -> None:
@@ -116,7 +116,7 @@ class _Forward:
         if rules.forward != "session":
             self.buffer_tokens = prefill + settings.max_batch_size
         elif rules.iteration == "session":
-            # Before 0.3 max_prefill_token_num does not exist: a value other than 0 in its place is
+            # LMDeploy before 0.3 has no max_prefill_token_num. A given value is that version's
             # max_context_token_num.
             self.buffer_tokens = prefill or rules.context_sessions * session
         else:
@@ -135,7 +135,7 @@ class _Forward:
         self.warmup_tokens = max((n for n in lengths if n <= most), default=0)
 
     def pool(self, tokens: int, context: int) -> int:
-        """Return the pool's bytes after a forward of ``tokens`` in which one row is sampled."""
+        """Return the pool's bytes after a forward of ``tokens`` that samples one row."""
         if tokens == 0:
             return 0
         text, tp, account = self._text, self._tp, self._account
@@ -150,9 +150,9 @@ class _Forward:
         return round_up(size + _SAMPLING * lm_head_rows(text, tp), PAGE)
 
     def batch(self, rows: int) -> int:
-        """Return the bytes that a batch needs to sample and decode, in addition to one row.
+        """Return the bytes for sampling and decoding ``rows`` rows, without those of one row.
 
-        The number is an upper bound. In some versions the workspace for split decoding grows with
+        The number is an upper bound. In some versions, the workspace for split decoding grows with
         the batch.
         """
         text, tp = self._text, self._tp
@@ -220,7 +220,7 @@ def older_cache(
 class LegacyAccount(GroupAccount):
     """The memory account of TurboMind before 0.16.
 
-    ``constants`` are those of 0.18, for figures that are equal in all generations.
+    ``constants`` are the figures of 0.18, for all figures that are equal in every generation.
     """
 
     def __init__(
@@ -282,9 +282,8 @@ class LegacyAccount(GroupAccount):
     def region_at(self, ratio: float) -> int:
         """Return the cache's bytes on each rank.
 
-        A ratio from 1 on is a number of blocks or sessions. Memory for a session is allocated when
-        its request comes. All sessions of a batch are counted, but no more sessions than the cache
-        may have.
+        A ratio of 1 or more is a number of blocks or sessions. The engine allocates a session at
+        the session's first request. All sessions of a batch count, up to the number of the ratio.
         """
         rule, free = self.generation.cache, max(0, self.free)
         if rule.objects:
@@ -316,7 +315,7 @@ class LegacyAccount(GroupAccount):
         lines = [*classes.items(), ("rounding", round_up(size, PAGE) - size)]
         weights = [term(f"weights.{name}", "weights", size, "formula") for name, size in lines]
         if i == 0 and rules.staging.kept:
-            # Torch keeps this memory. Too low if freed blocks do not fit later tensors.
+            # The figure is too low if torch's freed blocks do not fit later tensors.
             note = "torch's allocator keeps what moving tensors took"
             weights.append(term(_KEPT, "weights", self._staged(), "formula", note))
         layers = [
@@ -327,7 +326,7 @@ class LegacyAccount(GroupAccount):
         return (*context, gemm, *tower, *weights, *layers)
 
     def _staged(self) -> int:
-        """Return the bytes that torch holds on the first GPU while it moves tensors."""
+        """Return the bytes that torch holds on the first GPU while tensors move to the engine."""
         text, rule, quantised = self.model.text, self.generation.staging, self.model.quantization
         gate, square = rule.gate, rule.square
         if rule.packed and quantised is not None and quantised.method in _FOUR_BIT:
@@ -337,7 +336,7 @@ class LegacyAccount(GroupAccount):
         return round_up(int(rows * text.hidden * HALF), PAGE)
 
     def _terms_after(self, i: int, forward: _Forward) -> tuple[Term, ...]:
-        """Return the terms on one GPU that come after the cache and stay, without the pools."""
+        """Return the permanent terms after the cache on one GPU, without the pools."""
         if self._buffers_given:
             return ()
         early, kernels = self.generation.first_layers, self.constants.kernel_modules
@@ -476,7 +475,7 @@ class LegacyTurbomind(Turbomind):
         return older_cache(model.text, settings, self.generation, self.constants)
 
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """Return a rank's weights by this generation's rules, and its tower's by those of 0.18."""
+        """Return a rank's weights: the text model's by the generation, the tower's as in 0.18."""
         classes = legacy_weight_classes(model, tp, self.constants, self.generation)
         tower = super().weights(model, tp).vision
         return rank_weights({**classes, "vision": tower})
@@ -484,12 +483,12 @@ class LegacyTurbomind(Turbomind):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Return the host memory as in 0.18; some versions also pin pixels.
+        """Return the host memory as in 0.18, with the pixels that some versions pin.
 
-        In these versions each rank pins the pixels of two whole forwards in addition.
+        There, each rank pins the pixels of two whole forwards in addition.
         """
         memory = super().host_memory(model, settings, units_per_forward=units_per_forward)
-        # Pixel buffers exist only for tiles; a patch is one token of the tower.
+        # Pixel buffers exist only for tiles. A patch is a unit of one tower token.
         if not self.generation.vision.pinned_pixels or model.unit_tower_tokens == 1:
             return memory
         tokens = settings.max_prefill_token_num + settings.max_batch_size

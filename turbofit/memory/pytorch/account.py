@@ -1,6 +1,6 @@
-"""The memory of the PyTorch engine on one group of GPUs at any ratio, and what it refuses.
+"""The memory of the PyTorch engine on one group of GPUs at any ratio, and the refused options.
 
-The terms of a ledger are in the order in which the engine allocates the memory.
+The terms of a ledger have the order of the engine's allocations.
 """
 
 from __future__ import annotations
@@ -74,16 +74,15 @@ from turbofit.memory.pytorch.weights import (
     weight_classes,
 )
 
-#: The first compute capability without kernels of FlashAttention-3; the multiprocessors of a card
-#: that does not tell them.
+#: The first compute capability without kernels of FlashAttention-3; the SMs of a card if unknown.
 _AFTER_HOPPER, _MOST_PROCESSORS = (10, 0), 132
-#: Blocks from this size on come from segments of 20 MiB (kMinLargeAlloc of torch's allocator).
+#: The least bytes of a block in a segment of 20 MiB (kMinLargeAlloc of torch's allocator).
 _LARGE_BLOCK = MIB
 #: The first compute capability for which Triton compiles fp8.
 _FP8 = (8, 9)
 #: The `quant_policy` of an fp8 cache.
 _FP8_CACHE = 16
-#: Models whose KV heads are not repeated. Source:
+#: Models with KV heads that LMDeploy does not repeat. Source:
 #: lmdeploy configurations/llava_hf.py::LlavaHfModelConfigBuilder.build #9969cb
 _NO_REPEAT = frozenset(
     {
@@ -92,14 +91,14 @@ _NO_REPEAT = frozenset(
         "Llama4ForConditionalGeneration",
     }
 )
-#: The kind of tower whose heads need not divide by the ranks: some ranks then have more heads.
+#: The kind of tower with heads that need not divide by the ranks: some ranks then have more heads.
 #: Source: lmdeploy pytorch/models/internvl.py::InternAttention.__init__ #0fca87
 _UNEQUAL_HEADS = "internvit"
-#: The model whose states are bfloat16 with every dtype.
+#: The model that keeps states in bfloat16 with every dtype.
 _BFLOAT_STATES = "Qwen3NextForCausalLM"
-#: Methods whose groups of a scale cannot be divided between ranks.
+#: Methods with groups of a scale that ranks cannot divide.
 _CUT_METHODS = frozenset({"awq", "fp8"})
-#: The fewest tokens of a block for its kernels.
+#: The fewest tokens of a block that the kernels take.
 _LEAST_BLOCK = 16  # lmdeploy lmdeploy/messages.py::PytorchEngineConfig `kernel_block_size >= 16`
 
 
@@ -108,9 +107,10 @@ def before_terms(
 ) -> list[Term]:
     """Return the memory on one GPU before the weights: others, contexts, communicator.
 
-    ``linked``: NVLink joins every pair of the group. As seen on pretend GPUs, LMDeploy's front end
-    makes no CUDA context, so none is counted. If it makes one on a real card, the account is too
-    low by that context, less the ratio's share of it, by which the cache shrinks.
+    ``linked``: NVLink joins every pair of the group. On pretend GPUs, LMDeploy's front end makes no
+    CUDA context; the terms therefore have no context for the front end. If the front end makes a
+    context on a real card, the account is too low by a part of that context: the cache shrinks by
+    the ratio's share of the context.
     """
     context, note = context_bytes(gpu)
     terms = [
@@ -132,7 +132,7 @@ def weight_terms(
     capability: tuple[int, int],
     constants: PytorchConstants,
 ) -> list[Term]:
-    """Return the terms of one rank's weights by class, and of unusable memory between them."""
+    """Return the terms of one rank's weights by class, and of unusable memory between weights."""
     basis = model.source.sizes
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     copied = packed_copy(model, settings.tp, capability, constants)
@@ -145,8 +145,8 @@ def weight_terms(
     kind = segments(settings)
     fragmented = constants.load_fragmentation[kind]
     if model.text.moe is not None or model.draft:
-        # Experts that are copied to a new layout leave a part unused: 33 MiB on pretend GPUs. What
-        # a draft makes and drops leaves 9 MiB.
+        # Experts that are copied to a new layout leave a part unused: 33 MiB on pretend GPUs. The
+        # freed tensors of a draft leave 9 MiB.
         fragmented += constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
@@ -194,7 +194,7 @@ def buffer_terms(
         terms.append(term("packed_kernels", "buffers", size, "estimate", note))
     if captured := capture_sizes(settings):
         tables = sum(captured) * most_blocks * INT + work.graph_buffers(captured)
-        # Torch keeps the graphs' memory separate, so no prefill can use it.
+        # Torch keeps the graphs' memory separate: no prefill can use the graphs' pool.
         note = "each CUDA graph's table of blocks, and the graphs' own pool"
         size = tables + _step_pool(work, settings, constants)
         terms.append(term("cuda_graphs", "buffers", size, "formula", note))
@@ -209,14 +209,14 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
     The warm-up is a prefill with one token for each row of the batch.
     """
     size, note = _step_pool(work, settings, constants), "an eager pass"
-    if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:  # high: it contains the MLP's block
-        # The choice of the experts' kernels leaves one more segment; seen on pretend GPUs: 143 of
-        # 152 MiB.
+    if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:
+        # Over: the size contains the MLP's block. The choice of the experts' kernels leaves one
+        # more segment; seen on pretend GPUs: 143 of 152 MiB.
         size += constants.segment * (2 if work.text.moe else 1)
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     size += work.further_pool()
     size += round_up(work.restored(settings.max_batch_size), constants.page)
-    if work.model.loras and settings.eager_mode:  # otherwise the first CUDA graph gives it back
+    if work.model.loras and settings.eager_mode:  # a first CUDA graph frees this memory
         size += constants.kernel_tuning
     return term(POOL_WARMUP, "buffers", size, "formula", note)
 
@@ -236,12 +236,12 @@ def transient_terms(
 ) -> tuple[Term, ...]:
     """Return the most bytes in torch's allocator beyond permanent terms, in each worst case.
 
-    The bytes include unusable memory between live blocks: at least the last page of torch's large
-    and of its small blocks.
+    The bytes include unusable memory between live blocks: at least the last page of large blocks,
+    and the last page of small blocks.
     """
     sequences = settings.max_batch_size
-    # Whole prompts join a forward, so it may have more tokens than a session; the last chunk of a
-    # long prompt, which sees its whole context, may run with them.
+    # Whole prompts join a forward; the forward may therefore have more tokens than a session. The
+    # last chunk of a long prompt, which sees the whole context, may be in the same forward.
     most = sequences * settings.session_len
     prompt = min(settings.max_prefill_token_num, most)
     context = min(settings.session_len + prompt, most)
@@ -291,7 +291,7 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
     """
     text = model.text
     if text.expands_latent and tp > 1:
-        # Each rank has the whole kv_b, but takes its outputs for those of the rank's heads:
+        # Each rank has the whole kv_b, but expects the outputs of the rank's heads only:
         # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
         yield (
             f"LMDeploy {REFERENCE}'s class of {model.name} fails at its first forward on"
@@ -306,7 +306,7 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
 
 
 def _dealt(model: Model) -> Iterator[tuple[int, str]]:
-    """Yield the numbers that ranks divide in equal shares, each with its name."""
+    """Yield the numbers that ranks divide in equal shares, each with a name."""
     text, vision = model.text, model.vision
     yield text.heads, f"{text.heads} attention heads"
     yield text.intermediate, f"the MLP's {text.intermediate} channels"
@@ -366,7 +366,7 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     yield from _refused_numbers(settings)
     yield from _refused_format(model, settings.model_format)
     yield from _refused_cache_type(model, settings.quant_policy)
-    # States of a dtype other than that of the values copied into them fail at the first prefill.
+    # The first prefill fails if the states' dtype differs from the dtype of the copied values.
     # `missing_kernels` handles cards without bfloat16. Source: CausalConv1d's ``index_copy_``, and
     # lmdeploy configurations/qwen3_next.py::Qwen3NextModelConfigBuilder.build #c319c1
     bfloat_states = model.text.architecture == _BFLOAT_STATES and not _card_before(launch, AMPERE)
@@ -401,8 +401,8 @@ def _refused_numbers(settings: Settings) -> Iterator[str]:
 def _refused_format(model: Model, given: str | None) -> Iterator[str]:
     """Yield a problem if ``--model-format`` is not the stored format of the weights.
 
-    The engine ignores the option for a quantised checkpoint. For 16-bit weights, fp8 makes it
-    quantise them at load, and every other word, also hf, stops it. Source:
+    The engine ignores the option for a quantised checkpoint. With 16-bit weights, the word fp8
+    makes the engine quantise weights at load; every other word, also hf, stops the engine. Source:
     lmdeploy pytorch/config.py::_patch_quantization_config #438ef9
     """
     stored = model.quantization and model.quantization.method
@@ -415,14 +415,14 @@ def _refused_format(model: Model, given: str | None) -> Iterator[str]:
 
 
 def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
-    """Yield the reasons why the cache cannot have this type for the model."""
+    """Yield the reasons why the model's cache cannot have the type of a ``quant_policy``."""
     text = model.text
-    # Such heads cannot be rotated. Keys and values of latents are the same bytes, which would be
-    # quantised twice. lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #e8382c
+    # Keys and values of latents are the same bytes: the engine would quantise the bytes twice.
+    # lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #e8382c
     if policy and text.cached_latent:
         yield f"`--quant-policy {policy}` is not planned for latent attention: 0 is"
     if text.expands_latent and KV_TYPES[policy].key_scales:
-        # Its attention gets no scales, so the warm-up fails:
+        # The model's attention gets no scales, and the warm-up fails:
         # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.forward #130d73
         yield (
             f"`--quant-policy {policy}`: LMDeploy {REFERENCE}'s class of {model.name} caches at"
@@ -435,7 +435,7 @@ def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
 
 
 def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | None:
-    """Return the name of the first card with a lower compute capability; None if there is none."""
+    """Return the name of the first card with a lower compute capability, or None."""
     return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < capability), None)
 
 
@@ -448,7 +448,7 @@ class PytorchAccount(Account):
     )
     dies: ClassVar[str] = "serves no more (every request gets 503 while /health stays 200)"
     allocator: ClassVar[str] = "torch's allocator"
-    #: The formulas; the class of a newer version may replace each of them (docs/adding.md).
+    #: The formulas; the class of a newer version may replace each formula (docs/adding.md).
     activations_of = staticmethod(activations_of)
     cache_shape = staticmethod(cache_shape)
     units_bound = staticmethod(engine_bound)
@@ -483,15 +483,14 @@ class PytorchAccount(Account):
             met = units_met(bound, model.image_rule, vision_load, settings)
         transients = self.transient_terms(model, work, settings, vision_load, met, constants)
         before, staged = self._loaded(launch)
-        # The states of delta nets are one allocation, independent of the ratio.
+        # The states of delta nets are a single allocation, independent of the ratio.
         note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
         size = round_up(state, constants.page)
         states = (term("state_cache", "cache", size, "formula", note),) if state else ()
         calibration = calibration_for(launch, "pytorch", constants.version)
         static = []
         for gpu, terms in zip(gpus, before, strict=True):
-            # At most as many blocks as an empty card could hold: too many, but their tables are
-            # small.
+            # As many blocks as an empty card could hold: over, but tables of blocks are small.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
             buffers = self.buffer_terms(model, work, settings, gpu, most, constants)
             if model.draft and gpu is gpus[0]:
@@ -503,7 +502,7 @@ class PytorchAccount(Account):
         pool = self.pool_term(work, settings, constants)
         super().__init__(launch, static, pool, transients, met.now, calibration)
         blocks = [self.block_bytes, *[shape.block_bytes] * (len(gpus) - 1)]
-        #: On each GPU, the bytes of which the ratio is a share, and the bytes of a block.
+        #: For each GPU, the bytes that ratio 1 would give to the cache, and the bytes of a block.
         self._shares = [
             (gpu.usable - total_bytes(memory.before) - self._kept, block)
             for gpu, memory, block in zip(gpus, self._static_memory, blocks, strict=True)
@@ -526,13 +525,13 @@ class PytorchAccount(Account):
             size, note = draft_weights(model.draft), "the draft, whole on the first rank"
             before[0] = (*before[0], term("weights.draft", "weights", size, "formula", note))
             largest = max(largest, draft_staged(model.draft))
-        largest += adapter_files(model)  # torch has not given back what came before them
+        largest += adapter_files(model)  # torch still holds the memory of earlier tensors
         return before, round_up(largest, self.constants.page)
 
     def best_ratio(self) -> float | None:
         """Return the best ratio; None if no cache fits.
 
-        With a given number of blocks every ratio gives the same cache, so one check may be enough.
+        With a given number of blocks, every ratio gives an equal cache: one check is enough.
         """
         if self.settings.num_gpu_blocks and not self.fits_at(1.0):
             return None
@@ -548,7 +547,7 @@ class PytorchAccount(Account):
         return max(0, min(int(size * ratio) // block for size, block in self._shares))
 
     def cache_shortfall_at(self, ratio: float) -> int:
-        """Return the bytes missing for the least number of blocks beside the reserve, or 0."""
+        """Return the bytes missing for the reserve and the least number of blocks, or 0."""
         if self.blocks_at(ratio) >= self.least_blocks:
             return 0
         return self.least_blocks * self.block_bytes - int(self.ratio_base * ratio)
@@ -557,7 +556,7 @@ class PytorchAccount(Account):
         return (self.settings.num_gpu_blocks or self.blocks_at(ratio)) * self.block_bytes
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:
-        """Return the cache, which is one allocation, as a term; so is a draft's."""
+        """Return the cache as a term, and the cache of a draft; each is one allocation."""
         note = f"{ratio:.3f} of free memory less the runtime's reserve"
         if self.settings.num_gpu_blocks:
             note = f"num_gpu_blocks {self.settings.num_gpu_blocks}"
@@ -587,7 +586,7 @@ class Pytorch(Engine):
         return next(_refused(launch), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
-        """Return a sentence about what Triton or a card lacks for this launch, or None.
+        """Return a sentence about a lack of Triton or of a card for this launch, or None.
 
         LMDeploy's fp8 weights, and keys and values with ``quant_policy 16``, have the type
         ``fp8e4nv``, which Triton compiles from sm_89 on. The type ``fp8e5`` (``quant_policy 17``)
@@ -643,7 +642,7 @@ class Pytorch(Engine):
         """Return the host memory of the front end, the engine and the workers.
 
         Each of several ranks has a worker process. Pixels have 32 bits during preprocessing, and
-        16 bits in each process that they pass through.
+        16 bits in each process on the way to the ranks.
         """
         pixels = model.pixel_bytes(units_per_forward)
         backend = settings.distributed_executor_backend or ("uni" if settings.tp == 1 else "ray")

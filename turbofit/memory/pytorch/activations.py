@@ -1,8 +1,8 @@
-"""The memory of one forward in the PyTorch engine, as torch's own allocator counts it.
+"""The memory of one forward in the PyTorch engine, as torch's own allocator counts memory.
 
-The engine runs the model's code eagerly for every prefill, so the peak is the largest sum of
-tensors that are alive at one moment: in an MLP, attention or delta net, of the decoder or the
-tower. Factors were counted in LMDeploy's modelling files and checked on pretend GPUs.
+The engine runs the model's code eagerly for every prefill. The peak is the largest sum of tensors
+that are alive at one moment: in an MLP, in attention or in a delta net, of the decoder or of the
+tower. Factors were counted in LMDeploy's modelling files, and compared with pretend GPUs.
 """
 
 from __future__ import annotations
@@ -24,48 +24,50 @@ from turbofit.memory.pytorch.weights import (
 from turbofit.model.drafts import EAGLE3, STATES
 
 #: Hidden states alive when deepstack features are added: embeddings, hidden, residual, the
-#: scattered features, their mask, and torch's running count of the mask in 64 bits. Source:
+#: scattered features, the mask, and torch's running count of the mask in 64 bits. Source:
 #: lmdeploy models/qwen3_vl.py::Qwen3VLTextModel._deepstack_process #79a63f
 _DEEPSTACK_COPIES = 9
-#: Additional hidden states if text and image tokens have separate layers: those gathered for one of
-#: them, and the output of both. lmdeploy models/cogvlm.py::VisionExpertMLP.forward #feb7fa
+#: Additional hidden states if text and image tokens have separate layers: the states gathered for
+#: one kind of token, and the output of all tokens.
+#: lmdeploy models/cogvlm.py::VisionExpertMLP.forward #feb7fa
 _EXPERT_COPIES = 2
-#: Memory of an output gate, in channels of the queries: the gate as projected, in its new layout
-#: and after its sigmoid, the normed queries, and the product; an upper bound. Source:
+#: Memory of an output gate, in channels of the queries, an upper bound: the gate as projected, in a
+#: new layout and after the sigmoid, the normed queries, and the product. Source:
 #: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5Attention.forward #2f2417
 _GATED = 5
-#: Pixels are sent with 32 bits, twice those of `pixel_bytes`: seen for a next forward on pretend
+#: Pixels are sent with 32 bits, twice the bits of `pixel_bytes`: seen for a next forward on pretend
 #: GPUs, exact for Qwen2-VL.
 _AS_SENT = 2
 _LLAMA4 = "Llama4ForCausalLM"
 _PHI_MOE = "PhiMoEForCausalLM"
-#: The model whose delta nets project queries, keys, values and z in one. Source:
+#: The model with one projection for queries, keys, values and z of a delta net. Source:
 #: lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
 _NEXT = "Qwen3NextForCausalLM"
-#: gpt-oss's activation if torch does not compile it: products of the experts' width in addition to
-#: those of a fused one. Too high if torch compiles it. Source:
+#: gpt-oss's activation has more products of the experts' width than a fused activation. The figure
+#: is too high if torch compiles the activation. Source:
 #: lmdeploy pytorch/models/gpt_oss.py::GateupAct._impl #3cf648
 _GPT_OSS = "GptOssForCausalLM"
 _UNFUSED = 3
 #: Copies of queries and keys in Llama 4's rotation, an upper bound. Source:
 #: lmdeploy models/llama4.py::Llama4TextAttention.forward #f6045e
 _TURNED = 3
-#: Memory that TurboQuant adds to attention, in channels of the queries: rotated queries, and for
-#: the output's rotation its 32-bit copy, the 32-bit product and the result. Counted without the
-#: package fast_hadamard_transform; high with it. lmdeploy turbo_quant.py::hadamard_rotate #5d1844
+#: Memory that TurboQuant adds to attention, in channels of the queries: the rotated queries; of the
+#: output's rotation the 32-bit copy, the 32-bit product and the result. Counted without the package
+#: fast_hadamard_transform; too high with the package.
+#: lmdeploy turbo_quant.py::hadamard_rotate #5d1844
 _ROTATED = 6
 #: Torch sorts fewer rows at once, with more memory for each. Source: torch 2.12's Sort.cu.
 _SEGMENTED_SORT = 128
-#: A decode step's attention splits keys and values into so many parts and keeps a 32-bit output of
-#: each; few rows have more parts, but need less memory. Source:
+#: Parts of keys and values in a decode step's attention, which keeps a 32-bit output of each part.
+#: A batch of few rows has more parts, but needs less memory. Source:
 #: lmdeploy kernels/cuda/pagedattention.py::_get_split_k #4a7bcf
 _SPLITS = 4
-#: MoonViT's rotary tables: a complex number for each pair of a head's channels, for so many patches
-#: of each side. Source:
+#: MoonViT's rotary tables: a complex number of 8 bytes for each pair of a head's channels and each
+#: patch of a square of 512 x 512 patches. Source:
 #: lmdeploy kimi_k25_vision.py::Rope2DPosEmbRepeated._precompute_freqs_cis #534474
 _MOONVIT = "moonvit"
 _TABLE_SIDE, _COMPLEX = 512, 8
-#: Tables alive while they are computed: frequencies, numbers and their stack; an upper bound.
+#: Tables alive during the computation: frequencies, numbers and the stack; an upper bound.
 _TABLES_MADE = 3
 #: Hidden states of a patch in MoonViT's attention, which rotates queries and keys at 32 bits.
 _TURNED_WIDE = 15
@@ -74,31 +76,32 @@ _CHUNK = 64
 
 #: Tensors of each head: projected queries; queries, keys and padded values in a new layout; output.
 _LAID_OUT = 5
-#: Hidden states of a token in attention: the scaled embeddings, the previous layer's output and its
-#: residual, and their norm.
+#: Hidden states of a token in attention: the scaled embeddings, the previous layer's output, the
+#: residual, and the norm.
 _COPIES = 4
-#: The module whose input adapters copy: lmdeploy cuda/lora.py `x.flatten(0, -2).contiguous()`
+#: The module with an input that adapters copy:
+#: lmdeploy cuda/lora.py `x.flatten(0, -2).contiguous()`
 _DOWN = "down_proj"
-#: Hidden states beside the logits: from the last norm, and scaled.
+#: Hidden states that are alive with the logits: from the last norm, and scaled.
 _HEAD_COPIES = 2
 
-
-#: The most parts that FlashAttention-3 cuts keys and values into. It takes the fewest parts that
-#: keep most of the best use of a card.
+#: The most parts of keys and values in FlashAttention-3. FlashAttention-3 takes the fewest parts
+#: with at least 0.85 of the best use of the SMs; with a use of 0.8 or more by whole sequences, one
+#: part.
 _MOST_PARTS = 128
 _BUSY, _GOOD = 0.8, 0.85
-#: A draft's layer joins embeddings and states, beside the hidden states of a plain one. At most so
-#: many copies of the base's states are alive. Source:
+#: Additional hidden states of a draft's layer, which joins embeddings and states; the most copies
+#: of the base's states that are alive. Source:
 #: lmdeploy models/llama_eagle3.py::Eagle3LlamaModel.forward #0ff5db
 #: lmdeploy spec_decode/spec_agent.py::SpecModelAgent._prepare_inputs_from_main #66b53a
 _JOINED, _STATES = 2, 3
 
 
 def attention_parts(kv_heads: int, processors: int) -> int:
-    """Return into how many parts FlashAttention-3 cuts keys and values in a step.
+    """Return the number of parts into which FlashAttention-3 cuts keys and values in a step.
 
-    It plans a batch as if it were one sequence, whose query rows of a KV head are one tile. Of
-    sequences that are all short it cuts fewer. Source: Dao-AILab/flash-attention
+    FlashAttention-3 plans a batch like a single sequence; a KV head's query rows are one tile. The
+    figure is an upper bound: short sequences have fewer parts. Source: Dao-AILab/flash-attention
     hopper/heuristics.h ``num_splits_heuristic``, and hopper/flash_api.cpp ``get_num_splits``.
     """
     if kv_heads >= _BUSY * processors:
@@ -110,20 +113,19 @@ def attention_parts(kv_heads: int, processors: int) -> int:
 
 
 def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
-    """Return how many tensor elements a token has in a layer's experts on one rank.
+    """Return the number of a token's tensor elements in a layer's experts on one rank.
 
-    ``expert`` is the number of an expert's channels on the rank. Gate and up, their product, and
-    the output of each chosen expert are alive together; so are logits of all experts and their
-    softmax in 32 bits.
+    ``expert`` is the number of an expert's channels on the rank. Alive together are gate, up, the
+    product and the output of each chosen expert, and 32-bit logits and softmax of all experts.
     lmdeploy cuda/moe/fused_moe.py::fused_moe #533a6a
     """
     return moe.experts_per_token * (3 * expert + hidden) + 3 * moe.experts
 
 
 class Prefill(Struct):
-    """One prefill: ``tokens`` of ``sequences``, their whole ``context``, and vision ``units``.
+    """One prefill: ``tokens`` of ``sequences``, the summed ``context``, and vision ``units``.
 
-    At the same time, the engine sends the pixels of ``next_units`` for the next forward.
+    During the prefill, the engine sends the pixels of ``next_units`` for the next forward.
     """
 
     tokens: int
@@ -143,7 +145,8 @@ class Activations:
         self.constants = constants
         self.tp = settings.tp
         self.expert = expert_channels(model, self.tp)
-        #: A token's states that the base's layers collect for EAGLE-3, and tokens of one step.
+        #: Elements of a token's states that the base's layers collect for EAGLE-3; below, the
+        #: tokens of one step.
         reads_layers = model.draft and model.draft.algorithm == EAGLE3
         self.collected = STATES * model.text.hidden if reads_layers else 0
         self.step_tokens = 1 + model.draft.tokens if model.draft else 1
@@ -153,16 +156,16 @@ class Activations:
     def graph_buffers(self, captured: Sequence[int]) -> int:
         """Return the bytes of CUDA graphs for the ``captured`` batch sizes.
 
-        The graphs' tables and shared pool are not included; what they give only for a draft.
+        The graphs' tables and shared pool are not included. Graphs have outputs only for a draft.
         """
         given = self.collected + self.text.hidden if self.model.draft else 0
         return sum(captured) * self.step_tokens * given * HALF
 
     def draft_graphs(self, draft: Draft, captured: Sequence[int], blocks: int) -> int:
-        """Return the bytes of a draft's CUDA graphs, two for each batch size, and of its step.
+        """Return the bytes of a draft's CUDA graphs and of a draft's step.
 
-        One has all tokens of a step, the other a token of each sequence. Each has a table of
-        ``blocks`` blocks, the states that it is given, and those that it gives.
+        Each batch size has two graphs: one for all tokens of a step, one for a token of each
+        sequence. Each graph has a table of ``blocks`` blocks, input states and output states.
         """
         hidden, rows = draft.text.hidden, max(captured, default=0) * self.step_tokens
         gives = 2 * hidden if self.collected else hidden
@@ -175,8 +178,8 @@ class Activations:
     def draft_prefill(self, draft: Draft, forward: Prefill, chunks: int) -> int:
         """Return the bytes of a draft's prefill, with the base's states. Exact on pretend GPUs.
 
-        Where a prompt is read in ``chunks``, states are copied to begin with the last of the chunk
-        before, whose own stay until the third.
+        If a prompt has several ``chunks``, a chunk's states are copied behind the last state of the
+        previous chunk. States of up to three chunks are then alive.
         """
         text, tokens, constants = draft.text, forward.tokens, self.constants
         queries, keys = text.heads * text.head_dim, text.kv_heads * text.head_dim
@@ -189,7 +192,7 @@ class Activations:
     def further_pool(self) -> int:
         """Return the bytes that torch keeps after the warm-up in addition to the pool of one step.
 
-        The router of Phi-3.5-MoE keeps one page for its small tensors. Seen on pretend GPUs.
+        The router of Phi-3.5-MoE keeps one page for small tensors. Seen on pretend GPUs.
         """
         return self.constants.page if self.text.architecture == _PHI_MOE else 0
 
@@ -208,8 +211,9 @@ class Activations:
     def sampling(self, rows: int) -> int:
         """Return the bytes for logits and sampling of at most ``rows`` rows.
 
-        With a draft, logits of all tokens are alive, and a copy of the last token's; then a copy of
-        the others', which become probabilities at 32 bits. Exact on pretend GPUs. Source:
+        With a draft, the logits of all tokens are alive, and a copy of the last token's logits.
+        Later a copy of the other tokens' logits becomes probabilities at 32 bits. Exact on pretend
+        GPUs. Source:
         lmdeploy backends/cuda/rejection_sampling.py::CudaRejectionSamplingImpl.forward #370a48
         """
         few = min(rows, _SEGMENTED_SORT - 1) * self.constants.logit_few
@@ -237,8 +241,8 @@ class Activations:
     def restored(self, rows: int) -> int:
         """Return the bytes of the widest output of a module with adapters; 0 without adapters.
 
-        The warm-up copies it to try the variants of their kernel, whose writes add up. Copies of
-        less than 1 MiB have a page of their own. Source:
+        The warm-up tries variants of the adapters' kernel. Each try adds to the output; the warm-up
+        therefore keeps a copy. A copy of less than 1 MiB has a page of its own. Source:
         lmdeploy kernels/cuda/fused_lora.py `restore_value=['c_ptr']`
         """
         text, page = self.text, self.constants.page
@@ -246,7 +250,7 @@ class Activations:
         return copied + page if self.model.loras else 0
 
     def delta_warmup(self, rows: int) -> int:
-        """Return the bytes that delta nets add to the warm-up, which prefills one token a row."""
+        """Return the bytes that delta nets add to the warm-up, a prefill of one token a row."""
         if self.text.delta is None:
             return 0
         one_each = Prefill(tokens=rows, context=rows, sequences=rows)
@@ -266,7 +270,7 @@ class Activations:
         return base + max(mlp, moe, deep, self._attention(forward), self._delta(forward))
 
     def _moe(self, tokens: int) -> int:
-        """Return the bytes of a layer's experts and of tuning their kernels; 0 without experts.
+        """Return the bytes of a layer's experts and of the tuning of kernels; 0 without experts.
 
         The first forwards of a size tune the kernels.
         """
@@ -281,7 +285,7 @@ class Activations:
         return size + max(0, tuning - summed, unfused)
 
     def _unfused_elements(self) -> int:
-        """Return a token's additional elements in experts whose activation is not fused, or 0."""
+        """Return a token's additional elements in experts without a fused activation, or 0."""
         moe = self.text.moe
         if moe is None or self.text.architecture != _GPT_OSS:
             return 0
@@ -290,12 +294,14 @@ class Activations:
     def _mlp_elements(self) -> int:
         """Return the elements of a token in a layer's MLP: gate and up, and the live hidden states.
 
-        A shared expert runs after the chosen ones, while their sum is alive.
+        A shared expert runs after the chosen experts, while the sum of their outputs is alive.
         """
         text, constants = self.text, self.constants
         width, copies = 2 * text.intermediate / self.tp, constants.hidden_copies
         if any(_DOWN in adapter.modules for adapter in self.model.loras):
-            width += text.intermediate / self.tp  # its input is a part of gate and up, and copied
+            width += (
+                text.intermediate / self.tp
+            )  # a copy of the input, which is a part of gate and up
         if text.moe is not None:
             dense = width if text.moe.layers < text.layers else 0.0
             shared = 2 * text.moe.shared_intermediate / self.tp
@@ -323,7 +329,7 @@ class Activations:
             return 0
         routed = routed_elements(moe, self.expert, text.hidden)
         if text.architecture == _LLAMA4:
-            # Weighted inputs of the experts, and their output beside that of the shared expert.
+            # Weighted inputs of the experts, and the outputs of experts and of the shared expert.
             routed += (moe.experts_per_token + 1) * text.hidden
         copies = constants.hidden_copies
         return int(routed + copies * text.hidden + self._token_elements())
@@ -331,9 +337,8 @@ class Activations:
     def _latent_elements(self, mla: MlaDims, more: int = 0) -> int:
         """Return the elements of a token in attention to latents, plus ``more`` for each head.
 
-        The elements are the queries with the latent's and the position's channels, the rotated
-        position, the output in the latent's channels, and the output in the values' channels.
-        Source:
+        The elements are the queries (channels of latent and position), the rotated position, and
+        the output, first in the latent's channels, then in the values' channels. Source:
         lmdeploy models/deepseek_v2.py `attn_output.new_empty(q_len, num_heads, `
         """
         text, constants = self.text, self.constants
@@ -364,13 +369,13 @@ class Activations:
         text, constants = self.text, self.constants
         heads = text.heads * text.head_dim / self.tp
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
-        # Live hidden states as in the MLP without its own two, and the projections before them.
+        # Hidden states as in the MLP without the MLP's own two, and the projections.
         alive = (constants.hidden_copies - 1) * text.hidden + self._token_elements()
         extra = _GATED * heads if text.output_gate else 0
         if text.architecture == _LLAMA4:
             extra = _TURNED * (heads + kv)
         elif text.qk_norm and not text.output_gate:
-            # Normed queries and keys are alive beside the original ones.
+            # Normed queries and keys are alive with the original queries and keys.
             extra = heads + kv
         if self.settings.quant_policy == TURBO_QUANT:
             extra += _ROTATED * heads
@@ -379,11 +384,11 @@ class Activations:
     def _delta(self, forward: Prefill) -> int:
         """Return the bytes of the gated delta rule in chunks, with states of chunks and sequences.
 
-        The tensors were counted in the sources of LMDeploy and fla, as if all tensors of a forward
-        lived at once, chunk matrices had 32 bits as in older fla, and every sequence ended in its
-        own chunk. On pretend GPUs (fla 0.6.0, Qwen3-Next), 8,192 tokens of one sequence took 1,161
-        MiB where 1,230 are counted, and 6,000 tokens of 375 sequences took 2,341 MiB where 2,444
-        are counted.
+        The tensors were counted in the sources of LMDeploy and fla. The count is an upper bound:
+        all tensors of a forward live at once, chunk matrices have 32 bits as in older fla, and
+        every sequence ends in a chunk of its own. On pretend GPUs (fla 0.6.0, Qwen3-Next), 8,192
+        tokens of one sequence took 1,161 MiB; the count is 1,230 MiB. 6,000 tokens of 375 sequences
+        took 2,341 MiB; the count is 2,444 MiB.
         """
         delta = self.text.delta
         if delta is None:
@@ -391,8 +396,8 @@ class Activations:
         heads = delta.value_heads // self.tp
         state = heads * delta.key_dim * delta.value_dim
         window = delta.channels // self.tp * 2 * delta.kernel
-        # For each sequence: the state that is read, the 32-bit state that is left, a chunk's. The
-        # 16-bit copy of the latter is made after the chunks are freed.
+        # For each sequence: the state that is read, the final state in 32 bits, a chunk's state.
+        # The 16-bit copy of the final state is made after the chunks are freed.
         elements = forward.tokens * (self._delta_elements() + -(-state // _CHUNK))
         return (elements + min(forward.sequences, forward.tokens) * (4 * state + window)) * HALF
 
@@ -410,18 +415,15 @@ class Activations:
         alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
         # Tensors before and after the convolution; keys repeated for each value head, and w; the
         # gate z, values in a new layout, u, the new values and the output. If one projection makes
-        # all of them, its z is alive beside the copy.
+        # all inputs, the projection's z is alive with the copy of z.
         wide = 2 * (delta.channels // self.tp) + 3 * keys + 5 * values
         if text.architecture == _NEXT:
             wide += values
-        # Two gates, beta, the decay and its 32-bit sum, and three matrices of a chunk.
+        # Two gates, beta, the decay and the 32-bit sum of decays, and three matrices of a chunk.
         return alive + wide + heads * (7 + 3 * _CHUNK)
 
     def _deepstack(self, units: int) -> int:
-        """Return the bytes that the tower passes to the first layers.
-
-        They live until the forward ends.
-        """
+        """Return the bytes of tower features for the first layers, alive until the forward ends."""
         layers = self.model.vision.deepstack if self.model.vision is not None else 0
         return layers * self.model.features(units) * self.text.hidden * HALF
 
@@ -443,9 +445,9 @@ class Activations:
 
 
 class MiniCPM3Activations(Activations):
-    """The memory of MiniCPM3, which expands latents before it caches them.
+    """The memory of MiniCPM3, which caches expanded latents.
 
-    A prefill makes logits for all its tokens. Checked on pretend GPUs.
+    A prefill makes logits for all tokens of the prefill. Checked on pretend GPUs.
     Source: lmdeploy pytorch/models/minicpm3.py::MiniCPM3ForCausalLM.forward #f412db
     """
 
@@ -463,7 +465,7 @@ class MiniCPM3Activations(Activations):
         return max(super().decode(rows), rows * self._head_elements() * HALF)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:
-        """Return the bytes of CUDA graphs' logits; those of the largest graph are in the pool."""
+        """Return the bytes of CUDA graphs' logits; the pool has the logits of the largest graph."""
         return (sum(captured) - max(captured)) * self.text.vocab * HALF
 
     def _head_elements(self) -> int:

@@ -1,8 +1,8 @@
 """The memory of LoRA adapters on one rank of the PyTorch engine.
 
-Each module that an adapter changes gets one A of (the sum of all adapters' ranks) x inputs and one
-B of the same ranks x outputs, in the model's type. A is cut over ranks where the layer is cut by
-rows, B where it is cut by columns. Source:
+Each module that an adapter changes has two matrices in the model's type: A of LoRA ranks x inputs,
+and B of LoRA ranks x outputs, with the summed ranks (LoRA's r) of all adapters. The engine's ranks
+divide A if the layer is cut by rows, and B if the layer is cut by columns. Source:
 lmdeploy pytorch/models/patch.py::add_adapters #9944c1
 """
 
@@ -17,13 +17,14 @@ from turbofit.memory.pytorch.weights import kv_heads_held
 from turbofit.model.adapters import lora_modules
 from turbofit.model.tensors import Tensor
 
-#: Torch rounds each allocation up to this (kMinBlockSize of its allocator).
+#: Bytes of torch's smallest block (kMinBlockSize); each allocation takes whole blocks.
 _LEAST_BLOCK: Final = 512
 
 
-#: The largest rank whose kernel fits into a block's shared memory, by compute capability; others
-#: hold at least `_LEAST_RANK`. Source: both shapes of `fused_lora`, compiled by Triton 3.7.1; the
-#: smaller takes 73,728 bytes for rank 64, 122,880 for 128 and 221,184 for 256, on 7.5 640 a rank.
+#: The largest LoRA rank with a kernel that fits into a block's shared memory, by compute
+#: capability; other cards take ranks up to `_LEAST_RANK`. Source: the two shapes of `fused_lora`,
+#: compiled by Triton 3.7.1; the smaller shape takes 73,728 bytes for rank 64, 122,880 for rank 128
+#: and 221,184 for rank 256; on 7.5 it takes 640 bytes a rank.
 _LARGEST_RANK: Final = {(8, 0): 128, (9, 0): 256, (10, 0): 256, (10, 3): 256}
 _LEAST_RANK: Final = 64
 
@@ -31,8 +32,8 @@ _LEAST_RANK: Final = 64
 def adapter_bytes(model: Model, tp: int) -> int:
     """Return the bytes of all adapters' matrices on one rank.
 
-    Each module also has the offsets of the adapters' own ranks (LoRA's r), counted as one block of
-    torch's allocator. Each kind of module also has these ranks and the scalings, one block each.
+    Each module also has the offsets of the adapters' LoRA ranks, which count as one block of
+    torch's allocator. Each kind of module also has the LoRA ranks and the scalings, one block each.
     """
     total = 0
     for module, tensor in lora_modules(model.text).items():
@@ -59,17 +60,17 @@ def _held(model: Model, tensor: Tensor, tp: int) -> tuple[int, int]:
 def adapter_files(model: Model) -> int:
     """Return the most bytes of the adapters' files that are on a card at one moment.
 
-    Each file is loaded whole, while the one before it is still held, and freed at the end.
+    A file is loaded whole while the previous file is still held. All files are freed at the end.
     """
     sizes = [adapter.file_bytes for adapter in model.loras]
     return max((sum(pair) for pair in pairwise(sizes)), default=sum(sizes))
 
 
 def adapter_problem(model: Model, tp: int) -> str | None:
-    """Return the reason why so many ranks cannot load the adapters, or None.
+    """Return the reason why ``tp`` ranks cannot load the adapters, or None.
 
-    Where KV heads are repeated, B is cut into equal parts that are smaller than a rank's. Source:
-    lmdeploy nn/linear/lora.py::LoRA.weight_loader_B #0a14e6
+    If KV heads are repeated, LMDeploy cuts B into equal parts, which are too small for a rank.
+    Source: lmdeploy nn/linear/lora.py::LoRA.weight_loader_B #0a14e6
     """
     of_keys = any({"k_proj", "v_proj"} & {*adapter.modules} for adapter in model.loras)
     if of_keys and tp > model.text.kv_heads:
@@ -81,7 +82,7 @@ def adapter_problem(model: Model, tp: int) -> str | None:
 
 
 def kernel_problem(model: Model, capability: tuple[int, int], card: str) -> str | None:
-    """Return a sentence about an adapter whose rank has no kernel on a card, or None."""
+    """Return a sentence about an adapter with a LoRA rank that has no kernel on a card, or None."""
     most = _LARGEST_RANK.get(capability, _LEAST_RANK)
     large = next((adapter for adapter in model.loras if adapter.rank > most), None)
     if large is None:

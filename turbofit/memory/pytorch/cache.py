@@ -20,11 +20,11 @@ from turbofit.memory.account import CacheShape, VisionLoad
 from turbofit.memory.pytorch.weights import PytorchConstants, kv_heads_held
 
 _ALIGN = 256
-#: With heads of so many channels or more, a block has at most WIDE_BLOCK tokens.
+#: The fewest channels of a wide head; with wide heads a block has at most WIDE_BLOCK tokens.
 _WIDE = 512
 WIDE_BLOCK = 32
 
-#: The ``quant_policy`` with keys at 4 and values at 2 bits, both rotated.
+#: The ``quant_policy`` with rotated keys at 4 bits, and rotated values at 2 bits.
 TURBO_QUANT: Final = 42
 
 #: Blocks that requests never get: one for padding, and one spare.
@@ -52,7 +52,7 @@ KV_TYPES: Final = {
 
 
 def block_tokens(text: TextDims, settings: Settings) -> int:
-    """Return the tokens in one KV block; fewer than the option says if the heads are wide."""
+    """Return the tokens in one KV block: those of the option, or fewer if the heads are wide."""
     tokens = settings.cache_block_seq_len
     return min(tokens, WIDE_BLOCK) if text.head_dim >= _WIDE else tokens
 
@@ -60,7 +60,7 @@ def block_tokens(text: TextDims, settings: Settings) -> int:
 def block_bytes(text: TextDims, settings: Settings) -> int:
     """Return the bytes per rank of one KV block, over all layers with attention.
 
-    Latents are cached as keys, whole on every rank; their first channels are the values.
+    Latents are cached as keys, whole on every rank; the first channels of a latent are the values.
     """
     heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
     rows = block_tokens(text, settings) * heads
@@ -72,7 +72,7 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
 
 
 def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants) -> CacheShape:
-    """Return the layout: one allocation, of which the engine keeps two blocks for itself."""
+    """Return the layout: one allocation of blocks; the engine keeps two blocks for itself."""
     return CacheShape(
         block_bytes=block_bytes(text, settings),
         block_tokens=block_tokens(text, settings),
@@ -82,7 +82,7 @@ def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants)
 
 
 def draft_block(model: Model, settings: Settings) -> int:
-    """Return the bytes of a draft's keys and values in one block, on its only rank; or 0."""
+    """Return the bytes of a draft's keys and values in one block, on the draft's rank; or 0."""
     return block_bytes(model.draft.text, replace(settings, tp=1)) if model.draft else 0
 
 
@@ -94,8 +94,8 @@ def state_slots(settings: Settings) -> int:
 def state_bytes(text: TextDims, settings: Settings) -> int:
     """Return the bytes per rank of the state cache; 0 if every layer has attention.
 
-    A slot holds the convolutions' last inputs of all layers, then the recurrent states of all
-    layers, each of the two parts from a multiple of 256 bytes on. All values have 16 bits, even if
+    A slot has two parts: the convolutions' last inputs of all layers, and the recurrent states of
+    all layers. Each part begins at a multiple of 256 bytes. All values have 16 bits, even if
     the config's ``mamba_ssm_dtype`` differs. Source:
     lmdeploy executor/base.py `cache_config.max_batches + 2`
     lmdeploy configurations/qwen3_5.py::Qwen3_5ModelConfigBuilder.build #818bd6
@@ -110,16 +110,16 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
 
 
 def runtime_bytes(text: TextDims, settings: Settings) -> int:
-    """Return the bytes that the engine keeps free for logits when it sizes the cache.
+    """Return the bytes that the engine keeps free for logits at the size of the cache.
 
-    It subtracts them from free memory, but never allocates them.
+    The engine subtracts the bytes from free memory, but never allocates the bytes.
     """
     # lmdeploy executor/base.py `(max_prefill_token_num + max_batches * 2) * vocab_size * 2`
     return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * HALF
 
 
 class UnitsMet(NamedTuple):
-    """Vision units of one forward, and of the next forward, whose pixels are sent meanwhile."""
+    """Vision units of one forward, and of the next forward; the next pixels are sent early."""
 
     now: int
     next: int
@@ -128,10 +128,9 @@ class UnitsMet(NamedTuple):
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
     """Return the most vision units in one forward; an upper bound.
 
-    Whole prompts join a prefill while their tokens are within ``max_prefill_token_num``. A longer
-    prompt is cut into chunks of that size, but never inside an image. If one image of the prompt is
-    longer than that, every chunk may be as long as this image, and smaller images may share a
-    chunk. Source:
+    Whole prompts join a prefill up to ``max_prefill_token_num`` tokens. A longer prompt is cut into
+    chunks of that size, but never inside an image. An image that is longer than a chunk makes every
+    chunk of the prompt as long as the image; smaller images may then share a chunk. Source:
     lmdeploy prefill_scheduler.py::_PrefillScheduler.reserve_long_context_chunk #2b1966
     """
     image_units, tokens = vision_load.units_per_image, settings.max_prefill_token_num
@@ -144,13 +143,13 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 
 
 def units_met(bound: int, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> UnitsMet:
-    """Return the vision units, of a forward and of the next one, that the peak must allow for.
+    """Return the vision units that the peak must allow for in a forward and in the next forward.
 
     ``bound`` is the most units that can meet in a forward. The result is never too low. The engine
-    sends a forward's pixels to the card while the previous forward runs. If a gateway limits the
-    units of all clients together to less than ``bound``, one forward can have all of them, and no
-    units are left for the next forward. An image longer than ``max_prefill_token_num`` never
-    directly follows another request's image, since a chunk of text comes between them.
+    sends a forward's pixels to the card while the previous forward runs. A gateway may limit the
+    units of all clients to less than ``bound``. A single forward can then have all units, and no
+    units remain for the next forward. An image longer than ``max_prefill_token_num`` never directly
+    follows another request's image: a chunk of text comes between the two images.
     Source: lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     now = vision_load.budgeted_units(bound)

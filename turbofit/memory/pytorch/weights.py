@@ -39,20 +39,21 @@ _LEAST_ROOM: Final = 128 * MIB
 _COPIED_ON = (9, 0)
 _COPIED_GROUP = 128
 _MAPPED = 3 * 8
-#: Sharded rows of the vocabulary are padded to a multiple of this.
+#: Sharded rows of the vocabulary are padded to a multiple of `VOCAB_ROWS`.
 VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3b77b2
-#: Models whose routers have 32 bits, with their corrections. Source:
+#: Models with routers of 32 bits, corrections included. Source:
 #: lmdeploy models/glm4_moe.py::Glm4MoE `dtype=torch.float32`
 _FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
-#: The model with latent attention that does not keep ``kv_b``, and whose head is whole. Source:
+#: The model with latent attention that drops ``kv_b``, and has a whole head. Source:
 #: lmdeploy models/kimi_k2_language.py::KimiK2Attention.__init__ #590e26
 _KIMI = "KimiK2ForCausalLM"
 #: Towers that are whole on every rank. Source:
 #: lmdeploy models/kimi_k25_vision.py::MoonViTEncoderLayer.__init__ #7cc25d
 WHOLE_TOWERS = frozenset({"moonvit"})
-#: Models whose checkpoints store the experts of a layer in one tensor.
+#: Models with checkpoints that store the experts of a layer in one tensor.
 _ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
-#: The class of a tensor by its part; tensors that are neither linear nor embedding count as norms.
+#: The class of a tensor, by the tensor's part; a tensor that is neither linear nor embedding counts
+#: as a norm.
 _CLASSES: Final = {
     "embedding": "embedding", "head": "lm_head", "attention": "attention", "delta": "delta",
     "mlp": "mlp", "expert": "mlp", "shared": "mlp",
@@ -62,7 +63,7 @@ _CLASSES: Final = {
 class PytorchConstants(Struct):
     """The constants of one generation, in bytes unless the name says otherwise.
 
-    The YAML file describes each figure's meaning and source, and if it may be too high or too low.
+    The YAML file has the meaning and the source of each figure, and its sign (over or under).
     """
 
     version: str
@@ -94,7 +95,7 @@ def load_constants(version: str = REFERENCE) -> PytorchConstants:
 
 
 def segments(settings: Settings) -> str:
-    """Return how torch's allocator maps memory: ``fixed`` for Ray workers, else ``expandable``."""
+    """Return the kind of torch's segments: ``fixed`` for Ray's workers, or ``expandable``."""
     default = "uni" if settings.tp == 1 else "ray"
     return "fixed" if (settings.distributed_executor_backend or default) == "ray" else "expandable"
 
@@ -102,9 +103,9 @@ def segments(settings: Settings) -> str:
 def environment(settings: Settings, model: Model, share: float | None = None) -> dict[str, str]:
     """Return variables for the engine's processes; torch takes at most ``share`` of a card.
 
-    LMDeploy's check of the environment would start a process with a CUDA context, so it is off.
-    Expandable segments leave little unusable memory between weights and activations. States of
-    delta nets are counted at 16 bits, the default.
+    LMDeploy's check of the environment is off, since the check starts a process with a CUDA
+    context. Expandable segments leave little unusable memory between weights and activations.
+    States of delta nets have 16 bits, as the plan counts.
     """
     env = {"LMDEPLOY_ENABLE_CHECK_ENV": "0"}
     if model.text.delta is not None:
@@ -119,10 +120,10 @@ def environment(settings: Settings, model: Model, share: float | None = None) ->
 def share_of(ledgers: Sequence[GpuLedger]) -> float:
     """Return the share of a card for torch's allocator: the plan's peak and half the margin.
 
-    Torch grows until memory is refused, and then frees cached blocks. Without a limit this happens
-    only when the card is full, and nothing is left for a library. With the peak as limit, both
-    plans that were tried on pretend GPUs died, since a block is refused by its whole size. With
-    half of the margin in addition, both served, and used at most 16 MiB more than the peak. The
+    Torch grows until memory is refused, and then frees cached blocks. Without a limit, memory is
+    refused only when the card is full and has no memory for a library. On pretend GPUs, two plans
+    died with the peak as limit, since torch refuses a block by the block's whole size. With half of
+    the margin in addition, the two plans served, and used at most 16 MiB more than the peak. The
     part of the margin that a budget withholds is not available. All GPUs of a group get the share
     of the fullest card, which is too high for emptier cards.
     """
@@ -138,18 +139,18 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
-    """Return the KV heads of all ranks together; with more ranks than heads they are repeated."""
+    """Return the KV heads of all ranks together; more ranks than heads repeat the heads."""
     return max(kv_heads, tp)
 
 
 def weight_classes(model: Model, tp: int) -> dict[str, int]:
-    """Return one rank's weight bytes by class; 16 bits a weight if it is not quantised."""
+    """Return one rank's weight bytes by class; a weight without quantisation has 16 bits."""
     classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms", "delta"), 0)
     for tensor in text_tensors(model.text):
         linear = tensor.packs or tensor.part in ("embedding", "head", "delta")
         classes[_CLASSES[tensor.part] if linear else "norms"] += _held(model, tensor, tp)
     if model.text.cached_latent is not None and model.text.architecture != _KIMI:
-        # The second copy of ``kv_b``, for queries and outputs, has 16 bits however it is stored.
+        # The second copy of ``kv_b``, for queries and outputs, always has 16 bits.
         # lmdeploy models/deepseek_v2.py::DeepseekV2BMM.create_weight #1e5d85
         absorbed = sum(one.weights for one in linears(model.text) if one.role == "kv_b") * HALF
         classes["attention"] += absorbed // tp
@@ -161,7 +162,7 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
 
 
 def _held(model: Model, tensor: Tensor, tp: int) -> int:
-    """Return the bytes on one rank of all tensors with the same role as ``tensor``."""
+    """Return the bytes on one rank of ``tensor`` in all layers."""
     text = model.text
     if tensor.part in ("embedding", "head"):
         whole_head = tensor.part == "head" and text.architecture == _KIMI
@@ -184,8 +185,8 @@ def _held(model: Model, tensor: Tensor, tp: int) -> int:
 def _width(text: TextDims, tensor: Tensor) -> int:
     """Return the bytes of one element in a tensor that quantisation never packs.
 
-    Two biases of a delta net's value head have 32 bits, and so has the decay that the first forward
-    keeps. Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #73dd14
+    Two biases of a delta net's value head have 32 bits. The first forward keeps a decay of 32 bits,
+    too. Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #73dd14
     """
     if tensor.role == "delta.decay":
         return 2 * FLOAT
@@ -214,7 +215,7 @@ def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:
 
 
 def _share(model: Model, linear: Tensor, tp: int) -> float:
-    """Return the fraction of these layers that the fullest rank holds."""
+    """Return the fraction of linear layers of one role that the fullest rank holds."""
     if linear.split == "whole":
         return 1.0
     if model.text.moe is not None and linear.part == "expert":
@@ -223,9 +224,9 @@ def _share(model: Model, linear: Tensor, tp: int) -> float:
 
 
 def _repeat(text: TextDims, linear: Tensor, tp: int) -> float:
-    """Return how many times all ranks together hold the weights of ``linear``.
+    """Return the number of copies of ``linear`` on all ranks together.
 
-    This is more than 1 only for keys and values, if there are more ranks than KV heads.
+    The number exceeds 1 only for keys and values, with more ranks than KV heads.
     """
     return kv_heads_held(text.kv_heads, tp) / text.kv_heads if linear.split == "kv_heads" else 1.0
 
@@ -233,8 +234,8 @@ def _repeat(text: TextDims, linear: Tensor, tp: int) -> float:
 def expert_channels(model: Model, tp: int) -> int:
     """Return the intermediate channels of an expert on the rank with the most; 0 without experts.
 
-    Experts in fp8 are divided in whole groups. If the ranks cannot have equally many groups, the
-    first ranks have one group more.
+    Experts in fp8 are divided in whole groups. If the groups do not divide evenly, each of the
+    first ranks has an additional group.
     lmdeploy nn/moe/blocked_fp8.py::LinearWeightsBlockedF8._chunk_weight_tp #f5c577
     """
     moe, packed = model.text.moe, model.quantization
@@ -247,9 +248,9 @@ def expert_channels(model: Model, tp: int) -> int:
 def _forgotten(model: Model, tp: int) -> int:
     """Return the bytes of a dense model that Qwen3-VL's class with experts makes, then replaces.
 
-    On several ranks the dense model's layers refer to themselves (``weight_loader``), so Python
-    keeps them: they remained to the end in two rehearsals. The figure is too high if Python's
-    garbage collector frees them. Source:
+    On several ranks, the dense model's layers refer to themselves (``weight_loader``). Python then
+    keeps the layers: in two rehearsals, to the end. The figure is too high if Python's garbage
+    collector frees the layers. Source:
     lmdeploy models/qwen3_vl_moe.py::Qwen3VLMoeForConditionalGeneration.__init__ #bf8fff
     """
     if model.architecture != "Qwen3VLMoeForConditionalGeneration" or tp == 1:
@@ -268,7 +269,7 @@ def rows_held(text: TextDims, tp: int) -> int:
 
 
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
-    """Return the bytes of the audio tower on one rank: its attention is sharded, the rest is whole.
+    """Return the bytes of the audio tower on one rank, with sharded attention and a whole rest.
 
     lmdeploy models/qwen3_omni_moe_thinker.py::Qwen3OmniMoeAudioEncoderLayer.__init__ #7477d6
     """
@@ -290,16 +291,16 @@ def _heads_share(heads: int, tp: int) -> float:
 def largest_loaded(model: Model, tp: int) -> int:
     """Return the most bytes of tensors that are on the card in addition to the final weights.
 
-    At tp 1, tensors are copied directly to their places; a tied head is made, then dropped. With
-    more ranks, a row-wise layer arrives whole on each. 16-bit experts are copied to a new layout,
-    one layer at a time, and the old layout is freed later. Seen on pretend GPUs. Source:
+    At tp 1, tensors are copied directly to the final weights; a tied head is made, then dropped.
+    With more ranks, a row-wise layer arrives whole on each rank. 16-bit experts are copied to a new
+    layout, one layer at a time; the old layout is freed later. Seen on pretend GPUs. Source:
     lmdeploy linear/default.py::BaseLinear._weight_loader_tp_rowwise #76002c
     lmdeploy cuda/moe/default.py::TritonFusedMoEImpl.update_weights #1fab2a
     lmdeploy pytorch/models/gpt_oss.py::GptOssForCausalLM._load_weight_experts #f4ee8a
     """
     text, moe, experts = model.text, model.text.moe, 0
     tied = text.vocab * text.hidden * HALF if text.tie_word_embeddings else 0
-    if moe is not None and text.architecture in _ONE_TENSOR:  # gate and up, before ranks split them
+    if moe is not None and text.architecture in _ONE_TENSOR:  # gate and up, before the ranks' split
         experts = moe.experts * text.hidden * 2 * moe.intermediate * HALF
     if moe is not None and model.quantization is None:  # a layer's, on all ranks
         experts = max(experts, moe.experts * 3 * text.hidden * moe.intermediate * HALF // tp)
@@ -315,9 +316,9 @@ def largest_loaded(model: Model, tp: int) -> int:
 def draft_weights(draft: Draft) -> int:
     """Return the bytes of a draft, which the first rank has whole, and other ranks have not.
 
-    EAGLE-3's class makes the projections of a plain layer first, which are freed after the cache is
-    sized; its map to the base's vocabulary has 64 bits, and so have words and bits for grammars.
-    Source:
+    EAGLE-3's class first makes the projections of a plain layer, and frees these projections after
+    the engine sizes the cache. The map to the base's vocabulary has 64 bits an entry; words and
+    bits for grammars have 64 bits an entry, too. Source:
     lmdeploy pytorch/spec_decode/__init__.py::build_spec_agent #bb0341
     lmdeploy models/llama_eagle3.py::Eagle3LlamaDecoderLayer.__init__ #4e5c93
     """
@@ -334,7 +335,7 @@ def draft_staged(draft: Draft) -> int:
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:
-    """Return whether TurboMind's kernels multiply AWQ's weights from a copy in their own layout."""
+    """Return whether TurboMind's kernels multiply AWQ's weights, from a copy in a new layout."""
     quantization = model.quantization
     return (
         capability == _COPIED_ON
@@ -348,8 +349,8 @@ def packed_copy(
 ) -> int:
     """Return the bytes on one rank of AWQ's weights in the layout of TurboMind's kernels.
 
-    They are a second copy. The figure is an upper bound: layers of odd shapes have no copy, since
-    those kernels refuse them.
+    The bytes are those of a second copy. The figure is an upper bound: the kernels refuse layers of
+    odd shapes, which then have no copy.
     """
     if not is_copied(model, capability):
         return 0

@@ -39,11 +39,11 @@ _NOTES = {
     "image_features": "features put among the embeddings",
 }
 
-#: The release that the account was compared with; other 5.x are accepted if they have the same
-#: private classes.
+#: The release of Transformers with which the account was compared. Other releases of 5 are accepted
+#: if their private classes are equal.
 _RELEASE: Final = "5.17"
-#: Host bytes of one server: torch, its CUDA libraries, Transformers. The estimate is high: 1 GB was
-#: measured on a CPU (without CUDA's libraries).
+#: Host bytes of one server: torch, CUDA's libraries, Transformers. The estimate is high: 1 GB was
+#: measured on a CPU, without CUDA's libraries.
 _HOST_PROCESS: Final = 4 * GIB
 #: Options of LMDeploy that Transformers also has.
 _OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
@@ -69,7 +69,7 @@ class TransformersAccount(Account):
         self._load = launch.vision_load.of(launch.settings.session_len)
         copies, load = self.copies, self._load
         placement = launch.placement or place_all(copies, load) or fewest_offloaded(copies, load)
-        # All layers are offloaded if even the fewest do not fit.
+        # Without any placement that fits, all layers are offloaded.
         placement = placement or (None,) * len(copies.parts.layers)
         self._off = offloaded(placement)
         #: The numbers of the layers on each GPU.
@@ -190,7 +190,8 @@ class Transformers(Engine):
     ) -> dict[str, str]:
         """Return the variable that lets torch grow its segments in place.
 
-        Without it, the loader and the cache, which grows by one token at a time, leave holes.
+        Without the variable, the loader leaves holes, and the cache too, which grows token by
+        token.
         """
         return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 

@@ -1,9 +1,9 @@
-"""Memory in a forward of Transformers' model code besides weights and cache: upper bounds.
+"""Upper bounds of the memory in a forward of Transformers' model code, without weights and cache.
 
-Each bound follows the tensors that are alive at the code's peak, and was compared with rehearsals
-of the real code on pretend GPUs (docs/fallback.md): none was too low. The bounds assume ``sdpa``,
-which is always requested, with a kernel that does not store the attention matrix. If a card has no
-such kernel for grouped heads, the matrix is added.
+Each bound follows the tensors that are alive at the code's peak. Rehearsals of the real code on
+pretend GPUs exceeded no bound (docs/fallback.md). turbofit always requests the attention ``sdpa``;
+the bounds assume a kernel that stores no attention matrix. If a card lacks this kernel for grouped
+heads, the matrix is added.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _INSIDE: Final = "model.language_model"
 _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
 #: Parts that only some layers have: a dense MLP, or experts; routers are divided evenly.
 _MLPS: Final = ("mlp", "expert", "shared")
-#: Towers whose attention has no rotation; the others rotate in 32 bits.
+#: Towers with attention that rotates nothing; other towers rotate in 32 bits.
 _UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama", "idefics3"})
 #: Towers that get a mask of the pixels that belong to the image.
 _PIXEL_MASKS: Final = frozenset({"idefics3"})
-#: Channels of a token in a vision block's attention, in units of its width: residual, norm,
-#: queries, keys, values, output; the second includes their rotation. Rehearsed with Qwen2-VL: 17.6.
+#: Channels of a token in a vision block's attention, in units of the block's width: residual, norm,
+#: queries, keys, values, output; below, with the rotation. Rehearsed with Qwen2-VL: 17.6.
 _VISION_PLAIN: Final = 10
 _VISION_ROTATED: Final = 20
-#: Channels of a token beside the block's MLP. Rehearsed with SigLIP: 2.5.
+#: Channels of a token in addition to the block's MLP. Rehearsed with SigLIP: 2.5.
 _VISION_BESIDE_MLP: Final = 4
 #: The projector, in units of the language model's width.
 _PROJECTOR: Final = 4
-#: Channels of a token beside the MLP: the prompt's embeddings, the layer's input, the residual, the
-#: norm, and rotary tables. Rehearsed with Qwen2, Llama and Mistral: 4.0 to 4.3.
+#: Channels of a token in addition to the MLP: the prompt's embeddings, the layer's input, the
+#: residual, the norm, and rotary tables. Rehearsed with Qwen2, Llama and Mistral: 4.0 to 4.3.
 _BESIDE_MLP: Final = 5
 #: Copies of queries and keys before and after rotation, with temporaries.
 _ROTATED: Final = 4
@@ -48,16 +48,16 @@ _CROSS_MASKS: Final = 3
 #: Bytes of a pair of positions while a sliding window's mask is computed: three booleans. Rehearsed
 #: with Mistral and Qwen2-MoE, with Transformers 5.17: 3.0.
 _MASK_MADE: Final = 3
-#: Copies of that mask as numbers in attention: torch's memory-efficient kernel does not accept
-#: booleans, and needs a longer copy if the length is not a multiple of 16. Rehearsed with Mistral:
-#: 2, else 1.
+#: Copies of a sliding window's mask as numbers in attention. Torch's memory-efficient kernel
+#: accepts no booleans; it needs a second, longer copy if the length is no multiple of 16. Rehearsed
+#: with Mistral: 2 copies, or 1 with a multiple of 16.
 _MASK_NUMBERS: Final = 2
 #: Classes that always make the mask, even if no layer has a window.
 _ALWAYS_MASKED: Final = frozenset({"Qwen2MoeForCausalLM"})
 
 
 class Layer(Struct):
-    """One decoder layer: bytes of its weights, and of its KV cache for one token and one image.
+    """One decoder layer: bytes of the weights, and of the KV cache for one token and one image.
 
     ``kv_per_image`` is for layers that attend to an image's features instead of tokens
     (Llama-3.2-Vision: 6404 positions an image, for every prompt).
@@ -74,8 +74,8 @@ class Layer(Struct):
 class Components(Struct):
     """The weight bytes of each component, in the served dtype.
 
-    ``vision`` is tower, projector and bare parameters; ``head`` is 0 if it is ``tied`` to the
-    embeddings. ``experts`` are those of one layer, which `layers` also contains.
+    ``vision`` is tower, projector and bare parameters. ``head`` is 0 if the head is ``tied`` to the
+    embeddings. ``experts`` are the experts of one layer, which `layers` also contains.
     """
 
     vision: int
@@ -93,10 +93,10 @@ class Components(Struct):
 
 
 def components(model: Model, dtype: str) -> Components:
-    """Return the bytes of a model's parts; they are exact for all that its dimensions explain.
+    """Return the bytes of a model's components, exact for all elements that the dims explain.
 
-    If a checkpoint has more elements than its dims explain (see `Model.warnings`), all of the
-    surplus is counted on the first device, which may be too high for that device.
+    A checkpoint may have more elements (see `Model.warnings`). The surplus counts on the first
+    device, which may be too high for that device.
     """
     text, width = model.text, DTYPE_BYTES[dtype]
     embeddings = text.vocab * text.hidden * width
@@ -106,7 +106,7 @@ def components(model: Model, dtype: str) -> Components:
     vision = (parameters(text, model.vision) - text_parameters(text)) * width
     known = vision + embeddings + head + norm + sum(layer.weights for layer in layers)
     stored = model.weight_bytes // DTYPE_BYTES[model.dtype] * width
-    # An audio tower is always loaded, with its positions.
+    # Transformers always loads an audio tower, with the tower's positions.
     audio = model.vision.audio if model.vision else None
     positions = audio.position_bytes if audio else 0
     return Components(
@@ -123,7 +123,7 @@ def components(model: Model, dtype: str) -> Components:
 def cross_tokens(model: Model) -> int:
     """Return the positions of one image in the caches of cross-attention layers, or 0.
 
-    Llama-3.2-Vision pads every image to all of its tiles.
+    Llama-3.2-Vision pads every image to the most tiles.
     """
     rule = model.image_rule
     if not _cross_layers(model.text) or rule is None:
@@ -136,10 +136,10 @@ def _cross_layers(text: TextDims) -> frozenset[int]:
 
 
 def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
-    """Return the layers; dense ones come before those with experts.
+    """Return the layers; dense layers come before layers with experts.
 
-    Except for the MLPs, bytes are divided evenly over the layers: the sum is exact, and a layer of
-    another kind (cross-attention) only differs by its norms.
+    All bytes but those of the MLPs are divided evenly over the layers. The sum is exact; a layer
+    with cross-attention has other norms, and differs a little.
     """
     kv, apart = 2 * text.kv_heads * text.head_dim * width, _cross_layers(text)
     inside = (t for t in text_tensors(text) if t.part not in ("embedding", "head", *_MLPS))
@@ -167,8 +167,8 @@ def _mlp_elements(text: TextDims, layer: int) -> int:
 
 # Where Transformers 5 keeps the parts of each model: the names that a device map must use.
 #
-# A map must name every parameter and buffer, bare ones (``image_newline``) too, as others land on
-# the CPU. Proved against the classes themselves in ``tests/memory/transformers``.
+# A map must name every parameter and buffer, also bare parameters (``image_newline``): a tensor
+# without an entry lands on the CPU. ``tests/memory/transformers`` compares maps with the classes.
 
 
 class Layout(Struct):
@@ -176,8 +176,8 @@ class Layout(Struct):
 
     ``text`` is the module with ``embed_tokens``, ``layers``, ``norm`` and ``rotary_emb``. ``first``
     are the modules and bare parameters outside the language model: vision tower, projector, and
-    parameters that join their features. ``keeps_states``: whether the outputs of all tower layers
-    stay alive until the tower's end, as in families that select a layer by its number.
+    parameters that join image features. ``keeps_states``: the outputs of all tower layers stay
+    alive until the tower's end, as in families that select a layer by number.
     """
 
     text: str
@@ -189,7 +189,7 @@ _TEXT: Final = Layout(text="model")
 
 _IDEFICS3: Final = Layout(text="model.text_model", first=("model.vision_model", "model.connector"))
 
-#: Only the thinker, since `serving.fallback_server` loads nothing else.
+#: Only the thinker: `serving.fallback_server` loads no other part.
 _QWEN2_5_OMNI: Final = Layout(text="model", first=("audio_tower", "visual"))
 
 _LAYOUTS: Final[dict[str, Layout]] = {
@@ -265,9 +265,9 @@ def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
 def _mask_bytes(model: Model, units: int, width: int) -> int:
     """Return the bytes of a tower's masks.
 
-    Idefics3 has masks of pixels with a copy, both with 32 bits, and masks of all pairs of a tile's
-    patches, as booleans and numbers. The bytes of these pairs are too high: real cards make no such
-    mask, since no patch is masked.
+    Idefics3 has masks of pixels and a copy, with 32 bits, and masks of all pairs of a tile's
+    patches, as booleans and numbers. The bytes of the pairs are too high: on real cards no patch is
+    masked, and no mask of pairs is made.
     """
     if cross_tokens(model):
         return _TOWER_MASKS * width * _tower(model, units)[0] ** 2
@@ -283,15 +283,16 @@ def _tower(model: Model, units: int) -> tuple[int, int]:
 
 
 def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) -> int:
-    """Return the bytes of a prompt's prefill: one decoder layer, and the tensors that outlive it.
+    """Return the bytes of a prompt's prefill: one decoder layer, and tensors that outlive a layer.
 
-    The units' pixels, the tower's output and the features are included, since they stay until the
-    end of the prefill. ``writes_matrix``: attention stores the matrix of all pairs.
+    Pixels, the tower's output and the features stay until the end of the prefill, and are included.
+    ``writes_matrix``: attention stores the matrix of all pairs.
     """
     text, tokens, images = model.text, load.tokens, load.images
     size = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
     if images:
-        # Qwen3-VL's tower passes features to several layers; all are kept until their layer runs.
+        # Qwen3-VL's tower makes features for several layers; features stay until a layer takes
+        # them.
         size += tokens * text.hidden * (1 + getattr(model.vision, "deepstack", 0)) * width
     if model.vision is not None:
         tower_tokens, pixels = _tower(model, load.units)
@@ -304,8 +305,8 @@ def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) 
 def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
     """Return the bytes inside one layer, with the mask of all pairs that a sliding window needs.
 
-    Transformers makes the mask once for all layers if there are at least as many tokens as the
-    window has. Torch converts the mask to numbers in each attention.
+    Transformers makes the mask once for all layers if a prompt is at least as long as the window.
+    Torch converts the mask to numbers in each attention.
     """
     attention = tokens * _ROTATED * (text.heads + text.kv_heads) * text.head_dim * width
     mlp = tokens * _mlp_channels(text) * width
@@ -320,9 +321,9 @@ def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
 def _mlp_channels(text: TextDims) -> int:
     """Return the channels of a token in the MLP: gate, up and product; or in all chosen experts.
 
-    Each chosen expert has copies of inputs and outputs. In rehearsals of Mixtral and Qwen3-MoE they
-    took 2.4 hidden widths for each chosen expert, and 3.4 more for a token; here 2.5 and 4 are
-    counted.
+    Each chosen expert has copies of inputs and outputs. In rehearsals of Mixtral and Qwen3-MoE, the
+    copies took 2.4 hidden widths for each chosen expert, and 3.4 more for a token; the function
+    counts 2.5 and 4.
     """
     dense = 3 * text.intermediate
     if text.moe is None:

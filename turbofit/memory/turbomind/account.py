@@ -1,6 +1,6 @@
-"""The memory of TurboMind on one group of GPUs at any cache ratio, and the options it refuses.
+"""The memory of TurboMind on one group of GPUs at any cache ratio, and the refused options.
 
-The terms of a ledger are in the order in which TurboMind allocates the memory.
+The terms of a ledger have the order of TurboMind's allocations.
 """
 
 from __future__ import annotations
@@ -71,20 +71,20 @@ from turbofit.memory.turbomind.weights import (
 FUSES_NOTHING: Final = (8, 0)
 #: Buffers outside all pools: the communicator's, and one from cudaMalloc.
 _ALONE = ("symmetric_buffer", "l2_flush")
-#: Multiprocessors of a card if unknown: more than any card has, so over.
+#: The SMs of a card if unknown. Over: more than any card has.
 _MOST_SMS = 256
 _STEPS = "pools grow by 32 MiB"
-#: L2 in bytes if neither NVML nor a preset has it: the largest of any card, so over.
+#: Bytes of an L2 that neither NVML nor a preset knows. Over: the largest L2 of any card.
 _LARGEST_L2 = 132 << 20
 _IPC_RANKS = 8
-#: A KV block's tokens must be a multiple of the first, or of the second on cards before Ampere.
-#: LMDeploy says so in `--help`, but does not check it; with 16 tokens, answers are garbled
+#: A KV block's tokens must be a multiple of 32, or of 64 on cards before Ampere. LMDeploy's
+#: `--help` gives this rule, but nothing checks the rule; with 16 tokens, answers are garbled
 #: (lmdeploy#1195).
 _BLOCK = 32
 _BLOCK_BEFORE_AMPERE = 64
 _INT4: Final = frozenset({"awq", "gptq", "compressed-tensors"})
 _KV: Final = {4: "int4", 8: "int8"}
-#: The capabilities of a card of unknown capability: the library must have code for all of them.
+#: The assumed capabilities of a card without a known one; a library must have code for each.
 _ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
 
 
@@ -108,7 +108,7 @@ def before_terms(
     ]
     if settings.tp > 1:
         note = f"{settings.communicator}, {settings.tp} ranks"
-        # NCCL's buffers were measured for each class of link; cuda-ipc's size is in its source.
+        # NCCL's buffers were measured for each class of link; LMDeploy's source gives cuda-ipc's.
         nvlink = "nvlink_hopper" if hopper else "nvlink"
         kind = nvlink if linked else "host"
         links = term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
@@ -117,8 +117,8 @@ def before_terms(
             links = term("communicator", "context", size, "formula", note)
         terms.append(links)
     if constants.gemm_in_context:
-        # On a real card they are in the weights' pool. Whole steps are too much if the last step of
-        # the weights has room for them.
+        # On a real card the GEMM workspace is in the weights' pool. Whole steps are too much if the
+        # last step of the weights has room for the workspace.
         size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
         note = "barriers, partials, tensor maps"
         terms.append(term("gemm_workspace", "context", size, "formula", note))
@@ -128,14 +128,14 @@ def before_terms(
 def weight_terms(
     model: Model, classes: Mapping[str, int], temporaries: int, constants: EngineConstants
 ) -> list[Term]:
-    """Return one rank's weights by class as terms, and temporary memory that is not yet free."""
+    """Return one rank's weights by class as terms, and temporary memory that is not free yet."""
     basis = model.source.sizes
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
     rounded = round_up(total, constants.pool_granularity)
     terms.append(term("weights.rounding", "weights", rounded - total, "formula", _STEPS))
-    # Temporaries share the weights' pool. One step too many would make the cache larger than
-    # planned.
+    # Temporaries share the weights' pool. If a step too many counted, the real cache would be
+    # larger than the planned cache.
     waiting = round_up(total + temporaries, constants.pool_granularity) - rounded
     if waiting:
         note = "freed, but not returned yet when free memory is read"
@@ -144,18 +144,18 @@ def weight_terms(
 
 
 def rank_weights(classes: Mapping[str, int]) -> RankWeights:
-    """Return the rank's bytes: of all weights, of those in a decode step, and of the tower."""
+    """Return the rank's bytes: of all weights, of a decode step's weights, and of the tower's."""
     total = sum(classes.values())
     vision = classes.get("vision", 0) + classes.get("projector", 0)
     return RankWeights(total=total, decode=total - vision - classes["embedding"], vision=vision)
 
 
 def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> list[Term]:
-    """Return the terms of the cache, and of the ``temporaries`` that the driver frees after it.
+    """Return the terms of the cache, and of ``temporaries`` that the driver frees after the cache.
 
-    A driver keeps freed memory until the next synchronisation, and the engine does not synchronise
-    before it sizes the cache (seen on an H200: bench/gpu/results/h200, a-pool). In a hybrid model,
-    each running sequence takes ``state`` bytes of the cache.
+    A driver keeps freed memory until the next synchronisation. The engine does not synchronise
+    before the size of the cache is set (seen on an H200: bench/gpu/results/h200, a-pool). In a
+    hybrid model, each running sequence takes ``state`` bytes of the cache.
     """
     note = f"{ratio:.3f} of free memory"
     if state:
@@ -172,9 +172,9 @@ def buffer_terms(
 ) -> list[Term]:
     """Return one GPU's permanent memory after the cache, without the executor's pool.
 
-    The GEMM workspace is in the same pool as the ``weights`` (their bytes on the rank). That pool
-    grows in steps. The workspace fills the rest of the weights' last step, then takes new steps.
-    The workspace of delta nets is a separate pool.
+    ``weights`` are the bytes of the rank's weights. The weights' pool, which grows in steps, also
+    has the GEMM workspace. The workspace fills the rest of the weights' last step, then takes new
+    steps. The workspace of delta nets has a pool of its own.
     """
     step = constants.pool_granularity
     lines = list(device_buffers(model, settings, constants, known(gpu.l2, _LARGEST_L2)))
@@ -185,7 +185,7 @@ def buffer_terms(
     alone = {name: round_up(size, PAGE) for name, size, _ in lines if name in _ALONE}
     gemm = sum(constants.gemm_workspace)
     steps = round_up(weights + gemm, step) - round_up(weights, step)
-    # Too high by one or two pages if the weights' last step contains a part of it.
+    # Too high by one or two pages if the weights' last step contains a part of the workspace.
     alone["gemm_workspace"] = max(round_up(gemm, PAGE), steps)
     alone["delta_workspace"] = round_up(workspace, step)
     pooled = sum(size for name, size, _ in lines if name not in alone)
@@ -216,8 +216,9 @@ def _delta_workspaces(
 def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
     """Return the tokens of LMDeploy's longest warm-up request.
 
-    That is a whole forward if ``session_len`` is no shorter, else the longest tuning length within
-    ``session_len``. Source: lmdeploy 0.16.0 src/turbomind/turbomind.cc::WarmUp
+    The request fills a whole forward. If ``session_len`` is shorter than a forward, the request has
+    the longest tuning length within ``session_len``.
+    Source: lmdeploy 0.16.0 src/turbomind/turbomind.cc::WarmUp
     """
     tokens = forward_tokens(settings)
     if tokens <= settings.session_len:
@@ -236,9 +237,9 @@ def transient_terms(
 ) -> tuple[Term, ...]:
     """Return the whole size of the pool in each worst case.
 
-    One case is a single request. In all other cases a forward is full of the longest prompts. It
-    has all the tokens that a forward may have, but at most ``session_len`` tokens of prompts, and
-    one token for each row of the batch.
+    One case is a single request. In all other cases, a forward is full of the longest prompts: at
+    most ``session_len`` tokens of prompts, and one token for each row of the batch, up to the most
+    tokens of a forward.
     """
     rows, context = settings.max_batch_size, settings.session_len
     tokens = min(pool.forward_tokens, round_up(context + rows, settings.tp))
@@ -289,7 +290,7 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
 
 
 def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
-    """Yield options that TurboMind refuses, aborts on, or that garble its answers.
+    """Yield options that TurboMind refuses, that make TurboMind abort, or that garble answers.
 
     If ``--model-format`` contradicts a quantised checkpoint, an assertion fails; for 16-bit
     weights, the option changes only the data type.
@@ -344,13 +345,13 @@ def _communicator_problems(launch: EngineLaunch) -> Iterator[str]:
 def missing_kernels(
     launch: EngineLaunch, census: Census | None, constants: EngineConstants
 ) -> Iterator[str]:
-    """Yield sentences about code that the engine lacks for one of these cards.
+    """Yield sentences about code that the engine lacks for a card of the launch.
 
     Gated delta nets have a separate table; the engine stops if the table has no kernel for a card.
     Attention sinks keep the checkpoint's type: with another dtype the first request stops the
-    engine ("f16 vs. bf16", seen on pretend GPUs). A family of kernels counts as present if one of
-    its kernels has code, though the engine may choose another kernel of the family. Source:
-    lmdeploy 0.16.0 src/turbomind/kernels/linear_attn/delta_rule.cu::DeltaRule
+    engine ("f16 vs. bf16", seen on pretend GPUs). A family of kernels counts as present if one
+    kernel has code; the engine may choose another kernel of the family.
+    Source: lmdeploy 0.16.0 src/turbomind/kernels/linear_attn/delta_rule.cu::DeltaRule
     """
     model, dtype = launch.model, launch.settings.dtype
     cards = [(gpu, capability) for gpu in launch.gpus for capability in _capabilities(gpu)]
@@ -386,14 +387,14 @@ def _not_compiled(
 
 
 def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:
-    """Return the compute capabilities that a card may have: only one if it is known."""
+    """Return the compute capabilities that a card may have: one, if the capability is known."""
     return _ASSUMED if gpu.compute_capability == "NA" else (gpu.compute_capability,)
 
 
 def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield each kind of kernel that a launch needs: its name in words, and kernel families.
+    """Yield each kind of kernel that a launch needs: a name in words, and families of kernels.
 
-    One of these families must have code.
+    At least one of the families must have code.
 
     cuBLAS multiplies 16-bit matrices, except for experts. A kernel for rows of experts also takes a
     single matrix. Source: lmdeploy 0.16.0 src/turbomind/kernels/gemm/kernel.cu::accept
@@ -423,11 +424,11 @@ class TurbomindAccount(Account):
         "that one warm-up request needs ({more} more), and LMDeploy waits without a word"
     )
     dies: ClassVar[str] = "aborts"
-    #: On an H200, a server after its start held 250 to 350 MiB less than was charged.
+    #: On an H200, a server after the start held 250 to 350 MiB less memory than the ledger counted.
     grown: ClassVar[tuple[str, ...]] = ("pool_growth", "mrope_pool")
     allocator: ClassVar[str] = "the executor's pool"
     shape: SlabShape
-    #: The formulas; the class of a newer version may replace each of them (docs/adding.md).
+    #: The formulas; the class of a newer version may replace each formula (docs/adding.md).
     pool_model: ClassVar[type[PoolModel]] = PoolModel
     cache_shape = staticmethod(cache_shape)
     shape_of = staticmethod(shape_of)
@@ -454,9 +455,9 @@ class TurbomindAccount(Account):
         fuses = capability_of(gpus[0], unknown=FUSES_NOTHING)
         self.pool = pool = self.pool_model(model, settings, constants, fuses)
         transients = self.transient_terms(pool, rule, settings, vision_load, units, constants)
-        # LMDeploy's warm-up is one text request; its pools hold more than their tensors.
+        # LMDeploy's warm-up is one text request.
         tokens = self.warmup_tokens(settings, constants)
-        # The longest warm-up request needs this many blocks: with fewer, the start never ends.
+        # The blocks of the longest warm-up request: with fewer blocks, the start never ends.
         self.least_blocks = -(-tokens // self.block_tokens)
         step, growth = constants.pool_granularity, constants.pool_growth
         forward = Forward(tokens=tokens, context=tokens, first_layer=True)
@@ -511,7 +512,7 @@ class TurbomindAccount(Account):
         return self.shape.tokens_beside(self.region_at(ratio), 1) // self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:
-        """Return the cache in whole steps of its pool, and the temporaries that are returned."""
+        """Return the cache in whole steps of the cache's pool, and the freed temporaries."""
         rounded, temporaries = self._cache_bytes(i, ratio), self._static_memory[i].temporaries
         return cache_terms(rounded, ratio, temporaries, self.shape.state_bytes)
 
@@ -545,7 +546,7 @@ class Turbomind(Engine):
         return None if problem is None else f"TurboMind of LMDeploy {self.version} has {problem}"
 
     def _census(self, launch: EngineLaunch) -> Census | None:
-        """Return the kernels of the installed engine, or of its version's wheel; or None."""
+        """Return the kernels of the installed engine, or of the wheel of the version; or None."""
         if launch.machine.source == "nvml" and not versions.is_legacy(self.version):
             from turbofit.machine.kernels.census import installed
 
@@ -589,7 +590,7 @@ class Turbomind(Engine):
         """
         env = {"TM_LOG_LEVEL": "INFO"}
         if model.text.delta is not None:
-            env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"  # so that states have 16 bits, as counted
+            env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"  # states have 16 bits, as the plan counts
         return env
 
     def host_memory(

@@ -1,8 +1,9 @@
 """The KV cache: free memory becomes a region, then pages, slabs and tokens.
 
-Since 0.15 TurboMind takes one region of ``ratio × min(free over the tp group)`` and allocates
-objects from it. Objects of equal size share slabs. Objects are KV blocks of ``cache_block_seq_len``
-tokens over all layers with attention and, in a hybrid model, the state of each running sequence.
+Since 0.15 TurboMind takes one region of ``ratio × min(free over the tp group)`` bytes. Objects are
+allocated in the region; objects of equal size share slabs. A KV block is an object: it has
+``cache_block_seq_len`` tokens over all layers with attention. In a hybrid model, the state of each
+running sequence consists of objects, too.
 Source: lmdeploy 0.16.0 src/turbomind/memory/page.h::PageAllocator
 lmdeploy 0.16.0 src/turbomind/kernels/attention/block.h `block_len`
 """
@@ -22,7 +23,7 @@ from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held
 class StatePart(Struct):
     """The objects of one size in a sequence's state.
 
-    Each sequence has ``count`` such objects; they are allocated in slabs of ``slab_bytes``.
+    Each sequence has ``count`` objects of ``object_bytes``; a slab has ``slab_bytes``.
     """
 
     count: int
@@ -37,9 +38,9 @@ class StatePart(Struct):
 class SlabShape(CacheShape):
     """The layout of TurboMind's cache: a region of pages, slabs of whole pages, blocks in slabs.
 
-    ``states`` are the parts of one sequence's state in a hybrid model, which have their own slabs
-    in the region. ``sequences`` is the most sequences that run at once, and ``longest`` the tokens
-    of the longest sequence.
+    ``states`` are the parts of one sequence's state in a hybrid model; each part has slabs of its
+    own in the region. ``sequences`` is the most sequences that run at once. ``longest`` is the
+    number of tokens in the longest sequence.
     """
 
     slab_bytes: int
@@ -60,8 +61,8 @@ class SlabShape(CacheShape):
         """Return the KV tokens in a region of ``region`` bytes, as a plan counts them.
 
         In a hybrid model, the states of a full batch are subtracted first. If less than one whole
-        context is left, only the state of one sequence is subtracted, since the engine then runs
-        fewer requests at once.
+        context is left, only one sequence's state is subtracted: the engine then runs fewer
+        requests at once.
         """
         whole = self.tokens_beside(region, self.sequences)
         return max(whole, min(self.tokens_beside(region, 1), self.longest))
@@ -70,14 +71,14 @@ class SlabShape(CacheShape):
         """Return the least KV tokens in a region that also holds the states of some sequences.
 
         ``region`` is in bytes, ``sequences`` the number of sequences. At most one page at the
-        region's start is unusable; a whole page is always subtracted, so the number may be one
-        slab's tokens too low.
+        region's start is unusable. A whole page is always subtracted; the number may therefore be
+        too low by one slab's tokens.
         """
         pages = max(0, region - self.page) // self.page
         for part in self.states:
             slabs = -(-sequences * part.count // part.per_slab)
             pages -= slabs * (part.slab_bytes // self.page)
-        # A log line may be garbled by other output, so a slab counts as one page at least.
+        # A slab counts as one page at least: other output may garble the log line of a slab.
         slabs = max(0, pages) // max(1, self.slab_bytes // self.page)
         return slabs * self.blocks_per_slab * self.block_tokens
 
@@ -109,7 +110,7 @@ def shape_of(
     settings: Settings,
     constants: EngineConstants,
 ) -> SlabShape:
-    """Return the layout for these slabs of blocks and of states."""
+    """Return the layout with given slabs of blocks, and given parts of states."""
     return SlabShape(
         block_bytes=blocks.object_bytes,
         block_tokens=settings.cache_block_seq_len,
@@ -125,7 +126,7 @@ def shape_of(
 def _slab_bytes(size: int, constants: EngineConstants) -> int:
     """Return the bytes of a slab for objects of ``size`` bytes.
 
-    LMDeploy doubles the slab until at most 5 % of it is wasted, or until it has 1 GiB.
+    LMDeploy doubles the slab until at most 5 % of the slab is wasted, or until the slab has 1 GiB.
     Source: lmdeploy 0.16.0 src/turbomind/memory/slab.h::SlabAllocator
     """
     slab = constants.page_size
@@ -139,7 +140,7 @@ def _slab_bytes(size: int, constants: EngineConstants) -> int:
 def _states(text: TextDims, settings: Settings, constants: EngineConstants) -> Iterator[StatePart]:
     """Yield the parts of a sequence's state in delta nets.
 
-    The first part is one object with the inputs of all layers' convolutions, the second part has
+    The first part is one object with the inputs of all layers' convolutions. The second part has
     one object for each layer. All values have 16 bits.
     lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Setup
     """

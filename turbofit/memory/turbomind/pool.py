@@ -1,10 +1,10 @@
-"""Sizes of TurboMind's pool, in the largest stage of a forward, and of its permanent buffers.
+"""Bytes of TurboMind's pool in the largest stage of a forward, and of the permanent buffers.
 
-TurboMind's executor allocates every activation from a private pool that never returns memory, so
-the largest sum of live tensors counts. Each function adds up one stage, in bytes, as
-`unified_decoder`, `unified_attention_layer`, `generation`, `internvit` and `qwenvit` allocate and
-free. `device_buffers` and `pinned_buffers` name the permanent buffers outside the pool. Checked
-against the 0.18 binary on pretend GPUs.
+TurboMind's executor allocates every activation from a private pool, which never returns memory. The
+largest sum of live tensors therefore counts. Each method of `PoolModel` adds up one stage, in
+bytes, as the sources `unified_decoder`, `unified_attention_layer`, `generation`, `internvit` and
+`qwenvit` allocate and free. `device_buffers` and `pinned_buffers` have the permanent buffers
+outside the pool. All figures were compared with the 0.18 binary on pretend GPUs.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from turbofit.memory.turbomind.weights import (
 
 #: Bytes of ids, offsets and masks of a pass, and of a stage's small allocations: an upper bound.
 _BOOKKEEPING = 64 << 10
-#: Bytes of one row's offsets, positions, masks and top-k scratch: far above what most rows need.
+#: Bytes of one row's offsets, positions, masks and top-k scratch: far above the need of most rows.
 _ROW = 4096
-#: Models whose experts' activation no kernel fuses into the products (``kSiluGptOss``).
+#: Models with an experts' activation that no kernel fuses into the products (``kSiluGptOss``).
 _UNFUSED = frozenset({"GptOssForCausalLM"})
 
+#: Bytes of a tensor map, which describes to a kernel the tensor that the kernel copies.
 _TENSOR_MAP = 128
-#: The most descriptors of a sequence, and of each of its heads.
+#: The most tensor maps of a sequence, and of each head of a sequence.
 _SEQUENCE_MAPS = 16
 _HEAD_MAPS = 4
-#: Bytes of a segment's state element: 32 bits, and two of 16 bits or one more of 32.
+#: Bytes of one element of a segment's state: 4 bytes, plus two 2-byte fields or one 4-byte field.
 _SEGMENT_BYTES = 8
 POINTER = 8
 CURAND_STATE = 48
@@ -71,7 +72,7 @@ class PoolModel:
         quantization = model.quantization
         packed = constants.packed_format(quantization, capability) if quantization else None
         self.ffn_streams = 1 if packed and packed.fused_silu else 2
-        #: Bytes of an element in a linear layer's input that is quantised for it.
+        #: Bytes of one element in the quantised input of a linear layer; 0 if inputs have 16 bits.
         self.input_bytes = packed.input if packed else 0.0
         self.expert_streams = 1 if constants.expert_format(capability).fused_silu else 2
         if text.architecture in _UNFUSED:
@@ -95,8 +96,8 @@ class PoolModel:
     def _decoder(self, forward: Forward) -> int:
         """Return the bytes of residual, image features and the decoder's largest stage.
 
-        On one GPU there is no symmetric buffer for the hidden states, so their bytes are counted
-        here too.
+        One GPU alone has no symmetric buffer. The hidden states, which are in that buffer on
+        several GPUs, then count here.
         """
         text, tokens = self.text, forward.tokens
         streams = 2 if self.tp == 1 else 1
@@ -110,8 +111,8 @@ class PoolModel:
     def _attention(self, tokens: int, context: int) -> int:
         """Return the bytes of attention: tokens' QKV and output, and flattened keys and values.
 
-        Flattened keys and values are those of all sequences in prefill; they are freed before the
-        output is quantised. A latent contains keys and values.
+        Flattened are the keys and values of all sequences in prefill. The engine frees the
+        flattened tensors before the output is quantised. A latent contains keys and values.
         """
         size = self.text.head_dim * HALF
         kinds = 1 if self.text.mla else 2
@@ -124,10 +125,10 @@ class PoolModel:
     def _mlp(self, forward: Forward) -> int:
         """Return the bytes of the layer with the largest MLP or experts.
 
-        A dense layer has gate and up, or only their product if a kernel fuses them. Experts need
-        the router's scores, and for each routed token gate, up and the output. A shared expert,
-        with its own output, runs while the outputs of the experts are alive. Dense layers precede
-        layers with experts.
+        A dense layer has gate and up; if a kernel fuses gate and up, the layer has only the
+        product. Experts need the router's scores, and for each routed token gate, up and the
+        output. A shared expert, with an output of its own, runs while the outputs of the experts
+        are alive. Dense layers precede layers with experts.
         """
         moe, tokens = self.text.moe, forward.tokens
         dense = tokens * self.ffn * self.ffn_streams * HALF
@@ -169,9 +170,9 @@ class PoolModel:
         return tower(vision, units)
 
     def _internvit(self, vision: VisionDims, tiles: int) -> int:
-        """Return the tower's bytes: all tiles run at once on one GPU.
+        """Return the bytes of InternVL's tower: on one GPU all tiles run at once.
 
-        On several GPUs, as many tiles run at once as the symmetric buffer holds.
+        On several GPUs, the symmetric buffer limits the number of tiles that run at once.
         """
         text = self.text
         side = (vision.image_size or 0) // vision.patch_size  # patches along a tile's side
@@ -201,7 +202,7 @@ class PoolModel:
         return chunk * stage + tiles * out_tokens * text.hidden * HALF
 
     def _qwenvit(self, vision: VisionDims, patches: int) -> int:
-        """Return the bytes of the tower for all patches of the pass at once.
+        """Return the bytes of Qwen's towers for all patches of a forward at once.
 
         The prefill size does not limit the number of patches. Four learnt positions for each patch
         are alive until the patches are embedded.
@@ -243,15 +244,15 @@ def symmetric_buffer(text: TextDims, settings: Settings) -> int:
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
     """Return the most vision units in one forward of TurboMind; an upper bound.
 
-    An image is encoded whole in every forward that contains at least one of its tokens. Without
-    prefix caching, three bounds hold at once. The first is the tokens of the forward: all tokens of
-    an image are in it, except for the first and the last image, of which one token is enough. The
-    second is the summed length of the sequences in prefill, at most ``session_len`` (TurboMind's
-    ``max_context_token_num``). The third is the batch.
+    The engine encodes an image whole in every forward that has at least one token of the image.
+    Without prefix caching, three bounds hold at once. The first bound is the tokens of the forward:
+    one token of the first image and one of the last are enough, other images need all tokens. The
+    second bound is the summed length of the sequences in prefill, at most ``session_len``
+    (TurboMind's ``max_context_token_num``). The third bound is the batch.
 
-    With prefix caching only the second and the third bound hold. A question about an image that was
-    seen before resumes at the edge of a block, mostly among the image's last tokens, so a few
-    tokens need the whole image (rehearsed: 104 tiles for a hundred tokens).
+    With prefix caching, only the second and the third bound hold. A second question about an image
+    resumes at the edge of a block, mostly among the image's last tokens. A few tokens then need the
+    whole image (rehearsed: 104 tiles for a hundred tokens).
     Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::Scheduler
     """
     by_context = rule.units_within(settings.session_len)
@@ -265,16 +266,18 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 
 # Gated delta nets: activations of a forward, and the workspace of its kernels.
 #
-# The kernels for Hopper and for consumer Blackwell take a workspace for the prompts of a forward
-# from a pool of the engine's thread, once for each phase; those before Hopper take none. Long
-# sequences are cut into segments that run side by side, each with a state. Source: the plan.cc of
-# each architecture, and lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Forward
+# The kernels for Hopper and for consumer Blackwell need a workspace for the prompts of a forward. A
+# pool of the engine's thread has the workspace, once for each phase. Kernels for cards before
+# Hopper need no workspace. Long sequences are cut into segments that run side by side, each with a
+# state. Source: the plan.cc of each architecture, and
+# lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Forward
 
 
 def token_bytes(delta: DeltaDims, tp: int) -> int:
     """Return the bytes of one token in a delta net, without the residual stream.
 
-    They are the projections, two gates in 32 bits, the output, and the convolution's output.
+    The bytes are those of the input projections, of two gates in 32 bits, of the output, and of the
+    convolution's output.
     """
     inputs = delta.channels + delta.values + 2 * delta.value_heads
     sixteen = inputs + delta.values + delta.channels
@@ -298,9 +301,9 @@ def workspace(
 def meeting_workspace(
     delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
 ) -> int:
-    """Return the most workspace bytes of a forward of ``tokens``, with any number of prompts in it.
+    """Return the most workspace bytes of a forward with ``tokens`` tokens of any number of prompts.
 
-    It is an upper bound.
+    The figure is an upper bound.
     """
     if not kernel.chunk:
         return 0
@@ -313,14 +316,15 @@ def meeting_workspace(
 def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, segments: int) -> int:
     """Return the bytes of the workspace's tensors.
 
-    They are the summed decays in 32 bits, each chunk's inverse matrix, and the segments' states.
+    The tensors are the summed decays in 32 bits, each chunk's inverse matrix, and the segments'
+    states.
     """
     whole = tokens * (round_up(heads, 4) * FLOAT + heads * kernel.chunk * HALF)
     return whole + segments * heads * delta.key_dim * delta.value_dim * _SEGMENT_BYTES
 
 
 def _maps(heads: int, sequences: int) -> int:
-    """Return the most bytes of tensor maps, which describe to the kernels what they copy."""
+    """Return the most bytes of tensor maps for a number of sequences."""
     return sequences * (_SEQUENCE_MAPS + _HEAD_MAPS * heads) * _TENSOR_MAP
 
 
@@ -330,9 +334,9 @@ def _most_segments(
 ) -> int:
     """Return the most segments that a forward's sequences can be cut into.
 
-    The worst case is one long sequence, and as many short sequences as there may be while sequences
-    are still cut. A short sequence has one chunk of two tokens, or more chunks if the batch allows
-    only a few sequences.
+    The worst case is one long sequence with the most short sequences that still let the kernel cut.
+    A short sequence has one chunk of two tokens, or more chunks if the batch allows only a few
+    sequences.
     """
     most = 0
     for longest in range(1, -(-tokens // kernel.chunk) + 1):
@@ -349,7 +353,7 @@ def _most_segments(
 
 # Device and host buffers that live as long as the engine, allocated after the cache.
 #
-# Each line is one constructor's buffer in LMDeploy (language_model, unified_attention_layer,
+# Each line is a buffer of one constructor in LMDeploy (language_model, unified_attention_layer,
 # generation, sampling, guided_decoding, moe_ffn_layer, gemm workspace), in bytes per rank.
 
 
@@ -419,7 +423,7 @@ def pinned_buffers(model: Model, settings: Settings) -> int:
 
 
 def phases_of(settings: Settings) -> int:
-    """Return how many copies of a step's buffers there are: 2 while ``async_`` is on, else 1."""
+    """Return the number of copies of a step's buffers: 2 while ``async_`` is on, 1 without."""
     return 2 if settings.async_ else 1
 
 

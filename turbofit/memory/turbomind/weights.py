@@ -31,18 +31,18 @@ from turbofit.model.parameters import exempt_bytes, is_packed, unpacked_bytes
 from turbofit.model.tensors import Tensor, text_tensors
 from turbofit.model.towers import vision_tensors
 
-#: Elements of a 16-byte vector of 16-bit values; each rank's lm_head rows are padded to it.
+#: The 16-bit elements of a 16-byte vector. Each rank's lm_head rows are padded to whole vectors.
 _VECTOR = 8
-#: Bytes; every allocation from a pool of CUDA is a multiple of this.
+#: Bytes of a block: every allocation from a pool of CUDA takes whole blocks.
 _POOL_BLOCK = 512
-#: The class of a tensor, by its part.
+#: The class of a tensor, by the tensor's part.
 _CLASSES: Final = {
     "embedding": "embedding", "attention": "attention", "delta": "delta", "norm": "norms",
     "mlp": "mlp", "expert": "mlp", "shared": "mlp", "router": "mlp",
 }  # fmt: skip
-#: Queries, keys and values; rotary embeddings reorder them by heads.
+#: Queries, keys and values, which rotary embeddings reorder by heads.
 _TURNED: Final = frozenset({"q", "k", "v"})
-#: The matrix that a tensor becomes a part of. A delta net's inputs have 16 bits, since the two
+#: The matrix of which a tensor becomes a part. A delta net's inputs have 16 bits, since the two
 #: gates have too few outputs for quantisation. Source:
 #: lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
 _JOINED: Final = {
@@ -51,19 +51,18 @@ _JOINED: Final = {
     **dict.fromkeys(("delta.qkv", "delta.z", "delta.b", "delta.a"), "delta.inputs"),
     **{f"{mlp}.{up}": f"{mlp}.up" for mlp in ("mlp", "expert", "shared") for up in ("gate", "up")},
 }
-#: Tensors of delta nets so small that the rounding to whole blocks matters.
+#: Small tensors of delta nets, for which the rounding to whole blocks matters.
 _SMALL: Final = frozenset({"delta.decay", "delta.step", "delta.norm"})
 
 
 class PackedFormat(Struct):
     """The format of quantised linear layers on one kind of card, in bytes.
 
-    ``group``: bytes of a group's scale and zero point in the engine; ``load_group``: the same while
-    loading. ``temporary``: temporary bytes for each element. ``of``: elements for which the kernels
-    take one scale; if the checkpoint has one scale for more elements, it is repeated. ``align``:
-    each rank's part of an expert has a multiple of this number of channels; None: the default
-    alignment. ``input``: bytes per element of a linear layer's input, if the kernels take it
-    quantised.
+    ``group``: bytes of a group's scale and zero point in the engine; ``load_group``: these bytes
+    while loading. ``temporary``: temporary bytes for each element. ``of``: elements with one scale
+    in the kernels; a checkpoint's scale for more elements is repeated. ``align``: each rank's part
+    of an expert has a multiple of ``align`` channels; None: the default alignment. ``input``: bytes
+    of one element in a linear layer's quantised input; 0: the input is not quantised.
     """
 
     group: float
@@ -85,8 +84,7 @@ class PackedFormat(Struct):
 class ExpertFormat(Struct):
     """The format of experts' linear layers on one kind of card, quantised or with 16 bits.
 
-    ``align``: with 16 bits, each rank's part of an expert has a multiple of this number of
-    channels.
+    ``align``: with 16 bits, each rank's part of an expert has a multiple of ``align`` channels.
     """
 
     temporary: int
@@ -97,11 +95,11 @@ class ExpertFormat(Struct):
 class DeltaKernel(Struct):
     """The kernel of gated delta nets on one kind of card.
 
-    A prompt is processed in chunks of ``chunk`` tokens, with a workspace; 0 means that there are no
-    chunks and no workspace. Long sequences can be cut into segments of several chunks; the number
-    of chunks in a segment is proportional to ``segment``. Sequences are cut if all together have at
-    most ``cut_heads`` heads, or at most ``cut_long_heads`` if one of them has at least
-    ``cut_long_chunks`` chunks.
+    A prompt is processed in chunks of ``chunk`` tokens, with a workspace; 0: no chunks and no
+    workspace. Long sequences can be cut into segments of several chunks; the number of chunks in a
+    segment is proportional to ``segment``. Sequences are cut if all together have at most
+    ``cut_heads`` heads. If a sequence has at least ``cut_long_chunks`` chunks, the limit
+    is ``cut_long_heads``.
     """
 
     dtypes: tuple[str, ...]
@@ -129,7 +127,7 @@ class DeltaKernel(Struct):
 class EngineConstants(Struct):
     """The constants of one TurboMind generation, in bytes unless the name says otherwise.
 
-    The YAML file describes each figure's meaning and source, and if it may be too high or too low.
+    The YAML file has the meaning and the source of each figure, and its sign (over or under).
     """
 
     version: str
@@ -159,15 +157,15 @@ class EngineConstants(Struct):
     delta_rule: dict[str, DeltaKernel]
     host_process: int
     pinned_call: str
-    #: The GEMM workspace made with the context, and the compute capabilities on which dense 16-bit
-    #: linear layers are prepared through a copy; only in older generations.
+    #: Only in older generations: the GEMM workspace that is made with the context, and the compute
+    #: capabilities on which dense 16-bit linear layers are prepared through a copy.
     gemm_in_context: tuple[int, ...] = ()
     copied_16bit: tuple[int, ...] = ()
 
     def packed_format(
         self, quantization: Quantization, capability: tuple[int, int]
     ) -> PackedFormat:
-        """Return the format of linear layers with this quantisation on such a card."""
+        """Return the format of linear layers with a quantisation, on a card of a capability."""
         formats = self.packed.get(quantization.method, self.packed["int4"])
         return formats.get(f"{capability[0]}{capability[1]}", formats["default"])
 
@@ -209,12 +207,12 @@ def weight_classes(
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
-    """Return the KV heads over all ranks; LMDeploy repeats them up to a multiple of ``tp``."""
+    """Return the KV heads over all ranks: LMDeploy repeats heads up to a multiple of ``tp``."""
     return round_up(kv_heads, tp)
 
 
 def lm_head_rows(text: TextDims, tp: int) -> int:
-    """Return the number of lm_head's rows over all ranks, padded if there are several ranks."""
+    """Return the number of lm_head's rows over all ranks; several ranks have padded rows."""
     return round_up(text.vocab, _VECTOR * tp) if tp > 1 else text.vocab
 
 
@@ -252,23 +250,23 @@ def _expert_align(
 
 
 def vision_tp(vision: VisionDims, tp: int) -> int:
-    """Return how many ranks split the tower's attention; 1 if its heads do not divide evenly."""
+    """Return the number of ranks that split the tower's attention; 1 if heads divide unevenly."""
     return tp if vision.heads % tp == 0 else 1
 
 
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
     """Return whether the engine widens fp8 attention layers with heads of this size to 16 bits.
 
-    It does so if it cannot reorder the scales, since their blocks do not consist of whole heads.
+    The engine widens layers if a scale's block has a part of a head: it cannot reorder such scales.
     lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
     """
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
 
 class _Joined(NamedTuple):
-    """Tensors that form one matrix in memory, joined along their outputs.
+    """Tensors that form one matrix in memory, joined along the outputs.
 
-    ``packing`` is their quantisation; None means 16 bits, even if the checkpoint stores fewer.
+    ``packing`` is the quantisation; None means 16 bits, even if the checkpoint stores fewer.
     """
 
     tensors: tuple[Tensor, ...]
@@ -278,7 +276,7 @@ class _Joined(NamedTuple):
 
 @lru_cache
 def _as_built(text: TextDims, quantization: Quantization | None) -> tuple[_Joined, ...]:
-    """Return a language model's tensors without the head, grouped as the engine joins them."""
+    """Return a language model's tensors without the head, joined to matrices as in the engine."""
     inside = [tensor for tensor in text_tensors(text) if tensor.part != "head"]
     joined = grouped((_JOINED.get(tensor.role, tensor.role), tensor) for tensor in inside)
     if text.mla is not None:
@@ -300,8 +298,8 @@ def _packing(
 def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
     """Return the tensors of attention to latents as the engine builds them, with 16 bits.
 
-    Projections out of the latents are folded into the projections after them, and the output's rows
-    are padded to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
+    Projections out of the latents are folded into the next projections. The output's rows are
+    padded to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
     """
     heads = text.heads * text.head_dim
     query = "q_b" if "q_b" in joined else "qkv"
@@ -324,7 +322,7 @@ class _Rank(NamedTuple):
     packed: PackedFormat | None
 
     def bytes(self, joined: _Joined) -> int:
-        """Return the bytes of one layer's matrix, or of one expert's.
+        """Return the bytes of one layer's matrix, or of the matrix of one expert.
 
         Experts take whole blocks of the driver's pools, and the grouped kernels have an additional
         copy of a layer's biases. Seen on pretend GPUs (gpt-oss).
@@ -408,7 +406,7 @@ def _unpacked(model: Model) -> int:
 
 @lru_cache
 def _tower_classes(vision: VisionDims, text_hidden: int, tp: int, head_dim: int) -> dict[str, int]:
-    """Return the bytes of a rank's tower by class; attention and MLP are split if they divide."""
+    """Return the bytes of a rank's tower by class; attention and MLP are split where possible."""
     tower, classes = _Tower(vision, tp, head_dim), {"vision": 0, "projector": 0}
     for tensor in vision_tensors(vision, text_hidden):
         name = "projector" if tensor.part == "projector" else "vision"
@@ -424,7 +422,7 @@ class _Tower(NamedTuple):
     head_dim: int
 
     def bytes(self, tensor: Tensor) -> int:
-        """Return the rank's bytes of one such tensor, with its bias."""
+        """Return the rank's bytes of one tensor of the tower, with the bias."""
         shape = self._shape(tensor)
         bias = shape[0] if tensor.bias else 0
         if tensor.role == "projector.1":
@@ -452,7 +450,7 @@ class _Tower(NamedTuple):
 def vision_mlp_width(vision: VisionDims, tp: int) -> int:
     """Return the tower's MLP width over all ranks.
 
-    For Qwen2-VL and Qwen2.5-VL, it is padded to whole vectors on each rank.
+    The width of Qwen2-VL and Qwen2.5-VL is padded to whole vectors on each rank.
     """
     if vision.kind in ("internvit", "qwen3vit"):
         return vision.intermediate
@@ -467,10 +465,10 @@ def temporary_bytes(
 ) -> int:
     """Return the bytes per rank that preparing weights still holds when free memory is read.
 
-    TurboMind frees the last cast or repacked tensor without a synchronisation, so the driver still
-    holds that memory. The tensor is lm_head as stored, if its dtype is cast (0.16 and 0.17 on
-    Hopper always copy it), or the widest repacked linear layer, with the additional memory of
-    scales while loading. 16-bit experts are repacked, too.
+    TurboMind frees the last cast or repacked tensor without a synchronisation; the driver still
+    holds the freed memory. A cast frees lm_head as stored (0.16 and 0.17 always copy lm_head on
+    Hopper). Repacking frees the widest linear layer, with the additional memory of scales while
+    loading. 16-bit experts are repacked, too. The larger of the two tensors counts.
     """
     text, quantization = model.text, model.quantization
     cast = 0
@@ -489,13 +487,13 @@ def temporary_bytes(
         repack = int(text.hidden * 2 * width // settings.tp * temporary)
     if quantization is not None and not quantization.of_experts:
         packed = constants.packed_format(quantization, capability)
-        # Queries, keys, values and the outputs' gates form one matrix: the widest outside experts.
+        # Queries, keys, values and output gates form one matrix, the widest apart from experts.
         # lmdeploy builders/attention.py::fuse_qkv #92dc38
         rank = _rank(model, settings.tp, constants, capability)
         built = [one for one in _as_built(text, quantization) if one.packing]
         dense = [rank.elements(one) for one in built if one.tensors[0].part != "expert"]
         repack = max(repack, int(max(dense, default=0) * packed.temporary))
-        # One page more than the tensor: its scales share a page with memory freed beside them.
+        # One page more than the tensor: the scales share a page with memory freed at the same time.
         repack += PAGE
         repack += loading_extra(model, settings, constants, capability)
     return max(cast, repack)
@@ -524,9 +522,10 @@ def loading_extra(
 def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) -> int:
     """Return the bytes in torch's allocator on the group's first GPU until the export ends.
 
-    The whole embedding waits there until the language model is built. Meanwhile lm_head passes, as
-    stored and as its contiguous shard, or twice whole if it is padded or cast. A wide layer can
-    take more than lm_head: its stored linear layers, with gate and up joined, and their shards.
+    Torch holds the whole embedding until the language model is built. At the same time lm_head
+    passes: as stored, and as a contiguous shard, or as a second whole copy if lm_head is padded or
+    cast. A wide layer can take more bytes than lm_head: the stored linear layers, with gate and up
+    joined, and the shards.
     Source:
     lmdeploy builders/_base.py::_copy_shard_to_param #70955c
     """
