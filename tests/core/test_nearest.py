@@ -39,5 +39,5 @@ def test_what_is_unlike_is_no_misspelling() -> None:
         assert near(wrong, [right]) == []
         assert guess(wrong, [right]) == ""
     assert meant("iamges", ["images", "on"]) == "did you mean images?"
-    assert meant("zzz", ["images", "on"]) == "it knows images, on"
+    assert meant("zzz", ["images", "on"]) == "known: images, on"
     assert plain(" \u201c\uff12x3090\u201d ") == "2x3090"

@@ -35,7 +35,7 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     ]
     assert "PRETEND" not in str(calibration_view(result))
     pretended = str(calibration_view({**result, "pretend": True}))
-    assert "later plans on pretend GPUs know it" in pretended
+    assert "later plans on pretend GPUs use this" in pretended
 
 
 def test_what_was_calibrated_is_forgotten(capsys: pytest.CaptureFixture[str]) -> None:

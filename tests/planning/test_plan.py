@@ -91,7 +91,7 @@ def test_the_short_answer_ends_with_the_versions_own_line_once(version: str) -> 
     assert text.count("lmdeploy serve api_server") == 1
     own = text[text.index("LMDeploy alone holds no limits") :].splitlines()
     assert "CUDA_VISIBLE_DEVICES=0 " in own[1]
-    assert own[-2] == "the same on GPU 1, with --server-port 23334"
+    assert own[-2] == "the same command on GPU 1, with --server-port 23334"
     assert ("turbofit serve internvl2-2b" in text) == (version in ("0.16", "0.17"))
 
 

@@ -100,7 +100,7 @@ def test_pretend_gpus_are_refused(tmp_path: Path, capsys: Out, source: str) -> N
     plan = replace(plan, machine=replace(plan.machine, source=source))
     folder = run_folder(tmp_path / "run", plan, pretend=source == "nvml")
     assert main(["report", str(folder), "--share"]) == 2
-    assert "ran on pretend GPUs: it says nothing of any card" in capsys.readouterr().err
+    assert "ran on pretend GPUs: it has no figure of a real card" in capsys.readouterr().err
 
 
 def test_what_is_no_run_is_refused(

@@ -90,7 +90,7 @@ def test_the_plan_is_that_of_the_last_attempt(state: Path) -> None:
     (folder / "plan-2.json").unlink()
     first = read_saved(str(folder)).plan
     assert first.verdict == plausible_plan().verdict
-    assert first.warnings[-1].startswith("plan-2.json, the plan of the last start, is not there")
+    assert first.warnings[-1].startswith("plan-2.json, the plan of the last start, is missing")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": "turbofit.run/9"}'])

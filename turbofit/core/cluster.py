@@ -17,8 +17,8 @@ class Node(Struct):
     """One machine of a cluster; other nodes reach it at ``address``.
 
     ``id`` is the cluster's own name of the node, ``gpus`` the number of GPUs that Ray counts.
-    ``leaving``: Ray drains the node. ``machine`` is None if the node could not be measured, or has
-    no GPU that can serve; ``why_not`` then says why.
+    ``leaving``: Ray drains the node. If the node was not measured, or has no GPU that can serve,
+    ``machine`` is None and ``why_not`` has the reason.
     """
 
     id: str
@@ -33,7 +33,7 @@ class Node(Struct):
 class Cluster(Struct):
     """The nodes of a cluster at one moment.
 
-    ``source`` is where the nodes were read: ``ray ADDRESS``, or a text that calls them simulated.
+    ``source`` is ``ray ADDRESS``, or a text that says that the nodes are simulated.
     """
 
     source: str
@@ -41,9 +41,9 @@ class Cluster(Struct):
 
 
 class NodePlan(Struct):
-    """What one node of a cluster serves.
+    """The plan of one node of a cluster.
 
-    If the node serves nothing, ``plan`` is None, and ``why_not`` says why.
+    If the node serves nothing, ``plan`` is None and ``why_not`` has the reason.
     """
 
     node: str
@@ -51,17 +51,17 @@ class NodePlan(Struct):
     address: str
     plan: Annotated[
         Plan | None,
-        doc("Its own whole plan; considered is of the first node of each kind."),
+        doc("The node's plan; only the first node of each kind has `considered`."),
     ] = None
     why_not: str = ""
-    cards: Annotated[str, doc("Its visible GPUs in words.")] = ""
+    cards: Annotated[str, doc("The node's visible GPUs in words.")] = ""
 
 
 class ClusterPlan(JsonDocument):
     """The plan for a cluster: limits that hold on every serving node, and a plan for each node.
 
-    ``limits`` and ``longest_request_tokens`` are possible on every node that serves, so that a
-    request may go to any such node.
+    Every node that serves keeps ``limits`` and ``longest_request_tokens``, so a request may go to
+    any of these nodes.
     """
 
     what: ClassVar[str] = "cluster plan"
@@ -72,15 +72,17 @@ class ClusterPlan(JsonDocument):
     verdict: Annotated[str, doc("One sentence for people.")]
     model: Model
     workload: Annotated[Workload, doc("What was asked of each node.")]
-    limits: Annotated[Limits | None, doc("What every used node holds; null if none serves.")]
-    longest_request_tokens: Annotated[int, doc("The longest request that every used node holds.")]
+    limits: Annotated[Limits | None, doc("Limits of every serving node; null if no node serves.")]
+    longest_request_tokens: Annotated[
+        int, doc("The longest request that fits on every serving node.")
+    ]
     nodes: Annotated[tuple[NodePlan, ...], doc("All nodes, in the cluster's order.")]
     warnings: tuple[str, ...] = ()
-    remedies: Annotated[tuple[Remedy, ...], doc("If nothing fits, what would.")] = ()
-    source: Annotated[str, doc("Where the cluster comes from.")] = ""
+    remedies: Annotated[tuple[Remedy, ...], doc("If nothing fits: what would fit.")] = ()
+    source: Annotated[str, doc("Where the nodes were read.")] = ""
     serve: Annotated[
         ServeCommand | None,
-        doc("What serves it and holds its limits; null if turbofit serve would not serve it."),
+        doc("The command that serves the plan; null if turbofit serve cannot serve it."),
     ] = None
 
     @property
@@ -95,12 +97,12 @@ class NodeStatus(Struct):
     =========  =========================================  =======================================
     ``state``  what happens                               what comes next
     =========  =========================================  =======================================
-    joining    a task measures it, then it is planned     starting, or unfit
-    starting   its `turbofit serve` starts                serving, or unfit if that ends
-    serving    clients' requests go to it                 draining, or unfit if its server ends
-    draining   its server finishes what it has, and ends  drained
-    drained    it serves nothing, its GPUs are free       none, until it leaves Ray and comes back
-    unfit      it serves nothing, ``why_not`` says why    joining, after a pause
+    joining    the node is measured and planned for       starting, or unfit
+    starting   its `turbofit serve` starts                serving, or unfit if its server ends
+    serving    the node gets clients' requests            draining, or unfit if its server ends
+    draining   its server ends after open requests        drained
+    drained    its server has ended, its GPUs are free    joining, if the node rejoins Ray
+    unfit      ``why_not`` says why it serves nothing     joining, after a pause
     =========  =========================================  =======================================
 
     A node that leaves Ray is forgotten in any state.
@@ -108,14 +110,14 @@ class NodeStatus(Struct):
 
     schema: Annotated[str, const(CLUSTER_STATUS_SCHEMA)] = CLUSTER_STATUS_SCHEMA
     serves: Annotated[str, doc("The name of what the cluster serves.")]
-    id: Annotated[str, doc("Ray's.")]
+    id: Annotated[str, doc("Ray's id of the node.")]
     name: Annotated[str, doc("The host's name.")]
     address: str
     state: Literal["joining", "starting", "serving", "draining", "drained", "unfit"]
-    cards: Annotated[str, doc("Its GPUs in words.")] = ""
-    why_not: Annotated[str, doc("Why it serves nothing.")] = ""
-    said: Annotated[str, doc("The last line of its server, or that no controller asks.")] = ""
-    url: Annotated[str, doc("Where fronts reach it.")] = ""
-    at_once: Annotated[int, doc("Requests that it runs at once.")] = 0
-    tokens: Annotated[int, doc("KV tokens that its caches hold.")] = 0
-    folder: Annotated[str, doc("Its serve's log and plan, on the node.")] = ""
+    cards: Annotated[str, doc("The node's GPUs in words.")] = ""
+    why_not: Annotated[str, doc("Why the node serves nothing.")] = ""
+    said: Annotated[str, doc("Its server's last line, or that no controller asks.")] = ""
+    url: Annotated[str, doc("The address that fronts ask.")] = ""
+    at_once: Annotated[int, doc("Requests that the node runs at once.")] = 0
+    tokens: Annotated[int, doc("KV tokens of the node's caches.")] = 0
+    folder: Annotated[str, doc("The node's folder with the log and the plan of its server.")] = ""

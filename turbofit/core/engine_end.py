@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError, TurbofitError
 from turbofit.core.struct import Document, Struct, doc, to_builtins
 
-#: ``out_of_memory``: a GPU had no memory left. ``host_memory``: the host had none, or the kernel
-#: killed the engine for it. ``hang``: the engine waits for cache that never becomes free.
-#: ``killed``: a signal came from outside. ``raced``: LMDeploy's server and its engine lost each
-#: other at the start. ``crash``: any other exit. ``stalled``: the engine lives, and a probe had no
-#: answer. ``refused``: the engine does not do what the plan promises, and is not started again.
+#: ``out_of_memory``: a GPU had no memory left. ``host_memory``: the host had no memory left, or the
+#: kernel killed the engine to free memory. ``hang``: the engine waits for cache that never becomes
+#: free. ``killed``: a signal came from outside. ``raced``: LMDeploy's server and its engine lost
+#: each other at the start. ``crash``: any other exit. ``stalled``: the engine lives, and a probe
+#: had no answer. ``refused``: the engine broke a promise of the plan, and is not started again.
 #: ``unknown``: the evidence is missing or contradictory.
 EndKind = Literal[
     "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused",
@@ -23,7 +23,7 @@ EndKind = Literal[
 ]  # fmt: skip
 
 
-#: What an engine was doing when it died, or what it needed the memory for.
+#: The work of an engine when it died, or the use of the memory that was refused.
 Phase = Literal[
     "starting", "start", "weights", "cache", "warm-up", "vision", "text", "quantising", "serving",
     "check", "ready", "host", "host RAM", "start-up hang", "configuration", "peer access",
@@ -32,10 +32,12 @@ Phase = Literal[
 
 
 class AnyEnd(Struct):
-    """How an engine ended on real or on pretend GPUs, whose account has finer phases."""
+    """How an engine ended on real or pretend GPUs; the latter have more names of phases."""
 
     kind: EndKind = "unknown"
-    phase: Annotated[str, doc("What the engine did or the memory was for, or case NAME.")] = ""
+    phase: Annotated[
+        str, doc("The engine's work, the use of the refused memory, or case NAME.")
+    ] = ""
     where: Annotated[str, doc("The engine's call, or its reason.")] = ""
     asked: Annotated[int | None, doc("Bytes of the allocation that was refused.")] = None
     left: Annotated[int | None, doc("Bytes that were left.")] = None
@@ -43,8 +45,8 @@ class AnyEnd(Struct):
     gpu: Annotated[int | None, doc("The machine's index of the GPU.")] = None
     group: Annotated[int | None, doc("The plan's group of GPUs.")] = None
     simulated: Annotated[int | None, doc("Which allocation a scenario let fail.")] = None
-    message: Annotated[str, doc("The same for people.")] = ""
-    hint: Annotated[str, doc("What people can do.")] = ""
+    message: Annotated[str, doc("The end in one sentence for people.")] = ""
+    hint: Annotated[str, doc("What a person can do.")] = ""
 
     @property
     def retryable(self) -> bool:
@@ -107,11 +109,11 @@ class End(AnyEnd):
 
 
 class RehearsedCase(Struct):
-    """What the engine took in one worst case: bytes on each GPU, and pinned bytes of the host."""
+    """The memory that the engine took in one worst case."""
 
     name: str
-    peak: Annotated[tuple[int, ...], doc("Bytes that the engine itself had at most on each GPU.")]
-    transient: Annotated[tuple[int, ...], doc("Bytes of the pool on each GPU at most.")]
+    peak: Annotated[tuple[int, ...], doc("The most bytes of the engine on each GPU.")]
+    transient: Annotated[tuple[int, ...], doc("The most bytes of the pool on each GPU.")]
     pinned: Annotated[int, doc("Bytes of pinned host memory.")]
 
 
@@ -134,10 +136,12 @@ class RehearsedTogether(Struct):
     ``bytes`` and ``rehearsed`` have one number for each GPU.
     """
 
-    line: Annotated[str, doc("Their common name, such as weights.")]
+    line: Annotated[str, doc("The common name of the terms, such as weights.")]
     terms: Annotated[tuple[str, ...], doc("The terms of the ledger.")]
-    bytes: Annotated[tuple[int, ...], doc("Their bytes in the forecast, together.")]
-    rehearsed: Annotated[tuple[int | None, ...], doc("Bytes that the engine took for them.")]
+    bytes: Annotated[tuple[int, ...], doc("Forecast bytes of all these terms together.")]
+    rehearsed: Annotated[
+        tuple[int | None, ...], doc("Bytes that the engine took for all these terms.")
+    ]
 
 
 class Moment(Struct):
@@ -147,23 +151,25 @@ class Moment(Struct):
     """
 
     phase: Annotated[str, doc("The engine's phase, or case NAME.")]
-    peak: Annotated[tuple[int, ...], doc("Bytes at most.")]
+    peak: Annotated[tuple[int, ...], doc("The most bytes in use during the phase.")]
     end: Annotated[tuple[int, ...], doc("Bytes at the end of the phase.")]
-    image: Annotated[bool, doc("Whether images ran in it.")] = False
+    image: Annotated[bool, doc("Whether the phase processes images.")] = False
 
 
 class Rehearsal(Struct):
-    """What the real engine did on pretend GPUs; its results and its speed are not real.
+    """A run of the real engine on pretend GPUs; its answers and its speed are not real.
 
-    A rehearsal cannot measure the memory in ``not_known``, so it used the forecast's bytes for it.
+    Pretend GPUs cannot measure the memory in ``not_known``: its bytes are those of the forecast.
     """
 
-    outcome: Annotated[Literal["served", "out_of_memory", "hang", "failed"], doc("How it ended.")]
+    outcome: Annotated[
+        Literal["served", "out_of_memory", "hang", "failed"], doc("How the run ended.")
+    ]
     seconds: Annotated[float, doc("Wall time of the rehearsal; never a speed.")]
     engine_version: str
     cases: tuple[RehearsedCase, ...]
     cache: RehearsedCache
     death: AnyEnd | None
-    not_known: Annotated[tuple[str, ...], doc("What a rehearsal cannot see.")] = ()
-    timeline: Annotated[tuple[Moment, ...], doc("Its phases in order, to its end.")] = ()
+    not_known: Annotated[tuple[str, ...], doc("Memory that pretend GPUs cannot measure.")] = ()
+    timeline: Annotated[tuple[Moment, ...], doc("All phases of the run, in order.")] = ()
     together: tuple[RehearsedTogether, ...] = ()

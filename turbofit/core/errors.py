@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from keyword import iskeyword
 from typing import Any, ClassVar, Final
 
-#: An option that a text marks, with its value: `--on SPEC`. Each door spells what is marked.
+#: A marked option in a text, with its value: `--on SPEC`. The command line and Python spell marked
+#: options in different ways.
 _MARKED: Final = re.compile("`--([a-z][a-z-]*)(?: ([^`]*))?`")
 
 
 def spelled_in_shell(text: str) -> str:
-    """Return a text with its marked options as they are typed: ``--on SPEC``."""
+    """Return a text with its marked options as people type them: ``--on SPEC``."""
     return _MARKED.sub(lambda mark: mark[0].strip("`"), text)
 
 
@@ -43,11 +44,11 @@ class TurbofitError(Exception):
     Args:
         message: one line that names the cause.
         hint: one line that says what to do about it.
-        options: the fields of options that are wrong, before those that the lines mark,
-            in their order: a mark is an option in back ticks, with its value: ```--on SPEC```.
+        options: the fields of the wrong options; the options that both lines mark are added to
+            them. A mark is an option with its value in back ticks: ```--on SPEC```.
 
-    Marked options are spelled as the command line does; `name_keywords` changes that for Python.
-    What is not marked, such as a command of `turbofit`, stays as it is.
+    The lines spell marked options for the command line; `name_keywords` spells them for Python.
+    Text without a mark, such as a command of `turbofit`, stays unchanged.
     """
 
     exit_code: ClassVar[int] = 1
@@ -83,20 +84,20 @@ class UsageError(TurbofitError):
 
 
 class DoesNotFitError(TurbofitError):
-    """The model would not serve: it does not fit, it would die, or it would hang."""
+    """The model cannot serve: the plan does not fit, or the engine dies or hangs."""
 
     exit_code = 3
     kind = "does_not_fit"
 
 
 class NoKernelError(DoesNotFitError):
-    """The engine has no code for what the model needs on this card."""
+    """The engine has no kernel that the model needs on this card."""
 
     kind = "no_kernel"
 
 
 class UnservedError(DoesNotFitError):
-    """A server does not answer, or it answered no request of a load."""
+    """A server does not answer, or answered no request of a load."""
 
     kind = "unserved"
 
@@ -136,7 +137,7 @@ class PackageError(TurbofitError):
 def error_from(document: dict[str, Any]) -> TurbofitError:
     """Make the error that another process reported.
 
-    ``document`` is what stands under ``error`` in the result of `to_dict`.
+    ``document`` is the value of ``error`` in the result of `to_dict`.
     """
     kinds = {error.exit_code: error for error in TurbofitError.__subclasses__()}
     kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)

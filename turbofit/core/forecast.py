@@ -15,13 +15,13 @@ class HostImages(Struct):
     If the host is slower than the GPUs, the host's speed decides the requests a second.
     """
 
-    cores: Annotated[int, doc("Those whose time the engines' threads for images may use.")]
+    cores: Annotated[int, doc("Cores whose time the engines' image threads may use.")]
     seconds_per_image: Annotated[float, doc("Processor seconds of one core.")]
-    images_per_second: Annotated[float, doc("What these cores prepare.")]
+    images_per_second: Annotated[float, doc("Images that these cores prepare.")]
     gpu_images_per_second: Annotated[
-        float | None, doc("What the GPUs take; null: no forecast of them can be trusted.")
+        float | None, doc("Images that the GPUs process; null: no forecast is shown.")
     ]
-    measured: Annotated[bool, doc("Whether this host was measured, or a usual core is assumed.")]
+    measured: Annotated[bool, doc("False: the speed of a usual core is assumed.")]
 
     @property
     def binds(self) -> bool:
@@ -41,34 +41,34 @@ class HostImages(Struct):
 class Surety(Struct):
     """How sure a forecast is, by the errors of earlier forecasts of the same kind."""
 
-    kind: Annotated[str, doc("What was compared: images or text, of which model, engine, cards.")]
+    kind: Annotated[str, doc("Images or text, and the model, engine and cards.")]
     word: Annotated[
         Literal["good", "fair", "rough", "order", "unknown"],
         doc(
-            "Nine of ten figures are off by at most 1.25, 1.5 or 2 times, or (order) by more, and a"
-            " word less sure on cards of which there is none; unknown: there is no figure. Of the"
-            " last two no figure is told."
+            "Nine of ten figures are off by at most 1.25 times (good), 1.5 (fair), 2 (rough), or by"
+            " more (order); one word worse on cards without a figure. unknown: no figure was"
+            " compared. Forecasts of the kinds order and unknown are not shown."
         ),
     ]
-    figures: Annotated[int, doc("Those that were compared.")] = 0
-    median: Annotated[float | None, doc("Share by which half of them differ, at most.")] = None
-    p90: Annotated[float | None, doc("Share by which nine of ten differ, at most.")] = None
-    worst: Annotated[float | None, doc("By how many times the worst one is off.")] = None
-    seen: Annotated[bool, doc("Whether figures of all of these cards are among them.")] = False
-    measured: Annotated[str, doc("What others measured of a kind that is not told; or empty.")] = ""
+    figures: Annotated[int, doc("The number of compared figures.")] = 0
+    median: Annotated[float | None, doc("Half of the figures differ by at most this share.")] = None
+    p90: Annotated[float | None, doc("Nine of ten figures differ by at most this share.")] = None
+    worst: Annotated[float | None, doc("How many times the worst figure is off.")] = None
+    seen: Annotated[bool, doc("Whether figures of all these cards were compared.")] = False
+    measured: Annotated[str, doc("What others measured, if no forecast is shown.")] = ""
 
     @property
     def known(self) -> bool:
-        """Whether a figure of this kind is told: nine of ten are within a factor of two."""
+        """Whether a forecast of this kind is shown: nine of ten are within a factor of two."""
         return self.word not in ("order", "unknown")
 
     def told(self, value: float, digits: int) -> float | None:
-        """Return the rounded figure; None if no figure of this kind is told."""
+        """Return the rounded forecast; None if forecasts of this kind are not shown."""
         return round(value, digits) if self.known else None
 
     @property
     def why(self) -> str:
-        """Why no figure is told, in words."""
+        """Why no forecast of this kind is shown, in words."""
         measured = f" ({self.measured})" if self.measured else ""
         if self.worst is None:
             return f"nobody has measured {self.kind}{measured}"
@@ -90,9 +90,9 @@ class Surety(Struct):
 
 
 class Throughput(Struct):
-    """A forecast of speed, never a promise; ``basis`` says what it rests on.
+    """A forecast of speed, never a promise; ``basis`` says what the forecast rests on.
 
-    Each figure has a surety of its own kind, and is null where that tells no figure.
+    Each figure has the surety of its own kind, and is null if such forecasts are not shown.
 
     ``seconds_to_first_token`` is for a request that comes while all other requests are running.
     """
@@ -103,27 +103,27 @@ class Throughput(Struct):
     concurrent_requests: int
     seconds_to_first_token: float | None = None
     seconds_to_first_token_alone: Annotated[
-        float | None, doc("Of a request that finds the engine idle, its images the largest.")
+        float | None, doc("For a request with the largest images to an idle engine.")
     ] = None
     seconds_to_first_token_of_text: Annotated[
-        float | None, doc("Of a request without images that finds the engine idle.")
+        float | None, doc("For a request without images to an idle engine.")
     ] = None
     median_error: Annotated[
-        float | None, doc("Share by which half of the figures of this kind differ, at most.")
+        float | None, doc("Half of the figures of this kind differ by at most this share.")
     ] = None
     surety: Annotated[Surety | None, doc("Of requests and tokens a second.")] = None
     first_token: Annotated[Surety | None, doc("Of the first token among others.")] = None
     first_token_alone: Annotated[Surety | None, doc("Of the first token alone.")] = None
     first_token_of_text: Annotated[Surety | None, doc("Of a text's first token alone.")] = None
     host: Annotated[
-        HostImages | None, doc("Null: no images, or nobody knows the host's cores: not counted.")
+        HostImages | None, doc("Null: no images, or the number of the host's cores is unknown.")
     ] = None
 
 
 class UsualImage(Struct):
     """A forecast for requests whose images have a usual size, under the plan's own settings.
 
-    Each figure is as sure as the same one of the largest images; null as there.
+    Each figure has the surety of the same figure for the largest images, and is null with it.
     """
 
     image_size: Annotated[tuple[int, int], doc("Pixels: width, height.")]
@@ -131,7 +131,9 @@ class UsualImage(Struct):
     requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
     requests_per_second: float | None
     seconds_to_first_token: float | None
-    host: Annotated[HostImages | None, doc("As of the forecast of all images.")] = None
+    host: Annotated[
+        HostImages | None, doc("The same as in the forecast for the largest images.")
+    ] = None
     seconds_to_first_token_alone: Annotated[
-        float | None, doc("Of a request that finds the engine idle.")
+        float | None, doc("For a request to an idle engine.")
     ] = None

@@ -1,7 +1,7 @@
-"""How turbofit was installed, and the pip commands that install it again or with an extra.
+"""Finds how turbofit was installed, and makes pip commands for another installation.
 
-The commands name the clone that turbofit was installed from; without a clone, they name the package
-of the package index.
+The commands name the clone that turbofit was installed from; without a clone, the commands name the
+package of the package index.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def image_library() -> Path:
     """Return the path of the library that resizes images, compiled when turbofit was installed.
 
     Raises:
-        PackageError: the library is missing or damaged. The hint says how to get it; it is empty on
-            systems other than Linux on x86-64.
+        PackageError: the library is missing or damaged. The hint says how to get the library; the
+            hint is empty on systems other than Linux on x86-64.
     """
     import sysconfig
     from hashlib import sha256

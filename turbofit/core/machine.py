@@ -38,7 +38,7 @@ class Pcie(Struct):
 class Gpu(Struct):
     """One GPU or MIG instance. Sizes in bytes; ``total = reserved + used + free`` (NVML v2).
 
-    ``used`` is what other programs use; ``free`` is what ``cudaMemGetInfo`` would say before our
+    ``used`` is memory of other programs; ``free`` is the figure of ``cudaMemGetInfo`` before our
     context exists. ``memory_bandwidth`` is in bytes/s; ``dense_flops`` is dense 16-bit tensor
     FLOP/s with 32-bit accumulation. ``limit`` is the memory that HAMi or Volcano allows this
     container.
@@ -59,9 +59,7 @@ class Gpu(Struct):
     pcie: Pcie = Pcie()
     mig: bool = False
     holders: tuple[Holder, ...] = ()
-    limit: Annotated[
-        int | UnsetType, doc("Bytes that a slice allows; only where there is one.")
-    ] = UNSET
+    limit: Annotated[int | UnsetType, doc("Bytes that a slice allows; only with a slice.")] = UNSET
 
     @property
     def usable(self) -> int:
@@ -70,7 +68,7 @@ class Gpu(Struct):
 
     @property
     def ours(self) -> int:
-        """Bytes of the GPU that this container may use: ``limit``, or ``usable`` without one."""
+        """Bytes of the GPU that this container may use: ``limit``; without a limit ``usable``."""
         return self.usable if isinstance(self.limit, UnsetType) else self.limit
 
 
@@ -92,7 +90,7 @@ class Link(Struct):
 
     @property
     def peers(self) -> bool:
-        """Whether both GPUs can access each other's memory; False if that could not be read."""
+        """Whether both GPUs can access each other's memory; False if that is unknown."""
         return self.p2p_read is True and self.p2p_write is True
 
     @property
@@ -144,7 +142,7 @@ class ReduceSpeed(Struct):
 class Measured(Struct):
     """The speeds that ``turbofit calibrate`` measured; GPUs are named by the machine's indices.
 
-    ``left_out`` says in words what was not measured, and why.
+    ``left_out`` says in words which speeds were not measured, and why.
     """
 
     torch: str
@@ -160,9 +158,10 @@ class Measured(Struct):
 class StepPoint(Struct):
     """One forward of an engine, with the seconds that it took.
 
-    The forward decodes a token of each of ``sequences`` answers, which have ``cached`` tokens in
-    the cache together, reads a prompt of ``prompt`` tokens, and encodes an image of ``units``
-    vision units. ``seconds`` is a median; half of the readings are within the share ``spread``.
+    The forward decodes a token of each of ``sequences`` answers, reads a prompt of ``prompt``
+    tokens, and encodes an image of ``units`` vision units. The answers have ``cached`` tokens in
+    the cache together. ``seconds`` is a median; half of the readings are within the share
+    ``spread``.
     """
 
     sequences: Count
@@ -185,10 +184,10 @@ class StepPoint(Struct):
 
 
 class MeasuredRate(Struct):
-    """A rate that timed forwards of one model show of its cards, within the share ``spread``.
+    """A rate of cards, from timed forwards of one model, within the share ``spread``.
 
-    Weights are read with ``bandwidth``, keys and values with ``cache_bandwidth``, in bytes/s.
-    Prompts are computed with ``flops``, images with ``vision_flops``, in FLOP/s.
+    ``bandwidth`` is of weights, ``cache_bandwidth`` of keys and values, in bytes/s. ``flops`` is of
+    prompts, ``vision_flops`` of images, in FLOP/s.
     """
 
     of: RateName
@@ -196,7 +195,7 @@ class MeasuredRate(Struct):
     spread: Annotated[float, Meta(ge=0, lt=1)]
 
     def exceeds(self, gpu: Gpu) -> bool:
-        """Whether a card cannot be so fast: the rate is more than its peak."""
+        """Whether the rate is more than the peak of a card."""
         peak = gpu.memory_bandwidth if "bandwidth" in self.of else gpu.dense_flops
         return peak != NA and self.value * (1 - self.spread) > peak
 
@@ -206,16 +205,20 @@ class MeasuredSteps(Struct):
 
     quant_policy: int
     points: tuple[StepPoint, ...]
-    left_out: Annotated[tuple[str, ...], doc("What was not measured, and why, in words.")] = ()
-    weights: Annotated[str, doc("How the model's weights are stored; empty: for no other.")] = ""
-    rates: Annotated[tuple[MeasuredRate, ...], doc("Of the cards, for other models.")] = ()
+    left_out: Annotated[
+        tuple[str, ...], doc("In words, which forwards were not measured, and why.")
+    ] = ()
+    weights: Annotated[
+        str, doc("How the model's weights are stored; empty: rates are for no other model.")
+    ] = ""
+    rates: Annotated[tuple[MeasuredRate, ...], doc("Rates of the cards, for other models.")] = ()
 
 
 class Calibration(Struct):
-    """What ``turbofit calibrate`` learned of one model under one engine on cards of one kind.
+    """The result of ``turbofit calibrate`` for one model, one engine and cards of one kind.
 
-    ``context`` and ``buffers`` are bytes per GPU that are added to the plan's estimates; they are
-    negative where the estimates were too large.
+    ``context`` and ``buffers`` are bytes per GPU that are added to the plan's estimates; negative
+    bytes mean that the estimates were too large.
     """
 
     model: Annotated[str, doc("Name, architecture, parameters.")]
@@ -226,18 +229,18 @@ class Calibration(Struct):
     driver: str
     communicator: str
     when: str
-    context: Annotated[int, doc("Of what is there before the cache is sized.")]
-    buffers: Annotated[int, doc("Of what comes after it.")]
-    pretend: Annotated[bool, doc("On pretend GPUs, so of no real card.")] = False
-    spread: Annotated[int, doc("By which the measured GPUs and launches differed.")] = 0
-    torch: Annotated[str, doc("Its version; empty where it is not known.")] = ""
-    cuda: Annotated[str, doc("Version of CUDA's runtime; empty where it is not known.")] = ""
-    free: Annotated[int, doc("Free on the group's fullest card before its context.")] = 0
-    steps: Annotated[MeasuredSteps | None, doc("The engine's own seconds; null: not timed.")] = None
+    context: Annotated[int, doc("For memory taken before the cache is sized.")]
+    buffers: Annotated[int, doc("For memory taken after the cache is sized.")]
+    pretend: Annotated[bool, doc("Measured on pretend GPUs; not valid for real cards.")] = False
+    spread: Annotated[int, doc("Bytes by which the measured GPUs and launches differed.")] = 0
+    torch: Annotated[str, doc("Version of torch; empty if unknown.")] = ""
+    cuda: Annotated[str, doc("Version of CUDA's runtime; empty if unknown.")] = ""
+    free: Annotated[int, doc("Free bytes of the group's fullest card before the context.")] = 0
+    steps: Annotated[MeasuredSteps | None, doc("Timed forwards; null: not timed.")] = None
 
     @property
     def where(self) -> str:
-        """Where it was measured, in words."""
+        """The place of the measurement, in words."""
         return "on PRETEND GPUs" if self.pretend else "here"
 
     @property
@@ -262,10 +265,10 @@ class Host(Struct):
 class Machine(Struct, dict=True):
     """A machine as planning sees it.
 
-    ``source`` says where it comes from: ``nvml``, ``preset`` or ``snapshot FILE``. ``visible`` are
-    the indices of the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; planning uses only
-    these GPUs. ``measured`` is None if nobody measured the machine's speed. ``calibrations`` say
-    how much memory real launches on such cards took beyond the formulas.
+    ``source`` is ``nvml``, ``preset`` or ``snapshot FILE``. ``visible`` are the indices of the GPUs
+    that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; planning uses only these GPUs. ``measured``
+    is None if the machine's speed was not measured. ``calibrations`` have the memory that launches
+    on these cards took in addition to the formulas.
     """
 
     schema: Annotated[str, const(MACHINE_SCHEMA)] = MACHINE_SCHEMA
@@ -280,7 +283,7 @@ class Machine(Struct, dict=True):
     warnings: tuple[str, ...] = ()
     measured: Measured | None = None
     calibrations: Annotated[
-        tuple[Calibration, ...], doc("What turbofit calibrate learned on these cards.")
+        tuple[Calibration, ...], doc("Results of turbofit calibrate on these cards.")
     ] = ()
 
     def gpu(self, index: int) -> Gpu:
@@ -288,7 +291,7 @@ class Machine(Struct, dict=True):
         return next(gpu for gpu in self.gpus if gpu.index == index)
 
     def link(self, a: int, b: int) -> Link:
-        """Return the link between two GPUs; if none was read, all facts of it are NA."""
+        """Return the link between two GPUs; if no link was read, all its facts are NA."""
         pair = (a, b) if a < b else (b, a)
         return self._by_pair.get(pair) or Link(a=pair[0], b=pair[1])
 

@@ -33,7 +33,7 @@ TERMS: Final = {
     "vision_forward": "image requests that meet in one forward",
     "kv_cache": "the cache",
 }
-#: The only term before the cache, if a prediction knows no more than a log's free memory.
+#: The only term before the cache, if a prediction knows only the free memory of a log.
 BEFORE_CACHE: Final = "before_cache"
 #: The suffix of a negative term, which gives back a part of another term.
 _RETURNED: Final = ".returned"
@@ -51,9 +51,8 @@ class StackPiece(NamedTuple):
 def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
     """Return the pieces of a card's memory in the order of the bar.
 
-    The pieces add up to the card's total, or to more if the card is too small. Of the transient
-    terms, which come and go, only the worst is a piece: the bytes that it adds to the memory used
-    at rest.
+    The pieces add up to the card's total, or to more if the card is too small. Only the worst
+    transient term is a piece, with the bytes that this term adds to the memory used at rest.
     """
     worst = next((term for term in ledger.terms if term.worst), None)
     name = worst.term if worst else "worst request"
@@ -77,7 +76,7 @@ def sums(pieces: Iterable[StackPiece]) -> dict[str, int]:
 
 
 def _held(ledger: GpuLedger) -> list[StackPiece]:
-    """Return one piece for each term that is in use at rest.
+    """Return one piece for each term of the memory in use at rest.
 
     Bytes that no term explains are the last piece.
     """
@@ -92,14 +91,14 @@ def _held(ledger: GpuLedger) -> list[StackPiece]:
         if term.term in sizes
     ]
     rest = ledger.steady - sum(piece.bytes for piece in pieces)
-    return [*pieces, StackPiece("buffers", "not told apart", rest)]
+    return [*pieces, StackPiece("buffers", "unnamed", rest)]
 
 
 def _give_back(sizes: dict[str, int], given: Term, terms: Sequence[Term]) -> None:
     """Subtract a negative term's bytes from the terms that it corrects.
 
-    The first is the term of the same name, then follow terms of the same phase: estimates, which a
-    calibration corrects, before other terms, and large terms before small terms.
+    The order is: the term of the same name, then estimates of the same phase, then other terms of
+    this phase; large terms come before small terms. A calibration corrects estimates.
     """
     base, alike = given.term.removesuffix(_RETURNED), [t for t in terms if t.phase == given.phase]
     alike.sort(key=lambda term: (term.term != base, term.basis != "estimate", -term.bytes))
@@ -127,13 +126,13 @@ def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
 def memory_label(ledger: GpuLedger) -> str:
     """Say in words how much of a card is in use at most, and how much is left."""
     when = "while loading" if ledger.most > ledger.peak else "in the worst case"
-    # The card counts with the driver's part; a budget counts only what the engines take.
+    # The size of the card includes the driver's part; a budget is for the engines alone.
     used, whole = ledger.reserved + ledger.most, format_bytes(ledger.total)
     if ledger.budget is not None:
         used, whole = ledger.most - ledger.used, f"a budget of {format_bytes(ledger.budget)}"
     card = f"{format_bytes(used)} of {whole} in use {when}"
     left = ledger.headroom - ledger.beyond_budget
-    if left < 0:  # the verdict alone says by how much: its case may be an earlier one
+    if left < 0:  # only the verdict says how much is missing: its case may be an earlier one
         worst = next((term.term for term in ledger.terms if term.worst), "")
         case = f" ({TERMS[worst]})" if worst in TERMS and ledger.most == ledger.peak else ""
         return f"{card}{case}: more than there is"

@@ -1,4 +1,4 @@
-"""Words for messages: sets of GPUs, plurals, options that conflict, names that are similar."""
+"""Words for messages: sets of GPUs, plurals, conflicting options, similar names."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from turbofit.core.presets import load_yaml, presets_dir
 
 #: The hint for a command about a server, when no server runs.
 HOW_TO_SERVE: Final = "turbofit serve MODEL; without a GPU add --pretend --on SPEC"
-#: A warning, and the beginning of another one; both are shown beside each engine's own command.
+#: A warning, and the beginning of a second warning; reports show both at each engine's own command.
 QUEUED: Final = (
-    "this plan holds only where image requests are queued, as turbofit serve and turbofit.pipeline"
-    " do"
+    "this plan is valid only if image requests are queued: turbofit serve and turbofit.pipeline"
+    " queue them"
 )
 BEYOND: Final = "requests beyond these limits are not planned for"
 BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
-#: The first line of a server on pretend GPUs; a warning, so that --quiet shows it too.
+#: The first line of a server on pretend GPUs. It is a warning because --quiet shows warnings.
 PRETEND: Final = (
     "warning: PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean"
     " nothing"
 )
-#: The header that marks answers of pretend GPUs, and the words that explain it.
+#: The header of answers from pretend GPUs, and the words that explain this header.
 PRETEND_HEADER: Final = "x-turbofit-pretend"
 PRETEND_WORDS: Final = "PRETEND GPUs: the words of its answers mean nothing"
 PRETEND_SPEED: Final = "PRETEND GPUs: no speed here is real"
-#: Notes that need no action; only the full text of a plan shows them.
-OWN_CODE: Final = "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
+#: Notes that need no action; only the full text of a plan shows these notes.
+OWN_CODE: Final = "LMDeploy runs the checkpoint's own code: --trust-remote-code is set"
 RESERVED: Final = (
-    "torch keeps what it once reserved, so that nvidia-smi may show more than the peak: under"
+    "torch keeps memory that it has reserved: nvidia-smi may show more than the peak, under"
     " turbofit by half the margin at most, else up to the whole card"
 )
 HARMLESS: Final = (OWN_CODE, RESERVED)
@@ -58,7 +58,7 @@ def groups_of(groups: Iterable[tuple[int, ...]]) -> str:
 
 
 def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") -> None:
-    """Refuse options that cannot be given together with the option ``beside``.
+    """Refuse options that conflict with the option ``beside``.
 
     ``options`` has each option's value by its name. ``hint`` is added to the advice to leave the
     option out.
@@ -76,35 +76,35 @@ def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") 
 
 
 def plural(count: int, noun: str) -> str:
-    """Return the noun as it stands after a number: ``1 patch``, ``2 patches``."""
+    """Return the form of a noun after a number: ``patch`` after 1, ``patches`` after 2."""
     if count == 1:
         return noun
     return f"{noun}es" if noun.endswith(("ch", "sh", "s", "x")) else f"{noun}s"
 
 
 def plain(text: str) -> str:
-    """Return a text without quotes around it, and with full-width characters made ASCII."""
+    """Return a text without surrounding quotes and with full-width characters made ASCII."""
     return unicodedata.normalize("NFKC", text.strip().strip(_QUOTES)).strip()
 
 
 def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
-    """Say what turbofit has instead of an option of vLLM; empty if vLLM has no such option.
+    """Return words for turbofit's equivalent of an option of vLLM; empty for other options.
 
     ``spelled`` turns the name of a setting into the name of turbofit's option.
     """
     row = neighbours()["vllm"].get(name.lstrip("-").replace("_", "-").lower())
-    return "" if row is None else f"an option of vLLM; here: {_told(row, spelled)}"
+    return "" if row is None else f"an option of vLLM; here: {_equivalent(row, spelled)}"
 
 
-def _told(row: Mapping[str, str], spelled: Callable[[str], str]) -> str:
+def _equivalent(row: Mapping[str, str], spelled: Callable[[str], str]) -> str:
     return ", ".join(spelled(text) if key == "here" else text for key, text in row.items())
 
 
 @cache
 def neighbours() -> dict[str, Any]:
-    """Return the words of others, and turbofit's own for each, as presets/neighbours.yaml has them.
+    """Return presets/neighbours.yaml: words of other programs, with turbofit's own words.
 
-    The words are those of commands, options, arguments and SPECs, and of vLLM.
+    The tables are of commands, options, arguments, SPECs, and options of vLLM.
     """
     table: dict[str, Any] = load_yaml(presets_dir() / "neighbours.yaml")
     return table
@@ -113,22 +113,22 @@ def neighbours() -> dict[str, Any]:
 def neighbour(
     name: str, known: Iterable[str], spelled: Callable[[str], str], command: str = ""
 ) -> str:
-    """Say which of the ``known`` settings an option of another name means; empty for other names.
+    """Return words for the ``known`` setting that an unknown option means; else an empty text.
 
-    ``spelled`` is as for `of_vllm`; ``command`` may have rows of its own.
+    ``spelled`` turns a setting's name into the option's name. Rows of ``command`` come first.
     """
     rows, word = neighbours()["options"], name.lstrip("-").replace("_", "-").lower()
     row = rows.get(command, {}).get(word) or rows["every"].get(word)
     if row is None or ("here" in row and row["here"] not in known):
         return ""
-    return f"here: {_told(row, spelled)}" if "here" in row else str(row["say"])
+    return f"here: {_equivalent(row, spelled)}" if "here" in row else str(row["say"])
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Return up to ``count`` known names that a misspelt name may mean, the nearest first.
 
-    If no known name is similar, return names with the same letters, else known names that are the
-    first words of ``name``: ``kv-cache`` for ``kv-cache-type``.
+    Similar names win over names with the same letters. Names that begin ``name`` come last:
+    ``kv-cache`` for ``kv-cache-type``.
     """
     from difflib import get_close_matches
 
@@ -139,12 +139,12 @@ def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 
 def guess(name: str, known: Iterable[str], count: int = 1) -> str:
-    """Return ``did you mean NAME?`` with the nearest known names; empty if none is near."""
+    """Return ``did you mean NAME?`` with the nearest known names; empty without a near name."""
     alike = near(name, known, count)
     return f"did you mean {' or '.join(alike)}?" if alike else ""
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """Return the hint for an unknown word: the nearest known words, or all of them."""
+    """Return the hint for an unknown word: the nearest known words, or all known words."""
     known = list(dict.fromkeys(known))
-    return guess(word, known, 3) or f"it knows {', '.join(known)}"
+    return guess(word, known, 3) or f"known: {', '.join(known)}"

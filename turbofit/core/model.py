@@ -1,4 +1,4 @@
-"""The types of a model: its dimensions, its storage, and where its facts come from."""
+"""The types of a model: its dimensions, its storage, and the source of both."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from turbofit.core.struct import Struct
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 
-#: The most repeats in an expression of a checkpoint; each one multiplies the time of a search.
+#: The most repeats in an expression of a checkpoint; each repeat multiplies the time of a search.
 _MOST_REPEATS: Final = 4
-#: The name of a decoder's layer or of a module in it, but not of a draft model or a tower.
+#: Names of a decoder's layers and their modules, but not of layers of a draft model or a tower.
 _OF_LAYER: Final = r"(?:(?:model|language_model|llm)\.)*(layers\.\d{1,9}\b.*)"
 #: Parts of names that, together, cover all linear layers of a decoder except its experts.
 _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
-#: The architecture of tower and projector, one family file each.
+#: The architectures of tower and projector; each has a file of its own in the families.
 VisionKind = Literal[
     "internvit", "qwen2vit", "qwen2_5vit", "qwen3vit", "clip", "siglip", "eva_clip", "eva_clip_glm",
     "glm4v", "mllama", "gemma3", "phi3v", "llama4", "idefics3", "moonvit",
@@ -34,8 +34,8 @@ DTYPE_BYTES: Final[dict[str, int]] = {"float16": 2, "bfloat16": 2, "float32": 4}
 class MoeDims(Struct):
     """Dimensions of the mixture of experts in a layer; ``layers`` is how many layers have experts.
 
-    ``step``: of each ``step`` successive layers, one layer may have experts. ``shared_gate``: a
-    gate of one row weighs the shared expert. ``correction``: each expert has a bias of 32 bits,
+    ``step``: one of every ``step`` successive layers may have experts. ``shared_gate``: a gate with
+    one row weighs the shared expert. ``correction``: each expert has a bias of 32 bits,
     which affects only the choice of experts. ``router_bias``: each expert has a bias of the model's
     type, which is added to its score.
     """
@@ -72,7 +72,7 @@ class DeltaDims(Struct):
 
     @property
     def channels(self) -> int:
-        """Channels of queries, keys and values together; the convolution processes them all."""
+        """Channels of queries, keys and values together, which all pass the convolution."""
         return 2 * self.key_heads * self.key_dim + self.values
 
 
@@ -80,9 +80,9 @@ class MlaDims(Struct):
     """Dimensions of multi-head latent attention (MLA).
 
     All heads' keys and values come from one latent of ``kv_rank`` channels. The cache holds this
-    latent and one key of ``rope_dim`` channels for all heads; engines treat both together as one KV
-    head of ``TextDims.head_dim`` channels. ``q_rank`` is the channels of the queries' latent, 0 if
-    queries have none. In the checkpoint, a head's key has ``nope_dim`` channels beside
+    latent and one key of ``rope_dim`` channels for all heads. Engines treat latent and key as one
+    KV head of ``TextDims.head_dim`` channels. ``q_rank`` is the channels of the queries' latent, 0
+    without a latent. In the checkpoint, a head's key has ``nope_dim`` channels beside
     ``rope_dim``, and its value has ``v_dim``. ``expanded``: LMDeploy caches each head's keys and
     values in place of the latent.
     """
@@ -107,15 +107,15 @@ class TextDims(Struct):
     ``layer_norms`` is how many norms over the hidden channels a layer has. ``vision_experts``: as
     in CogVLM, image tokens have their own set of linear layers; ``vision_expert_bias``: the layer
     for queries, keys and values in this set has biases. ``cross_layers`` are the numbers of layers
-    that attend to the image alone: they cache tokens of the image, not of the prompt. ``delta``
-    describes layers without attention. ``output_gate``: queries have twice the channels; the second
-    half gates the attention's output. ``mla`` describes attention to latents; ``kv_heads`` and
-    ``head_dim`` then describe the heads in the engine's attention. ``mlp_bias``: linear layers of
-    the MLP, and of experts, have biases. ``sinks``: each head has a learned value beside its
-    scores. ``fourier`` is the number of frequencies that Fourier position encoding mixes for each
-    KV head. ``norm_bias``: norms are layer norms with biases. ``sliding_window`` is the number of
-    tokens that some layers look back, instead of to the first token; it is read only for families
-    that Transformers alone serves.
+    that attend to the image alone; these layers cache tokens of the image, not of the prompt.
+    ``delta`` describes layers without attention. ``output_gate``: queries have twice the channels;
+    the second half gates the attention's output. ``mla`` describes attention to latents;
+    ``kv_heads`` and ``head_dim`` then describe the heads in the engine's attention. ``mlp_bias``:
+    linear layers of the MLP, and of experts, have biases. ``sinks``: each head has a learned value
+    beside its scores. ``fourier`` is the number of frequencies that Fourier position encoding mixes
+    for each KV head. ``norm_bias``: norms are layer norms with biases. ``sliding_window`` is the
+    number of tokens that some layers look back; other layers look back to the first token. Only
+    families that Transformers alone serves have ``sliding_window``.
     """
 
     architecture: str
@@ -148,12 +148,12 @@ class TextDims(Struct):
 
     @property
     def window(self) -> int:
-        """Tokens that layers with a sliding window look back; 0 without such layers."""
+        """Tokens that layers with a sliding window look back; 0 without a sliding window."""
         return 0 if self.sliding_window is UNSET else self.sliding_window
 
     @property
     def cached_latent(self) -> MlaDims | None:
-        """Dimensions of the latent that the cache holds; None if it holds keys and values."""
+        """Dimensions of the cached latent; None if the cache holds keys and values."""
         return None if self.expands_latent else self.mla
 
     @property
@@ -163,7 +163,7 @@ class TextDims(Struct):
 
     @property
     def attention_layers(self) -> int:
-        """Layers with attention: all but those with a gated delta net."""
+        """The number of layers with attention; layers with a gated delta net do not count."""
         return self.layers - (self.delta.layers if self.delta else 0)
 
 
@@ -196,12 +196,12 @@ class VisionDims(Struct):
     ``qwen2vit``/``qwen2_5vit`` (patches in windows of ``merge`` x ``merge``); torch runs all kinds.
 
     ``newline``: one learned token ends each line of an image. ``projector`` is the number of
-    channels inside the projector, 0 if other dimensions decide it. ``outputs`` is the number of
-    hidden states that enter the projector side by side. Only ``mllama`` has ``extra_layers``
-    (layers of a second stack, over all tiles), ``shapes`` (the number of aspect ratios with
-    embeddings of their own) and ``max_tiles`` (the most tiles of an image). ``deepstack`` is the
-    number of further projectors, which feed the first layers of the language model (``qwen3vit``).
-    A plan counts only the weights of ``audio``.
+    channels inside the projector, 0 if other dimensions decide this number. ``outputs`` is the
+    number of hidden states that enter the projector side by side. Three fields are for ``mllama``
+    alone: ``extra_layers`` are layers of a second stack, over all tiles; ``shapes`` is the number
+    of aspect ratios with embeddings of their own; ``max_tiles`` is the most tiles of an image.
+    ``deepstack`` (``qwen3vit``) is the number of projectors into the first layers of the language
+    model. A plan counts only the weights of ``audio``.
     """
 
     kind: VisionKind
@@ -229,7 +229,7 @@ class VisionDims(Struct):
 
     @property
     def head_dim(self) -> int:
-        """Channels of one attention head, as stored."""
+        """Channels of one attention head in the checkpoint."""
         return self.hidden // self.heads
 
 
@@ -276,7 +276,7 @@ def _exempted(names: tuple[str, ...]) -> tuple[list[re.Pattern[str]], list[str]]
         elif name.startswith("re:"):
             text = name[3:]
             if re.search(r"\)[*+{]", text) or len(re.findall(r"[*+{]", text)) > _MOST_REPEATS:
-                raise UsageError(  # it repeats a group, or repeats too often
+                raise UsageError(  # the expression repeats a group, or repeats too often
                     f"quantization_config exempts layers by the expression {text[:80]!r}, which may"
                     " take for ever",
                     hint="name the layers in the checkpoint's config.json",
@@ -289,9 +289,9 @@ def _exempted(names: tuple[str, ...]) -> tuple[list[re.Pattern[str]], list[str]]
 
 
 class ModelSource(Struct):
-    """Where the model's facts come from; ``sizes`` says where its sizes in bytes come from.
+    """The source of a model's facts; ``sizes`` is the source of its sizes in bytes.
 
-    ``estimate``: the sizes are those of a preset of a similar model.
+    ``estimate``: the sizes are of a preset of a similar model.
     """
 
     kind: Literal["folder", "hub_cache", "hub", "preset"]
@@ -305,8 +305,8 @@ class Adapter(Struct):
 
     ``modules`` are the last parts of the changed modules' names, such as ``q_proj``; each is
     changed in all layers, with this ``rank``. ``file_bytes`` are the bytes of the file's tensors,
-    ``base`` is the model that it names as its own. ``renamed``: engines open a copy with other
-    names, since LMDeploy does not read those of the files.
+    ``base`` is the base model that the adapter's config names. ``renamed``: LMDeploy cannot read
+    the names in the files, so engines open a copy with other names.
     """
 
     name: str
@@ -322,8 +322,8 @@ class Draft(Struct):
     """A model that proposes ``tokens`` tokens, which the base then checks in one forward.
 
     ``algorithm`` is LMDeploy's name of its class. ``text`` has the dimensions of its decoder.
-    ``head_rows`` are the rows of its own head; 0: it has none, and takes the base's. ``embeds``:
-    its file has embeddings; else it takes the base's.
+    ``head_rows`` are the rows of its own head; 0: the draft uses the base's head. ``embeds``: its
+    file has embeddings; else the draft uses the base's embeddings.
     """
 
     algorithm: str
@@ -338,10 +338,10 @@ class Model(Struct):
     """A checkpoint as planning sees it; sizes in bytes.
 
     ``dtype`` is the 16- or 32-bit type of the unquantised tensors in the files. ``tensor_bytes``
-    are the bytes in the files for each safetensors dtype (such as ``BF16``), empty if only a
-    formula is known. ``needs_remote_code``: the engine needs remote code for tokenizer, processor
-    or config. ``revision`` is the branch, tag or commit that was asked for. ``adapters`` are those
-    that the PyTorch engine loads beside it, and so is ``draft``.
+    are the bytes in the files for each safetensors dtype (such as ``BF16``); empty if the sizes
+    come from a formula. ``needs_remote_code``: the engine needs remote code for tokenizer,
+    processor or config. ``revision`` is the branch, tag or commit that was asked for. The PyTorch
+    engine loads ``adapters`` and ``draft`` together with the model.
     """
 
     name: str
@@ -364,7 +364,7 @@ class Model(Struct):
 
     @property
     def loras(self) -> tuple[Adapter, ...]:
-        """The adapters; none where the document names none."""
+        """The adapters; empty if the document names no adapter."""
         return () if self.adapters is UNSET else self.adapters
 
     @property
@@ -394,7 +394,7 @@ class Model(Struct):
     def unit_tower_tokens(self) -> int:
         """Tokens that the tower processes for one unit.
 
-        A patch is one token; a tile is as many tokens as it has patches, and one more.
+        A patch is one token. A tile has one token for each of its patches, and one more token.
         """
         if self.image_rule is None or self.vision is None:
             return 1

@@ -1,4 +1,4 @@
-"""The plan: an immutable document that JSON can hold, and the types of its parts."""
+"""The plan, an immutable JSON document, and the types of its parts."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ Goal = Literal["throughput", "latency", "context"]
 T = TypeVar("T")
 TermPhase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
-#: The most images of a request if the plan does not promise more. Each image takes at least 2 ms of
-#: a thread of LMDeploy's process, a photograph 30 to 100 ms; with only one thread, all clients
-#: wait.
+#: The most images of a request if the plan does not promise more. An image takes at least 2 ms of a
+#: thread of LMDeploy's process, a photograph 30 to 100 ms; all clients wait for a single thread.
 _MOST_IMAGES: Final = 64
-#: Outcomes of a rehearsal, the gravest, which decides for a plan, first.
+#: Outcomes of a rehearsal, the gravest first; the gravest outcome of all engines is the plan's.
 _GRAVE: Final = ("out_of_memory", "hang", "failed", "served")
 #: Cards whose used memory differs by fewer bytes get the same settings.
 ALIKE: Final = 64 * MIB
-#: The least limit of answers (`n`) for a chat without images: LMDeploy takes as many.
+#: The least limit of answers (`n`) for a chat without images; LMDeploy allows 128 answers.
 _TEXT_COPIES: Final = 128
 _TURBOMIND_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
@@ -59,9 +58,9 @@ _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
 BEFORE_CACHE: Final = ("before", "context", "weights")
 #: The most threads of an engine that prepare images; more were not tested.
 MOST_IMAGE_THREADS: Final = 16
-#: Bytes that a grammar may take while it is tried; and those of the process that tries grammars
-#: with the largest tokenizers, a trial included: it has imported torch and Transformers.
+#: Bytes that the trial of one grammar may take.
 GRAMMAR_TRIAL: Final = 512 * MIB
+#: Bytes of the process that tries grammars, with the largest tokenizer, torch and Transformers.
 GRAMMAR_PROCESS: Final = GRAMMAR_TRIAL + 768 * MIB
 
 
@@ -78,30 +77,30 @@ def config_names(engine: str) -> tuple[tuple[str, str], ...]:
 
 
 class Workload(Struct):
-    """What is promised to clients.
+    """The requests that a person asks a plan for.
 
-    If ``context`` is None, it becomes the model's maximum, lowered to what the cache holds. If
+    If ``context`` is None, turbofit takes the model's maximum, or less if the cache holds less. If
     ``concurrency`` or ``queue_images`` is None, turbofit chooses a value.
     """
 
     images: Annotated[int, doc("Images a request.")] = 1
     image_size: Annotated[
-        tuple[int, int] | None, doc("Width and height in pixels; null: the worst there may be.")
+        tuple[int, int] | None, doc("Width and height in pixels; null: the worst possible size.")
     ] = None
     context: Annotated[int | None, doc("Tokens of one request, prompt and answer.")] = None
     concurrency: Annotated[
-        int | None, doc("Requests at once that all groups must hold; null: turbofit chooses.")
+        int | None, doc("Requests that all groups together run at once; null: turbofit chooses.")
     ] = None
-    goal: Annotated[Goal, doc("What decides between shapes that serve.")] = "throughput"
+    goal: Annotated[Goal, doc("The measure by which turbofit chooses a shape.")] = "throughput"
     queue_images: Annotated[
-        bool | None, doc("The gateway queues image requests: the peak pays for one at a time.")
+        bool | None, doc("Image requests wait for each other: the peak pays for one.")
     ] = None
 
 
 class Settings(Struct):
     """LMDeploy's options, under LMDeploy's names.
 
-    ``num_gpu_blocks`` and the options after it are for the PyTorch engine alone.
+    ``num_gpu_blocks`` and all later options are for the PyTorch engine alone.
     """
 
     tp: int = 1
@@ -121,7 +120,7 @@ class Settings(Struct):
     enable_prefix_caching: bool = False
     model_format: str | None = None
     language_model_only: bool = False
-    num_gpu_blocks: Annotated[int, doc("The PyTorch engine's; 0 is by the ratio.")] = 0
+    num_gpu_blocks: Annotated[int, doc("The PyTorch engine's; 0: the ratio decides.")] = 0
     eager_mode: bool = False
     cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
@@ -146,17 +145,19 @@ class Settings(Struct):
 class Term(Struct):
     """One named amount of memory in the account (ledger) of a GPU."""
 
-    term: Annotated[str, doc("Its name.")]
-    phase: Annotated[TermPhase, doc("When it is taken; of transients only the largest counts.")]
+    term: Annotated[str, doc("The name of the term.")]
+    phase: Annotated[TermPhase, doc("When the memory is taken; only the largest transient counts.")]
     bytes: Annotated[int, doc("Bytes of this GPU.")]
-    basis: Annotated[Basis, doc("What the figure rests on; an estimate enters at its upper end.")]
-    note: Annotated[str, doc("More for people.")] = ""
+    basis: Annotated[Basis, doc("The source of the bytes; an estimate has its upper end.")]
+    note: Annotated[str, doc("Details for people.")] = ""
     worst: Annotated[bool, doc("Marks the transient that decides the peak.")] = False
-    rehearsed: Annotated[int | None, doc("Its bytes on pretend GPUs; null: unknown.")] = None
+    rehearsed: Annotated[int | None, doc("Bytes of the term on pretend GPUs; null: unknown.")] = (
+        None
+    )
 
 
 class GpuLedger(Struct):
-    """What one GPU will hold, in bytes."""
+    """The memory of one GPU under the plan, in bytes."""
 
     index: Annotated[int, doc("In PCI order.")]
     uuid: str
@@ -172,7 +173,7 @@ class GpuLedger(Struct):
     headroom: Annotated[int, doc("total - reserved - max(peak, load_peak).")]
     margin: Annotated[int, doc("Bytes that must stay free.")]
     withheld: Annotated[
-        int | UnsetType, doc("Those of the margin that a budget withholds; only where one does.")
+        int | UnsetType, doc("Bytes of the margin that a budget withholds; only with a budget.")
     ] = UNSET
 
     @property
@@ -219,8 +220,8 @@ class Backend(Struct):
 
     name: EngineName
     version: str
-    communicator: Annotated[str, doc("What joins the GPUs of one engine.")] = ""
-    reason: Annotated[str, doc("Why so many engines, on these GPUs.")] = ""
+    communicator: Annotated[str, doc("The library that joins the GPUs of one engine.")] = ""
+    reason: Annotated[str, doc("The reason for this number of engines on these GPUs.")] = ""
 
     @property
     def of_lmdeploy(self) -> bool:
@@ -253,7 +254,7 @@ class Kv(Struct):
 
 
 class HostMemory(Struct):
-    """Host memory that the engines will take, in bytes; ``available`` is None if unknown.
+    """Host memory that the engines take, in bytes; ``available`` is None if unknown.
 
     ``pageable`` includes the ``image_cache`` of each engine, and the process that tries grammars.
     """
@@ -262,7 +263,7 @@ class HostMemory(Struct):
     pageable: Annotated[int, doc("Bytes.")]
     available: Annotated[int | None, doc("Bytes; null where unknown.")]
     image_threads: Annotated[
-        int | None, doc("Threads of each engine that prepare images; null: by the host's cores.")
+        int | None, doc("Image threads of each engine; null: the host's cores decide.")
     ] = None
     image_cache: Annotated[int, doc("Bytes of prepared images that each engine keeps.")] = 0
 
@@ -275,9 +276,9 @@ class HostMemory(Struct):
 def image_threads(cores: int, engines: int) -> int:
     """Return the number of threads that prepare images in each of ``engines`` engines of LMDeploy.
 
-    The threads leave one core to the event loop. There are at least two threads: LMDeploy itself
-    has one, and two threads share a core with little loss, since most of the work runs outside of
-    Python's lock.
+    The threads leave one core to the event loop. At least two threads run: LMDeploy itself has one
+    thread, and two threads share a core with little loss. Most of their work runs without Python's
+    lock.
     """
     return min(MOST_IMAGE_THREADS, max(2, cores // engines - 1))
 
@@ -289,24 +290,24 @@ class Candidate(Struct):
     tp: int
     replicas: int
     groups: tuple[tuple[int, ...], ...]
-    settings: Annotated[dict[str, object], doc("Those that were varied.")]
+    settings: Annotated[dict[str, object], doc("The settings that were varied.")]
     fits: bool
     kv_tokens: Annotated[int, doc("Tokens of all groups.")]
     score: Annotated[
         float | None,
         doc(
-            "What the goal counts: requests a second, answers a second of one client, or KV tokens;"
-            " 0 where it does not fit, null where a speed ranks it that is not told."
+            "The goal's figure: requests a second, answers a second of one client, or KV tokens; 0"
+            " for a shape that does not fit, null if the speed is not shown."
         ),
     ]
-    why_not: Annotated[str, doc("Empty for the one chosen.")]
+    why_not: Annotated[str, doc("The reason; empty for the chosen shape.")]
 
 
 class Limits(Struct):
-    """The limits that the gateway enforces; a limit of images is None if it does not apply."""
+    """The limits that the gateway enforces; an image limit that does not apply is None."""
 
     vision_unit: Annotated[
-        Literal["tile", "patch"] | None, doc("What images are counted in; null: none.")
+        Literal["tile", "patch"] | None, doc("The unit of images; null: no images.")
     ]
     max_dynamic_patch: int | None
     max_pixels_per_image: int | None
@@ -326,13 +327,13 @@ class Limits(Struct):
     def copies(self, *, images: bool) -> int:
         """Return the most answers that a request may ask for (``n``).
 
-        ``images`` says whether the request has images. Answers beyond an engine's batch wait in the
-        engine, as requests do, and take no memory.
+        ``images`` says whether the request has images. Answers that exceed an engine's batch wait
+        in the engine like requests, and take no memory.
         """
         return self.n if images else max(self.n, _TEXT_COPIES)
 
     def promise(self, context: int, units: int, tokens: int, size: str = "") -> str:
-        """Say in a sentence what each request may have.
+        """Return a sentence on the limits of each request.
 
         ``context`` is the most tokens of a request, ``tokens`` the tokens of all its images. An
         image has up to ``units`` units; with ``size``, the sentence names this size instead.
@@ -357,39 +358,45 @@ class Limits(Struct):
 
 
 class Promise(Struct):
-    """What clients may count on; only planning makes one, and nothing changes it afterwards."""
+    """The plan's promise to clients; planning makes the promise, and nothing changes it later."""
 
     context: Annotated[
         int, doc("Tokens of one request, with its answer; 0: no request."), Meta(ge=0)
     ]
     images: Annotated[int, doc("Images of one request, each as large as the limits allow.")]
-    image_limit: Annotated[int | None, doc("Tiles or pixels of an image; null: none.")]
-    requests: Annotated[int, doc("Requests at once over all engines, all tokens in the caches.")]
-    request_tokens: Annotated[int, doc("Tokens of each of them, images at their limit.")]
+    image_limit: Annotated[
+        int | None, doc("The most tiles or pixels of an image; null: no images.")
+    ]
+    requests: Annotated[
+        int, doc("Requests that run at once over all engines, with all their tokens.")
+    ]
+    request_tokens: Annotated[int, doc("Tokens of each such request, with images at their limit.")]
     limits: Annotated[Limits, doc("What the gateway enforces.")]
 
 
 class LimitCost(Struct):
-    """What remains possible under one image limit, on the plan's GPUs and with its prefill size.
+    """Cache, requests and speed under one image limit, on the plan's GPUs with its prefill size.
 
-    Speeds are a forecast for images of the worst size; null as the plan's own.
+    Speeds are forecasts for images of the worst size; null if the plan's own speed is null.
     """
 
     limit: Annotated[int, doc("Tiles or pixels of an image.")]
-    option: Annotated[str, doc("The option that asks for it.")]
+    option: Annotated[str, doc("The option that sets this limit.")]
     image_tokens: Annotated[int, doc("Tokens of one image of the worst size.")]
     kv_tokens: Annotated[int, doc("Tokens of all groups.")]
     requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
     requests_per_second: float | None
-    seconds_to_first_token: Annotated[float | None, doc("Of a request that finds the engine idle.")]
+    seconds_to_first_token: Annotated[float | None, doc("For a request to an idle engine.")]
 
 
 class Footprint(Struct):
-    """The most memory that the engines take, and how much their GPUs have left for others."""
+    """The most memory of the engines, and the memory that their GPUs have left for others."""
 
     taken: Annotated[tuple[int, ...], doc("Bytes at most on each GPU, in the ledgers' order.")]
     left: Annotated[int, doc("Bytes for others on the fullest GPU, beyond the margin.")]
-    servers: Annotated[int, doc("Sets of such engines that the same GPUs hold, this included.")]
+    servers: Annotated[
+        int, doc("Sets of these engines that the same GPUs hold, this set included.")
+    ]
 
 
 class Remedy(Struct):
@@ -400,7 +407,7 @@ class Remedy(Struct):
 
     @property
     def text(self) -> str:
-        """The change and its effect, in one line."""
+        """The change and the effect of the change, in one line."""
         return f"{self.change}: {self.effect}"
 
 
@@ -418,7 +425,7 @@ class ServeCommand(Struct):
 
 
 class EnginePlan(Struct):
-    """One engine: its GPUs, what LMDeploy is told for it, and what it will hold."""
+    """One engine: its GPUs, its settings and command, and its memory."""
 
     backend: EngineName
     gpus: Annotated[
@@ -426,16 +433,20 @@ class EnginePlan(Struct):
         doc("The machine's indices, in the order of the ranks."),
         Meta(min_length=1),
     ]
-    settings: Annotated[Settings, doc("What LMDeploy is told, under LMDeploy's own names.")]
+    settings: Annotated[Settings, doc("LMDeploy's settings, under LMDeploy's own names.")]
     kv: Kv
     units_per_forward: Annotated[int, doc("Vision units that the peak pays for in one forward.")]
-    requests: Annotated[float, doc("At once on average; the gateway shares in proportion.")]
-    ledgers: Annotated[tuple[GpuLedger, ...], doc("A ledger for each of its GPUs, in this order.")]
+    requests: Annotated[
+        float, doc("Requests at once on average; the gateway shares in proportion.")
+    ]
+    ledgers: Annotated[
+        tuple[GpuLedger, ...], doc("The ledger of each GPU, in the order of `gpus`.")
+    ]
     command: Annotated[Command | None, doc("LMDeploy's own, without limits.")] = None
-    rehearsal: Annotated[Rehearsal | None, doc("Null where it was not rehearsed.")] = None
+    rehearsal: Annotated[Rehearsal | None, doc("Null without a rehearsal.")] = None
     device_map: Annotated[
         dict[str, int | str] | None,
-        doc("Of Transformers: module names to a place among the GPUs, cpu or disk."),
+        doc("For Transformers: the place of each module: a GPU, cpu or disk."),
     ] = None
 
     def is_like(self, other: EnginePlan) -> bool:
@@ -452,12 +463,12 @@ class EnginePlan(Struct):
 
         Raises:
             PackageError: LMDeploy is not installed.
-            UsageError: the engine is Transformers, which has no such config.
+            UsageError: the engine is Transformers; LMDeploy has no config for Transformers.
         """
         if self.backend == "transformers":
             raise UsageError(
-                "this engine is Transformers: LMDeploy has no config of it",
-                hint="turbofit serve serves it",
+                "this engine is Transformers: LMDeploy has no config for it",
+                hint="serve the plan with turbofit serve",
             )
         try:
             from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
@@ -496,14 +507,14 @@ def may_evict(settings: Settings, tokens: int) -> bool:
 def alike(engines: Sequence[EnginePlan]) -> tuple[tuple[int, ...], ...]:
     """Return the numbers of all engines; engines with equal cards and settings share a tuple.
 
-    A small difference in used memory does not matter.
+    Cards with a small difference in used memory count as equal.
     """
     numbers = range(len(engines))
     return tuple(map(tuple, sets_of(numbers, lambda a, b: engines[a].is_like(engines[b]))))
 
 
 def sets_of(items: Iterable[T], like: Callable[[T, T], bool]) -> list[list[T]]:
-    """Divide items into sets; an item joins the first set whose first item is ``like`` it."""
+    """Divide items into sets: an item joins the first set whose first item ``like`` accepts."""
     sets: list[list[T]] = []
     for item in items:
         members = next((members for members in sets if like(members[0], item)), None)
@@ -516,46 +527,47 @@ def sets_of(items: Iterable[T], like: Callable[[T, T], bool]) -> list[list[T]]:
 class Plan(JsonDocument):
     """All decisions about serving a model on a machine, with reasons and forecasts.
 
-    What planning promises (``promise``) holds for every engine. Later stages replace engines, and
-    add to what is said.
+    Every engine keeps ``promise``. Later stages replace ``engines`` and add reasons and warnings.
     """
 
     what: ClassVar[str] = "plan"
 
     schema: Annotated[str, const(PLAN_SCHEMA)] = PLAN_SCHEMA
     turbofit_version: Annotated[str, doc("The version that planned.")]
-    created: Annotated[str, doc("When, ISO 8601 with a zone.")]
-    fits: Annotated[bool, doc("Every GPU keeps its margin; if rehearsed, the engine served.")]
+    created: Annotated[str, doc("The time of planning, ISO 8601 with a zone.")]
+    fits: Annotated[bool, doc("Every GPU keeps its margin; a rehearsed engine served.")]
     verdict: Annotated[str, doc("One sentence for people.")]
     model: Model
     machine: Machine
     workload: Workload
     backend: Backend
-    promise: Annotated[Promise, doc("What clients may count on, whichever engine answers.")]
+    promise: Annotated[Promise, doc("The limits and requests that every engine keeps.")]
     engines: Annotated[
         tuple[EnginePlan, ...], doc("One for each engine that will run."), Meta(min_length=1)
     ]
     host: Annotated[HostMemory, doc("Host memory of all engines together.")]
-    throughput: Annotated[Throughput | None, doc("A forecast; null where there is none.")] = None
-    considered: Annotated[tuple[Candidate, ...], doc("All that was weighed.")] = ()
-    reasons: Annotated[tuple[str, ...], doc("Those of a setting begin with its name.")] = ()
+    throughput: Annotated[Throughput | None, doc("A forecast; null: no forecast.")] = None
+    considered: Annotated[tuple[Candidate, ...], doc("All considered shapes.")] = ()
+    reasons: Annotated[tuple[str, ...], doc("Reasons for a setting begin with its name.")] = ()
     warnings: tuple[str, ...] = ()
-    remedies: Annotated[tuple[Remedy, ...], doc("Changes that were computed, cheapest first.")] = ()
+    remedies: Annotated[
+        tuple[Remedy, ...], doc("Changes with which the plan fits, cheapest first.")
+    ] = ()
     serve: Annotated[
-        ServeCommand | None, doc("What serves it; null where turbofit serve would not.")
+        ServeCommand | None, doc("The command that serves the plan; null if turbofit serve cannot.")
     ] = None
     limit_costs: Annotated[
-        tuple[LimitCost, ...], doc("What common image limits leave, the largest first.")
+        tuple[LimitCost, ...], doc("Costs of common image limits, the largest limit first.")
     ] = ()
     usual_image: Annotated[
         UsualImage | UnsetType,
-        doc("Only where images are planned at their worst size, a larger one."),
+        doc("Only if images are planned at a larger, worst size."),
     ] = UNSET
     footprint: Annotated[
-        Footprint | UnsetType, doc("Only where the least footprint was asked for.")
+        Footprint | UnsetType, doc("Only with the option for the least footprint.")
     ] = UNSET
     options: Annotated[
-        dict[str, object] | UnsetType, doc("What was asked beside the model and the machine.")
+        dict[str, object] | UnsetType, doc("The given options, without model and machine.")
     ] = UNSET
 
     @property
@@ -586,7 +598,7 @@ class Plan(JsonDocument):
 
     @property
     def rehearsal(self) -> Rehearsal | None:
-        """The worst rehearsal of the engines; None if none was rehearsed."""
+        """The rehearsal with the gravest outcome; None without a rehearsal."""
         found = [engine.rehearsal for engine in self.engines if engine.rehearsal is not None]
         return min(found, key=lambda rehearsal: _GRAVE.index(rehearsal.outcome), default=None)
 

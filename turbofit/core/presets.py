@@ -1,4 +1,4 @@
-"""Finds and reads `presets/`: YAML files of data, in which each number has a source."""
+"""Finds and reads `presets/`: YAML files of data; each number there has a source."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @cache
 def presets_dir() -> Path:
-    """Return the folder of the presets: beside the package in a clone, inside it in a wheel."""
+    """Return the folder of the presets, which is inside the package only in a wheel."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "_presets"
     return inside if inside.is_dir() else package.parent / "presets"
 
 
 def preset_path(folder: str, name: str) -> Path:
-    """Return the path of a preset for `load_yaml`, such as ``preset_path("gpus", "rtx3090")``.
+    """Return the path of a preset, such as ``preset_path("gpus", "rtx3090")``.
 
     ``folder`` is a folder of the presets, or empty.
     """
@@ -52,7 +52,7 @@ def load_yaml(path: Path) -> JsonObject:
         UsageError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
-        # CSafeLoader is a SafeLoader: it builds plain data only.
+        # CSafeLoader, like SafeLoader, builds plain data only.
         data = yaml.load(path.read_bytes(), Loader=_LOADER)
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as exc:
         raise UsageError(
@@ -64,7 +64,7 @@ def load_yaml(path: Path) -> JsonObject:
 
 
 def converted(data: object, type_: type[T], path: Path) -> T:
-    """Convert the content of a preset's file, or a part of it, to a type.
+    """Convert ``data``, the whole or a part of a preset's content, to a type.
 
     Raises:
         UsageError: the content is not of that type.
@@ -78,7 +78,7 @@ def converted(data: object, type_: type[T], path: Path) -> T:
 
 
 def read_preset(folder: str, name: str, type_: type[T], part: str | None = None) -> T:
-    """Read a preset, or the ``part`` of it with this key, into a type.
+    """Read a preset, or the value of its key ``part``, into a type.
 
     Raises:
         UsageError: the file cannot be read, or its content is not of that type.

@@ -1,4 +1,4 @@
-"""The parts of ``run.json``, the record of a run of `serve`, that reports show."""
+"""The types of ``run.json``, the record of a run of `serve`, as far as reports show them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from turbofit.core.struct import Struct
 class RunFigure(Struct):
     """A number of the plan beside the actual number, both in ``unit``.
 
-    ``gpu`` is the machine's index of the GPU; None if the number is of the whole engine.
+    ``gpu`` is the machine's index of the GPU; None if the number is for the whole engine.
     """
 
     what: str
@@ -23,7 +23,7 @@ class RunFigure(Struct):
 
 
 class EngineRecord(Struct):
-    """One engine that became ready.
+    """One engine after it became ready.
 
     ``seconds`` is the time of each phase of its start; ``beside`` has forecasts and actual numbers.
     """
@@ -45,7 +45,7 @@ class RunMoment(Struct):
 
 
 class RunAttempt(Struct):
-    """One start of the engines of one plan, and how it ended.
+    """One start of the engines of one plan, and its end.
 
     ``ended`` is None while the engines run, or if a signal ended them.
     """
@@ -90,7 +90,7 @@ class RunReport(Struct):
 
     @property
     def last(self) -> RunAttempt | None:
-        """The latest attempt; None if there was none."""
+        """The latest attempt; None without an attempt."""
         return self.attempts[-1] if self.attempts else None
 
     @property

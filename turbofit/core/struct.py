@@ -9,16 +9,16 @@ from typing_extensions import Self, dataclass_transform
 
 from turbofit.core.errors import UsageError
 
-#: A JSON object whose form others define, such as a request of OpenAI's API or a checkpoint's
-#: config. The code must check every field.
+#: A JSON object of another program, such as a request of OpenAI's API or a checkpoint's config. The
+#: code must check every field.
 JsonObject: TypeAlias = dict[str, Any]
 #: Options by their names, as people, profiles and engines write them; `PlanRequest` checks values.
 Options: TypeAlias = dict[str, Any]
-#: One of turbofit's documents that has no struct yet: of a rehearsal, a calibration, a pretend run.
+#: A document of turbofit without a type: of a rehearsal, a calibration or a run of `pretend`.
 Document: TypeAlias = dict[str, Any]
 
 NaType = Literal["NA"]
-#: A value that could not be read. It is never 0, and prints and serialises as "NA".
+#: A value that was not readable: never 0, and "NA" in texts and in JSON.
 NA: Final[NaType] = "NA"
 
 T = TypeVar("T")
@@ -36,14 +36,14 @@ class _StructMeta(msgspec.StructMeta):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
-    """Base class of immutable types; other people's pydantic models may have them as fields.
+    """Base class of immutable types that may be fields of other people's pydantic models.
 
-    The JSON Schema of such a model allows any value; ``turbofit report --schema`` has the details.
+    The JSON Schema of these models allows any value; ``turbofit report --schema`` has the details.
     """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Let pydantic accept an instance or its JSON, and write it as plain data."""
+        """Let pydantic accept an instance or its JSON, and write an instance as plain data."""
         from pydantic_core import core_schema
 
         def read(value: Any) -> Any:
@@ -62,12 +62,12 @@ class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
 
 
 class JsonDocument(Struct):
-    """A struct that is a document of its own; ``what`` is its name in messages."""
+    """A struct that is a whole document; ``what`` is its name in messages."""
 
     what: ClassVar[str]
 
     def to_dict(self) -> Document:
-        """Return the document as dicts, lists and scalars, as `to_json` writes them."""
+        """Return the document as dicts, lists and scalars, equal to the result of `to_json`."""
         document: Document = msgspec.json.decode(self.to_json())
         return document
 
@@ -119,5 +119,5 @@ def decode(data: bytes | str, type_: type[T], *, what: str) -> T:
 
 
 def known(value: int | NaType, default: int) -> int:
-    """Return a value, or ``default`` if the value is `NA`, which means that it was not readable."""
+    """Return a value, or ``default`` if the value is `NA` (not readable)."""
     return default if value == NA else value

@@ -13,17 +13,17 @@ TUNE_SCHEMA: Final = "turbofit.tune/1"
 class TrialForecast(Struct):
     """The forecast of the speed of a trial's settings under the load.
 
-    A figure is null if forecasts of its kind are mostly off by more than a factor of two, or if
-    none was ever compared.
+    A figure is null if forecasts of its kind are not shown: most of them are off by more than a
+    factor of two, or none was compared with a measurement.
     """
 
     requests_per_second: float | None
     ttft: Annotated[float | None, doc("Seconds to the first token of a request that comes last.")]
-    tpot: Annotated[float | None, doc("Seconds of a token after it.")]
+    tpot: Annotated[float | None, doc("Seconds of each later token.")]
 
     @property
     def words(self) -> str:
-        """The forecast of requests a second; in words if none is told."""
+        """The forecast of requests a second, as a text; ``unknown`` without a forecast."""
         rate = self.requests_per_second
         return "unknown" if rate is None else f"{rate:.2f}"
 
@@ -49,7 +49,7 @@ class TrialRecord(Struct):
     """One trial: an engine was started with certain settings, and a load was sent to it."""
 
     number: int
-    options: Annotated[dict[str, object], doc("What it sets beside what the person set.")]
+    options: Annotated[dict[str, object], doc("What the trial adds to the given options.")]
     engine: str
     tp: int
     replicas: int
@@ -60,15 +60,15 @@ class TrialRecord(Struct):
     kv_tokens: Annotated[int, doc("Of all groups.")]
     forecast: TrialForecast
     outcome: Literal["measured", "died", "unserved"]
-    why: Annotated[str, doc("Of what it died, or why it was not measured; else empty.")] = ""
+    why: Annotated[str, doc("Why the engine died or was not measured; else empty.")] = ""
     measured: SpeedFigures | None = None
     meets_slo: bool = False
-    seconds: Annotated[float, doc("From the start of the engine to its end.")] = 0.0
-    again: Annotated[bool, doc("The best once more, under a load of twice the length.")] = False
+    seconds: Annotated[float, doc("Seconds from the start of the engine to its end.")] = 0.0
+    again: Annotated[bool, doc("The best trial again, under a load of twice the length.")] = False
 
     @property
     def settings(self) -> str:
-        """What it set apart from the others, in words."""
+        """The settings of the trial, in words."""
         kv = f", KV int{self.quant_policy}" if self.quant_policy else ""
         prefix = ", prefix caching" if self.enable_prefix_caching else ""
         again = ", again" if self.again else ""
@@ -79,28 +79,28 @@ class TrialRecord(Struct):
 
 
 class CapacityLoad(Struct):
-    """One load of a search for how many clients a server keeps an SLO for."""
+    """One load in the search for the number of clients that keep an SLO."""
 
-    clients: Annotated[int | None, doc("Requests at once; null where they arrive at a rate.")]
+    clients: Annotated[int | None, doc("Requests at once; null: requests arrive at a rate.")]
     rate: Annotated[float | None, doc("Requests that arrive a second; null in a closed loop.")]
     measured: SpeedFigures
-    keeps: Annotated[bool, doc("Whether it kept the SLO.")]
+    keeps: Annotated[bool, doc("Whether the load kept the SLO.")]
 
 
 class Capacity(Struct):
-    """How many clients a plan's settings keep an SLO for, by the clock of pretend GPUs."""
+    """The number of clients that keep an SLO, by the clock of pretend GPUs."""
 
-    clients: Annotated[int, doc("The most at once that kept it; 0 where none did.")] = 0
-    more: Annotated[bool, doc("Whether more were not tried, so that it may keep it for more.")] = (
+    clients: Annotated[int, doc("The most clients at once that kept the SLO; 0: not one.")] = 0
+    more: Annotated[bool, doc("Whether more clients may keep the SLO: they were not tried.")] = (
         False
     )
-    rate: Annotated[float | None, doc("The largest rate, requests a second, that kept it.")] = None
+    rate: Annotated[float | None, doc("The largest requests a second that kept the SLO.")] = None
     loads: tuple[CapacityLoad, ...] = ()
-    why: Annotated[str, doc("Why it ended early; else empty.")] = ""
+    why: Annotated[str, doc("Why the search ended early; else empty.")] = ""
 
 
 class Tuning(Struct):
-    """All trials for one model, promise and load on one machine, and the best of them."""
+    """All trials for one model, promise and load on one machine, and the best trial."""
 
     schema: Annotated[str, const(TUNE_SCHEMA)] = TUNE_SCHEMA
     turbofit_version: str
@@ -109,19 +109,21 @@ class Tuning(Struct):
     gpus: Annotated[tuple[str, ...], doc("Names of all visible cards, sorted.")]
     driver: str
     lmdeploy: str
-    pretend: Annotated[bool, doc("On pretend GPUs, so of no real card.")] = False
-    promise: Annotated[dict[str, object], doc("What the person asked of the plan.")]
+    pretend: Annotated[bool, doc("Tuned on pretend GPUs; not valid for real cards.")] = False
+    promise: Annotated[dict[str, object], doc("The options of the plan that the person gave.")]
     load: Annotated[dict[str, object], doc("The options of the load that were given.")]
     goal: Goal
     slo: Annotated[dict[str, float], doc("Seconds, by ttft, tpot, e2e: 90 % may take so long.")]
-    best: Annotated[int | None, doc("The trial's number; null where none meets the SLO.")] = None
+    best: Annotated[int | None, doc("The best trial's number; null: no trial meets the SLO.")] = (
+        None
+    )
     trials: tuple[TrialRecord, ...] = ()
-    stopped: Annotated[str, doc("What was not tried, and why.")] = ""
+    stopped: Annotated[str, doc("Which settings were not tried, and why.")] = ""
     seconds: float = 0.0
     forecast: Annotated[
-        str, doc("On pretend GPUs: by which forecast time passes, and how certain it is.")
+        str, doc("On pretend GPUs: the forecast behind the clock, and its surety.")
     ] = ""
-    capacity: Annotated[Capacity | None, doc("Where an SLO was given without a load.")] = None
+    capacity: Annotated[Capacity | None, doc("With an SLO, without a load.")] = None
 
     @property
     def winner(self) -> TrialRecord | None:

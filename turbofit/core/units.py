@@ -156,7 +156,7 @@ def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> t
 def number(value: Any) -> int:
     """Convert a client's value, such as an integer, a float or a text, to an integer.
 
-    Return 0 if the value is no number.
+    The result is 0 if the value is no number.
     """
     if isinstance(value, bool):
         return 0

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Options
 
 _SHOWN = 80
-#: The expected value in words, by the type of pydantic's error, whose words are for programmers.
+#: The expected value in words, by the type of pydantic's error; pydantic's words are for
+#: programmers.
 _SHOULD = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
@@ -37,9 +38,9 @@ _SHOULD = {
 
 
 class Metavar:
-    """The text that stands for an option's value in help pages, such as ``BYTES``.
+    """The name of an option's value in help pages, such as ``BYTES``.
 
-    ``repeatable``: the field is a tuple, and its option takes one item but may be repeated.
+    ``repeatable``: the field is a tuple; its option takes one item, and may be given several times.
     """
 
     def __init__(self, text: str, *, repeatable: bool = False) -> None:
@@ -71,7 +72,7 @@ def _seconds(text: str, name: str) -> str | float:
 
 #: The validator of a field in seconds, which may be a number, or 500ms, 2s, 20m, 1h30m.
 SECONDS: Final = parsed(_seconds)
-#: A path. ~ is expanded, since a shell does not do so in quotes, a file of options or a variable.
+#: A path. ~ is expanded: a shell leaves ~ in quotes, in a file of options and in a variable.
 FilePath = Annotated[str, parsed(lambda text, _: os.path.expanduser(text)), Metavar("FILE")]
 
 
@@ -80,7 +81,7 @@ class Validated(BaseModel):
 
     ``Class(...)`` raises pydantic's own error, for programs that use pydantic themselves;
     :meth:`of` raises turbofit's. Both accept only a field's own type: ``"4"``, ``1.5`` and ``True``
-    are not whole numbers. Only the values of a command line, all of them texts, are converted.
+    are not whole numbers. Only the texts of a command line are converted (:meth:`of_options`).
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
@@ -161,7 +162,7 @@ class Validated(BaseModel):
 
 
 def _check_utf8(text: str, name: str) -> None:
-    """Refuse a text, such as a path, with bytes that are not UTF-8, since JSON has only UTF-8."""
+    """Refuse a text with bytes that are not UTF-8, which no JSON document can hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -192,7 +193,7 @@ def _option_text(value: Any) -> str:
 
 
 def _has_ellipsis(annotation: Any) -> bool:
-    """Return whether a type is or contains a tuple of any length, ``tuple[X, ...]``."""
+    """Return whether a type is a tuple of any length, ``tuple[X, ...]``, or contains one."""
     arguments = get_args(annotation)
     return Ellipsis in arguments or any(map(_has_ellipsis, arguments))
 
@@ -211,7 +212,7 @@ def _field_error(
     if first["type"] == "extra_forbidden":
         near = neighbour(field, kind.model_fields, str) or of_vllm(field, str)
         hint = near or meant(field, sorted(kind.model_fields))
-        wrong = f"{field} is nothing that {kind.__name__} knows"
+        wrong = f"{kind.__name__} has no field {field}"
         return UsageError(wrong, hint=hint, options=[field])
     name = spelled(field)
     if first["type"] == "missing":

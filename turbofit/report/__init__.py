@@ -1,1 +1,1 @@
-"""Turns plans, machines, runs and other documents into text and pages for people."""
+"""Makes text and pages for people from plans, machines, runs and other documents."""

@@ -1,4 +1,4 @@
-"""Makes what `turbofit report --share` prints: a run on real cards, without private facts."""
+"""Makes the document of `turbofit report --share`: a run on real cards, without private facts."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class SharedRun(Struct):
     """A run on real cards beside its forecast."""
 
     schema: Annotated[str, const(SHARE_SCHEMA)] = SHARE_SCHEMA
-    plan: Annotated[Plan, doc("What was launched: card, settings, the ledger of each GPU.")]
+    plan: Annotated[Plan, doc("The launched plan: cards, settings, the ledger of each GPU.")]
     run: Annotated[RunReport, doc("Each start: seconds, figures, memory in use at each phase.")]
-    packages: Annotated[dict[str, str], doc("Python's version and those of its packages.")]
+    packages: Annotated[dict[str, str], doc("The versions of Python and of its packages.")]
     seen: Annotated[
-        tuple[Observation, ...], doc("What `calibrate` read of the GPUs; empty after `serve`.")
+        tuple[Observation, ...], doc("Readings of `calibrate` from the GPUs; empty after `serve`.")
     ] = ()
 
     @property
@@ -66,7 +66,7 @@ def shared(saved: StoredPlan) -> SharedRun:
     plan, run = saved.plan, saved.run
     if run.pretend or plan.machine.source != "nvml":
         raise UsageError(
-            f"{saved.where} ran on pretend GPUs: it says nothing of any card",
+            f"{saved.where} ran on pretend GPUs: it has no figure of a real card",
             hint="turbofit calibrate MODEL on real GPUs, then turbofit report --share",
         )
     observations: tuple[Observation, ...] = ()

@@ -1,4 +1,4 @@
-"""Reads the documents that a report shows: a saved plan, a run's folder, or the newest of all.
+"""Reads the documents of reports: a saved plan, a run's folder, or the newest document.
 
 The state folder keeps the last plan, prediction and rehearsal, and every run.
 """
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 _RUN_WITH_PLAN: Final = "turbofit.report/2"
 
 LATEST: Final = "latest"
-#: Larger than any plan: a guard against reading a device or a checkpoint by mistake.
+#: More bytes than any plan has: a limit for a device or a checkpoint that is read by mistake.
 _LARGEST: Final = 64 << 20
 _ROOM: Final = "plans"
 _RUNS: Final = "runs"
 
 
 class StoredPlan(NamedTuple):
-    """A plan, the run that launched it, and the place where both were read."""
+    """A plan, the run that launched the plan, and the path of both."""
 
     plan: Plan
     run: RunReport | None
@@ -57,7 +57,7 @@ class _Head(Struct):
 
 
 class RunDocument(Struct):
-    """What ``report RUN --json`` wrote."""
+    """The document of ``report RUN --json``."""
 
     schema: Annotated[str, const(_RUN_WITH_PLAN)] = _RUN_WITH_PLAN
     plan: Plan
@@ -78,7 +78,7 @@ def read_saved(path: str) -> StoredPlan:
     """Read the plan of a file, ``-`` (stdin), a run's folder, a run's name, or ``latest``.
 
     Raises:
-        UsageError: nothing is there, or it cannot be read.
+        UsageError: the path has no plan, or an unreadable plan.
     """
     if path == LATEST:
         stored = reportable()
@@ -149,7 +149,7 @@ def _run_folder(path: str) -> Path | None:
     places = [given, given.parent] if given.name == "run.json" else [given]
     if given.name == path and not os.path.exists(given):
         places.append(state_dir(_RUNS, make=False) / path)
-    # `Path.is_file` raises for an unreadable folder and a name that is too long; these do not.
+    # `Path.is_file` raises for an unreadable folder and for too long a name; os.path does not.
     return next((place for place in places if os.path.isfile(place / "run.json")), None)
 
 
@@ -164,7 +164,7 @@ def _read_run(folder: Path) -> StoredPlan:
     first, last = folder / "plan.json", folder / f"plan-{number}.json"
     if number and not last.is_file():
         plan = read_plan(str(first))
-        warning = f"{last.name}, the plan of the last start, is not there: this is the first one's"
+        warning = f"{last.name}, the plan of the last start, is missing: this is the first plan"
         plan = msgspec.structs.replace(plan, warnings=(*plan.warnings, warning))
     else:
         plan = read_plan(str(last if number else first))
@@ -172,10 +172,10 @@ def _read_run(folder: Path) -> StoredPlan:
 
 
 def read_run(run: str | None) -> StoredPlan:
-    """Read a run by its folder, its name or its model; None means the newest run of this user.
+    """Read a run by its folder, its name or its model; None is this user's newest run.
 
     Raises:
-        UsageError: no run has this name, or it names a plan.
+        UsageError: no run has this name, or the name is the path of a plan.
     """
     from turbofit.serving.runs import newest_run_of
 
@@ -220,7 +220,7 @@ def check_consistent(plan: Plan, what: str) -> None:
     """Refuse a plan whose parts contradict each other; ``what`` is its name in the message.
 
     Raises:
-        UsageError: its GPUs, groups and rehearsals do not agree.
+        UsageError: the GPUs, groups and rehearsals of the plan do not agree.
     """
     used = [index for engine in plan.engines for index in engine.gpus]
     consistent = (

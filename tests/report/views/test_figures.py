@@ -38,4 +38,4 @@ def test_a_prediction_names_the_largest_image_that_its_session_takes() -> None:
     plan = turbofit.predict("internvl2-8b", on="1xa100-80g", session_len=1000)
     text = " ".join(paint(plan_view(plan)).split())
     images = "1 image a request, of at most 3 tiles of 448x448 (768 tokens)"
-    assert f"{images} (larger ones, up to 25, are refused)" in text
+    assert f"{images} (larger images, of up to 25, are refused)" in text

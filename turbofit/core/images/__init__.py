@@ -1,7 +1,6 @@
 """Image rules: how a model's images become units of its vision tower, and tokens.
 
-Each file has one rule. A new rule also becomes a member of ``AnyImageRule``; no other code
-distinguishes rules.
+Each file has one rule. Add a new rule to ``AnyImageRule``, too; no other code distinguishes rules.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """LLaVA-NeXT and OneVision: an image is fitted into the best of a list of grids of tiles.
 
-The whole image, made smaller, is one more tile. The grid that loses least of the image's own
-resolution wins; of equally good grids the one with least padding wins. Tokens that lie wholly in
-the padding are removed, so that an image gives fewer tokens than its tiles have.
+The whole image, made smaller, is one more tile. The grid with the least loss of resolution wins; of
+equally good grids, the grid with the least padding wins. Tokens in the padding are removed: an
+image gives fewer tokens than its tiles.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from turbofit.core.images.rule import FolderEdits, Size
 #: Height and width in pixels.
 Grid = tuple[int, int]
 
-#: Tokens are resampled if they are more than 1.1**2 times those of ``most_tiles`` tiles.
+#: Tokens are resampled if their number is more than 1.1**2 times that of ``most_tiles`` tiles.
 _SLACK: Final = 1.1
 
 
@@ -25,8 +25,8 @@ class AnyresRule(BaseTileRule, tag="anyres"):
 
     ``grids`` are in the checkpoint's order; of equally good grids the first wins.
     ``max_dynamic_patch`` is the number of tiles of the largest grid. Each row of tokens ends with
-    one more token. An image with more tokens than ``most_tiles`` tiles have is resampled to about
-    that number.
+    one more token. If an image has more tokens than ``most_tiles`` tiles, its tokens are
+    resampled to about the tokens of ``most_tiles`` tiles.
     """
 
     grids: tuple[Grid, ...]
@@ -35,7 +35,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     varies_by_size = True
 
     def grids_within(self, limit: int) -> tuple[Grid, ...]:
-        """Return the grids of at most ``limit`` tiles; a grid of one tile if all are larger.
+        """Return the grids of at most ``limit`` tiles; a grid of one tile if all grids are larger.
 
         A model folder with a lowered limit has only these grids as ``image_grid_pinpoints``.
         """
@@ -52,7 +52,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
         """Return the tokens of an image.
 
-        Padding has no tokens, and each row of tokens ends with one more token.
+        Padding has no tokens; each row of tokens ends with one more token.
         """
         self.units(width, height, limit)  # raises an error for a size that is not valid
         within = self.grids_within(self.max_dynamic_patch if limit is None else limit)
@@ -67,9 +67,9 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     def unit_tokens(self, units: int) -> int:
         """Return the tokens of an image that has at most ``units`` and fills its whole grid.
 
-        The number is exact for an image in the shape of its grid. If images of a grid are
-        resampled, the number is an upper bound: 1.21 times the tokens of ``most_tiles`` tiles, plus
-        one token for each row, plus the tile of the whole image.
+        The number is exact for an image in the shape of its grid. For resampled tokens the number
+        is an upper bound: 1.21 times the tokens of ``most_tiles`` tiles, one token for each row,
+        and the tile of the whole image.
         """
         side, most = self._side, 0
         for height, width in (*self.grids, (self.tile_size, self.tile_size)):
@@ -86,8 +86,8 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         """Return an upper bound of the units of images that have at most ``tokens`` in all.
 
-        Each image has at least the tokens of one tile, the tile of the whole image. This limits the
-        number of images, and each image counts with the most units.
+        Each image has at least the tokens of one tile, that of the whole image. So the tokens limit
+        the number of images; each image counts with the most units.
         """
         return tokens // self.tokens_per_tile * self.worst_units()
 
@@ -121,9 +121,9 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return (grid[0] // self.tile_size) * (grid[1] // self.tile_size)
 
     def _packed(self, rows: int, columns: int) -> int:
-        """Return the tokens of a grid of ``rows`` x ``columns`` tokens, with one more for each row.
+        """Return the tokens of ``rows`` rows, each of ``columns`` tokens and one more token.
 
-        A grid of clearly more tokens than ``most_tiles`` tiles have is resampled to fewer.
+        A grid with clearly more tokens than ``most_tiles`` tiles is resampled to fewer tokens.
         """
         if self.most_tiles:
             ratio = sqrt(rows * columns / (self.most_tiles * self._side**2))
@@ -133,7 +133,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
 
 
 def _best(grids: tuple[Grid, ...], width: int, height: int) -> Grid:
-    """Return the grid that the preprocessor chooses for an image; the rounding is the same."""
+    """Return the grid that the preprocessor chooses for an image, with its rounding."""
     best, kept, wasted = grids[0], 0, float("inf")
     for grid in grids:
         scale = min(grid[1] / width, grid[0] / height)

@@ -1,4 +1,4 @@
-"""The base of all image rules whose units are square tiles of one size."""
+"""The base of all image rules with square tiles of one size as units."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from turbofit.core.messages import plural
 from turbofit.core.struct import Options
 from turbofit.core.units import number
 
-#: With a larger limit LMDeploy's search for a grid, cubic in it, takes minutes for one image.
+#: With a larger limit, LMDeploy's search for a grid takes minutes for one image; its time is cubic.
 LARGEST_PATCH_LIMIT: Final = 4096
 
-#: Limits that LMDeploy's InternVLChatModel reads from ``image_url.detail`` of an OpenAI client; any
-#: other value means the checkpoint's own limit. An integer ``max_dynamic_patch`` wins over it.
+#: Limits that LMDeploy's InternVLChatModel reads from ``image_url.detail`` of an OpenAI client;
+#: other values mean the checkpoint's own limit. An integer ``max_dynamic_patch`` wins over
+#: ``detail``.
 DETAIL_PATCHES: Final = {"low": 6, "medium": 12, "high": 24}
 
 
 class BaseTileRule(ImageRule):
-    """Base of the rules by which an image becomes square tiles.
+    """Base of the rules with square tiles.
 
-    ``max_dynamic_patch`` is the checkpoint's own limit; no limit counts the tile of the whole
-    image. ``thumbnail``: an image of several tiles has one more tile, which shows the whole image.
-    ``dynamic`` false means one tile for every image.
+    ``max_dynamic_patch`` is the checkpoint's own limit; limits do not count the tile of the whole
+    image. ``thumbnail``: an image of several tiles has one more tile of the whole image. If
+    ``dynamic`` is False, every image is one tile.
     """
 
     unit_name = "tile"
@@ -97,9 +98,9 @@ class BaseTileRule(ImageRule):
         return FolderEdits({}, {})
 
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
-        """Return LMDeploy's fields that lower a client's image to what is allowed.
+        """Return LMDeploy's fields that lower a client's image to the allowed limits.
 
-        If the client gives ``max_dynamic_patch``, the client's ``detail`` is ignored.
+        A client's ``max_dynamic_patch`` wins over its ``detail``.
         """
         patch, word = options.get("max_dynamic_patch"), options.get("detail")
         detail = word if isinstance(word, str) else ""

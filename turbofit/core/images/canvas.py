@@ -1,8 +1,8 @@
 """Llama 4: an image is laid on a canvas, which is any grid of at most ``max_patches`` tiles.
 
-If some canvases hold the image without shrinking it, the canvas that enlarges the image least is
-taken, else the canvas that shrinks it least. Of equally good canvases the smallest is taken. An
-image of more than one tile has one more tile, which shows the whole image.
+Some canvases may hold the image without shrinking; the canvas that enlarges the image least is then
+taken. Otherwise the canvas that shrinks the image least is taken. Of equally good canvases the
+smallest is taken. An image of more than one tile has one more tile of the whole image.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from turbofit.core.images.tile import TileRule
 class CanvasRule(TileRule, tag="canvas"):
     """Llama 4: a canvas has at most ``max_dynamic_patch`` tiles.
 
-    ``tokens_per_tile`` counts the tile's own tokens and the token after them, which is a separator
-    or marks the tile of the whole image.
+    ``tokens_per_tile`` counts the tile's own tokens and one token after them: a separator, or the
+    mark of the tile of the whole image.
     """
 
     client_knobs: bool = False
@@ -40,15 +40,15 @@ class CanvasRule(TileRule, tag="canvas"):
         return FolderEdits({}, {"max_patches": limit})
 
     def stretched(self, size: Size, limit: int) -> Size | None:
-        """Return None, since the image keeps its shape on the canvas."""
+        """Return None: the image keeps its shape on the canvas."""
         return None
 
 
 def _rank(scale: float) -> tuple[bool, float]:
     """Return a sort key of a scale; a larger key is a better scale.
 
-    Enlarging is better than shrinking; of scales that enlarge, or that shrink, the nearest to 1 is
-    best.
+    Enlarging is better than shrinking. Of several enlarging or several shrinking scales, the scale
+    nearest to 1 is best.
     """
     return scale >= 1, -scale if scale >= 1 else scale
 
@@ -62,6 +62,6 @@ def _canvases(limit: int) -> tuple[tuple[int, int], ...]:
 
 
 def _quotient(first: int, second: int) -> float:
-    """Divide integers as torch does, with a result of 32 bits."""
+    """Return the quotient of integers with 32 bits, equal to torch's quotient."""
     value: float = unpack("f", pack("f", first / second))[0]
     return value

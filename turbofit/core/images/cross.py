@@ -8,8 +8,8 @@ from turbofit.core.images.base_tile import BaseTileRule
 class CrossRule(BaseTileRule, tag="cross"):
     """Llama 3.2 Vision: every image is padded to ``max_dynamic_patch`` tiles.
 
-    An image takes one token of the prompt. In the caches of the cross-attention layers, it takes
-    ``tokens_per_tile`` tokens for each tile.
+    An image has one token in the prompt. In the caches of the cross-attention layers, each tile has
+    ``tokens_per_tile`` tokens.
     """
 
     varies_by_size = False

@@ -1,12 +1,11 @@
 """Phi-3-vision and Phi-3.5-vision: an image is a page (a grid) of tiles, padded to a fixed number.
 
 The page has about the image's shape, and is as wide as at most ``num_crops`` tiles allow; a
-portrait is turned to landscape before this. Only the tiles of the page and the tile of the whole
-image give tokens. One token ends each row of tokens, and one token stands between the page and the
-whole image.
+portrait is first turned to landscape. Only the tiles of the page and the tile of the whole image
+give tokens. One token ends each row of tokens, and one token separates the page from the whole
+image.
 
-The numbers of tokens are those of LMDeploy. The preprocessor, which is code of the checkpoint, was
-not run.
+The numbers of tokens are LMDeploy's. The preprocessor is code of the checkpoint; no test runs it.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ class HdRule(BaseTileRule, tag="hd"):
         return self._page(*((scale, lines) if height > width else (lines, scale)))
 
     def unit_tokens(self, units: int) -> int:
-        """Return the most tokens of an image of ``units``, which a single column of tiles has."""
+        """Return the tokens of a single column of tiles, the most of any image of ``units``."""
         return self._page(max(1, units - 1), 1)
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         """Return an upper bound of the units of images that have at most ``tokens`` in all.
 
-        Each image has at least the tokens of a page of one tile, which limits the number of images.
-        Each image is padded to ``padded`` units; None is the checkpoint's own number.
+        Each image has at least the tokens of a page of one tile, so the tokens limit the number of
+        images. Each image is padded to ``padded`` units, by default the checkpoint's own number.
         """
         return tokens // self._page(1, 1) * (padded or self.max_dynamic_patch + 1)
 
@@ -58,7 +57,7 @@ class HdRule(BaseTileRule, tag="hd"):
         return FolderEdits({}, {"num_crops": limit})
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """Return the size of a single column of tiles, which has the most tokens."""
+        """Return the size of a single column of tiles, the image with the most tokens."""
         return self.tile_size, self.tile_size * (self.max_dynamic_patch if limit is None else limit)
 
     def _page(self, rows: int, columns: int) -> int:

@@ -17,11 +17,10 @@ LARGEST_EDGE = 4096
 class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
     """Idefics3: the longer side of every image becomes a fixed number of tiles.
 
-    The shorter side becomes as many tiles as are needed to cover it. ``max_dynamic_patch`` is the
-    square of the fixed number; a limit between two squares acts as the lower square. In the prompt,
-    each tile has two more tokens (``<fake_token_around_image>`` and the tile's position), and each
-    row of tiles ends with a line feed. The tile of the whole image has a line feed and one more
-    token.
+    The shorter side becomes as many tiles as cover this side. ``max_dynamic_patch`` is the square
+    of the fixed number; a limit between two squares acts like the lower square. In the prompt, each
+    tile has two more tokens: ``<fake_token_around_image>`` and the tile's position. Each row of
+    tiles ends with a line feed. The tile of the whole image has a line feed and one more token.
     """
 
     common_limits = (16, 9, 4, 1)
@@ -30,15 +29,15 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
 
     @property
     def least_units(self) -> int:
-        """The units of a narrow strip, which has the fewest of all images.
+        """The units of a narrow strip, the fewest units of any image.
 
-        Small images are enlarged, so no image has fewer.
+        Small images are enlarged, so no image has fewer units.
         """
         return self._units(self.tile_size, 1, self.max_dynamic_patch)
 
     @property
     def small_image(self) -> DummyImage:
-        """A narrow strip, which has the fewest tiles."""
+        """A narrow strip, the image with the fewest tiles."""
         return DummyImage((self.tile_size, self.tile_size // 8), {})
 
     def _units(self, width: int, height: int, limit: int) -> int:
@@ -46,10 +45,9 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return rows * columns + 1 if rows * columns > 1 else 1
 
     def _worst_units(self, limit: int) -> int:
-        """Return the most units of an image, which a square image has.
+        """Return the units of a square image, the most units of any image.
 
-        An odd number of pixels along a side is rounded up to an even number, which adds a row of
-        tiles.
+        If a side has an odd number of pixels, rounding up to an even number adds a row of tiles.
         """
         return self._units(1, 1, limit)
 
@@ -65,7 +63,7 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
     def unit_tokens(self, units: int) -> int:
         """Return an upper bound of the tokens of an image of ``units``.
 
-        Each row of tiles ends with a line feed, and the most rows that are possible are counted.
+        Each row of tiles ends with a line feed; the number counts the most possible rows.
         """
         most, _ = self._grid(1, 1, self.max_dynamic_patch)
         return self._prompt_tokens(units, min(most, max(1, units - 1)))
@@ -80,9 +78,9 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return FolderEdits({}, {"size": {"longest_edge": isqrt(max(1, limit)) * self.tile_size}})
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """Return the size of a square image, which has the most units under the limit.
+        """Return the size of a square image, the image with the most units under the limit.
 
-        An engine that does not know the limit makes more units of an image of any size.
+        An engine that does not know the limit makes more units of every image.
         """
         side = isqrt(max(1, self.max_dynamic_patch if limit is None else limit))
         return (side * self.tile_size,) * 2
@@ -91,7 +89,7 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return units * (self.tokens_per_tile + 2) + (rows + 2 if units > 1 else 1)
 
     def _grid(self, width: int, height: int, limit: int) -> tuple[int, int]:
-        """Return the rows and columns of tiles, with each step rounded as in the preprocessor."""
+        """Return the rows and columns of tiles, with the rounding of the preprocessor."""
         edge, tile = isqrt(max(1, limit)) * self.tile_size, self.tile_size
         aspect = width / height
         if width >= height:

@@ -17,8 +17,8 @@ from typing_extensions import Self
 from turbofit.core.images.patch import PatchRule
 from turbofit.core.images.rule import FolderEdits, Size
 
-#: The most patches of a side that a checkpoint may allow; the search for the worst image goes so
-#: far.
+#: The most patches along a side that a checkpoint may allow, and that the search for the worst
+#: image tries.
 LARGEST_SIDE: Final = 1 << 12
 
 
@@ -26,7 +26,7 @@ class NavitRule(PatchRule, tag="navit"):
     """Kimi-K2.5: an image has a budget of patches, and at most ``side`` patches along a side.
 
     ``max_pixels`` is the budget, counted in pixels. A strip as narrow as one window may have
-    ``side`` patches in its length, even if that exceeds the budget.
+    ``side`` patches in its length, even beyond the budget.
     """
 
     mrope: ClassVar[bool] = False
@@ -48,7 +48,7 @@ class NavitRule(PatchRule, tag="navit"):
         return rows * columns
 
     def _shrunk(self, size: Size, limit: int) -> Size:
-        """Return the size in pixels before padding; each step rounds as the preprocessor does."""
+        """Return the size in pixels before padding, with the rounding of the preprocessor."""
         width, height = size
         patch, longest = self.patch_size, self.side * self.patch_size
         patches = max(1, width // patch) * max(1, height // patch)
@@ -68,11 +68,11 @@ class NavitRule(PatchRule, tag="navit"):
         return _worst_size(self, self.max_pixels if limit is None else limit)
 
     def candidates(self, limit: int) -> Iterator[Size]:
-        """Yield image sizes, of which at least one has the most units under the limit.
+        """Yield image sizes; at least one of them has the most units under the limit.
 
         The sizes are a strip, and for each width in whole windows the tallest images. The budget
-        counts whole patches, so both sides may be almost one patch longer. A width that reaches
-        just into its last window has the fewest patches across, which allows the most rows.
+        counts whole patches, so both sides may be almost one patch longer. A width that ends at the
+        beginning of its last window has the fewest patches across and allows the most rows.
         """
         patch, last = self.patch_size, self.side - 1
         budget = max(1, limit // patch**2)
@@ -80,7 +80,7 @@ class NavitRule(PatchRule, tag="navit"):
         for window in range(1, self.side // self.merge):
             across = window * self.merge
             width = (across + 1) * patch - 1
-            least = (window * self.edge + 1) / width  # reaches just into the last window
+            least = (window * self.edge + 1) / width  # ends at the beginning of the last window
             most = max(1, int(budget / (across * least**2)))
             full = max(last, last**2 * across // budget)  # shrunk to about the longest side
             for down in {most, min(most, full), min(most, full + 1)}:
@@ -101,7 +101,7 @@ class NavitRule(PatchRule, tag="navit"):
 
 @lru_cache(maxsize=256)
 def _worst_size(rule: NavitRule, limit: int) -> Size:
-    """Return the size of an image with the most patches; of several sizes, the widest."""
+    """Return the size of an image with the most patches; the widest of several sizes."""
     return max(
         rule.candidates(limit), key=lambda size: (rule.units(size[0], size[1], limit), size[0])
     )

@@ -19,10 +19,10 @@ class PatchRule(ImageRule, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
     A unit is one vision patch; ``merge`` x ``merge`` patches become one token. The preprocessor
-    treats an image as ``frames`` equal frames: the bounds in the checkpoint's file are for all
-    these frames, ``min_pixels`` and ``max_pixels`` here are for one frame. ``enlarge``: an image
-    with a side below a window is enlarged before anything else. ``video`` is None if LMDeploy takes
-    no videos of this model.
+    treats an image as ``frames`` equal frames. The bounds in the checkpoint's file are for all
+    these frames; ``min_pixels`` and ``max_pixels`` here are for one frame. ``enlarge``: an image
+    with a side below a window is first enlarged. ``video`` is None if LMDeploy takes no videos for
+    this model.
     """
 
     unit_name = "patch"
@@ -92,11 +92,12 @@ class PatchRule(ImageRule, tag="patch"):
     def _worst_units(self, limit: int) -> int:
         """Return an upper bound of the patches of one image.
 
-        The result is exact if the largest number of windows forms a grid no longer than 200 : 1,
-        such as 128 x 128 in the published models; else it is a fraction of a percent too high. It
-        covers two kinds of images that may exceed the limit: long strips under a limit below about
-        157,000 pixels, since a strip keeps one window of height, and images that are enlarged to a
-        ``min_pixels`` near the limit, since their sides are rounded up.
+        The bound is exact if the largest number of windows forms a grid of at most 200 : 1, such as
+        128 x 128 in the published models; else the bound is a fraction of a percent too high.
+
+        Two kinds of images may exceed the limit, and the bound covers both. A long strip keeps one
+        window of height, under a limit below about 157,000 pixels. An image that is enlarged to a
+        ``min_pixels`` near the limit has its sides rounded up.
         """
         area, smallest = self.limit_step, self.min_pixels
         most = max(1, limit // area)
@@ -147,15 +148,14 @@ class PatchRule(ImageRule, tag="patch"):
     def knobs(self, limit: int) -> dict[str, int]:
         """Return the fields of LMDeploy that set the limit: ``max_pixels`` and ``min_pixels``.
 
-        Transformers 5.17 ignores one of these fields that is given without the other.
+        Transformers 5.17 ignores each of the two fields without the other field.
         """
         return {"min_pixels": min(self.min_pixels, limit), "max_pixels": limit}
 
     def folder_edits(self, limit: int) -> FolderEdits:
         least, most = min(self.min_pixels, limit) * self.frames, limit * self.frames
         size = {"shortest_edge": least, "longest_edge": most}
-        # Transformers 5 prefers min_pixels and max_pixels to size; older versions read only these
-        # two.
+        # Transformers 5 prefers min_pixels and max_pixels to size; older versions do not read size.
         return FolderEdits({}, {"min_pixels": least, "max_pixels": most, "size": size})
 
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
@@ -164,8 +164,8 @@ class PatchRule(ImageRule, tag="patch"):
         least = min(low if low >= 1 else self.min_pixels, limit)
         fallback = self.largest_limit(to.units) or self.min_pixels
         count = 0
-        # Raising a small image to min_pixels rounds up, and so may pass max_pixels. Each next pair
-        # is tried only if the pair before it takes too many units.
+        # A small image that is enlarged to min_pixels is rounded up, and may exceed max_pixels.
+        # Each pair of bounds is tried only if the previous pair gives too many units.
         for pair in (
             (least, limit),
             (min(least, self.min_pixels), limit),
@@ -193,9 +193,9 @@ class PatchRule(ImageRule, tag="patch"):
         return replace(self, min_pixels=least, max_pixels=most).units(*size)
 
     def request_bounds(self, options: Options) -> dict[str, int]:
-        """Return the pixel bounds that a request sets, converted to bounds of one frame.
+        """Return the pixel bounds of a request, converted to bounds of one frame.
 
-        LMDeploy counts an image of some models as two frames.
+        For some models LMDeploy counts an image as two frames.
         """
         given = {name: number(options.get(name)) for name in ("min_pixels", "max_pixels")}
         return {name: max(1, value // self.frames) for name, value in given.items() if value >= 1}
@@ -218,7 +218,7 @@ class PatchRule(ImageRule, tag="patch"):
     def image_of(self, units: int) -> DummyImage | None:
         """Return an image of ``units``, as square as whole windows allow.
 
-        None if a request cannot set pixel bounds: the preprocessor would then resize the image.
+        None if a request cannot set pixel bounds: the preprocessor then resizes every image.
         """
         if not self.client_knobs:
             return None

@@ -20,14 +20,15 @@ from turbofit.core.units import bisect
 Size = tuple[int, int]
 
 _REFUSED: Final = 1 << 62
-#: A squarer image may stand for the worst one if it has this share of the most units.
+#: A squarer image may replace the worst image if the squarer image has this share of the most
+#: units.
 _NEARLY: Final = 0.97
 
 
 class DummyImage(NamedTuple):
     """An image's size for a test request, in pixels.
 
-    ``knobs`` are the fields that LMDeploy needs so that it does not resize the image.
+    With the fields ``knobs``, LMDeploy does not resize the image.
     """
 
     size: Size
@@ -35,10 +36,9 @@ class DummyImage(NamedTuple):
 
 
 class FolderEdits(NamedTuple):
-    """New values for ``config.json`` and the image processor's file that change a folder's limit.
+    """New values for ``config.json`` and the image processor's file, to change a folder's limit.
 
-    ``inside`` is the key under which the processor's file has its values; empty if they stand at
-    the top level.
+    ``inside`` is the key of the values in the processor's file; empty for the top level.
     """
 
     config: dict[str, Any]
@@ -49,10 +49,10 @@ class FolderEdits(NamedTuple):
 class Allowed(NamedTuple):
     """The limits that a client's image is lowered to.
 
-    ``planned`` is the plan's limit. ``default`` is the limit of an image for which the client sets
-    no limit. ``units`` is what the plan counts for an image; an image has more units only if no
-    limit is low enough. ``cap`` is a limit below ``planned``, used only for images that have fewer
-    units under it.
+    ``planned`` is the plan's limit. ``default`` is the limit of images without a client's limit.
+    ``units`` are the units that the plan counts for an image; an image has more units only if no
+    limit is low enough. ``cap`` is a limit below ``planned``, for images that ``cap`` gives fewer
+    units.
     """
 
     planned: int
@@ -64,9 +64,8 @@ class Allowed(NamedTuple):
 class Lowered(NamedTuple):
     """LMDeploy's fields for a client's image, the image's units, and what was lowered.
 
-    Each of ``changes`` is a field's name, the value that the client wished, and the value that
-    LMDeploy gets. If the client wished no value, the default counts as wished where it would make
-    more units.
+    Each of ``changes`` is a field's name, the client's value, and the value for LMDeploy. Without a
+    client's value, the default takes its place if the default gives more units.
     """
 
     knobs: dict[str, int]
@@ -77,32 +76,32 @@ class Lowered(NamedTuple):
 class ImageRule(Struct):
     """How a model's images become units of its vision tower, and tokens of its language model.
 
-    A unit is a tile or a patch. A limit bounds the units of one image and is counted as LMDeploy
-    counts it, in tiles or in pixels; an optional limit of None is the checkpoint's own.
+    A unit is a tile or a patch. A limit bounds the units of one image, and is a number of tiles or
+    of pixels, as in LMDeploy. A limit of None is the checkpoint's own limit.
 
-    Tokens are those of the image alone: a chat template wraps each image in two text tokens more
-    (``<img>``/``</img>`` or ``<|vision_start|>``/``<|vision_end|>``; InternVL's adds a line feed),
-    which belong to the prompt. A 448 x 448 image of InternVL2 is 256 tokens here.
+    Tokens are tokens of the image alone: a 448 x 448 image of InternVL2 has 256 tokens. The prompt
+    has two more tokens for each image, from the chat template: ``<img>`` and ``</img>``, or
+    ``<|vision_start|>`` and ``<|vision_end|>``; InternVL's template adds a line feed.
 
-    A rule is one file of this folder, and a member of ``AnyImageRule``.
+    Each rule has a file in this folder and is a member of ``AnyImageRule``.
     """
 
-    #: The name of one unit, as in ``limits.vision_unit``, and of what a limit counts.
+    #: The name of one unit, as in ``limits.vision_unit``, and the unit of a limit.
     unit_name: ClassVar[Literal["tile", "patch"]]
     limit_unit: ClassVar[Literal["tiles", "pixels"]]
     #: The limit's name in LMDeploy and in the rule's fields, and its name in ``core.plan.Limits``.
     limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels"]]
     plan_limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels_per_image"]]
-    #: Lower limits whose effect a plan shows, the largest first.
+    #: Lower limits; a plan shows the effect of each. The largest limit is the first.
     common_limits: ClassVar[tuple[int, ...]]
-    #: Whether the limits are so few that each can be tried for each image of a request.
+    #: Whether the gateway can try all limits for each image of a request, because limits are few.
     few_limits: ClassVar[bool]
     #: Whether the tower's attention spans the whole image, not one tile at a time.
     whole_image: ClassVar[bool] = False
     #: Whether each token has a position in time, height and width (M-RoPE).
     mrope: ClassVar[bool] = False
-    #: A worst image whose long side is more than this many times its short side is chosen only if
-    #: squarer images have clearly fewer units.
+    #: The longest shape (long side / short side) of a usual worst image. A longer image is chosen
+    #: only if squarer images have clearly fewer units.
     slim: ClassVar[int]
 
     @property
@@ -124,11 +123,11 @@ class ImageRule(Struct):
     @property
     @abstractmethod
     def least_limit(self) -> int:
-        """The smallest image limit that is worth planning for, in tiles or pixels."""
+        """The smallest image limit that a plan tries, in tiles or pixels."""
 
     @property
     def limit_step(self) -> int:
-        """The smallest step between image limits that can change the units, in tiles or pixels."""
+        """The smallest change of an image limit that can change the units, in tiles or pixels."""
         return 1
 
     @property
@@ -146,12 +145,12 @@ class ImageRule(Struct):
 
     @property
     def varies_by_limit(self) -> bool:
-        """Whether a lower image limit reduces the number of units of an image."""
+        """Whether a lower image limit gives an image fewer units."""
         return True
 
     @property
     def exposed_limit(self) -> int:
-        """The highest image limit that OpenAI clients can ask for on a server without a gateway."""
+        """The highest image limit that OpenAI clients can set on a server without a gateway."""
         return self.checkpoint_limit
 
     @property
@@ -161,9 +160,9 @@ class ImageRule(Struct):
 
     @property
     def processor_limit(self) -> str | None:
-        """The name under which a running engine's image processor has the limit.
+        """The name of the limit in a running engine's image processor.
 
-        None if the limit need not be set in the processor.
+        None if the processor does not need the limit.
         """
         return None
 
@@ -180,23 +179,23 @@ class ImageRule(Struct):
     @property
     @abstractmethod
     def unit_side(self) -> int:
-        """The side of one (square) unit, in pixels."""
+        """The side of a unit, which is a square, in pixels."""
 
     @property
     def by_table(self) -> bool:
         """Whether LMDeploy's own code cuts images into tiles and converts pixels by a table.
 
-        If not, an image processor of Transformers does both.
+        Otherwise an image processor of Transformers cuts and converts.
         """
         return False
 
     @property
     def videos(self) -> Videos | None:
-        """The rule of the model's videos; None if LMDeploy takes no videos of this model."""
+        """The rule for the model's videos; None if LMDeploy takes no videos for this model."""
         return None
 
     def units(self, width: int, height: int, limit: int | None = None) -> int:
-        """Return the units of one image of this size, exactly as the preprocessor makes them.
+        """Return the units that the preprocessor makes of one image of this size.
 
         Raises:
             UsageError: a side has no pixel, or the preprocessor refuses the size.
@@ -208,7 +207,7 @@ class ImageRule(Struct):
         return self._units(width, height, self.checkpoint_limit if limit is None else limit)
 
     def worst_units(self, limit: int | None = None) -> int:
-        """Return the most units that any single image has under the limit."""
+        """Return the most units of any single image under the limit."""
         return self._worst_units(self.checkpoint_limit if limit is None else limit)
 
     @abstractmethod
@@ -225,7 +224,7 @@ class ImageRule(Struct):
         return self.unit_step
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
-        """Return exactly the tokens of the language model that one image of this size takes.
+        """Return the exact number of the language model's tokens for one image of this size.
 
         Raises:
             UsageError: a side has no pixel, or the preprocessor refuses the size.
@@ -233,10 +232,10 @@ class ImageRule(Struct):
         return self.unit_tokens(self.units(width, height, limit))
 
     def unit_tokens(self, units: int) -> int:
-        """Return the tokens of the language model that an image of ``units`` takes.
+        """Return the language model's tokens for an image of ``units``.
 
-        The number is exact if tokens depend on the units alone. In rules with grids or pages it is
-        an upper bound, since the parts that the image does not cover give no tokens; :meth:`tokens`
+        The number is exact if tokens depend on the units alone. In rules with grids or pages the
+        number is an upper bound: parts of a grid without the image give no tokens. :meth:`tokens`
         is always exact.
         """
         return self.features(units)
@@ -245,16 +244,16 @@ class ImageRule(Struct):
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         """Return an upper bound of the units of images that have at most ``tokens`` in all.
 
-        Rules with grids or pages return too many units, since an image that covers little of its
-        grid or page has many tiles and few tokens. A page is padded to ``padded`` units; None is
-        the checkpoint's own number.
+        Rules with grids or pages return too many units: an image that covers little of its grid or
+        page has many tiles and few tokens. A page is padded to ``padded`` units, by default the
+        checkpoint's own number.
         """
 
     def images_in(self, count: int, tokens: int, most: int) -> tuple[int, int]:
-        """Return the units of each of ``count`` equal images, and the tokens of all together.
+        """Return the units of each of ``count`` equal images, and the tokens of all these images.
 
-        The images are as large as possible: each has at most ``most`` units, and all together have
-        at most ``tokens``.
+        The images are as large as possible: each has at most ``most`` units, and all images
+        together have at most ``tokens``.
         """
         room, step, units = tokens // count, self.unit_step, most
         if self.unit_tokens(most) > room:
@@ -270,12 +269,12 @@ class ImageRule(Struct):
     def features(self, units: int) -> int:
         """Return the number of vectors that tower and projector make of ``units``.
 
-        Vectors of padding, which the engine removes later, are included.
+        The number includes vectors of padding; the engine removes these vectors later.
         """
 
     @abstractmethod
     def tower_tokens(self, patch_size: int) -> int:
-        """Return the tokens that the tower processes for one unit.
+        """Return the tower's tokens for one unit.
 
         ``patch_size`` is the side of the tower's patches in pixels.
         """
@@ -288,7 +287,7 @@ class ImageRule(Struct):
     def largest_limit(self, units: int) -> int | None:
         """Return the largest limit whose worst image has at most ``units``.
 
-        The result is at most the checkpoint's own limit; None if no limit is low enough.
+        The result is at most the checkpoint's own limit, or None if no limit is low enough.
         """
 
     @abstractmethod
@@ -300,7 +299,7 @@ class ImageRule(Struct):
 
     @abstractmethod
     def limits_below(self, most: int) -> range:
-        """Return all limits below ``most`` that images can be lowered to, the smallest first."""
+        """Return all useful limits below ``most`` for images, the smallest first."""
 
     def with_limit(self, limit: int) -> Self:
         """Return the rule of a model folder whose own limit is ``limit``."""
@@ -312,14 +311,14 @@ class ImageRule(Struct):
 
     @abstractmethod
     def folder_edits(self, limit: int) -> FolderEdits:
-        """Return the edits that give a model folder this limit as its own."""
+        """Return the edits that make ``limit`` the own limit of a model folder."""
 
     @abstractmethod
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
-        """Return LMDeploy's fields that lower a client's image to what is allowed.
+        """Return LMDeploy's fields that lower a client's image to the allowed limits.
 
-        ``size`` is the image's, in pixels. ``options`` are the client's fields for the image;
-        values that LMDeploy would not read are ignored.
+        ``size`` is the size of the image in pixels. ``options`` are the client's fields for the
+        image; values that LMDeploy does not read are ignored.
 
         Raises:
             UsageError: the preprocessor refuses the size.
@@ -330,7 +329,7 @@ class ImageRule(Struct):
         return {}
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
-        """Return the rule with the tightest bounds of several images of one request.
+        """Return the rule with the tightest bounds of all images of a request.
 
         ``knobs`` are LMDeploy's fields for each image.
         """
@@ -350,28 +349,28 @@ class ImageRule(Struct):
         """A small image for a test request."""
 
     def image_of(self, units: int) -> DummyImage | None:
-        """Return an image for tests that has ``units``; None if no such image can be made."""
+        """Return an image of ``units`` for tests; None if the rule cannot make this image."""
         return None
 
     @abstractmethod
     def grid(self, units: int) -> int | list[int]:
-        """Return the shape of an image of about ``units``, as TurboMind takes it.
+        """Return the shape of an image of about ``units`` in TurboMind's form.
 
         The shape is a number of tiles, or the time, height and width of a grid in patches.
         """
 
     @abstractmethod
     def _cells(self, limit: int) -> tuple[int, int]:
-        """Return how many tiles or windows the worst image has, and the side of a cell in pixels.
+        """Return the number of cells of the worst image, and the side of a cell in pixels.
 
-        The tile of the whole image does not count.
+        A cell is a tile or a window. The tile of the whole image does not count.
         """
 
     def worst_size(self, limit: int | None = None) -> Size:
         """Return the size of an image with the most units under the limit, as square as possible.
 
-        An engine that has only the checkpoint's own limit makes the same number of units of this
-        image, except under rules with grids.
+        Except under rules with grids, an engine with the checkpoint's own limit makes the same
+        number of units of this image.
         """
         limit = self.checkpoint_limit if limit is None else limit
         served = self if limit <= self.checkpoint_limit else self.with_limit(limit)
@@ -390,12 +389,12 @@ class ImageRule(Struct):
         return best
 
     def size_within(self, size: Size, limit: int) -> Size | None:
-        """Return a smaller size at which an image has no more units than the image limit allows.
+        """Return a smaller size at which an image keeps the image limit.
 
-        This is for images that no field of a request can limit (InternVL in the Transformers
-        format, LLaVA's grids, any model through the Messages API). If no size has so few units, a
-        size with somewhat more units is returned. None if the image already keeps the limit, or if
-        no size has fewer units.
+        No field of a request can limit the images of some models and APIs: InternVL in the
+        Transformers format, LLaVA's grids, all models through the Messages API. If no size keeps
+        the limit, the size with the fewest units is returned. None if the image already keeps the
+        limit, or if no size has fewer units.
 
         Raises:
             UsageError: the preprocessor refuses the size.
@@ -411,23 +410,20 @@ class ImageRule(Struct):
             return self._scaled(size, goal)
         if self._count(stretched) <= goal:
             return stretched
-        # An image below the least size is enlarged again, so the nearest possible size is taken.
+        # An image below the least size is enlarged again, so take the size with the fewest units.
         best = min(filter(None, (stretched, self._scaled(size, goal))), key=self._count)
         return best if self._count(best) < before else None
 
     def stretched(self, size: Size, limit: int) -> Size | None:
-        """Return the size to which the preprocessor itself stretches an image under the limit.
+        """Return the size to which the preprocessor stretches an image under the limit.
 
-        None if the preprocessor stretches no image; a smaller image of the same shape then has
+        None if the preprocessor stretches no images. A smaller image of the same shape then has
         fewer units.
         """
         return None
 
     def _scaled(self, size: Size, goal: int) -> Size | None:
-        """Return the largest size of the image's shape with at most ``goal`` units.
-
-        None if no size has so few units.
-        """
+        """Return the largest size of the image's shape with at most ``goal`` units; else None."""
         longer = max(size)
 
         def at(side: int) -> Size:

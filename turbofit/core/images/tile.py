@@ -20,12 +20,12 @@ from turbofit.core.units import grouped
 class TileRule(BaseTileRule, tag="tile"):
     """The rule of InternVL.
 
-    LLaVA-1.5, CogVLM and GLM-4V have this rule, too; each of their images is one tile.
+    LLaVA-1.5, CogVLM and GLM-4V also have this rule, with one tile for each image.
     """
 
     @staticmethod
     def square(size: int, tokens: int) -> TileRule:
-        """Make a rule by which every image is one tile of ``size`` pixels a side."""
+        """Make a rule with one tile of ``size`` x ``size`` pixels for every image."""
         return TileRule(
             tile_size=size, tokens_per_tile=tokens, max_dynamic_patch=1, thumbnail=False,
             dynamic=False, client_knobs=False,
@@ -39,17 +39,17 @@ class TileRule(BaseTileRule, tag="tile"):
         return best + 1 if self.thumbnail and best > 1 else best
 
     def _worst_units(self, limit: int) -> int:
-        """Return the most units of one image, which a strip of 1 x ``limit`` tiles has."""
+        """Return the units of a strip of 1 x ``limit`` tiles, the most units of any image."""
         if not self.dynamic or _checked(limit) < max(self.min_dynamic_patch, 2):
             return 1
         return limit + 1 if self.thumbnail else limit
 
     @property
     def exposed_limit(self) -> int:
-        """The highest limit that clients can ask for without a gateway, in tiles.
+        """The highest limit that clients can set without a gateway, in tiles.
 
-        This is the limit of ``detail: high`` if LMDeploy reads the field and the checkpoint's own
-        limit is lower; else it is the checkpoint's own.
+        The limit is that of ``detail: high``, or the checkpoint's own limit if this limit is higher
+        or LMDeploy does not read the field.
         """
         if not self.dynamic or not self.client_knobs:
             return self.max_dynamic_patch
@@ -68,9 +68,9 @@ class TileRule(BaseTileRule, tag="tile"):
         return limit if limit >= 1 and self._worst_units(limit) <= units else None
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """Return the edits that give a model folder this limit as its own.
+        """Return the edits that make ``limit`` the own limit of a model folder.
 
-        They are edits of config.json; in the Transformers format, of the image processor's file.
+        The edits are for config.json, or in the Transformers format for the image processor's file.
         """
         if self.client_knobs:
             return FolderEdits({"max_dynamic_patch": limit}, {})

@@ -13,16 +13,16 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect
 
-#: Tokens of the text before one grid, ``<12345.6 seconds>``, and of two marks. It is an upper bound
-#: for videos of at most LONGEST_SECONDS:
+#: Tokens of the text before one grid, ``<12345.6 seconds>``, and of two marks: an upper bound for
+#: videos of at most LONGEST_SECONDS.
 GRID_TEXT_TOKENS: Final = 12
 LONGEST_SECONDS: Final = 99_999.0
-#: The preprocessors refuse images whose longer side is more than this many times the shorter.
+#: The largest ratio of the longer side to the shorter side that preprocessors accept.
 LARGEST_RATIO: Final = 200
 
 
 class VideoRule(Struct):
-    """Qwen3-VL: frames are resized together, so that all their pixels keep within bounds.
+    """Qwen3-VL: all frames are resized together to keep the bounds of their pixels.
 
     Each ``merged_frames`` frames become one grid of patches. The bounds ``min_pixels`` and
     ``max_pixels`` are for all frames of a video together.
@@ -34,10 +34,9 @@ class VideoRule(Struct):
 
 
 class Videos(NamedTuple):
-    """Computes the units of a model's videos from ``rule``, and from the images' patches.
+    """Computes the units of a model's videos; a unit is one vision patch.
 
-    A unit is one vision patch. Every method raises a UsageError for frames that the preprocessor
-    refuses.
+    Every method raises a UsageError for frames that the preprocessor refuses.
     """
 
     rule: VideoRule
@@ -60,16 +59,16 @@ class Videos(NamedTuple):
         self, frames: int, width: int, height: int, *, max_pixels: int | None = None,
         min_pixels: int | None = None,
     ) -> int:  # fmt: skip
-        """Return the vision patches of all frames, exactly as the preprocessor makes them.
+        """Return the vision patches that the preprocessor makes of all frames together.
 
         ``frames`` is the number of frames that the loader sampled. ``max_pixels`` and
-        ``min_pixels`` are for all frames together; None is the checkpoint's own bound.
+        ``min_pixels`` are for all frames together, by default the checkpoint's own bounds.
         """
         rule, count, window = self.rule, self.grids(frames), self.patch_size * self.merge
         largest = rule.max_pixels if max_pixels is None else max_pixels
         smallest = rule.min_pixels if min_pixels is None else min_pixels
-        # The frames are rounded up to grids, but not here: five frames are checked as four, become
-        # six.
+        # The preprocessor rounds up frames to grids, but not in this check: it checks five frames
+        # as four and makes six of them.
         counted_frames = round(frames / rule.merged_frames) * rule.merged_frames
         rows, columns = windows(
             width, height, window, largest, smallest, enlarge=True, what="video", frames=frames,
@@ -82,9 +81,9 @@ class Videos(NamedTuple):
     ) -> int | None:
         """Return the largest ``max_pixels``, in whole windows, that keeps a video within ``units``.
 
-        The result also keeps a video of fewer frames within ``units``: a loader leaves out frames
-        that it cannot decode, and five frames, which count as four, may have more units than six.
-        The result is at most ``most``. None if one window for each frame is already too much.
+        The result is also right for a video of fewer frames: a loader leaves out unreadable frames,
+        and five frames (checked as four) may have more units than six frames. The result is at most
+        ``most``. None if one window for each frame is too much.
         """
         checkpoint_pixels, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
         high = min(checkpoint_pixels if most is None else most, checkpoint_pixels) // area
@@ -112,8 +111,8 @@ class Videos(NamedTuple):
     def least_pixels(self, frames: int, largest: int) -> int:
         """Return a ``min_pixels`` for a video that does not raise its ``max_pixels``, ``largest``.
 
-        If Transformers limits each frame, it raises ``max_pixels`` to 1.05 x ``min_pixels`` a
-        frame. The result is therefore small enough, and at most the checkpoint's own
+        A Transformers that limits each frame raises ``max_pixels`` to 1.05 x ``min_pixels`` a
+        frame. The result is small enough for this rule, and at most the checkpoint's own
         ``min_pixels``.
         """
         return max(1, min(self.rule.min_pixels, largest * 9 // (10 * frames)))
@@ -127,11 +126,11 @@ def windows(  # noqa: PLR0913 - the numbers of a preprocessor
 
     ``window`` is the side of a window in pixels. ``largest`` and ``smallest`` are bounds of the
     pixels of all ``frames`` together. The pixels of ``counted_frames`` frames decide whether the
-    sides must change for the bounds. ``enlarge``: a side below a window is enlarged before anything
-    else. ``what`` is ``image`` or ``video``, for messages.
+    sides must change for the bounds. ``enlarge``: a side below a window is first enlarged. ``what``
+    is ``image`` or ``video``, for messages.
 
     Raises:
-        UsageError: the image is longer than 200 : 1; the preprocessor refuses it, too.
+        UsageError: the image is longer than 200 : 1, and the preprocessor refuses such images.
     """
     if enlarge and min(width, height) < window:
         scale = max(window / height, window / width)

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, locks them, and keeps turbofit's state between runs."""
+"""Writes files whole or not at all, locks files, and keeps turbofit's state between runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from turbofit.core.struct import Struct, to_json
 T = TypeVar("T", bound=Struct)
 
 WINDOWS = os.name == "nt"
-#: Seconds to wait for a lock. A holder only writes a small file: it takes longer only if stopped.
+#: Seconds to wait for a lock. Its holder only writes a small file, and needs longer only if
+#: stopped.
 _LOCK_SECONDS: Final = 2.0
 _LOCK_PAUSE: Final = 0.02
 
@@ -26,10 +27,10 @@ _LOCK_PAUSE: Final = 0.02
 def write_atomic(
     path: str | os.PathLike[str], data: str | bytes, *, mode: int | None = None
 ) -> None:
-    """Write a file whole: even after a power cut it has its old or its new content.
+    """Write a file whole: even after a power cut the file has its old or its new content.
 
-    A symbolic link stays, and its target is replaced. With ``mode`` None the new file gets the
-    permissions of the old one (see `open_beside`).
+    A symbolic link stays, and its target is replaced. If ``mode`` is None, the new file gets the
+    permissions of the old file (see `open_beside`).
 
     Raises:
         UsageError: the file cannot be written.
@@ -47,8 +48,8 @@ def write_atomic(
 def write_output(path: str, text: str) -> None:
     """Write to a path that a person named: a file as `write_atomic` does, a device directly.
 
-    Do not call this for a path in a folder that others can write to: if they put a named pipe at
-    the path, the call would wait for a reader.
+    Do not call this for a path in a folder that other users can write to: with a named pipe at the
+    path, the call would wait for a reader.
 
     Raises:
         UsageError: the path cannot be written.
@@ -71,11 +72,11 @@ def _unwritable(path: str | os.PathLike[str], exc: OSError) -> UsageError:
 
 
 def open_beside(path: Path) -> tuple[int, str]:
-    """Make an empty file beside ``path``, which it will replace; return its descriptor and name.
+    """Make an empty file that will replace ``path``; return the file's descriptor and name.
 
-    The new file gets the permissions, owner and group of the file at ``path``; if there is none,
-    the umask decides. If this user may not set the group, the new file's group only gets the
-    permissions that all others have.
+    The new file is in the folder of ``path``. It gets the permissions, owner and group of the file
+    at ``path``; without such a file the umask decides. If this user may not set the group, the new
+    file's group only gets the permissions of all other users.
 
     Raises:
         OSError: the file cannot be made.
@@ -130,7 +131,7 @@ def _replace(target: Path, raw: bytes, mode: int | None) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make renames in a folder survive a power cut, if the file system can do so."""
+    """Make renames in a folder survive a power cut, if the file system supports this."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -140,7 +141,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def lock_soon(descriptor: int, seconds: float = _LOCK_SECONDS) -> None:
-    """Lock an open file against other processes until it is closed; does nothing on Windows.
+    """Lock an open file against other processes until the file is closed; no lock on Windows.
 
     Raises:
         TimeoutError: another process holds the lock for ``seconds``.
@@ -166,7 +167,7 @@ def state_dir(folder: str, *, make: bool = True) -> Path:
     """Return the path of ``folder``, a subfolder of turbofit's state folder.
 
     ``state_dir("runs")`` is ~/.local/state/turbofit/runs. ``make``: a missing folder is made. Only
-    this user can read the folder, since logs of a server may hold what its clients sent.
+    this user can read the folder: a server's logs may hold texts of its clients.
 
     Raises:
         OSError: the folder cannot be made.
@@ -183,7 +184,7 @@ def state_dir(folder: str, *, make: bool = True) -> Path:
 
 
 def needed_state_dir(folder: str) -> Path:
-    """Return `state_dir(folder)`, for a caller that cannot do without it.
+    """Return `state_dir(folder)`, for a caller that needs the folder.
 
     Raises:
         LaunchError: the folder cannot be made.
@@ -195,7 +196,7 @@ def needed_state_dir(folder: str) -> Path:
 
 
 def unwritable_state(exc: OSError) -> LaunchError:
-    """Return the error to raise where turbofit's state folder cannot be written."""
+    """Return the error that says that turbofit's state folder cannot be written."""
     return LaunchError(
         f"the state folder cannot be written: {exc.strerror or exc}",
         hint="set XDG_STATE_HOME to a folder that can be written",
@@ -203,11 +204,11 @@ def unwritable_state(exc: OSError) -> LaunchError:
 
 
 def private_folder(folder: Path, *, make: bool = True) -> Path:
-    """Refuse a folder that others than this user and root can change; return its path.
+    """Return the path of a folder that only this user and root can change; refuse other folders.
 
     The returned path has no symbolic links. ``make``: missing folders of the path are made, for
-    this user alone. Each folder is opened within the folder above it, so that nobody can put
-    another folder in its place after it was checked.
+    this user alone. Each folder of the path is opened within its parent, so that nobody can
+    replace a folder after the check.
 
     Raises:
         PermissionError: others can change the folder, or put another folder in its place.
@@ -252,7 +253,7 @@ def _is_own_group(group: int) -> bool:
 
 
 def digest_of_parts(*parts: str) -> str:
-    """Return a hash of several texts, as a file name for a document that belongs to them all."""
+    """Return a hash of several texts, to be the file name of a document about all these texts."""
     from hashlib import sha256
 
     return sha256("\0".join(parts).encode()).hexdigest()[:24]
@@ -279,9 +280,9 @@ def new_path(folder: str, stem: str, suffix: str = "") -> Path:
 
 
 class StateFile(Generic[T]):
-    """A JSON document of one type in `state_dir`, readable only by this user.
+    """A JSON document of one type in `state_dir`; only this user can read the document.
 
-    A document that cannot be read, or is of another version, counts as missing. If the folder
+    An unreadable document, and a document of another version, count as missing. If the folder
     cannot be written, the document is lost, but the command goes on.
     """
 
@@ -289,13 +290,13 @@ class StateFile(Generic[T]):
         self.folder, self.name, self.kind = folder, name, kind
 
     def read(self) -> T | None:
-        """Return the document; None if it is missing or cannot be read."""
+        """Return the document; None for a missing or unreadable document."""
         with suppress(OSError, ValueError, RecursionError):
             return msgspec.json.decode(self.path.read_bytes(), type=self.kind)
         return None
 
     def write(self, document: T) -> None:
-        """Write the document; do nothing if it cannot be written."""
+        """Write the document; ignore an error."""
         with suppress(OSError, UsageError):
             self.save(document)
 
@@ -311,7 +312,7 @@ class StateFile(Generic[T]):
         return path
 
     def forget(self) -> bool:
-        """Remove the document; returns whether it existed."""
+        """Remove the document; return whether the document existed."""
         try:
             self.path.unlink()
         except OSError:

@@ -1,11 +1,11 @@
-"""Runs a command; when turbofit dies, the kernel kills the command and all that it started.
+"""Runs a command; when turbofit dies, the kernel kills the command and its descendants.
 
 ``python guard.py PARENT COMMAND…`` sets the parent-death signal and becomes the command. The kernel
-sends this signal when the parent's thread that started this process ends, so the main thread must
-start it. A watcher in the command's process group kills the rest of the group when the command
+sends this signal when the thread that started this process ends, so the main thread must start the
+process. A watcher in the command's process group kills the rest of the group when the command
 ends: LMDeploy's PyTorch engine is a child of its server and would keep its GPU. This is a separate
-program that imports nothing of turbofit, because code between fork and exec in a process with
-threads could lock up.
+program and imports nothing of turbofit: in a process with threads, code between fork and exec
+could lock up.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    #: A word as it may be shown, and the secrets in it.
+    #: A word with its secrets hidden, and the list of these secrets.
     Shown = tuple[str, list[str]]
 
 #: The text that replaces a secret.
@@ -29,7 +29,7 @@ _USER: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
 #: The shortest secret, in characters, that is searched for in a text.
 _SHORTEST: Final = 4
 
-#: Keys in a line: those with a known beginning, and the text after a word such as ``token=``.
+#: Keys in a line: texts with the beginning of a key, and texts after a word such as ``token=``.
 _KEY: Final = re.compile(
     _USER.pattern + r"|\b(?:hf_|ghp_|AKIA)[A-Za-z0-9]{12,}"
     r"|\b(?:sk-|github_pat_|glpat-|xox[bp]-)[\w-]{12,}"
@@ -42,7 +42,7 @@ _KEY: Final = re.compile(
 def without_secrets(words: Sequence[str], *, texts: bool = False) -> list[str]:
     """Return the words of a command line with ``***`` in place of each secret.
 
-    ``texts``: also in place of texts for a model, such as a prompt.
+    ``texts``: texts for a model, such as a prompt, are hidden too.
     """
     return [shown for shown, _ in _split(words, texts=texts)]
 
@@ -50,8 +50,8 @@ def without_secrets(words: Sequence[str], *, texts: bool = False) -> list[str]:
 def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) -> str:
     """Return a text with ``***`` in place of the secrets of a command line and an environment.
 
-    The command line's texts for a model are hidden, too. Secrets of up to three characters stay,
-    and so do secrets that were read from a file.
+    The command line's texts for a model are hidden, too. Secrets of up to three characters, and
+    secrets from a file, stay.
     """
     secrets = {secret for _, found in _split(words, texts=True) for secret in found}
     for name, value in environ.items():
@@ -71,9 +71,9 @@ def without_keys(text: str) -> str:
 def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
     """Yield each word with its secrets hidden, and a list of these secrets.
 
-    The value of a secret option stands behind ``=`` or in the next word; an option of several
-    values, such as LMDeploy's ``--api-keys``, takes all words up to the next option. A word may be
-    a whole pasted command line, a header or a JSON text, and may contain several secrets.
+    The value of a secret option follows ``=`` or is the next word. All words up to the next option
+    are values of an option in the plural, such as LMDeploy's ``--api-keys``. A word may be a pasted
+    command line, a header or a JSON text, and may contain several secrets.
     """
     next_is_one = others_are = False
     for word in words:

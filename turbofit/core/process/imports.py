@@ -1,6 +1,6 @@
-"""Runs a function after the import of a module, and tells whether code is the code that was read.
+"""Calls a function after the import of a module; compares a package's code with known sources.
 
-This file imports nothing of turbofit, since it is also loaded alone.
+This file imports nothing of turbofit, because engines load the file alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class After:
         self._name, self._act = name, act
 
     def find_spec(self, name: str, *_: Any) -> Any:
-        """Return None for any module but the awaited one, so that other finders are asked.
+        """Return None for other modules, so that Python asks other finders.
 
-        For the awaited module, return the spec that other finders give, changed so that the
-        function is called after the module is loaded.
+        For the awaited module, return the spec of the other finders; its loader calls the function
+        after it has loaded the module.
         """
         if name != self._name:
             return None
@@ -40,7 +40,7 @@ class After:
 
 
 def once_imported(name: str, act: Callable[[Any], object]) -> None:
-    """Call ``act`` with the module ``name``: now, if it is imported, else after its import."""
+    """Call ``act`` with the module ``name``: at once if already imported, else after the import."""
     if name in sys.modules:  # in a process that was a standby
         act(sys.modules[name])
     else:
@@ -48,7 +48,7 @@ def once_imported(name: str, act: Callable[[Any], object]) -> None:
 
 
 def unlike(function: Any, known: Mapping[str, str]) -> str | None:
-    """Return why a function of a package may not be changed; None if it is the one that was read.
+    """Return why a function of a package may not be replaced; None if its source is known.
 
     ``known`` has the first digits of the SHA-256 of each source, by qualified name.
     """

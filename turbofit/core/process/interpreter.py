@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 USUAL_THRESHOLDS: Final = gc.get_threshold()
-#: What `stdout` returned when each block of `kept_stdout` began, in any thread; may be None.
+#: The results of `stdout` at the beginning of each open block of `kept_stdout`, in any thread.
 _KEPT: Final[list[TextIO | None]] = []
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-    """Run a function in a thread, and wait until it ends, even if the caller's task is cancelled.
+    """Run a function in a thread, and wait for its end, even if the caller's task is cancelled.
 
-    So the caller closes no file that the thread still uses.
+    The caller thus closes no file that the thread still uses.
     """
-    import asyncio  # planning needs none
+    import asyncio  # planning does not need asyncio
 
     return await until_done(asyncio.to_thread(function, *arguments, **keywords))
 
@@ -40,9 +40,9 @@ async def until_done(call: Awaitable[T]) -> T:
 
 
 def in_daemon_thread(function: Callable[[], T], name: str) -> Future[T]:
-    """Begin a call in a thread of its own, and return its future, which cannot be cancelled.
+    """Begin a call in a new thread, and return the call's future, which cannot be cancelled.
 
-    The process does not wait for the thread when it ends: the call may never return.
+    The call may never return, so the end of the process does not wait for the thread.
     """
     from concurrent.futures import Future
     from threading import Thread

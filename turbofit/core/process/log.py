@@ -11,8 +11,8 @@ import sys
 class LazyLogger:
     """A logger that costs nothing until the program imports `logging`, which takes 3 to 5 ms.
 
-    Before that import no handler exists. The logger has no method for warnings: users learn what
-    they must know from errors, and from the warnings in answers.
+    Before that import no handler exists. The logger has no method for warnings: errors, and the
+    warnings in answers, have all facts that users need.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Logs that a thread writes, so that an unread pipe or a full disk stops no server."""
+"""Logs with a thread that writes: an unread pipe or a full disk stops no server."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _NOT_READ: Final = "warning: lines are missing here: nobody read them\n"
 class QueuedLog:
     """Takes whole lines and passes them to ``emit`` in a thread.
 
-    Lines are lost if ``most`` texts wait already, or if ``emit`` fails. Then the text ``lost`` is
-    written once before the next lines.
+    Lines are lost if ``most`` texts wait already, or if ``emit`` fails. The text ``lost`` then
+    comes once, before the next lines.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class QueuedLog:
             self._notice = self._lost
 
     def settle(self, seconds: float = _LAST_SECONDS) -> bool:
-        """Wait at most ``seconds`` until all lines are written; returns whether they are."""
+        """Wait at most ``seconds`` until all lines are written; return whether all are written."""
         until = time.monotonic() + seconds
         while self._waiting.unfinished_tasks and time.monotonic() < until:
             time.sleep(_LOOK)
@@ -88,7 +88,7 @@ class _File(RotatingFileHandler):
 class FileLog(QueuedLog):
     """A log file that starts again at ``cap`` bytes; the previous file is kept as ``.1``.
 
-    If the file cannot be opened and is not ``required``, each write tries again to open it.
+    If a file that is not ``required`` cannot be opened, each write tries again.
 
     Raises:
         OSError: the file is required, and cannot be opened.
@@ -97,7 +97,7 @@ class FileLog(QueuedLog):
     def __init__(
         self, path: Path, cap: int, lost: str, most: int = _MOST, *, required: bool = True
     ) -> None:
-        #: Why the file could not be opened; empty if it could.
+        #: The reason why the file is not open; empty if the file is open.
         self.error = ""
         try:
             self._file = _File(path, maxBytes=cap, backupCount=1)
@@ -135,10 +135,10 @@ class _QueuedStream:
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Do nothing, since a thread that flushes must not block either."""
+        """Do nothing: a thread that flushes must not block."""
 
     def settle(self) -> None:
-        """Wait a moment until the lines are written, so that later output follows them."""
+        """Wait a moment for the lines to be written, so that later output follows these lines."""
         self._log.settle()
 
     def __getattr__(self, name: str) -> Any:
@@ -149,8 +149,8 @@ class _QueuedStream:
 def queued_stderr() -> Iterator[None]:
     """Queue standard error in the block, so that no thread waits for a slow or stopped reader.
 
-    The end of the block waits a moment until the lines are written. If nobody reads them, standard
-    error stays queued, since later messages must not block either.
+    The end of the block waits a moment for the lines to be written. If nobody reads the lines,
+    standard error stays queued, because later messages must not block.
     """
     before = sys.stderr
     try:

@@ -18,14 +18,14 @@ DEFAULT_PORT: Final = 23333
 LAST_PORT: Final = 65535
 #: Engines listen only here: their management routes are open to every client.
 LOOPBACK: Final = "127.0.0.1"
-#: Private ports; Linux uses those from 32768 on for outgoing connections.
+#: Ports for engines; Linux uses ports from 32768 on for outgoing connections.
 _PORTS: Final = range(20000, 32768)
-#: By an address that a server listens on and no client can ask: an address that reaches it.
+#: For each address that means all interfaces: the address by which a client reaches the server.
 EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def port_problem(host: str, port: int) -> str | None:
-    """Return why a port cannot be bound; None if it can be."""
+    """Return why a port cannot be bound; None for a port that can be bound."""
     import socket
 
     try:
@@ -38,13 +38,13 @@ def port_problem(host: str, port: int) -> str | None:
 
 
 def free_ports(count: int, holders: ExitStack, besides: int | None = None) -> list[int]:
-    """Return ``count`` free ports on loopback, all different from ``besides``, and hold them.
+    """Find ``count`` free ports on loopback other than ``besides``; hold and return these ports.
 
-    Until ``holders`` closes, a bound socket that does not listen keeps each port from programs that
-    look for a free one. An engine sets SO_REUSEADDR, so it can listen at its port. Where the system
-    does not allow that, the ports are not held. The ports are below the range that the kernel uses
-    for outgoing connections. Before the engine listens, the kernel may give a port of that range to
-    any client, even to turbofit's own request to the engine.
+    Until ``holders`` closes, a bound socket that does not listen keeps other programs from each
+    port. An engine can nevertheless listen at its port, because it sets SO_REUSEADDR. On systems
+    without this rule the ports are not held. The ports are below the range for outgoing
+    connections: the kernel gives a port of that range to any client, even to turbofit's own request
+    to an engine that does not listen yet.
 
     Raises:
         LaunchError: too few ports are free, or no socket can be made.
@@ -67,7 +67,7 @@ def free_ports(count: int, holders: ExitStack, besides: int | None = None) -> li
             if len(ports) == count:
                 return ports
             endpoint = holders.enter_context(tcp_socket(socket.AF_INET))
-    raise LaunchError("no port on loopback can be had", hint="see ss -tln")
+    raise LaunchError("no port on loopback is free", hint="ss -tln lists the ports in use")
 
 
 def tcp_socket(family: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Starts child processes, or waits for the output of one."""
+"""Starts child processes, or waits for the output of a child process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def child(
 ) -> subprocess.Popen[bytes]:
     """Start a command, with its output in a pipe, in a process group that Ctrl-C does not reach.
 
-    Unless it ``outlives`` this process, the kernel kills it, with all that it started, when the
-    calling thread ends: so call this in the main thread.
+    ``outlives``: the command may outlive this process. Otherwise the kernel kills the command and
+    its descendants when the calling thread ends, so call this in the main thread.
 
     Raises:
         OSError: the command cannot be started.
     """
-    from turbofit.core.process.guard import guarded  # a plan that asks for an output needs none
+    from turbofit.core.process.guard import guarded  # `output_of` does not need the guard
 
     return subprocess.Popen(
         list(words) if outlives else guarded(words),
@@ -39,7 +39,7 @@ def child(
 def output_of(
     words: Sequence[str], seconds: float, env: Mapping[str, str] | None = None
 ) -> bytes | None:
-    """Return a command's output; None if it cannot be started, fails, or takes too long."""
+    """Return a command's output; None if the command does not start, fails, or takes too long."""
     try:
         return subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=True,

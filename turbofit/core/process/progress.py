@@ -1,4 +1,4 @@
-"""Progress: code reports its steps and how far they have come, and a listener may show them."""
+"""Progress: code reports steps and the progress of each step, and a listener may show both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """One step of the work; ``total`` is 0 if nobody knows how much there is to do."""
+    """One step of the work; ``total`` is 0 if the amount of work is unknown."""
 
     doing: str
     done: float = 0.0
@@ -43,7 +43,7 @@ class _Told(threading.local):
 
 
 class _Heard:
-    """The process's one listener, which is called for each reported step; None without one."""
+    """The listener of the process, which is called for each reported step; may be None."""
 
     listener: Listener | None = None
 
@@ -52,7 +52,7 @@ _TOLD: Final = _Told()
 
 
 def tell(step: Step | None) -> None:
-    """Report the step that begins now; None means that nothing is going on."""
+    """Report the step that begins now; None: no step is running."""
     _TOLD.step = step
     if _Heard.listener is not None:
         _Heard.listener(step)
@@ -75,7 +75,7 @@ def under_way(doing: str) -> Iterator[None]:
 
 
 def listening() -> bool:
-    """Return whether there is a listener; code asks before it computes a costly step."""
+    """Return whether the process has a listener; without a listener no costly step is computed."""
     return _Heard.listener is not None
 
 

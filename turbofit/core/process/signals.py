@@ -1,4 +1,4 @@
-"""Signals: those that end a server or a command in order, and the stop that a run waits for."""
+"""The signals that end a server or a command, and the object that tells a run to stop."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ _ENDING: Final = tuple(number for number in signal.Signals if number.name in {"S
 def stop_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that end a server normally; call this before a handler is set.
 
-    A shell without job control starts ``turbofit serve &`` with SIGINT ignored; SIGINT must stop it
-    nevertheless. SIGHUP is left out if the parent process ignored it, as ``nohup`` does.
+    A shell without job control starts ``turbofit serve &`` with SIGINT ignored; SIGINT must stop
+    the server nevertheless. SIGHUP is left out if the parent process ignored SIGHUP, as ``nohup``
+    does.
     """
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return _ALWAYS if ignored else (*_ALWAYS, signal.SIGHUP)
@@ -27,7 +28,7 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 def unblock(signals: tuple[signal.Signals, ...]) -> None:
     """Unblock signals that the parent process blocked.
 
-    Call it when handlers are set, since a pending signal arrives at once.
+    Set the handlers before: a pending signal arrives at once.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
@@ -36,9 +37,9 @@ def unblock(signals: tuple[signal.Signals, ...]) -> None:
 def ended_like_ctrl_c() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the block, as Ctrl-C does.
 
-    So temporary files are removed at the end.
+    The command can thus remove its temporary files.
 
-    A signal that already has a handler, or is ignored, stays as it is. Only the main thread may set
+    A signal with a handler, and an ignored signal, stay unchanged. Only the main thread may set
     handlers, so nothing changes in another thread.
     """
     main = threading.current_thread() is threading.main_thread()
@@ -53,7 +54,7 @@ def ended_like_ctrl_c() -> Iterator[None]:
 
 
 class StoppedError(BaseException):
-    """Raised by a signal that comes when no engines or servers need an orderly stop."""
+    """Raised by a signal while no engine or server needs an orderly stop."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
@@ -63,21 +64,22 @@ class StoppedError(BaseException):
 class StopSignal:
     """Holds the signal that ends a run; a second signal makes the end urgent. A context manager.
 
-    `stop_signals` says which signals end a run. Use it in the main thread.
+    The signals are those of `stop_signals`. Use a `StopSignal` in the main thread.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        #: The last signal that came; `end` and `end_now` do not set it.
+        #: The last signal that came; `end` and `end_now` do not set this field.
         self.received: signal.Signals | None = None
         self.urgent = False
-        #: True while nothing must be stopped in order: a signal then raises `StoppedError`.
+        #: Whether a signal raises `StoppedError`: no engine or server needs an orderly stop.
         self.abrupt = True
         self._handlers: dict[signal.Signals, Any] = {}
         self._before: dict[signal.Signals, Any] = {}
         self._terminals: tuple[int, ...] = ()
         self._urgent_calls: list[Callable[[], None]] = []
-        #: SIGHUP calls it instead of ending the run, unless a terminal closed; it takes no lock.
+        #: Called by SIGHUP, which then does not end the run, unless a terminal closed. Takes no
+        #: lock.
         self.on_hangup: Callable[[], None] | None = None
 
     def __enter__(self) -> StopSignal:
@@ -97,7 +99,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def rearm(self) -> None:
-        """Install the signal handlers again, in case a library has replaced them."""
+        """Install the signal handlers again: a library may have replaced the handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -106,7 +108,7 @@ class StopSignal:
         self.signal = self.signal or number
 
     def resume(self) -> bool:
-        """Cancel an end that no signal asked for, so that the run goes on.
+        """Cancel an end that `end` or `end_now` began, so that the run goes on.
 
         The calls that `on_second` registered are dropped. Returns False, and cancels nothing, if a
         signal has come.

@@ -19,7 +19,7 @@ def stat_of(pid: int) -> list[str]:
 def every_stat() -> Iterator[tuple[int, list[str]]]:
     """Yield the id of each process, also of zombies, with the fields that `stat_of` returns.
 
-    A system without ``/proc`` has none.
+    A system without ``/proc`` yields nothing.
     """
     with suppress(OSError):
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
@@ -28,7 +28,7 @@ def every_stat() -> Iterator[tuple[int, list[str]]]:
 
 
 def start_time(pid: int) -> int:
-    """Return when a process started, in ticks of the kernel since boot; 0 if it does not live."""
+    """Return the start of a living process, in ticks of the kernel since boot; else 0."""
     fields = stat_of(pid)
     return int(fields[19]) if fields and fields[0] not in "ZX" else 0
 
@@ -40,7 +40,7 @@ def group_of(pid: int) -> int:
 
 
 def members(group: int, leader_started: int) -> list[int]:
-    """Return the ids of the living processes in a process group that is a session of its own.
+    """Return the ids of the living processes of a process group, which must be a whole session.
 
     Empty if the group's number now belongs to another leader: its `start_time` is not
     ``leader_started``.

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Final
 
 PREFIX: Final = "TURBOFIT_"
-#: All variables of turbofit that do not set an option: first those that people set, then those that
-#: turbofit sets for the processes that it starts. The last one is for tests and benches: a folder
-#: with a CUDA build of torch.
+#: All variables of turbofit that do not set an option. People set the variables of the first two
+#: lines; turbofit sets the others for its child processes. Tests and benches set the last variable,
+#: a folder with a CUDA build of torch.
 VARIABLES: Final = frozenset((
     "TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEYS", "TURBOFIT_UPSTREAM_KEY",
     "TURBOFIT_LEASES", "TURBOFIT_NODE_SPEC",
@@ -25,7 +25,7 @@ _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|
 def without_options(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without the variables that set options of turbofit.
 
-    It is for a child process that runs turbofit.
+    The result is for a child process that runs turbofit.
     """
     return {
         name: value

@@ -16,7 +16,7 @@ _LEASES: Final = "TURBOFIT_LEASES"
 
 
 def keys_in(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the keys of the first of these environment variables that has any.
+    """Return the keys in the first of these environment variables that has a key.
 
     Commas separate keys. Messages do not show a key, since it is a secret.
 
@@ -39,7 +39,7 @@ def keys_in(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def leases_folder() -> Path | None:
-    """Return the folder that ``TURBOFIT_LEASES`` names; None if it is unset or empty.
+    """Return the folder that ``TURBOFIT_LEASES`` names; None if the variable is unset or empty.
 
     Raises:
         UsageError: the path is not absolute, or is the path of a file.
@@ -51,7 +51,7 @@ def leases_folder() -> Path | None:
     if not folder.is_absolute() or os.path.isfile(folder):
         what = "a file" if os.path.isfile(folder) else "not an absolute path"
         raise UsageError(
-            f"{_LEASES} {text!r} is {what}: all turbofits of a machine meet in this folder",
+            f"{_LEASES} {text!r} is {what}: all turbofits of a machine share this folder",
             hint=f"give a folder such as {_LEASES}=/tmp/turbofit-leases, the same one everywhere",
         )
     return folder

@@ -17,12 +17,12 @@ Tone = Literal["plain", "good", "bad", "warn", "dim"]
 ONLY_SHORT: Final[Places] = {"short": True, "whole": False, "page": False}
 ONLY_WHOLE: Final[Places] = {"short": False, "whole": True, "page": False}
 ONLY_ON_PAGE: Final[Places] = {"short": False, "whole": False, "page": True}
-#: The note that stands beside everything that a run on pretend GPUs shows.
+#: The note with all results of pretend GPUs.
 PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
-#: The most warnings in the short answer, and the most characters of one.
+#: The most warnings in the short answer, and the most characters of a warning.
 _WARNINGS: Final = 2
 _WARNING: Final = 75
-#: What a program prints, in quotes, and what stands in parentheses.
+#: Quoted output of a program, and text in parentheses.
 _QUOTED: Final = re.compile(r"(?<!\w)'[^']*'(?!\w)|\([^()]*\)")
 
 
@@ -33,7 +33,7 @@ class Places(TypedDict, total=False):
 
 
 class Block(Struct):
-    """A part of a report, and the outputs that show it.
+    """A part of a report, and the outputs that show this part.
 
     ``short`` means the short answer on a terminal, ``whole`` the whole text (a terminal with
     --full, Markdown), ``page`` the HTML page.
@@ -45,7 +45,7 @@ class Block(Struct):
 
 
 class Heading(Block, kw_only=False):
-    """The title of the blocks that follow; ``level`` is 2 for a section and 3 below it."""
+    """The title of the blocks that follow; ``level`` is 2 for a section, 3 for a subsection."""
 
     text: str
     level: int = 2
@@ -57,7 +57,7 @@ class Paragraph(Block, kw_only=False):
 
 
 class Verdict(Paragraph, kw_only=False):
-    """The answer in a sentence; a page shows it in larger letters."""
+    """The answer in a sentence; a page shows the sentence in larger letters."""
 
 
 class Items(Block, kw_only=False):
@@ -130,7 +130,7 @@ def table(
 
 
 class Code(Block, kw_only=False):
-    """Text that the reader copies as it is."""
+    """Text for the reader to copy unchanged."""
 
     text: str
     name: str = "this command"
@@ -139,7 +139,7 @@ class Code(Block, kw_only=False):
 class BarPiece(Struct):
     """A part of a bar: ``mark`` is its letter, ``kind`` its style on a page.
 
-    ``parts`` divide it further: each has its bytes and its words.
+    ``parts`` are parts of this part: the bytes and the words of each.
     """
 
     mark: str
@@ -150,9 +150,9 @@ class BarPiece(Struct):
 
 
 class Bar(Block):
-    """The memory of equal GPUs as a bar; what goes beyond ``room`` bytes does not fit.
+    """The memory of equal GPUs as a bar; memory beyond ``room`` bytes does not fit.
 
-    ``owner`` names what has ``room`` bytes: the card or a budget.
+    ``owner`` is the owner of ``room`` bytes: ``card`` or ``budget``.
     """
 
     title: str
@@ -177,10 +177,10 @@ MORE: Final = remark("more: --full, --md or --json", **ONLY_SHORT)
 
 
 def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list[Block]:
-    """Return for the short answer the first warnings, cut short, and how many more there are.
+    """Return the first warnings for the short answer, shortened, with the number of all others.
 
-    Known faults, whose texts name an issue thread, come first. Warnings in ``aside`` are left out,
-    and so are harmless warnings and warnings that stand beside commands.
+    Known faults come first: their texts name an issue thread. Warnings in ``aside``, harmless
+    warnings, and warnings that the text of commands repeats are left out.
     """
     hidden = (*BESIDE_COMMANDS, *HARMLESS)
     kept = [
@@ -197,7 +197,7 @@ def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list
 
 
 def in_brief(text: str, width: int) -> str:
-    """Cut a text after the last main clause that fits into ``width``; quotes are not cut.
+    """Cut a text after the last main clause within ``width`` characters; quotes stay whole.
 
     The text stays whole if this clause ends in the first half of ``width``.
     """
@@ -207,7 +207,7 @@ def in_brief(text: str, width: int) -> str:
 
 
 def remedies_table(remedies: Sequence[Remedy], title: str = "", **places: Any) -> list[Block]:
-    """Return a table of changes and their effects; no block if there are no changes.
+    """Return a table of changes and their effects; no block without changes.
 
     ``places`` are fields of `Block`: the outputs that show the table.
     """

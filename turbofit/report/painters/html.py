@@ -1,4 +1,4 @@
-"""Writes a document as one HTML page, which loads nothing and runs only its own script."""
+"""Writes a document as one HTML page. The page loads nothing and runs only its own script."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from turbofit.report.painters.terminal import clean_lines
 #: Characters that could end a script element or a line of JavaScript, with their escapes.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _FOLDER: Final = Path(__file__).parent / "page"
-#: A cell with more characters than this keeps a readable minimum width.
+#: A cell with more characters than this has a minimum width.
 _LONG: Final = 24
 
 
@@ -59,7 +59,7 @@ def join(*children: str) -> Markup:
 
 
 def json_text(value: Any) -> Markup:
-    """Encode a value as JSON that can stand in a script element."""
+    """Encode a value as JSON for a script element."""
     text = json.dumps(to_builtins(value), ensure_ascii=False, separators=(",", ":"))
     return Markup(text.translate(_IN_SCRIPT))
 
@@ -69,7 +69,7 @@ def _escaped(text: str) -> str:
 
 
 def memory_bars(bars: Sequence[Bar]) -> Markup:
-    """Draw one bar per GPU, all on one scale; equal GPUs share their label."""
+    """Draw one bar per GPU, all bars on one scale; equal GPUs share a label."""
     scale = max(max(bar.room, bar.need) for bar in bars)
     return join(*(_set(bar, scale) for bar in bars), _legend(bars))
 
@@ -135,7 +135,7 @@ def _legend(bars: Sequence[Bar]) -> Markup:
 def page(blocks: list[Block], document: Any) -> str:
     """Return a whole page: the first heading is its title, level-2 headings begin sections.
 
-    The page carries ``document`` as JSON, and says which version made it, and when.
+    The page contains ``document`` as JSON, its version of turbofit and its time.
     """
     made = getattr(document, "plan", document)
     parts: list[tuple[str, list[Block]]] = []
@@ -204,7 +204,7 @@ def _one(block: Block) -> Markup:
     if isinstance(block, Table):
         return _table(block)
     assert isinstance(block, Code)
-    # The script shows the button, because it does nothing without the script.
+    # The button needs the script, so the script makes the button visible.
     label = f"Copy {block.name}"
     button = tag("button", "Copy", type="button", class_="copy", aria_label=label, hidden=True)
     code = tag("pre", tag("code", block.text), tabindex="0")

@@ -18,7 +18,7 @@ from turbofit.report.painters.document import (
 )
 from turbofit.report.painters.terminal import cells, clean, clean_lines, legend
 
-#: Letters of a bar; GitHub shows this many between its margins.
+#: Letters of a bar, as many as GitHub shows in a line.
 _BAR: Final = 76
 _HEADING: Final = "#"
 _SPECIAL: Final = {ord(c): f"\\{c}" for c in "\\`*[]<>|#~"}

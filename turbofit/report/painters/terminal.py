@@ -1,4 +1,4 @@
-"""Writes a document as plain text of a given width, in colour if wished."""
+"""Writes a document as plain text of a given width, with or without colour."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WITHOUT_WIDTH: Final = ("Mn", "Me", "Cf")
 _ANSI: Final[dict[Tone | Literal["head"], str]] = {
     "plain": "", "good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1",
 }  # fmt: skip
-#: Colours of a bar's letters; the letters alone say the same.
+#: Colours of a bar's letters; the letters alone have the same meaning.
 _LETTERS: Final = {
     "r": "90", "o": "35", "c": "36", "W": "34", "K": "32", "b": "33", "t": "31", "l": "95",
     ".": "2", "m": "37", "!": "1;31", "|": "1",
@@ -52,7 +52,7 @@ def clean(text: str) -> str:
 
 
 def clean_lines(text: str) -> str:
-    """Like `clean`, for text of several lines."""
+    """Replace control characters like `clean`, but keep the ends of lines."""
     return text.translate(_CONTROLS_BUT_NEWLINE)
 
 
@@ -195,9 +195,9 @@ def _cells(columns: Sequence[Column], row: Sequence[str], widths: Sequence[int])
 
 
 def cells(bar: Bar, width: int) -> list[str]:
-    """The ``width`` letters of a bar, one per cell; every part has at least one letter.
+    """Return the ``width`` letters of a bar, one per cell; every part has at least one letter.
 
-    Memory beyond the card is shown as ``!`` after a ``|``.
+    After the end of the card, ``|``, the letter is ``!``.
     """
     starts = accumulate((part.bytes for part in bar.parts), initial=0)
     parts = [
@@ -222,7 +222,7 @@ def legend(bar: Bar) -> list[str]:
 def _fill(parts: Sequence[tuple[int, str]], width: int) -> list[str]:
     """Return the letters of a bar of ``width`` cells; ``parts`` have a size and a letter each.
 
-    Each part has one cell and its share of the remaining cells.
+    Each part has one cell, and a share of the remaining cells in proportion to its size.
     """
     parts = parts[:width]
     ends = list(accumulate(size for size, _ in parts))

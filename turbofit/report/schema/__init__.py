@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-#: The newest version of each document's schema; that of ``plan`` is also the schema of a prediction
-#: and of a rehearsal.
+#: The newest version of each document's schema. A prediction and a rehearsal have the schema
+#: ``plan``.
 VERSIONS: Final = {
     "plan": 2, "report": 2, "cluster-plan": 2, "cluster-status": 3, "bench": 1, "tune": 1,
     "share": 2, "which": 1, "batch": 1,
@@ -15,7 +15,7 @@ NAMES: Final = tuple(VERSIONS)
 
 
 def schema_text(name: str) -> str:
-    """The text of the schema of one of ``NAMES``, as JSON."""
+    """Return the JSON text of a schema; ``name`` is one of ``NAMES``."""
     return schema_path(name).read_text(encoding="utf-8")
 
 

@@ -38,7 +38,7 @@ _WRAPPED: Final = ("cards", "which", "serve nothing, since", "node", "why, or sa
 def cluster_view(plan: ClusterPlan) -> list[Block]:
     """Return blocks on a cluster's plan: verdict, limits of a request, kinds of nodes, and command.
 
-    The kinds of nodes are those that serve, then those that are left out.
+    Kinds of nodes that serve come before kinds of nodes that serve nothing.
     """
     title = f"{plan.model.name} on {len(plan.nodes):,} {plural(len(plan.nodes), 'node')}"
     blocks: list[Block] = [
@@ -69,7 +69,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
 
 
 def _kind(cards: str, plan: Plan) -> tuple[str, ...]:
-    """Return the row of all nodes with these cards and this plan, without the nodes' names."""
+    """Return the row of all nodes with equal cards and equal plans, without the nodes' names."""
     rate = plan.throughput.requests_per_second if plan.throughput else None
     return (
         cards, plan.backend.name, f"{plan.tp}x{plan.replicas}", f"{plan.kv_tokens:,}",
@@ -94,7 +94,7 @@ def _kinds(
 
 
 def status_view(nodes: Sequence[NodeStatus]) -> Iterator[Block]:
-    """Yield, for each model name that nodes serve, a table of these nodes and their states."""
+    """Yield a table for each served model, with its nodes and their states."""
     names = ("node", "cards", "state", "at once", "KV tokens", "why, or said last")
     for serves in dict.fromkeys(node.serves for node in nodes):
         members = [node for node in nodes if node.serves == serves]

@@ -31,9 +31,8 @@ _ONE_LINE: Final = 78
 def largest_images(plan: Plan) -> tuple[int, int]:
     """Return the tiles or patches of the largest image served, and the image tokens of a request.
 
-    The image tokens are those of the most images of this size that the plan allows in a request.
-    LMDeploy refuses larger images: the image tokens and one token of text must fit into
-    ``session_len``.
+    The request has the most images of this size that the plan allows. Larger images are refused by
+    LMDeploy: image tokens and one token of text must fit into ``session_len``.
     """
     limits, rule, room = (
         plan.promise.limits,
@@ -95,8 +94,9 @@ def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str,
 def command_blocks(plan: Plan) -> list[Block]:
     """Return the command that serves the plan, and the command of each engine.
 
-    The short answer has only the command that serves, and for an older release of LMDeploy its own
-    command, once for equal engines. A page shows the command that serves at its top instead.
+    The short answer has only the command that serves. For an older release of LMDeploy, the short
+    answer also has LMDeploy's own command, once for equal engines. A page shows the command that
+    serves only at its top.
     """
     commands = {engine.gpus: engine.command for engine in plan.engines if engine.command}
     if not commands:
@@ -110,7 +110,7 @@ def command_blocks(plan: Plan) -> list[Block]:
     older = plan.fits and for_older_release(plan)
     blocks.append(remark(f"{limits_not_kept(plan)}:", short=older))
     if plan.machine.source == "preset":
-        text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
+        text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin the GPUs"
         blocks.append(remark(text))
     first = {numbers[0]: numbers[1:] for numbers in alike(plan.engines)}
     for number, (gpus, command) in enumerate(commands.items()):
@@ -125,31 +125,31 @@ def command_blocks(plan: Plan) -> list[Block]:
 
 
 def _same_on(plan: Plan, numbers: Sequence[int]) -> str:
-    """Return what changes in a command for other GPUs, on which equal engines run."""
+    """Return a note with the GPUs and ports of the equal engines with these ``numbers``."""
     engines = (plan.engines[number] for number in numbers)
     commands = [engine.command for engine in engines if engine.command]
     gpus = " | ".join(command.env["CUDA_VISIBLE_DEVICES"] for command in commands)
     ports = " | ".join(it.argv[it.argv.index("--server-port") + 1] for it in commands)
-    return f"the same on GPU {gpus}, with --server-port {ports}"
+    return f"the same command on GPU {gpus}, with --server-port {ports}"
 
 
 def for_older_release(plan: Plan) -> bool:
-    """Return whether a plan was made for a release before the reference, whose command it names."""
+    """Return whether a plan, not a prediction, is for an LMDeploy before the reference release."""
     return plan.backend.of_lmdeploy and is_legacy(plan.backend.version) and bool(plan.considered)
 
 
 def serve_note(plan: Plan) -> str:
     """Return a note for the serving command if the plan is not for a measured machine, else ""."""
-    return "" if plan.machine.source == "nvml" else "on such a machine:"
+    return "" if plan.machine.source == "nvml" else "on a machine with these GPUs:"
 
 
 def limits_not_kept(plan: Plan) -> str:
-    """Return a sentence on the limits that an engine does not keep without turbofit."""
+    """Return a sentence on the limits that an engine alone does not keep."""
     if not plan.backend.of_lmdeploy:
         return "turbofit's server for Transformers alone does not limit the size of images"
     if QUEUED in plan.warnings:
         return "LMDeploy alone does not keep this plan: it queues no images and holds no limits"
-    return "LMDeploy alone holds no limits; a client that asks for more can end it"
+    return "LMDeploy alone holds no limits: a client that asks for more can end the engine"
 
 
 def shell_words(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

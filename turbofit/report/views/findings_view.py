@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 #: The most characters of a plan's verdict, which are two lines of 100 columns.
 _VERDICT: Final = 190
-#: Settings that go without saying.
+#: Usual values of settings, which the answer leaves out.
 _USUAL: Final = (("quant_policy", 0), ("replicas", 1))
-#: A heading, and the words after a count of one and of more; the worst state comes first.
+#: For each state a heading, and the words after the count 1 and after larger counts; worst first.
 _STATES: Final[dict[State, tuple[str, str, str]]] = {
     "stops": ("Stops serving", "stops serving", "stop serving"),
     "warning": ("Warnings", "warning", "warnings"),
@@ -77,9 +77,9 @@ def _in_order(findings: Sequence[Finding], *, full: bool) -> Iterator[Block]:
 
 
 def diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
-    """Yield what happened, the first step and the run that would work, then all other facts.
+    """Yield the cause, the first step and the run that would work, then all other facts.
 
-    Of a lack of memory these stand in the first twenty lines of 100 columns.
+    For a lack of memory, cause, step and run are in the first twenty lines of 100 columns.
     """
     yield Heading("What happened")
     yield Paragraph(diagnosis.what, tone="bad" if diagnosis.phase != "none" else "plain")
@@ -101,7 +101,7 @@ def diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
     yield from listed("What is unknown", diagnosis.unknown, "dim")
     yield from listed("Also in this log", diagnosis.also, "dim")
     if diagnosis.evidence:
-        yield Heading("It rests on these lines")
+        yield Heading("Lines that prove this answer")
         evidence = ((str(row.line), row.tells, row.text[:160]) for row in diagnosis.evidence)
         yield table(("line", "tells", "text"), evidence, right=("line",), wrap=("tells", "text"))
     if not diagnosis.known:
@@ -157,8 +157,8 @@ def _would_work(diagnosis: Diagnosis) -> Iterator[Block]:
     yield Heading(f"{title}: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}
     yield Paragraph(in_brief(advice.verdict, _VERDICT), tone=tones[advice.fits])
-    told = (pair for pair in advice.settings.items() if pair not in _USUAL)
-    yield known_facts({"settings": ", ".join(f"{name} {value}" for name, value in told)})
+    shown = (pair for pair in advice.settings.items() if pair not in _USUAL)
+    yield known_facts({"settings": ", ".join(f"{name} {value}" for name, value in shown)})
     if advice.command:
         yield Code(shell_words(shlex.split(advice.command)))
     if advice.note:

@@ -41,7 +41,7 @@ _PATHS: Final = {
 def machine_view(machine: Machine) -> list[Block]:
     """Return blocks on a machine's GPUs, warnings, holders of memory, links and host.
 
-    The short answer has only one table, that of the GPUs.
+    The only table of the short answer is the table of GPUs.
     """
     host, measured = _host(machine).items(), ""
     if machine.measured is not None:
@@ -75,7 +75,7 @@ def machine_view(machine: Machine) -> list[Block]:
         titles = ("GPU", "pid", "name", "MiB")
         blocks.append(table(titles, holders, right=("GPU", "pid", "MiB"), wrap=("name",)))
     else:
-        blocks.append(remark("nobody that can be seen"))
+        blocks.append(remark("no visible process"))
     if len(machine.gpus) > 1:
         blocks += [Heading("Links"), Items(tuple(_links(machine)))]
     if machine.measured is not None:
@@ -135,7 +135,7 @@ def _holders(machine: Machine) -> str:
         of = "of" if len(gpus[holder]) == 1 else "of each of"
         texts.append(f"{who} {_size(holder.bytes)} {of} GPU {indices(gpus[holder])}")
     left = len(holders) - len(texts)
-    return "; ".join([*texts, *([f"{left} more"] if left else [])]) or "nobody that can be seen"
+    return "; ".join([*texts, *([f"{left} more"] if left else [])]) or "no visible process"
 
 
 def _measured(measured: Measured) -> list[Block]:

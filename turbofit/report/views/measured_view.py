@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def load_view(result: LoadResult) -> list[Block]:
-    """The rates of a load, one table of its times, and what went wrong."""
+    """Return the rates of a load, a table of its times, and its errors and warnings."""
     given, failed = result.load, result.begun - result.answered
     rate = three_digits(result.requests_per_second)
     tokens = three_digits(result.output_tokens_per_second)
@@ -63,7 +63,7 @@ def load_view(result: LoadResult) -> list[Block]:
 
 
 def _seconds(value: float) -> str:
-    """A time in seconds or milliseconds: ``1.23 s``, ``45.6 ms``."""
+    """Return a time of ``value`` seconds as a text: ``1.23 s``, ``45.6 ms``."""
     return f"{three_digits(value)} s" if value >= 1 else f"{three_digits(1000 * value)} ms"
 
 
@@ -105,7 +105,7 @@ def _notes(result: Tuning) -> list[Block]:
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
         text = f"best: {winner.settings}{gain}"
         speed = winner.measured
-        # The clock queues as LMDeploy does, and the formula does not.
+        # The formula has no queue; the clock queues like LMDeploy.
         beside = "" if result.forecast else f", forecast {winner.forecast.words}"
         figures = {
             "requests/s": f"{speed.requests_per_second:.2f}{beside}",
@@ -116,15 +116,15 @@ def _notes(result: Tuning) -> list[Block]:
         blocks.append(Paragraph(text, tone="good"))
         blocks.append(known_facts(figures))
         if winner.quant_policy:
-            text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
-            blocks.append(Paragraph(f"{text} (--kv-types 0 leaves that out)", tone="warn"))
+            text = f"the cache is stored with {winner.quant_policy} bits: answers change a little"
+            blocks.append(Paragraph(f"{text} (--kv-types 0 leaves it out)", tone="warn"))
     trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     return [*blocks, remark(text)]
 
 
 def _percentiles(speed: SpeedFigures, name: str) -> str:
-    """The median, p90 and p99 of ``ttft`` or ``tpot``."""
+    """Return the median, p90 and p99 of the times ``name``, ``ttft`` or ``tpot``, as a text."""
     p50, p90, p99 = (getattr(speed, f"{name}_{share}") for share in ("p50", "p90", "p99"))
     return f"{_seconds(p50)}, p90 {_seconds(p90)}{f', p99 {_seconds(p99)}' if p99 else ''}"
 
@@ -187,7 +187,7 @@ def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
 
 
 def calibration_view(result: Document) -> list[Block]:
-    """The view of a document ``turbofit.calibration/1``, whose sizes are bytes."""
+    """Return the view of a document ``turbofit.calibration/1``; its sizes are bytes."""
     blocks: list[Block] = [Heading(f"Calibration of {result['model'].partition(' (')[0]}")]
     whose, plans = "your", "later plans"
     if result.get("pretend"):
@@ -213,11 +213,11 @@ def calibration_view(result: Document) -> list[Block]:
     less = highest["over"]
     taken = f"{format_bytes(abs(less))} {'less' if less > 0 else 'more'} than assumed"
     text = f"{whose} cards ({names}) take {taken if less else 'what was assumed'}"
-    return [*blocks, Paragraph(f"{text}; {plans} know it", tone="good")]
+    return [*blocks, Paragraph(f"{text}; {plans} use this", tone="good")]
 
 
 def pretend_view(document: Document) -> Iterator[Block]:
-    """The view of the document that `turbofit pretend` writes."""
+    """Yield the view of the document of `turbofit pretend`."""
     yield Heading(f"PRETEND GPUs: {' '.join(document['command'])}")
     yield from _end(document)
     yield Heading("Cards at the peak of all processes together (MiB)")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def memory_blocks(plan: Plan) -> list[Block]:
     """Return a bar for each set of equal GPUs, then all terms of the ledgers.
 
-    The short answer has one bar only, that of the GPUs with the least headroom.
+    The only bar of the short answer is the bar of the GPUs with the least headroom.
     """
     blocks: list[Block] = [Heading("Memory from empty to full")]
     sets = fold(plan.ledgers)

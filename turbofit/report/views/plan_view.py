@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
-#: Remedies in the short answer: those that fit, else those that come closer; the candidates in the
-#: whole text; a page has all.
+#: The numbers of remedies in the short answer, if any remedy fits and if none fits, and the number
+#: of candidates in the whole text. A page has all remedies and candidates.
 _REMEDIES: Final = 3
 _CLOSER: Final = 1
 _CANDIDATES: Final = 8
@@ -67,13 +67,13 @@ _ASIDE: Final = ("context", "image limit", "cache ratio")
 
 #: The characters of a reason in the short answer.
 _REASON: Final = 68
-#: What a prediction that serves says to somebody whose engine died with these settings.
-_DIED: Final = "turbofit diagnose LOG tells why an engine died with these settings"
-#: Settings of the first answer beside the image limit, in this order.
+#: A note with a prediction that fits, for a person whose engine died with these settings.
+_DIED: Final = "turbofit diagnose LOG says why an engine died with these settings"
+#: Settings in the short answer, after the image limit, in this order.
 _FEW: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy")
-#: A lower image limit is shown if it serves at least this many times the requests.
+#: A lower image limit is shown if the limit serves at least this many times the requests.
 _WORTH: Final = 1.5
-#: Text tokens of the request by which a cache is counted; it also has the largest images.
+#: Text tokens of the request by which a cache is counted; this request also has largest images.
 _TEXT: Final = 512
 
 
@@ -99,7 +99,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
 
 def _answer(plan: Plan) -> list[Block]:
     tone: Tone = "good" if plan.fits else "bad"
-    # The warnings of the plan come before those of the machine.
+    # The plan's own warnings come before warnings of the machine.
     warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
         Heading(plan.title, short=True),
@@ -109,7 +109,7 @@ def _answer(plan: Plan) -> list[Block]:
     if plan.serve is not None:
         if note := serve_note(plan):
             blocks.append(remark(note.capitalize(), **ONLY_ON_PAGE))
-        text = f"{limits_not_kept(plan)}; its own commands are in the last section."
+        text = f"{limits_not_kept(plan)}; the engines' own commands are in the last section."
         blocks += [
             Code(shell_words(plan.serve.argv), name="the command", **ONLY_ON_PAGE),
             remark(text, **ONLY_ON_PAGE),
@@ -125,7 +125,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
     """Return by name the facts of the short answer: limits of a request, settings, forecasts."""
     facts = {"promise": _promised(plan), "settings": _few_settings(plan)}
     if plan.considered and plan.promise.context:
-        facts["KV cache"] = _in_cache(plan)  # a prediction's verdict says it already
+        facts["KV cache"] = _in_cache(plan)  # the verdict of a prediction already has this
     if speed := plan.throughput:
         facts["speed" if speed.requests_per_second is None else "forecast"] = _forecast(plan, speed)
         facts["first token"] = _first_tokens(plan, speed)
@@ -152,7 +152,7 @@ def _promised(plan: Plan) -> str:
 
 
 def _few_settings(plan: Plan) -> str:
-    """The settings that decide the memory, by LMDeploy's names."""
+    """Return the settings that decide the memory, under LMDeploy's names, as a text."""
     settings, limits = settings_of(plan.smallest), plan.promise.limits
     if not plan.backend.of_lmdeploy:
         return ""
@@ -164,7 +164,7 @@ def _few_settings(plan: Plan) -> str:
     few |= {name: settings[name] for name in _FEW if settings.get(name) not in (None, "0")}
     few |= {name: "by GPU (--full)" for name in differing(plan) if name in few}
     if plan.serve is None and for_older_release(plan):
-        # What LMDeploy's own command cannot set is no setting of it.
+        # An older LMDeploy has only the settings that its own command sets.
         commands = [engine.command.argv for engine in plan.engines if engine.command]
         said = set(chain.from_iterable(commands))
         few = {name: value for name, value in few.items() if option_of(name) in said}
@@ -172,7 +172,7 @@ def _few_settings(plan: Plan) -> str:
 
 
 def _trade(plan: Plan) -> str:
-    """Return a note on a lower image limit that serves far more requests; empty without one."""
+    """Return a note on a lower image limit that serves far more requests; empty without a limit."""
     speed, limit = plan.throughput, plan.promise.limits.image_limit
     if speed is None or limit is None or not plan.fits:
         return ""
@@ -184,7 +184,7 @@ def _trade(plan: Plan) -> str:
 
 
 def _forecast(plan: Plan, speed: Throughput) -> str:
-    """Return in words the forecast requests a second and their certainty, or why none is told."""
+    """Return the forecast of requests a second and its surety in words, or why none is shown."""
     usual, sure = plan.usual_image, speed.surety
     if speed.requests_per_second is None:
         return sure.why if sure else ""
@@ -199,10 +199,10 @@ def _forecast(plan: Plan, speed: Throughput) -> str:
 
 
 def _first_tokens(plan: Plan, speed: Throughput, *, whole: bool = False) -> str:
-    """Return in words the seconds to a first token that are told, and how sure they are.
+    """Return the forecasts of the seconds to a first token and their sureties, in words.
 
-    They are of a request alone, with a usual picture and without one; in the ``whole`` text also
-    with the largest images, and among others.
+    The forecasts are for a request to an idle engine, with a usual picture and without images. The
+    ``whole`` text adds a request with the largest images, and a request among other requests.
     """
     usual, alone, size = plan.usual_image, speed.first_token_alone, plan.workload.image_size
     largest = "the largest images" if plan.promise.limits.vision_unit else "text"
@@ -231,10 +231,10 @@ def _size(sides: tuple[int, int]) -> str:
 
 
 def _in_cache(plan: Plan, of: str = "") -> str:
-    """Return in words the tokens of all caches, and how many requests the caches hold.
+    """Return the tokens of all caches, and the requests that fit in the caches, in words.
 
-    ``of`` follows the number of tokens, and says the bytes of a token. Each cache is counted by
-    itself, as no request is divided over two caches.
+    ``of`` comes after the number of tokens and says the bytes of a token. The caches are counted
+    one by one, because no request is divided over two caches.
     """
     longest, counts = plan.promise.context, list[str]()
     images = largest_images(plan)[1] if plan.promise.limits.vision_unit else 0
@@ -266,7 +266,7 @@ def promise_facts(plan: Plan) -> dict[str, str]:
             f" {plural(units, unit)} of {side}x{side} ({tokens:,} {plural(tokens, 'token')})"
         )
         if units < limits.units_per_image:
-            facts["images"] += f" (larger ones, up to {limits.units_per_image:,}, are refused)"
+            facts["images"] += f" (larger images, of up to {limits.units_per_image:,}, are refused)"
         usually, limit = rule.checkpoint_limit, limits.image_limit
         if limit is not None and rule.varies_by_limit and limit > usually:
             facts["images"] += f" (detail: high asks for {limit}; a plan lowers it to {usually})"
@@ -313,9 +313,9 @@ def _limits(plan: Plan) -> list[Block]:
     )
     titles = ("option", "its tokens", "KV tokens", "at once", "requests/s", "first, s")
     text = (
-        "forecasts for the largest image that each limit admits (its tokens, requests a"
-        " second, seconds to the first token alone), on the same GPUs with this prefill; a"
-        " plan for that limit serves about as much or more"
+        "forecasts for the largest image under each limit, on the same GPUs with this prefill:"
+        " tokens of the image, requests a second, seconds to the first token of a request alone;"
+        " a plan for the limit itself serves about as much or more"
     )
     return [
         Heading("What an image limit costs"),
@@ -400,7 +400,7 @@ def _settings(plan: Plan) -> list[Block]:
 
 
 def _considered(plan: Plan) -> list[Block]:
-    """Return the candidates of the search: a page has all of them, the text the first ones."""
+    """Return the candidates of the search: all for a page, the first candidates for text."""
     if not plan.considered:
         return []
     known = {
@@ -443,7 +443,7 @@ def _considered(plan: Plan) -> list[Block]:
 
 
 def _value(candidate: Candidate, name: str) -> str:
-    """A candidate's setting: ``-`` if absent, the least and the most if its engines differ."""
+    """Return a candidate's setting: ``-`` if absent, least and most if its engines differ."""
     settings: dict[str, Any] = candidate.settings
     values = sorted({group[name] for group in settings.get("engines", []) if name in group})
     if not values:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from turbofit.planning.which import Serving, Which
     from turbofit.report.painters.document import Block
 
-#: Rows of a summary, and the number of others that it names; the whole text lists all.
+#: The most rows of a summary, and the most names of others in a summary; the whole text lists all.
 _ROWS: Final = 12
 _OTHERS: Final = 3
 _BY_TRANSFORMERS: Final = (
@@ -90,7 +90,7 @@ def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
 
 
 def which_view(which: Which) -> list[Block]:
-    """Return the blocks of a `Which`: the answer, what fits, and why all else does not fit."""
+    """Return the blocks of a `Which`: the answer, what fits, and why the others do not fit."""
     title = f"Cards for {which.model}" if which.model else f"Models on {which.machine}"
     others = tuple(
         f"{other.on if which.model else other.model}: {other.why_not}" for other in which.others
@@ -107,7 +107,7 @@ def which_view(which: Which) -> list[Block]:
 
 
 def _kept_tables(which: Which) -> list[Block]:
-    """Return tables of the cards or models that can serve the requests asked for.
+    """Return tables of the cards or models that keep the promise.
 
     The short answer has fewer columns and rows.
     """
@@ -135,7 +135,7 @@ def _outdone(row: Serving, rows: Iterable[Serving]) -> bool:
 
 
 def _warned(which: Which) -> list[Block]:
-    """Return known faults of the cards or models that can serve what was asked.
+    """Return the known faults of the cards or models that keep the promise.
 
     The short answer only names these cards or models.
     """

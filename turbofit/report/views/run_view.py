@@ -38,7 +38,7 @@ _FREE: Final = "free when the cache was sized, least of the group"
 
 
 def rehearsal_and_run_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
-    """The rehearsal and the run beside the forecast."""
+    """Return the rehearsal and the run, each compared with the forecast."""
     return [*_rehearsal(plan), *(_run(run) if run else []), *_sides(plan, run)]
 
 
@@ -62,11 +62,11 @@ def _rehearsal(plan: Plan) -> list[Block]:
         tone: Tone = "good" if group_rehearsal.outcome == "served" else "bad"
         blocks.append(Paragraph(text, tone=tone))
         if (death := group_rehearsal.death) is not None:
-            text = f"it ended in {death.phase}, at {death.where}"
+            text = f"the engine ended in phase {death.phase}, at {death.where}"
             if death.asked is not None and death.left is not None:
                 text += f": {format_bytes(death.asked)} asked, {format_bytes(death.left)} left"
             blocks.append(Paragraph(text, tone="bad"))
-    title = "Not seen by it, charged from the forecast"
+    title = "Not measured by the rehearsal, taken from the forecast"
     return [*blocks, *listed(title, rehearsal.not_known, "dim", level=3)]
 
 
@@ -125,7 +125,7 @@ def _figure(row: _Side, value: int | None) -> str:
 
 
 def _over(row: _Side) -> str:
-    """The difference between the measured (or rehearsed) figure and the forecast, with its sign."""
+    """Return the measured (or rehearsed) figure minus the forecast, as a text with its sign."""
     actual = row.measured if row.measured is not None else row.rehearsed
     if actual is None or row.forecast is None:
         return "-"
@@ -145,8 +145,8 @@ class _Side(Struct):
 def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Side, ...]]]:
     """Return for each set of equal GPUs a title and its figures.
 
-    A rehearsed or measured figure of a set is that of the worst GPU. Sets without such a figure are
-    left out.
+    The rehearsed and the measured figure of a set are the worst GPU's. Sets without rehearsed or
+    measured figures are left out.
     """
     sets = []
     ledgers = {ledger.index: ledger for ledger in plan.ledgers}
@@ -199,10 +199,10 @@ def _forecast(plan: Plan, engine: EnginePlan, ledger: GpuLedger) -> dict[str, in
 
 
 def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
-    """The rehearsed figures of a GPU; empty if its group was not rehearsed."""
+    """Return the rehearsed figures of a GPU; empty if its group was not rehearsed."""
     group = _group(plan, index)
     rehearsal = plan.engines[group].rehearsal
-    # Of engines that are alike only the first was rehearsed.
+    # Only the first of several equal engines is rehearsed.
     if rehearsal is None or all(numbers[0] != group for numbers in alike(plan.engines)):
         return {}
     place, cache = plan.groups[group].index(index), rehearsal.cache
@@ -230,7 +230,7 @@ def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, i
         of_group = 0 <= group < len(groups) and ledger.index in groups[group]
         if of_group and row.gpu in (None, ledger.index):
             figures.setdefault(row.what, row.actual)
-    # A run on pretend GPUs knows only the peak of its whole life, which may be while loading.
+    # A run on pretend GPUs has only the peak of its whole time; the peak may come while loading.
     highest = figures.get("in use at most")
     worst = highest if ledger.most == ledger.peak else None
     return {
@@ -243,13 +243,13 @@ def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, i
 
 
 def _group(plan: Plan, index: int) -> int:
-    """The number of a GPU's group; 0 if it is in no group."""
+    """Return the number of a GPU's group; 0 for a GPU without a group."""
     members = enumerate(plan.groups)
     return next((number for number, group in members if index in group), 0)
 
 
 def servers_view(document: Document) -> list[Block]:
-    """The servers of `turbofit ps`, one per line."""
+    """Return the servers of `turbofit ps`, one per line."""
     if not document["servers"]:
         return [Paragraph("no server of this user runs here")]
     rows = (
