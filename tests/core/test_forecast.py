@@ -17,7 +17,7 @@ SURE = Surety(kind=KIND, word="good", figures=7, median=0.04, p90=0.1, worst=1.2
     ("word", "told"), [("good", 1.2), ("rough", 1.2), ("order", None), ("unknown", None)]
 )
 def test_a_figure_is_told_within_a_factor_of_two(word, told) -> None:
-    assert replace(SURE, word=word).told(1.234, 1) == told
+    assert replace(SURE, word=word).shown(1.234, 1) == told
 
 
 def test_the_errors_are_told_with_the_cards_that_had_them() -> None:

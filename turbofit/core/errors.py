@@ -59,16 +59,16 @@ class TurbofitError(Exception):
         self._marked = [" ".join(message.split()), " ".join(hint.split())]
         named = map(_field, _MARKED.finditer(" ".join(self._marked)))
         self.options = tuple(dict.fromkeys([*options, *named]))
-        self._say(*map(spelled_in_shell, self._marked))
+        self._set_lines(*map(spelled_in_shell, self._marked))
 
-    def _say(self, message: str, hint: str) -> None:
+    def _set_lines(self, message: str, hint: str) -> None:
         self.message, self.hint = message, hint
         super().__init__(message)
         self.__notes__ = [f"hint: {hint}"]  # a traceback shows it from Python 3.11 on
 
     def name_keywords(self) -> None:
         """Spell the marked options as keywords: ``tp=4`` instead of ``--tp 4``."""
-        self._say(*(_MARKED.sub(_keyword, line) for line in self._marked))
+        self._set_lines(*(_MARKED.sub(_keyword, line) for line in self._marked))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the error as the JSON document that ``--json`` prints."""

@@ -62,7 +62,7 @@ class Surety(Struct):
         """Whether a forecast of this kind is shown: nine of ten are within a factor of two."""
         return self.word not in ("order", "unknown")
 
-    def told(self, value: float, digits: int) -> float | None:
+    def shown(self, value: float, digits: int) -> float | None:
         """Return the rounded forecast; None if forecasts of this kind are not shown."""
         return round(value, digits) if self.known else None
 

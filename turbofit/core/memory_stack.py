@@ -110,7 +110,7 @@ def _give_back(sizes: dict[str, int], given: Term, terms: Sequence[Term]) -> Non
             left -= taken
 
 
-def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
+def equal_ledgers(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
     """Group GPUs with equal ledgers; return each group's indices and its first GPU's ledger."""
     sets: dict[object, tuple[list[int], GpuLedger]] = {}
     for ledger in ledgers:

@@ -550,9 +550,7 @@ class Plan(JsonDocument):
     considered: Annotated[tuple[Candidate, ...], doc("All considered shapes.")] = ()
     reasons: Annotated[tuple[str, ...], doc("Reasons for a setting begin with its name.")] = ()
     warnings: tuple[str, ...] = ()
-    remedies: Annotated[
-        tuple[Remedy, ...], doc("Changes with which the plan fits, cheapest first.")
-    ] = ()
+    remedies: Annotated[tuple[Remedy, ...], doc("Computed changes, cheapest first.")] = ()
     serve: Annotated[
         ServeCommand | None, doc("The command that serves the plan; null if turbofit serve cannot.")
     ] = None

@@ -92,11 +92,12 @@ def parse_seconds(text: str, what: str) -> float:
     Raises:
         UsageError: the text is no time, or the time is not above 0.
     """
-    number, unit = r"(\d{1,9}(?:\.\d{1,9})?)\s*", r"(ms|min|s|m|h)\s*"
-    if re.fullmatch(rf"\s*{number}", text):
+    count, unit = r"(\d{1,9}(?:\.\d{1,9})?)\s*", r"(ms|min|s|m|h)\s*"
+    if re.fullmatch(rf"\s*{count}", text):
         text += "s"
-    whole = re.fullmatch(rf"\s*(?:{number}{unit})+", text)
-    seconds = sum(float(count) * _SECONDS[of] for count, of in re.findall(number + unit, text))
+    whole = re.fullmatch(rf"\s*(?:{count}{unit})+", text)
+    parts = re.findall(count + unit, text)
+    seconds = sum(float(number) * _SECONDS[name] for number, name in parts)
     if whole is None or seconds <= 0:
         raise UsageError(f"{what} {text!r} is no time", hint="write it as 50ms, 2s, 20m or 1h")
     return seconds

@@ -69,7 +69,7 @@ def forecast_of(plan: Plan, load: LoadSpec, at_once: float) -> LoadForecast:
     kind = kind_of(plan.model, plan.backend.name, gpus, images=load.images > 0)
     sure, first = surety_of(kind, gpus), surety_of(f"first token among others, {kind}", gpus)
     told = TrialForecast(
-        requests_per_second=sure.told(rate, 4), ttft=first.told(ttft, 4), tpot=sure.told(tpot, 4)
+        requests_per_second=sure.shown(rate, 4), ttft=first.shown(ttft, 4), tpot=sure.shown(tpot, 4)
     )
     return LoadForecast(rate, ttft, tpot, told)
 

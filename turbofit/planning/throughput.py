@@ -197,7 +197,7 @@ def forecast(
     among, first = (surety_of(f"first token {how}, {kind}", gpus) for how in _FIRST)
     prepares = None
     if host is not None and images:
-        prepares = host.beside(surety.told(images * of_cards, 2))
+        prepares = host.beside(surety.shown(images * of_cards, 2))
         rate, waits = with_host(of_cards, there, host, images)
         seconds += waits
     if rule is not None and images and with_images:
@@ -207,11 +207,11 @@ def forecast(
             f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
             f"{figures.output_tokens} answered; {rests}; {surety.words}"
         ),
-        requests_per_second=surety.told(rate, 4),
-        output_tokens_per_second=surety.told(rate * figures.output_tokens, 1),
+        requests_per_second=surety.shown(rate, 4),
+        output_tokens_per_second=surety.shown(rate * figures.output_tokens, 1),
         concurrent_requests=round(sum(speed.running for speed in speeds)),
-        seconds_to_first_token=among.told(seconds, 3),
-        seconds_to_first_token_alone=first.told(alone, 3),
+        seconds_to_first_token=among.shown(seconds, 3),
+        seconds_to_first_token_alone=first.shown(alone, 3),
         host=prepares,
         median_error=surety.median,
         surety=surety,
@@ -233,7 +233,7 @@ def with_text(
     sure = surety_of(f"first token alone, {kind}", gpus)
     seconds = max(speed.alone for speed in texts) + server_seconds(NO_IMAGES)
     return replace(
-        found, seconds_to_first_token_of_text=sure.told(seconds, 3), first_token_of_text=sure
+        found, seconds_to_first_token_of_text=sure.shown(seconds, 3), first_token_of_text=sure
     )
 
 

@@ -201,9 +201,9 @@ class PatchRule(ImageRule, tag="patch"):
         return {name: max(1, value // self.frames) for name, value in given.items() if value >= 1}
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
-        every = list(knobs)
-        most = min(bounds["max_pixels"] for bounds in every)
-        least = min(most, *(bounds["min_pixels"] for bounds in every))
+        of_images = list(knobs)
+        most = min(bounds["max_pixels"] for bounds in of_images)
+        least = min(most, *(bounds["min_pixels"] for bounds in of_images))
         return replace(self, min_pixels=least, max_pixels=most)
 
     @property

@@ -426,12 +426,12 @@ class ImageRule(Struct):
         """Return the largest size of the image's shape with at most ``goal`` units; else None."""
         longer = max(size)
 
-        def at(side: int) -> Size:
+        def resized(side: int) -> Size:
             width, height = (-(-edge * side // longer) for edge in size)  # keeps the shape
             return width, height
 
-        side = bisect(lambda side: self._count(at(side)) <= goal, 0, longer + 1)[0]
-        return at(side) if side else None
+        side = bisect(lambda side: self._count(resized(side)) <= goal, 0, longer + 1)[0]
+        return resized(side) if side else None
 
     def _count(self, size: Size) -> int:
         """Return the units of an image; `_REFUSED`, a huge number, if the size is refused."""

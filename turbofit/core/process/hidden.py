@@ -75,21 +75,21 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
     are values of an option in the plural, such as LMDeploy's ``--api-keys``. A word may be a pasted
     command line, a header or a JSON text, and may contain several secrets.
     """
-    next_is_one = others_are = False
+    next_is_secret = rest_are_secrets = False
     for word in words:
-        if next_is_one or (others_are and not word.startswith("-")):
-            next_is_one = False
+        if next_is_secret or (rest_are_secrets and not word.startswith("-")):
+            next_is_secret = False
             yield _secret(word)
             continue
         name, equals, value = word.partition("=")
         field = name.strip(_QUOTES)
         secret = _NAME.search(field) is not None and len(field.split()) < 2
-        is_one = secret or (texts and bool(_TEXT.fullmatch(field)))
-        others_are = is_one and field[:1] == "-" and name.endswith("s")
+        is_secret = secret or (texts and bool(_TEXT.fullmatch(field)))
+        rest_are_secrets = is_secret and field[:1] == "-" and name.endswith("s")
         awaits = field[:1] == "-" or name.endswith(_BEFORE_SECRET)
-        next_is_one = is_one and awaits and not equals + value
-        has_one = is_one and bool(equals + value)
-        yield _named(name + equals, value, word) if has_one else _plain(word)
+        next_is_secret = is_secret and awaits and not equals + value
+        has_value = is_secret and bool(equals + value)
+        yield _named(name + equals, value, word) if has_value else _plain(word)
 
 
 def _secret(word: str) -> Shown:

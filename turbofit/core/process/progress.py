@@ -36,37 +36,37 @@ class Step(NamedTuple):
         return f"{self.doing}: {', '.join(parts)}" if parts else self.doing
 
 
-class _Told(threading.local):
+class _Reported(threading.local):
     """The step that each thread reported last."""
 
     step: Step | None = None
 
 
-class _Heard:
+class _Listening:
     """The listener of the process, which is called for each reported step; may be None."""
 
     listener: Listener | None = None
 
 
-_TOLD: Final = _Told()
+_REPORTED: Final = _Reported()
 
 
 def tell(step: Step | None) -> None:
     """Report the step that begins now; None: no step is running."""
-    _TOLD.step = step
-    if _Heard.listener is not None:
-        _Heard.listener(step)
+    _REPORTED.step = step
+    if _Listening.listener is not None:
+        _Listening.listener(step)
 
 
 def now() -> Step | None:
     """Return the step that this thread reported last."""
-    return _TOLD.step
+    return _REPORTED.step
 
 
 @contextmanager
 def under_way(doing: str) -> Iterator[None]:
     """Report a step at the beginning of the block, and the previous step again at its end."""
-    before = _TOLD.step
+    before = _REPORTED.step
     tell(Step(doing))
     try:
         yield
@@ -76,7 +76,7 @@ def under_way(doing: str) -> Iterator[None]:
 
 def listening() -> bool:
     """Return whether the process has a listener; without a listener no costly step is computed."""
-    return _Heard.listener is not None
+    return _Listening.listener is not None
 
 
 @contextmanager
@@ -85,9 +85,9 @@ def listened(listener: Listener) -> Iterator[None]:
 
     The thread that reports the step calls ``listener``, so ``listener`` must not block.
     """
-    before = _Heard.listener
-    _Heard.listener, _TOLD.step = listener, None
+    before = _Listening.listener
+    _Listening.listener, _REPORTED.step = listener, None
     try:
         yield
     finally:
-        _Heard.listener, _TOLD.step = before, None
+        _Listening.listener, _REPORTED.step = before, None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from turbofit.core.memory_stack import KINDS, fold, memory_label, stack, sums
+from turbofit.core.memory_stack import KINDS, equal_ledgers, memory_label, stack, sums
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
@@ -128,7 +128,7 @@ def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
                 for kind, size in sums(stack(ledger)).items()
             ),
         )
-        for members, ledger in fold(plan.ledgers)
+        for members, ledger in equal_ledgers(plan.ledgers)
     )
 
 

@@ -186,11 +186,11 @@ def paint(blocks: list[Block] | tuple[Block, ...]) -> Markup:
         if kind is Bar:
             parts.append(memory_bars([block for block in run if isinstance(block, Bar)]))
         else:
-            parts += [_one(block) for block in run]
+            parts += [_painted(block) for block in run]
     return join(*parts)
 
 
-def _one(block: Block) -> Markup:
+def _painted(block: Block) -> Markup:
     if isinstance(block, Heading):
         return tag("h3", block.text)
     if isinstance(block, Verdict):

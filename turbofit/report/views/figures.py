@@ -140,7 +140,7 @@ def for_older_release(plan: Plan) -> bool:
 
 def serve_note(plan: Plan) -> str:
     """Return a note for the serving command if the plan is not for a measured machine, else ""."""
-    return "" if plan.machine.source == "nvml" else "on a machine with these GPUs:"
+    return "" if plan.machine.source == "nvml" else "on this kind of machine:"
 
 
 def limits_not_kept(plan: Plan) -> str:

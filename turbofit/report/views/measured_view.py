@@ -48,7 +48,9 @@ def load_view(result: LoadResult) -> list[Block]:
         _row("token after it (TPOT)", result.tpot),
         _row("whole answer (E2E)", result.e2e),
     )
-    wrong = [f"{one.count:,} x {one.kind}: {one.example}".rstrip(": ") for one in result.errors]
+    wrong = [
+        f"{error.count:,} x {error.kind}: {error.example}".rstrip(": ") for error in result.errors
+    ]
     if result.warm_up_errors:
         wrong.append(f"{result.warm_up_errors:,} requests failed before the window")
     wrong += (text for text in result.warnings if text != PRETEND_SPEED)
@@ -131,7 +133,7 @@ def _percentiles(speed: SpeedFigures, name: str) -> str:
 
 def _capacity_view(result: Tuning, capacity: Capacity, where: str) -> list[Block]:
     limits = ", ".join(f"{name} {_seconds(limit)}" for name, limit in result.slo.items())
-    failed = [one.clients for one in capacity.loads if one.clients is not None and not one.keeps]
+    failed = [it.clients for it in capacity.loads if it.clients is not None and not it.keeps]
     clients = capacity.clients
     if not clients and not capacity.loads:
         text = f"nothing was measured: {capacity.why}"
@@ -144,7 +146,7 @@ def _capacity_view(result: Tuning, capacity: Capacity, where: str) -> list[Block
     if capacity.rate is not None:
         text += f"; {three_digits(capacity.rate)} requests a second"
     right = ("requests/s", "tokens/s", "TTFT p50", "p90", "p99", "TPOT p50", "TPOT p90")
-    rows = (_capacity_row(one) for one in capacity.loads)
+    rows = (_capacity_row(load) for load in capacity.loads)
     return [
         Heading(f"Clients of {result.model}{where}"),
         Paragraph(result.forecast, tone="warn"),
@@ -155,13 +157,13 @@ def _capacity_view(result: Tuning, capacity: Capacity, where: str) -> list[Block
     ]
 
 
-def _capacity_row(one: CapacityLoad) -> tuple[str, ...]:
-    speed = one.measured
-    load = f"{one.clients} at once" if one.rate is None else f"{three_digits(one.rate)} a second"
+def _capacity_row(load: CapacityLoad) -> tuple[str, ...]:
+    speed, rate = load.measured, load.rate
+    arrivals = f"{load.clients} at once" if rate is None else f"{three_digits(rate)} a second"
     times = (speed.ttft_p50, speed.ttft_p90, speed.ttft_p99, speed.tpot_p50, speed.tpot_p90)
     return (
-        load, f"{speed.requests_per_second:.2f}", f"{speed.output_tokens_per_second:,.0f}",
-        *(_seconds(time or 0.0) for time in times), "kept" if one.keeps else "not kept",
+        arrivals, f"{speed.requests_per_second:.2f}", f"{speed.output_tokens_per_second:,.0f}",
+        *(_seconds(time or 0.0) for time in times), "kept" if load.keeps else "not kept",
     )  # fmt: skip
 
 

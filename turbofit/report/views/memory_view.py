@@ -10,7 +10,7 @@ from turbofit.core.memory_stack import (
     BEFORE_CACHE,
     KINDS,
     StackPiece,
-    fold,
+    equal_ledgers,
     memory_label,
     stack,
     sums,
@@ -38,7 +38,7 @@ def memory_blocks(plan: Plan) -> list[Block]:
     The only bar of the short answer is the bar of the GPUs with the least headroom.
     """
     blocks: list[Block] = [Heading("Memory from empty to full")]
-    sets = fold(plan.ledgers)
+    sets = equal_ledgers(plan.ledgers)
     least = min((ledger for _, ledger in sets), key=lambda ledger: ledger.headroom, default=None)
     for members, ledger in sets:
         label = memory_label(ledger)
@@ -65,7 +65,7 @@ def memory_bar(ledger: GpuLedger, title: str) -> Bar:
             bytes=size,
             kind=kind,
             parts=tuple(
-                (piece.bytes, _say(ledger, piece)) for piece in pieces if piece.kind == kind
+                (piece.bytes, _piece_text(ledger, piece)) for piece in pieces if piece.kind == kind
             ),
         )
         for kind, size in sums(pieces).items()
@@ -74,7 +74,7 @@ def memory_bar(ledger: GpuLedger, title: str) -> Bar:
     return Bar(title=title, room=room, parts=parts, fits=ledger.fits, owner=owner)
 
 
-def _say(ledger: GpuLedger, piece: StackPiece) -> str:
+def _piece_text(ledger: GpuLedger, piece: StackPiece) -> str:
     name, term = KINDS[piece.kind][1], piece.term
     share = 100 * piece.bytes / ledger.total
     size = f"{mib(piece.bytes)} MiB, {share:.1f} % of the card"
@@ -89,7 +89,7 @@ def _say(ledger: GpuLedger, piece: StackPiece) -> str:
 
 
 def _ledger_blocks(plan: Plan) -> list[Block]:
-    sets = [(f"GPU {indices(members)}", ledger) for members, ledger in fold(plan.ledgers)]
+    sets = [(f"GPU {indices(members)}", ledger) for members, ledger in equal_ledgers(plan.ledgers)]
     title = f"Ledger of {', '.join(title for title, _ in sets)}, in MiB"
     blocks: list[Block] = [Heading(title, level=3), _table(sets)]
     if any(term.phase == "transient" for ledger in plan.ledgers for term in ledger.terms):

@@ -86,7 +86,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         *listed("Notes", plan.warnings),
         *_capacity(plan),
         *_limits(plan),
-        *_became(plan, run),
+        *_rehearsal_and_run(plan, run),
         Heading("What was asked, and the shape chosen"),
         _facts(plan),
         *_settings(plan),
@@ -118,10 +118,10 @@ def _answer(plan: Plan) -> list[Block]:
         shown = all_fitting(plan)[:_REMEDIES] or plan.remedies[:_CLOSER]
         blocks += remedies_table(shown, **ONLY_SHORT)
         blocks += remedies_table(plan.remedies, "What would fit, cheapest first")
-    return [*blocks, known_facts(_in_short(plan), short=True, whole=False, page=plan.fits)]
+    return [*blocks, known_facts(_short_facts(plan), short=True, whole=False, page=plan.fits)]
 
 
-def _in_short(plan: Plan) -> dict[str, str]:
+def _short_facts(plan: Plan) -> dict[str, str]:
     """Return by name the facts of the short answer: limits of a request, settings, forecasts."""
     facts = {"promise": _promised(plan), "settings": _few_settings(plan)}
     if plan.considered and plan.promise.context:
@@ -166,8 +166,8 @@ def _few_settings(plan: Plan) -> str:
     if plan.serve is None and for_older_release(plan):
         # An older LMDeploy has only the settings that its own command sets.
         commands = [engine.command.argv for engine in plan.engines if engine.command]
-        said = set(chain.from_iterable(commands))
-        few = {name: value for name, value in few.items() if option_of(name) in said}
+        texts = set(chain.from_iterable(commands))
+        few = {name: value for name, value in few.items() if option_of(name) in texts}
     return ", ".join(f"{name} {value}" for name, value in few.items())
 
 
@@ -188,14 +188,14 @@ def _forecast(plan: Plan, speed: Throughput) -> str:
     usual, sure = plan.usual_image, speed.surety
     if speed.requests_per_second is None:
         return sure.why if sure else ""
-    said = [f"{two_digits(speed.requests_per_second)} requests/s"]
+    texts = [f"{two_digits(speed.requests_per_second)} requests/s"]
     if plan.promise.limits.vision_unit:
-        said[0] += " of the largest images"
+        texts[0] += " of the largest images"
     if usual and usual.requests_per_second is not None:
-        said.append(f"{two_digits(usual.requests_per_second)} of {_size(usual.image_size)}")
+        texts.append(f"{two_digits(usual.requests_per_second)} of {_size(usual.image_size)}")
     word = f" ({sure.word})" if sure else ""
-    said.append(f"answers of {rates().output_tokens} tokens{word}")
-    return ", ".join(said)
+    texts.append(f"answers of {rates().output_tokens} tokens{word}")
+    return ", ".join(texts)
 
 
 def _first_tokens(plan: Plan, speed: Throughput, *, whole: bool = False) -> str:
@@ -216,14 +216,14 @@ def _first_tokens(plan: Plan, speed: Throughput, *, whole: bool = False) -> str:
     if whole:
         there = f"while {speed.concurrent_requests} are there"
         figures.append((speed.seconds_to_first_token, there, speed.first_token))
-    said = [
+    texts = [
         f"{two_digits(seconds)} s {what} ({sure.words if whole else sure.word})"
         for seconds, what, sure in figures
         if seconds and sure
     ]
-    if said and not whole:
-        said.append("alone")
-    return ", ".join(said)
+    if texts and not whole:
+        texts.append("alone")
+    return ", ".join(texts)
 
 
 def _size(sides: tuple[int, int]) -> str:
@@ -328,7 +328,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else three_digits(value)
 
 
-def _became(plan: Plan, run: RunReport | None) -> list[Block]:
+def _rehearsal_and_run(plan: Plan, run: RunReport | None) -> list[Block]:
     if plan.rehearsal is None and run is None:
         return []
     # Most plans have neither, and importing the module takes time.
@@ -410,16 +410,14 @@ def _considered(plan: Plan) -> list[Block]:
     }
     rows = [
         (
-            f"{c.tp}x{c.replicas}",
-            groups_of(c.groups),
-            *(_value(c, key) for key in known.values()),
-            f"{c.kv_tokens:,}" if c.fits else "-",
-            _figure(c.score if c.fits else None),
-            ("" if c.engine == plan.backend.name else f"{c.engine}: ") + c.why_not
-            if c.why_not
-            else "chosen",
+            f"{candidate.tp}x{candidate.replicas}",
+            groups_of(candidate.groups),
+            *(_value(candidate, key) for key in known.values()),
+            f"{candidate.kv_tokens:,}" if candidate.fits else "-",
+            _figure(candidate.score if candidate.fits else None),
+            _why_not(candidate, plan),
         )
-        for c in plan.considered
+        for candidate in plan.considered
     ]
     chosen = next((i for i, candidate in enumerate(plan.considered) if not candidate.why_not), None)
     whole = table(
@@ -440,6 +438,15 @@ def _considered(plan: Plan) -> list[Block]:
     if more > 0:
         blocks.append(remark(f"and {more} more (--json has all of them)", **ONLY_WHOLE))
     return blocks
+
+
+def _why_not(candidate: Candidate, plan: Plan) -> str:
+    """Return why a candidate was not chosen, after the name of an engine other than the plan's."""
+    if not candidate.why_not:
+        return "chosen"
+    if candidate.engine == plan.backend.name:
+        return candidate.why_not
+    return f"{candidate.engine}: {candidate.why_not}"
 
 
 def _value(candidate: Candidate, name: str) -> str:

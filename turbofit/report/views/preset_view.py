@@ -156,10 +156,10 @@ def _kept_table(which: Which, kept: list[Serving], most: int) -> list[Block]:
     titles = [name for name in rows[0] if name not in _WIDE]
     few_rows = [_row(which, serving) for serving in shown]
     few = (tuple(row[name] for name in titles) for row in few_rows)
-    every = (tuple(row.values()) for row in rows)
+    all_cells = (tuple(row.values()) for row in rows)
     return [
         table(titles, few, right=_NUMBERS, **ONLY_SHORT),
-        table([*rows[0]], every, right=_NUMBERS, aside=("engine",)),
+        table([*rows[0]], all_cells, right=_NUMBERS, aside=("engine",)),
     ]
 
 

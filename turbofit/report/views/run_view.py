@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.memory_stack import fold
+from turbofit.core.memory_stack import equal_ledgers
 from turbofit.core.messages import indices
 from turbofit.core.plan import alike
 from turbofit.core.struct import Struct
@@ -150,7 +150,7 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Si
     """
     sets = []
     ledgers = {ledger.index: ledger for ledger in plan.ledgers}
-    for members, first in fold(plan.ledgers):
+    for members, first in equal_ledgers(plan.ledgers):
         equal = [ledgers[index] for index in members]
         rehearsed = [_rehearsed(plan, ledger.index) for ledger in equal]
         measured = [_actual(plan, run, ledger) for ledger in equal]
