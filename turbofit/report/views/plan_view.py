@@ -408,17 +408,18 @@ def _considered(plan: Plan) -> list[Block]:
         for name, key in _SETTINGS.items()
         if any(key in candidate.settings for candidate in plan.considered)
     }
-    rows = [
-        (
+    rows = []
+    for candidate in plan.considered:
+        engine = "" if candidate.engine == plan.backend.name else f"{candidate.engine}: "
+        row = (
             f"{candidate.tp}x{candidate.replicas}",
             groups_of(candidate.groups),
             *(_value(candidate, key) for key in known.values()),
             f"{candidate.kv_tokens:,}" if candidate.fits else "-",
             _figure(candidate.score if candidate.fits else None),
-            _why_not(candidate, plan),
+            f"{engine}{candidate.why_not}" if candidate.why_not else "chosen",
         )
-        for candidate in plan.considered
-    ]
+        rows.append(row)
     chosen = next((i for i, candidate in enumerate(plan.considered) if not candidate.why_not), None)
     whole = table(
         ("tp x n", "GPUs", *known, "KV tokens", "score", "why not"),
@@ -438,15 +439,6 @@ def _considered(plan: Plan) -> list[Block]:
     if more > 0:
         blocks.append(remark(f"and {more} more (--json has all of them)", **ONLY_WHOLE))
     return blocks
-
-
-def _why_not(candidate: Candidate, plan: Plan) -> str:
-    """Return why a candidate was not chosen, after the name of an engine other than the plan's."""
-    if not candidate.why_not:
-        return "chosen"
-    if candidate.engine == plan.backend.name:
-        return candidate.why_not
-    return f"{candidate.engine}: {candidate.why_not}"
 
 
 def _value(candidate: Candidate, name: str) -> str:
