@@ -124,6 +124,7 @@ class ServedModel:
     def _generate(
         self, kind: Kind, body: JsonObject, streamer: Any, left: threading.Event
     ) -> tuple[str, JsonObject]:
+        """Generate an answer; return the finish reason and the usage."""
         torch, transformers = import_module("torch"), import_module("transformers")
         inputs = self._inputs(kind, body).to(self._model.device)
         prompt = inputs["input_ids"].shape[-1]
@@ -263,6 +264,7 @@ class FallbackApp(AsgiApp):
         self._one_at_a_time = ThreadPoolExecutor(1, "generate")
 
     def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
+        """Return the health page: stalled if a request gets no token for `_STALLED` seconds."""
         moved = self._model.moved
         stalled = moved is not None and time.monotonic() - moved > _STALLED
         return ({"status": "stalled"}, _RETRY_SECONDS) if stalled else ({"status": "ok"}, None)
@@ -282,6 +284,7 @@ class FallbackApp(AsgiApp):
     async def _serve(
         self, request: RequestContext, route: Route, /, receive: Receive, send: Send
     ) -> None:
+        """Answer a chat or a completion; stop the generation when the client leaves."""
         if route.kind not in ("chat", "completions"):
             raise Refusal("not_found:transformers", path=route.path)
         body = self._held(route.kind, await self._bodies.read(request.headers, receive))
@@ -325,16 +328,19 @@ class FallbackApp(AsgiApp):
         stream, whole, begun = bool(body.get("stream")), "", False
 
         def document(text: str, reason: str | None = None, **more: Any) -> bytes:
-            said: JsonObject = {"text": text}
+            """Return an event of a stream, or the whole answer, as OpenAI's JSON."""
+            content: JsonObject = {"text": text}
             if kind == "chat":
-                said = {"delta" if stream else "message": {"role": "assistant", "content": text}}
+                message = {"role": "assistant", "content": text}
+                content = {"delta" if stream else "message": message}
             return msgspec.json.encode({
                 "id": request.id, "object": _OBJECTS[kind, stream], "created": int(time.time()),
-                "model": self._name, "choices": [{"index": 0, **said, "finish_reason": reason}],
+                "model": self._name, "choices": [{"index": 0, **content, "finish_reason": reason}],
                 **more,
             })  # fmt: skip
 
         async def put(data: bytes, *, more: bool = True) -> None:
+            """Send a part of a stream, after the stream's head."""
             nonlocal begun
             if not begun:
                 begun = True

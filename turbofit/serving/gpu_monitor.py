@@ -62,6 +62,7 @@ class GpuMonitor(threading.Thread):
             self.look()
 
     def look(self) -> None:
+        """Measure the GPUs once, and warn of each new trouble."""
         machine, why = _measured()
         if machine is None:
             self._say("machine", 1, f"the GPUs cannot be read: {why}")
@@ -71,6 +72,7 @@ class GpuMonitor(threading.Thread):
             self._look(ledger, machine)
 
     def _look(self, ledger: GpuLedger, machine: Machine) -> None:
+        """Warn if a plan's GPU is lost, or if other processes have taken memory of its margin."""
         gpu = next((gpu for gpu in machine.gpus if gpu.uuid == ledger.uuid), None)
         if gpu is None or gpu.used == NA:
             lost = f"GPU {ledger.index} ({ledger.name}) does not answer NVML"
@@ -101,6 +103,7 @@ class GpuMonitor(threading.Thread):
         self._say(name, level, f"another process takes memory of the margin: {who}; {worst}")
 
     def _say(self, name: str, level: int, text: str) -> None:
+        """Warn of a condition, unless a warning of this level or a higher level was given."""
         if self._said.get(name, 0) < level:
             self._said[name] = level
             self._warn(name.partition(" ")[0], text)
@@ -163,6 +166,7 @@ def any_lost(uuids: Iterable[str]) -> bool:
 
 
 def _any_lost(uuids: tuple[str, ...]) -> bool:
+    """Ask NVML about each GPU; runs in the driver's thread."""
     from turbofit.machine.nvml import GpuLostError, Nvml, answered
 
     try:
@@ -188,12 +192,13 @@ def any_busy(uuids: Iterable[str], seconds: float = 2.0) -> bool | None:
 
 
 def _any_busy(uuids: tuple[str, ...]) -> bool | None:
+    """Ask NVML for the GPUs' utilisation; runs in the driver's thread."""
     from turbofit.machine.nvml import Nvml, answered
 
     try:
         with Nvml() as nvml:
             handles = [nvml.query("nvmlDeviceGetHandleByUUID", uuid) for uuid in uuids]
-            shares = [nvml.query("nvmlDeviceGetUtilizationRates", one) for one in handles]
+            shares = [nvml.query("nvmlDeviceGetUtilizationRates", gpu) for gpu in handles]
     except Exception:  # noqa: BLE001 - as in `_measured`
         return None
     if any(answered(share) and share.gpu for share in shares):
@@ -207,15 +212,15 @@ def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
     Memory without a process in NVML is included. None if NVML shows none of our engines, which is
     so after their end.
     """
-    ours = set(engines)
-    mine = [
+    pids = set(engines)
+    ours = [
         holder
         for holder in gpu.holders
-        if isinstance(holder.pid, int) and (holder.pid in ours or group_of(holder.pid) in ours)
+        if isinstance(holder.pid, int) and (holder.pid in pids or group_of(holder.pid) in pids)
     ]
-    if not mine or any(holder.bytes == NA for holder in mine) or gpu.used == NA:
+    if not ours or any(holder.bytes == NA for holder in ours) or gpu.used == NA:
         return None
-    return gpu.used - sum(int(holder.bytes) for holder in mine)
+    return gpu.used - sum(int(holder.bytes) for holder in ours)
 
 
 def _measured() -> tuple[Machine | None, str]:

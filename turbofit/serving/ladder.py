@@ -83,6 +83,7 @@ def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
 
 
 def _left(gpu: GpuLedger, phase: str | None) -> int:
+    """Return the bytes that the forecast left free on a GPU in a phase."""
     if phase in ("start", "weights"):
         return gpu.usable - gpu.load_peak
     if phase == "cache":
@@ -109,6 +110,7 @@ def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung |
 
 
 def _fewer_units(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
+    """Return a rung with half the image limit, for fewer vision units."""
     rule, now = plan.model.image_rule, plan.promise.image_limit
     if rule is None or rule.limit_name in fixed or "image_size" in fixed:
         return None

@@ -59,15 +59,15 @@ class LaunchDescription:
             timing, drain=slower * timing.drain, patience=slower * timing.patience
         )
         if config.gateway is None and run.examiner is None:
-            found = commands(
+            engine_commands = commands(
                 self._with_adapters(),
                 port=config.port,
                 name=config.client_name(plan.model),
                 options=config.options,
             )
         else:
-            found = self._private_commands(holders)
-        self.launches = [self._launch(group, command) for group, command in enumerate(found)]
+            engine_commands = self._private_commands(holders)
+        self.launches = [self._launch(*numbered) for numbered in enumerate(engine_commands)]
 
     def prepare(self) -> None:
         """Make the folders that an engine opens; call this before each start of an engine.
@@ -84,6 +84,7 @@ class LaunchDescription:
             self._make_overlay()
 
     def _with_checkpoint(self, plan: Plan) -> Plan:
+        """Return the plan with its checkpoint on disk: downloaded, or a twin on pretend GPUs."""
         run = self._run
         if not run.config.pretend:
             return replace(plan, model=fetched(plan.model, run.say))
@@ -108,10 +109,10 @@ class LaunchDescription:
         public = None if config.gateway is None else config.gateway.port
         ports = free_ports(len(plan.groups), holders, besides=public)
         if plan.backend.of_lmdeploy:
-            found = list(parser_options(plan.model, self.overlay, config.options))
-            self.options += found
-            if found and not self._number:
-                words = shlex.join(found)
+            parsers = list(parser_options(plan.model, self.overlay, config.options))
+            self.options += parsers
+            if parsers and not self._number:
+                words = shlex.join(parsers)
                 run.say(f"set by the model's family: {words}; an option of yours replaces it")
         # In hexadecimal, no key begins with the dash of an option.
         self.key = secrets.token_hex(32)
@@ -121,6 +122,7 @@ class LaunchDescription:
         return private_commands(plan, ports, folder, name, self.options, held=held)
 
     def _launch(self, group: int, command: Command) -> Launch:
+        """Return the launch of one group's engine, on real or on pretend GPUs."""
         run, plan = self._run, self.plan
         shared: dict[str, Any] = {
             # The user's own key is in the command already.

@@ -165,6 +165,7 @@ class Leases(AbstractContextManager["Leases"]):
             self._write(lease)
 
     def drop(self, lease: Lease) -> None:
+        """Remove the files of a lease."""
         path = Path(lease.path)
         for file in (path, path.with_suffix(".lock")):
             with suppress(OSError):
@@ -181,6 +182,7 @@ class Leases(AbstractContextManager["Leases"]):
         self._lock, self._mine = None, Lease()
 
     def _write(self, lease: Lease) -> None:
+        """Make this our lease, and write it; a full disk sets `unwritten`."""
         if self.alone:
             return
         self._mine = replace(lease, pid=os.getpid(), pid_namespace=_pid_namespace())
@@ -291,6 +293,7 @@ def _locked(path: Path) -> int:
 
 
 def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock a file; return False if another process holds the lock."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -371,6 +374,7 @@ def end_orphans(leases: Leases) -> list[str]:
 
 
 def _end(group: int, started: int) -> None:
+    """Kill a process group, and wait until its processes have ended."""
     deadline = time.monotonic() + _END_SECONDS
     while members(group, started) and time.monotonic() < deadline:
         with suppress(ProcessLookupError, PermissionError):

@@ -37,6 +37,8 @@ class EngineOption(Struct, rename={"is_": "is", "as_": "as"}, forbid_unknown_fie
 
 
 class _Table(Struct):
+    """The table of LMDeploy's options; the head of the file explains it."""
+
     lacks: dict[str, tuple[str, ...]]
     fields: frozenset[str]
     options: dict[str, EngineOption]
@@ -140,6 +142,7 @@ def is_option(word: str) -> bool:
 
 
 def _refused(name: str, option: EngineOption | None, values: list[str]) -> UsageError:
+    """Return the error for an option that cannot be passed, with the reason and a hint."""
     typed = " ".join([name, *values[:1]])
     if option is not None:
         return UsageError(f"{typed}: {option.why}", hint=option.way)

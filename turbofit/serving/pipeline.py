@@ -105,6 +105,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
 
 
 def _opened(plan: Plan, **arguments: Any) -> Any:
+    """Open the pipeline of a plan; a failed download becomes a `LaunchError`."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     from turbofit.planning.commands import model_path
@@ -128,6 +129,7 @@ def _draft_options(config: Any) -> Options:
 
 
 def _check_plannable(keywords: Options) -> None:
+    """Refuse keywords that neither turbofit nor LMDeploy's engine knows."""
     for name in keywords:
         if name not in _OF_LMDEPLOY:
             raise UsageError(
@@ -138,6 +140,7 @@ def _check_plannable(keywords: Options) -> None:
 
 
 def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
+    """Return the planner's request, with the caller's config and keywords."""
     engine = config_engine(backend_config, planning.pop("engine", "auto"))
     planning = with_config(planning, backend_config, engine)
     return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
@@ -214,6 +217,7 @@ def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
 
 
 def _trust(plan: Plan, trust: bool | None) -> bool:
+    """Return whether code of the model's repository may run; warn if it will run."""
     if trust is not None:
         return trust
     if plan.model.needs_remote_code:

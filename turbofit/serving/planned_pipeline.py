@@ -116,6 +116,7 @@ def hold_engine(engine: Any, scope: Scope) -> None:
 
     @wraps(preprocess)
     async def holding(*arguments: Any, **keywords: Any) -> Any:
+        """Hold a request's parameters to their ranges, then preprocess the request."""
         call = signature.bind(*arguments, **keywords)
         config, ids = call.arguments.get("gen_config"), call.arguments.get("input_ids")
         try:
@@ -148,6 +149,7 @@ def queued(
         room = asyncio.Event()
 
     async def in_turn(request: Any, *arguments: Any, **keywords: Any) -> AsyncIterator[Any]:
+        """Wait for room in the engine, then pass the engine's answer on."""
         cost = _cost(request, units)
         while not gate.fits(cost):
             await room.wait()

@@ -177,6 +177,7 @@ class Run:
         return self.plan
 
     def _first_plan(self) -> Plan:
+        """Return the first plan of a run, with settings that earlier failed starts learned."""
         config, version = self.config, self.lmdeploy.version
         plan = self.planner.make({})
         learned = recall(plan, version, pretend=config.pretend)

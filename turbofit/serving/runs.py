@@ -85,11 +85,13 @@ class Record:
                 self.change(attempts=(*before, replace(last, **facts)))
 
     def event(self, kind: str, text: str) -> None:
+        """Add an event to the record, with the present time."""
         with self._lock:
             events = (*self.run.events, RunEvent(at=_now(), kind=kind, text=text))
             self.change(events=events[-_MOST_EVENTS:])
 
     def change(self, **facts: Any) -> None:
+        """Change facts of the record, and write the record's file."""
         with self._lock:
             self.run = replace(self.run, **facts)
             with suppress(UsageError, OSError):  # a full disk loses the record, not the server
@@ -127,6 +129,8 @@ def _now() -> str:
 
 
 class LiveRun(NamedTuple):
+    """A run's folder and record."""
+
     folder: Path
     record: RunRecord
 

@@ -116,8 +116,8 @@ class Start:
         supervision = Supervision(
             run.say, worst_cases, described.timing, before_start=described.prepare,
             clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
-            on_back=lambda engine: self._have_gateway(lambda it: it.engine_ready(engine.index)),
-            on_doubt=lambda index, at: self._have_gateway(lambda it: it.doubt(index, at)),
+            on_back=lambda engine: self._have_gateway(lambda gw: gw.engine_ready(engine.index)),
+            on_doubt=lambda index, ends_at: self._have_gateway(lambda gw: gw.doubt(index, ends_at)),
         )  # fmt: skip
         self._supervisor = Supervisor(self._plan, launches, run.folder, supervision)
         stop.on_second(self._cut_off)  # first of all, clients are told why their requests end
@@ -186,6 +186,7 @@ class Start:
         run.on_open(urls)
 
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
+        """Make the gateway before the engines, open it, and return its public side."""
         from turbofit.gateway.grammar_trials import trials_of
         from turbofit.gateway.http.metrics import access_log
         from turbofit.gateway.server import GatewayThread, make_gateway
@@ -223,6 +224,7 @@ class Start:
         return run.public
 
     def _clock_facts(self) -> ClockFacts | None:
+        """Return facts on the clocks of pretend GPUs; None without a clock."""
         from turbofit.gateway.http.about import ClockFacts
 
         clocks = [engine.clock for engine in self._supervisor.engines if engine.clock is not None]
@@ -262,9 +264,9 @@ class Start:
         """Note when a phase was first seen, and how many bytes the GPUs had in use then."""
         if self._moments and self._moments[-1].phase == phase:
             return
-        at = round(time.monotonic() - self._began, 3)
+        seconds = round(time.monotonic() - self._began, 3)
         by_index = {str(index): size for index, size in self._used().items()}
-        self._moments.append(RunMoment(phase=phase, at=at, used=by_index))
+        self._moments.append(RunMoment(phase=phase, at=seconds, used=by_index))
         self._run.record.attempt(moments=tuple(self._moments))
 
     def _cut_off(self) -> None:
@@ -272,6 +274,7 @@ class Start:
             self._run.public.cut_off()
 
     def _drain(self, urgent: bool) -> None:
+        """Stop the GPU monitor and close the gateway; wait for running requests unless urgent."""
         if self._gpu_monitor is not None:
             self._gpu_monitor.stop()
         if self._run.public is not None:
@@ -298,13 +301,14 @@ class Start:
         ]
 
     def _ended(self, engine: SupervisedEngine, end: End) -> None:
+        """Record an engine's end, and tell the gateway."""
         self.doubt(end)
         died = f"{engine.name}: {end.error.message}"
         self._run.record.event("ended", died)
         self._run.on_death(died)
         if self._run.public is not None:
             other = self._other_cause(engine, end)
-            self._have_gateway(lambda it: it.engine_ended(engine.index, other_cause=other))
+            self._have_gateway(lambda gw: gw.engine_ended(engine.index, other_cause=other))
 
     def _have_gateway(self, act: Callable[[Gateway], None]) -> None:
         """Call ``act`` in the gateway's event loop; skip the call if no gateway answers in time."""
@@ -354,6 +358,7 @@ def follow(run: Run, stop: StopSignal) -> signal.Signals:
 
 
 def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
+    """Start the run's plan, then lower plans while memory runs out; return the signal."""
     failed, why = 0, ""
     while True:
         start = Start(run, plan, failed)

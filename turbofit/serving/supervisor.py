@@ -88,6 +88,7 @@ class Supervisor:
     def _follow(
         self, stop: StopSignal, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
     ) -> signal.Signals:
+        """Watch and restart the engines until a signal comes; return the signal."""
         while stop.signal is None:
             now = self._clock()
             for engine in self.engines:
@@ -154,6 +155,7 @@ class Supervisor:
         )
 
     def _rest(self) -> None:
+        """Tell the gateway when all engines rest, and when an engine is started again."""
         broken = all(engine.state == "broken" for engine in self.engines)
         if broken == (self._outage is not None):
             return

@@ -112,6 +112,7 @@ def _communicated(
 
 
 def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -> str:
+    """Download a model's weights in a process; return the folder of the checkpoint."""
     disk, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
     if disk is not None and disk[0] < need + _SPARE:
         raise LaunchError(

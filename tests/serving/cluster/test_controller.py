@@ -38,8 +38,8 @@ class Actor:
 
     def __init__(self, world: World, planned: NodePlan, claim: str, gpus: int) -> None:
         self.world, self.planned, self.claim, self.gpus = world, planned, claim, gpus
-        self.tell, self.end = Method(lambda: self.status), Method(self._end)
-        self.keep = Method(self._keep)
+        self.get_status, self.end = Method(lambda: self.status), Method(self._end)
+        self.keep_alive = Method(self._keep)
         self.taken_over: Any = Method(lambda claim: planned if claim == self.claim else None)
         why = world.fails.get(planned.name, planned.why_not)
         serves = planned.plan is not None and not why
@@ -229,7 +229,7 @@ def test_a_node_whose_actor_has_gone_joins_again(world: World) -> None:
 def test_a_silent_actor_is_left_alone(world: World) -> None:
     """It starts again, or waits for GPUs."""
     made = world.serving("1xl4")
-    world.actor("host-1").keep = Method(TimeoutError)
+    world.actor("host-1").keep_alive = Method(TimeoutError)
     world.log.clear()
     world.now += 100
     ticks(made)
@@ -332,7 +332,7 @@ def test_the_end_waits_for_servers_and_kills_all_actors(world: World) -> None:
         waits[0] -= 1
         return replace(actor.status, state="draining" if waits[0] else "drained")
 
-    actor.tell = actor.keep = Method(tell)
+    actor.get_status = actor.keep_alive = Method(tell)
     world.log.clear()
     made.end()
     assert (waits, world.log) == ([0], ["end host-1", "end host-2", "kill host-1", "kill host-2"])

@@ -48,8 +48,8 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def when(actor: NodeActor, state: str) -> NodeStatus:
-    until(lambda: actor.tell().state == state, state)
-    return actor.tell()
+    until(lambda: actor.get_status().state == state, state)
+    return actor.get_status()
 
 
 def test_it_serves_with_a_key_and_without_rays_variables(
@@ -86,7 +86,7 @@ def test_it_serves_with_a_key_and_without_rays_variables(
 )
 def test_a_server_that_ends_is_not_started_again(add: Any, script: str, why: str) -> None:
     actor = add(f"echo x >> starts; {script}")
-    folder = Path(actor.tell().folder)
+    folder = Path(actor.get_status().folder)
     if script == SERVER:
         when(actor, "serving")
         os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
@@ -98,10 +98,10 @@ def test_a_server_that_ends_is_not_started_again(add: Any, script: str, why: str
 @pytest.mark.parametrize(("why", "state"), [("no room", "unfit"), (DRAINED, "drained")])
 def test_a_node_without_a_plan_says_why(add: Any, why: str, state: str) -> None:
     actor = add(plan=None, why_not=why)
-    told = actor.tell()
+    told = actor.get_status()
     assert (told.state, told.why_not, told.at_once) == (state, why, 0)
     actor.end()
-    assert actor.tell().state == "drained"
+    assert actor.get_status().state == "drained"
 
 
 def test_a_controller_with_the_same_claim_takes_it_over(add: Any) -> None:
@@ -128,15 +128,15 @@ def test_without_a_controller_it_ends_its_server_and_then_itself(
     actor = add() if serves else add(plan=None, why_not="no room")
     if serves:
         when(actor, "serving")
-    pid = int((Path(actor.tell().folder) / "pid").read_text()) if serves else 0
+    pid = int((Path(actor.get_status().folder) / "pid").read_text()) if serves else 0
     now[0] = began + 500
-    assert actor.tell().said == "no controller for 500 s; it ends after 600 s without one"
-    assert "no controller" not in actor.keep().said
+    assert actor.get_status().said == "no controller for 500 s; it ends after 600 s without one"
+    assert "no controller" not in actor.keep_alive().said
     now[0] = began + 1099
-    assert "no controller for 599 s" in actor.tell().said
+    assert "no controller for 599 s" in actor.get_status().said
     assert not ended.is_set()
     now[0] = began + 1100
     assert ended.wait(HANG)
-    assert (actor.tell().state, actor.tell().url) == ("unfit", "")
+    assert (actor.get_status().state, actor.get_status().url) == ("unfit", "")
     assert actor.taken_over("claim") is None
     assert not serves or not start_time(pid)

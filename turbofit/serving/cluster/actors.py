@@ -127,11 +127,11 @@ def cluster_from(text: str) -> Cluster:
 
 def node_actors(run: str) -> dict[str, Any]:
     """Return the newest actor of each node of a run, by the node's id."""
-    named = ((name.rsplit("/", 2), each) for name, each in sorted(ray_adapter.actors().items()))
-    return {node: actor for (of, node, _), actor in named if of == run}
+    named = [(name.rsplit("/", 2), actor) for name, actor in sorted(ray_adapter.actors().items())]
+    return {node: actor for (its_run, node, _), actor in named if its_run == run}
 
 
-def told(actors: Mapping[str, Any], call: str = "tell") -> list[NodeStatus]:
+def ask_statuses(actors: Mapping[str, Any], call: str = "get_status") -> list[NodeStatus]:
     """Return the status of each actor that answers in time; ``call`` is the method to call."""
     calls = [getattr(actor, call).remote() for actor in actors.values()]
     answers = ray_adapter.outcomes(calls, _ANSWER_SECONDS)
@@ -144,7 +144,9 @@ def statuses(run: str | None) -> list[NodeStatus]:
     Raises:
         UsageError: no node of the run answers, or no node at all.
     """
-    found = [status for status in told(ray_adapter.actors()) if run in (None, status.serves)]
+    found = [
+        status for status in ask_statuses(ray_adapter.actors()) if run in (None, status.serves)
+    ]
     if not found:
         what = "nothing" if run is None else f"no {run!r}"
         raise UsageError(f"{what} is served there", hint="turbofit serve MODEL --cluster ray")
@@ -158,7 +160,7 @@ def drain(run: str | None, name: str) -> NodeStatus:
         UsageError: ``name`` is no node's name, address or id, or that of several nodes.
     """
     nodes = statuses(run)
-    found = [it for it in nodes if name in (it.name, it.address, it.id[: len(name)])]
+    found = [node for node in nodes if name in (node.name, node.address, node.id[: len(name)])]
     if len(found) != 1:
         raise UsageError(
             f"{len(found) or 'no'} nodes have the name, address or id {name!r}",
@@ -177,10 +179,11 @@ def address_source(run: str) -> Callable[[], list[NodeAddress]]:
     known: dict[str, NodeAddress] = {}
 
     def find() -> list[NodeAddress]:
+        """Ask the actors for addresses; return the addresses of nodes whose server is open."""
         actors = node_actors(run)
         calls = [actor.address.remote() for actor in actors.values()]
         answers = zip(actors, ray_adapter.outcomes(calls, _ANSWER_SECONDS), strict=True)
-        known.update({node: it for node, it in answers if isinstance(it, NodeAddress)})
+        known.update({node: at for node, at in answers if isinstance(at, NodeAddress)})
         return [known[node] for node in actors if node in known and known[node].url]
 
     return find

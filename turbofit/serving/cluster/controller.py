@@ -27,7 +27,7 @@ from turbofit.gateway.http.metrics import access_log
 from turbofit.gateway.server import GatewayThread
 from turbofit.planning.plan import plan_cluster, refusal
 from turbofit.serving.cluster import ray_adapter
-from turbofit.serving.cluster.actors import address_source, measured, node_actors, told
+from turbofit.serving.cluster.actors import address_source, ask_statuses, measured, node_actors
 from turbofit.serving.cluster.node import DRAINED, NodeActor
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Controller:
         while self._stop.signal is None:
             self.tick()
             known = [node.status for node in self.nodes.values()]
-            if not opened and all(it is not None and it.state in _EMPTY for it in known):
+            if not opened and all(node is not None and node.state in _EMPTY for node in known):
                 raise LaunchError(
                     "no node serves", hint="each node's reason is above, and in its serve.log"
                 )
@@ -172,10 +172,11 @@ class Controller:
 
     def _end(self, actors: Mapping[str, Any]) -> None:
         # Even an urgent end tells the actors first; otherwise their servers would continue.
+        """End the servers of these actors normally, wait for their drain, then end the actors."""
         ray_adapter.outcomes([actor.end.remote() for actor in actors.values()], 10.0)
         end = time.monotonic() + self._config.timing.drain + _LAST_SECONDS
         while not self._stop.urgent and time.monotonic() < end:
-            if all(status.state in _EMPTY for status in told(actors)):
+            if all(status.state in _EMPTY for status in ask_statuses(actors)):
                 break
             time.sleep(_TICK)
         for actor in actors.values():
@@ -191,7 +192,7 @@ class Controller:
     def _look(self) -> None:
         """Update all nodes; print which nodes have left the cluster or changed their state."""
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
-        statuses = {status.id: status for status in told(actors, "keep")}
+        statuses = {status.id: status for status in ask_statuses(actors, "keep_alive")}
         for identity in self.nodes.keys() - alive.keys():
             self._say(f"node {self.nodes.pop(identity).ray.name} has left the cluster")
         for identity, ray in alive.items():

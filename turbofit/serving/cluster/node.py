@@ -69,16 +69,17 @@ class NodeActor:
         """Return the node's address for fronts; the URL is empty while the server is not open."""
         return NodeAddress(name=self._status.name, url=self._status.url, key=self._key)
 
-    def tell(self) -> NodeStatus:
+    def get_status(self) -> NodeStatus:
+        """Return the status, with the last line of the server's log or a warning about its end."""
         silent = time.monotonic() - self._asked_at
         alone = f"no controller for {silent:.0f} s; it ends after {_ALONE:.0f} s without one"
-        said = alone if silent > _SILENT else "".join(self._lines()[-1:])
-        return replace(self._status, said=said)
+        line = alone if silent > _SILENT else "".join(self._lines()[-1:])
+        return replace(self._status, said=line)
 
-    def keep(self) -> NodeStatus:
+    def keep_alive(self) -> NodeStatus:
         """Return the status to a controller; each call keeps the actor alive for ten minutes."""
         self._asked_at = time.monotonic()
-        return self.tell()
+        return self.get_status()
 
     def taken_over(self, claim: str) -> NodePlan | None:
         """Return the node's plan to a new controller; None if the controller's request is another.
@@ -101,6 +102,7 @@ class NodeActor:
         self._status = replace(self._status, **facts)
 
     def _start(self, plan: Plan, words: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start the node's `turbofit serve`, with the plan and the key in files."""
         folder = self._folder
         write_atomic(folder / "plan.json", plan.to_json(), mode=0o600)
         write_atomic(folder / "key", self._key, mode=0o600)
@@ -145,6 +147,7 @@ class NodeActor:
         ray_adapter.kill_actor()
 
     def _lines(self) -> list[str]:
+        """Return the lines of the server's log; empty if the log cannot be read."""
         try:
             return self._log.read_text(errors="replace").splitlines()
         except OSError:

@@ -69,9 +69,9 @@ def connected(address: str | None) -> Iterator[str]:
         except (
             ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError,
         ) as exc:  # fmt: skip
-            at = f" at {where}" if where != "auto" else " here"
+            place = f" at {where}" if where != "auto" else " here"
             raise MachineError(
-                f"no Ray cluster answers{at}: {_one_line(exc)}",
+                f"no Ray cluster answers{place}: {_one_line(exc)}",
                 hint="start a cluster with ray start --head, or write --cluster ray:HOST:6379; "
                 "copy a cluster's token to ~/.ray/auth_token here (RAY_AUTH_TOKEN_PATH: a file)",
             ) from None

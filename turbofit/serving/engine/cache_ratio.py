@@ -40,6 +40,7 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
 
 
 def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
+    """Return a command with another cache ratio; unchanged if the command sets no ratio."""
     if RATIO not in argv:
         return argv
     place = argv.index(RATIO) + 1

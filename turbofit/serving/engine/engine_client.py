@@ -68,6 +68,7 @@ class EngineClient:
         return self._answers("/v1/completions", body, timeout)
 
     def _answers(self, path: str, body: Any, timeout: float) -> bool:
+        """Return whether a request gets status 200 in time."""
         with suppress(*FAILURES):
             return self.call(path, body, timeout=timeout)[0] == http.client.OK
         return False

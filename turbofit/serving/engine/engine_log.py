@@ -189,13 +189,13 @@ class StartupTracker:
         match event:
             case CacheBudget() if self.budget is None:
                 self.budget = event
-                found = list(cache_beside(self.engine, event))
+                compared = list(cache_beside(self.engine, event))
             case Slab() if self.budget is not None and self.cached_tokens() is None:
-                found = [tokens_beside(self.plan, self.engine, self.budget, event)]
+                compared = [tokens_beside(self.plan, self.engine, self.budget, event)]
             case _:
                 return []
-        self.figures += found
-        return list(map(in_words, found))
+        self.figures += compared
+        return list(map(in_words, compared))
 
 
 class EndedError(Exception):

@@ -83,6 +83,7 @@ def stand_by(names: Sequence[str]) -> list[str]:
 
 
 def _of_card(descriptor: str) -> bool:
+    """Return whether a file descriptor of this process belongs to a card."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}").startswith(_CARD)
     except OSError:  # the descriptor of the folder itself
@@ -90,6 +91,7 @@ def _of_card(descriptor: str) -> bool:
 
 
 def main() -> None:
+    """Run the module of the command line, or of a standby's message, as LMDeploy's command line."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
     sys.path.append(str(Path(__file__).parents[3]))  # for a checkout that is not installed

@@ -47,6 +47,7 @@ def _change(module: Any) -> None:
 
     @wraps(preprocess)
     async def preprocess_here(engine: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Compile the request's grammar on a thread, then preprocess as LMDeploy does."""
         given = getattr(keywords.get("gen_config"), "response_format", None)
         if given is not None:
             await asyncio.to_thread(_prepare, parse, engine.engine, given)

@@ -83,6 +83,7 @@ class Launch:
 
 
 def port_of(command: Command) -> int:
+    """Return the port in an engine's command."""
     argv = command.argv
     for option in ("--server-port", "--port"):  # LMDeploy's, the fallback engine's
         if option in argv:

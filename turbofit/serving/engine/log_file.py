@@ -63,6 +63,7 @@ class LogFile:
         return list(self._keep(whole))
 
     def close(self) -> list[Run]:
+        """Write the last lines, close the file, and return the last lines."""
         runs = list(self._keep(self._tail)) if self._tail else []
         self._tail = b""
         self._write(self._repeated())

@@ -57,6 +57,7 @@ class PretendLaunch(Launch):
     factor: float = 0.0
 
     def start_command(self, number: int) -> StartCommand:
+        """Make the pretend machine of this start; return the command, environment and timeline."""
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
         shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
         machine = charged(self.plan, self.group)
@@ -128,6 +129,7 @@ class PretendReader:
         return [(max(card.peak.values(), default=0), card.in_use) for card in cards]
 
     def _torch_held(self) -> list[tuple[int, int]]:
+        """Return the peak and the use now of each GPU of an engine on torch, in bytes."""
         try:
             shared = read_shared(PreparedRun(self.timeline).shared)
         except (OSError, ValueError):

@@ -120,6 +120,7 @@ class EngineProcess:
         return self.take()
 
     def _read(self) -> None:
+        """Read the engine's output until its end, in the reader's thread."""
         stream = self._process.stdout
         assert stream is not None
         fd = stream.fileno()

@@ -95,9 +95,9 @@ class Standby:
     def __init__(self, kind: Kind) -> None:
         argv = (sys.executable, ENTRY, "--standby", *_IMPORTS[kind.module])
         self.kind = kind
-        self._talk, theirs = socket.socketpair()
-        with theirs:
-            self._process = child(argv, dict(kind.environment), stdin=theirs.fileno())
+        self._talk, its_end = socket.socketpair()
+        with its_end:
+            self._process = child(argv, dict(kind.environment), stdin=its_end.fileno())
         _LOG.info("process %d stands by", self._process.pid)
 
     @property
@@ -135,6 +135,7 @@ class Standby:
         return self._process
 
     def end(self) -> None:
+        """Kill the standby and the rest of its process group."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):

@@ -109,8 +109,8 @@ class Silence:
         if now - self._seen_at >= _FIRST * most:
             self._awake_at = now
         self._seen_at = now
-        asked = [each.asked_at for each in owing if each.owes]
-        bytes_at = [each.last_byte_at for each in owing]
+        asked = [debtor.asked_at for debtor in owing if debtor.owes]
+        bytes_at = [debtor.last_byte_at for debtor in owing]
         since = max(ready_at, self._awake_at, min(asked, default=now), *bytes_at)
         if not asked or now - since < _FIRST * most:
             self._looked_at = float("-inf")
@@ -318,6 +318,7 @@ class SupervisedEngine:
         self._follow(now)
 
     def _loop_ended(self, code: int | None) -> End | None:
+        """Return the end of an engine whose loop failed; None if the engine still answers."""
         if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
             self.tracker.survived(float("inf"))  # another program's line looked like the engine's
             return None
@@ -349,11 +350,11 @@ class SupervisedEngine:
             if self.state != "starting" or not probe.owes:
                 return None
             clients = None
-        found = silence.look(now, self._ready_at, [probe, clients] if clients else [probe])
-        if found == "doubtful" and clients and self._doubted != silence.ends_at:
+        state = silence.look(now, self._ready_at, [probe, clients] if clients else [probe])
+        if state == "doubtful" and clients and self._doubted != silence.ends_at:
             self._doubted = silence.ends_at
             self._supervision.on_doubt(self.index, silence.ends_at)
-        if found == "hung":
+        if state == "hung":
             return stalled("the engine hangs: it owes answers and gives no sign of life", self.log)
         return None
 
@@ -394,9 +395,9 @@ class SupervisedEngine:
         """Return the seconds of each phase of this start so far."""
         times = [*self.tracker.phases, ("", self._clock())]
         return {
-            name: round(after - at, 3)
-            for (name, at), (_, after) in pairwise(times)
-            if name != "ready"
+            phase: round(ended - began, 3)
+            for (phase, began), (_, ended) in pairwise(times)
+            if phase != "ready"
         }
 
     @property
@@ -405,6 +406,7 @@ class SupervisedEngine:
         return sum(seconds for phase, seconds in self.spent().items() if phase != "check")
 
     def _follow(self, now: float) -> None:
+        """Move a starting engine to its next phase or to ready, by its probe."""
         probe = self._probe
         if self.state != "starting" or probe is None:
             return
@@ -431,6 +433,7 @@ class SupervisedEngine:
             )
 
     def _ended(self, code: int | None) -> End:
+        """Return the end of an engine by its log, its exit code and the kernel's kills."""
         _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
         before, after = self._kills[0], host_kills()
         kills = None if before is None or after is None else after - before

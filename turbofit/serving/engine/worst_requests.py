@@ -128,6 +128,7 @@ def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
 
 
 def _longest(plan: Plan, engine: EnginePlan, _model: str, _text: int) -> ProbeRequest:
+    """Return a prompt that fills the context, as token ids."""
     tokens = min(engine.settings.session_len, plan.promise.context) - _ANSWER
     ids = [_TOKEN] * max(1, tokens)
     body = {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1}
@@ -158,8 +159,10 @@ def _images_that_meet(plan: Plan, engine: EnginePlan, model: str, text: int) -> 
 
     None if `worst_request`, the largest request of one client, has as many units.
     """
-    met, alone = _meeting(plan, engine, text), plan.promise.limits.units_per_request
-    return _chat("vision_forward", plan, model, met.dummies) if met.units > alone else None
+    meeting, alone = _meeting(plan, engine, text), plan.promise.limits.units_per_request
+    if meeting.units <= alone:
+        return None
+    return _chat("vision_forward", plan, model, meeting.dummies)
 
 
 def _meeting(plan: Plan, engine: EnginePlan, text: int, *, several: bool = False) -> Meeting:
@@ -173,11 +176,11 @@ def _meeting(plan: Plan, engine: EnginePlan, text: int, *, several: bool = False
         return Meeting(0, [])
     if not rule.client_knobs and plan.promise.limits.image_limit is not None:
         rule = rule.with_limit(plan.promise.limits.image_limit)
-    beside = Text(
+    chat_text = Text(
         before=max(0, text - _AFTER), around=_AROUND, after=_AFTER + _ANSWER + _SLACK, slack=_SLACK
     )
     make = pictures(rule, largest, with_fields=True)
-    return engine_of(plan).worst_images(plan.promise, engine, make, beside, several=several)
+    return engine_of(plan).worst_images(plan.promise, engine, make, chat_text, several=several)
 
 
 #: For each term of the ledger, the request that brings it to its planned size.
@@ -197,10 +200,11 @@ def cheaper_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> Pr
     rule = plan.model.image_rule
     if rule is None or not rule.whole_image or not engine_of(plan).encodes_again:
         return None
-    met = _meeting(plan, engine, text, several=True)
-    if met.units < _NEARLY * _meeting(plan, engine, text).units or len(met.images) < 2:
+    several = _meeting(plan, engine, text, several=True)
+    fullest = _meeting(plan, engine, text)
+    if several.units < _NEARLY * fullest.units or len(several.images) < 2:
         return None
-    return _chat("the fullest forward", plan, model, met.dummies)
+    return _chat("the fullest forward", plan, model, several.dummies)
 
 
 def image_part(image: DummyImage, colour: int = 0) -> JsonObject:
@@ -210,6 +214,7 @@ def image_part(image: DummyImage, colour: int = 0) -> JsonObject:
 
 
 def _chat(name: str, plan: Plan, model: str, images: Sequence[DummyImage]) -> ProbeRequest:
+    """Return a chat with these images and a short question."""
     text, rule = {"type": "text", "text": "What is this?"}, plan.model.image_rule
     assert rule is not None
     body = {
@@ -337,6 +342,7 @@ def seconds_of(plan: Plan, engine: EnginePlan, questions: Iterable[ProbeRequest]
 
 
 def _request_seconds(plan: Plan, group: GroupRates, forward: int, question: ProbeRequest) -> float:
+    """Return the forecast seconds of one request: images, prompts, then answers."""
     figures, rule, tower = rates(), plan.model.image_rule, group.work.tower
     place, seconds = BEFORE, 0.0
     for units in question.units:

@@ -37,6 +37,7 @@ def _named(base: Any) -> Any:
         named = True
 
         def load_bytes(self, data: bytes) -> Any:
+            """Open an image without decoding it, if its format and mode allow."""
             from PIL import Image
 
             image: Any = Image.open(BytesIO(data))
@@ -61,6 +62,7 @@ def digest(images: Any, *options: Any) -> bytes | None:
 
 
 def _sources(images: Any) -> Any:
+    """Return the hashes of images' bytes, in the nesting of the given lists."""
     if isinstance(images, list | tuple):
         return [_sources(image) for image in images]
     return getattr(images, _SOURCE)
@@ -72,6 +74,7 @@ def with_fingerprints(model: Any) -> Callable[..., Any]:
 
     @wraps(preprocess)
     def named(messages: Any, *arguments: Any) -> Any:
+        """Prepare images as LMDeploy does, then give them fingerprints."""
         given = [item for item in model.collect_multimodal_items(messages) if item[0] == "image"]
         options = arguments[1:]  # the first argument is the prompt
         answer = preprocess(messages, *arguments)
@@ -88,6 +91,7 @@ def _prepared(answer: Any) -> list[Any]:
 
 
 def _name(given: Sequence[Any], prepared: Sequence[Any], options: Any) -> None:
+    """Give each prepared image a fingerprint of its source, options and shape."""
     if len(given) != len(prepared):
         return
     for (_, image, chosen), item in zip(given, prepared, strict=True):
@@ -153,6 +157,7 @@ def kept(prepare: Callable[..., Any], cache: ImageCache) -> Callable[..., Any]:
     """Return ``prepare`` with a cache of its results, by images and options."""
 
     def once(images: Any, *arguments: Any, **options: Any) -> Any:
+        """Return the cached result for these images and options, or prepare the images."""
         key = digest(images, arguments, sorted(options.items()))
         if key is None:
             return prepare(images, *arguments, **options)

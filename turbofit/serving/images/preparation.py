@@ -93,6 +93,7 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
 
     @wraps(make)  # `unlike` reads the wrapped function's source
     def made(encoder: Any, *arguments: Any, **keywords: Any) -> None:
+        """Make LMDeploy's encoder, then change its preparation of images."""
         make(encoder, *arguments, **keywords)
         why = prepare(encoder, threads, cache_bytes)
         done = f"prepared on {threads} threads" if why is None else f"LMDeploy's own way: {why}"
@@ -116,6 +117,7 @@ def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
 
 
 def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
+    """Do the work of `prepare`; errors pass."""
     import torch
 
     why = unlike(type(encoder).__init__, _KNOWN) or unlike(type(encoder).preprocess, _KNOWN)
@@ -171,6 +173,8 @@ def _lock_tokenizer(model: Any) -> None:
 
 
 def _locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
+    """Wrap a function so that one thread at a time calls it."""
+
     def alone(*arguments: Any, **keywords: Any) -> Any:
         with lock:
             return function(*arguments, **keywords)

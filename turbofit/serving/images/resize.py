@@ -110,6 +110,7 @@ class Resizer:
         def resize(
             image: Any, size: Any, resample: Any = None, box: Any = None, reducing_gap: Any = None
         ) -> Any:
+            """Resize by the library if it can, else by Pillow."""
             made = None
             if resample in bicubic and box is None and reducing_gap is None:
                 made = self.resized(image, size)

@@ -172,6 +172,7 @@ def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -
 
 
 def _trial_picture() -> Any:
+    """Return a picture of random pixels."""
     import numpy as np
     from PIL import Image
 
@@ -225,6 +226,7 @@ class TableTransform:
         return torch.from_numpy(bits).view(self.dtype)
 
     def _fill(self, bits: Any, image: Any) -> None:
+        """Fill ``bits`` with an image's values, by the library if possible, else by NumPy."""
         import numpy as np
 
         if self._look_up is not None:
@@ -240,6 +242,7 @@ class TableTransform:
             np.take(table, pixels[:, :, channel], out=bits[channel], mode="clip")
 
     def _numbers(self, image: Any) -> Any:
+        """Apply the transform's own last steps to an image."""
         for step in self._numbering:
             image = step(image)
         return image
