@@ -57,7 +57,7 @@ class CalibratedGpu(Struct):
 
 
 class Observation(Struct):
-    """What was measured while the engine of one group of GPUs ran.
+    """The measurements of the engine of one group of GPUs.
 
     ``free`` (free memory of the group's fullest GPU) and ``region`` (size of the cache) are bytes
     from the engine's log, None if the log does not contain the figure. ``steps`` are the engine's
@@ -197,10 +197,10 @@ def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
     if observation.free is None:
         return 0
     tightest = _tightest(observation, ledgers)
-    more = tightest.free_for_cache - (observation.free + _drift(observation, tightest))
+    excess = tightest.free_for_cache - (observation.free + _drift(observation, tightest))
     # The log rounds its figures, so the result is rounded up to a whole MiB.
     return max(
-        round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - tightest.bytes_of(TEMPORARIES)
+        round_up(excess, MIB), -_estimated(tightest, BEFORE_CACHE) - tightest.bytes_of(TEMPORARIES)
     )
 
 
@@ -212,22 +212,22 @@ def _buffers(
     The largest difference of all GPUs and phases counts; the difference may be negative.
     """
     engine = plan.engines[observation.group]
-    more, least, shape = [], [], _shape(plan, engine)
+    excesses, lowest, shape = [], [], _shape(plan, engine)
     # At the same ratio, the next start may allocate one more step of the cache than this start.
     held, step = None, 0
     if observation.region is not None:
         held, step = shape.held(observation.region), shape.step
     for card, ledger in zip(observation.cards, ledgers, strict=True):
-        grown = 0 if held is None else held - ledger.bytes_of("kv_cache")
+        larger_cache = 0 if held is None else held - ledger.bytes_of("kv_cache")
         for name, used in card.used.items():
-            whole = ledger.steady if name in (STEADY, KERNELS) else ledger.peak
-            more.append(_ours(card, ledger, used) - (whole + context + grown))
-        least.append(-_estimated(ledger, ("cache", "buffers")))
+            forecast = ledger.steady if name in (STEADY, KERNELS) else ledger.peak
+            excesses.append(_ours(card, ledger, used) - (forecast + context + larger_cache))
+        lowest.append(-_estimated(ledger, ("cache", "buffers")))
         if observation.free is None:
             # Without a reading before the cache, only the memory beyond the cache's share is known.
-            left = 1 - engine.settings.cache_max_entry_count
-            least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
-    return max(round_up(max(more) + step, MIB), *least) if more else 0
+            share = 1 - engine.settings.cache_max_entry_count
+            lowest[-1] -= int(share * _estimated(ledger, BEFORE_CACHE))
+    return max(round_up(max(excesses) + step, MIB), *lowest) if excesses else 0
 
 
 def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
@@ -281,11 +281,11 @@ def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
 def in_words(figure: RunFigure) -> str:
     """Return a figure as text for people, with the relative error of the forecast."""
     forecast, actual = figure.forecast, figure.actual
-    off = f", {(actual - forecast) / forecast:+.1%}" if forecast else ""
+    error = f", {(actual - forecast) / forecast:+.1%}" if forecast else ""
     what = figure.what if figure.gpu is None else f"GPU {figure.gpu}: {figure.what}"
     if figure.unit == "tokens":
-        return f"{what}: {actual:,} (forecast {forecast:,}{off})"
-    return f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{off})"
+        return f"{what}: {actual:,} (forecast {forecast:,}{error})"
+    return f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{error})"
 
 
 def cache_beside(engine: EnginePlan, budget: CacheBudget) -> tuple[RunFigure, ...]:

@@ -209,8 +209,8 @@ def _any_busy(uuids: tuple[str, ...]) -> bool | None:
 def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
     """Return the bytes on a GPU that processes other than our engines hold.
 
-    Memory without a process in NVML is included. None if NVML shows none of our engines, which is
-    so after their end.
+    Memory without a process in NVML is included. None if NVML shows none of our engines, for
+    example after the engines' end.
     """
     pids = set(engines)
     ours = [

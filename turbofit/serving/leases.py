@@ -38,7 +38,7 @@ _FOLDER: Final = "/tmp/turbofit-leases"
 _WAIT_SECONDS: Final = 300.0
 #: Seconds in which orphaned engines must end.
 _END_SECONDS: Final = 5.0
-#: The mode of files: turbofits of all users read them, whatever a user's umask is.
+#: The mode of files, which turbofits of all users read, whatever a user's umask is.
 _ALL_READ: Final = 0o644
 #: Flags for opening a lease: no symlinks, no blocking on a FIFO.
 _TO_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -132,7 +132,7 @@ class Leases(AbstractContextManager["Leases"]):
                 except OSError:
                     raise LaunchError(
                         "another turbofit has been planning for five minutes",
-                        hint=f"see who holds {self._folder / 'lock'}: fuser -v on it",
+                        hint=f"fuser -v {self._folder / 'lock'} shows the process",
                     ) from None
             yield
         finally:
@@ -182,7 +182,7 @@ class Leases(AbstractContextManager["Leases"]):
         self._lock, self._mine = None, Lease()
 
     def _write(self, lease: Lease) -> None:
-        """Make this our lease, and write it; a full disk sets `unwritten`."""
+        """Make this lease ours, and write the lease; a full disk sets `unwritten`."""
         if self.alone:
             return
         self._mine = replace(lease, pid=os.getpid(), pid_namespace=_pid_namespace())
@@ -228,7 +228,7 @@ def _pid_namespace() -> str:
 
 
 def _open_folder(folder: Path) -> str | None:
-    """Make the folder if it is missing; return why the folder cannot be used, or None."""
+    """Make a missing folder; return why the folder cannot be used, or None."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
@@ -256,9 +256,9 @@ def _create(path: Path) -> int:
 
 
 def _open_lock(path: Path) -> int:
-    """Open the lock file, or create it if it is missing; return its descriptor.
+    """Open or create the lock file; return the descriptor.
 
-    O_CREAT is not used, since it fails on another user's file in a shared folder.
+    O_CREAT is not used: in a shared folder, O_CREAT fails on another user's file.
     """
     why = "the file appears and disappears"
     for _ in range(100):
@@ -271,12 +271,12 @@ def _open_lock(path: Path) -> int:
             why = exc.strerror or str(exc)
     raise LaunchError(
         f"{path} cannot be opened: {why}",
-        hint="have its owner remove it, or name another folder with TURBOFIT_LEASES",
+        hint=f"have the owner of {path} remove it, or name another folder with TURBOFIT_LEASES",
     )
 
 
 def _locked(path: Path) -> int:
-    """Create a file, lock it, and return its descriptor.
+    """Create and lock a file; return the descriptor.
 
     A file system without locks leaves the file unlocked; the file's lease then counts for ever.
     """

@@ -107,7 +107,7 @@ class CalibrateOptions(LaunchOptions):
 
 
 class TuneOptions(LaunchOptions):
-    """Options of `tune` besides those of a plan and a load."""
+    """Options of `tune`, without the options of a plan and a load."""
 
     usual_clock: ClassVar[float] = 4.0  # slow enough for this host to send a load
 
@@ -167,10 +167,10 @@ class ServeConfig(RunOptions):
     def client_names(self, plan: Plan) -> tuple[str, ...]:
         """Return all names that clients may use for the model, the engines' own name first."""
         model, typed = plan.model, () if plan.serve is None else (plan.serve.argv[2],)
-        known: tuple[str | None, ...] = ()
+        of_hub: tuple[str | None, ...] = ()
         if model.hub_id:
-            known = (model.hub_id, model.hub_id.rpartition("/")[2], find_preset(model.hub_id))
-        names = (self.client_name(model), *typed, *known, model.name)
+            of_hub = (model.hub_id, model.hub_id.rpartition("/")[2], find_preset(model.hub_id))
+        names = (self.client_name(model), *typed, *of_hub, model.name)
         return tuple(dict.fromkeys(name for name in names if name))
 
     def names(self, plan: Plan) -> dict[str, str]:
@@ -202,7 +202,7 @@ def needs_cluster(name: str) -> UsageError:
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
     """Refuse ``--on`` for a command that uses the GPUs here: ``--on`` names another machine.
 
-    ``does`` is the begin of the message, ``beside`` a further part of its hint.
+    ``does`` begins the message; ``beside`` is a further part of the hint.
 
     Raises:
         UsageError: the request names a machine.

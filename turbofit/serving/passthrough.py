@@ -1,4 +1,4 @@
-"""Decides what turbofit does with each option of `lmdeploy serve api_server`.
+"""Plans, takes, passes or refuses each option of `lmdeploy serve api_server`.
 
 ``presets/engines/lmdeploy-options.yaml`` is the table: an option is planned, replaced by an
 option of turbofit, passed to the engine, or refused. Options of turbofit itself need no table.
@@ -37,7 +37,7 @@ class EngineOption(Struct, rename={"is_": "is", "as_": "as"}, forbid_unknown_fie
 
 
 class _Table(Struct):
-    """The table of LMDeploy's options; the head of the file explains it."""
+    """The table of LMDeploy's options; the head of the file explains the fields."""
 
     lacks: dict[str, tuple[str, ...]]
     fields: frozenset[str]
@@ -121,7 +121,7 @@ def full_name(written: str, known: Collection[str]) -> str:
 def take_values(rest: list[str], wanted: int | str, name: str) -> list[str]:
     """Remove an option's values from the beginning of ``rest``, and return the values.
 
-    ``wanted`` is the number of values; ``+`` (at least one) and ``*`` (any number) stand for all
+    ``wanted`` is the number of values; ``+`` (at least one) and ``*`` (any number) mean all
     words up to the next option. ``name`` is the option's name.
 
     Raises:

@@ -217,7 +217,7 @@ def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
 
 
 def _trust(plan: Plan, trust: bool | None) -> bool:
-    """Return whether code of the model's repository may run; warn if it will run."""
+    """Return whether code of the model's repository may run; warn of such code."""
     if trust is not None:
         return trust
     if plan.model.needs_remote_code:

@@ -66,7 +66,7 @@ _VIDEOS: Final = ("video", "video_url")
 
 
 def hold_config(config: Any, scope: Scope) -> Any:
-    """Return a copy of a GenerationConfig, with values lowered to what the plan allows.
+    """Return a copy of a GenerationConfig, with values lowered to the plan's limits.
 
     A warning names the lowered values. Fields of a later LMDeploy, which `GENERATION` lacks, do not
     change.
@@ -105,7 +105,7 @@ def _logged(refusal: Refusal) -> str:
 
 
 def hold_engine(engine: Any, scope: Scope) -> None:
-    """Check each request to LMDeploy's ``AsyncEngine``, and lower values to what the plan allows.
+    """Check each request to LMDeploy's ``AsyncEngine``, and lower values to the plan's limits.
 
     A refused request gets the error as its answer.
     """
@@ -242,6 +242,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         images = [part for part in parts if part.get("type") == "image" and "data" in part]
         videos = [part for part in parts if part.get("type") == "video"]
         request = _REQUEST.get()
+        # Some models take one limit for all images of a request, others a limit for each image.
         together = by_request(self._bounds)
         of_all = request_bounds(self._bounds, request.image) if together else {}
         wanted = [
@@ -250,12 +251,12 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
             )
             for part in images
         ]
-        watch = partial(self._limited_frames, videos[0]["data"], request) if videos else None
-        shared, clips = hold_media(self._bounds, wanted, watch)
-        check_request(self._bounds, (*clips, *shared.images))
-        if shared.request:
-            request.processor_kwargs["image"] = shared.request
-        for part, image in zip(images, shared.images, strict=True):
+        limit_video = partial(self._limited_frames, videos[0]["data"], request) if videos else None
+        limited, clips = hold_media(self._bounds, wanted, limit_video)
+        check_request(self._bounds, (*clips, *limited.images))
+        if limited.request:
+            request.processor_kwargs["image"] = limited.request
+        for part, image in zip(images, limited.images, strict=True):
             for name in KNOBS:
                 part.pop(name, None)
             part.update(image.knobs)
@@ -305,7 +306,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             return
         if not hasattr(type(processor), "async_parse_multimodal_item"):
             raise PackageError(
-                "this LMDeploy has no place where images can be held to the plan",
+                "this version of LMDeploy has no known place for limits of images",
                 hint=f"install a known one with {install_command('lmdeploy', upgrade=True)}",
             )
         bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
@@ -338,9 +339,9 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
 
 def _close(pipeline: ref[PlannedPipeline]) -> None:
     """Close an open pipeline: TurboMind's threads may abort when Python ends."""
-    left = pipeline()
-    if left is not None:
-        left.close()
+    still_open = pipeline()
+    if still_open is not None:
+        still_open.close()
 
 
 def _count(messages: Any, kinds: tuple[str, ...]) -> int:

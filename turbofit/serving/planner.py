@@ -63,7 +63,7 @@ class Planner:
     over: Callable[[Plan], int | None] = lambda _plan: None
 
     def make(self, changes: Options) -> Plan:
-        """Plan the user's request with ``changes``; reserve the plan's memory if it fits."""
+        """Plan the user's request with ``changes``; reserve the memory of a plan that fits."""
         assert self.request is not None
         request = self.request.changed(**changes)
         with under_way("planning"), self.leases.locked(partial(self.say, _WAITING)):
@@ -88,8 +88,8 @@ class Planner:
     def _machine(self, gpus: str | None, planned: Machine | None = None) -> Machine:
         """Return the present machine; memory that other turbofits have reserved counts as used.
 
-        First, engines of dead turbofits are ended, since they may still be loading. On pretend GPUs
-        the result is the request's machine, or ``planned``, the machine of a given plan.
+        First, engines of dead turbofits are ended, since such engines may still be loading. On
+        pretend GPUs the result is the request's machine, or ``planned``, a given plan's machine.
         """
         from turbofit.machine.source import machine_from
 
@@ -113,7 +113,7 @@ class Planner:
             kept = Rehearsals(plan)
             before = kept.recall(plan.machine)
             if before is not None:
-                self.say("rehearsed before, with these versions and as much free memory")
+                self.say("rehearsed before: the versions are the same, and no less memory is free")
                 plan = before
             else:
                 plan = self._rehearsed(request, plan)
@@ -151,7 +151,7 @@ class Planner:
             return checked
         # The rehearsal itself failed, so the plan's memory may still be right.
         why = rehearsal.death.where if rehearsal.death is not None else "no reason given"
-        self.say(f"not rehearsed: it failed: {why[:_SHOWN]}")
+        self.say(f"not rehearsed: the rehearsal failed: {why[:_SHOWN]}")
         if ratios(checked) == ratios(plan):
             return plan
         # An earlier rehearsal lowered the ratio before the failure; the lower ratio stays.

@@ -1,4 +1,4 @@
-"""Remembers what engines and rehearsals of a plan proved on these cards.
+"""Remembers the proofs of a plan by engines and rehearsals on these cards.
 
 A plan is proved when its engines have answered its worst cases. The bytes that engines then held
 beyond the forecast are valid for the same plan with any cache ratio. Two plans are the same if the
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.serving.options import ServeConfig
 
-#: Variables that change what torch allocates.
+#: Variables that change torch's allocations.
 _ALLOCATOR: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 #: The share of a card by which free memory may shrink after the rehearsal: one step of a ratio.
 _STEP: Final = 0.001
@@ -38,9 +38,9 @@ class Learned(Struct, tag_field="schema", tag="turbofit.learned/2"):
     """Results of starts and rehearsals here; each kind of file has its own fields of these.
 
     ``days``: the days on which engines answered the worst cases, by the plan's cache ratios.
-    ``over``: the most bytes on a GPU that these engines held beyond the forecast, negative if they
-    held less; None if not measured. ``rehearsed``: the plan with the corrections of its rehearsal.
-    ``changes``: the settings that failed starts led to, for the next start on these cards.
+    ``over``: the most bytes on a GPU that these engines held beyond the forecast, negative if the
+    engines held less; None if not measured. ``rehearsed``: the plan with the corrections of its
+    rehearsal. ``changes``: the settings of the next start on these cards, after failed starts.
     """
 
     days: dict[str, str] = field(default_factory=dict)

@@ -142,7 +142,7 @@ class Run:
             if reason.startswith("margin "):  # calibrations and earlier runs lower the margin
                 self._say(reason)
         for warning in (*plan.warnings, *self._doubts()):
-            if not warning.startswith(BESIDE_COMMANDS):  # the gateway does what these ask for
+            if not warning.startswith(BESIDE_COMMANDS):  # the gateway meets these warnings
                 self._say(f"warning: {warning}")
         return plan
 
@@ -187,7 +187,7 @@ class Run:
         text = ", ".join(f"{name} {value}" for name, value in changes.items())
         again = self.planner.make(changes)
         if not again.fits:
-            self._say(f"an earlier launch learned {text}, but no plan fits with that now")
+            self._say(f"an earlier launch learned {text}; no plan fits with these settings now")
             return self.planner.make({})
         self._say(f"settings that an earlier launch learned: {text} (--forget drops them)")
         self.changes = changes

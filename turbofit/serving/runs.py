@@ -28,7 +28,7 @@ from turbofit.core.version import __version__
 
 _MOST_EVENTS = 1000
 _HINT = "set XDG_STATE_HOME to a folder that can be written"
-#: This variable is set for a server in the background, so that it starts no second server.
+#: This variable is set for a server in the background, so that this server starts no other.
 DETACHED: Final = "_TURBOFIT_DETACHED"
 #: Seconds between two readings of that server's log.
 _LOOK: Final = 0.2
@@ -111,7 +111,7 @@ def state_folder(folder: str, name: str) -> Path:
 
 
 def run_folder(plan: Plan) -> Path:
-    """Make a new folder for a run of this plan, and write the plan into it.
+    """Make a new folder for a run of this plan, and write the plan into the folder.
 
     Raises:
         LaunchError: the state folder cannot be written.
@@ -284,7 +284,7 @@ def _say_until_open(stdout: IO[bytes], log: Path, say: Callable[[str], None]) ->
 
 
 def serve_detached(words: Sequence[str], say: Callable[[str], None]) -> DetachedServer:
-    """Start ``turbofit serve`` with these words in a session of its own, and wait until it opens.
+    """Start ``turbofit serve`` with these words in a session of its own, and wait for its opening.
 
     The wait ends if the server ends. The server's output goes to a log in the state folder, and
     during the wait each line also goes to ``say``. Ctrl-C during the wait ends the server.

@@ -69,7 +69,7 @@ class Start:
         self._moments: list[RunMoment] = []
         #: Bytes in use on each GPU before our engines start.
         self._before: dict[int, int] = {}
-        #: The engines as the gateway knows them, by index; empty until the gateway opens.
+        #: The gateway's records of the engines, by index; empty until the gateway opens.
         self._routed: dict[int, RoutedEngine] = {}
 
     def run(self, stop: StopSignal, holders: ExitStack) -> signal.Signals:
@@ -149,12 +149,12 @@ class Start:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
 
     def doubt(self, end: End) -> None:
-        """Forget the proof of a plan whose engine ran out of memory: it must be checked again."""
+        """Forget the proof of a plan whose engine ran out of memory: the next start checks anew."""
         if end.is_oom:
             self._proof.forget()
 
     def _open(self, urls: list[str]) -> None:
-        """Say that all engines are ready, compare them with the plan, and open the gateway."""
+        """Compare the ready engines with the plan, open the gateway, and report both."""
         run, plan, supervisor = self._run, self._plan, self._supervisor
         self._tell_progress()  # the progress of the start ends before that of `on_open` begins
         used = self._used()
@@ -186,7 +186,7 @@ class Start:
         run.on_open(urls)
 
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
-        """Make the gateway before the engines, open it, and return its public side."""
+        """Make and open the engines' gateway; return the public side."""
         from turbofit.gateway.grammar_trials import trials_of
         from turbofit.gateway.http.metrics import access_log
         from turbofit.gateway.server import GatewayThread, make_gateway
@@ -384,7 +384,7 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
                 raise end.error
             raise OutOfMemoryError(
                 f"out of memory after {failed} starts, the last: {end.error.message}",
-                hint=f"see each start in {run.folder}; report it with turbofit diagnose",
+                hint=f"{run.folder} has the log of each start; turbofit diagnose explains a log",
             )
         plan, rung = step
         run.changes, why = {**run.changes, **rung.changes}, rung.why

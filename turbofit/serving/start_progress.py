@@ -31,7 +31,7 @@ _EVERY: Final = 1.0
 
 
 class StartProgress:
-    """Shows what the slowest engines of a plan do, until all engines are ready.
+    """Shows the phase of the slowest engines of a plan, until all engines are ready.
 
     ``before``: bytes in use on each GPU before the launch.
     """
@@ -51,7 +51,7 @@ class StartProgress:
         self._around: Step | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
-        """Show what the starting engines do now.
+        """Show the phase of the starting engines.
 
         ``examined``: an examiner shows its own requests, so the check is not shown here.
         """

@@ -1,4 +1,4 @@
-"""Starts the engines of one plan, restarts those that end, and ends them all."""
+"""Starts the engines of one plan, restarts ended engines, and ends all engines."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Supervisor:
                         self._start(engine)
                     continue
                 before, ended = engine.state, engine.look(now)
-                if self._opened and before != engine.state == "ready":
+                if self._opened and engine.state == "ready" and before != "ready":
                     self._supervision.on_back(engine)
                 # A second signal may have killed the engine meanwhile.
                 if ended is not None and not stop.urgent:
@@ -127,12 +127,12 @@ class Supervisor:
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
         """Schedule an engine's restart, or raise an `EndedError` if a restart would not help."""
         self._end(engine)
-        again = ended.retryable and (engine.was_ready or ended.kind in ("killed", "raced"))
-        if again or engine.was_ready:
+        restart = ended.retryable and (engine.was_ready or ended.kind in ("killed", "raced"))
+        if restart or engine.was_ready:
             self._supervision.on_end(engine, ended)  # before the pause of the restart
         ended = replace(ended, group=engine.group)
-        if not again:
-            # Other engines may have ended meanwhile, and this is the last look at them.
+        if not restart:
+            # Other engines may have ended meanwhile, and this is the last look at the engines.
             for other in self.engines:
                 end = other.look(now, last=True) if other.process is not None else None
                 if end is not None and other.was_ready:
@@ -172,7 +172,7 @@ class Supervisor:
     def _stop(self, stop: StopSignal) -> None:
         """Pass the signal, if any, to all engines, wait, and kill the engines that still run.
 
-        An engine that does not serve yet runs C++ code, which ignores SIGINT, so it gets SIGTERM.
+        An engine that does not serve yet runs C++ code, which ignores SIGINT, and gets SIGTERM.
         """
         running = [(engine, engine.process) for engine in self.engines if engine.process]
         for engine, _ in running:

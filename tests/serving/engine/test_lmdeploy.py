@@ -20,7 +20,7 @@ from turbofit.serving.engine.lmdeploy import find_lmdeploy
 def test_versions(version: str, refused: bool, warned: bool, monkeypatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
     if refused:
-        with pytest.raises(PackageError, match="older"):
+        with pytest.raises(PackageError, match="too old"):
             find_lmdeploy()
     else:
         assert (find_lmdeploy().warning is not None) == warned

@@ -145,7 +145,7 @@ def test_a_library_that_differs_by_a_bit_is_not_used(library):
 
 @pytest.mark.parametrize("version", ["11.2.1", "13.1.0", "14.0"])
 def test_another_pillow_is_not_as_known(version):
-    with pytest.raises(NotUsableError, match=f"Pillow {version} is not as known"):
+    with pytest.raises(NotUsableError, match=f"the code of Pillow {version} is unknown"):
         Resizer(SimpleNamespace(), version)
 
 

@@ -308,7 +308,7 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     name = arguments.options.model_name
     if port + plan.replicas - 1 > LAST_PORT:
         raise UsageError(
-            f"{plan.replicas} engines from port {port} on go beyond {LAST_PORT}",
+            f"{plan.replicas} engines need ports from {port} on, and {LAST_PORT} is the last port",
             hint="choose a lower --port",
         )
     shown_commands = commands(plan, port=port, name=name, options=passed)

@@ -149,7 +149,8 @@ def statuses(run: str | None) -> list[NodeStatus]:
     ]
     if not found:
         what = "nothing" if run is None else f"no {run!r}"
-        raise UsageError(f"{what} is served there", hint="turbofit serve MODEL --cluster ray")
+        hint = "turbofit serve MODEL --cluster ray starts a server"
+        raise UsageError(f"the cluster serves {what}", hint=hint)
     return sorted(found, key=lambda status: (status.serves, status.name))
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from turbofit.serving.options import ClusterServeConfig
 
 _TICK: Final = 0.5
-#: Seconds in which nodes are measured.
+#: Seconds that nodes have for their measurement.
 _MEASURE_SECONDS: Final = 45.0
 #: Seconds until an unfit node joins again, in which the memory of a killed server becomes free.
 _PAUSE: Final = 15.0
@@ -52,7 +52,7 @@ _EMPTY: Final = {"drained", "unfit"}
 
 @dataclass(eq=False)
 class NodeState:
-    """A node of the cluster, as the controller last saw it.
+    """A node of the cluster at the controller's last look.
 
     ``ray`` is Ray's own description. ``status`` is the answer of the node's actor, None if the
     actor does not answer. ``planned`` is the plan of the actor. ``again`` is the earliest time
@@ -145,7 +145,7 @@ class Controller:
     def follow(
         self, front: GatewayThread[Front], on_open: Callable[[list[str]], None]
     ) -> signal.Signals:
-        """Serve until a signal comes, and return it.
+        """Serve until a signal comes; return the signal.
 
         Raises:
             LaunchError: no node has served yet, and none can.
@@ -238,7 +238,9 @@ def serve_cluster(
     say: Callable[[str], None],
     on_open: Callable[[list[str]], None],
 ) -> signal.Signals:
-    """Serve a model on a Ray cluster until a signal; return the signal. Call it in the main thread.
+    """Serve a model on a Ray cluster until a signal; return the signal.
+
+    Call this in the main thread.
 
     Raises:
         LaunchError: the cluster has a run of this name already, or no node can serve.

@@ -172,7 +172,7 @@ def _on(node: str) -> Any:
 
 
 def kill_actor(actor: Any = None) -> None:
-    """End an actor, and have Ray not restart it; None means the actor of this process."""
+    """End an actor without a restart by Ray; None means the actor of this process."""
     import ray
 
     ray.kill(actor or ray.get_runtime_context().current_actor, no_restart=True)

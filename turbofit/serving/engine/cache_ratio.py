@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import ceil
-from operator import add
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -33,8 +32,9 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     if not ratio or not region or not any(gpu.uuid in free for gpu in gpus):
         return ratio
     planned = [gpu.free_for_cache for gpu in gpus]
-    more = [free.get(gpu.uuid, gpu.free) - gpu.free for gpu in gpus]
-    shared = region / ratio + min(map(add, planned, more)) - min(planned)
+    now = [gpu.free_for_cache + free.get(gpu.uuid, gpu.free) - gpu.free for gpu in gpus]
+    # The bytes to which LMDeploy will apply the ratio: the planned bytes, and the change since.
+    shared = region / ratio + min(now) - min(planned)
     steps = ceil(region / shared * _STEPS) if shared > region else _STEPS
     return steps / _STEPS if steps < _STEPS else ratio
 

@@ -47,7 +47,7 @@ _HANG_LINES: Final = 1000
 _HANG_SECONDS: Final = 2.0
 #: Seconds in which the PyTorch engine prints the reason after its loop has ended.
 _WORDS_SECONDS: Final = 2.0
-#: Events of LMDeploy's PyTorch engine. Its figures are not among them: INFO also prints prompts.
+#: Events of LMDeploy's PyTorch engine. The log has no figures of this engine: INFO prints prompts.
 _OF_PYTORCH: Final = (
     LoadingWeights, WarmingUp, LoopFailed, NoCache, LostLock, CacheFrame, VisionFrame,
 )  # fmt: skip
@@ -74,7 +74,7 @@ class StartupTracker:
         #: The engine's figures so far, each with the plan's forecast.
         self.figures: list[RunFigure] = []
         self.warming: int | None = None
-        #: LMDeploy's reason to run its PyTorch engine instead of TurboMind; empty without one.
+        #: LMDeploy's reason to run its PyTorch engine instead of TurboMind; empty without a reason.
         self.fallback = ""
         self._waits = 0
         self._waiting_since: float | None = None
@@ -159,7 +159,8 @@ class StartupTracker:
             run.append(Backpressure(cause="memory"))
         known = engine_of(self.plan), self.engine.settings
         end = death(Course(run, self.phase), self.plan, seen=seen, known=known)
-        return replace(end, hint="; ".join(filter(None, (end.hint, f"its log is {self.log}"))))
+        hints = (end.hint, f"the engine's log is {self.log}")
+        return replace(end, hint="; ".join(filter(None, hints)))
 
     def _begin_evidence(self) -> None:
         self._evidence: list[Struct] = []
@@ -178,7 +179,7 @@ class StartupTracker:
             case WarmupLength():
                 self.warming = event.tokens
         lines = self.enter(after(self.phase, event), now)
-        # The PyTorch engine prints no line when it allocates its cache; a traceback shows it.
+        # The PyTorch engine prints no line at the allocation of its cache; only a traceback does.
         return [] if isinstance(event, CacheFrame) else [*lines, *self._figures(event)]
 
     def _figures(self, event: Struct) -> list[str]:
@@ -207,7 +208,7 @@ class EndedError(Exception):
 
 
 def stalled(what: str, log: Path) -> End:
-    return End(kind="stalled", message=what, hint=f"its log is {log}")
+    return End(kind="stalled", message=what, hint=f"the engine's log is {log}")
 
 
 def silence_words(plan: Plan, engine: EnginePlan, phase: str, seconds: float) -> str:

@@ -35,7 +35,7 @@ class Lmdeploy(NamedTuple):
 
 
 def find_lmdeploy() -> Lmdeploy:
-    """Find the LMDeploy of this interpreter, without importing it.
+    """Find the LMDeploy of this interpreter, without an import.
 
     Raises:
         PackageError: LMDeploy is missing or too old.
@@ -51,7 +51,7 @@ def find_lmdeploy() -> Lmdeploy:
     if release(version) < OLDEST_SERVED:
         oldest = ".".join(map(str, OLDEST_SERVED))
         raise PackageError(
-            f"LMDeploy {version} is older than {oldest}, which serve needs",
+            f"LMDeploy {version} is too old: serve needs {oldest} or newer",
             hint=f"install a newer one with {install_command('lmdeploy', upgrade=True)}",
         )
     return Lmdeploy(version, module_runner("lmdeploy"))

@@ -77,19 +77,19 @@ class LogFile:
         """
         lines = whole.split(b"\n")
         keys = _TIME.sub(rb"\1", whole).split(b"\n")
-        out: list[bytes] = []
+        written: list[bytes] = []
         place = 0
         for key, run in groupby(keys):
             count = sum(1 for _ in run)
             if key == self._last and key:
                 self._repeats += count
             else:
-                out += [*self._repeated(), lines[place]]
+                written += [*self._repeated(), lines[place]]
                 self._last, self._repeats = key, count - 1
             place += count
-            last = key.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in key else key
-            yield last.decode(errors="replace"), count
-        self._write(out)
+            state = key.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in key else key
+            yield state.decode(errors="replace"), count
+        self._write(written)
 
     def _repeated(self) -> list[bytes]:
         """Return a line with the number of repetitions of the last line, and reset the number.

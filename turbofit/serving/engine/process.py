@@ -37,7 +37,8 @@ _CHUNK: Final = 1 << 20
 class EngineProcess:
     """An engine's command in its own process group; a thread keeps its output in a log.
 
-    Create it in the main thread: the kernel kills the engine when the creating thread ends.
+    Create this object in the main thread: the kernel kills the engine when its creating thread
+    ends.
     ``spawn`` starts the command; None means `child`. ``log_required``: the command starts only if
     its log can be opened.
 

@@ -89,7 +89,8 @@ def kind_of(argv: Sequence[str], env: Mapping[str, str]) -> Kind | None:
 class Standby:
     """A process that has imported an engine's modules and can become that engine at once.
 
-    Create it in the main thread: the kernel kills the process when the creating thread ends.
+    Create this object in the main thread: the kernel kills the process when its creating thread
+    ends.
     """
 
     def __init__(self, kind: Kind) -> None:

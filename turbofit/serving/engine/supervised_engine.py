@@ -218,7 +218,7 @@ class SupervisedEngine:
         #: The silence of the present start, and the time at which the engine became ready.
         self.silence: Silence | None = None
         self._ready_at = 0.0
-        #: The end of the engine that clients were told last.
+        #: The time of the engine's end that `on_doubt` got last.
         self._doubted = float("inf")
         self._ends: list[float] = []
         self._began = self._counted = self._heard = 0.0

@@ -37,7 +37,7 @@ _ROW_ANSWER: Final = 256
 _STEPS_A_ROW: Final = 4
 #: Tokens of a small answer.
 _SMALL_ANSWER: Final = 8
-#: Any token except a special one.
+#: Any token except a special token.
 _TOKEN: Final = 100
 _WORD: Final = " a"
 _PROBE_TOKENS: Final = 64
@@ -104,7 +104,9 @@ def fullest_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> Pr
     prompt tokens, without the images.
     """
     deciding = next((term.term for gpu in engine.ledgers for term in gpu.terms if term.worst), "")
-    worst = _WORST[deciding](plan, engine, model, text) if deciding in _WORST else None
+    if deciding not in _WORST:
+        return None
+    worst = _WORST[deciding](plan, engine, model, text)
     return None if worst is None else worst._replace(name="the fullest forward")
 
 
@@ -183,7 +185,7 @@ def _meeting(plan: Plan, engine: EnginePlan, text: int, *, several: bool = False
     return engine_of(plan).worst_images(plan.promise, engine, make, chat_text, several=several)
 
 
-#: For each term of the ledger, the request that brings it to its planned size.
+#: The requests that bring terms of the ledger to their planned sizes, by term.
 _WORST: Final = {
     "vision_forward": _images_that_meet, "text_prefill": _longest, "sampling": _full_batch,
 }  # fmt: skip
@@ -241,8 +243,8 @@ def longest_request(
     answers have no counts, or if no room is left.
     """
     least = max(1, min(_PROBE_TOKENS, engine.settings.session_len // _SHORT))
-    few, more = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))
-    word_tokens = (more - few) / least
+    few, twice = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))
+    word_tokens = (twice - few) / least
     if word_tokens <= 0:
         return None
     taken = tokens if worst is not None else few - least * word_tokens

@@ -77,7 +77,7 @@ class Resizer:
     def __init__(self, library: ctypes.CDLL, version: str) -> None:
         release = tuple(map(int, version.split(".")[:2]))
         if not _FIRST <= release < _UNREAD:
-            raise NotUsableError(f"Pillow {version} is not as known")
+            raise NotUsableError(f"the code of Pillow {version} is unknown")
         self._library, self._columns_first = library, release >= _COLUMNS_FIRST
 
     def check(self, original: Callable[..., Any]) -> None:
