@@ -30,7 +30,7 @@ from tests.support.oracles import front_end, glm, qwen3
 from tests.support.oracles import picture as drawn
 from tests.support.plans import plausible_plan
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
-from turbofit.gateway.limits.ranges import RULES, passed
+from turbofit.gateway.limits.ranges import RULES, passed_fields
 from turbofit.gateway.limits.request_limits import Bounds, RequestedImage
 from turbofit.gateway.limits.sharing import hold_images
 from turbofit.gateway.overlay import make_overlay
@@ -176,7 +176,9 @@ def test_the_table_knows_every_field_of_the_installed_request_models() -> None:
     declared = {kind: set(model.model_fields) for kind, model in models().items()}
     assert {kind: set(rules) for kind, rules in RULES.items()} == declared
     # Sessions are not passed on, nor is a prompt whose variables could hold images.
-    left = {(kind, name) for kind, rules in RULES.items() for name in set(rules) - passed(kind)}
+    left = {
+        (kind, name) for kind, rules in RULES.items() for name in set(rules) - passed_fields(kind)
+    }
     assert {name for kind, name in left if kind != "responses"} == {"session_id"}
     assert ("responses", "prompt") in left
 

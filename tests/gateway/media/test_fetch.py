@@ -131,7 +131,7 @@ def test_a_name_with_one_inner_address_is_refused_in_the_words_of_an_unknown_one
 
 def test_an_inner_address_is_not_dialled_whoever_gave_it(monkeypatch) -> None:
     """A resolver or a URL that was not checked: the socket is."""
-    monkeypatch.setattr(fetch, "_is_address", lambda _: False)
+    monkeypatch.setattr(MediaFetcher, "_checked", lambda _, url: url)
 
     async def main() -> None:
         came = []

@@ -268,7 +268,10 @@ class MediaFetcher:
         if not any(allowed_host(name, port, parts.scheme, self._allowed) for name in spellings):
             shown = "".join(c for c in host[:80] if c.isalnum() or c in ".-:")
             raise self._not_allowed(shown)
-        if _is_address(host) and not is_public(host):
+        # Resolvers read a host as an address if it has a colon, or ends with a number.
+        end = host.rpartition(".")[2]
+        is_address = ":" in host or end.isdigit() or end.startswith("0x")
+        if is_address and not is_public(host):
             raise _refusal(403, _INSIDE)
         return parts
 
@@ -335,14 +338,6 @@ def _parsed(url: str) -> URL:
     if odd or parts.scheme not in _PORTS:
         raise _refusal(400, _UNREADABLE)
     return parts
-
-
-def _is_address(host: str) -> bool:
-    """Return whether a host is an address, in any notation that resolvers understand."""
-    if ":" in host:
-        return True
-    last = host.rsplit(".", 1)[-1]
-    return last.isdigit() or last.startswith("0x")
 
 
 def _refusal(status: int, what: str) -> Refusal:

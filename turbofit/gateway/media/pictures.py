@@ -34,7 +34,7 @@ _MIMES: Final = {
 }  # fmt: skip
 _BEGINS: Final = (
     (b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"), (b"BM", "BMP"),
+    (b"GIF89a", "GIF"), (b"BM", "BMP"), (b"RIFF", "WEBP"),
 )  # fmt: skip
 #: Bytes of a file beyond its limit that white space may take in its base64.
 SPACES: Final = 48 << 10
@@ -155,7 +155,7 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     """
     from PIL import Image
 
-    guess = _type_of(data)
+    guess = next((kind for begin, kind in _BEGINS if data.startswith(begin)), None)
     if guess is None:
         raise Refusal("unknown_image_type", taken=_TAKEN)
     if guess == "JPEG" and data.count(b"Exif\0\0") > _EXIF_SEGMENTS:
@@ -202,13 +202,6 @@ def _drop_warnings() -> None:
     texts.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def _type_of(data: bytes) -> str | None:
-    """Return the accepted type that the first bytes of a file show, or None."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    return next((kind for begin, kind in _BEGINS if data.startswith(begin)), None)
 
 
 def _whole(kind: str, data: bytes, header_size: int) -> bool:
