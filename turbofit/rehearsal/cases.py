@@ -25,12 +25,12 @@ from turbofit.rehearsal.spec import LONGEST, RehearsalCase, RehearsalRequest, Un
 
 _NEW: Final = 2  # tokens to generate: one forward of prefill, one of decoding
 _NEW_ON_TORCH: Final = 4
-#: With so many tokens all rows of a batch are sampled at once on the PyTorch engine: once half of
-#: the batch runs, it prefills the others after 16 steps. Source:
+#: New tokens with which the PyTorch engine samples all rows of a batch at once: when half of the
+#: batch runs, the engine prefills the other half after 16 steps. Source:
 #: lmdeploy pytorch/engine/inputs_maker.py::InputsMakerAsync.do_prefill_default #1d41ff
 _NEW_OF_ALL: Final = 24
-_TEXT: Final = 32  # tokens of text beside images, about those of a chat template
-#: The most tokens that a chat template adds to a prompt and to each picture, and after them.
+_TEXT: Final = 32  # tokens of text in a request with images: about as many as a chat template has
+#: The most tokens that a chat template adds before a prompt, around each picture, and at the end.
 _CHAT: Final = Text(before=33, around=8, after=_NEW_ON_TORCH + 1)
 
 
@@ -58,10 +58,10 @@ def turbomind_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]
 
 
 def torch_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]:
-    """Return the cases for an engine on torch; such an engine needs real pictures.
+    """Return the cases for an engine on torch; an engine on torch needs real pictures.
 
     Raises:
-        UsageError: no picture has as many units as planned; see `rehearsed_size`.
+        UsageError: no picture has as many units as the plan pays for; see `rehearsed_size`.
     """
     limits, settings, rule = plan.promise.limits, engine.settings, limited(plan).image_rule
     several, one, forward = plan.backend.of_lmdeploy, [], []
@@ -73,11 +73,11 @@ def torch_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]:
             met = account.worst_images(plan.promise, engine, make, _CHAT)
             sizes = [dummy.size for dummy in met.dummies]
             bound = account.units_bound(rule, vision_load_within(limits), settings)
-            # The pixels of another request come while a forward runs, unless a gateway makes it
-            # wait, or a whole batch meets in one forward.
+            # The pixels of a second request may arrive while a forward runs. They do not if the
+            # gateway makes the second request wait, or if one forward takes the whole batch.
             batch = settings.max_batch_size * limits.units_per_request
             count = 2 if bound <= engine.units_per_forward < batch else 1
-            # A prefix cache would save the encoding of pictures that it has seen.
+            # A prefix cache does not encode a picture twice, so each request has its own colour.
             numbers = range(1, count + 1) if settings.enable_prefix_caching else [None] * count
             forward = [_pictures(1, sizes, number) for number in numbers] if sizes else []
     longest = LONGEST if several else settings.session_len - _NEW_ON_TORCH
@@ -87,7 +87,7 @@ def torch_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]:
 def limited(plan: Plan) -> Model:
     """Return the plan's model with the planned image limit as its own limit.
 
-    The model is returned unchanged if the files of its twin cannot state an image limit.
+    The model stays unchanged if its twin has no file that can state an image limit.
     """
     model, limit = plan.model, plan.promise.limits.image_limit
     carries = model.vision is not None and model.vision.kind in ("internvit", "moonvit")
@@ -102,12 +102,13 @@ def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
     The picture is as square as possible.
 
     Raises:
-        UsageError: the limit is above the checkpoint's own limit, so no picture can reach it.
+        UsageError: the limit is above the checkpoint's own limit, so no picture reaches the limit.
     """
     if limit is not None and limit > rule.checkpoint_limit:
         raise UsageError(
             f"{rule.limit_option} {limit} is above the checkpoint's own {rule.checkpoint_limit}",
-            hint="the rehearsal sends pictures under the checkpoint's own limit; lower it",
+            hint=f"lower it to {rule.checkpoint_limit} at most: a rehearsal sends only pictures"
+            " that the checkpoint's own limit allows",
         )
     return rule.worst_size(limit)
 

@@ -21,7 +21,7 @@ from turbofit.rehearsal.spec import Spec
 
 def main(arguments: list[str]) -> NoReturn:
     """Run the rehearsal that ``spec.json`` in the folder ``arguments[0]`` describes, then exit."""
-    collect_after(600_000)  # importing LMDeploy makes 520,000 objects, which stay
+    collect_after(600_000)  # LMDeploy's import makes 520,000 objects that stay until the end
     folder = Path(arguments[0])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
@@ -29,14 +29,15 @@ def main(arguments: list[str]) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an engine's C++ does not let Python wake
+        # Python's own handler would not run while the engine's C++ code runs.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     spec = decode((folder / "spec.json").read_bytes(), Spec, what="spec.json")
     notes, close = Notes(folder), None
     code = 0
     try:
         close = import_module(REHEARSED_ENGINES[spec.engine].driver).drive(spec, notes)
-        notes.write(done=True)  # all cases were driven
-    except BaseException as error:  # noqa: BLE001 - the parent decides what it means
+        notes.write(done=True)
+    except BaseException as error:  # noqa: BLE001 - the parent decides what the error means
         traceback.print_exc()
         notes.error(error)
         code = 1

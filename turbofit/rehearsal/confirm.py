@@ -34,7 +34,9 @@ _UNSETTLED: Final = (
 
 
 def refuse_untwinned(request: PlanRequest) -> None:
-    """Refuse a model, before it is planned, if its weights are not on disk and it has no twin.
+    """Refuse a request if the model's weights are not on disk and the model has no twin.
+
+    Call this function before the model is planned.
 
     Raises:
         UsageError: no twin of the model can be made.
@@ -43,11 +45,11 @@ def refuse_untwinned(request: PlanRequest) -> None:
 
 
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
-    """Rehearse a plan; return it with lower ratios if the engine left less free than the margin.
+    """Rehearse a plan; lower its ratios if the engine leaves less memory free than the margin.
 
-    If the user gave no margin, a smaller margin may be used (`Margin`). If the last rehearsal still
-    leaves too little, the plan is made anew with the whole margin, and warns that it was not
-    rehearsed. A plan that does not fit is returned unchanged.
+    If the user gives no margin, the plan may have the smaller margin of a rehearsed plan
+    (`Margin`). If the last rehearsal still leaves too little, the plan is made anew with the whole
+    margin, and warns that no rehearsal confirms the plan. A plan that does not fit stays unchanged.
 
     Raises:
         UsageError: the plan is for Transformers.
@@ -70,7 +72,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     for _ in range(_REHEARSALS):
         result = rehearse_plan(plan)
         if not ratios and result.rehearsal is not None and result.rehearsal.outcome == "failed":
-            # The rehearsal itself failed, and so decides nothing.
+            # The rehearsal itself failed, so it says nothing about the plan.
             failed = with_rehearsals(cautious, result.engines)
             return finished(replace(failed, fits=False, verdict=result.verdict), given)
         lower = corrected_ratios(result)
@@ -83,18 +85,18 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
             return finished(plan, given)
     if not result.fits:
         return finished(result, given)
-    last = same_shape(request, plan, ratios)  # no rehearsal has seen this plan
+    last = same_shape(request, plan, ratios)  # not rehearsed, so it has the whole margin
     if last.fits:
         last = replace(last, warnings=(*last.warnings, _UNSETTLED))
     return finished(last, given)
 
 
 def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
-    """Rehearse a plan; return it with the memory that the engine took in the worst cases.
+    """Rehearse a plan; return the plan with the memory that the engine took in the worst cases.
 
-    Of groups with equal settings only the first is rehearsed. If the rehearsal contradicts the
-    forecast, ``fits`` and ``verdict`` follow the rehearsal. ``keep`` is a folder for timelines,
-    notes and log, with a subfolder for each group if their settings differ.
+    If several groups have equal settings, only the first of these groups is rehearsed. If the
+    rehearsal contradicts the forecast, ``fits`` and ``verdict`` follow the rehearsal. ``keep`` is a
+    folder for timelines, notes and log; it gets a subfolder for each group if settings differ.
 
     Raises:
         PackageError: LMDeploy or a C compiler is missing.
@@ -120,7 +122,7 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
 
 
 def with_rehearsals(plan: Plan, rehearsed: Sequence[EnginePlan]) -> Plan:
-    """Return the plan with the results of its rehearsed engines; its forecasts stay."""
+    """Return the plan with the results of the rehearsed engines; the plan's forecasts stay."""
     engines = zip(plan.engines, rehearsed, strict=True)
     return replace(
         plan, engines=tuple(replace(was, rehearsal=now.rehearsal) for was, now in engines)
@@ -130,7 +132,7 @@ def with_rehearsals(plan: Plan, rehearsed: Sequence[EnginePlan]) -> Plan:
 def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
     """Return the ratios that must be lowered, by GPU index.
 
-    The ratio of a rehearsed engine is returned for all engines that are like it.
+    Engines with equal settings get the ratio of the rehearsed engine among them.
     """
     ratios: dict[int, float] = {}
     for numbers in alike(rehearsed.engines):
@@ -145,8 +147,8 @@ def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
 def corrected_ratio(rehearsed: EnginePlan) -> float | None:
     """Return the largest ratio at which the rehearsed GPUs keep the margin; None for no change.
 
-    Each term counts with its rehearsed bytes if they are known. A worst case counts with the larger
-    of forecast and rehearsal, since the engine may not have reached its worst.
+    A term counts with its rehearsed bytes if a counter measured them. A worst case counts with the
+    larger of forecast and rehearsal, since the rehearsal may have missed the worst moment.
     """
     rehearsal = rehearsed.rehearsal
     if rehearsal is None or rehearsal.outcome not in ("served", "out_of_memory"):
@@ -163,7 +165,10 @@ def corrected_ratio(rehearsed: EnginePlan) -> float | None:
 
 
 def _shortfall(ledger: GpuLedger) -> int:
-    """Return the bytes that a rehearsed GPU lacks of its margin; 0 or less if none are lacking."""
+    """Return how much less than its margin a rehearsed GPU leaves free, in bytes.
+
+    The result is 0 or less if the GPU keeps the margin.
+    """
     steady, pool, worst = 0, 0, 0
     for term in ledger.terms:
         size = term.bytes if term.rehearsed is None else term.rehearsed

@@ -22,16 +22,17 @@ class RehearsedEngine:
     """How one engine is rehearsed.
 
     Attributes:
-        driver: the module whose ``drive(spec, notes)`` starts the engine in the child and drives
-          the cases; it returns a function that closes the engine, or None.
+        driver: the name of a module with a function ``drive(spec, notes)``. This function starts
+          the engine in the child, drives the cases, and returns a function that closes the engine,
+          or None.
         read: reads the memory and the end of an ended run.
         worst: returns the worst cases of one engine of a plan.
         not_known: kinds of memory that the rehearsal cannot see.
         before, after: terms of the ledger that only a real card has. The pretend card is charged
-          with ``before`` from its start, with ``after`` once the engine has read free memory.
-        process_context: the pretend machine charges each process for its CUDA context.
+          with ``before`` from the start, and with ``after`` once the engine has read free memory.
+        process_context: whether the pretend machine charges each process for its CUDA context.
         environ: environment variables of the engine's processes.
-        path: folders in which these processes look for modules first.
+        path: folders in which the engine's processes look for modules first.
     """
 
     driver: str
@@ -55,8 +56,8 @@ def _on_torch(driver: str) -> RehearsedEngine:
         after=("kernel_modules", BUFFERS),
         process_context=True,
         environ={
-            "LMDEPLOY_ENABLE_CHECK_ENV": "0",  # it computes on the card, and compares values
-            "RAY_ADDRESS": "local",  # never a cluster of this host: its workers have real GPUs
+            "LMDEPLOY_ENABLE_CHECK_ENV": "0",  # the check compares values that a card computes
+            "RAY_ADDRESS": "local",  # workers of a cluster that runs on this host have real GPUs
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
         },

@@ -1,7 +1,7 @@
-"""Makes LMDeploy on pretend GPUs answer with a sentence that says that this is no answer.
+"""Makes LMDeploy on pretend GPUs answer with a sentence: pretend GPUs compute no answer.
 
-Without this sentence every token would be 0, which a reader cannot tell from a fault. The engine
-generates as usual; only the tokens that it returns are replaced.
+On a pretend GPU the engine generates the token 0 again and again, and a reader could take such an
+answer for a fault. The engine generates as usual; only the tokens of its outputs are replaced.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ SENTENCE: Final = "This is no answer: pretend GPUs compute nothing."
 def say_no_answer(module: Any) -> None:
     """Make LMDeploy's server return `SENTENCE` as every answer.
 
-    ``module`` is `lmdeploy.serve.core.async_engine`. An answer without a limit of its length ends
-    after the sentence; an answer with such a limit keeps its number of tokens and repeats the
-    sentence.
+    ``module`` is `lmdeploy.serve.core.async_engine`. If the request does not limit the length of
+    its answer, the answer ends after the sentence. If the request limits the length, the answer has
+    as many tokens as the limit allows, and repeats the sentence.
     """
     engine: Any = module.AsyncEngine
     run = engine.safe_run
@@ -38,7 +38,10 @@ def say_no_answer(module: Any) -> None:
 
 
 async def _said(outputs: AsyncIterator[Any], words: list[int], *, ends: bool) -> AsyncIterator[Any]:
-    """Yield the engine's outputs with the tokens ``words``; ``ends``: end after the last token."""
+    """Yield the engine's outputs with ``words`` as their tokens.
+
+    With ``ends`` the outputs end after the last token; else the tokens repeat.
+    """
     left = iter(words) if ends else cycle(words)
     total = 0
     async for output in outputs:

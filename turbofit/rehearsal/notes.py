@@ -1,6 +1,6 @@
 """The report that a rehearsal's child writes for its parent: a JSON file, replaced at each note.
 
-The report contains no memory sizes; the parent reads those by the engine's `RehearsedEngine`.
+The report contains no memory sizes; the engine's `RehearsedEngine` reads the sizes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from turbofit.core.struct import Document
 _NAME: Final = "report.json"
 #: The status of a request that did not end in time.
 NOT_FINISHED: Final = "not finished"
-#: Statuses of a request which show that the engine answers no request any more.
+#: Statuses that a request has after its engine has stopped answering.
 DEAD: Final = frozenset({"unavailable", "internal_error"})
 
 
@@ -28,10 +28,10 @@ class Notes:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._start = time.monotonic()
-        #: Called to begin a phase in the processes of the engine.
+        #: A function that begins a phase, by its name, in the processes of the engine.
         self.begin: Callable[[str], None] = lambda _: None
         self.phase = "import"
-        #: Objects that must live until the process ends: their memory belongs to the last phase.
+        #: Objects that live until the process ends, so that the last phase includes their memory.
         self.alive: list[object] = []
         self.data: dict[str, Any] = {"pid": os.getpid(), "seconds": {}, "cases": []}
         self.write()
@@ -41,7 +41,7 @@ class Notes:
         replaced(self.folder / _NAME, json.dumps(self.data))
 
     def started(self, config: object, **values: Any) -> None:
-        """Note the settings of the engine that are plain values, and begin the phase ``ready``."""
+        """Note all settings that are numbers, texts, lists or None; begin the phase ``ready``."""
         plain = (int, float, str, bool, list, type(None))
         settings = {k: v for k, v in vars(config).items() if isinstance(v, plain)}
         self.write(settings=settings, **values)
@@ -63,8 +63,9 @@ class Notes:
     ) -> bool:
         """Note how a rehearsal case ended; return whether the engine can take another case.
 
-        ``tokens`` has each prompt's number of tokens, ``words`` is an error's text; ``begun`` is a
-        time of the monotonic clock.
+        ``tokens`` has the number of tokens of each prompt, and ``statuses`` the status of each
+        request. ``words`` is the text of an error. ``begun`` is when the case began, by
+        `time.monotonic`.
         """
         counts = {status: statuses.count(status) for status in sorted(set(statuses))}
         seconds = round(time.monotonic() - begun, 3)
@@ -74,7 +75,7 @@ class Notes:
         return not counts.keys() & {NOT_FINISHED, *DEAD}
 
     def error(self, error: BaseException) -> None:
-        """Note the error that ended the engine, with its phase and its frames, outermost first."""
+        """Note an error that ended the engine, with its phase, and its frames, outermost first."""
         frames = traceback.extract_tb(error.__traceback__)
         self.write(
             error={
@@ -87,7 +88,7 @@ class Notes:
 
 
 def called_after(act: Callable[[], object], call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``call``, before each call of which ``act`` is called."""
+    """Return a function that calls ``act`` first, and then ``call`` with its own arguments."""
 
     def step(*args: Any, **kwargs: Any) -> Any:
         act()
@@ -97,9 +98,9 @@ def called_after(act: Callable[[], object], call: Callable[..., Any]) -> Callabl
 
 
 def replaced(path: Path, text: str) -> None:
-    """Replace a file so that readers never see half of it.
+    """Replace a file so that no reader ever sees half of the text.
 
-    After a crash the file may be lost; `write_atomic` prevents this.
+    After a power cut the file may be lost; `write_atomic` keeps a file even then.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     temporary.write_text(text, encoding="utf-8")
@@ -107,7 +108,7 @@ def replaced(path: Path, text: str) -> None:
 
 
 def read_notes(folder: Path) -> Document:
-    """Return the content of a child's ``report.json`` in its folder; empty if there is none."""
+    """Return the content of ``report.json`` in a child's folder; empty if there is no such file."""
     try:
         data: dict[str, Any] = json.loads((folder / _NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

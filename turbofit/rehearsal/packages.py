@@ -17,11 +17,11 @@ from turbofit.rehearsal.pretend.libraries import check_surface
 from turbofit.rehearsal.spec import Spec
 
 _HERE: Final = Path(__file__).parent / "torch"
-#: The folder for each process of a rehearsal.
+#: The folder whose modules each process of an engine on torch finds first in a rehearsal.
 INSIDE: Final = _HERE / "torch_inside"
-#: The folder for each process of an engine with a draft.
+#: The folder whose modules each process of an engine with a draft finds first.
 DRAFT: Final = _HERE / "draft_inside"
-#: The folder for each process of a server.
+#: The folder whose modules each process of a PyTorch engine's server finds first.
 SERVED: Final = _HERE / "served_inside"
 _LMDEPLOY: Final = f"lmdeploy=={REFERENCE}.0"
 _PINNED: Final = {"lmdeploy": _LMDEPLOY}
@@ -44,7 +44,7 @@ def needs(spec: Spec) -> dict[str, str]:
 
     Raises:
         PackageError: a package or a C compiler is missing, or TurboMind's library calls a function
-        that has no stand-in.
+            that has no stand-in.
     """
     on_torch = "torch" in _PACKAGES[spec.engine]
     if not on_torch:
@@ -73,7 +73,7 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
     """Check an engine's packages; return their versions.
 
     Raises:
-        PackageError: a package is missing, or torch is no CUDA build.
+        PackageError: a package is missing, or the installed torch is a CPU build.
     """
     names = (*_PACKAGES[engine], *(["ray"] if ray else []))
     missing = [name for name in names if importlib.util.find_spec(name) is None]
@@ -91,10 +91,10 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
 
 
 def need_engine(plan: Plan) -> None:
-    """Check the packages that a plan's engine runs on pretend GPUs, if torch is one of them.
+    """Check the packages of a plan's engine for pretend GPUs, if the engine runs on torch.
 
     Raises:
-        PackageError: a package is missing, or torch is no CUDA build.
+        PackageError: a package is missing, or the installed torch is a CPU build.
     """
     if plan.backend.on_torch:
         need_packages(plan.backend.name, ray=plan.tp > 1)

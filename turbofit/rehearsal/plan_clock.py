@@ -1,6 +1,7 @@
-"""The clock for a plan's engines on pretend GPUs: the plan's own step, as a table of seconds.
+"""Makes the clock of a plan's engines: a table with the forecast's seconds of each forward.
 
-Only TurboMind's launches are read, and only a speed that a plan may print is worth a clock.
+There is a clock only for TurboMind, whose kernel launches csrc/clock.c reads, and only if the plan
+prints a forecast of speed.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from turbofit.rehearsal.pretend.clock import StepTable
 class ClockChoice(NamedTuple):
     """How time passes on pretend GPUs.
 
-    ``factor`` is how much slower than the forecast, 0 for no time at all; ``word`` says how certain
-    the forecast is, or why there is no clock.
+    Forwards take ``factor`` times the forecast's seconds; 0 means that forwards take no time.
+    ``word`` says how certain the forecast is, or why there is no clock.
     """
 
     factor: float
@@ -26,7 +27,7 @@ class ClockChoice(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The sentence that stands beside every speed of this machine."""
+        """The sentence that a report prints beside each speed of the pretend machine."""
         if not self.factor:
             return f"no clock: {self.word}"
         slower = "" if self.factor == 1 else f", {self.factor:g} times slower than life"
@@ -34,7 +35,7 @@ class ClockChoice(NamedTuple):
 
 
 def clock_for(plan: Plan, factor: float) -> ClockChoice:
-    """Return the clock for a plan if a person wishes for this factor."""
+    """Return the clock for a plan, if its user asks for this factor."""
     if not factor:
         return ClockChoice(0.0, "--clock 0")
     if plan.backend.on_torch:
@@ -47,7 +48,7 @@ def clock_for(plan: Plan, factor: float) -> ClockChoice:
 
 
 def step_table(plan: Plan, engine: EnginePlan) -> StepTable:
-    """Return the seconds of the forwards of one of a plan's engines."""
+    """Return the forecast's seconds of the forwards of one engine of a plan."""
     account, figures, group = engine_of(plan), rates(), engine_rates(plan, engine)
     most = max(plan.promise.limits.units_per_request, engine.units_per_forward)
     return StepTable(

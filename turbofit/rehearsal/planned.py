@@ -31,21 +31,21 @@ from turbofit.rehearsal.run import KEPT, EndedRun, Readings, run_child
 from turbofit.rehearsal.spec import SPECULATIVE_CONFIG, Spec
 
 SCHEMA: Final = "turbofit.rehearsal/1"
-#: The beginning of names of phases whose worst cases have images.
+#: A phase whose name begins with these words has a worst case with images.
 _IMAGES: Final = "case vision"
 #: The phase that begins when an engine reads free memory.
 _SIZED: Final = "cache"
 _KEPT_LINES: Final = 12
 #: The fewest tokens that a worst case generates.
 _NEW = 2
-#: The counters' line for terms that one call of the engine allocates together.
+#: Terms that one call of the engine allocates together, and the name of their common counter.
 _TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 
 
 def rehearse(spec: Spec, keep: Path | None = None) -> Document:
     """Run a rehearsal and return its document.
 
-    ``keep``: a folder for timelines, notes and log.
+    ``keep`` is a folder that gets the timelines, notes and log.
 
     Raises:
         PackageError: the engine, a package that it runs, or a C compiler is missing.
@@ -99,7 +99,7 @@ def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> 
 
 
 def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
-    """Return a case with the most bytes in use on each card, and the engine's counters."""
+    """Return a case with the most bytes in use on each card, and with the engine's counters."""
     phase = f"case {case['name']}"
     return {
         **case,
@@ -110,10 +110,10 @@ def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
 
 
 def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, AnyEnd | None]:
-    """Return a rehearsal's outcome, and how it ended; None instead if the outcome is ``served``.
+    """Return a rehearsal's outcome, and how the engine ended; None if the outcome is ``served``.
 
-    The outcome is ``served``, ``out_of_memory``, ``hang`` or ``failed``. ``served`` means that
-    every request came to an end, even if the engine refused its prompt.
+    The outcome is ``served``, ``out_of_memory``, ``hang`` or ``failed``. ``served`` means that the
+    engine answered or refused every request, and lives.
     """
     cases = ended.notes.get("cases", [])
     unfinished = next((case["name"] for case in cases if NOT_FINISHED in case["statuses"]), None)
@@ -135,15 +135,15 @@ def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, AnyEnd | 
 def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
     """Return the phases in order, with the bytes in use on each card at the peak and at the end.
 
-    ``phases`` has for each card the bytes ``peak`` and ``held`` by phase; the bytes that were
-    charged to the card are added.
+    For each card ``phases`` has the bytes ``peak`` and ``held`` (at the end) by phase. The result
+    also includes the bytes that were charged to the card.
     """
-    order, lanes = max(phases, key=len, default={}), []  # all cards have the same phases
+    order, lanes = max(phases, key=len, default={}), []  # a card may lack phases of another card
     for spans, gpu in zip(phases, gpus, strict=True):
         base, in_use, lane = gpu.used, 0, []
         for phase in order:
             base += gpu.late if phase == _SIZED else 0
-            span = spans.get(phase, {"peak": in_use, "held": in_use})  # without it: no change
+            span = spans.get(phase, {"peak": in_use, "held": in_use})
             in_use = span["held"]
             lane.append((base + span["peak"], base + in_use))
         lanes.append(lane)
@@ -159,7 +159,7 @@ def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Mom
 
 
 def rehearsed_engine(plan: Plan, group: int = 0, keep: Path | None = None) -> EnginePlan:
-    """Rehearse the worst cases of one engine; return it with what the real one took."""
+    """Rehearse the worst cases of one engine of a plan; return the engine with the bytes seen."""
     engine = plan.engines[group]
     document = plan_document(plan, group, keep)
     versions = document["versions"]
@@ -182,7 +182,7 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
         UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
-        # LMDeploy chooses chat templates by the folder's name, so the twin has the model's name.
+        # LMDeploy chooses the chat template by the folder's name, so this is the model's name.
         folder = Path(scratch) / plan.model.name
         folder = checkpoint_for(limited(plan), folder, torch=plan.backend.on_torch)
         return rehearse(
@@ -207,14 +207,14 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
 
 
 def charged(plan: Plan, group: int = 0) -> Scenario:
-    """Return the pretend machine of one group, charged with terms that a rehearsal cannot see."""
+    """Return the pretend machine of one group; terms that only a real card has are in use on it."""
     rehearsed, engine = REHEARSED_ENGINES[plan.backend.name], plan.engines[group]
     twin = pretend_twin(plan.machine, engine.gpus)
     before = rehearsed.before
     if rehearsed.process_context or engine.settings.communicator == "nccl":
         before = (*before, "communicator")
     ledgers = [ledger.terms for ledger in engine.ledgers]
-    # A calibration's correction may subtract more than these terms: then the rest is ignored.
+    # A calibration may make the sum of these terms negative; a pretend card is then charged 0.
     gpus = tuple(
         dataclasses.replace(
             gpu,
@@ -236,7 +236,7 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
 def unanswered(plan: Plan, engine: EnginePlan, document: Document) -> AnyEnd | None:
     """Return an end if the engine refused a request that the plan promises to serve; else None.
 
-    The plan promises only prompts that are no longer than its longest request.
+    The plan promises a prompt only if prompt and answer fit into its context.
     """
     longest = min(engine.settings.session_len, plan.promise.context)
     taken = document["cache"].get("session_len")
@@ -256,8 +256,8 @@ def unanswered(plan: Plan, engine: EnginePlan, document: Document) -> AnyEnd | N
 def beside(engine: EnginePlan, document: Document) -> tuple[GpuLedger, ...]:
     """Return the engine's ledgers with the rehearsed bytes of each term that has a counter.
 
-    ``rehearsed`` stays empty for terms that share a counter (``Rehearsal.together``), and for terms
-    that only a real card has.
+    ``rehearsed`` stays None if a term shares its counter with others (``Rehearsal.together``), or
+    if only a real card has the term.
     """
     counters = dict(zip(engine.gpus, document["terms"], strict=True))
 
@@ -280,7 +280,7 @@ def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, lis
             lines.setdefault(line, []).append(term)
         stays = term.phase == "buffers" and term.basis != "estimate" and term.term != POOL_WARMUP
         if stays and "buffers" in counters:
-            # All buffers beside the cache, also those with a line of their own.
+            # The counter ``buffers`` also includes buffers that have a counter of their own.
             lines.setdefault("buffers", []).append(term)
     return lines
 

@@ -1,1 +1,1 @@
-"""Header-only checkpoints: they let an engine allocate memory, and have no weights."""
+"""Writes checkpoints that have headers, but no weights; an engine still allocates all memory."""

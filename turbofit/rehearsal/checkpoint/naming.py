@@ -1,4 +1,4 @@
-"""Names a model's tensors as a checkpoint does, and says how the checkpoint stores them."""
+"""Lists the names, types and shapes of the tensors in a model's checkpoint."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ Entry = tuple[str, str, tuple[int, ...]]
 _GROUP: Final = 128
 #: The number of weights that share an exponent in mxfp4, or a scale in compressed-tensors.
 _MX_GROUP: Final = 32
-#: Words before the name of a tensor that is no module's weight, and its type ("": the model's).
+#: A word before a name in `presets/checkpoints` says that the tensor is no module's weight. The
+#: value is the type of the tensor; an empty type is the model's own.
 _ALONE: Final = {"bare": "", "float32": "F32"}
 
 
 class Decoder(Struct, forbid_unknown_fields=True):
     """The place of the decoder in the checkpoint of a whole model.
 
-    Tensor names of the decoder begin with ``model``, names of its output head with ``head``.
-    ``config`` is the dotted key of the decoder's settings in ``config.json``, ``quantized`` is the
-    dotted key of the quantization.
+    Names of the decoder's tensors begin with ``model``; the name of the output head begins with
+    ``head``. ``config`` and ``quantized`` are dotted keys of ``config.json``: the first has the
+    decoder's settings, the second has the quantization.
     """
 
     model: str = "model."
@@ -94,10 +95,10 @@ def _apart(names: JsonObject) -> JsonObject:
 
 
 def values_of(model: Model, ids: Mapping[str, int]) -> Values:
-    """Return a model's values that expressions in `presets/checkpoints` may name.
+    """Return the values of a model that expressions in `presets/checkpoints` may name.
 
-    Names of the vision tower's values begin with ``v_``, of the audio tower's with ``a_``, of the
-    image rule's with ``r_``.
+    A prefix says where a value comes from: ``v_`` the vision tower, ``a_`` the audio tower, ``r_``
+    the image rule. ``ids`` has the ids of special tokens, by token.
     """
     text, rule = model.text, model.image_rule
     limit = (rule.checkpoint_limit if rule is not None else None) or 0
@@ -133,7 +134,7 @@ def _of_attention(text: TextDims) -> dict[str, Any]:
             "linear_attention" if (i + 1) % interval else "full_attention"
             for i in range(text.layers)
         ]
-    return values | {"layers": text.layers}  # a delta net counts layers, too
+    return values | {"layers": text.layers}  # `text.delta` has a field `layers` of its own
 
 
 def _of_experts(text: TextDims) -> dict[str, Any]:
@@ -196,8 +197,8 @@ def size(expression: str, values: Values) -> int:
 def _named(name: str, values: Values) -> Any:
     if name not in values:
         raise UsageError(
-            f"a config of presets/checkpoints names {name}, which this model has not",
-            hint="docs/adding.md says which names there are",
+            f"a config of presets/checkpoints names {name}, a value that this model does not have",
+            hint="docs/adding.md lists the names of all values",
         )
     return values[name]
 
@@ -228,16 +229,17 @@ def _value(name: str, values: Values) -> Any:
 
 
 class Writer(NamedTuple):
-    """Yields the names, types and shapes of a model's tensors as a checkpoint stores them."""
+    """Yields the name, type and shape of each tensor of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
     dtype: str
     quantization: Quantization | None
 
     def entries(self, names: JsonObject, at: str = "", layer: int | None = None) -> Iterator[Entry]:
-        """Yield the tensors that ``names`` lists by role; with ``layer``, only those of that layer.
+        """Yield the tensors that ``names`` lists by role.
 
-        ``at`` is the prefix of their names in the checkpoint.
+        ``at`` is the beginning of all yielded names. With ``layer``, only tensors of this layer are
+        yielded.
         """
         for name, joined in self._joined(names, layer).items():
             if isinstance(joined, list):
@@ -248,9 +250,9 @@ class Writer(NamedTuple):
                 yield from self._layers(joined, at + joined["at"])
 
     def _joined(self, names: JsonObject, layer: int | None) -> dict[str, Any]:
-        """Return what ``names`` lists: tensors by name in the checkpoint, inner blocks by role.
+        """Return lists of tensors by their name in the checkpoint, and inner blocks by their role.
 
-        Tensors that a checkpoint joins into one have the same name.
+        A list has several tensors if the checkpoint joins these tensors into one.
         """
         found: dict[str, Any] = {}
         for role, name in names.items():
@@ -312,7 +314,7 @@ class Writer(NamedTuple):
 def need_names(names: JsonObject, tensors: Iterable[str]) -> None:
     """Check that a file of `presets/checkpoints` has a name for the role of each tensor.
 
-    ``names`` is from that file; ``tensors`` are the roles.
+    ``names`` is the file's mapping from roles to names; ``tensors`` has the roles.
 
     Raises:
         UsageError: a role has no name.
@@ -321,7 +323,7 @@ def need_names(names: JsonObject, tensors: Iterable[str]) -> None:
     if unnamed:
         raise UsageError(
             f"a file of presets/checkpoints has no name for {', '.join(unnamed)}",
-            hint="docs/adding.md says how names are written",
+            hint="docs/adding.md shows how such a file lists names",
         )
 
 

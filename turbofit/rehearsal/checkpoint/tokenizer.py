@@ -1,6 +1,6 @@
 """Writes a stand-in tokenizer: image tokens are exact, but each byte of text is a token.
 
-Text has some four times as many tokens as with the model's own tokenizer.
+A text has about four times as many tokens as with the model's own tokenizer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from turbofit.core.struct import JsonObject, Struct
 
 
 class Tokenizer(Struct, forbid_unknown_fields=True):
-    """The settings of a kind's stand-in tokenizer: its class, image token and special tokens."""
+    """The settings of a stand-in tokenizer: its class, its image token and its special tokens."""
 
     class_: str = field(name="class", default="PreTrainedTokenizerFast")
     image: str = "<IMG_CONTEXT>"

@@ -1,6 +1,6 @@
 """Writes a twin of a model: a stand-in checkpoint that has headers, but no weights.
 
-Its files are sparse and as long as real files: a loader that maps them reads zeros.
+The files of weights are sparse and as long as real files: a loader that maps a file reads zeros.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from turbofit.rehearsal.checkpoint.tokenizer import (
     write_tokenizer,
 )
 
-#: The packings that can be written: method and group size. awq has 4 bits, fp8 blocks of 128 x
-#: 128; mxfp4 packs only the experts of gpt-oss, compressed-tensors only experts.
+#: The method and the group size of each packing that a twin can have: awq has 4 bits, fp8 has
+#: blocks of 128 x 128. mxfp4 packs only the experts of gpt-oss, compressed-tensors only experts.
 _PACKED: Final = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
 _SHARD = 8 << 30
-#: Endings of names: a tensor with the shape of a packed one (LMDeploy compares the two numbers with
-#: the model's), and the packed tensor.
+#: Endings of names: of a packed weight, and of a tensor with the two numbers of the weight's shape
+#: before packing. LMDeploy compares these two numbers with the model's own.
 _WEIGHT_SHAPE, _PACKED_WEIGHT = ".weight_shape", ".weight_packed"
 _IN_A_WORD = 8
 
@@ -177,10 +177,10 @@ def _placed(name: str, whole: Kind | None) -> str:
 def write_header(
     path: Path, entries: Iterable[Entry], stored: Mapping[str, tuple[int, int]]
 ) -> None:
-    """Write a sparse safetensors file without tensor data.
+    """Write a sparse safetensors file, whose tensors have no data.
 
-    ``stored`` has two numbers for each tensor that states the shape of a packed weight; only these
-    numbers are written as data.
+    A tensor that states the shape of a packed weight is the exception: ``stored`` has its two
+    numbers, which are written as its data.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
     at, shapes = 0, b""
@@ -204,7 +204,7 @@ def write_header(
 def write_weights(entries: Iterable[Entry], folder: Path) -> None:
     """Write the tensors' headers into one file, or into several files with an index.
 
-    Each file stays small, since Linux cannot map a file larger than the host's memory.
+    A file has 8 GiB at most, since Linux cannot map a file that is larger than the host's memory.
     """
     shards: list[list[Entry]] = []
     room = 0

@@ -1,1 +1,1 @@
-"""A pretend machine: replacements of CUDA, cuBLAS and NCCL count memory and compute nothing."""
+"""A pretend machine: stand-ins for CUDA's libraries count memory and compute nothing."""

@@ -29,20 +29,21 @@ from turbofit.rehearsal.pretend.libraries import (
 
 _LOG: Final = LazyLogger(__name__)
 
-#: Increased if the folder's format changes, but no source does.
+#: Increase this number if the folder's format changes while no source file changes.
 _FORM = "2"
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
-#: Seconds for one library; a compiler on a dead file system takes for ever.
+#: Seconds that the compiler may take for one library; on a dead file system it never ends.
 _COMPILER_SECONDS: Final = 60.0
-#: The file beside the libraries with the digest of all of them.
+#: The name of the file that has the digest of all libraries in its folder.
 _SHA256: Final = "SHA256"
-#: Libraries whose generated functions fail, since callers would use outputs that nobody filled.
+#: Libraries whose generated functions return an error: a caller would read outputs that the
+#: generated function did not write.
 _REFUSING = ("libcudart", "libcuda")
 _NOT_SUPPORTED = 801  # cudaErrorNotSupported and CUDA_ERROR_NOT_SUPPORTED
 _HEAD = """\
-/* Generated: entry points of %s that do nothing; one written by hand takes its place. */
+/* Generated: entry points of %s that do nothing. A function written by hand replaces its stub. */
 #include "account.h"
 
 #define STUB(name) \\
@@ -60,7 +61,7 @@ _HEAD = """\
 
 
 def find_compiler() -> list[str] | None:
-    """Return the command of a C compiler, ``CC`` first; None if the machine has none."""
+    """Return the command of a C compiler, by preference that of ``CC``; None without a compiler."""
     chosen = os.environ.get("CC", "").split()
     if chosen and shutil.which(chosen[0]):
         return chosen
@@ -130,8 +131,8 @@ def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[s
 def build(folder: Path | None = None, site: Path | None = None) -> Path:
     """Return the folder of the libraries; build them if they are missing (one to three seconds).
 
-    Nobody but this user and root can change the files. ``site`` is the program's ``site-packages``
-    folder; None means TurboMind with CPU torch.
+    Only this user and root can change the files. ``site`` is the ``site-packages`` folder of the
+    program that will run; None means TurboMind with CPU torch.
 
     Raises:
         PretendError: other users can change the folder, or the libraries cannot be built.
@@ -165,9 +166,9 @@ def _build(target: Path, libraries: Mapping[str, LibraryInterface]) -> None:
         (made / _SHA256).write_text(_content(made, libraries), encoding="ascii")
         for path in made.iterdir():
             sync_folder(path)
-        (made / "libcuda.so").symlink_to("libcuda.so.1")  # older Tritons link it by this name
+        (made / "libcuda.so").symlink_to("libcuda.so.1")  # older versions of Triton link this name
         sync_folder(made)
-        if not _is_whole(target, libraries):  # else another process was faster
+        if not _is_whole(target, libraries):  # another process may have built the folder meanwhile
             with suppress(FileNotFoundError):
                 target.rename(temporary / "damaged")
             made.rename(target)

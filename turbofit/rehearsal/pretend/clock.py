@@ -1,6 +1,7 @@
-"""The clock of a pretend machine: the file through which the engine's forwards take their time.
+"""The clock of a pretend machine: a file with the seconds that the engine's forwards take.
 
-csrc/clock.c reads the seconds from it and writes what passed; whoever serves turns it on.
+csrc/clock.c reads these seconds, and writes the time that passed. The clock stands until
+`ClockFile.run` is called.
 """
 
 from __future__ import annotations
@@ -18,27 +19,28 @@ if TYPE_CHECKING:
 
 #: The variable that names the file for the C side.
 CLOCK: Final = "TURBOFIT_PRETEND_CLOCK"
-#: csrc/clock.c: the factor, five counters in nanoseconds, two seconds; then two tables.
+#: As in csrc/clock.c: the factor; until, busy, late and idle in nanoseconds; the number of
+#: forwards; pair and context in seconds. Two tables follow.
 _HEAD: Final = struct.Struct("<d5q2d")
 _MOST: Final = 1 << 18
 _SIZE: Final = _HEAD.size + 2 * 8 * _MOST
 _SECOND: Final = 1e9
-#: The largest share of the time by which the host may hold the cards up: beyond it, the host
-#: decided what was measured.
+#: The largest share of the time that the host may delay the cards: with a larger share, the
+#: measured speed is the host's.
 HELD_UP: Final = 0.05
 
 
 def held_up_share(late: float, idle: float, passed: float) -> float:
-    """Return the share of ``passed`` seconds by which the host held a card up (`ClockReading`)."""
+    """Return the share of ``passed`` seconds that the host delayed a card (see `ClockReading`)."""
     return max(late, idle) / passed
 
 
 class StepTable(NamedTuple):
-    """Seconds of an engine's forwards on one rank, as the plan's own step has them.
+    """Seconds of an engine's forwards on one rank, by the plan's forecast of speed.
 
-    ``forward`` has those of a forward over N tokens at place N, ``image`` those of an image of N
-    vision units; ``pair`` is for a token of a prompt and a token that it attends to, ``context``
-    for a token whose keys and values an answer's step reads.
+    ``forward[N]`` is for a forward over N tokens, ``image[N]`` for an image of N vision units.
+    ``pair`` is for one token of a prompt and one token that it attends to. ``context`` is for one
+    token whose keys and values a step of an answer reads.
     """
 
     forward: Sequence[float]
@@ -54,12 +56,12 @@ class StepTable(NamedTuple):
 
 
 class ClockReading(NamedTuple):
-    """What passed on the first card: seconds, and the number of forwards.
+    """The time that passed on the first card, in seconds, and the number of forwards.
 
-    ``until`` is the time of `time.monotonic` until which the cards work; ``busy`` are the table's
-    seconds of all forwards; ``late`` is how much later than its time work was seen to be done, and
-    ``idle`` how long the card waited for the host though requests were under way. Both are the
-    host's fault, and not divided by any factor.
+    The cards work until ``until``, by `time.monotonic`. ``busy`` is the sum of the table's seconds
+    of all forwards. ``late`` is the time between the end of a work and the moment in which the host
+    noticed the end. ``idle`` is the time in which the card waited for the host although requests
+    were running. The host causes ``late`` and ``idle``, so no factor divides them.
     """
 
     factor: float = 0.0
@@ -71,18 +73,18 @@ class ClockReading(NamedTuple):
 
 
 class ClockFile:
-    """The file at ``path``; `write` makes it. Once it runs, all takes ``factor`` times as long."""
+    """The clock's file at ``path``. Forwards take ``factor`` times the seconds of its table."""
 
     def __init__(self, path: Path, factor: float = 1.0) -> None:
         self.path, self.factor = path, factor
 
     def write(self, table: StepTable) -> None:
-        """Make the file for an engine that is about to start; no time passes before `run`.
+        """Make the file for an engine that is about to start; forwards take no time before `run`.
 
-        Work beyond the table's ends takes no time.
+        A forward with more tokens than the table has takes no time.
 
         Raises:
-            OSError: the disk has no room for the file; an engine that maps it must not find a hole.
+            OSError: the disk has no room for the whole file.
         """
         with self.path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, _SIZE)
@@ -92,12 +94,12 @@ class ClockFile:
                 file.write(array("d", seconds[:_MOST]).tobytes())
 
     def run(self) -> None:
-        """Let forwards take their time from now on."""
+        """Start the clock: from now on, forwards take time."""
         with self.path.open("r+b") as file, mmap.mmap(file.fileno(), _SIZE) as page:
             page[:8] = struct.pack("<d", self.factor)
 
     def read(self) -> ClockReading:
-        """Return what passed so far; all 0 if the file cannot be read."""
+        """Return the time that has passed so far; all figures are 0 if the file cannot be read."""
         try:
             with self.path.open("rb") as file:
                 factor, until, busy, late, idle, forwards, *_ = _HEAD.unpack(file.read(_HEAD.size))

@@ -25,15 +25,15 @@ _FORWARDED: Final = (
 )  # fmt: skip
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_GET_CHILD_SUBREAPER: Final = 37
-_PR_SET_PDEATHSIG: Final = 1  # ends the command if this process ends, even if it is killed
+_PR_SET_PDEATHSIG: Final = 1  # the kernel ends the command when this process ends or is killed
 _GRACE: Final = 3.0
 #: Signals that a terminal sends to all processes in its foreground.
 _OF_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
-#: The variable that names the scenario file for the C side.
+#: The variable by which the libraries in C find the scenario file.
 SCENARIO = "TURBOFIT_PRETEND_SCENARIO"
-#: Variables that would make a child see another machine.
+#: Beginnings of variables that hide GPUs or change their order.
 _HIDING = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_")
-#: Variables that change an engine's allocations; a rehearsal must follow the plan's settings.
+#: Beginnings of variables that change an engine's allocations; a rehearsal has the plan's alone.
 CHANGING = ("CUDA_", "TM_", "NCCL_", "LMDEPLOY_", "PYTORCH_")
 #: The folder whose modules Python finds first, in processes with a CUDA build of torch.
 _INSIDE = Path(__file__).parent / "inside"
@@ -49,10 +49,11 @@ def run_command(
 ) -> int:
     """Run a command to its end, end the processes that it left, and return the exit status.
 
-    The status is negative after a signal. ``env`` is the whole environment; ``tick`` is called
-    every ``every`` seconds. As a subreaper, this process inherits the command's orphans, even from
-    other sessions, and ends them: SIGTERM, then SIGKILL after three seconds. If other threads of
-    this process may also start children, only orphans on the command's scenario are ended.
+    The status is negative after a signal. ``env`` is the whole environment of the command. ``tick``
+    is called every ``every`` seconds. As a subreaper, this process inherits the orphans of the
+    command, even from other sessions. It sends them SIGTERM, and SIGKILL three seconds later. If
+    this process has several threads, only orphans with the command's scenario are ended: another
+    thread may have started the others.
 
     Raises:
         UsageError: the command cannot be run.
@@ -71,7 +72,7 @@ def run_command(
             list(command),
             env=dict(env),
             stdout=stdout,
-            preexec_fn=begin,  # noqa: PLW1509 - nothing else runs in this process
+            preexec_fn=begin,  # noqa: PLW1509 - it only calls prctl
         )
     except OSError as exc:
         raise UsageError(
@@ -90,7 +91,7 @@ def run_command(
 
 
 def _in_foreground() -> bool:
-    """Return whether a terminal's Ctrl-C reaches this process, and thus also its command."""
+    """Return whether a terminal's Ctrl-C reaches this process; then it reaches the command, too."""
     with contextlib.suppress(OSError), open("/dev/tty") as terminal:
         return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     return False
@@ -98,9 +99,10 @@ def _in_foreground() -> bool:
 
 @contextlib.contextmanager
 def _forwarding(pid: int) -> Iterator[None]:
-    """Pass this process's signals on to process ``pid``, unless the terminal sends them to both.
+    """Pass signals of this process on to process ``pid``.
 
-    Outside the main thread nothing is passed on, since only that thread may set handlers.
+    A signal that the terminal sends to both processes is not passed on. Outside the main thread no
+    signal is passed on, since Python sets signal handlers only in the main thread.
     """
 
     def forward(number: int, _: FrameType | None) -> None:
@@ -118,7 +120,7 @@ def _forwarding(pid: int) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:
-    """End all descendants except ``others``; with ``scenario``, only those on that scenario."""
+    """End all descendants except ``others``; with ``scenario``, only descendants that have it."""
     ours = {process.pid}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE
@@ -127,7 +129,7 @@ def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | Non
             process.poll()
             new = set(_descendants(os.getpid())) - others
             ours |= {pid for pid in new if scenario is None or _is_on(pid, scenario)}
-            left = new & ours  # a process that has ended has no environment any more
+            left = new & ours  # a process that has just ended shows no environment
             if not left:
                 return
             for pid in left:
@@ -179,10 +181,10 @@ def pretend_environment(
 ) -> dict[str, str]:
     """Make the environment for a child process on a pretend machine.
 
-    ``site`` is the ``site-packages`` folder of the child's Python, if its torch is a CUDA build.
-    Such a torch finds NVIDIA's libraries by their paths, so the pretend libraries are loaded before
-    all others, and the child never reaches the real driver. ``keep``: keep variables that change
-    how programs allocate (``PYTORCH_CUDA_ALLOC_CONF``).
+    ``site`` is the ``site-packages`` folder of the child's Python, if its torch is a CUDA build. A
+    CUDA build finds NVIDIA's libraries by their paths. So the child preloads the pretend libraries,
+    and never reaches the real driver. ``keep`` keeps variables that change how programs allocate,
+    such as ``PYTORCH_CUDA_ALLOC_CONF``.
     """
     source = os.environ if base is None else base
     dropped = _HIDING if keep else (*_HIDING, *CHANGING)
@@ -201,7 +203,7 @@ def pretend_environment(
 
 
 def find_turbofit(env: dict[str, str]) -> None:
-    """Add this turbofit to a child's ``PYTHONPATH``, behind the folders that are already in it."""
+    """Add the folder of this turbofit to the end of a child's ``PYTHONPATH``."""
     package = str(Path(__file__).resolve().parents[3])
     before = env.get("PYTHONPATH")
     env["PYTHONPATH"] = f"{before}:{package}" if before else package

@@ -1,6 +1,6 @@
 """Reads the dynamic symbols of 64-bit little-endian ELF libraries.
 
-Any other file raises a ValueError.
+Each function raises a ValueError for any other file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from turbofit.machine.kernels.device_code import mapped, sections
 from turbofit.machine.kernels.families import demangle
 
-#: Beginnings of functions that only allocate memory, and do not tell its purpose.
+#: Beginnings of names of functions that only allocate memory; such a name says no purpose.
 PLUMBING = ("core::", "std::", "Allocator", "{anonymous}", "__", "Buffer", "?")
 
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
@@ -51,10 +51,7 @@ def needed(library: Path) -> tuple[str, ...]:
 
 
 def needed_versions(library: Path) -> dict[str, frozenset[str]]:
-    """Return the symbol versions that a library needs, by soname.
-
-    The soname is that of the library which must have these versions.
-    """
+    """Return the symbol versions that a library needs of other libraries, by their sonames."""
     with _complete(library), mapped(library) as data:
         return {
             name: versions
@@ -66,7 +63,7 @@ def needed_versions(library: Path) -> dict[str, frozenset[str]]:
 def _wanted(strings: bytes, raw: bytes) -> Iterator[tuple[str, frozenset[str]]]:
     """Yield each soname in a table of needed versions, with its versions.
 
-    ``strings`` has the names. Each list in the table ends at an entry whose next offset is 0.
+    ``raw`` is the table, ``strings`` has its names. A list ends at an entry whose next offset is 0.
     """
     at, following = 0, -1
     while following:
@@ -101,7 +98,7 @@ def dynamic_symbols(library: Path) -> Iterator[Symbol]:
 
 
 def _tables(data: mmap.mmap, kind: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield (strings, bytes) of each section of a kind; ``strings`` has its entries' names."""
+    """Yield the strings and the bytes of each section of a kind; the strings have the names."""
     whole = list(sections(data))
     for section in whole:
         if section.kind == kind:
@@ -112,7 +109,7 @@ def _tables(data: mmap.mmap, kind: int) -> Iterator[tuple[bytes, bytes]]:
 
 @contextmanager
 def _complete(library: Path) -> Iterator[None]:
-    """Raise a ValueError for any error while a library is read, such as for a truncated file."""
+    """Raise a ValueError if the library cannot be read, for instance because it is truncated."""
     try:
         yield
     except (ValueError, struct.error, IndexError, OverflowError) as exc:
@@ -120,7 +117,7 @@ def _complete(library: Path) -> Iterator[None]:
 
 
 class Symbols:
-    """The functions of a shared library, found by their offset."""
+    """Finds the functions of a shared library by offset."""
 
     def __init__(self, library: Path) -> None:
         functions = sorted(
@@ -133,7 +130,7 @@ class Symbols:
         self._names = [f[2] for f in functions]
 
     def name(self, offset: int) -> str:
-        """Return the readable name of the function at an offset; ``?`` if none is there."""
+        """Return the short name of the function at an offset; ``?`` if there is no function."""
         at = bisect.bisect_right(self._starts, offset - 1) - 1
         if at < 0 or offset - 1 >= self._ends[at]:
             return "?"
