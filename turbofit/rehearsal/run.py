@@ -22,22 +22,22 @@ from turbofit.rehearsal.pretend.run import FinishedRun, PreparedRun, run_pretend
 from turbofit.rehearsal.pretend.usage import read_shared
 from turbofit.rehearsal.spec import Spec
 
-#: Variables, also Ray's, that change what an engine allocates, which only its settings may change.
+#: Beginnings of variables, also of Ray's, that change what an engine allocates.
 _DROPPED: Final = (*CHANGING, "RAY_")
-#: Variables that are kept, since people also serve with them; the document states their values.
+#: Variables that a rehearsal keeps, since servers run with them; the document states their values.
 KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _LOOK: Final = 0.5  # seconds
-#: A case may take this many times its limit while the engine works on it.
+#: A case may take its limit of seconds this many times, as long as the engine works.
 LIMITS_WHILE_ACTIVE: Final = 5
-# TurboMind's line when it can admit nothing; in a warm-up without enough cache it repeats for ever:
-# 36,000 times a second from one rank, slowly from many ranks on few cores.
+# TurboMind prints this line when it can admit no request. In a warm-up without enough cache it
+# repeats the line for ever: 36,000 times a second with one rank, fewer with many ranks on few cores.
 _STUCK: Final = "out of memory at 0/"
 _STUCK_LINES: Final = 60
 _STUCK_LOOKS: Final = 2
 _FIRST_LINES: Final = 2000
 _LAST_LINES: Final = 4000
 _LONGEST_LINE: Final = 4000
-#: Signals from a person or a service that also end the child.
+#: Signals by which a person or a service ends this process and its child.
 _STOPPED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -47,8 +47,8 @@ class EndedRun:
 
     Attributes:
         log: the first and the last lines of the child's output and of the engine's log.
-        stopped: why the parent ended it: ``stuck`` (TurboMind's silent hang at start-up), ``idle``
-          (no progress for too long), or empty.
+        stopped: why the parent ended the run: ``stuck`` (TurboMind's silent hang at start-up),
+          ``idle`` (no progress for too long); empty if the parent did not.
         folder: the folder of timelines and records.
     """
 
@@ -62,18 +62,18 @@ class EndedRun:
 
 @dataclass
 class Readings:
-    """What an engine's adapter reads of an ended run; lists are by card, sizes in bytes.
+    """The memory and the end of a rehearsal's run; lists are by card, sizes in bytes.
 
     Attributes:
-        phases: in order, the memory in each phase: ``peak``, ``held`` (at its end), and the
-          engine's own counters.
-        terms: bytes by the engine's own counter; a counter has the name of a term or of a case.
+        phases: the memory in each phase, in the order of the phases: ``peak``, ``held`` (at the
+          end of the phase), and the engine's own counters.
+        terms: the bytes of the engine's own counters; each counter has the name of a term or case.
         cache: the cache as the engine divided it: ``free``, ``region``, ``object_size``,
           ``slab_size``, ``tokens``.
         cards: more facts of each card, for the document.
-        end: fields of an `End`, used unless all requests were served; its kind is
+        end: fields of an `End`; not used if all requests were served. The kind is
           ``out_of_memory`` if an allocation was refused.
-        pinned: the most page-locked host memory, by phase; empty without a counter.
+        pinned: the most page-locked host memory in each phase; empty without a counter.
     """
 
     phases: list[dict[str, dict[str, Any]]]
@@ -89,10 +89,10 @@ def run_child(
 ) -> EndedRun:
     """Run a rehearsal's child until it and all processes that it started have ended.
 
-    ``folder`` is new; ``path`` has folders that come first on the child's ``PYTHONPATH``.
+    ``folder`` is a new folder. The folders in ``path`` come first on the child's ``PYTHONPATH``.
 
     Raises:
-        KeyboardInterrupt: a signal told the child and this process to end.
+        KeyboardInterrupt: a signal ended the child, and is meant to end this process, too.
         PretendError: the pretend libraries cannot be built.
     """
     (folder / "spec.json").write_text(to_json(spec), encoding="utf-8")
@@ -124,7 +124,7 @@ def _environment(
 
 
 class InactivityTimer:
-    """Measures the seconds since a value, such as the number of CUDA calls, last changed.
+    """Measures the seconds since the last change of a value, such as the number of CUDA calls.
 
     A slow engine on a busy machine still changes the value, so it does not count as hanging.
     """
@@ -147,9 +147,10 @@ class InactivityTimer:
 
 
 class _Watch:
-    """Ends a rehearsal's processes if they hang; ``stopped`` then says why.
+    """Ends the processes of a rehearsal if the rehearsal hangs; ``stopped`` then says why.
 
-    They hang if there is no new allocation or note for too long, or if the log repeats `_STUCK`.
+    A rehearsal hangs if it makes no allocation and no note for too long, or if its log repeats
+    `_STUCK`.
     """
 
     def __init__(self, spec: Spec, folder: Path) -> None:
@@ -180,7 +181,7 @@ class _Watch:
 
 
 def _progress(folder: Path) -> tuple[int, ...]:
-    """Return values that change while a child works: its timelines' disk use, and its notes."""
+    """Return values that change while a child works: the sizes of its timelines, its notes' time."""
     figures = []
     for path in (folder / "report.json", *(folder / "pretend" / "timelines").glob("*")):
         with contextlib.suppress(OSError):
@@ -211,7 +212,10 @@ def _tell(spec: Spec, notes: Document) -> None:
 
 
 def read_log(path: Path) -> list[str]:
-    """Return the first and last lines of a log, without progress bars and most lines of a hang."""
+    """Return the first and the last lines of a log.
+
+    Progress bars are left out, and all but the first 20 lines of a hang (`_STUCK`).
+    """
     first: list[str] = []
     last = deque[str](maxlen=_LAST_LINES)
     stuck = 0

@@ -9,12 +9,12 @@ from typing import Any, Final
 from turbofit.rehearsal.pretend.scenario import Scenario
 
 Unit = int | tuple[int, int, int]
-#: A value of ``text_tokens``: the prompt is as long as the engine allows.
+#: The value of ``text_tokens`` for a prompt that is as long as the engine allows.
 LONGEST: Final = -1
-#: An ordinary token of each vocabulary, and a letter that is one token for a twin's tokenizer.
+#: A token that every vocabulary has, and a letter that is one token of a twin's tokenizer.
 TOKEN: Final = 5
 LETTER: Final = "a"
-#: The setting that is no field of the engine configuration: LMDeploy's configuration of a draft.
+#: A setting beside the fields of the engine configuration: LMDeploy's configuration of a draft.
 SPECULATIVE_CONFIG: Final = "speculative_config"
 
 
@@ -23,15 +23,15 @@ class RehearsalRequest:
     """One request.
 
     Attributes:
-        text_tokens: prompt tokens that are not an image's (with ``sizes``: letters, each of which
-          is a token of a twin's tokenizer); ``LONGEST`` for as many as the engine takes.
-        units: for TurboMind, the units of each image: tiles, or the grid t, h, w in patches.
+        text_tokens: the number of prompt tokens without the images' tokens; ``LONGEST`` for as many
+          as the engine takes. With ``sizes`` it is a number of letters: each is one token.
+        units: for TurboMind, the vision units of each image: tiles, or a grid (frames, height,
+          width) in patches.
         sizes: for an engine on torch, (width, height) of each image in pixels.
         top_k: 0 samples over the whole vocabulary.
-        lead: how many of ``text_tokens`` come before the images; None means half of them. Only
-          TurboMind uses it.
-        images: with ``sizes``, a number that sets the pictures' colour, so that a prefix cache
-          does not take them for those of another request.
+        lead: for TurboMind, how many of the ``text_tokens`` come before the images; None: half.
+        images: with ``sizes``, a number that sets the colour of the pictures. Pictures of another
+          colour are new for a prefix cache.
     """
 
     text_tokens: int = 20
@@ -56,13 +56,13 @@ class Spec:
     """The specification of a rehearsal.
 
     Attributes:
-        machine: the pretend machine, with the bytes that are charged to it beforehand.
+        machine: the pretend machine; memory that only a real card would take is in use on it.
         engine: a key of `turbofit.rehearsal.engines.REHEARSED_ENGINES`.
-        settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
-          ``device_map``. With a draft, also ``SPECULATIVE_CONFIG``.
-        cases: run in this order, each after the requests of the previous case have ended.
-        start_seconds, case_seconds: how long the engine may make no progress, at its start and in
-          a case, before it counts as hanging.
+        settings: fields of LMDeploy's engine configuration, or ``dtype`` and ``device_map`` of
+          Transformers. With a draft, also ``SPECULATIVE_CONFIG``.
+        cases: the cases in their order; a case begins when the requests of the last one have ended.
+        start_seconds, case_seconds: an engine hangs if it makes no progress for so many seconds, at
+          its start or in a case.
     """
 
     machine: Scenario

@@ -1,4 +1,4 @@
-"""The shared libraries of a pretend machine, and the functions that programs need of them."""
+"""Lists the shared libraries of a pretend machine, and the functions that programs call in them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from turbofit.core.errors import PackageError
 from turbofit.core.version import REFERENCE
 from turbofit.rehearsal.pretend.elf import dynamic_symbols, needed, needed_versions
 
-#: From csrc/account.h: the interface version, and the result for a full card.
+#: As in csrc/account.h: the version of the interface, and the status of a refused allocation.
 _ABI, _NO_MEMORY = 5, 2
-#: NVIDIA's libraries by the beginning of their functions' names; the first match counts.
+#: NVIDIA's libraries, and how the names of their functions begin; the first match counts.
 FAMILIES: Mapping[str, re.Pattern[str]] = {
     name: re.compile(pattern)
     for name, pattern in {
@@ -42,9 +42,9 @@ FAMILIES: Mapping[str, re.Pattern[str]] = {
 
 #: Packages whose libraries call CUDA.
 _PACKAGES = ("torch/lib", "torchvision", "torchaudio", "lmdeploy", "flash_attn", "xformers", "vllm")
-#: Triton compiles a part of itself on the machine; its source contains the calls.
+#: A call of the CUDA driver in the C source that Triton compiles when it runs.
 _CALL = re.compile(r"\b(cu[A-Z]\w+)\s*\(")
-#: c10 looks up driver functions by name; its library contains the names.
+#: The name of a driver function in the library of c10, which looks functions up by name.
 _NAME = re.compile(rb"(?<=\0)cu[A-Z]\w+(?=\0)")
 _LOOKS_UP = "torch/lib/libc10_cuda.so"
 _SHARED = re.compile(r"\.so(\.\d+)*$")
@@ -84,7 +84,7 @@ class PretendError(PackageError):
 
 
 def family_of(soname: str) -> str | None:
-    """Return a library's family, such as ``libcudart`` for ``libcudart.so.13``; None if unknown."""
+    """Return the family of a soname: ``libcudart`` for ``libcudart.so.13``; None if unknown."""
     stem = soname.partition(".so")[0]
     return stem if stem in FAMILIES else None
 
@@ -101,7 +101,7 @@ class LibraryInterface(NamedTuple):
 
 
 def wanted_from(site: Path) -> dict[str, LibraryInterface]:
-    """Return what packages in ``site-packages`` import from CUDA's libraries, by library soname.
+    """Return what packages in ``site-packages`` import from CUDA's libraries, by soname.
 
     The result is empty if no package calls CUDA.
     """
@@ -110,7 +110,8 @@ def wanted_from(site: Path) -> dict[str, LibraryInterface]:
         with suppress(OSError, ValueError):
             for soname, wants in _read(library).items():
                 interfaces[soname] = interfaces.get(soname, LibraryInterface()) | wants
-    for family in FAMILIES:  # a call without a link uses the library that another package links
+    # A package may call a library without a link to it, if another package links the library.
+    for family in FAMILIES:
         loose = interfaces.pop(family, LibraryInterface())
         for soname in [name for name in interfaces if family_of(name) == family]:
             interfaces[soname] |= loose
@@ -131,14 +132,14 @@ def _by_name(site: Path) -> Iterator[str]:
 
 
 def _read(library: Path) -> dict[str, LibraryInterface]:
-    """Return what a library imports from CUDA's libraries, by the soname of the CUDA library.
+    """Return what a library imports from CUDA's libraries, by soname.
 
-    The key is a family name if the file is not linked with a CUDA library of that family.
+    If the file is not linked with the CUDA library of a function, the key is that library's family.
     """
     sonames = {family: name for name in needed(library) if (family := family_of(name))}
     if not sonames:
         return {}
-    sonames.setdefault("libcuda", "libcuda.so.1")  # it is often loaded by name only
+    sonames.setdefault("libcuda", "libcuda.so.1")  # many libraries load the driver by name only
     names: dict[str, set[str]] = {soname: set() for soname in sonames.values()}
     for symbol in dynamic_symbols(library):
         if symbol.defined:
@@ -160,7 +161,7 @@ def _libraries(site: Path) -> Iterator[Path]:
                 yield path
 
 
-#: Always present: the libraries, with versions, that LMDeploy's TurboMind links, and NVML.
+#: The libraries that TurboMind links, with their symbol versions, and NVML. They are always built.
 _ENGINE = {
     "libcudart.so.12": LibraryInterface(versions=frozenset({"libcudart.so.12"})),
     "libcuda.so.1": LibraryInterface(),
@@ -174,7 +175,7 @@ _ENGINE = {
 def libraries_for(
     wanted: Mapping[str, LibraryInterface] | None = None,
 ) -> dict[str, LibraryInterface]:
-    """Return all libraries to build, by soname: the account, TurboMind's and the ``wanted``."""
+    """Return all libraries to build, by soname: the account, those of TurboMind, and ``wanted``."""
     every = {ACCOUNT: LibraryInterface(), **_ENGINE}
     for name, wants in (wanted or {}).items():
         every[name] = every.get(name, LibraryInterface()) | wants
@@ -189,7 +190,7 @@ def sources_of(soname: str) -> tuple[str, ...]:
 
 
 def cuda_major(soname: str) -> int:
-    """Return the CUDA version in a soname (13 for ``libcudart.so.13``); 12 if there is none."""
+    """Return the CUDA version of a soname: 13 for ``libcudart.so.13``, 12 without a version."""
     ours = family_of(soname) in ("libcudart", "libnvrtc")
     return int(soname.rpartition(".")[2]) if ours else 12
 
@@ -197,7 +198,7 @@ def cuda_major(soname: str) -> int:
 def check_surface(engine: Path, libraries: Path) -> None:
     """Check that the built libraries have all functions that an engine's library imports.
 
-    It takes 0.1 s.
+    The check takes 0.1 s.
 
     Raises:
         PretendError: the engine calls functions that the libraries lack.
@@ -213,19 +214,19 @@ def check_surface(engine: Path, libraries: Path) -> None:
     missing = sorted(name for name in called if any(begin.match(name) for begin in ours))
     if missing:
         raise PretendError(
-            f"{engine.name} calls what the pretend libraries do not have: {', '.join(missing)}",
+            f"{engine.name} calls functions that the pretend libraries lack: {', '.join(missing)}",
             hint=f"rehearse with LMDeploy {REFERENCE}.0, or report these names to turbofit",
         )
 
 
 class LibraryAccount:
-    """The pretend machine's account of this process: marks phases, makes pools, stops threads."""
+    """The account of this process on the pretend machine, which the library in C keeps."""
 
     def __init__(self, folder: Path) -> None:
         self._lib = ctypes.CDLL(str(folder / ACCOUNT))
         if self._lib.pretend_abi() != _ABI:
             raise PretendError(
-                "the pretend libraries are of another turbofit",
+                "TURBOFIT_PRETEND_LIBRARIES names libraries of another version of turbofit",
                 hint="unset TURBOFIT_PRETEND_LIBRARIES",
             )
         self._lib.pretend_calls.restype = ctypes.c_uint64
@@ -239,19 +240,19 @@ class LibraryAccount:
         return int(self._lib.pretend_calls())
 
     def physical(self, device: int) -> int:
-        """Return the machine's index of this process's card ``device``; -1 if there is none."""
+        """Return the machine's index of card ``device`` of this process; -1 without such a card."""
         return int(self._lib.pretend_physical(device))
 
     def freeze(self) -> bool:
-        """Stop all other threads that call CUDA; return False if any still runs after 5 seconds."""
+        """Stop all other threads that call CUDA; return False if one still runs after 5 seconds."""
         return int(self._lib.pretend_freeze(5000)) >= 0
 
     def thaw(self) -> None:
-        """Let the stopped threads go on; after five seconds they go on by themselves."""
+        """Let the stopped threads run again; without this call they run again after 5 seconds."""
         self._lib.pretend_thaw()
 
     def pool(self, device: int, step: int) -> ctypes.c_void_p:
-        """Make a memory pool on a card; it grows by ``step`` bytes, and shrinks only in `trim`.
+        """Make a memory pool on a card; the pool grows by ``step`` bytes, and shrinks in `trim`.
 
         Raises:
             ValueError: there is no such pretend device.
@@ -267,7 +268,7 @@ class LibraryAccount:
     def allocate(self, pool: ctypes.c_void_p, size: int) -> int | None:
         """Allocate ``size`` bytes from a pool; return the address, or None if the card is full.
 
-        The address is 0 for 0 bytes.
+        With 0 bytes the address is 0.
         """
         pointer, length = ctypes.c_void_p(), ctypes.c_size_t(size)
         if self._lib.pretend_pool_malloc(pool, length, ctypes.byref(pointer)) == _NO_MEMORY:

@@ -1,9 +1,9 @@
-"""Sums a process's timeline up: the memory of each card, by phase and by call of TurboMind.
+"""Computes from a timeline how much memory a process holds on each card, by phase.
 
-A phase begins at a mark of the process. TurboMind's rehearsal marks import, context, weights,
+A phase begins at a mark of the process. A rehearsal of TurboMind marks import, context, weights,
 prepare, engine, ready, ``case ...`` and ``after ...``. Within ``engine`` each card has three phases
-of its own: ``cache`` begins when the engine reads free memory, ``buffers`` after the cache's region
-is allocated, and ``warm-up`` with the first allocation of the executor's pool.
+of its own. ``cache`` begins when the engine reads free memory, ``buffers`` begins after the cache
+is allocated, and ``warm-up`` begins with the first allocation of the executor's pool.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ LOADER = "LMDeploy's weight loader"
 STAGING = "torch staging"
 
 _LINEAR = "LlamaLinear"
-#: Owners of a pool by the prefix of a function in its trace; the first prefix that fits counts.
+#: The owner of a pool, by the beginning of a function's name in the trace that made the pool. The
+#: first line that fits a name counts.
 _OWNERS = {"ModelExecutor": "executor", "Engine": "engine thread", "TurboMind": "rank context"}
 
 
 class CallSites:
-    """Names the engine's call to which a stack trace belongs.
+    """Finds the name of the engine's call in a stack trace.
 
-    A trace lists offsets of functions, innermost first; ``name`` returns the function at an offset,
-    or ``?``.
+    A trace lists offsets of functions, innermost first. ``name`` returns the name of the function
+    at an offset, or ``?``.
     """
 
     def __init__(self, name: Callable[[int], str]) -> None:
@@ -40,7 +41,7 @@ class CallSites:
     def _site(self, trace: tuple[int, ...]) -> str:
         """Return the name of the innermost engine function in a stack trace.
 
-        For the output of a linear layer, the function that called the layer is named.
+        If a linear layer allocates its output, the name is of the function that called the layer.
         """
         if not trace:
             return STAGING
@@ -51,7 +52,7 @@ class CallSites:
         return f"linear output in {owner}" if useful[0].startswith(_LINEAR) else useful[0]
 
     def owner(self, trace: tuple[int, ...]) -> str:
-        """Return the owner of a pool, from the stack trace of the call that made the pool.
+        """Return the owner of a pool; ``trace`` is the stack trace of the call that made the pool.
 
         The owner is ``executor``, ``engine thread``, ``rank context``, or the name of a call.
         """
@@ -64,9 +65,11 @@ class CallSites:
 
 @dataclass
 class Pool:
-    """A stream-ordered memory pool of a card: ``live`` bytes are in use, ``held`` bytes are taken.
+    """A stream-ordered memory pool of a card.
 
-    ``live_peak``, ``live_end`` and ``held_end`` have these bytes by phase of the card.
+    The engine uses ``live`` bytes of the ``held`` bytes that the pool has taken of the card.
+    ``live_peak`` has the most live bytes of each phase; ``live_end`` and ``held_end`` have the
+    bytes at the end of each phase.
     """
 
     device: int
@@ -80,13 +83,12 @@ class Pool:
 
 @dataclass
 class CardMemory:
-    """The memory of one card in bytes: in use at the end and peak of each phase, and the cache.
+    """The memory of one card, in bytes; ``end`` and ``peak`` are by phase.
 
-    ``context`` is the process's CUDA context, which no other figure includes. ``late``: bytes
-    allocated after the cache and not freed yet, by kind and by call of the engine. ``pinned`` is
-    page-locked host memory, counted for the card that was current at its allocation. Its peak is
-    taken by card, since a peak of the whole process would depend on the timing of the ranks'
-    threads.
+    ``context`` is the process's CUDA context, which no other figure includes. ``late`` has what the
+    engine allocated after the cache and has not freed, by kind of memory and by call. ``pinned`` is
+    page-locked host memory that was allocated while the card was current. ``pinned_peak`` is by
+    card, since the peak of the whole process depends on the timing of the ranks' threads.
     """
 
     in_use: int = 0
@@ -111,10 +113,10 @@ class _Block(NamedTuple):
 
 
 class ProcessMemory:
-    """What one process took of all cards, summed up from its timeline's events in order.
+    """The memory that one process holds on each card, computed from the events of its timeline.
 
-    A pool grows by ``pool_step`` bytes at a time. ``sites`` names the calls of TurboMind; None for
-    another program. ``deaths`` has the fields of an `End` for each refused allocation.
+    A pool grows by ``pool_step`` bytes at a time. ``sites`` names the calls of TurboMind; it is
+    None for another program. ``deaths`` has the fields of an `End` for each refused allocation.
     ``complete`` is False if the timeline ended before the process.
     """
 
@@ -172,7 +174,7 @@ class ProcessMemory:
                 self.deaths.append(refused(event, phase, self._sites))
 
     def executor_pool(self, index: int) -> Pool | None:
-        """Return the pool of a card's activations; None if the engine has not made it yet."""
+        """Return the pool of a card's activations; None if the engine has not made the pool yet."""
         return next((pool for pool in self.of_card(index) if pool.owner == "executor"), None)
 
     def of_card(self, index: int) -> list[Pool]:
@@ -180,7 +182,7 @@ class ProcessMemory:
         return [pool for pool in self.pools.values() if pool.device == index]
 
     def pinned(self) -> dict[str, int]:
-        """Return the page-locked host memory in bytes by phase: the sum of the ranks' peaks."""
+        """Return the bytes of page-locked host memory by phase: the sum of the ranks' peaks."""
         total = Counter[str]()
         for card in self.cards:
             total.update(card.pinned_peak)
@@ -253,7 +255,7 @@ class ProcessMemory:
 def refused(event: Event, phase: str, sites: CallSites | None) -> Document:
     """Return the fields of an `End` for a refused allocation, and its ``memory_kind``.
 
-    ``simulated`` is the allocation's number if the scenario made it fail, else None.
+    ``simulated`` is the number of an allocation that the scenario made fail, else None.
     """
     device, kind, _, size, left, last = (event.number(i) for i in range(6))
     simulated = last if event.tag == "E" else None

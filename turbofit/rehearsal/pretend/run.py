@@ -50,7 +50,7 @@ SCHEMA = "turbofit.pretend-run/1"
 class FinishedRun:
     """A command that ran for ``seconds`` of wall time; ``code`` is negative after a signal.
 
-    ``memories`` has an item for each timeline; a process that called exec has several timelines.
+    ``memories`` has an item for each timeline. A process that called exec has several timelines.
     """
 
     command: tuple[str, ...]
@@ -67,16 +67,17 @@ class FinishedRun:
 
 
 def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
-    """Return the pretend twin of a machine; each process on it is charged for its CUDA contexts.
+    """Return a pretend machine with the cards of ``machine``.
 
-    ``context`` returns the bytes of a context on a card; the largest is used for all cards.
+    Each process pays for its CUDA context on each card. ``context`` returns the bytes of a context
+    on a card; the largest of these sizes is used for all cards.
     """
     indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
     largest = max((context(machine.gpu(index)) for index in indices), default=0)
     return replace(pretend_twin(machine, indices), context=largest, timeline_limit=_TIMELINE_LIMIT)
 
 
-def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can be asked
+def run_pretend(  # noqa: PLR0913 - each keyword is a choice of the caller
     command: Sequence[str],
     scenario: Scenario,
     *,
@@ -90,9 +91,9 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
     """Run a command on a pretend machine until it and all processes that it started have ended.
 
     ``keep`` is a new or empty folder for scenario, shared file and timelines. ``tick`` is called
-    every ``every`` seconds. ``base`` is the environment to start from, by default this process's.
-    ``python`` is the Python whose packages the command loads, if the command itself does not show
-    it.
+    every ``every`` seconds. The command's environment is ``base`` with the changes of the pretend
+    machine; None means the environment of this process. ``python`` is the Python whose packages the
+    command loads; see `site_of`.
 
     Raises:
         UsageError: the command cannot be run, or the folder cannot be used.
@@ -113,7 +114,7 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
             reader, memory = TimelineReader(path), _empty(scenario)
             memories.append(memory.read(reader.new_events()))
             memory.complete = not timeline_is_full(path)
-            os.truncate(path, reader.read_bytes)  # zero bytes follow the last event
+            os.truncate(path, reader.read_bytes)  # cut off the zero bytes after the last event
         shared = read_shared(prepared.shared)
         return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(memories))
 
@@ -175,10 +176,10 @@ def _kept(folder: Path) -> Path:
 
 
 def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
-    """Return the ``site-packages`` folder whose CUDA libraries a command will load; None if none.
+    """Return the ``site-packages`` folder with the CUDA build of torch that a command will load.
 
-    It is the folder of the Python ``python`` if given, else of the command itself if that is a
-    Python. For a script or a compiled program it is the folder of this process.
+    ``python`` decides; without it the command itself, if the command is a Python. For any other
+    command it is the folder of this process. The result is None if torch is no CUDA build.
 
     Raises:
         UsageError: there is no Python at this path.
@@ -193,7 +194,7 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
 
 
 def report(ran: FinishedRun) -> Document:
-    """Return the document of a run, without processes that used no memory."""
+    """Return the document of a run; it leaves out processes that held no memory."""
     cards = range(len(ran.scenario.gpus))
     rows = [_process_row(one, used, len(cards)) for one, used in _pairs(ran) if one.used]
     return {
@@ -214,7 +215,7 @@ def report(ran: FinishedRun) -> Document:
 
 
 def _pairs(ran: FinishedRun) -> list[tuple[Process, ProcessMemory]]:
-    """Pair each process with its memory; processes with the same pid stay in their order."""
+    """Pair each process with its memory; processes with equal pids are paired in their order."""
     memories = grouped((memory.pid, memory) for memory in ran.memories)
     left = {pid: iter(ones) for pid, ones in memories.items()}
     return [
@@ -224,7 +225,7 @@ def _pairs(ran: FinishedRun) -> list[tuple[Process, ProcessMemory]]:
 
 
 def card_at_peak(ran: FinishedRun, index: int) -> Document:
-    """Return a card's facts, with the most bytes that all processes together held on it."""
+    """Return the facts of a card, with the most bytes that all processes held at one time."""
     gpu, peak = ran.scenario.gpus[index], ran.shared.peak[index]
     return {
         "name": gpu.name,

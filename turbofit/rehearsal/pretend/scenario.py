@@ -37,8 +37,8 @@ class PretendGpu:
 
     Attributes:
         total: bytes that CUDA calls total memory.
-        used: bytes held by other processes and by this process's CUDA context.
-        late: bytes that come into use after free memory was read (kernel modules and the like).
+        used: bytes that are in use before any process starts.
+        late: bytes that become used once a process has read free memory, such as kernel modules.
         sm: compute capability.
         sm_count: number of multiprocessors.
         l2: bytes of L2 cache (the engine's tuner allocates a buffer of this size).
@@ -76,14 +76,14 @@ class Scenario:
 
     Attributes:
         gpus: the cards, in CUDA's order.
-        peers: pairs (from, to) of cards that reach each other's memory; None means all pairs.
+        peers: pairs (from, to) of cards: ``from`` reaches the memory of ``to``. None: all pairs.
         pool_step: bytes by which a stream-ordered pool grows (32 MiB, as on an H200).
         pinned_limit: the most bytes of page-locked host memory; None is no limit.
-        timeline_limit: the most bytes of the file in which a process notes its allocations.
+        timeline_limit: the most bytes of a timeline, the file of a process's allocations.
         fail_at: the number, from 1, of the device allocation that fails as if its card were full.
-            Allocations of all processes on the machine are counted. None: no allocation fails.
-        fail_pinned_at: the same for allocations of page-locked host memory.
-        context: bytes that each process's first use of a card takes there (CUDA's context).
+            All processes of the machine share one count. None: no allocation fails.
+        fail_pinned_at: the number of the page-locked allocation of host memory that fails.
+        context: bytes of the CUDA context that each process takes on each card that it uses.
     """
 
     gpus: tuple[PretendGpu, ...]
@@ -98,9 +98,9 @@ class Scenario:
     def text(self, timeline: str, shared: str = "") -> str:
         """Return the content of the scenario file, which the libraries in C read.
 
-        ``timeline`` is a file, or, if it ends with ``/``, a folder with a file for each process.
-        ``shared`` is the file through which processes share the machine; if it is empty, each
-        process has its own machine.
+        ``timeline`` is the path of a file; if the path ends with ``/``, it is a folder with a file
+        for each process. ``shared`` is the path of the file through which processes share the
+        machine; if the path is empty, each process has a machine of its own.
         """
         lines = [f"timeline {timeline}"]
         lines += [f"shared {shared}"] if shared else []
@@ -125,7 +125,7 @@ def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = 
 
 
 def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
-    """Return a pretend machine with copies of some GPUs of a machine, in CUDA's order.
+    """Return a pretend machine with copies of the GPUs at ``indices``, in this order.
 
     The memory that is in use on a GPU becomes ``used`` of its copy.
     """
@@ -140,7 +140,7 @@ def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
 
 def _gpu(gpu: Gpu) -> PretendGpu:
     total, capability = _known(gpu, "total"), _known(gpu, "compute_capability")
-    # CUDA's total excludes the driver's part; if that cannot be read, the total is used whole.
+    # CUDA's total excludes the bytes that the driver reserves; unknown bytes count as 0.
     reserved = gpu.reserved if isinstance(gpu.reserved, int) else 0
     return PretendGpu(
         name=gpu.name,

@@ -1,8 +1,8 @@
-"""Reads what the processes of a pretend machine used, from the files of the account.
+"""Reads the files of a pretend machine's account: timelines, and the shared file.
 
 Sizes are in bytes, times in nanoseconds of CLOCK_MONOTONIC; devices are the machine's own indices.
-csrc/timeline.c and csrc/shared.h define the formats. The shared file is not locked: each number is
-consistent, but numbers that change together may be from different moments.
+csrc/timeline.c and csrc/shared.h define the formats. The reader does not lock the shared file: two
+numbers may be from different moments.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from turbofit.core.process.stat import start_time
 
-#: The phase before the first mark.
+#: The name of the phase before the first mark.
 BEFORE = "start"
 KINDS = ("cudaMalloc", "pool", "VMM", "pinned host", "CUDA context")
 MALLOC, POOL, VMM, PINNED, CONTEXT = range(5)
-_LONGEST_LINE = 1024  # bytes; csrc/timeline.c writes no longer line
+_LONGEST_LINE = 1024  # bytes of a line in csrc/timeline.c at most
 _MAGIC = 0x3230454D46425254
 _ROWS = 17  # 16 devices, and page-locked host memory
 _PINNED = _ROWS - 1
@@ -55,7 +55,7 @@ class TimelineReader:
         self._path, self.read_bytes = path, 0
 
     def new_events(self) -> Iterator[Event]:
-        """Yield the events since the last call; an unfinished last line is left for the next."""
+        """Yield the events since the last call; the next call reads an unfinished last line."""
         with self._path.open("rb") as file:
             file.seek(self.read_bytes)
             rest = b""
@@ -78,7 +78,7 @@ def read_timeline(path: Path) -> Iterator[Event]:
 
 
 def timeline_is_full(path: Path) -> bool:
-    """Return whether events are missing because the file reached its limit (``timeline_limit``)."""
+    """Return whether events are missing: the file reached its limit, or the disk was full."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _LONGEST_LINE))
         return bool(file.read(_LONGEST_LINE).strip(b"\0"))
@@ -97,11 +97,13 @@ class Process:
     """One process of the machine, alive or ended; tuples are by device, sizes in bytes.
 
     Attributes:
-        refused_at: when an allocation was last refused, 0 for never.
+        refused_at: the time of the last refused allocation; 0: no allocation was refused.
         allocated: memory that the process holds, or held at its end, without its context.
-        peak: the most memory that the process held.
-        at_peak: what the process held when all processes together held the most.
-        pinned_peak: the most page-locked host memory.
+        context: memory of the process's CUDA context.
+        peak: the most memory that the process held, without its context.
+        at_peak: memory that the process held, with its context, when all processes together held
+            the most.
+        pinned_peak: the most page-locked host memory that the process held.
     """
 
     pid: int
@@ -120,7 +122,11 @@ class Process:
 
 @dataclass(frozen=True)
 class SharedRecord:
-    """The processes of a machine, their combined peaks in bytes, and how often they allocated."""
+    """The processes of a machine.
+
+    ``peak`` has the most bytes that all processes held at one time, by device. ``allocations`` and
+    ``pinned_allocations`` count what the processes asked for: device memory, page-locked memory.
+    """
 
     processes: tuple[Process, ...]
     peak: tuple[int, ...]
@@ -170,10 +176,10 @@ def _process(slot: tuple[int, ...]) -> Process:
 
 
 def lives(pid: int, started: int | None = None) -> bool:
-    """Return whether a process is alive.
+    """Return whether process ``pid`` is alive.
 
-    ``started`` is its start in ticks after boot; another process that now has the pid does not
-    count.
+    ``started`` is the start of the process in ticks after boot; a process with another start does
+    not count.
     """
     began = start_time(pid)
     return began > 0 and started in (None, began)

@@ -1,11 +1,11 @@
 """Records the phases of each process of a rehearsal, and the counters of torch's allocator.
 
-The child writes a phase's name into a file. Each process with a CUDA context (also workers of Ray
-or ``mp``) has a thread that reads the name, marks the phase in the account, and notes torch's
-counters for the phase that ended. The child waits up to five seconds for these threads. Torch is
-told not to use cuDNN's attention, which it prefers on Hopper, since cuDNN finds no plan on a
-pretend GPU; memory that cuDNN would take for itself is not seen. Sizes are in bytes, devices are
-the machine's own numbers.
+The child writes the name of a phase into a file. Each process with a CUDA context (also workers of
+Ray or ``mp``) has a thread that reads the name and marks the phase in the account. The thread also
+records torch's counters of the phase that ended. The child waits up to five seconds for the threads
+of all processes. The thread turns cuDNN's attention off: torch prefers it on Hopper, but cuDNN
+finds no plan on a pretend GPU. So a rehearsal does not see the memory that cuDNN takes. Sizes are in
+bytes, devices are the machine's own numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from turbofit.rehearsal.notes import replaced
 from turbofit.rehearsal.pretend.usage import lives
 
 _LOOK: Final = 0.01  # seconds
-_PATIENCE: Final = 5.0  # seconds that a phase waits for the processes
+_PATIENCE: Final = 5.0  # seconds that the child waits for the processes
 _PHASE, _RECORDS = "phase", "records"
 
 
@@ -33,7 +33,7 @@ def start(folder: str) -> None:
 
 
 class Phases:
-    """Names the phases in the child, and waits until all processes have begun the phase."""
+    """Begins a phase in the child, and waits until all processes have begun the phase."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -60,9 +60,9 @@ def read_records(folder: Path) -> list[Document]:
     """Read the records of all processes so far; sizes are in bytes.
 
     A record has ``pid``, ``number`` (of the current phase) and ``rows``, one for each ended phase
-    and card. A row has ``phase`` and ``gpu``; the sizes at the phase's end ``requested`` (only the
-    tensors), ``allocated`` (whole blocks) and ``reserved``; and the peaks of ``allocated`` and
-    ``reserved``.
+    and card. A row has ``phase``, ``gpu``, ``retries`` and sizes. ``requested`` (tensors only),
+    ``allocated`` (whole blocks) and ``reserved`` are sizes at the end of the phase.
+    ``allocated_peak`` and ``reserved_peak`` are the largest sizes in the phase.
     """
     records = []
     for path in sorted((folder / _RECORDS).glob("*.json")):
@@ -72,7 +72,7 @@ def read_records(folder: Path) -> list[Document]:
 
 
 def _keep(folder: Path) -> None:
-    """Write the process's record from its CUDA context on, until the folder is removed."""
+    """Wait for the process's CUDA context; then write its record until the folder is removed."""
     while not _has_context():
         time.sleep(_LOOK)
         if not folder.exists():

@@ -42,10 +42,11 @@ _MOST_FRAMES: Final = 4
 
 
 def span(card: CardMemory, phase: str, order: Sequence[str]) -> tuple[int, int]:
-    """Return a process's bytes on a card in a phase: the most, and those at the phase's end.
+    """Return the bytes that a process holds on a card in a phase: the most, and those at its end.
 
-    Its CUDA context is included. Allocations before the process's first mark count in its first
-    phase; a phase without a mark has the bytes of the end of the phase before.
+    ``card`` is the process's memory on this card, ``order`` the order of the phases. The bytes
+    include the CUDA context. Allocations before the process's first mark count in its first phase.
+    A phase that the process did not mark has the bytes from the end of the earlier phase.
     """
     context, ends, peaks = card.context, card.end, card.peak
     first = next((name for name in peaks if name != BEFORE), phase)
@@ -89,7 +90,7 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
-    """Return counters of torch's allocator, summed over all processes; empty without a record."""
+    """Return the sums of the processes' counters of torch's allocator; empty without a record."""
     rows = [
         row
         for record in records
@@ -100,7 +101,7 @@ def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
 
 
 def _cache(notes: Mapping[str, Any], cards: int) -> dict[str, Any]:
-    """Return the cache as in LMDeploy's CacheConfig; sizes are None if they were not noted."""
+    """Return the cache as in LMDeploy's CacheConfig; a size is None if the child noted no size."""
     cache, sizes = notes.get("cache") or {}, notes.get("block_bytes") or []
     blocks = cache.get("num_gpu_blocks") or 0
     return {
@@ -117,7 +118,7 @@ def _cache(notes: Mapping[str, Any], cards: int) -> dict[str, Any]:
 def _terms(
     notes: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]], region: int | None
 ) -> dict[str, int]:
-    """Return the bytes of each term of the ledger that the allocator's counters show, by name."""
+    """Return the bytes of each ledger term that torch's counters measure, by the term's name."""
     terms = {} if region is None else {"kv_cache": region}
     loaded = phases.get("sizing") or phases.get("load") or {}
     if "requested" in loaded:
@@ -125,7 +126,7 @@ def _terms(
         terms["load_fragmentation"] = loaded["reserved"] - loaded["requested"]
     before, ready = phases.get("cache", {}), phases.get("ready", {})
     if "reserved" in before and "reserved" in ready:
-        # Only idle memory: memory that the warm-up left allocated is cuBLAS's and the graphs'.
+        # Only idle memory counts: what stays allocated belongs to cuBLAS and the CUDA graphs.
         terms[POOL_WARMUP] = (ready["reserved"] - ready["allocated"]) - (
             before["reserved"] - before["allocated"]
         )
@@ -135,11 +136,10 @@ def _terms(
 def _case_terms(
     cases: Sequence[Mapping[str, Any]], phases: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, int]:
-    """Return, by case, the most bytes that it allocated beyond the memory that stays allocated.
+    """Return the transient bytes of each case: its most allocated bytes without the steady bytes.
 
-    The memory that stays is the least that any served case left allocated, so a leak in one case
-    does not count. It includes the cuBLAS workspace of the first request, which has a term of its
-    own.
+    The steady bytes are the least that a served case left allocated, so a leak in one case does not
+    count. They include the cuBLAS workspace of the first request, which has a term of its own.
     """
     ready = phases.get("ready", {})
     if "allocated" not in ready:
@@ -179,7 +179,10 @@ def _events(message: str) -> list[Struct]:
 
 
 def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
-    """Return the message of the error that ended the engine, torch's message about memory first."""
+    """Return the message of the error that ended the engine.
+
+    Torch's message about a lack of memory goes before all others.
+    """
     if error and any(isinstance(event, TorchMemory) for event in _events(error["message"])):
         return str(error["message"])
     for line in reversed(lines):
@@ -193,7 +196,7 @@ def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
 
 
 def _frames_of(error: dict[str, Any] | None) -> list[str]:
-    """Return the last frames of an error outside torch and turbofit, innermost first."""
+    """Return the innermost frames of an error that are outside torch and turbofit."""
     frames = list(reversed(error["frames"])) if error else []
     theirs = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]
     short = (frame.rpartition("site-packages/")[2] or frame for frame in theirs or frames)

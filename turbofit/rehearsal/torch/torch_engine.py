@@ -36,9 +36,9 @@ _numbers = iter(range(1, 1 << 31))
 
 
 def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
-    """Start the engine, drive all cases, and return a function that closes the engine.
+    """Start the engine, drive the cases, and return a function that closes the engine.
 
-    After a case that shows that the engine can take no more, later cases are left out.
+    If the engine does not survive a case, the later cases are left out.
     """
     notes.begin = Phases(notes.folder).enter
     from lmdeploy import PytorchEngineConfig, pipeline
@@ -69,7 +69,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
 
 
 def _mark_start(notes: Notes) -> None:
-    """Make the engine mark the beginning of each step of its start, and note the cache's sizes."""
+    """Make the engine begin a phase at each step of its start, and note the sizes of its cache."""
     from lmdeploy.pytorch.engine.executor.base import ExecutorBase
 
     base: Any = ExecutorBase
@@ -102,7 +102,7 @@ def _mark_start(notes: Notes) -> None:
 
 
 def _longest(engine: Any) -> int:
-    """Return the most tokens of a prompt with its answer that session length and cache allow."""
+    """Return the most tokens that a prompt and its answer may have together."""
     return int(min(engine.session_len, engine.engine.max_session_len))
 
 
@@ -117,7 +117,7 @@ async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) 
     try:
         ready = [await _prepared(engine, request) for request in case.requests]
     except refused as error:
-        # No request reached the engine.
+        # A refused request ends the case before any of its requests reaches the engine.
         notes.enter(f"case {case.name}")
         refusals = ["refused"] * len(case.requests)
         return notes.case(case.name, [], time.monotonic(), refusals, str(error))
@@ -135,7 +135,7 @@ async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) 
 
 
 async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
-    """Return a request as LMDeploy's own front end prepares it."""
+    """Return a request that LMDeploy's own front end has prepared."""
     from lmdeploy import GenerationConfig
 
     config_class: Any = GenerationConfig

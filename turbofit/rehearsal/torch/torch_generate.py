@@ -1,4 +1,4 @@
-"""Drives Transformers in a rehearsal's child: loads the model as the fallback server does."""
+"""Drives Transformers in a rehearsal's child; the fallback server loads models the same way."""
 
 from __future__ import annotations
 

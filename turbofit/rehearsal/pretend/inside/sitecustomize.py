@@ -1,7 +1,8 @@
 """Python runs this file first in every process of a pretend machine.
 
-The folder of this file is on the ``PYTHONPATH`` there. After the import of torch, `turbofit_values`
-is loaded, which computes the values that control a program. The package turbofit is not imported.
+The folder of this file is on the ``PYTHONPATH`` of these processes. When a process imports torch,
+this file loads `turbofit_values`, which computes the values that control a program. This file
+imports nothing of the package turbofit, which may not be installed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _HERE = str(Path(__file__).resolve().parent)
 
 
 def _load_imports() -> Any:
-    """Load turbofit's module of imports by its path, since turbofit may not be installed here."""
+    """Load turbofit's module `core.process.imports` by its path."""
     path = Path(_HERE).parents[2] / "core" / "process" / "imports.py"
     spec: Any = importlib.util.spec_from_file_location("turbofit_imports", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -30,7 +31,7 @@ _AFTER: Any = _load_imports().After
 
 
 def _name_compiler(cache: Any) -> None:
-    """Let Triton identify its compiler by size and date instead of reading all of its 460 MB."""
+    """Let Triton identify its compiler by size and date, so that it does not read all 460 MB."""
     folder = Path(cache.__file__).parents[1] / "_C"
     files = [(file.name, file.stat()) for file in sorted(folder.glob("libtriton.*"))]
     key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
@@ -38,7 +39,7 @@ def _name_compiler(cache: Any) -> None:
 
 
 def _run_hidden() -> None:
-    """Run the other ``sitecustomize`` that Python would have found if this file were not here."""
+    """Run the ``sitecustomize`` of the user, which this file hides from Python."""
     others = [entry for entry in sys.path if os.path.realpath(entry or ".") != _HERE]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
     if spec is not None and spec.loader is not None:

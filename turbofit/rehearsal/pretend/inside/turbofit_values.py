@@ -1,11 +1,12 @@
 """Computes the values that control a program, although pretend GPUs run no kernel.
 
-Each operation first runs unchanged, with the real allocator and the real errors. If its tensors are
-small (up to 65,536 elements, or 4 million integers), it runs again on the CPU, on the same memory,
-which the host can read and write. So lengths, masks, indices and loops are correct; large float
-tensors are left as they are. If an operation cannot be repeated, its small new tensors are filled
-with 0, so that an index made of them is valid. The pretend machine's account learns which line of
-Python was refused memory. This module needs torch and nothing of turbofit.
+Each operation of torch first runs unchanged, with the real allocator and the real errors. If its
+tensors are small (up to 65,536 elements, or 4 million integers), the operation runs again on the
+CPU. The memory of a pretend card is memory of the host, so the CPU writes the result into the same
+tensors. So lengths, masks, indices and loops are correct; large float tensors keep what they had.
+If the CPU cannot repeat an operation, its small new tensors become 0: a valid index. The pretend
+machine's account learns which line of Python was refused memory. This module needs torch and
+nothing of turbofit.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-#: The most elements, of inputs and outputs together, of an operation that is computed.
+#: The CPU repeats an operation if its inputs and outputs have this many elements at most.
 SMALL = 1 << 16
-#: The same limit if all elements are integers or booleans.
+#: The limit if all elements are integers or booleans.
 INTEGERS = 1 << 22
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -48,7 +49,7 @@ _UNSET = {
     _aten.new_empty.default,
     _aten.new_empty_strided.default,
 }
-#: Operations that the CPU lacks, or lacks for such tensors.
+#: Operations that failed on the CPU once; they are not tried again.
 _hopeless: set[Any] = set()
 
 
@@ -68,7 +69,7 @@ def install() -> None:
 
 
 def _map_files() -> None:
-    """Let safetensors map files although operations are watched; torch would copy the files."""
+    """Let safetensors map files; under a dispatch mode, torch would copy the files."""
     real = torch.asarray
 
     def asarray(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -88,11 +89,11 @@ def _note_refusal(operation: str) -> None:
 
 
 class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
-    """Runs each operation of torch, and computes its result if a program may depend on that."""
+    """Runs each operation of torch, and computes its result if a program may depend on it."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # Dynamo skips code under a mode; torch would import it only to say so
+        return False  # the default makes torch import Dynamo, which skips code under a mode
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -115,9 +116,9 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 
 def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> None:
-    """Repeat an operation on the host, and write the result into its new outputs.
+    """Repeat an operation on the host, and copy the result into its new outputs.
 
-    Outputs that share memory with inputs are already correct, since the host works on that memory.
+    An output that shares memory with an input needs no copy: the host has changed that memory.
     """
     memories = {_memory(tensor) for tensor in inputs}
     fresh = [tensor for tensor in outputs if _memory(tensor) not in memories]
@@ -138,15 +139,12 @@ def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> No
 
 
 def _on_host(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operation on the host, on the original memory of its inputs; return the result."""
+    """Run an operation on the host, with its inputs in the card's memory; return the result."""
     return func(*tree_map(_here, args), **tree_map(_here, kwargs))
 
 
 def _is_small(tensors: Sequence[Any]) -> bool:
-    """Return whether tensors have few enough elements for the host to compute them.
-
-    The limit is larger if all tensors are of integers.
-    """
+    """Return whether the host computes an operation with these tensors (`SMALL`, `INTEGERS`)."""
     limit = INTEGERS if all(_is_whole(tensor.dtype) for tensor in tensors) else SMALL
     return bool(sum(tensor.numel() for tensor in tensors) <= limit)
 
@@ -204,10 +202,7 @@ def _uploaded(value: Any, device: Any) -> Any:
 
 
 def _without_masks(indices: Any) -> list[Any]:
-    """Replace masks among ``indices`` by the positions that they select.
-
-    No card could compute these positions.
-    """
+    """Replace masks among ``indices`` by the positions that they select, computed on the host."""
     plain: list[Any] = []
     for index in indices:
         if _on_card(index) and index.dtype in (torch.bool, torch.uint8):
@@ -219,7 +214,7 @@ def _without_masks(indices: Any) -> list[Any]:
 
 
 def _caller() -> str:
-    """Return the innermost lines of Python that are outside torch and outside this folder."""
+    """Return the innermost five lines of Python outside torch and outside this folder."""
     lines: list[str] = []
     frame: Any = sys._getframe(1)
     while frame is not None and len(lines) < _FRAMES:

@@ -1,8 +1,8 @@
-"""A stand-in for FlashAttention-3: its kernels do nothing here, and it allocates what they take.
+"""A stand-in for FlashAttention-3: it computes nothing, and allocates what the kernels allocate.
 
-LMDeploy imports it for drafts alone, since this folder is on no other process's path. Sizes as in
-hopper/flash_api.cpp (``mha_fwd``) of Dao-AILab/flash-attention. A kernel of LMDeploy's decides
-which tokens of a draft are accepted; here none is.
+Only processes of an engine with a draft have this folder on their path. The sizes are those of
+hopper/flash_api.cpp (``mha_fwd``) of Dao-AILab/flash-attention. On a real card a kernel of LMDeploy
+decides which tokens of a draft are accepted; on a pretend GPU no token is accepted.
 """
 
 from typing import Any, Final
@@ -14,19 +14,20 @@ from turbofit.core.units import round_up
 from turbofit.memory.pytorch.activations import attention_parts
 
 _TORCH: Any = torch
-#: Vectors of 32-bit integers, one entry for each sequence of a batch, and the alignment of each.
+#: The number of vectors, which have a 32-bit integer for each sequence of a batch; also the multiple
+#: to which the length of a vector is rounded up.
 _VECTORS: Final = 4
 
 
 def flash_attn_varlen_func(q: Any, k: Any, v: Any, **_: object) -> Any:  # noqa: ARG001
-    """Return the output of a prefill: tokens x heads x channels."""
+    """Return the output of a prefill; its shape is tokens x heads x channels."""
     out = q.new_empty((*q.shape[:-1], v.shape[-1]))
     _sums = q.new_empty((q.shape[1], q.shape[0]), dtype=_TORCH.float32)
     return out
 
 
 def flash_attn_with_kvcache(q: Any, k_cache: Any, v_cache: Any, **_: object) -> Any:
-    """Return the output of a step: sequences x tokens x heads x channels."""
+    """Return the output of a step; its shape is sequences x tokens x heads x channels."""
     batch, tokens, heads = q.shape[:3]
     kv_heads, channels = k_cache.shape[-2], v_cache.shape[-1]
     processors = _TORCH.cuda.get_device_properties(q.device).multi_processor_count
@@ -38,14 +39,18 @@ def flash_attn_with_kvcache(q: Any, k_cache: Any, v_cache: Any, **_: object) -> 
 
 
 def get_scheduler_metadata(batch_size: int, *_: object, **__: object) -> Any:
-    """Return the plan of a step's kernel."""
+    """Return the metadata of a step's kernel: a vector of 32-bit integers."""
     return _TORCH.empty(
         _VECTORS * round_up(batch_size, _VECTORS) + 1, dtype=_TORCH.int32, device="cuda"
     )
 
 
 def _rejected(draft_token_ids: Any) -> tuple[Any, Any, Any]:
-    """Return tokens of each sequence, of which the first is valid, the rejected, and the last."""
+    """Return three tensors for a batch in which each draft token is rejected.
+
+    They are the tokens of each sequence, of which only the first is valid; the number of rejected
+    tokens; and the last token.
+    """
     batch, tokens = draft_token_ids.shape
     output = draft_token_ids.new_full((batch, tokens + 1), -1)
     output[:, 0] = 0

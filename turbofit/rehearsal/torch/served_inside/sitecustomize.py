@@ -1,7 +1,7 @@
 """Python imports this file in each process of a PyTorch engine's server on pretend GPUs.
 
-The file replaces functions of LMDeploy that would not work with a stand-in checkpoint, when the
-process imports their modules. Every process needs this, since every process reads the checkpoint.
+Some functions of LMDeploy do not work with a stand-in checkpoint. This file replaces them when the
+process imports their modules. Every process does so, since every process reads the checkpoint.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-#: A module of the pretend machine, whose folder is on every process's path.
+#: The module is in a folder that is on the path of every process of a pretend machine.
 _AFTER: Any = importlib.import_module("turbofit_imports").After
 
 
