@@ -22,10 +22,11 @@ from turbofit.planning.request import Positive, Tokens
 
 Seconds = Annotated[float, Field(gt=0, lt=1e7), SECONDS, Metavar("SECONDS")]
 
-#: Tokens of an answer to an image of a folder, which states no limit.
+#: The most tokens of an answer to an image of a folder, unless ``--max-tokens`` says otherwise.
 ANSWER_TOKENS: Final = 512
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-#: ``{{word}}`` means a literal ``{word}``; other braces stay, so a prompt may contain JSON.
+#: ``{word}`` is a placeholder, and ``{{word}}`` means the text ``{word}``. All other braces stay
+#: unchanged, so that a prompt may contain JSON.
 _PLACEHOLDER: Final = re.compile(r"\{(\{\w+\})\}|\{(\w+)\}")
 
 
@@ -62,7 +63,7 @@ class BatchSpec(Validated):
 
 
 class BatchInput(NamedTuple):
-    """The input of a batch; each call of ``items`` reads all items again, in the same order.
+    """The input of a batch. Each call of ``items`` reads all items again, in the same order.
 
     Relative paths of images begin in the folder ``base``. ``max_tokens`` limits the answers to
     items that state no limit of their own; None leaves the limit to the server.
@@ -80,7 +81,8 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
         UsageError: the input is missing or unreadable, or ``--prompt`` does not fit it.
     """
     is_folder = os.path.isdir(path)
-    # `Path.exists` raises for another user's folder and for a name that is too long; this does not.
+    # `Path.exists` raises for the folder of another user and for a name that is too long, but
+    # `os.path.exists` returns False.
     if os.path.exists(path) and not is_folder and not os.path.isfile(path):
         raise UsageError(f"{path} is no file that can be read twice", hint="write it into a file")
     try:
@@ -116,8 +118,8 @@ class _Line(msgspec.Struct):
 def _lines(path: Path, tokens: int | None) -> Iterator[BatchItem]:
     """Yield each line that is not empty, as an item with the line's number.
 
-    ``tokens`` is the value of --max-tokens. It is part of each digest, since another value makes
-    another request.
+    ``tokens`` is the value of ``--max-tokens``. The digest of an item includes this value, since
+    another value makes another request.
     """
     with path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, 1):
@@ -137,7 +139,11 @@ def _lines(path: Path, tokens: int | None) -> Iterator[BatchItem]:
 
 
 def _template(path: Path, spec: BatchSpec) -> str:
-    """Return the prompt for a folder's images; refuse a folder without images, and a bad prompt."""
+    """Return the prompt for a folder's images.
+
+    Raises:
+        UsageError: the folder has no image, or the prompt is missing or has a wrong placeholder.
+    """
     if next(_paths(str(path), ""), None) is None:
         raise UsageError(
             f"{path} holds no image ({', '.join(_IMAGES)})", hint="name another folder"
@@ -154,19 +160,25 @@ def _template(path: Path, spec: BatchSpec) -> str:
 
 
 def _images(folder: Path, template: str, tokens: int) -> Iterator[BatchItem]:
-    """Yield the images of a folder and its subfolders, each named by its path within the folder."""
+    """Yield an item for each image of a folder and its subfolders.
+
+    The item's name is the path of the image within the folder.
+    """
     for number, below in enumerate(_paths(str(folder), ""), 1):
         shown = Path(below.encode(errors="surrogateescape").decode(errors="backslashreplace"))
         words = {"name": shown.name, "stem": shown.stem, "path": str(shown)}
         prompt = _PLACEHOLDER.sub(lambda match: match[1] or words[match[2]], template)  # noqa: B023
         body = {"messages": [user_message(prompt, [f"./{below}"])]}
-        # A name that is not UTF-8 has a digest, too.
+        # `repr` makes bytes of every name, also of a name that is not UTF-8.
         digest = crc32(repr((str(shown), body)).encode(), tokens) or 1
         yield BatchItem(number=number, digest=digest, custom_id=str(shown), body=body)
 
 
 def _paths(folder: str, below: str) -> Iterator[str]:
-    """Yield the paths of all images below the folder that are not hidden, sorted by name."""
+    """Yield the paths of all images in a folder and its subfolders, sorted by name.
+
+    Hidden images and hidden folders are left out.
+    """
     try:
         with os.scandir(os.path.join(folder, below)) as entries:
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)

@@ -1,7 +1,7 @@
 """Runs a batch: sends the items that have no output line yet, many of them at once.
 
-Only the items under way are in memory: the next items are read when there is room, and each line is
-written as soon as it comes.
+Memory has only the items that the server works on. The next items are read when a place is free,
+and each line is written when its answer arrives.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from turbofit.core.version import __version__
 from turbofit.serving.runs import requests_at
 
 SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
-#: Seconds that a stopped server has to drain and to check that its memory is free; then a kill.
+#: Seconds in which a stopped server must drain and free its memory; after them it is killed.
 _END_SECONDS: Final = 90.0
-#: Seconds between two syncs of all lines to the disk, with a report of the progress.
+#: Seconds between two syncs of the output to the disk; each sync also reports the progress.
 _SECONDS: Final = 1.0
-#: For this many running requests one more waits at the gateway, to take a free place immediately.
+#: For so many running requests, one more request waits at the gateway and takes the next free place.
 _WAITING: Final = 8
-#: Requests at once to a server whose capacity is unknown.
+#: The number of items that are sent at once to a server whose capacity is unknown.
 _AT_ONCE: Final = 64
 BATCH_SCHEMA: Final = "turbofit.batch/1"
 
@@ -54,8 +54,8 @@ async def serving(
 ) -> AsyncIterator[tuple[str, str, Awaitable[None]]]:
     """Run a server until the context ends; ``words`` are the arguments of ``turbofit serve``.
 
-    It yields the server's URL, its key, and an awaitable that raises a `TurbofitError` if the
-    server ends by itself. ``say`` receives the server's messages.
+    The context has the URL and the key of the server, and an awaitable. The awaitable raises a
+    `TurbofitError` if the server ends by itself. ``say`` receives the server's messages.
 
     Raises:
         TurbofitError: the server does not open.
@@ -64,12 +64,12 @@ async def serving(
     process = await asyncio.create_subprocess_exec(
         *guarded([*SERVE, "--port", "0", *words]), stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
         env={**without_options(os.environ), "TURBOFIT_API_KEY": key}, limit=1 << 20,
-        start_new_session=True,  # Ctrl-C reaches only us, and we end it
+        start_new_session=True,  # Ctrl-C reaches only this process, which ends the server
     )  # fmt: skip
     ended = asyncio.ensure_future(_follow(process, say))
     try:
         assert process.stdout is not None
-        # Its only line on stdout is the address, once it serves.
+        # The server's only line on stdout is its address, once it serves.
         url = (await process.stdout.readline()).decode(errors="replace").strip()
         if not url:
             await ended
@@ -103,7 +103,7 @@ async def _follow(process: asyncio.subprocess.Process, say: Callable[[str], None
 
 
 class BatchResult(Struct):
-    """The result of a batch. ``seconds`` and ``items_per_second`` are of its last run alone."""
+    """The result of a batch; ``seconds`` and ``items_per_second`` are of the last run alone."""
 
     schema: Annotated[str, const(BATCH_SCHEMA)] = BATCH_SCHEMA
     turbofit_version: str
@@ -122,9 +122,9 @@ class BatchResult(Struct):
 class BatchJob:
     """One run of a batch, from an input to an output.
 
-    ``key`` is the API key of the server at the spec's URL. If the spec has no URL, the job starts
-    a server, and ``words`` are further arguments of its ``turbofit serve``. ``say`` receives each
-    important line.
+    ``key`` is the API key of the server at the spec's URL. If the spec has no URL, the job starts a
+    server, and ``words`` are further arguments of its ``turbofit serve``. ``say`` receives the messages
+    of the job and of the server.
 
     Raises:
         UsageError: the input or the options are wrong.
@@ -144,9 +144,9 @@ class BatchJob:
         self._input = open_input(paths[0], spec)
         if os.path.exists(paths[1]) and paths[1].samefile(paths[0]):
             raise UsageError("input and output are one file", hint="name another output")
-        #: Whether the run was cancelled; it then ends in order, and all lines so far are kept.
+        #: Whether a signal has cancelled the run. A cancelled run keeps all its lines.
         self.interrupted = False
-        #: The number of items, and how many of them had a line before this run.
+        #: The number of items, and the number of items that had a line before this run.
         self._total = self._before = 0
         #: When the first item was sent.
         self._began: float | None = None
@@ -197,7 +197,7 @@ class BatchJob:
         if not url:
             server = serving(self._words, self._say)
             url, key, ended = await stack.enter_async_context(server)
-            beside, model = [ended], None  # the server's own name
+            beside, model = [ended], None  # the items get the server's own name of the model
         places = await in_thread(requests_at, url)
         usual = places + max(2, places // _WAITING) if places else _AT_ONCE
         patience = None if beside else spec.patience
@@ -236,7 +236,8 @@ async def send_all(
 ) -> None:
     """Send items, ``at_once`` at a time, and write the output line of each.
 
-    It returns when all items have a line; an error of ``ask`` ends the sending.
+    ``ask`` sends one item and returns its line. The function returns when all items have a line, or
+    raises the first error of ``ask``.
     """
     reading = asyncio.Lock()
     ready: deque[BatchItem] = deque()
@@ -257,8 +258,8 @@ async def send_all(
 async def run_together(work: Iterable[Awaitable[None]], until: str) -> None:
     """Run tasks together, then cancel the tasks that still run, and raise the first error.
 
-    With ``until`` `asyncio.FIRST_COMPLETED` they run until the first task ends. With
-    `asyncio.FIRST_EXCEPTION` they run until all tasks have ended, or one has failed.
+    With ``until`` `asyncio.FIRST_COMPLETED` the tasks run until one task ends. With
+    `asyncio.FIRST_EXCEPTION` they run until all tasks end or one task fails.
     """
     tasks = [asyncio.ensure_future(one) for one in work]
     try:

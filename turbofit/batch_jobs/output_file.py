@@ -1,9 +1,9 @@
-"""Reads and writes the output file of a batch, which shows the items that are answered already.
+"""Reads and writes the output file of a batch. The file shows which items are answered.
 
-A batch has no other state. An item counts as answered once the kernel has its whole line, so the
-line survives if the process is killed. Once a second all lines are synced to the disk: after a
-power cut only the items of the last second are sent again. At each sync the file must still be at
-its path, with all that was written. The file stays locked until the process ends.
+A batch has no other state. An item counts as answered once the kernel has its whole line: the line
+survives if the process is killed. All lines are synced to the disk once a second: after a power cut
+only the items of the last second are sent again. Each sync checks that the file is still at its
+path and has all its lines. The file stays locked until the process ends.
 """
 
 from __future__ import annotations
@@ -30,17 +30,16 @@ _NUL: Final = b"\0"
 
 
 class ItemError(Exception):
-    """Raised if an item cannot be sent, or gets no answer; the item's output line says so.
+    """Raised if an item cannot be sent, or gets no answer.
 
-    The batch goes on with the other items.
-
-    ``code`` is a short stable word for programs, e.g. ``image_missing``.
+    The item's output line has the error, and the batch goes on with the other items. ``code`` is a
+    short stable word for programs, such as ``image_missing``.
     """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-        #: Names of files may contain bytes that JSON does not accept.
+        #: The text of the error; bytes of a file's name that JSON does not accept are escaped.
         self.message = message.encode(errors="backslashreplace").decode()
 
 
@@ -48,8 +47,8 @@ class BatchItem(Struct):
     """One item of a batch's input.
 
     ``number`` counts the lines of a JSONL file, or the images of a folder, from 1. ``digest`` is a
-    checksum of the item's content, never 0, which shows that the input was changed. Images in
-    ``body`` may be paths of files. ``fault`` says why the item cannot be sent.
+    checksum of the item's content, and never 0; another digest shows that the input has changed.
+    Images in ``body`` may be paths of files. ``fault`` says why the item cannot be sent.
     """
 
     number: int
@@ -67,8 +66,8 @@ class BatchItem(Struct):
 class BatchLine(Struct):
     """One line of an output, in the form of OpenAI's batches.
 
-    ``response`` has ``status_code``, ``request_id`` and ``body``, the server's JSON as it came;
-    ``error`` has ``code`` and ``message``, and is None if the item succeeded.
+    ``response`` has ``status_code``, ``request_id``, and the unchanged JSON of the server as
+    ``body``. ``error`` has ``code`` and ``message``; it is None if the item succeeded.
     """
 
     id: str
@@ -78,10 +77,10 @@ class BatchLine(Struct):
 
 
 class Survey:
-    """Knows the number of items, and which of them have a line, in 5 bytes for each item."""
+    """Knows how many items an input has, and which items have a line; it takes 5 bytes an item."""
 
     def __init__(self, items: Iterable[BatchItem]) -> None:
-        #: Digests by the item's number; 0 if there is no item, as for an empty line.
+        #: Digests by the item's number; 0 for a number without an item, such as an empty line's.
         self._digests = array("I", [0])
         self.total = 0
         for item in items:
@@ -95,7 +94,7 @@ class Survey:
         return 0 < number < len(self._digests) and self._digests[number] == digest
 
     def pending(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
-        """Yield the items without a line, read from the input again.
+        """Read the input again, and yield the items that have no line.
 
         Raises:
             UsageError: the input has changed.
@@ -131,7 +130,7 @@ class OutputFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = _open_locked(path)
-        #: Bytes of whole lines, once `resume` has checked that they are a batch's.
+        #: The size of all whole lines, in bytes, after `resume` has checked them.
         self._size = 0
         self.answered = self.failed = 0
 
@@ -171,7 +170,7 @@ class OutputFile:
                 while left:
                     left = left[os.write(self._fd, left) :]
             except BaseException:
-                with suppress(OSError):  # a full disk: no part of the line stays
+                with suppress(OSError):  # after a full disk no part of the line may stay
                     os.ftruncate(self._fd, self._size)
                 raise
         self._count(len(line), failed=failed)
@@ -180,9 +179,9 @@ class OutputFile:
         """Bring all lines to the disk.
 
         Raises:
-            UsageError: the disk refuses them, or somebody has removed, replaced or cut the file.
+            UsageError: the disk refuses the lines, or the file was removed, replaced or cut.
         """
-        size = self._size  # a line may be appended meanwhile, in another thread
+        size = self._size  # another thread may append a line during this call
         with _disk_errors(self.path):
             os.fsync(self._fd)
             now = os.fstat(self._fd)
@@ -205,7 +204,7 @@ class OutputFile:
         with open(self._fd, "rb", buffering=1 << 20, closefd=False) as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n") or _NUL in line:
-                    # A power cut may have left NULs at the line's end, or only NULs.
+                    # A power cut may have left NUL bytes at the end of the line, or in all of it.
                     begun = line.rstrip(_NUL)
                     if number == 1 and not (
                         begun.startswith(LINE_START) or LINE_START.startswith(begun)

@@ -1,10 +1,10 @@
 """Sends one item until it is answered, or fails for a reason of its own.
 
 The request names a model, has its images inline, and asks for no stream. If the server is away,
-busy or starting, the item waits and is sent again. If the batch started the server itself, it waits
-as long as that server runs or restarts. For another server it waits ``patience`` seconds, then
-ends, and can be continued later. If an item's connection to another server breaks `_MOST_BREAKS`
-times, the item may be the cause, and fails.
+busy or starting, the item waits and is sent again. A batch waits for its own server as long as the
+server runs or restarts. A batch waits for another server ``patience`` seconds, then ends; the same
+command continues it. If an item's connections to another server break `_MOST_BREAKS` times, the
+item may be the cause, and fails.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from turbofit.gateway.media.pictures import from_bytes, from_url
 from turbofit.measure.load.client import ServerClient, body_of, stated_pause
 from turbofit.measure.load.prompt import NO_JSON
 
-#: The most bytes of an image's file: a plan's limit (`planning/plan_document.py`).
+#: The most bytes of an image's file. A plan has the same limit (`planning/plan_document.py`).
 LARGEST_IMAGE: Final = 32 * MIB
-#: Errors of a body that has not the expected form, or has text or numbers that JSON cannot hold.
+#: Errors that a body raises if its form is wrong, or if JSON cannot hold its texts or numbers.
 _NO_BODY: Final = (
     msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, AttributeError, LookupError,
     TypeError,
@@ -41,16 +41,17 @@ _LARGEST_ANSWER: Final = 64 << 20
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _LONGEST_RETRY_AFTER: Final = 60.0
-#: Seconds after a failure from which the next failure begins a new outage; longer than any pause.
+#: If so many seconds pass between two failures, the second failure begins a new outage. Pauses
+#: between two tries are shorter.
 _SILENCE: Final = 90.0
-#: Broken connections of one item, to a server that is not ours, after which it fails.
+#: An item fails after so many broken connections to a server that the batch did not start.
 _MOST_BREAKS: Final = 8
-#: Answers like 500, and answers that took too long, after which the item fails.
+#: An item fails after so many answers with a status like 500, or too late.
 _MOST_ERRORS: Final = 3
-#: Why a request has no answer, if the reason counts against its item.
+#: Reasons for a missing answer that count against the item.
 _NO_ANSWER: Final = "no answer in time"
 _BROKE: Final = "the connection broke"
-#: Reasons why a request has no answer, by exception; the first that matches counts.
+#: The reason for a missing answer, by exception; the first line that matches counts.
 _REASONS: Final = (
     ((aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError), "no connection"),
     (asyncio.TimeoutError, _NO_ANSWER),
@@ -64,14 +65,14 @@ def request_body(
 ) -> bytes:
     """Return the body to send for an item, with the contents of its files.
 
-    ``model`` is set in items that name no model, with ``replace`` in all items. Relative paths of
-    images begin in ``base``. ``max_tokens`` limits answers to items that state no limit.
+    Items without a model get ``model``; with ``replace`` all items get it. Relative paths of images
+    begin in the folder ``base``. ``max_tokens`` limits answers to items that state no limit.
 
     Raises:
         ItemError: the item cannot be sent.
     """
     try:
-        body = msgspec.json.decode(msgspec.json.encode(item.body))  # its item stays as it is
+        body = msgspec.json.decode(msgspec.json.encode(item.body))  # a copy of the body
         if body.get("stream"):
             raise ItemError("bad_stream", "a batch has no streams: leave stream out")
         if replace or body.get("model") is None:
@@ -102,7 +103,7 @@ def _inline(url: str, base: str) -> str:
         if kind == "data":
             return from_url(url, LARGEST_IMAGE).inline
         what = unquote(urlsplit(url).path) if kind == "file" else os.path.join(base, url)
-        if not os.path.isfile(what):  # a pipe would block
+        if not os.path.isfile(what):  # reading a pipe could block for ever
             raise ItemError("image_missing", f"{what} is no file that is there")
         with open(what, "rb") as file:
             return from_bytes(file.read(LARGEST_IMAGE + 1), LARGEST_IMAGE).inline
@@ -113,10 +114,10 @@ def _inline(url: str, base: str) -> str:
 
 
 class Sender(ServerClient):
-    """Sends items to one server, and makes their output lines from its answers.
+    """Sends items to one server, and makes output lines of its answers.
 
     An answer may take ``timeout`` seconds. The server may be away for ``patience`` seconds; None
-    waits for ever, for a server that the batch started itself.
+    means for ever, for a server that the batch started itself.
     """
 
     def __init__(
@@ -124,11 +125,11 @@ class Sender(ServerClient):
     ) -> None:
         super().__init__(url, key, timeout=timeout)
         self._patience = patience
-        #: Why no item makes progress now; empty if items do.
+        #: Why no item makes progress now; empty while items make progress.
         self.waits = ""
         self._away_since: float | None = None
         self._failed_at = 0.0
-        #: The number of answers whose requests the server has lowered, by its header.
+        #: The number of answers to requests that the server says it lowered.
         self.lowered = 0
 
     async def model(self) -> str:
@@ -206,7 +207,7 @@ class Sender(ServerClient):
         async with self._session.request(
             method, self._url + path, data=body, headers=headers, allow_redirects=False
         ) as response:
-            if response.status == 401:  # not the item's failure
+            if response.status == 401:  # a wrong key ends the batch, not only the item
                 raise self._unknown_key(401)
             return response.status, response.headers, await body_of(response, _LARGEST_ANSWER)
 
@@ -232,7 +233,7 @@ def _read(status: int, headers: Any, raw: bytes) -> tuple[JsonObject, JsonObject
     """Return the response and the error of an item's line, from a server's answer."""
     error = None
     try:
-        answer = msgspec.json.decode(raw)  # `format` is more lenient
+        answer = msgspec.json.decode(raw)  # it refuses JSON that `format` below lets pass
         body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw)
         if not 200 <= status < 300:
             words = answer.get("error", answer) if isinstance(answer, dict) else {}

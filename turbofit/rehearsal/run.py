@@ -30,7 +30,7 @@ _LOOK: Final = 0.5  # seconds
 #: A case may take its limit of seconds this many times, as long as the engine works.
 LIMITS_WHILE_ACTIVE: Final = 5
 # TurboMind prints this line when it can admit no request. In a warm-up without enough cache it
-# repeats the line for ever: 36,000 times a second with one rank, fewer with many ranks on few cores.
+# repeats the line for ever: with one rank 36,000 times a second, with many ranks on few cores less.
 _STUCK: Final = "out of memory at 0/"
 _STUCK_LINES: Final = 60
 _STUCK_LOOKS: Final = 2
@@ -181,7 +181,7 @@ class _Watch:
 
 
 def _progress(folder: Path) -> tuple[int, ...]:
-    """Return values that change while a child works: the sizes of its timelines, its notes' time."""
+    """Return values that change while a child works: its timelines' disk use, its notes' time."""
     figures = []
     for path in (folder / "report.json", *(folder / "pretend" / "timelines").glob("*")):
         with contextlib.suppress(OSError):

@@ -102,7 +102,7 @@ def _mark_start(notes: Notes) -> None:
 
 
 def _longest(engine: Any) -> int:
-    """Return the most tokens that a prompt and its answer may have together."""
+    """Return the most tokens of a prompt and its answer, by session length and cache."""
     return int(min(engine.session_len, engine.engine.max_session_len))
 
 

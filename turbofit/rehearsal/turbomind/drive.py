@@ -29,12 +29,12 @@ _STATUS: Final = {
     10: "no_queue",
     11: "out_of_memory",
 }
-#: Numbers that distinguish images, as LMDeploy's hash of their pixels does.
+#: Each image gets a number of its own, in place of LMDeploy's hash of the pixels.
 _numbers = iter(range(1, 2**31))
 
 
 def drive(spec: Spec, notes: Notes) -> None:
-    """Start the engine and drive all cases, until the engine can take no more."""
+    """Start the engine and drive the cases in order; stop if the engine does not survive a case."""
     account = LibraryAccount(Path(os.environ["TURBOFIT_PRETEND_LIBRARIES"]))
     account.mark("import")
     engine = _start(spec, account, notes)
@@ -46,7 +46,7 @@ def drive(spec: Spec, notes: Notes) -> None:
 
 
 def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
-    import torch  # noqa: F401 - its import is timed
+    import torch  # noqa: F401 - the phase `torch` measures this import
 
     from turbofit.rehearsal.turbomind.hooks import install
 
@@ -77,9 +77,9 @@ def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -
 
 
 def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> None:
-    """Wait for all requests, but stop waiting if the engine makes no CUDA call for ``seconds``.
+    """Wait until all requests have ended, or the engine makes no CUDA call for ``seconds``.
 
-    An engine that keeps making calls gets `LIMITS_WHILE_ACTIVE` times ``seconds`` in all.
+    If the engine keeps making calls, the wait ends after `LIMITS_WHILE_ACTIVE` times ``seconds``.
     """
     timer = InactivityTimer(account.calls)
     longest = LIMITS_WHILE_ACTIVE * seconds
@@ -110,7 +110,7 @@ def _run_case(
 
 @dataclass
 class Pending:
-    """A submitted request: its number of tokens, and objects that must live until its end."""
+    """A submitted request, with its prompt's number of tokens, and objects that the engine uses."""
 
     tokens: int
     done: threading.Event = field(default_factory=threading.Event)
@@ -120,17 +120,17 @@ class Pending:
 
 @lru_cache(maxsize=64)
 def _pixels(shape: tuple[int, ...], dtype: str) -> Any:
-    """Return an uninitialised tensor for the pixels of images; it takes no RAM until written."""
+    """Return an uninitialised tensor for the pixels of images; unwritten, it takes no RAM."""
     import torch
 
     return torch.empty(shape, dtype=getattr(torch, dtype))
 
 
 def _image(engine: Any, unit: Unit, offset: int, number: int) -> dict[str, Any]:
-    """Return an image as LMDeploy's preprocessor would return it, with uninitialised pixels.
+    """Return an image in the form of LMDeploy's preprocessor, with uninitialised pixels.
 
-    ``unit`` gives its tiles or patches, ``offset`` its place in the prompt, ``number`` its
-    identity.
+    ``unit`` is the image's number of tiles, or its grid in patches. ``offset`` is the place of its
+    first token in the prompt. ``number`` distinguishes it from all other images.
     """
     vision = engine.source_model.vision_model
     dtype = str(engine.engine_config.dtype)
@@ -161,7 +161,7 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     total = offset + request.text_tokens - lead
     pending = Pending(tokens=total)
     ids = torch.ones(total, dtype=torch.int32)
-    ids[offset:] = 2 + session % 999  # no two requests of a case are equal
+    ids[offset:] = 2 + session % 999  # requests of a case differ, so no prefix cache joins them
     inputs = _tm.TensorMap()
     inputs["input_ids"] = _tm.from_dlpack(ids)
     generation = GenerationConfig(

@@ -1,6 +1,6 @@
-"""Stand-ins for classes of configs and tokenizers that models bring as code.
+"""Registers stand-ins for classes that a model's repository brings as code.
 
-With the stand-ins no model's code runs.
+With the stand-ins a rehearsal runs no code of a model's repository, and downloads nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from turbofit.model.families import kimi
 
 
 def plain_gpt_oss_tokenizer() -> None:
-    """Make LMDeploy read gpt-oss's tokenizer from its folder, so that it downloads nothing."""
+    """Make LMDeploy read gpt-oss's tokenizer from the checkpoint's folder, without a download."""
     from lmdeploy import tokenizer
 
     module: Any = tokenizer
@@ -23,9 +23,9 @@ def plain_gpt_oss_tokenizer() -> None:
 
 
 def plain_gpt_oss_parser() -> None:
-    """Make LMDeploy parse gpt-oss's answers like other models'.
+    """Make LMDeploy parse gpt-oss's answers with its default parser.
 
-    gpt-oss's own parser would download a vocabulary.
+    LMDeploy's parser for gpt-oss downloads a vocabulary.
     """
     from lmdeploy.serve.parsers import ResponseParserManager
 
@@ -47,8 +47,8 @@ def register_for_pytorch() -> None:
 def register_internvl(*, whole: bool = False) -> None:
     """Register a config class for InternVL.
 
-    ``whole``: the language part gets the config class of its model type, with that class's
-    defaults.
+    With ``whole`` the language part gets the config class of its model type, so that missing keys
+    have the defaults of this class.
     """
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
@@ -65,8 +65,9 @@ def register_internvl(*, whole: bool = False) -> None:
 def infer_channels_of_llava() -> None:
     """Let LLaVA's processor find out which dimension of an image has the channels.
 
-    LMDeploy says that the channels are last, but Transformers 5.0 to 5.20 have moved them to the
-    front by then. Source: lmdeploy vl/model/llava_hf.py `input_data_format='channels_last'`
+    LMDeploy tells the processor that the last dimension has the channels. Transformers 5.0 to 5.20
+    move the channels to the first dimension before they read this argument.
+    Source: lmdeploy vl/model/llava_hf.py `input_data_format='channels_last'`
     """
     from lmdeploy.vl.model import llava_hf
 
@@ -82,7 +83,7 @@ def infer_channels_of_llava() -> None:
 
 
 class _Inferring:
-    """An image processor that ignores what LMDeploy says about the dimension of the channels."""
+    """An image processor that ignores the argument ``input_data_format``."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
@@ -103,7 +104,7 @@ def register_kimi() -> None:
 
 
 def _register(kind: str, base: Any, **parts: Callable[..., Any]) -> None:
-    """Register a config class for model type ``kind``; each class in ``parts`` makes one field."""
+    """Register a config class for model type ``kind``; ``parts`` has classes for some fields."""
     from transformers import AutoConfig
 
     def make(self: Any, **values: Any) -> None:
@@ -132,7 +133,7 @@ def stand_in_for_kimi() -> None:
 
 
 class _KimiProcessor:
-    """Stands in for Kimi's processor, and for the ``AutoProcessor`` that would load it."""
+    """Takes the places of Kimi's processor and of the ``AutoProcessor`` that loads a processor."""
 
     def __init__(self, tokenizer: Any, rule: NavitRule) -> None:
         self.tokenizer, self.rule = tokenizer, rule

@@ -1,9 +1,9 @@
 """Makes LMDeploy's own loader and engine run on the pretend machine of this process.
 
-A CUDA build of torch runs unchanged; only marks are added. With CPU torch, a ``meta`` tensor
-without data stands for each copy on the GPU. It lives as long as the real copy would, since
-LMDeploy's own loader runs. Memory that torch's caching allocator would keep is kept until
-``torch.cuda.empty_cache``; fragmentation between its segments is not modelled.
+With a CUDA build of torch this module only marks phases. With CPU torch, a ``meta`` tensor without
+data replaces each copy on the GPU. LMDeploy's own loader decides how long a copy lives. The account
+keeps freed memory until ``torch.cuda.empty_cache``, as torch's caching allocator does; it has no
+fragmentation between the allocator's segments.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from turbofit.rehearsal.notes import called_after
 from turbofit.rehearsal.pretend.libraries import LibraryAccount
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 
-_ROUND: Final = 512  # bytes; torch's caching allocator rounds each block up to this
-_SEGMENT: Final = 2 << 20  # the step of that allocator's segments, unlike that of a driver's pool
+_ROUND: Final = 512  # bytes to whose multiple torch's caching allocator rounds each block up
+_SEGMENT: Final = 2 << 20  # bytes to whose multiple this allocator rounds each segment up
 _KEPT: Final[list[Any]] = []
 
 
 class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
-    """Charges a card's account for the ``meta`` tensors that are made while this mode is active."""
+    """Counts ``meta`` tensors as memory of a card, if they are made while this mode is active."""
 
     def __init__(self, account: LibraryAccount, device: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
@@ -69,7 +69,7 @@ class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 
 def patch_torch(scenario: Scenario, staging: Staging) -> None:
-    """Make ``torch.cuda`` describe the pretend machine; a tensor copied to a card gets no data."""
+    """Make ``torch.cuda`` describe the pretend machine; a copy on a card is a ``meta`` tensor."""
     declare_torchvision()
     gpus, current = scenario.gpus, 0
     cuda: Any = torch.cuda
@@ -104,7 +104,7 @@ def patch_torch(scenario: Scenario, staging: Staging) -> None:
     cuda.get_device_properties = properties
     cuda.get_device_capability = lambda number=0: gpu(number).sm
     cuda.mem_get_info = lambda number=0: (gpu(number).total - gpu(number).used, gpu(number).total)
-    version.cuda = version.cuda or "12.8"  # LMDeploy reads it before it uses bfloat16
+    version.cuda = version.cuda or "12.8"  # without a CUDA version LMDeploy uses no bfloat16
     cuda.is_bf16_supported = lambda *_: gpus[0].sm >= (8, 0)
     cuda.empty_cache = staging.empty_cache
     cuda.synchronize = lambda *_: None
@@ -139,9 +139,9 @@ def install(
     tokenizer: bool = False,
     ready: Callable[[Any], None] = lambda _engine: None,
 ) -> None:
-    """Install the marks of a start's phases, and the stand-ins that CPU torch needs.
+    """Make a start mark its phases, and install the stand-ins that CPU torch needs.
 
-    ``first_device`` is the card on which loading stages tensors. ``tokenizer``: keep the model's
+    ``first_device`` is the card on which the loader stages tensors. ``tokenizer`` keeps the model's
     own tokenizer, which a server needs. ``ready`` is called with the TurboMind object after its
     start.
     """
@@ -189,7 +189,7 @@ def install(
 
 
 class _NoTokenizer:
-    """Replaces the model's tokenizer, since a rehearsal passes token ids."""
+    """Replaces the model's tokenizer: a rehearsal sends ids of tokens, and needs none."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.model = None

@@ -1,4 +1,4 @@
-"""Reads the allocations of TurboMind's own calls from an ended rehearsal; sizes are in bytes."""
+"""Reads the memory and the end of TurboMind from an ended rehearsal; sizes are in bytes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ NOT_KNOWN: Final = (
     "the driver's rounding of pools",
     "fragmentation of torch's allocator while loading",
 )
-#: Terms of the ledger, and the call of the engine (or the kind of memory) that allocates each one
-#: after the cache.
+#: Terms of the ledger that the engine allocates after the cache; for each term the engine's call
+#: or the kind of memory.
 _SITES: Final = {
     "attention": "UnifiedAttentionLayer::UnifiedAttentionLayer",
     "token_ids": "Generation::Impl::Impl",
@@ -49,9 +49,9 @@ _SITES: Final = {
 }
 #: Words of the log lines about the cache: its budget, its slabs, a sequence's state.
 _CACHE_WORDS: Final = ("Object cache budget", "slab_size", "[GDN]")
-#: Settings that size the cache, and the values that count if they are not set.
+#: Settings that decide the cache's size, and their values if the engine's settings have none.
 _LIMITS: Final = {"cache_block_seq_len": 64, "max_batch_size": 1, "session_len": 1}
-#: The beginning of the pretend libraries' lines, for instance of why they end a process.
+#: The beginning of each line that the pretend libraries print.
 _PRETEND: Final = "turbofit pretend:"
 _SLAB: Final = re.compile(
     r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio ([0-9.]+)"
@@ -60,10 +60,10 @@ _STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
 
 
 def read_run(ended: EndedRun) -> Readings:
-    """Read from timeline and log how much memory each phase of a rehearsal took, and how it ended.
+    """Read from timeline and log how much memory each phase took, and how the rehearsal ended.
 
     Raises:
-        PretendError: the timeline is full.
+        PretendError: the timeline is incomplete.
     """
     memory, cards = _memory_of(ended), range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
@@ -90,9 +90,9 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def end_of(ended: EndedRun, memory: ProcessMemory) -> Document:
-    """Return the fields of an `AnyEnd` that say how a rehearsal ended; `death` finds the kind.
+    """Return the fields of an `AnyEnd` that say how a rehearsal ended.
 
-    The fields are not used if all requests were served.
+    `outcome_and_end` ignores the fields if all requests were served.
     """
     fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
     words, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
@@ -105,7 +105,7 @@ def end_of(ended: EndedRun, memory: ProcessMemory) -> Document:
         run, phase = [Backpressure(cause="memory")], "warm-up"
         where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
     elif isinstance(run[-1] if run else None, Backpressure):
-        run = []  # a wait in the last line was not what ended it
+        run = []  # the engine waited before it ended, but the wait is not the cause
     refused = memory.deaths[-1] if memory.deaths and not waits else None
     account = convert({"phase": phase, "where": where, **refused}, AnyEnd) if refused else None
     engine = engine_named("turbomind", installed("lmdeploy"))
@@ -130,9 +130,9 @@ def _memory_of(ended: EndedRun) -> ProcessMemory:
 
 
 def _terms(memory: ProcessMemory, index: int, cases: Sequence[str]) -> dict[str, int]:
-    """Return a card's bytes by name of the ledger's term.
+    """Return the bytes of each ledger term that a card has, by the term's name.
 
-    The term of each case is the peak of the executor's pool during the case.
+    The transient term of a case is the peak of the executor's pool during the case.
     """
     pool, late = memory.executor_pool(index), memory.cards[index].late
     terms = card_terms(memory, index)
@@ -145,11 +145,12 @@ def _terms(memory: ProcessMemory, index: int, cases: Sequence[str]) -> dict[str,
 def _cache(
     memory: ProcessMemory, lines: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the sizes of the cache in bytes, and its tokens, computed as the engine divides it.
+    """Return the sizes of the cache, in bytes, and the number of tokens that the cache holds.
 
-    For a hybrid model the states of a full batch are subtracted first, as in a plan.
+    For a model with gated delta nets, the states of a full batch are subtracted first, as in a
+    plan.
     """
-    # Each rank prints the same line.
+    # Each rank prints the same line, which counts once.
     slabs = [LoggedSlab(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
     slabs = list(dict.fromkeys(slabs))
     first, tokens = memory.cards[0], None
@@ -158,7 +159,8 @@ def _cache(
         engine = engine_named("turbomind", installed("lmdeploy"))
         shape = engine.logged_cache([slabs[0], *_states(slabs, lines)], convert(told, Settings))
         if shape is not None:
-            # The formula charges one page for a start that is not aligned; this start is known.
+            # The formula subtracts a page, since a plan does not know the region's address. Here
+            # the address is known, so only the bytes before the first whole page are lost.
             region = first.cache_region - -first.cache_address % shape.page + shape.page
             tokens = shape.tokens(region)
     return {
@@ -171,7 +173,7 @@ def _cache(
 
 
 def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[LoggedSlab]:
-    """Yield the parts of one sequence's state in a hybrid model, as the engine logs them.
+    """Yield the parts of one sequence's state of gated delta nets, as the engine logs them.
 
     A part that every layer has counts once for each layer; any other part counts once.
     """
@@ -184,12 +186,12 @@ def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[Logge
 
 
 def card_terms(memory: ProcessMemory, index: int) -> dict[str, int]:
-    """Return the bytes in use on a card when the engine was ready, by name of the ledger's term.
+    """Return the bytes in use on a card when the engine was ready, by the name of the ledger term.
 
-    Terms that the engine did not reach are left out.
+    If the engine ended earlier, the result lacks the terms of the later phases.
     """
     end = memory.cards[index].end
-    pools = {pool.owner: pool for pool in reversed(memory.of_card(index))}  # each owner's first
+    pools = {pool.owner: pool for pool in reversed(memory.of_card(index))}  # the first of an owner
     terms = {}
     with suppress(KeyError):
         default = pools["default"]  # the pool of the weights

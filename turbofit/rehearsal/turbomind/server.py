@@ -1,7 +1,7 @@
-"""LMDeploy's own HTTP server on a pretend machine, run with the ``lmdeploy`` command's arguments.
+"""Runs LMDeploy's own HTTP server on a pretend machine, with the arguments of ``lmdeploy``.
 
-Preprocessing, scheduling, memory and errors are real, and so is the end of a process; only the text
-of the answers is not.
+Preprocessing, scheduling, memory, errors and the end of a process are real; only the text of an
+answer is not.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from turbofit.rehearsal.pretend.libraries import LibraryAccount, check_surface
 from turbofit.rehearsal.pretend.scenario import Scenario, write_scenario
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"
-#: This variable names the folder that `turbofit.pipeline` opens instead of a model.
+#: The variable with the folder of a twin, which `turbofit.pipeline` opens instead of its model.
 MODEL = "TURBOFIT_PRETEND_TWIN"
 NOTICE = (
     "turbofit: PRETEND GPUs: memory, admission, errors and death are real; "
     "the words that this server generates mean nothing"
 )
-#: When the server took the request of this task, by `time.monotonic`.
+#: The time at which the server received the request of this task, by `time.monotonic`.
 _TAKEN: Final[ContextVar[float | None]] = ContextVar("taken", default=None)
 
 
 def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
-    """Write a pretend machine's files; return the environment in which this module runs there."""
+    """Write the files of a pretend machine; return the environment of a server on this machine."""
     site = cuda_site()
     libraries = build(site=site)
     check_surface(engine_library(), libraries)
@@ -63,14 +63,15 @@ def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
 def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[str, str]:
     """Return the environment for a program whose `turbofit.pipeline` opens a model on pretend GPUs.
 
-    A twin in ``folder`` replaces weights that are not on disk, so keep the folder while the program
-    runs.
+    If the model's weights are not on disk, the program opens a twin in ``folder``: keep the folder
+    while the program runs.
 
     Raises:
         UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
     (folder / "machine.json").write_text(to_json(machine), encoding="utf-8")
-    name = (model.hub_id or model.name).rpartition("/")[2]  # LMDeploy chooses chat templates by it
+    # LMDeploy chooses the chat template by the folder's name.
+    name = (model.hub_id or model.name).rpartition("/")[2]
     env = {
         **os.environ,
         _MACHINE: str(folder / "machine.json"),
@@ -79,7 +80,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
-    if cuda_site() is not None:  # workers of the PyTorch engine read the twin themselves
+    if cuda_site() is not None:  # the PyTorch engine's workers need its stand-ins to read the twin
         put_first(env, "PYTHONPATH", str(SERVED))
     find_turbofit(env)
     return env
@@ -87,7 +88,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
 
 def preload() -> None:
     """Import the modules of LMDeploy's server that can be imported without a pretend machine."""
-    from turbofit.rehearsal.turbomind import hfconfig  # noqa: F401 - what it imports
+    from turbofit.rehearsal.turbomind import hfconfig  # noqa: F401 - only imported
     from turbofit.rehearsal.turbomind.hooks import declare_torchvision
 
     declare_torchvision()
@@ -97,7 +98,7 @@ def pretend_here() -> None:
     """Make TurboMind in this process run on the pretend machine that the environment names.
 
     Raises:
-        UsageError: the environment is not one that turbofit makes.
+        UsageError: turbofit did not make the environment.
     """
     path, libraries = os.environ.get(_MACHINE), os.environ.get("TURBOFIT_PRETEND_LIBRARIES")
     if not path or not libraries:
@@ -128,15 +129,14 @@ def pretend_here() -> None:
 
 
 def slow_down(pool: Any, app: Any, clock: ClockFile) -> None:
-    """Make what comes before a request reaches the engine as slow as the cards.
+    """Slow down the work of the host before a request reaches the engine.
 
-    On pretend GPUs that are N times slower than life, everything that a client measures is divided
-    by N. Pictures, tokenizer and HTTP take this host as long as ever. So a request waits N - 1
-    times as long as they took, before it takes one of the engine's handles.
+    If pretend GPUs are N times slower than life, `bench` divides all times of a client by N. The
+    host works at its own speed: it prepares pictures, counts tokens, and speaks HTTP. So a request
+    waits N - 1 times as long as the host worked, before it takes one of the engine's handles.
 
-    ``pool`` is LMDeploy's class `RequestHandlePool`, ``app`` the class of its ASGI app. A request
-    that finds no free handle waits for the cards, which are slow themselves, so this counts only
-    what passed before.
+    ``pool`` is LMDeploy's class `RequestHandlePool`, ``app`` is the class of its ASGI app. The time
+    in which a request waits for a free handle does not count: the slow cards cause this wait.
     """
     get, serve = pool.get, app.__call__
 
