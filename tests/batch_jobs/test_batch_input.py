@@ -28,10 +28,10 @@ def test_what_cannot_be_an_input_is_said(tmp_path) -> None:
     for name, given, words in (
         ("none", {}, "cannot be read: No such file"),
         ("a" * 300, {}, "cannot be read: File name too long"),
-        (os.devnull, {}, "no file that can be read twice"),
+        (os.devnull, {}, "is no regular file"),
         ("a.jsonl", {"prompt": "x"}, "--prompt does not fit"),
         (".", {"prompt": "{nam}"}, r"\{nam\} in the prompt is no placeholder"),
-        (".", {}, "no --prompt says what to ask"),
+        (".", {}, "images of a folder need a --prompt"),
         ("empty", {"prompt": "x"}, "holds no image"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -110,4 +110,5 @@ def test_placeholders_are_filled_and_other_braces_stay(tmp_path) -> None:
     assert content(item)[1]["text"] == 'What is {x}? Answer {"a": {"b": 1}} or {} or {name}.'
     with pytest.raises(UsageError) as caught:
         open_input(tmp_path, BatchSpec(prompt="{nam}"))
-    assert caught.value.hint == "there are {name}, {stem}, {path}; write {{nam}} for itself"
+    said = "placeholders are {name}, {stem} and {path}; {{nam}} means the text {nam}"
+    assert caught.value.hint == said

@@ -201,7 +201,7 @@ def test_what_is_no_output_is_said(tmp_path) -> None:
     for output, words in (
         (source, "are one file"),
         (tmp_path / ("a" * 300), "File name too long"),
-        (other, "is none of a batch"),
+        (other, "is no line of a batch"),
     ):
         with pytest.raises(UsageError, match=words):
             run(source, output, "http://127.0.0.1:9")

@@ -75,15 +75,15 @@ def test_what_is_no_whole_line_is_cut_off(kept, torn, path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        *((data, "line 1 of .* is none of a batch") for data in (
+        *((data, "line 1 of .* is no line of a batch") for data in (
             b'{"precious": [1, 2]}', b"no end of line", b"{ ", b"\0text", b"\0\n",
             b"\0" * 500 + b"\nx", b"\x89PNG\r\n\x1a\n\0\0",
             '{"id":"batch_req_1'.encode("utf-16-le"),
         )),
         (line(3) + line(1, 12), "line 2 of .* is of another input"),
-        (line(3) + line(2) * 2, "line 3 of .* is the second of its item"),
-        (line(3) + b'{"a": 1}\n', "line 2 of .* is none of a batch"),
-        (line(3) + b"hello\n" + line(2), "line 2 of .* is none of a batch"),
+        (line(3) + line(2) * 2, "line 3 of .* is the second line of one item"),
+        (line(3) + b'{"a": 1}\n', "line 2 of .* is no line of a batch"),
+        (line(3) + b"hello\n" + line(2), "line 2 of .* is no line of a batch"),
         (b'{"id": "batch_req_900000000000-00000001"}\n', "is of another input"),
     ],
 )  # fmt: skip

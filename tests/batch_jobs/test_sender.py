@@ -161,7 +161,7 @@ def test_images_are_read_when_it_is_sent(tmp_path) -> None:
     assert urls(json.loads(sent_for(row, base=tmp_path)))[0].startswith("data:image/png")
     assert row.body == body("a.png"), "an entry stays small"
     for raw, words in (
-        (body("none.png"), "is no file that is there"),
+        (body("none.png"), "is no file"),
         ({"stream": True}, "no streams"),
         ({"prompt": "\udcff"}, "cannot be sent"),
         ({"messages": 1}, "cannot be sent"),

@@ -73,7 +73,7 @@ def test_a_server_that_a_signal_killed_ends_the_batch(opens) -> None:
 
     with pytest.raises(LaunchError, match="the server ended with -9: note") as caught:
         asyncio.run(main())
-    assert "the same command goes on" in caught.value.hint
+    assert "the same command continues the batch" in caught.value.hint
 
 
 def test_its_error_is_ours() -> None:

@@ -32,7 +32,7 @@ def test_torch_without_cuda_is_said_in_one_line(
     without_cuda(monkeypatch)
     assert main(["rehearse", "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090"]) == 7
     cause, hint = capsys.readouterr().err.splitlines()[-2:]
-    lacks = "on pretend GPUs LMDeploy's PyTorch engine needs what this environment lacks: "
+    lacks = "LMDeploy's PyTorch engine on pretend GPUs needs packages that this environment lacks: "
     assert cause == f"error: {lacks}a CUDA build of torch"
     assert SCRIPT in hint
     # All that is missing is named at once; what pip alone can add, by pip.

@@ -34,31 +34,32 @@ class BatchSpec(Validated):
     """How a batch is sent: each field is an option of `turbofit batch`."""
 
     url: Annotated[str | None, Metavar("URL")] = Field(
-        default=None, description="a server that runs (else --model is served, and ends with it)"
+        default=None, description="a running server (else the batch serves --model, and ends it)"
     )
     model: str | None = Field(
         default=None,
-        description="what to serve; with --url the name to ask for (default: each item's, or the "
-        "first that the server lists)",
+        description="the model to serve; with --url the model that requests name (default: each "
+        "item's own, or the server's first)",
     )
     prompt: str | None = Field(
         default=None,
-        description="of a folder's images: what to ask, with {name}, {stem} and {path} of the file",
+        description="the prompt for each image of a folder, with {name}, {stem} and {path} of its "
+        "file",
     )
     max_tokens: Tokens | None = Field(
         default=None,
-        description="tokens of an answer, for items that state none (default "
-        f"{ANSWER_TOKENS}; of a JSONL file: none)",
+        description="the most tokens of an answer, if its item states no limit (default "
+        f"{ANSWER_TOKENS}; for a JSONL file: no limit)",
     )
     concurrency: Positive | None = Field(
         default=None,
-        description="items under way at once (default: what a server of this machine runs, and an "
-        "eighth more; else 64)",
+        description="items that are sent at once (default: an eighth more than a server of this "
+        "machine runs at once; for another server 64)",
     )
-    timeout: Seconds = Field(default=3600.0, description="the longest that one answer may take")
+    timeout: Seconds = Field(default=3600.0, description="how long one answer may take")
     patience: Seconds = Field(
         default=600.0,
-        description="with --url: how long a server that does not answer is waited for",
+        description="with --url: how long to wait for a server that does not answer",
     )
 
 
@@ -84,7 +85,10 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     # `Path.exists` raises for the folder of another user and for a name that is too long, but
     # `os.path.exists` returns False.
     if os.path.exists(path) and not is_folder and not os.path.isfile(path):
-        raise UsageError(f"{path} is no file that can be read twice", hint="write it into a file")
+        raise UsageError(
+            f"{path} is no regular file, and a batch reads its input twice",
+            hint="write the input into a file",
+        )
     try:
         if is_folder:
             next(path.iterdir(), None)
@@ -149,12 +153,13 @@ def _template(path: Path, spec: BatchSpec) -> str:
             f"{path} holds no image ({', '.join(_IMAGES)})", hint="name another folder"
         )
     if spec.prompt is None:
-        raise UsageError("no --prompt says what to ask of the images", hint='add --prompt "…"')
+        raise UsageError("the images of a folder need a --prompt", hint='add --prompt "…"')
     for match in _PLACEHOLDER.finditer(spec.prompt):
         if match[2] and match[2] not in ("name", "stem", "path"):
             raise UsageError(
                 f"{match[0]} in the prompt is no placeholder",
-                hint=f"there are {{name}}, {{stem}}, {{path}}; write {{{match[0]}}} for itself",
+                hint="placeholders are {name}, {stem} and {path}; "
+                f"{{{match[0]}}} means the text {match[0]}",
             )
     return spec.prompt
 
@@ -185,7 +190,7 @@ def _paths(folder: str, below: str) -> Iterator[str]:
     except OSError as exc:
         raise UsageError(
             f"{os.path.join(folder, below)} cannot be read: {exc.strerror or exc}",
-            hint="allow it, or move it away",
+            hint="let this user read the folder, or move it away",
         ) from None
     for name, is_folder in names:
         if is_folder and not name.startswith("."):

@@ -41,7 +41,7 @@ SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
 _END_SECONDS: Final = 90.0
 #: Seconds between two syncs of the output to the disk; each sync also reports the progress.
 _SECONDS: Final = 1.0
-#: For so many running requests, one more request waits at the gateway and takes the next free place.
+#: For so many running requests, one more request waits at the gateway for the next free place.
 _WAITING: Final = 8
 #: The number of items that are sent at once to a server whose capacity is unknown.
 _AT_ONCE: Final = 64
@@ -98,7 +98,7 @@ async def _follow(process: asyncio.subprocess.Process, say: Callable[[str], None
         raise error_from({"exit_code": code, "message": error["error"], "hint": error["hint"]})
     raise LaunchError(
         f"the server ended with {code}: {last}",
-        hint="see turbofit report latest; the same command goes on from here",
+        hint="turbofit report latest shows why; the same command continues the batch",
     )
 
 
@@ -123,8 +123,8 @@ class BatchJob:
     """One run of a batch, from an input to an output.
 
     ``key`` is the API key of the server at the spec's URL. If the spec has no URL, the job starts a
-    server, and ``words`` are further arguments of its ``turbofit serve``. ``say`` receives the messages
-    of the job and of the server.
+    server, and ``words`` are further arguments of its ``turbofit serve``. ``say`` receives the
+    messages of the job and of the server.
 
     Raises:
         UsageError: the input or the options are wrong.
@@ -185,7 +185,7 @@ class BatchJob:
         survey = await in_thread(Survey, self._input.items())
         await in_thread(output.resume, survey)
         self._total, self._before = survey.total, output.lines
-        before = f", {self._before:,} of which have their line" if self._before else ""
+        before = f", {self._before:,} with a line already" if self._before else ""
         self._say(f"{self._total:,} items{before}")
         if self._total > self._before:
             async with AsyncExitStack() as stack:

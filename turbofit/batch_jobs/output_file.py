@@ -109,7 +109,7 @@ class Survey:
         if left:
             raise UsageError(
                 f"the input has changed while it was read, at item {self.total - left + 1}",
-                hint="give the same command again once nobody writes it",
+                hint="give the same command again once nobody changes the input",
             )
 
 
@@ -153,8 +153,8 @@ class OutputFile:
                 place, failed = self._checked(number, line, survey)
                 if survey.done[place]:
                     raise UsageError(
-                        f"line {number} of {self.path} is the second of its item",
-                        hint="take one of the two out, or name another output",
+                        f"line {number} of {self.path} is the second line of one item",
+                        hint="remove one of the two lines, or name another output",
                     )
                 survey.done[place] = True
                 self._count(len(line), failed=failed)
@@ -224,14 +224,14 @@ class OutputFile:
             raise UsageError(
                 f"line {number} of {self.path} is of another input, or the input, --prompt or "
                 "--max-tokens has changed",
-                hint="name another output for what is asked now",
+                hint="name another output, or give the input and the options of the first run",
             )
         return int(place), kept.error is not None
 
     def _foreign(self, number: int) -> UsageError:
         return UsageError(
-            f"line {number} of {self.path} is none of a batch",
-            hint="name another output: this one holds something else",
+            f"line {number} of {self.path} is no line of a batch",
+            hint="name another output: this file has other content",
         )
 
 
@@ -242,7 +242,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as exc:
         raise UsageError(
             f"{path} cannot be written: {exc.strerror or exc}",
-            hint="make room, or allow it, and give the same command again: all lines in it count",
+            hint="make room, or let this user write the file; then give the same command again: it"
+            " sends only items without a line",
         ) from None
 
 
@@ -251,13 +252,13 @@ def _open_locked(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UsageError(
-                f"{path} is no file", hint="name a file: what stands in it is taken up again"
+                f"{path} is no file", hint="name a file: a batch continues after its lines"
             )
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UsageError(
                 f"another turbofit batch writes {path}",
-                hint="wait for its end, or name another output",
+                hint="wait until the other batch ends, or name another output",
             ) from None
     return descriptor

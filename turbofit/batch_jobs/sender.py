@@ -104,7 +104,7 @@ def _inline(url: str, base: str) -> str:
             return from_url(url, LARGEST_IMAGE).inline
         what = unquote(urlsplit(url).path) if kind == "file" else os.path.join(base, url)
         if not os.path.isfile(what):  # reading a pipe could block for ever
-            raise ItemError("image_missing", f"{what} is no file that is there")
+            raise ItemError("image_missing", f"{what} is no file")
         with open(what, "rb") as file:
             return from_bytes(file.read(LARGEST_IMAGE + 1), LARGEST_IMAGE).inline
     except Refusal as exc:
@@ -225,7 +225,8 @@ class Sender(ServerClient):
         if self._patience is not None and away > self._patience:
             raise UnservedError(
                 f"{self._url} has not answered for {away:.0f} s: {why}",
-                hint="start it again and give the same command: all lines of the output count",
+                hint="start the server again and give the same command: it sends only items without"
+                " a line",
             )
 
 

@@ -28,8 +28,8 @@ _LOG: Final = LazyLogger(__name__)
 #: The most rehearsals of one plan: one, and two more after corrections.
 _REHEARSALS: Final = 3
 _UNSETTLED: Final = (
-    f"not rehearsed: each of {_REHEARSALS} rehearsals left less than the margin; the ratio is below"
-    " the last one's"
+    f"not rehearsed: each of {_REHEARSALS} rehearsals left less than the margin; the ratio is lower"
+    " than in the last rehearsal"
 )
 
 
@@ -58,7 +58,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     if not plan.backend.of_lmdeploy:
         raise UsageError(
             f"{plan.model.name} is planned for Transformers: it has no ratio to correct",
-            hint="turbofit rehearse MODEL --engine transformers shows what it takes",
+            hint="turbofit rehearse MODEL --engine transformers shows how much memory it takes",
         )
     if not plan.fits:
         return plan

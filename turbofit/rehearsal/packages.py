@@ -83,7 +83,7 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
         hint = without_gpu(pytorch=True) or _CUDA_TORCH
     if missing:
         raise PackageError(
-            f"on pretend GPUs {_CALLED[engine]} needs what this environment lacks:"
+            f"{_CALLED[engine]} on pretend GPUs needs packages that this environment lacks:"
             f" {', '.join(missing)}",
             hint=hint,
         )

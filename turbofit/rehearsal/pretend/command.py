@@ -77,7 +77,7 @@ def run_command(
     except OSError as exc:
         raise UsageError(
             f"{command[0]} cannot be run: {exc.strerror or exc}",
-            hint="after -- comes a program with its arguments, as in a shell without quotes",
+            hint="write a program and its arguments after --, as in a shell without quotes",
         ) from None
     try:
         with _forwarding(process.pid):

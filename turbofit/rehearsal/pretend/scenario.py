@@ -64,7 +64,7 @@ class PretendGpu:
             known = ", ".join(f"{a}.{b}" for a, b in sorted(_SHARED_KIB))
             raise PretendError(
                 f"compute capability {self.sm[0]}.{self.sm[1]} is not known to the pretend machine",
-                hint=f"known are {known}",
+                hint=f"the pretend machine knows {known}",
             )
         multiprocessor, block = _SHARED_KIB[self.sm]
         return multiprocessor * 1024, block * 1024
@@ -158,6 +158,6 @@ def _known(gpu: Gpu, field: str) -> Any:
     if not isinstance(value, (int, tuple)):
         raise MachineError(
             f"GPU {gpu.index} ({gpu.name}): its {field} is not known",
-            hint="a pretend machine needs it: name the card as turbofit gpus lists it",
+            hint="name the card as turbofit gpus lists it: a pretend machine needs this value",
         )
     return value

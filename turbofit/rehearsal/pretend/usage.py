@@ -153,7 +153,7 @@ def read_shared(path: Path) -> SharedRecord:
         return SharedRecord((), tuple([0] * _PINNED), 0)
     magic, used, _, *numbers = _HEAD.unpack_from(data)
     if magic != _MAGIC:
-        raise ValueError(f"{path} is not a shared account of this turbofit")
+        raise ValueError(f"{path} is no shared file of this version of turbofit")
     slots = (_SLOT.unpack_from(data, _HEAD.size + i * _SLOT.size) for i in range(used))
     peak = numbers[_ROWS : 2 * _ROWS]
     return SharedRecord(

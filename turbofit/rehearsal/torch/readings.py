@@ -26,7 +26,7 @@ from turbofit.rehearsal.torch.phase_recorder import read_records
 NOT_KNOWN: Final = (
     "private workspaces inside cuBLAS, cuDNN and NCCL",
     "kernel modules, loaded lazily",
-    "what hangs on large float values: tokens, sampling, expert routing",
+    "everything that depends on large float values: tokens, sampling, expert routing",
     "the CUDA context's size is the card's preset, charged to each process",
 )
 _COUNTERS: Final = (

@@ -93,7 +93,7 @@ def _run_case(
     engine: Any, case: RehearsalCase, account: LibraryAccount, spec: Spec, notes: Notes
 ) -> bool:
     if not _quiet(account) or not account.freeze():
-        raise RuntimeError("the engine's threads could not be held")
+        raise RuntimeError("the engine's threads did not stop")
     try:
         pending = [submit(engine, i, request) for i, request in enumerate(case.requests)]
         account.mark(f"case {case.name}")

@@ -103,7 +103,7 @@ def pretend_here() -> None:
     path, libraries = os.environ.get(_MACHINE), os.environ.get("TURBOFIT_PRETEND_LIBRARIES")
     if not path or not libraries:
         raise UsageError(
-            "this command is started by turbofit, in an environment of its own",
+            "only turbofit starts this command: it needs an environment that turbofit makes",
             hint="use turbofit serve --pretend",
         )
     from turbofit.rehearsal.turbomind.hfconfig import plain_gpt_oss_parser
