@@ -29,7 +29,7 @@ from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.pytorch.weights import segments
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.rehearsal.planned import beside, charged, plan_document
+from turbofit.rehearsal.planned import charged, plan_document, with_rehearsed_terms
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.
 SHARE = 0.02
@@ -329,7 +329,7 @@ def _compare(row: Row) -> Found:
     if not plan.fits:
         return Found((row.name, "no plan", *[""] * 10), [f"no plan: {plan.verdict}"], {})
     document = plan_document(plan)
-    cards = list(beside(plan.engines[0], document))
+    cards = list(with_rehearsed_terms(plan.engines[0], document))
     missed: list[str] = []
     say = missed.append
     if document["outcome"] != "served":

@@ -19,11 +19,11 @@ from turbofit.rehearsal.cases import turbomind_cases
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for, twin_of, write_model
 from turbofit.rehearsal.planned import (
     _lines,
+    broken_promise,
     moments,
     outcome_and_end,
     plan_spec,
     rehearse,
-    unanswered,
 )
 from turbofit.rehearsal.pretend.scenario import PretendGpu
 from turbofit.rehearsal.run import Readings
@@ -77,18 +77,18 @@ def test_a_promised_request_that_the_engine_refuses_is_not_served(planned: Plan)
 
     answered = told("vision_request", [3330], finished=1)
     refused = told("text_prefill", [longest - 2], out_of_memory=1)
-    assert unanswered(planned, planned.engines[0], {"cache": {}, "cases": [answered]}) is None
-    death = unanswered(planned, planned.engines[0], {"cache": {}, "cases": [answered, refused]})
+    assert broken_promise(planned, planned.engines[0], {"cache": {}, "cases": [answered]}) is None
+    death = broken_promise(planned, planned.engines[0], {"cache": {}, "cases": [answered, refused]})
     assert death is not None
     assert death.phase == "case text_prefill"
     assert death.where.endswith("1 out_of_memory")
     # The plan says itself that a longer one is refused, of which two came here.
     beyond = told("vision_forward", [longest + 1, longest + 1, 20], finished=1, too_long=2)
-    assert unanswered(planned, planned.engines[0], {"cache": {}, "cases": [beyond]}) is None
+    assert broken_promise(planned, planned.engines[0], {"cache": {}, "cases": [beyond]}) is None
     beyond["statuses"] = {"too_long": 3}
-    assert unanswered(planned, planned.engines[0], {"cache": {}, "cases": [beyond]}) is not None
+    assert broken_promise(planned, planned.engines[0], {"cache": {}, "cases": [beyond]}) is not None
     # An engine that takes shorter requests breaks the promise, too.
-    death = unanswered(
+    death = broken_promise(
         planned, planned.engines[0], {"cache": {"session_len": longest - 1}, "cases": []}
     )
     assert death is not None

@@ -85,19 +85,19 @@ async def serving(
 async def _follow(process: asyncio.subprocess.Process, say: Callable[[str], None]) -> None:
     """Pass the server's messages on; once the server has ended, raise its error."""
     assert process.stderr is not None
-    last, error = "it said nothing", {"error": "", "hint": ""}
+    last_line, error = "it said nothing", {"error": "", "hint": ""}
     while line := await process.stderr.readline():
-        last = line.decode(errors="replace").rstrip()
-        word, _, text = last.partition(": ")
+        last_line = line.decode(errors="replace").rstrip()
+        word, _, text = last_line.partition(": ")
         if word in error:
             error[word] = text
         else:
-            say(last)
+            say(last_line)
     code = await process.wait()
     if error["error"]:
         raise error_from({"exit_code": code, "message": error["error"], "hint": error["hint"]})
     raise LaunchError(
-        f"the server ended with {code}: {last}",
+        f"the server ended with {code}: {last_line}",
         hint="turbofit report latest shows why; the same command continues the batch",
     )
 
@@ -192,31 +192,32 @@ class BatchJob:
                 await self._send(survey, output, stack)
 
     async def _send(self, survey: Survey, output: OutputFile, stack: AsyncExitStack) -> None:
-        spec, left = self._spec, self._total - self._before
-        url, key, model, beside = spec.url or "", self._key, spec.model, list[Awaitable[None]]()
+        spec, unanswered = self._spec, self._total - self._before
+        url, key, model, watchers = spec.url or "", self._key, spec.model, list[Awaitable[None]]()
         if not url:
             server = serving(self._words, self._say)
             url, key, ended = await stack.enter_async_context(server)
-            beside, model = [ended], None  # the items get the server's own name of the model
+            watchers, model = [ended], None  # the items get the server's own name of the model
         places = await in_thread(requests_at, url)
         usual = places + max(2, places // _WAITING) if places else _AT_ONCE
-        patience = None if beside else spec.patience
+        patience = None if watchers else spec.patience
         sender = Sender(url, key, timeout=spec.timeout, patience=patience)
         self._sender = await stack.enter_async_context(sender)
 
         async def send() -> None:
             make_body = partial(
-                request_body, model=model or await sender.model(), replace=bool(model or beside),
+                request_body, model=model or await sender.model(), replace=bool(model or watchers),
                 base=self._input.base, max_tokens=self._input.max_tokens,
             )  # fmt: skip
             self._began = time.monotonic()
             pending = survey.pending(self._input.items())
-            at_once = min(spec.concurrency or usual, left)
+            at_once = min(spec.concurrency or usual, unanswered)
             await send_all(
                 pending, output, lambda item: sender.line(item, make_body), at_once=at_once
             )
 
-        await run_together((send(), self._ticks(output, sender), *beside), asyncio.FIRST_COMPLETED)
+        work = (send(), self._ticks(output, sender), *watchers)
+        await run_together(work, asyncio.FIRST_COMPLETED)
 
     async def _ticks(self, output: OutputFile, sender: Sender) -> None:
         """Sync all lines to the disk each second, and report the progress."""

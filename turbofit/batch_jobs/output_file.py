@@ -99,16 +99,16 @@ class Survey:
         Raises:
             UsageError: the input has changed.
         """
-        left = self.total
+        remaining = self.total
         for item in items:
             if not self.holds(item.number, item.digest):
                 break
-            left -= 1
+            remaining -= 1
             if not self.done[item.number]:
                 yield item
-        if left:
+        if remaining:
             raise UsageError(
-                f"the input has changed while it was read, at item {self.total - left + 1}",
+                f"the input has changed while it was read, at item {self.total - remaining + 1}",
                 hint="give the same command again once nobody changes the input",
             )
 
@@ -164,11 +164,11 @@ class OutputFile:
 
     def append(self, line: bytes, *, failed: bool) -> None:
         """Append a line, whole or not at all; call `resume` first."""
-        left = memoryview(line)
+        rest = memoryview(line)
         with _disk_errors(self.path):
             try:
-                while left:
-                    left = left[os.write(self._fd, left) :]
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
             except BaseException:
                 with suppress(OSError):  # after a full disk no part of the line may stay
                     os.ftruncate(self._fd, self._size)

@@ -96,21 +96,21 @@ def _inline(url: str, base: str) -> str:
 
     A web address is returned unchanged: the server fetches the image.
     """
-    kind, what = url.partition(":")[0].lower(), "an image"
+    kind, name = url.partition(":")[0].lower(), "an image"
     if kind in ("http", "https"):
         return url
     try:
         if kind == "data":
             return from_url(url, LARGEST_IMAGE).inline
-        what = unquote(urlsplit(url).path) if kind == "file" else os.path.join(base, url)
-        if not os.path.isfile(what):  # reading a pipe could block for ever
-            raise ItemError("image_missing", f"{what} is no file")
-        with open(what, "rb") as file:
+        name = unquote(urlsplit(url).path) if kind == "file" else os.path.join(base, url)
+        if not os.path.isfile(name):  # reading a pipe could block for ever
+            raise ItemError("image_missing", f"{name} is no file")
+        with open(name, "rb") as file:
             return from_bytes(file.read(LARGEST_IMAGE + 1), LARGEST_IMAGE).inline
     except Refusal as exc:
-        raise ItemError(exc.reason, f"{what}: {exc.message}") from None
+        raise ItemError(exc.reason, f"{name}: {exc.message}") from None
     except (OSError, ValueError) as exc:
-        raise ItemError("image_unreadable", f"{what}: {exc}") from None
+        raise ItemError("image_unreadable", f"{name}: {exc}") from None
 
 
 class Sender(ServerClient):

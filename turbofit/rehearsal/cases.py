@@ -49,12 +49,12 @@ def turbomind_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]
         grids = convert([rule.grid(count) for count in units], tuple[Unit, ...])
         return RehearsalRequest(text, grids, max_new_tokens=_NEW, lead=1)
 
-    one = request([limits.units_per_image] * limits.images_per_request, _TEXT)
+    vision_request = request([limits.units_per_image] * limits.images_per_request, _TEXT)
     text = Text(before=1, after=1 + _NEW)
-    met = engine_of(plan).worst_images(plan.promise, engine, make, text)
-    images = [image.units for image in met.images]
-    forward = [request(images, 2)] if images else []
-    return _cases(plan, engine, [one], forward, max(1, longest), _NEW)
+    worst = engine_of(plan).worst_images(plan.promise, engine, make, text)
+    images = [image.units for image in worst.images]
+    vision_forward = [request(images, 2)] if images else []
+    return _cases(plan, engine, [vision_request], vision_forward, max(1, longest), _NEW)
 
 
 def torch_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]:
@@ -64,14 +64,14 @@ def torch_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]:
         UsageError: no picture has as many units as the plan pays for; see `rehearsed_size`.
     """
     limits, settings, rule = plan.promise.limits, engine.settings, limited(plan).image_rule
-    several, one, forward = plan.backend.of_lmdeploy, [], []
+    batches, vision_request, vision_forward = plan.backend.of_lmdeploy, [], []
     if rule is not None and limits.vision_unit is not None and limits.images_per_request:
         size = plan.workload.image_size or rehearsed_size(rule, limits.image_limit)
-        one = [_pictures(_TEXT, [size] * limits.images_per_request)]
-        if several:
+        vision_request = [_pictures(_TEXT, [size] * limits.images_per_request)]
+        if batches:
             account, make = engine_of(plan), pictures(rule, DummyImage(size, {}), with_fields=False)
-            met = account.worst_images(plan.promise, engine, make, _CHAT)
-            sizes = [dummy.size for dummy in met.dummies]
+            worst = account.worst_images(plan.promise, engine, make, _CHAT)
+            sizes = [dummy.size for dummy in worst.dummies]
             bound = account.units_bound(rule, vision_load_within(limits), settings)
             # The pixels of a second request may arrive while a forward runs. They do not if the
             # gateway makes the second request wait, or if one forward takes the whole batch.
@@ -79,9 +79,9 @@ def torch_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]:
             count = 2 if bound <= engine.units_per_forward < batch else 1
             # A prefix cache does not encode a picture twice, so each request has its own colour.
             numbers = range(1, count + 1) if settings.enable_prefix_caching else [None] * count
-            forward = [_pictures(1, sizes, number) for number in numbers] if sizes else []
-    longest = LONGEST if several else settings.session_len - _NEW_ON_TORCH
-    return _cases(plan, engine, one, forward, longest, _NEW_ON_TORCH)
+            vision_forward = [_pictures(1, sizes, number) for number in numbers] if sizes else []
+    longest = LONGEST if batches else settings.session_len - _NEW_ON_TORCH
+    return _cases(plan, engine, vision_request, vision_forward, longest, _NEW_ON_TORCH)
 
 
 def limited(plan: Plan) -> Model:
@@ -124,12 +124,12 @@ def _pictures(
 def _cases(
     plan: Plan,
     engine: EnginePlan,
-    one: list[RehearsalRequest],
-    forward: list[RehearsalRequest],
+    vision_request: list[RehearsalRequest],
+    vision_forward: list[RehearsalRequest],
     longest: int,
     new: int,
 ) -> tuple[RehearsalCase, ...]:
-    cases = {"vision_request": one, "vision_forward": forward}
+    cases = {"vision_request": vision_request, "vision_forward": vision_forward}
     cases["text_prefill"] = [RehearsalRequest(longest, max_new_tokens=new)]
     if plan.backend.of_lmdeploy:
         most = _NEW_OF_ALL if plan.backend.on_torch else new

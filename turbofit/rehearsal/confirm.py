@@ -62,7 +62,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
         )
     if not plan.fits:
         return plan
-    given = request
+    original_request = request
     request = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
     ratios: dict[int, float] = {}
     cautious = plan
@@ -74,21 +74,21 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
         if not ratios and result.rehearsal is not None and result.rehearsal.outcome == "failed":
             # The rehearsal itself failed, so it says nothing about the plan.
             failed = with_rehearsals(cautious, result.engines)
-            return finished(replace(failed, fits=False, verdict=result.verdict), given)
+            return finished(replace(failed, fits=False, verdict=result.verdict), original_request)
         lower = corrected_ratios(result)
         if not lower:
-            return finished(confirmed(result), given)
+            return finished(confirmed(result), original_request)
         ratios |= lower
         _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", lower)
         plan = same_shape(request, plan, ratios, rehearsed=True)
         if not plan.fits:
-            return finished(plan, given)
+            return finished(plan, original_request)
     if not result.fits:
-        return finished(result, given)
+        return finished(result, original_request)
     last = same_shape(request, plan, ratios)  # not rehearsed, so it has the whole margin
     if last.fits:
         last = replace(last, warnings=(*last.warnings, _UNSETTLED))
-    return finished(last, given)
+    return finished(last, original_request)
 
 
 def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
@@ -102,21 +102,21 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
         PackageError: LMDeploy or a C compiler is missing.
         UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
-    engines, sets = [*plan.engines], alike(plan.engines)
-    for numbers in sets:
+    engines, equal_engines = [*plan.engines], alike(plan.engines)
+    for numbers in equal_engines:
         first = numbers[0]
-        folder = keep / f"group-{first}" if keep and len(sets) > 1 else keep
+        folder = keep / f"group-{first}" if keep and len(equal_engines) > 1 else keep
         with ended_like_ctrl_c(), under_way("rehearsing on pretend GPUs"):
             engines[first] = rehearsed_engine(plan, first, folder)
         for number in numbers[1:]:
             engines[number] = replace(engines[number], rehearsal=engines[first].rehearsal)
-    whole = replace(plan, engines=tuple(engines))
-    worst = whole.rehearsal
+    rehearsed_plan = replace(plan, engines=tuple(engines))
+    worst = rehearsed_plan.rehearsal
     if worst is None:
-        return whole
+        return rehearsed_plan
     _LOG.info("%s rehearsed: %s, %s", plan.model.name, worst.outcome, worst.death)
     if worst.outcome == "served" or not plan.fits:
-        return whole
+        return rehearsed_plan
     ended = with_rehearsals(plan, engines)
     return replace(ended, fits=False, verdict=_contradiction(plan, worst), serve=None)
 

@@ -25,28 +25,30 @@ def say_no_answer(module: Any) -> None:
     run = engine.safe_run
 
     @asynccontextmanager
-    async def safe_run(self: Any, handle: Any, session: Any, **given: Any) -> AsyncIterator[Any]:
-        config, prompt = given["gen_config"], len(given["input_ids"])
+    async def safe_run(self: Any, handle: Any, session: Any, **keywords: Any) -> AsyncIterator[Any]:
+        config, prompt = keywords["gen_config"], len(keywords["input_ids"])
         words = self.tokenizer.encode(f"{SENTENCE} ", add_bos=False)
         unlimited = prompt + config.max_new_tokens >= self.session_len and not config.ignore_eos
         stop = [*(config.stop_token_ids or ())][:1]
         ends = unlimited and bool(stop) and config.max_new_tokens > len(words)
-        async with run(self, handle, session, **given) as outputs:
-            yield _said(outputs, [*words, *stop] if ends else words, ends=ends)
+        async with run(self, handle, session, **keywords) as outputs:
+            yield _with_sentence(outputs, [*words, *stop] if ends else words, ends=ends)
 
     engine.safe_run = safe_run
 
 
-async def _said(outputs: AsyncIterator[Any], words: list[int], *, ends: bool) -> AsyncIterator[Any]:
+async def _with_sentence(
+    outputs: AsyncIterator[Any], words: list[int], *, ends: bool
+) -> AsyncIterator[Any]:
     """Yield the engine's outputs with ``words`` as their tokens.
 
     With ``ends`` the outputs end after the last token; else the tokens repeat.
     """
-    left = iter(words) if ends else cycle(words)
+    tokens = iter(words) if ends else cycle(words)
     total = 0
     async for output in outputs:
         total += len(output.token_ids)
-        output.token_ids = [*islice(left, len(output.token_ids))]
+        output.token_ids = [*islice(tokens, len(output.token_ids))]
         if output.logprobs:
             output.logprobs = [{token: 0.0} for token in output.token_ids]
         done = ends and total >= len(words)

@@ -49,14 +49,14 @@ def clock_for(plan: Plan, factor: float) -> ClockChoice:
 
 def step_table(plan: Plan, engine: EnginePlan) -> StepTable:
     """Return the forecast's seconds of the forwards of one engine of a plan."""
-    account, figures, group = engine_of(plan), rates(), engine_rates(plan, engine)
-    most = max(plan.promise.limits.units_per_request, engine.units_per_forward)
+    account, figures, speeds = engine_of(plan), rates(), engine_rates(plan, engine)
+    largest_image = max(plan.promise.limits.units_per_request, engine.units_per_forward)
     return StepTable(
         forward=[
-            group.seconds(figures, float(tokens))
+            speeds.seconds(figures, float(tokens))
             for tokens in range(account.forward_tokens(engine.settings) + 1)
         ],
-        image=[group.tower_seconds(units) for units in range(most + 1)],
-        pair=group.pair_seconds,
-        context=group.context_seconds,
+        image=[speeds.tower_seconds(units) for units in range(largest_image + 1)],
+        pair=speeds.pair_seconds,
+        context=speeds.context_seconds,
     )

@@ -68,7 +68,7 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
 def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> Document:
     outcome, end = outcome_and_end(ended, readings)
     notes, spec = ended.notes, ended.spec
-    ran: Document = {
+    facts: Document = {
         "schema": SCHEMA,
         "turbofit_version": __version__,
         "pretend": NOTICE,
@@ -85,7 +85,7 @@ def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> 
     cards = zip(readings.cards, readings.phases, strict=True)
     timeline = moments(readings.phases, spec.machine.gpus)
     return {
-        **ran,
+        **facts,
         "cache": readings.cache,
         "terms": readings.terms,
         "gpus": [card | {"phases": phases} for card, phases in cards],
@@ -167,11 +167,11 @@ def rehearsed_engine(plan: Plan, group: int = 0, keep: Path | None = None) -> En
     rehearsal = convert(document | {"engine_version": version}, Rehearsal)
     if rehearsal.outcome != "served":
         return replace(engine, rehearsal=rehearsal)
-    refused = unanswered(plan, engine, document)
+    refused = broken_promise(plan, engine, document)
     if refused is not None:
         return replace(engine, rehearsal=replace(rehearsal, outcome="failed", death=refused))
     rehearsal = replace(rehearsal, together=_together(engine, document))
-    return replace(engine, ledgers=beside(engine, document), rehearsal=rehearsal)
+    return replace(engine, ledgers=with_rehearsed_terms(engine, document), rehearsal=rehearsal)
 
 
 def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Document:
@@ -233,7 +233,7 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
     return sum(term.bytes for term in terms if term.term in names)
 
 
-def unanswered(plan: Plan, engine: EnginePlan, document: Document) -> AnyEnd | None:
+def broken_promise(plan: Plan, engine: EnginePlan, document: Document) -> AnyEnd | None:
     """Return an end if the engine refused a request that the plan promises to serve; else None.
 
     The plan promises a prompt only if prompt and answer fit into its context.
@@ -253,7 +253,7 @@ def unanswered(plan: Plan, engine: EnginePlan, document: Document) -> AnyEnd | N
     return None
 
 
-def beside(engine: EnginePlan, document: Document) -> tuple[GpuLedger, ...]:
+def with_rehearsed_terms(engine: EnginePlan, document: Document) -> tuple[GpuLedger, ...]:
     """Return the engine's ledgers with the rehearsed bytes of each term that has a counter.
 
     ``rehearsed`` stays None if a term shares its counter with others (``Rehearsal.together``), or

@@ -216,8 +216,8 @@ def read_log(path: Path) -> list[str]:
 
     Progress bars are left out, and all but the first 20 lines of a hang (`_STUCK`).
     """
-    first: list[str] = []
-    last = deque[str](maxlen=_LAST_LINES)
+    first_lines: list[str] = []
+    last_lines = deque[str](maxlen=_LAST_LINES)
     stuck = 0
     try:
         with path.open("rb") as file:
@@ -225,7 +225,8 @@ def read_log(path: Path) -> list[str]:
                 text = re.sub(r".*\r(?!$)", "", line.decode("utf-8", "replace").rstrip("\r\n"))
                 stuck = stuck + 1 if _STUCK in text else 0
                 if stuck <= 20:
-                    (first if len(first) < _FIRST_LINES else last).append(text[:_LONGEST_LINE])
+                    lines = first_lines if len(first_lines) < _FIRST_LINES else last_lines
+                    lines.append(text[:_LONGEST_LINE])
     except OSError:
         return []
-    return [*first, *last]
+    return [*first_lines, *last_lines]

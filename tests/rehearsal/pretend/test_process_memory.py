@@ -122,7 +122,5 @@ S big.py:9
     assert (death["asked"], death["left"], death["missing"]) == (9000, 500, 8000)
     assert (death["phase"], death["where"]) == ("end", "big.py:9")
     assert death["memory_kind"] == "cudaMalloc"
-    assert (ProcessMemory(1, None, 1).pid, ProcessMemory(1, None, 1).read(()).cards[0].end) == (
-        0,
-        {},
-    )
+    empty = ProcessMemory(1, None, 1).read(())
+    assert (empty.pid, empty.cards[0].end) == (0, {})

@@ -72,23 +72,23 @@ def kinds() -> dict[str, Kind]:
     """
     by_architecture: dict[str, Kind] = {}
     for name in sorted(presets_of(_ROOM)):
-        kind = converted(_whole(name), Kind, preset_path(_ROOM, name))
+        kind = converted(_with_base(name), Kind, preset_path(_ROOM, name))
         by_architecture |= dict.fromkeys(kind.architectures, kind)
     return by_architecture
 
 
 @cache
-def _whole(name: str) -> JsonObject:
+def _with_base(name: str) -> JsonObject:
     """Return a file's fields, joined with those of its base."""
     data = load_yaml(preset_path(_ROOM, name))
-    data |= {key: _apart(data[key]) for key in ("tensors", "tower") if key in data}
-    return merged({**_whole(data["base"]), "for": []}, data) if "base" in data else data
+    data |= {key: _split_roles(data[key]) for key in ("tensors", "tower") if key in data}
+    return merged({**_with_base(data["base"]), "for": []}, data) if "base" in data else data
 
 
-def _apart(names: JsonObject) -> JsonObject:
+def _split_roles(names: JsonObject) -> JsonObject:
     """Split keys that list several roles: ``q, k, v: attn.qkv`` becomes three entries."""
     return {
-        role: _apart(name) if isinstance(name, dict) else name
+        role: _split_roles(name) if isinstance(name, dict) else name
         for roles, name in names.items()
         for role in roles.split(", ")
     }
@@ -187,14 +187,14 @@ def size(expression: str, values: Values) -> int:
     total = 0
     for term in expression.split("+"):
         factors = (
-            int(factor) if factor.isdigit() else _named(factor, values)
+            int(factor) if factor.isdigit() else _known_value(factor, values)
             for factor in term.split("*")
         )
         total += prod(factors)
     return total
 
 
-def _named(name: str, values: Values) -> Any:
+def _known_value(name: str, values: Values) -> Any:
     if name not in values:
         raise UsageError(
             f"a config of presets/checkpoints names {name}, a value that this model does not have",
@@ -235,19 +235,21 @@ class Writer(NamedTuple):
     dtype: str
     quantization: Quantization | None
 
-    def entries(self, names: JsonObject, at: str = "", layer: int | None = None) -> Iterator[Entry]:
+    def entries(
+        self, names: JsonObject, prefix: str = "", layer: int | None = None
+    ) -> Iterator[Entry]:
         """Yield the tensors that ``names`` lists by role.
 
-        ``at`` is the beginning of all yielded names. With ``layer``, only tensors of this layer are
-        yielded.
+        ``prefix`` is the beginning of all yielded names. With ``layer``, only tensors of this layer
+        are yielded.
         """
         for name, joined in self._joined(names, layer).items():
             if isinstance(joined, list):
-                yield from self._stored(at, name, joined)
+                yield from self._stored(prefix, name, joined)
             elif layer is not None:
-                yield from self._experts(joined, at + joined["at"], layer)
+                yield from self._experts(joined, prefix + joined["at"], layer)
             else:
-                yield from self._layers(joined, at + joined["at"])
+                yield from self._layers(joined, prefix + joined["at"])
 
     def _joined(self, names: JsonObject, layer: int | None) -> dict[str, Any]:
         """Return lists of tensors by their name in the checkpoint, and inner blocks by their role.
@@ -263,16 +265,16 @@ class Writer(NamedTuple):
                 found.setdefault(name, []).append(tensor)
         return found
 
-    def _layers(self, names: JsonObject, at: str) -> Iterator[Entry]:
+    def _layers(self, names: JsonObject, prefix: str) -> Iterator[Entry]:
         """Yield the tensors of a block for each layer, or once if the block has no layers."""
         groups = [one for one in self._joined(names, None).values() if isinstance(one, list)]
         last = [tensor.layers[-1] for group in groups for tensor in group if tensor.layers]
         if not last:
-            yield from self.entries(names, at)
+            yield from self.entries(names, prefix)
         for i in range(max(last, default=-1) + 1):
-            yield from self.entries(names, f"{at}{i}.", i)
+            yield from self.entries(names, f"{prefix}{i}.", i)
 
-    def _experts(self, names: JsonObject, at: str, layer: int) -> Iterator[Entry]:
+    def _experts(self, names: JsonObject, prefix: str, layer: int) -> Iterator[Entry]:
         """Yield a layer's experts: each with its own tensors, or all stacked in two tensors."""
         tensors = [one for group in self._joined(names, layer).values() for one in group]
         packing, stacked = self.quantization, names.get("stacked")
@@ -280,10 +282,10 @@ class Writer(NamedTuple):
             for name, split in (("gate_up_proj", "columns"), ("down_proj", "rows")):
                 joined = [tensor for tensor in tensors if tensor.split == split]
                 if joined:
-                    yield from self._stacked(at + name, joined, outputs=stacked == "outputs")
+                    yield from self._stacked(prefix + name, joined, outputs=stacked == "outputs")
         else:
             for i in range(tensors[0].copies if tensors else 0):
-                yield from self.entries(names, f"{at}{i}.", layer)
+                yield from self.entries(names, f"{prefix}{i}.", layer)
 
     def _stacked(self, name: str, joined: list[Tensor], *, outputs: bool) -> Iterator[Entry]:
         """Yield one tensor for all experts of a layer, and their scales and bias if any."""
@@ -297,10 +299,10 @@ class Writer(NamedTuple):
         if joined[0].bias:
             yield f"{name}_bias", self.dtype, (experts, outs)
 
-    def _stored(self, at: str, name: str, joined: list[Tensor]) -> Iterator[Entry]:
+    def _stored(self, prefix: str, name: str, joined: list[Tensor]) -> Iterator[Entry]:
         """Yield the tensors under one name: the weight and bias of a module, or a single tensor."""
         how, _, alone = name.rpartition(" ")
-        shape, full = _shape(joined), at + alone
+        shape, full = _shape(joined), prefix + alone
         if how:
             yield full, _ALONE[how] or self.dtype, shape
             return

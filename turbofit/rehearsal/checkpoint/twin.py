@@ -151,23 +151,23 @@ def tensors(twin: Twin) -> Iterator[Entry]:
     """
     whole, names = twin.whole, twin.decoder.tensors
     names = names if whole is None else merged(names, whole.tensors)
-    for name, dtype, shape in _named(twin.model, names, text_tensors(twin.model.text)):
-        yield _placed(name, whole), dtype, shape
+    for name, dtype, shape in _entries(twin.model, names, text_tensors(twin.model.text)):
+        yield _name_in_whole(name, whole), dtype, shape
     if whole is not None and (vision := twin.model.vision) is not None:
         towers = tower_tensors(vision, twin.model.text.hidden)
-        yield from _named(twin.model, whole.tower, towers, whole.at)
+        yield from _entries(twin.model, whole.tower, towers, whole.at)
 
 
-def _named(
-    model: Model, names: JsonObject, tensors: Iterable[Tensor], at: str = ""
+def _entries(
+    model: Model, names: JsonObject, tensors: Iterable[Tensor], prefix: str = ""
 ) -> Iterator[Entry]:
     by_role = {tensor.role: tensor for tensor in tensors}
     need_names(names, by_role)
     dtype = "F16" if model.dtype == "float16" else "BF16"
-    return Writer(by_role, dtype, model.quantization).entries(names, at)
+    return Writer(by_role, dtype, model.quantization).entries(names, prefix)
 
 
-def _placed(name: str, whole: Kind | None) -> str:
+def _name_in_whole(name: str, whole: Kind | None) -> str:
     """Return the name that a decoder's tensor has in the checkpoint of the whole model."""
     place = (whole and whole.decoder) or Decoder()
     inside = name.removeprefix("model.")
@@ -183,18 +183,22 @@ def write_header(
     numbers, which are written as its data.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
-    at, shapes = 0, b""
+    offset, shapes = 0, b""
     ordered = sorted(entries, key=lambda entry: entry[0].endswith(_WEIGHT_SHAPE))
     for name, dtype, shape in ordered:
         if name.endswith(_WEIGHT_SHAPE):
             shapes += struct.pack("<2i", *stored[name])
         size = _BYTES[dtype] * prod(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(path, 8 + len(text) + at)
+    os.truncate(path, 8 + len(text) + offset)
     if shapes:
         with path.open("r+b") as file:
             file.seek(-len(shapes), os.SEEK_END)

@@ -159,19 +159,20 @@ def _build(target: Path, libraries: Mapping[str, LibraryInterface]) -> None:
     _LOG.info("building the pretend libraries with %s in %s", command, target)
     temporary = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
     try:
-        made = temporary / "made"
-        made.mkdir(mode=0o700)
+        complete = temporary / "made"
+        complete.mkdir(mode=0o700)
         for name, wants in libraries.items():
-            _compile(name, wants, made, command)
-        (made / _SHA256).write_text(_content(made, libraries), encoding="ascii")
-        for path in made.iterdir():
+            _compile(name, wants, complete, command)
+        (complete / _SHA256).write_text(_content(complete, libraries), encoding="ascii")
+        for path in complete.iterdir():
             sync_folder(path)
-        (made / "libcuda.so").symlink_to("libcuda.so.1")  # older versions of Triton link this name
-        sync_folder(made)
+        # Older versions of Triton link this name.
+        (complete / "libcuda.so").symlink_to("libcuda.so.1")
+        sync_folder(complete)
         if not _is_whole(target, libraries):  # another process may have built the folder meanwhile
             with suppress(FileNotFoundError):
                 target.rename(temporary / "damaged")
-            made.rename(target)
+            complete.rename(target)
             sync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -121,24 +121,24 @@ def _forwarding(pid: int) -> Iterator[None]:
 
 def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:
     """End all descendants except ``others``; with ``scenario``, only descendants that have it."""
-    ours = {process.pid}
+    descendants = {process.pid}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE
         signalled: set[int] = set()
         while time.monotonic() < deadline:
             process.poll()
             new = set(_descendants(os.getpid())) - others
-            ours |= {pid for pid in new if scenario is None or _is_on(pid, scenario)}
-            left = new & ours  # a process that has just ended shows no environment
-            if not left:
+            descendants |= {pid for pid in new if scenario is None or _is_on(pid, scenario)}
+            alive = new & descendants  # a process that has just ended shows no environment
+            if not alive:
                 return
-            for pid in left:
+            for pid in alive:
                 with contextlib.suppress(OSError):
                     if pid not in signalled:
                         os.kill(pid, number)
                     if pid != process.pid:
                         os.waitpid(pid, os.WNOHANG)
-            signalled |= left
+            signalled |= alive
             time.sleep(0.01)
 
 

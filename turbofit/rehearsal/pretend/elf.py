@@ -65,16 +65,16 @@ def _wanted(strings: bytes, raw: bytes) -> Iterator[tuple[str, frozenset[str]]]:
 
     ``raw`` is the table, ``strings`` has its names. A list ends at an entry whose next offset is 0.
     """
-    at, following = 0, -1
+    offset, following = 0, -1
     while following:
-        _, count, file, first, following = _VERSIONS.unpack_from(raw, at)
-        place, versions = at + first, set()
+        _, count, file, first, following = _VERSIONS.unpack_from(raw, offset)
+        place, versions = offset + first, set()
         for _ in range(count):
             _, _, _, name, after = _VERSION.unpack_from(raw, place)
             versions.add(_text(strings, name))
             place += after
         yield _text(strings, file), frozenset(versions)
-        at += following
+        offset += following
 
 
 def _text(strings: bytes, at: int) -> str:

@@ -176,10 +176,10 @@ def libraries_for(
     wanted: Mapping[str, LibraryInterface] | None = None,
 ) -> dict[str, LibraryInterface]:
     """Return all libraries to build, by soname: the account, those of TurboMind, and ``wanted``."""
-    every = {ACCOUNT: LibraryInterface(), **_ENGINE}
+    libraries = {ACCOUNT: LibraryInterface(), **_ENGINE}
     for name, wants in (wanted or {}).items():
-        every[name] = every.get(name, LibraryInterface()) | wants
-    return every
+        libraries[name] = libraries.get(name, LibraryInterface()) | wants
+    return libraries
 
 
 LIBRARIES = libraries_for()

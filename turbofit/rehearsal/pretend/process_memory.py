@@ -257,8 +257,8 @@ def refused(event: Event, phase: str, sites: CallSites | None) -> Document:
 
     ``simulated`` is the number of an allocation that the scenario made fail, else None.
     """
-    device, kind, _, size, left, last = (event.number(i) for i in range(6))
-    simulated = last if event.tag == "E" else None
+    device, kind, _, size, left, last_field = (event.number(i) for i in range(6))
+    simulated = last_field if event.tag == "E" else None
     return {
         "gpu": device,
         "phase": phase,
@@ -266,6 +266,6 @@ def refused(event: Event, phase: str, sites: CallSites | None) -> Document:
         "where": sites.site(event.trace) if sites else None,
         "asked": size,
         "left": left,
-        "missing": None if event.tag == "E" else last - left,
+        "missing": None if event.tag == "E" else last_field - left,
         "simulated": simulated,
     }

@@ -106,14 +106,14 @@ class _ProcessRecord:
 
     def follow(self) -> None:
         number, _, name = (self._folder / _PHASE).read_text(encoding="utf-8").partition(" ")
-        now = (int(number), name)
-        if now == self._open:
+        current = (int(number), name)
+        if current == self._open:
             return
         if self._open is not None:
             self._close(self._open[1])
         self._account.mark(name)
-        self._open = now
-        text = json.dumps({"pid": os.getpid(), "number": now[0], "rows": self._rows})
+        self._open = current
+        text = json.dumps({"pid": os.getpid(), "number": current[0], "rows": self._rows})
         replaced(self._path, text)
 
     def _close(self, phase: str) -> None:

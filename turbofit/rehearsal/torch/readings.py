@@ -144,13 +144,13 @@ def _case_terms(
     ready = phases.get("ready", {})
     if "allocated" not in ready:
         return {}
-    seen = {case["name"]: phases.get(f"case {case['name']}", {}) for case in cases}
-    served = [seen[case["name"]] for case in cases if set(case["statuses"]) == {"finished"}]
+    by_case = {case["name"]: phases.get(f"case {case['name']}", {}) for case in cases}
+    served = [by_case[case["name"]] for case in cases if set(case["statuses"]) == {"finished"}]
     ends = [phase["allocated"] for phase in served if "allocated" in phase]
     steady = max(ready["allocated"], min(ends, default=0))
     return {
         name: phase["allocated_peak"] - steady
-        for name, phase in seen.items()
+        for name, phase in by_case.items()
         if phase.get("allocated_peak") is not None
     }
 

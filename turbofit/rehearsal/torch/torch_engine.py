@@ -178,12 +178,12 @@ async def _answer(engine: Any, request: Any) -> tuple[str, str]:
         codes.CONTEXT_LENGTH_EXCEEDED: "too_long",
         codes.INTERNAL_ERROR: "internal_error",
     }
-    last: Any = None
+    last_output: Any = None
     try:
         async for out in engine.generate(request):
-            last = out
+            last_output = out
     except refused as error:
         code = getattr(error, "code", None)
         return named.get(code, "refused"), str(error)
-    reason = getattr(last, "finish_reason", None) or "none"
+    reason = getattr(last_output, "finish_reason", None) or "none"
     return ("finished" if reason in ("stop", "length") else str(reason)), ""

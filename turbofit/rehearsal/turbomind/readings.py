@@ -153,15 +153,15 @@ def _cache(
     # Each rank prints the same line, which counts once.
     slabs = [LoggedSlab(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
     slabs = list(dict.fromkeys(slabs))
-    first, tokens = memory.cards[0], None
-    if slabs and first.cache_region is not None:
+    first_card, tokens = memory.cards[0], None
+    if slabs and first_card.cache_region is not None:
         told = {name: int(settings.get(name) or least) for name, least in _LIMITS.items()}
         engine = engine_named("turbomind", installed("lmdeploy"))
         shape = engine.logged_cache([slabs[0], *_states(slabs, lines)], convert(told, Settings))
         if shape is not None:
             # The formula subtracts a page, since a plan does not know the region's address. Here
             # the address is known, so only the bytes before the first whole page are lost.
-            region = first.cache_region - -first.cache_address % shape.page + shape.page
+            region = first_card.cache_region - -first_card.cache_address % shape.page + shape.page
             tokens = shape.tokens(region)
     return {
         "free": [card.free_at_cache for card in memory.cards],
