@@ -245,7 +245,9 @@ def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress
                 f"{name}={url} is no NAME=URL", hint="write NAME=http://10.0.0.1:23333"
             )
         if names.count(name) > 1:
-            raise UsageError(f"{name} is named twice", hint="--nodes is for servers of one model")
+            raise UsageError(
+                f"two servers have the name {name}", hint="give --nodes the servers of one model"
+            )
     own = dict(pair for key in keys if (pair := key.partition("=")[::2])[0] in names)
     rest = [key for key in keys if key.partition("=")[0] not in names]
     if len(rest) > 1:

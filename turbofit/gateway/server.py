@@ -246,7 +246,7 @@ class GatewayThread(Generic[_App]):
         async def answer() -> _Answer:
             return ask(self._gateway)
 
-        silent = LaunchError("the gateway does not serve", hint="start it first")
+        silent = LaunchError("the gateway does not serve", hint="start the gateway first")
         if self._loop is None or not self.alive:
             raise silent
         try:

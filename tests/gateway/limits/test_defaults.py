@@ -73,7 +73,7 @@ def test_limits_and_the_engine_see_them() -> None:
         ("sampling", '{"temprature": 1}', "--default-sampling has no 'temprature'"),
         ("sampling", "[1]", "is no JSON object"),
         ("chat_template_kwargs", "enable_thinking=false", "is no JSON object"),
-        ("chat_template_kwargs", '{"chat_template": "x"}', "may not hold 'chat_template'"),
+        ("chat_template_kwargs", '{"chat_template": "x"}', "may not set 'chat_template'"),
         ("chat_template_kwargs", json.dumps(dict.fromkeys("a" * n for n in range(65))), "65"),
     ],
 )

@@ -59,7 +59,7 @@ def test_engines_differ_where_they_do() -> None:
     ("engine", "fields", "word"),
     [
         # LMDeploy cannot pickle what it makes of it, and answers 500.
-        ("pytorch", {"logit_bias": {"5": 1.0}}, "cannot send it to its PyTorch engine"),
+        ("pytorch", {"logit_bias": {"5": 1.0}}, "cannot send this field to its PyTorch engine"),
         # Each costs a walk over its vocabulary.
         ("transformers", {"stop": ["a"] * 3 + ["bcd", "efg"]}, "has 5 strings, the limit is 4"),
         ("transformers", {"stop": ["a" * 30, "b" * 35]}, "has 65 characters together, the limit"),

@@ -78,7 +78,7 @@ def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, gi
         ("chat", "user", "x" * 5000, "5000 characters"),
         ("responses", "include", ["x"] * 257, "257 items, the limit is 256"),
         ("messages", "metadata", {str(n): n for n in range(300)}, "300 items"),
-        ("chat", "chat_template_kwargs", {"chat_template": "{{ x }}"}, "may not hold"),
+        ("chat", "chat_template_kwargs", {"chat_template": "{{ x }}"}, "may not set"),
         ("responses", "input", [{"role": "user", "content": "x"}] * 4097, "4097 messages"),
         ("chat", "messages", [{"role": "user", "content": [EMPTY] * 8193}], "8193 parts"),
         ("chat", "tools", [{}] * 129, "129 tools"),

@@ -97,7 +97,7 @@ def uvicorn_server(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Se
         settings.load()
     except OSError as exc:
         raise UsageError(
-            f"the certificate cannot be read: {exc}", hint="see --ssl-certfile and --ssl-keyfile"
+            f"the certificate cannot be read: {exc}", hint="check --ssl-certfile and --ssl-keyfile"
         ) from None
 
     class GatewayServer(uvicorn.Server):

@@ -54,7 +54,9 @@ def _json_object(hold: Callable[[JsonObject, str], None], text: str, name: str) 
     try:
         hold(values, name)
     except Refusal as refusal:
-        raise UsageError(f"{name}: {refusal.message}", hint="change it, or leave it out") from None
+        raise UsageError(
+            f"{name}: {refusal.message}", hint="change the value, or leave the option out"
+        ) from None
     return values
 
 

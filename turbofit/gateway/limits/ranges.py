@@ -220,7 +220,7 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
         # its engine. The answer is 500 with "Can't pickle local object":
         # lmdeploy chat_completions/logits_processors.py::logit_bias_logits_processor #798a3e
         "logit_bias": RefusedRule(
-            why="is not taken: LMDeploy's server cannot send it to its PyTorch engine"
+            why="is not taken: LMDeploy's server cannot send this field to its PyTorch engine"
         ),
         "top_k": IntegerRule(most="vocabulary", over="lower"),
         "top_logprobs_num": IntegerRule(most="vocabulary", over="lower"),
@@ -373,7 +373,7 @@ def _check_conversation(body: Mapping[str, Any], session: int) -> None:
         for message in listed:
             if not isinstance(message, dict):
                 # LMDeploy would try such an item as sixty types, and report every failure.
-                raise refused(name, "holds something that is no object")
+                raise refused(name, "has an item that is no object")
             parts += _parts(message.get("content"))
         if parts > _MOST_MESSAGES:
             raise refused(name, f"has {parts} parts of messages, the limit is {_MOST_MESSAGES}")
@@ -403,7 +403,7 @@ def check_template(arguments: Any) -> None:
         )
     for name in arguments:
         if name in TEMPLATE_ARGUMENTS:
-            raise refused(_TEMPLATE, f"may not hold {name!r}: it is the server's")
+            raise refused(_TEMPLATE, f"may not set {name!r}, which only the server sets")
 
 
 def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: int) -> int:

@@ -152,10 +152,10 @@ def _chat(parsed: Parsed) -> None:
 
 def _chat_message(parsed: Parsed, message: Any) -> None:
     if not isinstance(message, dict):
-        raise refused("messages", "holds something that is no object")
+        raise refused("messages", "has an item that is no object")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or role in _INNER_ROLES:
-        raise refused("messages", "holds a role that does not exist")
+        raise refused("messages", "has an unknown role")
     if isinstance(content, dict):
         raise refused("messages", "holds content that is neither text nor a list")
     if not isinstance(content, list):
@@ -265,10 +265,10 @@ def _anthropic(parsed: Parsed, shape: _Shape) -> None:
         _check_texts("system", system)
     for message in messages:
         if not isinstance(message, dict):
-            raise refused("messages", "holds something that is no object")
+            raise refused("messages", "has an item that is no object")
         role, content = message.get("role"), message.get("content")
         if role not in ("user", "assistant", "system"):
-            raise refused("messages", "holds a role that does not exist")
+            raise refused("messages", "has an unknown role")
         if isinstance(content, list):
             if role == "assistant":
                 _forget_unknown(parsed, "messages", content, _BLOCKS)

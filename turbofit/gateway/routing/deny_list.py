@@ -155,7 +155,7 @@ class DenyList:
         for name in in_turn & death.accused:
             if self._ends(name)[1] == _REFUSED:
                 self.count("convicted_total")
-                _LOG.info("%s is refused: engines ended in its turns", name)
+                _LOG.info("request %s is refused: engines ended in its turns", name)
 
     @property
     def numbers(self) -> tuple[int, int]:
