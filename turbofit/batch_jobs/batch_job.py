@@ -182,6 +182,7 @@ class BatchJob:
             )
 
     async def _work(self, output: OutputFile) -> None:
+        """Find the items without a line, and send them."""
         survey = await in_thread(Survey, self._input.items())
         await in_thread(output.resume, survey)
         self._total, self._before = survey.total, output.lines
@@ -192,6 +193,10 @@ class BatchJob:
                 await self._send(survey, output, stack)
 
     async def _send(self, survey: Survey, output: OutputFile, stack: AsyncExitStack) -> None:
+        """Send all items without a line, to the server at the URL or to a server of the batch.
+
+        ``stack`` closes the sender, and ends the server of the batch.
+        """
         spec, unanswered = self._spec, self._total - self._before
         url, key, model, watchers = spec.url or "", self._key, spec.model, list[Awaitable[None]]()
         if not url:

@@ -229,6 +229,7 @@ class OutputFile:
         return int(place), kept.error is not None
 
     def _foreign(self, number: int) -> UsageError:
+        """Return the error for a line that is no line of a batch."""
         return UsageError(
             f"line {number} of {self.path} is no line of a batch",
             hint="name another output: this file has other content",
@@ -237,6 +238,7 @@ class OutputFile:
 
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
+    """Raise a UsageError for an error of the disk."""
     try:
         yield
     except OSError as exc:
@@ -248,6 +250,11 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> int:
+    """Open and lock the output file; return its descriptor.
+
+    Raises:
+        UsageError: it is no regular file, cannot be written, or another batch has locked it.
+    """
     with _disk_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

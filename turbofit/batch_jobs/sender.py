@@ -203,6 +203,11 @@ class Sender(ServerClient):
             await asyncio.sleep(max(pause, stated_pause(headers, _LONGEST_RETRY_AFTER)))
 
     async def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
+        """Send a request once; return status, headers and body of the answer.
+
+        Raises:
+            UsageError: the server does not know the key.
+        """
         headers = {"Content-Type": "application/json"} if body is not None else {}
         async with self._session.request(
             method, self._url + path, data=body, headers=headers, allow_redirects=False
@@ -249,4 +254,5 @@ def _read(status: int, headers: Any, raw: bytes) -> tuple[JsonObject, JsonObject
 
 
 def _failed(code: Any, message: Any) -> JsonObject:
+    """Return the error of an output line."""
     return {"code": str(code), "message": str(message)}

@@ -129,6 +129,10 @@ def _cases(
     longest: int,
     new: int,
 ) -> tuple[RehearsalCase, ...]:
+    """Return the cases that have requests; each request generates ``new`` tokens.
+
+    ``longest`` is the number of tokens in the longest prompt.
+    """
     cases = {"vision_request": vision_request, "vision_forward": vision_forward}
     cases["text_prefill"] = [RehearsalRequest(longest, max_new_tokens=new)]
     if plan.backend.of_lmdeploy:

@@ -202,6 +202,7 @@ def confirmed(plan: Plan) -> Plan:
 
 
 def _contradiction(plan: Plan, rehearsal: Rehearsal) -> str:
+    """Return the verdict of a plan that fits by forecast, but whose engine did not serve."""
     death, allocation = rehearsal.death, ""
     if death is None:
         return f"{plan.model.name}: the rehearsal ended in {rehearsal.outcome}"

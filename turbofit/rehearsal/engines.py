@@ -47,6 +47,7 @@ class RehearsedEngine:
 
 
 def _on_torch(driver: str) -> RehearsedEngine:
+    """Return how an engine on torch is rehearsed; ``driver`` is a module of `rehearsal.torch`."""
     return RehearsedEngine(
         driver=f"turbofit.rehearsal.torch.{driver}",
         read=torch_readings.read_run,

@@ -66,6 +66,7 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
 
 
 def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> Document:
+    """Return the document of an ended rehearsal, with the versions of the engine's packages."""
     outcome, end = outcome_and_end(ended, readings)
     notes, spec = ended.notes, ended.spec
     facts: Document = {
@@ -191,6 +192,7 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
 
 
 def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
+    """Return the specification of a rehearsal of one group of a plan, on a checkpoint."""
     engine = plan.engines[group]
     settings: dict[str, object] = dict(engine.lmdeploy_settings())
     settings[SPECULATIVE_CONFIG] = engine.speculative_config() or None
@@ -230,6 +232,7 @@ def charged(plan: Plan, group: int = 0) -> Scenario:
 
 
 def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
+    """Return the bytes of all terms that have one of the names."""
     return sum(term.bytes for term in terms if term.term in names)
 
 

@@ -114,6 +114,7 @@ def run_child(
 def _environment(
     folder: Path, variables: Mapping[str, str], path: tuple[Path, ...]
 ) -> dict[str, str]:
+    """Return the environment of a rehearsal's child."""
     env = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(_DROPPED)}
     env |= variables
     for place in path:
@@ -160,6 +161,7 @@ class _Watch:
         self._stuck = 0
 
     def __call__(self) -> None:
+        """Look at the child's notes and log; end the rehearsal's processes if it hangs."""
         notes = read_notes(self._folder)
         _tell(self._spec, notes)
         ready = "ready" in notes.get("seconds", {})
@@ -202,6 +204,7 @@ def _is_stuck(log: Path) -> bool:
 
 
 def _tell(spec: Spec, notes: Document) -> None:
+    """Report the progress of a rehearsal."""
     if not listening():
         return
     if str(notes.get("phase", "")).startswith("case "):

@@ -138,6 +138,7 @@ def _of_attention(text: TextDims) -> dict[str, Any]:
 
 
 def _of_experts(text: TextDims) -> dict[str, Any]:
+    """Return the values that describe experts; empty for a model without experts."""
     moe = text.moe
     if moe is None:
         return {}
@@ -154,6 +155,7 @@ def _of_experts(text: TextDims) -> dict[str, Any]:
 
 
 def _of_towers(model: Model) -> dict[str, Any]:
+    """Return the values that describe the vision and audio towers; empty without towers."""
     vision = model.vision
     if vision is None:
         return {}
@@ -177,6 +179,10 @@ def _of_towers(model: Model) -> dict[str, Any]:
 
 
 def _kept_at_16_bits(tower: int, layers: int) -> list[str]:
+    """Return the names of modules that Intern-S1-Pro's fp8 checkpoint keeps in 16 bits.
+
+    ``tower`` and ``layers`` are the numbers of layers of the tower and of the decoder.
+    """
     parts = ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
     names = [f"model.visual.blocks.{i}.{part}" for i in range(tower) for part in parts]
     return [*names, *(f"model.language_model.layers.{i}.mlp.gate" for i in range(layers))]
@@ -195,6 +201,11 @@ def size(expression: str, values: Values) -> int:
 
 
 def _known_value(name: str, values: Values) -> Any:
+    """Return a value by its name.
+
+    Raises:
+        UsageError: the model does not have this value.
+    """
     if name not in values:
         raise UsageError(
             f"a config of presets/checkpoints names {name}, a value that this model does not have",
@@ -330,6 +341,7 @@ def need_names(names: JsonObject, tensors: Iterable[str]) -> None:
 
 
 def _roles(names: JsonObject) -> Iterator[str]:
+    """Yield all roles that have a name, also the roles of inner blocks."""
     for role, name in names.items():
         if isinstance(name, dict):
             yield from _roles(name)
@@ -337,6 +349,7 @@ def _roles(names: JsonObject) -> Iterator[str]:
 
 
 def _shape(joined: list[Tensor]) -> tuple[int, ...]:
+    """Return the shape of tensors that are joined along their first dimension."""
     return (sum(tensor.shape[0] for tensor in joined), *joined[0].shape[1:])
 
 
@@ -354,6 +367,7 @@ def _plain(name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Entry]:
 
 
 def _awq(name: str, shape: tuple[int, ...], _: str) -> Iterator[Entry]:
+    """Yield the tensors of a linear layer that AWQ packs to 4 bits."""
     outs, ins = shape
     yield f"{name}.qweight", "I32", (ins, outs // 8)
     yield f"{name}.qzeros", "I32", (ins // _GROUP, outs // 8)
@@ -361,12 +375,14 @@ def _awq(name: str, shape: tuple[int, ...], _: str) -> Iterator[Entry]:
 
 
 def _fp8(name: str, shape: tuple[int, ...], _: str) -> Iterator[Entry]:
+    """Yield the tensors of a linear layer in fp8, with a scale for each block of 128 x 128."""
     outs, ins = shape
     yield f"{name}.weight", "F8_E4M3", shape
     yield f"{name}.weight_scale_inv", "BF16", (-(-outs // _GROUP), -(-ins // _GROUP))
 
 
 def _int4(name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Entry]:
+    """Yield the tensors of a linear layer that compressed-tensors packs to 4 bits."""
     outs, ins = shape
     yield f"{name}.weight_packed", "I32", (outs, ins // 8)
     yield f"{name}.weight_scale", dtype, (outs, ins // _MX_GROUP)

@@ -30,6 +30,7 @@ class Tokenizer(Struct, forbid_unknown_fields=True):
 
 @cache
 def common() -> JsonObject:
+    """Return the contents that all twins' tokenizers and configs share (`presets/twins.yaml`)."""
     return load_yaml(presets_dir() / "twins.yaml")
 
 

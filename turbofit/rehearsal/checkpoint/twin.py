@@ -118,6 +118,7 @@ def _no_twin(what: str) -> UsageError:
 
 
 def config_of(twin: Twin) -> JsonObject:
+    """Return the content of a twin's ``config.json``."""
     model, quantized, whole = twin.model, "", twin.whole
     template = {"architectures": [model.text.architecture], **twin.decoder.config}
     if whole is not None and whole.decoder is not None:
@@ -235,6 +236,7 @@ def write_weights(entries: Iterable[Entry], folder: Path) -> None:
 
 
 def write_model(twin: Twin, folder: Path) -> Path:
+    """Write all files of a twin into a folder, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {"config.json": config_of(twin)}
     if twin.whole is not None:
@@ -265,6 +267,7 @@ def need_stand_in(model: Model) -> None:
 
 
 def _on_disk(model: Model) -> Path | None:
+    """Return the folder with the model's weights; None if they are not on disk."""
     checkpoint = Path(model.source.checkpoint or model.source.where)
     whole = model.source.kind in ("folder", "hub_cache") and any(checkpoint.glob("*.safetensors"))
     return checkpoint if whole else None

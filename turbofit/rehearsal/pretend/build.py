@@ -85,6 +85,7 @@ def compiler() -> list[str]:
 
 
 def _digest(libraries: Mapping[str, LibraryInterface]) -> str:
+    """Return the name of the libraries' folder: a digest of all that decides their content."""
     digest = hashlib.sha256()
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -95,6 +96,11 @@ def _digest(libraries: Mapping[str, LibraryInterface]) -> str:
 
 
 def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[str]) -> None:
+    """Compile one library into a folder.
+
+    Raises:
+        PretendError: the compiler fails, or takes too long.
+    """
     arguments = [*command, *_FLAGS, f"-Wl,-soname,{soname}", f"-I{SOURCES}"]
     arguments.append(f"-DPRETEND_CUDA={cuda_major(soname)}")
     arguments += [str(SOURCES / source) for source in sources_of(soname)]
@@ -179,6 +185,7 @@ def _build(target: Path, libraries: Mapping[str, LibraryInterface]) -> None:
 
 
 def _content(folder: Path, libraries: Iterable[str]) -> str:
+    """Return the digest of the libraries' bytes."""
     digest = hashlib.sha256()
     for name in libraries:
         digest.update((folder / name).read_bytes())
@@ -186,6 +193,7 @@ def _content(folder: Path, libraries: Iterable[str]) -> str:
 
 
 def _is_whole(folder: Path, libraries: Iterable[str]) -> bool:
+    """Return whether a folder has all libraries, undamaged."""
     try:
         private_folder(folder, make=False)
         return (folder / _SHA256).read_text("ascii") == _content(folder, libraries)
@@ -194,6 +202,7 @@ def _is_whole(folder: Path, libraries: Iterable[str]) -> bool:
 
 
 def stub_source(family: str, names: Iterable[str]) -> str:
+    """Return the C source of entry points that do nothing."""
     answer = _NOT_SUPPORTED if family in _REFUSING else 0
     lines = [f"STUB({name})\n" for name in sorted(names)]
     return _HEAD % (family, answer) + "".join(lines)

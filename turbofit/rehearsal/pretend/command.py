@@ -143,6 +143,7 @@ def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | Non
 
 
 def _is_on(pid: int, scenario: str) -> bool:
+    """Return whether a process has this scenario in its environment."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return f"{SCENARIO}={scenario}".encode() in file.read().split(b"\0")
@@ -167,6 +168,7 @@ def cuda_site() -> Path | None:
 
 
 def site_with(torch: str) -> Path | None:
+    """Return the ``site-packages`` folder of a torch, whose path is given; None for a CPU build."""
     folder = Path(torch).parent
     return folder.parent if (folder / "lib" / "libtorch_cuda.so").exists() else None
 
@@ -210,5 +212,6 @@ def find_turbofit(env: dict[str, str]) -> None:
 
 
 def put_first(env: dict[str, str], name: str, first: str, separator: str = ":") -> None:
+    """Put a value before all others in a variable that lists values."""
     rest = env.get(name)
     env[name] = f"{first}{separator}{rest}" if rest else first

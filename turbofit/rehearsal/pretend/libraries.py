@@ -155,6 +155,7 @@ def _read(library: Path) -> dict[str, LibraryInterface]:
 
 
 def _libraries(site: Path) -> Iterator[Path]:
+    """Yield the shared libraries of all packages that call CUDA."""
     for package in _PACKAGES:
         for path in sorted((site / package).rglob("*.so*")):
             if _SHARED.search(path.name) and path.is_file():
@@ -186,6 +187,7 @@ LIBRARIES = libraries_for()
 
 
 def sources_of(soname: str) -> tuple[str, ...]:
+    """Return the names of the C files of a library."""
     return _SOURCES.get(family_of(soname) or soname, ())
 
 
@@ -233,6 +235,7 @@ class LibraryAccount:
         self._lib.pretend_pool_create.restype = ctypes.c_void_p
 
     def mark(self, phase: str) -> None:
+        """Begin a phase in the timeline of this process."""
         self._lib.pretend_mark(" ".join(phase.split()).encode())
 
     def calls(self) -> int:
@@ -276,6 +279,7 @@ class LibraryAccount:
         return pointer.value or 0
 
     def free(self, address: int) -> None:
+        """Free an allocation by its address."""
         self._lib.pretend_free(ctypes.c_void_p(address))
 
     def trim(self, pool: ctypes.c_void_p) -> None:

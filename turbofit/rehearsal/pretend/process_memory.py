@@ -141,6 +141,7 @@ class ProcessMemory:
         return self
 
     def _take(self, event: Event) -> None:
+        """Count one event of the timeline."""
         number = event.number
         match event.tag:
             case "I":
@@ -189,6 +190,7 @@ class ProcessMemory:
         return total
 
     def _leave(self, index: int) -> None:
+        """Note what a card and its pools hold at the end of their phase."""
         card = self.cards[index]
         if card.phase == BEFORE and not card.peak:
             return
@@ -198,6 +200,7 @@ class ProcessMemory:
             pool.held_end[card.phase] = pool.held
 
     def _enter(self, index: int, phase: str) -> None:
+        """End the phase of a card, and begin the next one."""
         self._leave(index)
         card = self.cards[index]
         card.phase = phase
@@ -207,14 +210,17 @@ class ProcessMemory:
             pool.live_peak[phase] = pool.live
 
     def _pool(self, device: int, number: int) -> Pool:
+        """Return a pool by its number; a pool that no event made is a card's default pool."""
         return self.pools.setdefault(number, Pool(device, "default"))
 
     def _hold(self, device: int, value: int) -> None:
+        """Note that a card has ``value`` bytes in use."""
         card = self.cards[device]
         card.in_use = value
         card.peak[card.phase] = max(card.peak.get(card.phase, 0), value)
 
     def _given(self, event: Event) -> None:
+        """Count an allocation; an allocation of TurboMind may end the card's phase."""
         device, kind, number, size, in_use = (event.number(i) for i in range(5))
         card, address = self.cards[device], event.fields[5]
         if kind == PINNED:
@@ -241,6 +247,7 @@ class ProcessMemory:
             self._enter(device, "buffers")
 
     def _freed(self, block: _Block, in_use: int) -> None:
+        """Count a block that was freed; the card then has ``in_use`` bytes in use."""
         card = self.cards[block.device]
         if block.kind == PINNED:
             card.pinned -= block.size

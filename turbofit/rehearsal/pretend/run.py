@@ -120,6 +120,7 @@ def run_pretend(  # noqa: PLR0913 - each keyword is a choice of the caller
 
 
 def _empty(scenario: Scenario) -> ProcessMemory:
+    """Return the memory of a process before its first event."""
     return ProcessMemory(len(scenario.gpus), None, scenario.pool_step)
 
 
@@ -163,6 +164,11 @@ def prepare(
 
 
 def _kept(folder: Path) -> Path:
+    """Make the folder of ``--keep``, or take it if it is empty; return its whole path.
+
+    Raises:
+        UsageError: the folder cannot be made or read, or it is not empty.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         used = any(folder.iterdir())
@@ -237,6 +243,7 @@ def card_at_peak(ran: FinishedRun, index: int) -> Document:
 
 
 def _process_row(process: Process, memory: ProcessMemory, gpus: int) -> dict[str, Any]:
+    """Return the document of one process, with a row for each card that it used."""
     rows = []
     for index in range(gpus):
         if not (process.peak[index] or process.context[index]):

@@ -121,6 +121,7 @@ class Scenario:
 
 
 def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = "") -> None:
+    """Write the file that the libraries in C read; see `Scenario.text`."""
     path.write_text(scenario.text(timeline, shared), encoding="utf-8")
 
 
@@ -139,6 +140,11 @@ def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
 
 
 def _gpu(gpu: Gpu) -> PretendGpu:
+    """Return the pretend copy of a GPU.
+
+    Raises:
+        MachineError: a value that the copy needs is unknown.
+    """
     total, capability = _known(gpu, "total"), _known(gpu, "compute_capability")
     # CUDA's total excludes the bytes that the driver reserves; unknown bytes count as 0.
     reserved = gpu.reserved if isinstance(gpu.reserved, int) else 0
@@ -154,6 +160,11 @@ def _gpu(gpu: Gpu) -> PretendGpu:
 
 
 def _known(gpu: Gpu, field: str) -> Any:
+    """Return a value of a GPU.
+
+    Raises:
+        MachineError: the value is unknown.
+    """
     value = getattr(gpu, field)
     if not isinstance(value, (int, tuple)):
         raise MachineError(

@@ -74,6 +74,7 @@ class TimelineReader:
 
 
 def read_timeline(path: Path) -> Iterator[Event]:
+    """Yield all events of a timeline."""
     return TimelineReader(path).new_events()
 
 
@@ -85,6 +86,7 @@ def timeline_is_full(path: Path) -> bool:
 
 
 def _event(line: str) -> Event:
+    """Return the event of one line."""
     tag, _, rest = line.partition(" ")
     if tag in ("P", "S", "N"):
         return Event(tag, (rest,), ())
@@ -165,6 +167,7 @@ def read_shared(path: Path) -> SharedRecord:
 
 
 def _process(slot: tuple[int, ...]) -> Process:
+    """Return the process of a slot in the shared file."""
     state, pid, started, _, refused_at, *rows = slot
     alive = state == _LIVE and lives(pid, started)
     # Each row ends with the page-locked host memory.

@@ -29,6 +29,7 @@ _PHASE, _RECORDS = "phase", "records"
 
 
 def start(folder: str) -> None:
+    """Start the thread that records this process's phases into the rehearsal's folder."""
     threading.Thread(target=_keep, args=(Path(folder),), daemon=True, name="turbofit").start()
 
 
@@ -42,6 +43,7 @@ class Phases:
         self._write("import")
 
     def enter(self, name: str) -> None:
+        """Begin a phase, and wait until all processes have begun it."""
         self._number += 1
         self._write(" ".join(name.split()))
         until = time.monotonic() + _PATIENCE
@@ -105,6 +107,7 @@ class _ProcessRecord:
         self._open: tuple[int, str] | None = None
 
     def follow(self) -> None:
+        """Begin the child's phase in this process, if the child has begun a new phase."""
         number, _, name = (self._folder / _PHASE).read_text(encoding="utf-8").partition(" ")
         current = (int(number), name)
         if current == self._open:
@@ -117,6 +120,7 @@ class _ProcessRecord:
         replaced(self._path, text)
 
     def _close(self, phase: str) -> None:
+        """Add a row for each card with torch's counters of an ended phase; reset the peaks."""
         import torch
 
         for device in range(torch.cuda.device_count()):

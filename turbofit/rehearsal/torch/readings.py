@@ -160,14 +160,14 @@ def end_of(ended: EndedRun) -> Document:
 
     The fields are not used if all requests were served.
     """
-    error, lines = ended.notes.get("error"), ended.log
+    error = ended.notes.get("error")
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
-    message = _words(error, lines)
+    message = _words(error, ended.log)
     where = " < ".join(_frames_of(error)) or message[:200]
-    run = _events(message)
-    end = {"kind": death(run).kind, "phase": phase, "where": where, "message": message}
-    if any(isinstance(event, TorchMemory) for event in run):
+    events = _events(message)
+    end = {"kind": death(events).kind, "phase": phase, "where": where, "message": message}
+    if any(isinstance(event, TorchMemory) for event in events):
         refusal = newest_refusal(ended.ran) or {}
         sizes = {name: refusal.get(name) for name in ("gpu", "asked", "left", "simulated")}
         end |= {"missing": refusal.get("short"), "where": refusal.get("site") or where, **sizes}
@@ -175,6 +175,7 @@ def end_of(ended: EndedRun) -> Document:
 
 
 def _events(message: str) -> list[Struct]:
+    """Return the events that the lines of a message are read as."""
     return [event for event in map(read_line, message.splitlines()) if event is not None]
 
 

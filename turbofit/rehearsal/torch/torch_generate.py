@@ -30,6 +30,7 @@ def drive(spec: Spec, notes: Notes) -> None:
 
 
 def _case(model: Any, processor: Any, case: RehearsalCase, notes: Notes) -> None:
+    """Run the one request of a case, and note how the case ended."""
     (request,) = case.requests
     inputs = _inputs(processor, model.config, request)
     notes.enter(f"case {case.name}")
@@ -43,6 +44,7 @@ def _case(model: Any, processor: Any, case: RehearsalCase, notes: Notes) -> None
 
 
 def _inputs(processor: Any, config: Any, request: RehearsalRequest) -> dict[str, Any]:
+    """Return a request's inputs for the model: token ids, or a processed prompt with pictures."""
     import torch
 
     torch_: Any = torch

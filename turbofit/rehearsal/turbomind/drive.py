@@ -46,6 +46,7 @@ def drive(spec: Spec, notes: Notes) -> None:
 
 
 def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
+    """Start TurboMind, and return its engine."""
     import torch  # noqa: F401 - the phase `torch` measures this import
 
     from turbofit.rehearsal.turbomind.hooks import install
@@ -92,6 +93,10 @@ def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> No
 def _run_case(
     engine: Any, case: RehearsalCase, account: LibraryAccount, spec: Spec, notes: Notes
 ) -> bool:
+    """Put all requests of a case into the engine's queue at once, and wait for their end.
+
+    Return whether the engine can take another case.
+    """
     if not _quiet(account) or not account.freeze():
         raise RuntimeError("the engine's threads did not stop")
     try:

@@ -34,12 +34,14 @@ def plain_gpt_oss_parser() -> None:
 
 
 def register_intern_s1_pro() -> None:
+    """Register Qwen3-VL's config class for Intern-S1-Pro, which has the same keys."""
     from transformers import Qwen3VLMoeConfig
 
     _register("interns1_pro", Qwen3VLMoeConfig)
 
 
 def register_for_pytorch() -> None:
+    """Register the config classes that the PyTorch engine needs."""
     register_internvl(whole=True)
     register_intern_s1_pro()
 
@@ -97,6 +99,7 @@ class _Inferring:
 
 
 def register_kimi() -> None:
+    """Register a config class for Kimi, whose decoder is DeepSeek-V3's."""
     from transformers import DeepseekV3Config, PretrainedConfig
 
     base: Any = PretrainedConfig

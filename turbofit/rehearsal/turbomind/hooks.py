@@ -46,6 +46,7 @@ class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         return out
 
     def _charge(self, tensor: Any) -> None:
+        """Count a tensor's memory until the tensor is gone."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // _ROUND) * _ROUND
         known = self._seen.get(key)
@@ -65,6 +66,7 @@ class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         self._seen[key] = weakref.ref(storage, gone)
 
     def empty_cache(self) -> None:
+        """Give the unused memory back to the card, in place of ``torch.cuda.empty_cache``."""
         self._account.trim(self._pool)
 
 

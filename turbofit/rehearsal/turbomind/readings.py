@@ -95,26 +95,31 @@ def end_of(ended: EndedRun, memory: ProcessMemory) -> Document:
     `outcome_and_end` ignores the fields if all requests were served.
     """
     fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
-    words, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
+    message, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
     if error and not fatal:
-        at = error["frames"][-1].rpartition("/")[2] if error["frames"] else "?"
-        words = f"{error['type']}: {error['message']} ({at})"
-    waits, phase, where = ended.stopped == "stuck", memory.phases[-1], words
-    run = [event for event in map(read_line, words.splitlines()) if event is not None]
-    if waits:
-        run, phase = [Backpressure(cause="memory")], "warm-up"
+        place = error["frames"][-1].rpartition("/")[2] if error["frames"] else "?"
+        message = f"{error['type']}: {error['message']} ({place})"
+    events = [event for event in map(read_line, message.splitlines()) if event is not None]
+    refused = memory.deaths[-1] if memory.deaths else {}
+    phase, where = memory.phases[-1], message
+    if ended.stopped == "stuck":
+        events, refused, phase = [Backpressure(cause="memory")], {}, "warm-up"
         where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
-    elif isinstance(run[-1] if run else None, Backpressure):
-        run = []  # the engine waited before it ended, but the wait is not the cause
-    refused = memory.deaths[-1] if memory.deaths and not waits else None
+    elif events and isinstance(events[-1], Backpressure):
+        events = []  # the engine waited before it ended, but the wait is not the cause
     account = convert({"phase": phase, "where": where, **refused}, AnyEnd) if refused else None
     engine = engine_named("turbomind", installed("lmdeploy"))
-    end = death(run, account=account, known=(engine, Settings()))
-    told = {"kind": end.kind, "phase": phase, "where": where, "message": words if fatal else ""}
-    return {**told, **(refused or {})}
+    kind = death(events, account=account, known=(engine, Settings())).kind
+    end = {"kind": kind, "phase": phase, "where": where, "message": message if fatal else ""}
+    return {**end, **refused}
 
 
 def _memory_of(ended: EndedRun) -> ProcessMemory:
+    """Return the memory of the rehearsal's child, by its timeline.
+
+    Raises:
+        PretendError: the timeline is incomplete.
+    """
     machine, pid = ended.spec.machine, ended.notes.get("pid")
     memory = ProcessMemory(
         len(machine.gpus), CallSites(Symbols(engine_library()).name), machine.pool_step

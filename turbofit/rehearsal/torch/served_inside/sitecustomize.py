@@ -15,6 +15,7 @@ _AFTER: Any = importlib.import_module("turbofit_imports").After
 
 
 def _stand_in(module: Any) -> None:
+    """Replace the functions of an LMDeploy module that this process has just imported."""
     from turbofit.rehearsal.no_answer import say_no_answer
     from turbofit.rehearsal.turbomind import hfconfig
 
