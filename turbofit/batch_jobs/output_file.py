@@ -77,7 +77,7 @@ class BatchLine(Struct):
 
 
 class Survey:
-    """Knows how many items an input has, and which items have a line; it takes 5 bytes an item."""
+    """Counts the items of an input, and marks items that have a line, in 5 bytes for each item."""
 
     def __init__(self, items: Iterable[BatchItem]) -> None:
         #: Digests by the item's number; 0 for a number without an item, such as an empty line's.
@@ -253,7 +253,7 @@ def _open_locked(path: Path) -> int:
     """Open and lock the output file; return its descriptor.
 
     Raises:
-        UsageError: it is no regular file, cannot be written, or another batch has locked it.
+        UsageError: the path is no regular file, or the file cannot be written or is locked.
     """
     with _disk_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

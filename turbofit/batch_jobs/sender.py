@@ -116,8 +116,8 @@ def _inline(url: str, base: str) -> str:
 class Sender(ServerClient):
     """Sends items to one server, and makes output lines of its answers.
 
-    An answer may take ``timeout`` seconds. The server may be away for ``patience`` seconds; None
-    means for ever, for a server that the batch started itself.
+    An answer may take ``timeout`` seconds. The server may be away for ``patience`` seconds, or, with
+    None, for ever: the batch itself has started the server.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The child process that `run_child` starts: it drives an engine on pretend GPUs."""
+"""Drives an engine on pretend GPUs, in the child process that `run_child` starts."""
 
 from __future__ import annotations
 

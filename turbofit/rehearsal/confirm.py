@@ -49,7 +49,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
 
     If the user gives no margin, the plan may have the smaller margin of a rehearsed plan
     (`Margin`). If the last rehearsal still leaves too little, the plan is made anew with the whole
-    margin, and warns that no rehearsal confirms the plan. A plan that does not fit stays unchanged.
+    margin, and has a warning. A plan that does not fit stays unchanged.
 
     Raises:
         UsageError: the plan is for Transformers.
@@ -96,7 +96,7 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
 
     If several groups have equal settings, only the first of these groups is rehearsed. If the
     rehearsal contradicts the forecast, ``fits`` and ``verdict`` follow the rehearsal. ``keep`` is a
-    folder for timelines, notes and log; it gets a subfolder for each group if settings differ.
+    folder for timelines, notes and log. If settings differ, each group has a subfolder.
 
     Raises:
         PackageError: LMDeploy or a C compiler is missing.
@@ -165,7 +165,7 @@ def corrected_ratio(rehearsed: EnginePlan) -> float | None:
 
 
 def _shortfall(ledger: GpuLedger) -> int:
-    """Return how much less than its margin a rehearsed GPU leaves free, in bytes.
+    """Return the bytes by which a rehearsed GPU misses its margin.
 
     The result is 0 or less if the GPU keeps the margin.
     """

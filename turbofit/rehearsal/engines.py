@@ -22,9 +22,9 @@ class RehearsedEngine:
     """How one engine is rehearsed.
 
     Attributes:
-        driver: the name of a module with a function ``drive(spec, notes)``. This function starts
-          the engine in the child, drives the cases, and returns a function that closes the engine,
-          or None.
+        driver: the name of a module with a function ``drive(spec, notes)``. The function starts the
+          engine in the child and drives the cases. It returns None, or a function that closes the
+          engine.
         read: reads the memory and the end of an ended run.
         worst: returns the worst cases of one engine of a plan.
         not_known: kinds of memory that the rehearsal cannot see.

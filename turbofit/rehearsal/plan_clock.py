@@ -1,7 +1,7 @@
 """Makes the clock of a plan's engines: a table with the forecast's seconds of each forward.
 
-There is a clock only for TurboMind, whose kernel launches csrc/clock.c reads, and only if the plan
-prints a forecast of speed.
+Only TurboMind has a clock: csrc/clock.c reads the launches of its kernels. A plan without a
+forecast of speed has no clock.
 """
 
 from __future__ import annotations

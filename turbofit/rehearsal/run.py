@@ -48,7 +48,7 @@ class EndedRun:
     Attributes:
         log: the first and the last lines of the child's output and of the engine's log.
         stopped: why the parent ended the run: ``stuck`` (TurboMind's silent hang at start-up),
-          ``idle`` (no progress for too long); empty if the parent did not.
+          ``idle`` (no progress for too long). Empty: the run ended by itself.
         folder: the folder of timelines and records.
     """
 

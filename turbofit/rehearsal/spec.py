@@ -14,7 +14,7 @@ LONGEST: Final = -1
 #: A token that every vocabulary has, and a letter that is one token of a twin's tokenizer.
 TOKEN: Final = 5
 LETTER: Final = "a"
-#: A setting beside the fields of the engine configuration: LMDeploy's configuration of a draft.
+#: The setting with LMDeploy's configuration of a draft; the engine configuration has no such field.
 SPECULATIVE_CONFIG: Final = "speculative_config"
 
 

@@ -61,7 +61,7 @@ _HEAD = """\
 
 
 def find_compiler() -> list[str] | None:
-    """Return the command of a C compiler, by preference that of ``CC``; None without a compiler."""
+    """Return the command of a C compiler: ``CC``, else one in ``PATH``; None without a compiler."""
     chosen = os.environ.get("CC", "").split()
     if chosen and shutil.which(chosen[0]):
         return chosen
@@ -138,7 +138,7 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
     """Return the folder of the libraries; build them if they are missing (one to three seconds).
 
     Only this user and root can change the files. ``site`` is the ``site-packages`` folder of the
-    program that will run; None means TurboMind with CPU torch.
+    program that will run. None is for TurboMind with CPU torch.
 
     Raises:
         PretendError: other users can change the folder, or the libraries cannot be built.

@@ -51,9 +51,9 @@ def run_command(
 
     The status is negative after a signal. ``env`` is the whole environment of the command. ``tick``
     is called every ``every`` seconds. As a subreaper, this process inherits the orphans of the
-    command, even from other sessions. It sends them SIGTERM, and SIGKILL three seconds later. If
-    this process has several threads, only orphans with the command's scenario are ended: another
-    thread may have started the others.
+    command, even from other sessions. Orphans get SIGTERM, and SIGKILL three seconds later. If this
+    process has several threads, only orphans with the command's scenario are ended: another thread
+    may have started other orphans.
 
     Raises:
         UsageError: the command cannot be run.
@@ -168,7 +168,7 @@ def cuda_site() -> Path | None:
 
 
 def site_with(torch: str) -> Path | None:
-    """Return the ``site-packages`` folder of a torch, whose path is given; None for a CPU build."""
+    """Return the ``site-packages`` folder of the torch at a path; None if torch is a CPU build."""
     folder = Path(torch).parent
     return folder.parent if (folder / "lib" / "libtorch_cuda.so").exists() else None
 

@@ -2,8 +2,8 @@
 
 A phase begins at a mark of the process. A rehearsal of TurboMind marks import, context, weights,
 prepare, engine, ready, ``case ...`` and ``after ...``. Within ``engine`` each card has three phases
-of its own. ``cache`` begins when the engine reads free memory, ``buffers`` begins after the cache
-is allocated, and ``warm-up`` begins with the first allocation of the executor's pool.
+of its own. ``cache`` begins when the engine reads free memory. ``buffers`` begins after the cache
+is allocated. ``warm-up`` begins with the first allocation of the executor's pool.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Pool:
 class CardMemory:
     """The memory of one card, in bytes; ``end`` and ``peak`` are by phase.
 
-    ``context`` is the process's CUDA context, which no other figure includes. ``late`` has what the
-    engine allocated after the cache and has not freed, by kind of memory and by call. ``pinned`` is
+    ``context`` is the process's CUDA context, which no other figure includes. ``late`` has the
+    memory that was allocated after the cache and not freed, by kind and by call. ``pinned`` is
     page-locked host memory that was allocated while the card was current. ``pinned_peak`` is by
     card, since the peak of the whole process depends on the timing of the ranks' threads.
     """
@@ -190,7 +190,7 @@ class ProcessMemory:
         return total
 
     def _leave(self, index: int) -> None:
-        """Note what a card and its pools hold at the end of their phase."""
+        """Note the bytes that a card and its pools hold at the end of the card's phase."""
         card = self.cards[index]
         if card.phase == BEFORE and not card.peak:
             return

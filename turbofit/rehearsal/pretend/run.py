@@ -91,9 +91,8 @@ def run_pretend(  # noqa: PLR0913 - each keyword is a choice of the caller
     """Run a command on a pretend machine until it and all processes that it started have ended.
 
     ``keep`` is a new or empty folder for scenario, shared file and timelines. ``tick`` is called
-    every ``every`` seconds. The command's environment is ``base`` with the changes of the pretend
-    machine; None means the environment of this process. ``python`` is the Python whose packages the
-    command loads; see `site_of`.
+    every ``every`` seconds. The pretend machine adds variables to the environment ``base``, which
+    is this process's if None. The command loads the packages of ``python``; see `site_of`.
 
     Raises:
         UsageError: the command cannot be run, or the folder cannot be used.
@@ -200,7 +199,7 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
 
 
 def report(ran: FinishedRun) -> Document:
-    """Return the document of a run; it leaves out processes that held no memory."""
+    """Return the document of a run, without processes that held no memory."""
     cards = range(len(ran.scenario.gpus))
     rows = [_process_row(one, used, len(cards)) for one, used in _pairs(ran) if one.used]
     return {

@@ -100,7 +100,7 @@ class Scenario:
 
         ``timeline`` is the path of a file; if the path ends with ``/``, it is a folder with a file
         for each process. ``shared`` is the path of the file through which processes share the
-        machine; if the path is empty, each process has a machine of its own.
+        machine. With an empty path each process has a machine of its own.
         """
         lines = [f"timeline {timeline}"]
         lines += [f"shared {shared}"] if shared else []

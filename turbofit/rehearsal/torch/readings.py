@@ -139,7 +139,7 @@ def _case_terms(
     """Return the transient bytes of each case: its most allocated bytes without the steady bytes.
 
     The steady bytes are the least that a served case left allocated, so a leak in one case does not
-    count. They include the cuBLAS workspace of the first request, which has a term of its own.
+    count. The cuBLAS workspace of the first request is steady: it has a term of its own.
     """
     ready = phases.get("ready", {})
     if "allocated" not in ready:

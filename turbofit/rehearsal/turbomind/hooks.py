@@ -2,8 +2,8 @@
 
 With a CUDA build of torch this module only marks phases. With CPU torch, a ``meta`` tensor without
 data replaces each copy on the GPU. LMDeploy's own loader decides how long a copy lives. The account
-keeps freed memory until ``torch.cuda.empty_cache``, as torch's caching allocator does; it has no
-fragmentation between the allocator's segments.
+keeps freed memory until ``torch.cuda.empty_cache``, as torch's caching allocator does. The account
+knows no fragmentation between the segments of this allocator.
 """
 
 from __future__ import annotations

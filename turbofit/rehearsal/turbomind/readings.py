@@ -155,7 +155,7 @@ def _cache(
     For a model with gated delta nets, the states of a full batch are subtracted first, as in a
     plan.
     """
-    # Each rank prints the same line, which counts once.
+    # Each rank prints an equal line; equal lines count once.
     slabs = [LoggedSlab(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
     slabs = list(dict.fromkeys(slabs))
     first_card, tokens = memory.cards[0], None

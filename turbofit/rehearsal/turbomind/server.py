@@ -131,9 +131,9 @@ def pretend_here() -> None:
 def slow_down(pool: Any, app: Any, clock: ClockFile) -> None:
     """Slow down the work of the host before a request reaches the engine.
 
-    If pretend GPUs are N times slower than life, `bench` divides all times of a client by N. The
-    host works at its own speed: it prepares pictures, counts tokens, and speaks HTTP. So a request
-    waits N - 1 times as long as the host worked, before it takes one of the engine's handles.
+    If pretend GPUs are N times slower than life, `bench` divides all times of a client by N. But
+    the host prepares pictures, encodes text and speaks HTTP at its own speed. So a request waits
+    N - 1 times as long as the host worked, before the request takes one of the engine's handles.
 
     ``pool`` is LMDeploy's class `RequestHandlePool`, ``app`` is the class of its ASGI app. The time
     in which a request waits for a free handle does not count: the slow cards cause this wait.

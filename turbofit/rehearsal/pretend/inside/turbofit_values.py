@@ -3,7 +3,7 @@
 Each operation of torch first runs unchanged, with the real allocator and the real errors. If its
 tensors are small (up to 65,536 elements, or 4 million integers), the operation runs again on the
 CPU. The memory of a pretend card is memory of the host, so the CPU writes the result into the same
-tensors. So lengths, masks, indices and loops are correct; large float tensors keep what they had.
+tensors. So lengths, masks, indices and loops are correct; large float tensors stay uncomputed.
 If the CPU cannot repeat an operation, its small new tensors become 0: a valid index. The pretend
 machine's account learns which line of Python was refused memory. This module needs torch and
 nothing of turbofit.

@@ -48,8 +48,8 @@ def get_scheduler_metadata(batch_size: int, *_: object, **__: object) -> Any:
 def _rejected(draft_token_ids: Any) -> tuple[Any, Any, Any]:
     """Return three tensors for a batch in which each draft token is rejected.
 
-    They are the tokens of each sequence, of which only the first is valid; the number of rejected
-    tokens; and the last token.
+    The first tensor has the tokens of each sequence; only the first token is valid. The second has
+    the number of rejected tokens, and the third has the last token.
     """
     batch, tokens = draft_token_ids.shape
     output = draft_token_ids.new_full((batch, tokens + 1), -1)

@@ -1,7 +1,8 @@
 """Python imports this file in each process of a PyTorch engine's server on pretend GPUs.
 
-Some functions of LMDeploy do not work with a stand-in checkpoint. This file replaces them when the
-process imports their modules. Every process does so, since every process reads the checkpoint.
+Some functions of LMDeploy do not work with a stand-in checkpoint. When a process imports the module
+of such a function, this file replaces the function. Every process reads the checkpoint, so every
+process needs this file.
 """
 
 import importlib
