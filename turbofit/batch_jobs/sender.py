@@ -116,8 +116,8 @@ def _inline(url: str, base: str) -> str:
 class Sender(ServerClient):
     """Sends items to one server, and makes output lines of its answers.
 
-    An answer may take ``timeout`` seconds. The server may be away for ``patience`` seconds, or, with
-    None, for ever: the batch itself has started the server.
+    An answer may take ``timeout`` seconds. The server may be away for ``patience`` seconds; without
+    a limit if this is None: then the batch has started the server.
     """
 
     def __init__(

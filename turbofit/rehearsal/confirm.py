@@ -65,21 +65,23 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     original_request = request
     request = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
     ratios: dict[int, float] = {}
-    cautious = plan
+    unrehearsed = plan
     if request.margin is None:
-        wider = same_shape(request, plan, {}, rehearsed=True)
-        plan = wider if wider.fits else plan
+        with_small_margin = same_shape(request, plan, {}, rehearsed=True)
+        plan = with_small_margin if with_small_margin.fits else plan
     for _ in range(_REHEARSALS):
         result = rehearse_plan(plan)
         if not ratios and result.rehearsal is not None and result.rehearsal.outcome == "failed":
             # The rehearsal itself failed, so it says nothing about the plan.
-            failed = with_rehearsals(cautious, result.engines)
+            failed = with_rehearsals(unrehearsed, result.engines)
             return finished(replace(failed, fits=False, verdict=result.verdict), original_request)
-        lower = corrected_ratios(result)
-        if not lower:
+        lower_ratios = corrected_ratios(result)
+        if not lower_ratios:
             return finished(confirmed(result), original_request)
-        ratios |= lower
-        _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", lower)
+        ratios |= lower_ratios
+        _LOG.info(
+            "the rehearsal leaves less than the margin: ratios by GPU become %s", lower_ratios
+        )
         plan = same_shape(request, plan, ratios, rehearsed=True)
         if not plan.fits:
             return finished(plan, original_request)

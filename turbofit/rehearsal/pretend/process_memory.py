@@ -135,12 +135,12 @@ class ProcessMemory:
     def read(self, events: Iterable[Event]) -> ProcessMemory:
         """Read the next events, and close the current phase; return this object."""
         for event in events:
-            self._take(event)
+            self._count(event)
         for index in range(len(self.cards)):
-            self._leave(index)
+            self._end_phase(index)
         return self
 
-    def _take(self, event: Event) -> None:
+    def _count(self, event: Event) -> None:
         """Count one event of the timeline."""
         number = event.number
         match event.tag:
@@ -155,12 +155,12 @@ class ProcessMemory:
             case "P":
                 self.phases.append(event.fields[0])
                 for index in range(len(self.cards)):
-                    self._enter(index, event.fields[0])
+                    self._begin_phase(index, event.fields[0])
             case "C":
                 owner = self._sites.owner(event.trace) if self._sites else "default"
                 self.pools[number(1)] = Pool(number(0), owner)
             case "A":
-                self._given(event)
+                self._allocated(event)
             case "F" if event.fields[0] in self._blocks:
                 self._freed(self._blocks.pop(event.fields[0]), number(1))
             case "R":
@@ -169,7 +169,7 @@ class ProcessMemory:
             case "G" if self.phases[-1] == "engine":
                 if self.cards[number(0)].free_at_cache is None:
                     self.cards[number(0)].free_at_cache = number(1)
-                    self._enter(number(0), "cache")
+                    self._begin_phase(number(0), "cache")
             case "O" | "E":
                 phase = self.cards[number(0)].phase
                 self.deaths.append(refused(event, phase, self._sites))
@@ -189,7 +189,7 @@ class ProcessMemory:
             total.update(card.pinned_peak)
         return total
 
-    def _leave(self, index: int) -> None:
+    def _end_phase(self, index: int) -> None:
         """Note the bytes that a card and its pools hold at the end of the card's phase."""
         card = self.cards[index]
         if card.phase == BEFORE and not card.peak:
@@ -199,9 +199,9 @@ class ProcessMemory:
             pool.live_end[card.phase] = pool.live
             pool.held_end[card.phase] = pool.held
 
-    def _enter(self, index: int, phase: str) -> None:
+    def _begin_phase(self, index: int, phase: str) -> None:
         """End the phase of a card, and begin the next one."""
-        self._leave(index)
+        self._end_phase(index)
         card = self.cards[index]
         card.phase = phase
         card.peak[phase] = card.in_use
@@ -219,7 +219,7 @@ class ProcessMemory:
         card.in_use = value
         card.peak[card.phase] = max(card.peak.get(card.phase, 0), value)
 
-    def _given(self, event: Event) -> None:
+    def _allocated(self, event: Event) -> None:
         """Count an allocation; an allocation of TurboMind may end the card's phase."""
         device, kind, number, size, in_use = (event.number(i) for i in range(5))
         card, address = self.cards[device], event.fields[5]
@@ -231,7 +231,7 @@ class ProcessMemory:
         if kind == POOL:
             pool = self._pool(device, number)
             if card.phase == "buffers" and pool.owner == "executor":
-                self._enter(device, "warm-up")
+                self._begin_phase(device, "warm-up")
             pool.live += size
             pool.held = max(pool.held, -(-pool.live // self.pool_step) * self.pool_step)
             pool.live_peak[card.phase] = max(pool.live_peak.get(card.phase, 0), pool.live)
@@ -244,7 +244,7 @@ class ProcessMemory:
         self._blocks[address] = _Block(device, kind, number, size, late)
         if self._sites and card.phase == "cache":
             card.cache_region, card.cache_address = size, int(address, 16)
-            self._enter(device, "buffers")
+            self._begin_phase(device, "buffers")
 
     def _freed(self, block: _Block, in_use: int) -> None:
         """Count a block that was freed; the card then has ``in_use`` bytes in use."""
