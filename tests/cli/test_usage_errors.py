@@ -113,11 +113,11 @@ def test_what_is_equal_is_taken_and_said(words, note: str, field: str, value, ca
         ("CUDA_VISIBLE_DEVICES=2 lmdeploy serve api_server internvl2-8b", "",
          "CUDA_VISIBLE_DEVICES=2 of the line is taken as --gpus 2", (2,)),
         ("export CUDA_VISIBLE_DEVICES=2; lmdeploy serve api_server internvl2-8b", "--gpus 1",
-         "left out: what else stands before lmdeploy serve api_server", (1,)),
+         "left out: other words before lmdeploy serve api_server", (1,)),
         ("CUDA_VISIBLE_DEVICES=2 lmdeploy serve api_server internvl2-8b", "--gpus 1",
          "CUDA_VISIBLE_DEVICES=2 of the line is left out: --gpus is given", (1,)),
         ("docker run --env=A_KEY=abcdef http://me@x lmdeploy serve api_server internvl2-8b",
-         "--gpus=0", "left out: what else stands before", (0,)),
+         "--gpus=0", "left out: other words before", (0,)),
     ],
 )  # fmt: skip
 def test_what_stands_around_a_pasted_line_is_said(line, options, note, gpus, capsys) -> None:
@@ -195,7 +195,7 @@ def test_what_keyboards_leave_is_read(capsys: Out) -> None:
         ("gateway http://127.0.0.1:23334", "an engine's address is --upstream URL"),
         ("export docker", "turbofit export compose MODEL"),
         ("plan vllm serve internvl2-8b --tensor-parallel-size 2", "vLLM; here: --tp"),
-        ("plan internvl2-8b --on 2x RTX 3090", "several words stand in quotes"),
+        ("plan internvl2-8b --on 2x RTX 3090", "put several words in quotes"),
         ("chat -", "write it as http://127.0.0.1"),
         ("plan qwen", "`turbofit models qwen`"),
         ("bench http://x --rate abc", "whatever is answered: an open loop (Poisson)"),
@@ -215,7 +215,7 @@ def test_what_keyboards_leave_is_read(capsys: Out) -> None:
         ("plan internvl2-8b --on 4xrtx3090,nvlink", "nvlink=0-1+2-3"),
         ("plan ./plan.json", "turbofit serve --plan FILE"),
         ("export systemd turbofit.yaml", "is -f FILE"),
-        ("pretend --on 1xl4 nvidia-smi", "a command stands behind --: -- nvidia-smi"),
+        ("pretend --on 1xl4 nvidia-smi", "write the command after --: -- nvidia-smi"),
         ("serve internvl2-8b -- --html 3", "leave it out, or take the risk with --unplanned"),
         ("plan internvl2-8b qwen2-vl-7b", "turbofit gateway --models NAME=URL"),
     ],
@@ -227,7 +227,7 @@ def test_a_value_of_another_option_or_argument(words: str, hint: str, capsys: Ou
 def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
     error, hint = refused(capsys, "plan")
     assert error == "MODEL is missing"
-    assert hint.startswith("as turbofit plan internvl2-8b")
+    assert hint.startswith("for example: turbofit plan internvl2-8b")
     of_heads = refused(capsys, "plan", "internvl3-8b", "--on", "4xrtx3090", "--tp", "8")
     assert of_heads[1] == "let turbofit choose --tp and --replicas"  # eight cards change nothing
     assert "--on 4xrtx3090" in refused(capsys, "predict", "internvl2-8b", "4xrtx3090")[1]
@@ -262,7 +262,7 @@ def test_where_no_gpu_is_a_launch_says_what_can_be_done_here(command, no_gpu, ca
     """And nobody is sent from one hint to the next: what a hint says to add is taken."""
     assert main([command, "internvl2-8b"]) == 4
     hint = capsys.readouterr().err.splitlines()[-1]
-    assert "--pretend --on 1xrtx3090 tries it on pretend GPUs" in hint
+    assert "--pretend --on 1xrtx3090 runs on pretend GPUs" in hint
     assert "turbofit plan MODEL --on SPEC" in hint
     error, hint = refused(capsys, command, "internvl2-8b", "--on", "1xrtx3090")
     assert "--on names another machine" in error

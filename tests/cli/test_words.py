@@ -130,7 +130,7 @@ def test_what_else_stands_before_the_program_is_cut_off_and_said(monkeypatch) ->
     for before in ("nohup", "sshpass -p hunter2", "PATH=/x HF_D=$D", "cd /m &&"):
         found = typed(f"{before} CUDA_VISIBLE_DEVICES=1 {LINE}")
         assert (found.words, found.variables) == (["m", "--tp", "2"], {"CUDA_VISIBLE_DEVICES": "1"})
-        assert found.notes == ["left out: what else stands before lmdeploy serve api_server"]
+        assert found.notes == ["left out: other words before lmdeploy serve api_server"]
     assert typed("lmdeploy serve api_server $MODELS/m").words == ["/models/m"]
     with pytest.raises(UsageError, match="No closing quotation"):
         typed("lmdeploy serve api_server 'm")

@@ -111,7 +111,7 @@ def test_names(tmp_path: Path) -> None:
         (adapter, adapter): "two adapters are called default",
         (f"x={adapter}", f"x={adapter}"): "two adapters are called x",
         (f"={adapter}",): "an empty name",
-        (f"{QWEN.hub_id}={adapter}",): "as is the model",
+        (f"{QWEN.hub_id}={adapter}",): "like the model",
         (f"llama2={adapter}",): "a chat template of LMDeploy",
     }.items():
         with pytest.raises(UsageError, match=message):

@@ -76,7 +76,7 @@ def test_addresses_of_no_model(typed: str) -> None:
     ("typed", "cause", "hint"),
     [
         ("qwen2.5vl:7b", "no model is known", "did you mean qwen2.5-vl-7b"),
-        ("nvidia/Qwen3.8-27B-NVFP4", "it is NVFP4", "qwen3.8-27b-int4 its 4 bits"),
+        ("nvidia/Qwen3.8-27B-NVFP4", "it is NVFP4", "qwen3.8-27b-int4 is in 4 bits"),
         ("moondream:1.8b", "does not run Moondream", "smolvlm2-500m"),
         ("unsloth/Qwen2.5-VL-7B-Instruct:Q4_K_M", "it is GGUF", "qwen2.5-vl-7b-awq"),
         (f"{ID}:latest", "no folder", "internvl3-8b"),
@@ -96,7 +96,7 @@ def test_a_path_that_is_not_here_is_the_preset_that_it_ends_in(folder: str, tmp_
     monkeypatch.setenv("HOME", str(tmp_path))
     model = resolve_model(f"{folder}InternVL3-8B")
     assert model.source.where == "internvl3-8b"
-    told = f"is here: by its name it is the preset internvl3-8b, of which a server downloads {ID}"
+    told = f"is here: by its name it is the preset internvl3-8b, and a server downloads {ID}"
     assert told in model.warnings[0]
     with pytest.raises(UsageError, match=r"no folder .* is here"):
         resolve_model(f"{folder}mine")
@@ -127,7 +127,7 @@ def test_siblings_are_planned_from_the_preset_and_say_what_is_assumed(hub_id, pr
         assert plain * stored.bits / 16 < model.weight_bytes < plain
         assert "need more" in model.warnings[0]
     if "abliterated" in hub_id:
-        assert "'abliterated' is taken for a fine-tune" in model.warnings[0]
+        assert "'abliterated' is read as the name of a fine-tune" in model.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -168,13 +168,13 @@ def test_a_folders_8_bits_may_be_lmdeploys_own(name: str) -> None:
     ("hub_id", "hint"),
     [
         # Names that say another shape are not guessed.
-        ("OpenGVLab/InternVL3_5-8B-HF", "is near by its name"),
-        ("Qwen/Qwen2.5-7B-Instruct-1M", "is near by its name"),
-        ("somebody/Qwen2.5-VL-7B-Reward", "is near by its name"),
-        ("Qwen/Qwen3-VL-8B-Omni", "is near by its name"),
-        ("THUDM/cogvlm2-llama3-chat-19B-int4", "is near by its name"),
+        ("OpenGVLab/InternVL3_5-8B-HF", "has a similar name"),
+        ("Qwen/Qwen2.5-7B-Instruct-1M", "has a similar name"),
+        ("somebody/Qwen2.5-VL-7B-Reward", "has a similar name"),
+        ("Qwen/Qwen3-VL-8B-Omni", "has a similar name"),
+        ("THUDM/cogvlm2-llama3-chat-19B-int4", "has a similar name"),
         # What a config alone decides is not refused by a name, nor what an unknown model stores.
-        ("Qwen/Qwen3.6-27B-GPTQ-Int4", "whether LMDeploy runs it its config.json says"),
+        ("Qwen/Qwen3.6-27B-GPTQ-Int4", "its config.json says whether LMDeploy runs it"),
         ("Qwen/Qwen3-VL-1999B-Instruct-FP8", ""),
     ],
 )

@@ -100,7 +100,7 @@ class CliCommand(click.Command):
         usage: str | None = None,
     ) -> None:
         verbose = Option(
-            "-v", "--verbose", count=True, help="what is done, on stderr; -vv: each step of it"
+            "-v", "--verbose", count=True, help="print what is done on stderr; -vv: print each step"
         )
         quiet = Option("-q", "--quiet", is_flag=True, help="no progress on stderr")
         show_help = Option(
@@ -232,7 +232,7 @@ class CliCommand(click.Command):
                 formatter.write_dl(records, col_max=36)
         if self.unnamed:
             with formatter.section("LMDeploy's own options"):
-                formatter.write_text("taken too: lmdeploy serve api_server --help lists them")
+                formatter.write_text("every option that lmdeploy serve api_server --help lists")
 
     def _group_of(self, option: Option) -> str:
         """Return the heading above an option; "" for one of the command's first options."""

@@ -200,7 +200,7 @@ def complete(instruction: str) -> int:
 
     if shell_complete(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE, instruction) != 0:
         raise UsageError(
-            f"{COMPLETE_VARIABLE}={instruction[:40]} is no shell's question",
-            hint="unset it; turbofit completion bash prints the script that sets it",
+            f"{COMPLETE_VARIABLE}={instruction[:40]} is nothing that a shell asks for",
+            hint=f"unset {COMPLETE_VARIABLE}: the script of turbofit completion bash sets it",
         )
     return 0

@@ -50,9 +50,9 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
                 " turbofit gateway --models NAME=URL is one address for them"
             )
         elif "model" not in arguments and getattr(ctx.command, "takes_rest", False):
-            known = f"a command stands behind --: -- {extra[1]}"
+            known = f"write the command after --: -- {extra[1]}"
         else:
-            known = f"{known}{known and '; '}several words stand in quotes"
+            known = f"{known}{known and '; '}put several words in quotes"
         hint = f"{known}; {hint}"
     return UsageError(text[:1].lower() + text[1:], hint=hint)
 
@@ -64,7 +64,7 @@ def _value_error(exc: click.BadParameter, param: click.Parameter, ctx: click.Con
     name, hint = max(param.opts, key=len), f"see {ctx.command_path} --help"
     if isinstance(param, click.Argument):
         name = param.make_metavar(ctx).strip("[].")
-        hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
+        hint = f"for example: {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
     text = f"{name}: {exc.message.rstrip('.')}"
     hint = neighbours()["commands"].get("".join(re.findall("'(.*?)'", exc.message)[:1]), hint)
     if isinstance(exc, click.MissingParameter):
@@ -125,7 +125,7 @@ def unknown_word(word: str) -> str:
         name = shlex.quote(word)
         return f"it is a model: turbofit plan {name}, or turbofit serve {name}"
     if os.path.exists(word):
-        return "it is a path: turbofit plan takes a checkpoint's, report a plan's, diagnose a log's"
+        return "it is a path: turbofit plan reads a checkpoint, report a plan, diagnose a log"
     if is_spec(word):
         on = shlex.quote(word)
         return f"it is a machine: turbofit plan MODEL --on {on}, or turbofit which --on {on}"
@@ -141,7 +141,7 @@ def without_gpu(hint: str, ctx: click.Context) -> str:
         return hint
     return (
         "check nvidia-smi (in a container: --gpus all); without a GPU, --pretend --on 1xrtx3090"
-        " tries it on pretend GPUs, and turbofit plan MODEL --on SPEC plans for another machine"
+        " runs on pretend GPUs, and turbofit plan MODEL --on SPEC plans for another machine"
     )
 
 

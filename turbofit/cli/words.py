@@ -179,7 +179,7 @@ def _end_of_program(words: Sequence[str]) -> int:
 def _cut(before: Sequence[str], words: list[str]) -> Typed:
     found = [match for word in before if (match := _VARIABLE.fullmatch(word))]
     left_out = len(found) < sum(not _OF_PROGRAM.fullmatch(word) for word in before)
-    notes = ["left out: what else stands before lmdeploy serve api_server"] if left_out else []
+    notes = ["left out: other words before lmdeploy serve api_server"] if left_out else []
     in_place = "".join(before[-1:]).endswith("api_server")
     return Typed(words, [], {match[1]: match[2] for match in found}, notes, [], in_place)
 

@@ -78,7 +78,7 @@ _TEMPLATES: Final = frozenset({
     "internvl-zh", "deepseek-vl", "deepseek-vl2", "deepseek-v4", "deepseek-v32", "deepseek-v3.2",
     "llava-chatml", "hf",
 })  # fmt: skip
-_SPEED: Final = "the forecast of speed is that of the base: adapters are computed beside it"
+_SPEED: Final = "the forecast of speed is that of the base: the work of adapters is not counted"
 #: The file with an adapter's matrices. LMDeploy would prefer adapter_model.bin.
 _FILE: Final = "adapter_model.safetensors"
 _MERGE: Final = "turbofit merge BASE ADAPTER OUT makes a model of it"
@@ -100,7 +100,7 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
     if model.architecture not in _LAYERS:
         raise _refusal(
             f"`--adapters`: LMDeploy {REFERENCE} finds no modules for adapters in its class of"
-            f" {model.name}, or turbofit has not read it"
+            f" {model.name}, or turbofit has not read this class"
         )
     split = [word.partition("=") if "=" in word else (_UNNAMED, "", word) for word in words]
     _check_names(model, [name for name, _, _ in split])
@@ -115,8 +115,8 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
             )
     names = {model.name.lower(), (model.hub_id or model.name).rpartition("/")[2].lower()}
     others = (
-        f"adapter {one.name} names {one.base[:100]} as its base, not {model.name}: shapes fit,"
-        " whether the weights do only you can tell"
+        f"adapter {one.name} names {one.base[:100]} as its base, not {model.name}: the shapes"
+        " fit, but only you can tell whether the weights do"
         for one in read
         if one.base and one.base.rstrip("/").rpartition("/")[2].lower() not in names
     )
@@ -136,7 +136,7 @@ def _check_names(model: Model, names: Sequence[str]) -> None:
     if twice is not None:
         raise _refusal(f"two adapters are called {twice}", "write each as NAME=PATH")
     taken = {
-        **dict.fromkeys(_TEMPLATES, "a chat template of LMDeploy, which it would use for it"),
+        **dict.fromkeys(_TEMPLATES, "a chat template, which LMDeploy would use for the adapter"),
         **dict.fromkeys((model.name, model.hub_id or model.name), "the model"),
     }
     for name in names:
@@ -144,7 +144,7 @@ def _check_names(model: Model, names: Sequence[str]) -> None:
             raise _refusal("an adapter has an empty name", "write it as NAME=PATH")
         if name in taken:
             raise _refusal(
-                f"an adapter is called {name}, as is {taken[name]}", "give it another name"
+                f"an adapter is called {name}, like {taken[name]}", "give it another name"
             )
 
 
@@ -157,11 +157,11 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     if problem := beyond_lora(config, _UNREAD):
         raise _refusal(f"adapter {name}: {problem}; LMDeploy {REFERENCE} serves plain LoRA alone")
     if config.string("bias", "none") != "none":
-        raise _refusal(f"adapter {name}: it has biases, on which LMDeploy ends")
+        raise _refusal(f"adapter {name}: it has biases, and LMDeploy would end")
     if files.size("adapter_model.bin") is not None:
         raise _refusal(
             f"adapter {name}: adapter_model.bin cannot be checked without running it",
-            "save it as adapter_model.safetensors, and take the .bin away, which LMDeploy prefers",
+            "save it as adapter_model.safetensors, and remove the .bin, which LMDeploy prefers",
         )
     stored = files.header(_FILE)
     matches = [_KEY.fullmatch(key) for key in stored]
@@ -188,8 +188,8 @@ def _check_tower(model: Model, name: str, modules: Iterable[str]) -> None:
     """Refuse modules whose names LMDeploy would also find in the vision tower."""
     if shared := min(_IN_TOWER.get(model.architecture, set()).intersection(modules), default=None):
         raise _refusal(
-            f"adapter {name}: LMDeploy {REFERENCE} also takes the vision tower's {shared} for it,"
-            " with the prompt's positions, and pictures come out wrong",
+            f"adapter {name}: LMDeploy {REFERENCE} would also change the vision tower's {shared},"
+            " at the prompt's positions, and misread pictures",
             f"{_MERGE}; `--language-model-only` serves it without pictures",
         )
 
@@ -230,7 +230,7 @@ def _check_keys(
         place = (match["module"], int(match["layer"]), match["part"]) if match else None
         if match is None or place not in wanted:
             raise _refusal(
-                f"adapter {name}: LMDeploy has no place for its {key[:120]} and would end",
+                f"adapter {name}: LMDeploy has no place for its tensor {key[:120]}, and would end",
                 f"was it trained on another base than {model.name}? {_MERGE}",
             )
         if match["layers"] not in called:
@@ -247,7 +247,7 @@ def _check_keys(
         module, layer, part = min(wanted)
         raise _refusal(
             f"adapter {name} has no lora_{part} of layer {layer}'s {module}, which LMDeploy would"
-            " leave unfilled and compute with"
+            " leave unfilled, and use"
         )
 
 

@@ -95,8 +95,8 @@ def read_quantization(config: Section) -> Quantization | None:
         raise UsageError(
             f"{section.what}: LMDeploy {REFERENCE}'s TurboMind does not start from AWQ whose"
             f" version is {version!r} instead of 'gemm'",
-            hint='write "version": "gemm" into it where the weights are packed so, as AutoAWQ'
-            " packs them by default",
+            hint='write "version": "gemm" into it, if the weights are packed as AutoAWQ packs them'
+            " by default",
         )
     if method == "awq":
         return _checked(section, "awq", section.integer("bits", section.integer("w_bit", 4)))
@@ -398,7 +398,11 @@ def _surplus(tensors: Mapping[str, Tensor], dims: Dims, packed: Quantization | N
             f"config.json says {known:,} parameters, but the weights hold {stored:,}", hint=_DIFFER
         )
     said = f"the checkpoint holds {abs(extra):,} elements {'more' if extra > 0 else 'fewer'} than"
-    return f"{said} its dims explain; the plan counts what the dims explain" if extra else ""
+    return (
+        f"{said} its config.json explains; the plan counts what config.json explains"
+        if extra
+        else ""
+    )
 
 
 def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:

@@ -91,7 +91,7 @@ def with_draft(model: Model, algorithm: str | None, path: str | None, tokens: in
         (
             (tokens or 1) > _MOST_TOKENS,
             f"`--speculative-num-draft-tokens {tokens}`: turbofit plans up to {_MOST_TOKENS}",
-            "with more the engine takes blocks of the cache that no plan keeps",
+            "for more, the engine takes more blocks of the cache than a plan keeps free",
         ),
     )  # fmt: skip
     for wrong, problem, hint in refused:
@@ -162,7 +162,7 @@ def _check(model: Model, draft: Draft, config: Section) -> None:
         f"LMDeploy {REFERENCE} takes no draft whose head is tied to its embeddings": (
             text.tie_word_embeddings
         ),
-        "it has biases, or is quantised, of which turbofit has no account": (
+        "it has biases or is quantised, and turbofit has no account of that": (
             text.qkv_bias or text.mlp_bias or "quantization_config" in config
         ),
     }

@@ -35,14 +35,14 @@ _FOREIGN: Final = {
 }
 #: File types that do not contain weights, and the commands that read them.
 READ_ELSEWHERE: Final = {
-    ".json": "turbofit serve --plan FILE starts a plan, report and export read one",
+    ".json": "turbofit serve --plan FILE starts a plan, and turbofit report FILE shows a plan",
     ".yaml": "a file of options is -f FILE, as turbofit plan -f FILE or turbofit serve -f FILE",
 }
 _HUB: Final = "name the safetensors checkpoint that it was made of, as a folder or a hub id"
 _CHECKPOINT: Final = "name a checkpoint's folder in Hugging Face's format, or a hub id"
 _BIN_ONLY: Final = (
     "the checkpoint is in torch's own format (.bin): sizes are computed from config.json, since "
-    "only safetensors headers can be read without running anything"
+    "turbofit reads only safetensors headers"
 )
 
 
@@ -171,7 +171,7 @@ class FolderFiles:
         return Weights(
             None,
             f"{self.path} holds no weights: sizes are computed from config.json, and LMDeploy will "
-            "not start from it",
+            "not start from this folder",
         )
 
     def names(self) -> list[str]:

@@ -216,8 +216,8 @@ class HubFiles:
         code = error.headers.get("X-Error-Code", "") if error.headers else ""
         if error.code in {401, 403} or code in {"GatedRepo", "RepoNotFound"}:
             return NotGivenError(
-                f"{self.host} does not give {self.hub_id} (HTTP {error.code}): no such model, or "
-                "gated",
+                f"{self.host} does not give {self.hub_id} (HTTP {error.code}): it does not exist, "
+                "or is gated",
                 hint=f"check the name; for a gated model accept its terms and set {self.token_key}",
             )
         if error.code == 404 and code != "RevisionNotFound":
@@ -284,8 +284,8 @@ class ModelScopeFiles(HubFiles):
     def _nothing(self) -> NotGivenError:
         return NotGivenError(
             f"{self.host} has no model {self.hub_id} at {self.revision}",
-            hint="look its id up there: some models have another owner than on the Hugging Face "
-            "hub, which is asked where LMDEPLOY_USE_MODELSCOPE is unset",
+            hint="look the model up on ModelScope, since owners differ; without"
+            " LMDEPLOY_USE_MODELSCOPE, the Hugging Face hub is asked",
         )
 
 

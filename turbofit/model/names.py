@@ -117,7 +117,7 @@ def _address(path: str, kind: str, host: str) -> Name:
     hub, note = "modelscope" if uses_modelscope() else "hf", ""
     if kind and kind != hub:
         note = f"the address is of {_HUBS[kind]}, and LMDeploy downloads from {_HUBS[hub]}: "
-        note += "LMDEPLOY_USE_MODELSCOPE=True, or none, says which"
+        note += "LMDEPLOY_USE_MODELSCOPE=True chooses ModelScope"
     revision = match["at"] or match["of"] or match["asked"]
     return Name(match["id"], revision, (note,) if note else ())
 
@@ -146,7 +146,7 @@ def _here(preset: str | None) -> str:
         return "name the safetensors checkpoint that it was made of"
     known = load_preset(preset)
     packed = four_bits(preset)
-    four = f", and {packed} its 4 bits" if packed else "; of 4 bits none is known here"
+    four = f", and {packed} is in 4 bits" if packed else "; none in 4 bits is known"
     return f"{preset} is the checkpoint {known.hub_id} in 16 bits{four}"
 
 
@@ -226,11 +226,11 @@ def by_its_name(
     another = any(re.fullmatch(_data()["others"], word) for word in rest.split("-"))
     if not guess or model is None or another or (runs and model.quantization):
         nearest = nearest_names(hub_id)[:1] if sizes_of(rest) else []
-        return f"; the preset {(*nearest, preset)[0]} is near by its name" if preset else ""
+        return f"; the preset {(*nearest, preset)[0]} has a similar name" if preset else ""
     warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"
     if runs and runs["method"] == "gptq" and model.text.delta is not None:
         # TurboMind's support depends on the layers in 16 bits, which no name tells.
-        return f"; {preset} is near by its name, but whether LMDeploy runs it its config.json says"
+        return f"; {preset} has a similar name; its config.json says whether LMDeploy runs it"
     if runs:
         stored = msgspec.convert(runs, Quantization)
         model = _packed(model, stored)
@@ -238,7 +238,7 @@ def by_its_name(
             f", and its layers {stored.method} of {stored.bits} bits in groups of"
             f" {stored.group_size} (smaller groups, or layers left in 16 bits, need more)"
         )
-    warning += f"; {rest!r} is taken for a fine-tune of it" if rest else ""
+    warning += f"; {rest!r} is read as the name of a fine-tune" if rest else ""
     source = msgspec.structs.replace(model.source, sizes="estimate")
     return msgspec.structs.replace(
         model, name=hub_id.rpartition("/")[2], hub_id=hub_id, source=source, warnings=(warning,)

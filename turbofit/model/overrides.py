@@ -87,7 +87,7 @@ def _refuse_unknown(section: Section, known: tuple[str, ...], path: tuple[str, .
     if unknown is not None:
         where = f" inside {'.'.join(path)}" if path else ""
         raise _refusal(
-            f"changes {unknown[:80]}, and no account knows what follows",
+            f"changes {unknown[:80]}, which no account covers",
             f"{', '.join((_LENGTH, *_SCALINGS))}{where} have an account; write others into a"
             " copy's config.json, which plans read",
         )

@@ -101,8 +101,8 @@ def _elsewhere(path: str) -> Model:
     return preset_model(
         preset,
         warnings=(
-            f"no folder {path[:160]} is here: by its name it is the preset {preset}, of which a"
-            f" server downloads {hub_id}",
+            f"no folder {path[:160]} is here: by its name it is the preset {preset}, and a server"
+            f" downloads {hub_id}",
         ),
     )
 
@@ -278,7 +278,7 @@ def _without_hub(
 def _unheeded(revision: str | None) -> tuple[str, ...]:
     if revision is None:
         return ()
-    return (f"a preset describes the main revision; {revision!r} was not looked at",)
+    return (f"a preset describes the main revision; the revision {revision!r} was not read",)
 
 
 def _no_folder(path: str) -> UsageError:

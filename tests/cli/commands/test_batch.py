@@ -39,7 +39,7 @@ def test_what_is_sent_and_how_it_ends(tmp_path, capsys) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     assert main(["batch", str(tmp_path / "empty.jsonl"), out + "2", "--url", "http://x"]) == 0
     for words, cause in (
-        ([str(source), out], "nobody is named who answers"),
+        ([str(source), out], "neither a server nor a model is named"),
         ([str(source), out, "--url", "http://x", "--", "--tp", "2"], "--tp is for a server that"),
         ([str(source), out, "--model", "m", "--patience", "2"], "leave --patience out"),
         ([str(source), out, "--url", "x:80"], "x:80 is no address"),

@@ -65,4 +65,4 @@ def test_another_shell(monkeypatch, capsys) -> None:
     assert "'csh' is not one of 'bash', 'zsh', 'fish'" in capsys.readouterr().err
     monkeypatch.setenv("_TURBOFIT_COMPLETE", "csh_complete")
     assert main([]) == 2
-    assert "is no shell's question" in capsys.readouterr().err
+    assert "is nothing that a shell asks for" in capsys.readouterr().err

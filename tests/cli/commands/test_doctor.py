@@ -38,7 +38,10 @@ def test_diagnose_stdin_and_unknown(capsys, monkeypatch) -> None:
         assert "recognises no error" in out
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     code, _, err = run(capsys, "diagnose")
-    assert (code, err) == (2, "error: LOG is missing\nhint: as turbofit diagnose server.log\n")
+    assert (code, err) == (
+        2,
+        "error: LOG is missing\nhint: for example: turbofit diagnose server.log\n",
+    )
 
 
 def test_diagnose_wrong_use(capsys) -> None:

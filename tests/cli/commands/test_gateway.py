@@ -20,4 +20,7 @@ def test_a_front_stays_with_the_run_that_it_began_with(monkeypatch, capsys) -> N
     runs.append("second")
     assert fronts[0]._source() == ["first"]
     assert main(["gateway", "--cluster", "ray", "--port", "0"]) == 2
-    assert "2 models are served there\nhint: --name: first, second" in capsys.readouterr().err
+    assert (
+        "2 models are served there\nhint: choose one with --name: first, second"
+        in capsys.readouterr().err
+    )

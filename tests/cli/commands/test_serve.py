@@ -120,7 +120,7 @@ def test_lmdeploys_own_word_opens_a_server_as_lmdeploy_does(
     assert (gateway.host, gateway.api_key, gateway.allowed_media_domains) == ("0.0.0.0", (), ())
     (warning,) = [it for it in capsys.readouterr().err.splitlines() if it.startswith("warning")]
     assert "everybody who reaches 0.0.0.0 may use this server, as with LMDeploy" in warning
-    assert "pictures by address and web pages of others are refused" in warning
+    assert "it refuses pictures by address and web pages of others" in warning
     assert "https" not in warning
 
 

@@ -76,7 +76,7 @@ GPTQ = Quantization(method="gptq", bits=4, group_size=128)
         ("qwen3-omni-30b-a3b", "transformers", None, "no account"),
         ("qwen2.5-omni-7b", "pytorch", None, "no engine"),
         ("llama-4-scout", "turbomind", None, "encoder"),
-        ("internvl2-4b", "turbomind", None, "would not fall back"),
+        ("internvl2-4b", "turbomind", None, "tries no other engine"),
         ("llama-4-scout", "pytorch", FP8, "fp8"),
         ("phi-3.5-moe", "pytorch", FP8, "in 16 bits only"),
         ("deepseek-moe-16b", "pytorch", FP8, "in 16 bits only"),

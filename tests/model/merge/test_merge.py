@@ -177,7 +177,7 @@ LORA_ON_IMAGES = {
             )
         ),
         ("lora", {"init_lora_weights": "pissa_niter_4"}, "changed the base"),
-        ("lora", {"r": 4}, "not of two dimensions and of the config's rank 4"),
+        ("lora", {"r": 4}, "both need two dimensions and the config's rank 4"),
         ("lora", {"r": 0}, "r is 0"),
         ("lora", {"lora_alpha": "many"}, "lora_alpha is not a number"),
         ("base", {"quantization_config": {"quant_method": "awq"}}, "the base is quantised"),
@@ -211,7 +211,7 @@ def test_a_broken_adapter_is_not_merged(tmp_path):
     more = {
         "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight": torch.full((32, 8), 1e5)
     }
-    with pytest.raises(UsageError, match="float16 too narrow") as caught:
+    with pytest.raises(UsageError, match="float16 is too narrow") as caught:
         merged(tmp_path, base, make_adapter(tmp_path / "lora", more=more))
     assert "bfloat16" in caught.value.hint
     assert not (tmp_path / "out").exists()

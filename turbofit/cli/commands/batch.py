@@ -52,8 +52,8 @@ def batch(
     spec = fields.filled(BatchSpec, given)
     if spec.url is None and spec.model is None:
         raise UsageError(
-            "nobody is named who answers",
-            hint="add --url http://127.0.0.1:23333 of a server, or --model MODEL to start one",
+            "neither a server nor a model is named",
+            hint="add --url http://127.0.0.1:23333, or --model MODEL to start a server",
         )
     key = None
     if spec.url is None:
@@ -62,8 +62,8 @@ def batch(
         _, key = common.server_of(spec.url, api_key)
         if rest:
             raise UsageError(
-                f"{rest[0]} is for a server that is started",
-                hint="leave it out, or give --model alone instead of --url",
+                f"{rest[0]} is an option of a server that batch starts",
+                hint=f"leave {rest[0]} out, or give --model instead of --url",
             )
     job = BatchJob(
         (Path(source), Path(output)), spec, key=key, words=(spec.model or "", *rest),
@@ -105,4 +105,4 @@ def _show(result: BatchResult, form: Form) -> None:
     if result.lowered:
         say(f"{result.lowered:,} answers are to requests that the server lowered")
     if result.left:
-        say(f"{result.left:,} items are left: the same command goes on from here")
+        say(f"{result.left:,} items are left: run the same command to continue")

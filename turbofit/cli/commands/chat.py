@@ -30,7 +30,7 @@ _WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
 _PICTURE: Final = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 #: The most seconds without a byte: a request may wait for a place, then for its first token.
 _SILENCE: Final = 600.0
-_WORDS: Final = "'/clear' forgets what was said, '/bye' or Ctrl-D ends, Ctrl-C ends an answer"
+_WORDS: Final = "'/clear' forgets the messages, '/bye' or Ctrl-D ends the chat, Ctrl-C an answer"
 
 
 class Piece(NamedTuple):
@@ -150,7 +150,7 @@ def question_of(text: str) -> JsonObject:
         except OSError as exc:
             raise UsageError(
                 f"{path} cannot be read: {exc.strerror}",
-                hint="a word that ends like this is the path of a picture",
+                hint="a word that ends like a picture's file, as in .png, is read as its path",
             ) from None
         kind = path.rpartition(".")[2].lower().replace("jpg", "jpeg")
         pictures.append(f"data:image/{kind};base64,{data}")
@@ -180,7 +180,9 @@ def chat(
     with suppress(ImportError):  # Windows has no readline
         import readline  # noqa: F401 - `input` edits its line with it
 
-    note(f"{server.model} at {server.url}; a picture's path in a message sends it; {_WORDS}")
+    note(
+        f"{server.model} at {server.url}; a picture's path in a message sends the picture; {_WORDS}"
+    )
     messages = list(first)
     while (text := _line()) is not None:
         if text == "/clear":

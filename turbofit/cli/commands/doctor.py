@@ -65,7 +65,7 @@ def diagnose(*, log: str | None, form: Form, **given: Any) -> int:
     from turbofit.report.views.findings_view import diagnosis_view
 
     if log is None and sys.stdin.isatty():
-        raise UsageError("LOG is missing", hint="as turbofit diagnose server.log")
+        raise UsageError("LOG is missing", hint="for example: turbofit diagnose server.log")
     log = log or "-"
     diagnosis = explain(_chunks(log), **given)
     if log != "-" and not os.path.exists(log):

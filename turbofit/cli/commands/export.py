@@ -57,7 +57,7 @@ def manifest(
     if plan.serve is None:
         raise DoesNotFitError(
             f"this plan does not serve: {plan.verdict}",
-            hint="export a plan that fits; turbofit report shows what would",
+            hint="export a plan that fits; turbofit report shows what would fit",
         )
     label = _NAME.sub("-", (name or f"turbofit-{plan.model.name}").lower()).strip("-")[:53]
     if not label[:1].isalpha():  # a Kubernetes Service needs a letter first

@@ -115,7 +115,7 @@ def _planned(
     if not overlay and planned.promise.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "
-            "(--overlay: the engines run on an overlay)"
+            "(--overlay says that the engines run on an overlay)"
         )
     app = make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
     folder = planned.model.source.checkpoint or ""
@@ -152,7 +152,8 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
         runs = {status.serves for status in statuses(name)}
         if len(runs) > 1:
             raise UsageError(
-                f"{len(runs)} models are served there", hint=f"--name: {', '.join(sorted(runs))}"
+                f"{len(runs)} models are served there",
+                hint=f"choose one with --name: {', '.join(sorted(runs))}",
             )
         # The front stays with this run, even if the cluster serves other models later.
         front = _front(options, address_source(runs.pop()))

@@ -65,7 +65,7 @@ def logs(*, run: str | None, lines: int, follow: bool) -> int:
     folder = Path(saved.where)
     paths = sorted(folder.glob("*.log"))
     if not paths:
-        note(f"nothing is written in {folder}")
+        note(f"{folder} has no logs")
     live = [one for one in live_runs() if one.folder == folder] if follow else []
     if live:
         until = f"--pid={live[0].record.pid}"  # tail ends with the server
@@ -123,7 +123,9 @@ def cluster(*, action: str, node: str | None, cluster: str, name: str | None, fo
     from turbofit.serving.options import ray_address
 
     if (node is not None) != (action == "drain"):
-        raise UsageError("drain takes a node, status none", hint="turbofit cluster drain NODE")
+        raise UsageError(
+            "drain needs a node, and status takes no node", hint="turbofit cluster drain NODE"
+        )
     with connected(ray_address(cluster)):
         if node is None:
             form.show(statuses(name), status_view)

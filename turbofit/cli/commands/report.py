@@ -91,5 +91,5 @@ def _share(run: str | None, out: str | None, form: Form) -> int:
     if out is not None:
         # An issue may have 65,536 characters; indented JSON of eight cards has more.
         write_output(out, msgspec.json.encode(document).decode() + "\n")
-        note(f"{out} is written: look through it, then paste it into an issue, My card")
+        note(f"{out} is written: read it, then paste it into an issue of the kind My card")
     return 0

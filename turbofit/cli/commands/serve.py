@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 #: The warning of a server without a key, and its differences from LMDeploy's server.
 OPEN_TO_ALL: Final = (
     "everybody who reaches {host} may use this server, as with LMDeploy (--api-key KEY closes it);"
-    " other than by LMDeploy, pictures by address and web pages of others are refused"
+    " unlike LMDeploy, it refuses pictures by address and web pages of others"
     " (--allowed-media-domains, --allow-origins)"
 )
 #: The model of a request without a model: a saved plan has its own.
@@ -83,7 +83,7 @@ class Arguments(NamedTuple):
         """
         if self.passed.public:
             raise UsageError(
-                f"{self.passed.public[0]} after -- would not reach clients: the gateway faces them",
+                f"{self.passed.public[0]} after -- has no effect on clients, which ask the gateway",
                 hint=f"give {self.passed.public[0]} before --, or use --no-gateway",
             )
         return public_side(self.public)
@@ -372,5 +372,5 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     )
     if form.as_json:
         output.answer(to_json({"ended": ended.name}))
-    output.say("nothing of it is left on the cluster")
+    output.say("the run has left nothing on the cluster")
     return exit_code(ended)

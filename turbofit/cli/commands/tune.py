@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from turbofit.core.tuning import Tuning
 
 _PRETEND: Final = (
-    "PRETEND GPUs: this tries the calibration itself; what it learns is kept for pretend GPUs only"
+    "PRETEND GPUs: the calibration is only tried; its results are kept for pretend GPUs alone"
 )
 _PRETEND_SPEED: Final = (
-    "PRETEND GPUs: no speed is measured on a card, and what is found is kept for pretend GPUs only"
+    "PRETEND GPUs: no speed is measured on a card, and the results are kept for pretend GPUs alone"
 )
 #: Options of the load; a plan has options of the same names with another meaning.
 _BOTH: Final = ("images", "image_size", "concurrency")

@@ -45,7 +45,7 @@ SERVER_OPTIONS: Final = (
         "url",
         metavar="URL",
         required=False,
-        explained=f"its address (default: the only server that turbofit runs, else {_SERVER})",
+        explained=f"the server's address (default: the only server that runs here, else {_SERVER})",
     ),
     Option("--model", help="the model's name (default: the first that the server lists)"),
     API_KEY,
@@ -87,7 +87,7 @@ def _own_server() -> str | None:
     if not running and (starting := [r.name for r in runs if r.record.state == "starting"]):
         raise UnservedError(
             f"{starting[0]} is still starting",
-            hint='it says "ready at" when it answers; turbofit logs shows how far it is',
+            hint='a server says "ready at" when it answers; turbofit logs shows its progress',
         )
     return running[0] if len(running) == 1 else None
 
@@ -103,7 +103,7 @@ def model_argument(*, required: bool = True, file: bool = False) -> list[click.P
     )  # fmt: skip
     from_file = Option(
         "-f", "--file", metavar="FILE", type=PATH, is_eager=True, expose_value=False,
-        callback=use_file, help="a YAML file of options that stand neither here nor in variables",
+        callback=use_file, help="a YAML file of options; command line and variables override it",
     )  # fmt: skip
     return [model, *([from_file] if file else []), *fields.options_of(PlanRequest, ["revision"])]
 

@@ -114,7 +114,7 @@ def read_file(path: Path, ctx: click.Context) -> dict[str, Any]:
             )
         texts = [node.value for node in nodes]
         if name in values or not all(isinstance(text, str) for text in texts):
-            wrong = "stands twice" if name in values else "should be a value, or a list of them"
+            wrong = "stands twice" if name in values else "should be a value, or a list of values"
             raise UsageError(f"{key} {wrong}", hint=f"write {name}: VALUE")
         if not is_null:
             values[name] = texts if known[name].multiple else " ".join(texts)

@@ -43,8 +43,8 @@ _TOWER_KEYS: Final = {
 }
 _BY_HAND: Final = {
     "turbomind": "TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
-    "pytorch": "LMDeploy's PyTorch engine runs it: start that by hand (--backend pytorch) with a "
-    "low --cache-max-entry-count",
+    "pytorch": "LMDeploy's PyTorch engine runs it: start LMDeploy by hand (--backend pytorch) with "
+    "a low --cache-max-entry-count",
 }
 
 
@@ -154,7 +154,7 @@ def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
     names = section.strings("architectures")
     if not names:
         parts.warnings.append(
-            f"{section.what} names no architecture: Transformers goes by model_type, LMDeploy's"
+            f"{section.what} names no architecture: Transformers reads model_type, but LMDeploy's"
             " PyTorch engine does not start"
         )
     kind = section.string("model_type", default)

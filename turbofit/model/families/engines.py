@@ -136,7 +136,7 @@ def _turbomind(model: Model) -> str | None:
         return f"{_TURBOMIND} {tower if vision else f'does not run {model.architecture}'}"
     heads = _TURBOMIND_HEADS.get(vision.kind) if vision else None
     channels = " or ".join(map(str, sorted(heads or ())))
-    inside = " inside; LMDeploy would not fall back" if vision else ""
+    inside = " inside, and LMDeploy tries no other engine" if vision else ""
     sparse = text.architecture == "Qwen2MoeForCausalLM"
     has_dense = moe and (moe.step != 1 or (sparse and moe.layers < text.layers))
     given = vision.head_dim if vision else 0
@@ -144,7 +144,7 @@ def _turbomind(model: Model) -> str | None:
         {
             f"{_TURBOMIND} does not run {text.architecture}{inside}":
                 text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER,
-            f"{_TURBOMIND} takes every layer as sparse, this model has dense ones":
+            f"{_TURBOMIND} treats every layer as sparse, and this model has dense layers":
                 has_dense,
             f"{_TURBOMIND} runs vision heads of {channels} channels, not {given}":
                 heads and given not in heads,
@@ -166,10 +166,10 @@ def _packed_on_turbomind(text: TextDims, packed: Quantization) -> str | None:
                 text.mla,
             # TurboMind joins packed and unpacked projections, which gptq does not allow:
             # lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
-            f"{_TURBOMIND} cannot widen gptq weights, as gated delta nets need it: take awq":
+            f"{_TURBOMIND} cannot widen gptq weights for gated delta nets: take awq":
                 packed.method == "gptq" and text.delta is not None
                 and not all(packed.exempts(it, n) for it in inner for n in range(text.layers)),
-            f"{_TURBOMIND} cannot turn fp8 scales of these heads of {text.head_dim} channels":
+            f"{_TURBOMIND} cannot reorder fp8 scales of heads of {text.head_dim} channels":
                 packed.method == "fp8" and _splits_scales(text, packed),
             f"{_TURBOMIND} does not run {packed.method} groups of {packed.group_size}":
                 packed.group_size not in groups,
@@ -199,7 +199,9 @@ def _cut_group(text: TextDims, packed: Quantization) -> str | None:
         if channels % size and not all(
             packed.exempts(module, layer) for layer in range(text.layers)
         ):
-            return f"{_TURBOMIND} takes whole groups of {size}: not the {whose} {channels} channels"
+            return (
+                f"{_TURBOMIND} needs whole groups of {size}, unlike the {whose} {channels} channels"
+            )
     return None
 
 
@@ -235,7 +237,7 @@ def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
             # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
             "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits":
                 awq and model.text.delta is not None,
-            f"{_PYTORCH} looks for the projector in awq too": awq and kind in PROJECTOR_AS_TEXT,
+            f"{_PYTORCH} expects the projector in awq, too": awq and kind in PROJECTOR_AS_TEXT,
             f"{_PYTORCH} has no experts in awq": awq and not kimi and model.text.moe,
             f"{_PYTORCH} does not read {method} weights": method in {"gptq", "mxfp4"},
             # lmdeploy pytorch/config.py::_parse_compressed_tensors_config #4dbcec

@@ -27,13 +27,13 @@ def read(parts: CheckpointConfig) -> Dims:
     parts.images.refuse_if(
         parts.images.boolean("do_pan_and_scan", False),
         "do_pan_and_scan",
-        "is true, which LMDeploy's front end is not",
+        "is true, and LMDeploy's front end never does so",
     )
     section = config.part("vision_config")
     section.refuse_if(
         section.boolean("vision_use_head", False),
         "vision_use_head",
-        "is true: a pooling head is not accounted for",
+        "is true: turbofit has no account of a pooling head",
     )
     vision = read_tower(section, _TOWER, kind="gemma3")
     tokens = config.integer("mm_tokens_per_image", 256)

@@ -83,7 +83,7 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
     if section and "vocab_size" not in config:
         parts.warnings.append(
             f"the language model's keys are in text_config: LMDeploy {REFERENCE}'s PyTorch"
-            " engine looks for them beside it, and fails at its start"
+            " engine looks for them at the top, and fails at its start"
         )
     # Transformers 4 wrote tie_word_embeddings only into text_config.
     text = read_text(section or config, "Glm4vTextModel")

@@ -46,7 +46,7 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
         config.refuse_if(
             config.string(key, "") != known,
             key,
-            f"is not {known}, which alone LMDeploy {REFERENCE} runs",
+            f"is not {known}, the only value that LMDeploy {REFERENCE} runs",
         )
     config.refuse_if(
         config.integer("patch_size") != _PATCH or config.integers("merge_kernel_size") != (2, 2),

@@ -41,7 +41,7 @@ def read(parts: CheckpointConfig) -> Dims:
     images.refuse_if(
         images.boolean("resize_to_max_canvas", False),
         "resize_to_max_canvas",
-        "is true, which no account is of",
+        "is true: turbofit has no account of this setting",
     )
     rule = CanvasRule(
         tile_size=size,

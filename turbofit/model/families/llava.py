@@ -109,12 +109,12 @@ def _anyres(
     config.refuse_if(
         tokens != (side // vision.patch_size) ** 2,
         "vision_feature_select_strategy",
-        "leaves a tile no square of tokens",
+        "leaves a number of tokens that is no square",
     )
     config.refuse_if(
         any(height % side or width % side for height, width in grids),
         "image_grid_pinpoints",
-        f"are missing, and not whole tiles of {side}",
+        f"are missing, and the default grids are not whole tiles of {side}",
     )
     return AnyresRule(
         tile_size=side,
@@ -143,7 +143,7 @@ def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
     values.refuse_if(
         kind == "siglip" and values.boolean("vision_use_head", True) and section,
         "vision_use_head",
-        "is not false: a pooling head is not accounted for",
+        "is not false: turbofit has no account of a pooling head",
     )
     layer = config.values.get("vision_feature_layer", -1)
     config.refuse_if(type(layer) is not int, "vision_feature_layer", "is not one layer")

@@ -29,7 +29,9 @@ def read(parts: CheckpointConfig) -> Dims:
     layer = config.required("embd_layer")
     for key, value in _EMBEDDING.items():
         layer.refuse_if(
-            layer.values.get(key) != value, key, f"is not {value!r}, which LMDeploy runs alone"
+            layer.values.get(key) != value,
+            key,
+            f"is not {value!r}, the only value that LMDeploy runs",
         )
     vision = VisionDims(
         kind="phi3v", layers=24, hidden=1024, heads=16, intermediate=4096, patch_size=14,

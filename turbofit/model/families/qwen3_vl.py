@@ -99,7 +99,7 @@ def read_qwen3_5(parts: CheckpointConfig) -> Dims:
     text = tied_text(config, inner)
     if "attn_output_gate" not in section:
         parts.warnings.append(
-            f"{section.what} lacks attn_output_gate: Transformers gates all the same, LMDeploy's"
+            f"{section.what} lacks attn_output_gate: Transformers has the gate even so, LMDeploy's"
             " PyTorch engine does not start"
         )
     vision = replace(read_vision(config, text.hidden), deepstack=0)
@@ -113,7 +113,9 @@ def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
     """
     config = parts.config
     config.refuse_if(
-        "ts_config" in config, "ts_config", "is a tower for time series, which no account is of"
+        "ts_config" in config,
+        "ts_config",
+        "is a tower for time series: turbofit has no account of it",
     )
     section = config.part("text_config")
     text = tied_text(config, "Qwen3VLMoeTextModel")

@@ -303,7 +303,7 @@ def _routed_experts(
     config.refuse_if(
         number("moe_layer_freq", 1) != 1 or "sparse" in kinds[:dense],
         "moe_layer_freq",
-        "has dense layers behind the first, of no account",
+        "has dense layers behind the first experts: turbofit has no account of that",
     )
     if dense >= layers:
         return None

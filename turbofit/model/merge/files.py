@@ -58,8 +58,8 @@ class Piece(NamedTuple):
             made = edit(made)
         if self.edits and not bool(torch.isfinite(made).all()):
             raise UsageError(
-                f"{name} would hold what is no number: the adapter is broken, or"
-                f" {dtype_name(self.dtype)} too narrow for the sum",
+                f"{name} would have values that are no numbers: the adapter is broken, or"
+                f" {dtype_name(self.dtype)} is too narrow for the sum",
                 hint="take another checkpoint of the training, or a base in bfloat16",
             )
         return made
@@ -85,7 +85,7 @@ def torch_library() -> Any:
         return importlib.import_module("torch")
     except ImportError:
         raise PackageError(
-            "merging and converting weights needs torch and safetensors, and one is not installed",
+            "merging and converting weights needs torch and safetensors: one of them is missing",
             hint=f"{install_command('merge')} (a CPU build of torch is enough)",
         ) from None
 
@@ -138,13 +138,13 @@ def open_tensors(folder: str, name: str) -> Tensors:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as exc:  # noqa: BLE001 - torch and pickle raise any type for a damaged file
-        anew = "what torch before 1.6 wrote: torch.save(torch.load(FILE), FILE)"
+        anew = "torch before 1.6 wrote another format: torch.save(torch.load(FILE), FILE)"
         raise UsageError(
             f"{name} cannot be read as weights alone: {str(exc)[:160]}", hint=f"{_HINT}; {anew}"
         ) from None
     for key, tensor in content.items() if isinstance(content, dict) else [("", None)]:
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-            raise UsageError(f"{name} holds something else than named tensors", hint=_HINT)
+            raise UsageError(f"{name} holds objects other than named tensors", hint=_HINT)
     return dict(content)
 
 

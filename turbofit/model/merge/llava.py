@@ -98,7 +98,7 @@ def check_original(config: Section) -> None:
         f"mm_projector_type {projector[:30]!r} has no place in the hf format, which has two layers"
         " with GELU between them": projector != "mlp2x_gelu",
         "this is LLaVA-NeXT (pictures in tiles), only LLaVA-1.5 is converted": tiles,
-        "mm_use_im_start_end puts tokens around each picture, which the hf format does not":
+        "mm_use_im_start_end puts tokens around each picture, and the hf format has none":
             config.boolean("mm_use_im_start_end", False),
         "mm_vision_select_feature is not patch or cls_patch": _feature(config) not in _FEATURES,
         "its vision tower is SigLIP, not CLIP":
@@ -215,7 +215,7 @@ def _check_complete(names: set[str], original: Section) -> None:
     if missing := sorted(needed - names):
         raise UsageError(
             f"the result would lack {', '.join(missing[:2])}",
-            hint="name the adapter too, where the projector is in its non_lora_trainables.bin"
+            hint="name the adapter too, if the projector is in its non_lora_trainables.bin"
             if "projector" in missing[-1]
             else "finish the checkpoint's download",
         )
@@ -302,9 +302,9 @@ def template_warnings(folder: str) -> list[str]:
     if first or "llava-1.5" in path:
         return []
     return [
-        "LMDeploy picks the chat template by the folder's name, and this one does not say"
-        " llava-v1: it would take the turns from the checkpoint, without LLaVA's system prompt;"
-        " name the folder llava-v1.5-… or serve it with --chat-template llava-v1"
+        "LMDeploy picks the chat template by the folder's name, which does not contain llava-v1:"
+        " prompts would lack LLaVA's system prompt; name the folder llava-v1.5-…, or serve it"
+        " with --chat-template llava-v1"
     ]
 
 
@@ -321,7 +321,7 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
     config, special, added = (section.values if section else {} for section in sections)
     if added or files.size("tokenizer.model") is None:
         raise UsageError(
-            f"{folder} has {'added tokens' if added else 'no tokenizer.model'}, other than the"
+            f"{folder} has {'added tokens' if added else 'no tokenizer.model'}, unlike the"
             " original LLaVA-1.5 and Vicuna",
             hint=_OTHERS,
         )

@@ -55,7 +55,7 @@ NOT_PLAIN: Final = (
 )  # fmt: skip
 #: Initialisations that also change the base, so that W must be the changed base's weight.
 RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_HINT: Final = "merge it with peft's own merge_and_unload, where the base fits into RAM"
+_HINT: Final = "merge it with peft's own merge_and_unload, if the base fits into RAM"
 #: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
 _PREFIXES: Final = ("base_model", "model", "language_model")
 
@@ -165,7 +165,7 @@ def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
         shapes = " and ".join("x".join(map(str, one.shape)) for one in (a, b))
         raise UsageError(
-            f"{plain} has LoRA matrices of {shapes}, not of two dimensions and of the config's"
+            f"{plain} has LoRA matrices of {shapes}; both need two dimensions and the config's"
             f" rank {rank}",
             hint=_HINT,
         )
@@ -291,7 +291,7 @@ def _original(
         )
     elif vision_tower:
         raise UsageError(
-            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
+            "--vision-tower is only for an original LLaVA", hint="leave --vision-tower out"
         )
     return original
 
@@ -312,8 +312,8 @@ def _base_warnings(base: str, folder: str, config: Section, lora: AdapterWeights
     if re.split("/|--", lora.base_name.lower().rstrip("/"))[-1] in ("", *names):
         return []
     return [
-        f"the adapter names {lora.base_name[:100]} as its base, not {base}: shapes fit, whether"
-        " the weights do only you can tell"
+        f"the adapter names {lora.base_name[:100]} as its base, not {base}: the shapes fit, but"
+        " only you can tell whether the weights do"
     ]
 
 
@@ -325,7 +325,7 @@ def _refuse_tied(config: Section, stored: Iterable[str], replaced: Iterable[str]
     if any(name.endswith("embed_tokens.weight") for name in replaced):
         raise UsageError(
             "the adapter replaces the embeddings of a base that ties lm_head to them",
-            hint="untie and save the base first: lm_head would change with them",
+            hint="untie and save the base first, since lm_head would change with the embeddings",
         )
 
 
@@ -374,7 +374,7 @@ def _assigned(
             raise UsageError(
                 f"the adapter {'changes' if is_lora else 'replaces'} {names[0][:100]} by {its}, the"
                 f" base has {here}",
-                hint=f"{other}; where tokens were added, resize and save the base first",
+                hint=f"{other}; if tokens were added, resize and save the base first",
             )
         else:
             (added if is_lora else replaced)[names[0]] = change
