@@ -40,7 +40,10 @@ def test_what_is_sent_and_how_it_ends(tmp_path, capsys) -> None:
     assert main(["batch", str(tmp_path / "empty.jsonl"), out + "2", "--url", "http://x"]) == 0
     for words, cause in (
         ([str(source), out], "neither a server nor a model is named"),
-        ([str(source), out, "--url", "http://x", "--", "--tp", "2"], "--tp is for a server that"),
+        (
+            [str(source), out, "--url", "http://x", "--", "--tp", "2"],
+            "--tp is an option of a server that batch starts",
+        ),
         ([str(source), out, "--model", "m", "--patience", "2"], "leave --patience out"),
         ([str(source), out, "--url", "x:80"], "x:80 is no address"),
         ([str(source), out, "--url", "http://x", "--tp", "2"], "unknown option --tp"),

@@ -240,7 +240,7 @@ def test_dry_run_prints_what_would_be_launched(capsys: Out) -> None:
     ("words", "message"),
     [
         (["--quant-policy", "4", "--", "--quant-policy", "8"], "is set by turbofit"),
-        (["--port", "65535", "--replicas", "2", "--tp", "1"], "beyond 65535"),
+        (["--port", "65535", "--replicas", "2", "--tp", "1"], "65535 is the last port"),
         (["--port", "70000"], "65535 or less"),
     ],
 )
