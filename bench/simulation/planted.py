@@ -101,8 +101,7 @@ BUGS = (
         "                self._run.public.stop(drain=not urgent)\n", "                pass\n"),
     Bug("an error of the driver ends the watch", "serving/gpu_monitor.py",
         "    except TurbofitError as exc:\n        return None, exc.message\n"
-        "    except Exception as exc:  # noqa: BLE001 - whatever the error is, "
-        "the engines still serve\n",
+        "    except Exception as exc:  # noqa: BLE001 - the engines serve in spite of any error\n",
         "    except ZeroDivisionError as exc:\n"),
 )  # fmt: skip
 

@@ -60,7 +60,7 @@ def test_speeds_are_measured_before_the_engines_start_and_planned_with(
 
     plans: list[str] = []
     run = SimpleNamespace(
-        choose=lambda: plans.append("made") or PLAN, refuse=lambda: PLAN, begin=begin
+        choose=lambda: plans.append("made") or PLAN, checked_plan=lambda: PLAN, begin=begin
     )
     monkeypatch.setattr(calibrate, "Run", lambda *_, **__: run)
     asked: list[Any] = []

@@ -33,12 +33,16 @@ from turbofit.rehearsal.engines import REHEARSED_ENGINES
 from turbofit.serving.calibration import (
     CalibratedGpu,
     Observation,
-    cache_beside,
+    compare_cache,
+    compare_tokens,
     phase_rows,
-    tokens_beside,
 )
 from turbofit.serving.engine.engine_log import StartupTracker
-from turbofit.serving.engine.worst_requests import cheaper_forward, check_seconds, every_worst
+from turbofit.serving.engine.worst_requests import (
+    cheaper_forward,
+    check_seconds,
+    other_worst_requests,
+)
 
 NEWER = "0.19"
 MANY = 200
@@ -139,7 +143,7 @@ def test_a_tower_200_times_as_large_moves_everybody(register: Register, engine: 
             "predict": [term for term in predicted.ledgers[0].terms if term.phase == "transient"],
             "rehearse": REHEARSED_ENGINES[engine].worst(plan, plan.engines[0]),
             "calibrate": [row["forecast"] for row in phase_rows(plan, [seen])],
-            "live comparison": cache_beside(plan.engines[0], budget),
+            "live comparison": compare_cache(plan.engines[0], budget),
             "limits": bounds_of(plan),
         }
 
@@ -190,14 +194,14 @@ def encoded(plan: Plan) -> float:
 def beside(plan: Plan) -> object:
     """The live comparison of the cache's tokens."""
     budget = CacheBudget(budget=50_000 * MIB, free=60_000 * MIB, ratio=5 / 6)
-    return tokens_beside(
+    return compare_tokens(
         plan, plan.engines[0], budget, Slab(slab_size=512 * MIB, object_size=12 * MIB)
     )
 
 
 def probes(plan: Plan) -> object:
     """The check of a start."""
-    return every_worst(plan, plan.engines[0], "m", 20)
+    return other_worst_requests(plan, plan.engines[0], "m", 20)
 
 
 def cheaper(plan: Plan) -> object:

@@ -22,11 +22,11 @@ from turbofit.memory.engines import engine_named
 from turbofit.serving.calibration import (
     CalibratedGpu,
     Observation,
-    cache_beside,
+    compare_cache,
+    compare_tokens,
     in_words,
     learn,
     phase_rows,
-    tokens_beside,
 )
 
 CASES = (
@@ -253,12 +253,12 @@ def test_equal_groups_tell_by_how_much_they_differ_whatever_was_learned_before()
 def test_the_engines_figures_beside_the_plans() -> None:
     plan = plausible_plan()
     budget = CacheBudget(budget=17170 * MIB, free=19667 * MIB, ratio=0.873)
-    free, cache = cache_beside(plan.engines[0], budget)
+    free, cache = compare_cache(plan.engines[0], budget)
     assert free.forecast == min(map(free_of, plan.ledgers))
     assert "19,667.0 MiB (forecast 19,714.0, -0.2%)" in in_words(free)
     assert "17,170.0 MiB (forecast 17,000.0, +1.0%)" in in_words(cache)
     slab = Slab(slab_size=32 * MIB, object_size=2 * MIB)
-    tokens = tokens_beside(plan, plan.engines[0], budget, slab)
+    tokens = compare_tokens(plan, plan.engines[0], budget, slab)
     assert tokens.actual == 535 * 16 * 64
     assert "547,840 (forecast 544,000, +0.7%)" in in_words(tokens)
     on_card = RunFigure(what="in use", forecast=100 * MIB, actual=99 * MIB, gpu=1)
@@ -272,4 +272,4 @@ def test_tokens_of_a_hybrid_model_are_beside_its_states() -> None:
     region = plan.engines[0].kv.region_bytes
     budget = CacheBudget(budget=region, free=2 * region, ratio=0.5)
     slab = Slab(slab_size=32 * MIB, object_size=2 * MIB)
-    assert tokens_beside(plan, plan.engines[0], budget, slab).actual == plan.engines[0].kv.tokens
+    assert compare_tokens(plan, plan.engines[0], budget, slab).actual == plan.engines[0].kv.tokens

@@ -110,7 +110,7 @@ def test_engines_of_a_dead_turbofit_are_ended_before_the_machine_is_measured(
             )
             with Leases(tmp_path) as leases:
                 one = Planner(REQUEST.changed(on=None), leases, said.append, rehearse=False)
-                plan = one.make({}) if look == "make" else one.take(plan) or plan
+                plan = one.make({}) if look == "make" else one.reserve(plan) or plan
         finally:
             orphan.kill()
     assert plan.fits

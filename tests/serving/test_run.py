@@ -251,5 +251,5 @@ def test_what_a_launch_is_warned_of_is_said_unless_the_plan_says_it(
         config = ServeConfig(plan=plan, pretend=pretend)
         run = Run(config, leases, said.append, lmdeploy=Lmdeploy("0.18.0", ("never-run",)))
         run.plan = plan
-        assert run.refuse() is plan
+        assert run.checked_plan() is plan
     assert said == ["warning: of this launch"]

@@ -12,7 +12,7 @@ from tests.serving.test_start import start_of
 from tests.support.plans import plausible_plan
 from turbofit.core.process.progress import Step, listened, tell
 from turbofit.serving import start_progress
-from turbofit.serving.start_progress import StartProgress, as_launched
+from turbofit.serving.start_progress import StartProgress, with_real_caches
 
 
 def test_what_is_told_at_the_opening_stays() -> None:
@@ -71,10 +71,10 @@ def test_weights_are_what_came_onto_the_gpus(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_gateway_counts_on_no_more_cache_than_the_engines_say_they_have() -> None:
     plan = plausible_plan()
     more = plan.engines[0].kv.tokens + 64
-    assert as_launched(plan, {0: more}) == as_launched(plan, {0: None}) == plan
-    assert as_launched(plan, {0: 4096, 1: 8192}).engines[0].kv.tokens == 4096
+    assert with_real_caches(plan, {0: more}) == with_real_caches(plan, {0: None}) == plan
+    assert with_real_caches(plan, {0: 4096, 1: 8192}).engines[0].kv.tokens == 4096
     (part,) = plan.engines
     roomy = replace(part, kv=replace(part.kv, tokens=2 * part.kv.tokens))
-    told = as_launched(replace(plan, engines=(part, roomy)), {0: None, 1: more})
+    told = with_real_caches(replace(plan, engines=(part, roomy)), {0: None, 1: more})
     assert [one.kv.tokens for one in told.engines] == [plan.engines[0].kv.tokens, more]
     assert told.engines[0].kv.tokens == plan.engines[0].kv.tokens

@@ -238,7 +238,7 @@ class Ending:
     def start(self, *_: Any) -> bool:
         return True
 
-    quiet = end = start
+    stop_probe = end = start
 
     def look(self, now: float, *, last: bool = False) -> End | None:
         return self.looks[last]

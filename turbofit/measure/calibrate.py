@@ -56,12 +56,12 @@ def calibrate(
                 f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
                 hint="turbofit serve checks its plan with a worst-case request",
             )
-        machine = run.refuse().machine
+        machine = run.checked_plan().machine
         gpus = sorted(index for group in plan.groups for index in group)
         # It takes memory that the plan has reserved.
         if not (config.pretend or apart) and measure_speeds(machine, gpus, say):
             run.choose()
-        say(run.refuse().verdict)
+        say(run.checked_plan().verdict)
         run.begin()
         try:
             ended = follow(run, stop)

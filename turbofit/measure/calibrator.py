@@ -21,7 +21,7 @@ from turbofit.serving.calibration import KERNELS, STEADY, CalibratedGpu, Observa
 from turbofit.serving.engine.supervised_engine import SupervisedEngine
 from turbofit.serving.engine.worst_requests import (
     ProbeRequest,
-    every_worst,
+    other_worst_requests,
     small_requests,
     worst_image_tokens,
     worst_request,
@@ -107,7 +107,7 @@ class Calibrator:
         text, worst = 0, worst_request(plan, model)
         if worst is not None:
             text = max(0, drive(worst, _REQUEST) - worst_image_tokens(plan))
-        for question in every_worst(plan, engine.planned, model, text):
+        for question in other_worst_requests(plan, engine.planned, model, text):
             drive(question, question.name)
         budget = engine.tracker.budget
         free, region = (None, None) if budget is None else (budget.free, budget.budget)

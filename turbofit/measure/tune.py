@@ -79,7 +79,7 @@ def tune_model(
             f"{run.plan.model.name} is planned for Transformers: tune tries LMDeploy's settings",
             hint="turbofit serve serves it",
         )
-    usual = run.refuse()
+    usual = run.checked_plan()
     load = _load(wanted.load, usual)
     clock = clock_for(usual, config.clock or 0.0)
     facts = _facts(wanted, usual, load, run.lmdeploy.version, clock)

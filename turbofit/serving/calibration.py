@@ -288,7 +288,7 @@ def in_words(figure: RunFigure) -> str:
     return f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{error})"
 
 
-def cache_beside(engine: EnginePlan, budget: CacheBudget) -> tuple[RunFigure, ...]:
+def compare_cache(engine: EnginePlan, budget: CacheBudget) -> tuple[RunFigure, ...]:
     """Compare two forecasts with the engine's log, in bytes per GPU.
 
     The first is the memory that was free when the engine sized its cache, the second is the cache.
@@ -303,7 +303,7 @@ def cache_beside(engine: EnginePlan, budget: CacheBudget) -> tuple[RunFigure, ..
     )
 
 
-def tokens_beside(plan: Plan, engine: EnginePlan, budget: CacheBudget, slab: Slab) -> RunFigure:
+def compare_tokens(plan: Plan, engine: EnginePlan, budget: CacheBudget, slab: Slab) -> RunFigure:
     """Compare the forecast number of KV tokens with the number that the engine's log shows.
 
     The block sizes in the log give the number of tokens. For a hybrid model, the planned block

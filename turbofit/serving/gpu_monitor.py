@@ -79,7 +79,7 @@ class GpuMonitor(threading.Thread):
             self._say(f"lost {ledger.uuid}", 1, lost)
             return
         self._said.pop(f"lost {ledger.uuid}", None)
-        others = _others(gpu, self._engines())
+        others = _used_by_others(gpu, self._engines())
         if others is None:
             return
         grown = others - ledger.used
@@ -132,7 +132,7 @@ def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
     for ledger in plan.ledgers:
         gpus = () if machine is None else machine.gpus
         gpu = next((gpu for gpu in gpus if gpu.uuid == ledger.uuid), None)
-        others = None if gpu is None else _others(gpu, ours)
+        others = None if gpu is None else _used_by_others(gpu, ours)
         if gpu is None or others is None or gpu.used == NA:
             return None
         beyond.append(gpu.used - others - (ledger.peak - ledger.used))
@@ -206,7 +206,7 @@ def _any_busy(uuids: tuple[str, ...]) -> bool | None:
     return False if all(map(answered, shares)) else None
 
 
-def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
+def _used_by_others(gpu: Gpu, engines: Iterable[int]) -> int | None:
     """Return the bytes on a GPU that processes other than our engines hold.
 
     Memory without a process in NVML is included. None if NVML shows none of our engines, for

@@ -67,12 +67,14 @@ class Planner:
         assert self.request is not None
         request = self.request.changed(**changes)
         with under_way("planning"), self.leases.locked(partial(self.say, _WAITING)):
-            plan = self._made(request.changed(on=self._machine(request.gpus), gpus=None))
+            plan = self._plan_and_rehearse(
+                request.changed(on=self._machine(request.gpus), gpus=None)
+            )
             if plan.fits:
                 self.leases.reserve(plan)
         return plan
 
-    def take(self, plan: Plan) -> None:
+    def reserve(self, plan: Plan) -> None:
         """Reserve the memory of a given plan, if the machine has not changed.
 
         Raises:
@@ -99,7 +101,7 @@ class Planner:
         here = machine_from(pretend if self.pretend else None, gpus=gpus)
         return counted(here, self.leases)
 
-    def _made(self, request: PlanRequest) -> Plan:
+    def _plan_and_rehearse(self, request: PlanRequest) -> Plan:
         """Make and rehearse the plan of a request, and raise its cache ratio where possible.
 
         To double the margin, the request is planned a second time.

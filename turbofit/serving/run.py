@@ -125,13 +125,13 @@ class Run:
             self._say(f"warning: {self.leases.alone}")
         if self.plan is not None:
             try:
-                self.planner.take(self.plan)
+                self.planner.reserve(self.plan)
             except (DoesNotFitError, MachineError, UsageError) as exc:
                 self._say(f"the machine changed: {exc.message}; planning again")
             else:
                 return self.plan
         self.choose()
-        plan = self.refuse()
+        plan = self.checked_plan()
         if self.config.pretend:
             self._say(PRETEND)
         self._say(plan.title)
@@ -155,11 +155,11 @@ class Run:
         if plan is None:
             plan = self._first_plan()
         elif plan.fits:
-            self.planner.take(plan)
+            self.planner.reserve(plan)
         self.plan = plan
         return plan
 
-    def refuse(self) -> Plan:
+    def checked_plan(self) -> Plan:
         """Return the plan, or raise a `TurbofitError` if engines could not serve with the plan."""
         assert self.plan is not None
         if not self.plan.fits:

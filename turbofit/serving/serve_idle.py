@@ -96,16 +96,16 @@ class IdleServer:
             run.on_open = lambda _: None
             on_open(address.url)
 
-        run.on_open, run.on_tick = opened, partial(self._rest_idle, stop)
+        run.on_open, run.on_tick = opened, partial(self._end_unused_engines, stop)
         try:
-            self._start(stop)
+            self._run_once(stop)
             while stop.resume():
                 while stop.signal is None and not (app.waiting and app.rested):
                     if run.standby is not None:
                         run.standby.look(0 if run.plan is None else run.plan.host.total)
                     time.sleep(_TICK)
                 if stop.signal is None:
-                    self._start(stop)
+                    self._run_once(stop)
         except StoppedError as exc:
             stop.end(exc.signal)
         finally:
@@ -117,7 +117,7 @@ class IdleServer:
         assert stop.signal is not None
         return stop.signal
 
-    def _start(self, stop: StopSignal) -> None:
+    def _run_once(self, stop: StopSignal) -> None:
         """Plan with the free memory, launch the engines, and watch the engines until their end.
 
         If a later start fails, waiting clients get an error.
@@ -144,7 +144,7 @@ class IdleServer:
         else:
             self._address.call(IdleGateway.sleep, BUSY_SECONDS)
 
-    def _rest_idle(self, stop: StopSignal) -> None:
+    def _end_unused_engines(self, stop: StopSignal) -> None:
         """End the engines when no request has come for the idle time."""
         app = self._app
         if stop.signal is not None:

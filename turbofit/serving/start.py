@@ -36,7 +36,7 @@ from turbofit.serving.gpu_monitor import (
 from turbofit.serving.ladder import MOST_RUNGS, learned_file, rungs
 from turbofit.serving.launch_description import LaunchDescription
 from turbofit.serving.proved import Learned, Proof
-from turbofit.serving.start_progress import StartProgress, as_launched, beside
+from turbofit.serving.start_progress import StartProgress, compared_figures, with_real_caches
 from turbofit.serving.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -116,15 +116,15 @@ class Start:
         supervision = Supervision(
             run.say, worst_cases, described.timing, before_start=described.prepare,
             clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
-            on_back=lambda engine: self._have_gateway(lambda gw: gw.engine_ready(engine.index)),
-            on_doubt=lambda index, ends_at: self._have_gateway(lambda gw: gw.doubt(index, ends_at)),
+            on_back=lambda engine: self._call_gateway(lambda gw: gw.engine_ready(engine.index)),
+            on_doubt=lambda index, ends_at: self._call_gateway(lambda gw: gw.doubt(index, ends_at)),
         )  # fmt: skip
         self._supervisor = Supervisor(self._plan, launches, run.folder, supervision)
         stop.on_second(self._cut_off)  # first of all, clients are told why their requests end
         try:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)
         finally:
-            self._gone()
+            self._check_memory_back()
 
     def _worst_cases(self) -> AskWorstCases | None:
         """Choose and announce the requests that each engine must answer; None for no check."""
@@ -148,7 +148,7 @@ class Start:
     def _proof(self) -> Proof:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
 
-    def doubt(self, end: End) -> None:
+    def forget_proof(self, end: End) -> None:
         """Forget the proof of a plan whose engine ran out of memory: the next start checks anew."""
         if end.is_oom:
             self._proof.forget()
@@ -162,7 +162,7 @@ class Start:
         for engine in supervisor.engines:
             rows = engine.tracker.figures
             if self._proves or run.examiner is not None:  # else the engine has not reached its peak
-                rows = beside(plan, engine, used)
+                rows = compared_figures(plan, engine, used)
             for row in rows:
                 if row.gpu is not None:
                     run.say(f"{engine.name}: {in_words(row)}")
@@ -171,7 +171,7 @@ class Start:
             seconds = engine.spent()
             engines.append(EngineRecord(group=engine.group, seconds=seconds, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
-        launched = as_launched(plan, cached)
+        launched = with_real_caches(plan, cached)
         if run.config.gateway is not None:
             urls = [self._gateway(launched, urls).url]
         if not run.config.pretend:
@@ -247,7 +247,7 @@ class Start:
                 self._pids(), ready=self._supervisor.ready,
                 larger=any(engine.tracker.cache_is_larger for engine in engines),
             )  # fmt: skip
-        self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
+        self._note_phase(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
         if run.standby is not None and not self._supervisor.starting:
             run.standby.look()
@@ -260,7 +260,7 @@ class Start:
         """Return bytes in use on each GPU; empty on pretend GPUs, which no other process uses."""
         return {} if self._run.config.pretend else used_now(self._plan)
 
-    def _enter(self, phase: str) -> None:
+    def _note_phase(self, phase: str) -> None:
         """Note when a phase was first seen, and how many bytes the GPUs had in use then."""
         if self._moments and self._moments[-1].phase == phase:
             return
@@ -283,7 +283,7 @@ class Start:
             with under_way("draining"):
                 self._run.public.stop(drain=not urgent)
 
-    def _gone(self) -> None:
+    def _check_memory_back(self) -> None:
         """Check that the memory of the ended engines is free again."""
         # On shared cards, engines of other servers come and go.
         before = {} if self._plan.shares_cards else self._before
@@ -302,15 +302,15 @@ class Start:
 
     def _ended(self, engine: SupervisedEngine, end: End) -> None:
         """Record an engine's end, and tell the gateway."""
-        self.doubt(end)
+        self.forget_proof(end)
         died = f"{engine.name}: {end.error.message}"
         self._run.record.event("ended", died)
         self._run.on_death(died)
         if self._run.public is not None:
             other = self._other_cause(engine, end)
-            self._have_gateway(lambda gw: gw.engine_ended(engine.index, other_cause=other))
+            self._call_gateway(lambda gw: gw.engine_ended(engine.index, other_cause=other))
 
-    def _have_gateway(self, act: Callable[[Gateway], None]) -> None:
+    def _call_gateway(self, act: Callable[[Gateway], None]) -> None:
         """Call ``act`` in the gateway's event loop; skip the call if no gateway answers in time."""
         if self._run.public is not None:
             with suppress(LaunchError):
@@ -328,7 +328,7 @@ class Start:
         """Tell clients that all engines rest, or that an engine is started again."""
         if outage is not None:
             self._run.record.event("resting", outage.message)
-        self._have_gateway(lambda gateway: gateway.rest(outage))
+        self._call_gateway(lambda gateway: gateway.rest(outage))
 
     def _warn(self, kind: str, text: str) -> None:
         self._run.say(f"warning: {text}")
@@ -371,7 +371,7 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
                 return start.run(stop, holders)
         except EndedError as exc:
             end = exc.end
-            start.doubt(end)
+            start.forget_proof(end)
         except TurbofitError as exc:
             run.record.change(state="failed", ended=exc.to_dict()["error"])
             raise

@@ -117,7 +117,9 @@ class StartProgress:
         return {usage.gpu: usage.in_use for reader in readers for usage in reader.usages()}
 
 
-def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> list[RunFigure]:
+def compared_figures(
+    plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]
+) -> list[RunFigure]:
     """Return figures of a ready engine, each with the plan's forecast.
 
     ``in_use``: bytes in use on each real GPU, by index.
@@ -137,7 +139,7 @@ def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> l
     return rows
 
 
-def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
+def with_real_caches(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
     """Return the plan with the KV tokens of its engines' real caches, if these have fewer tokens.
 
     The gateway lets requests reserve no more tokens. After a restart, an engine may have fewer

@@ -101,8 +101,8 @@ class Supervisor:
                     self._supervision.on_back(engine)
                 # A second signal may have killed the engine meanwhile.
                 if ended is not None and not stop.urgent:
-                    self._mend(engine, ended, now)
-            self._rest()
+                    self._handle_end(engine, ended, now)
+            self._tell_of_rest()
             if not self._opened and self.ready:
                 self._opened = True
                 on_ready([engine.url for engine in self.engines])
@@ -122,9 +122,9 @@ class Supervisor:
             if not engine.was_ready:
                 raise
             message = getattr(exc, "message", str(exc))
-            self._mend(engine, End(kind="crash", message=message), self._clock())
+            self._handle_end(engine, End(kind="crash", message=message), self._clock())
 
-    def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
+    def _handle_end(self, engine: SupervisedEngine, ended: End, now: float) -> None:
         """Schedule an engine's restart, or raise an `EndedError` if a restart would not help."""
         self._end(engine)
         restart = ended.retryable and (engine.was_ready or ended.kind in ("killed", "raced"))
@@ -138,7 +138,7 @@ class Supervisor:
                 if end is not None and other.was_ready:
                     self._supervision.on_end(other, end)
             raise EndedError(ended)
-        pause = engine.wait(now)
+        pause = engine.schedule_restart(now)
         self._tell(engine.name, ended.error.message, warning=True)
         if pause is not None:
             self._tell(engine.name, f"starting again in {pause:.1f} s")
@@ -154,7 +154,7 @@ class Supervisor:
             warning=True,
         )
 
-    def _rest(self) -> None:
+    def _tell_of_rest(self) -> None:
         """Tell the gateway when all engines rest, and when an engine is started again."""
         broken = all(engine.state == "broken" for engine in self.engines)
         if broken == (self._outage is not None):
@@ -176,7 +176,7 @@ class Supervisor:
         """
         running = [(engine, engine.process) for engine in self.engines if engine.process]
         for engine, _ in running:
-            engine.quiet()
+            engine.stop_probe()
         if stop.signal is not None:
             self._supervision.say(f"stopping: {stop.signal.name}")
             deadline = time.monotonic() + self._timing.drain + _LAST_SECONDS

@@ -17,7 +17,7 @@ from turbofit.serving.engine import worst_requests
 from turbofit.serving.engine.worst_requests import (
     ProbeRequest,
     cheaper_forward,
-    every_worst,
+    other_worst_requests,
     small_requests,
     worst_request,
 )
@@ -40,7 +40,11 @@ def seen_plan(row: dict[str, Any]) -> Plan:
 def calibration(plan: Plan) -> list[ProbeRequest]:
     """What a calibration asks of an engine, with a text of 64 tokens beside its images."""
     worst = worst_request(plan, "m")
-    questions = [*small_requests(plan, "m"), worst, *every_worst(plan, plan.engines[0], "m", 64)]
+    questions = [
+        *small_requests(plan, "m"),
+        worst,
+        *other_worst_requests(plan, plan.engines[0], "m", 64),
+    ]
     return list(filter(None, questions))
 
 

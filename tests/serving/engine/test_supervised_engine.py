@@ -87,7 +87,7 @@ def test_a_process_that_outlives_its_kill_is_not_forgotten(engine: SupervisedEng
     assert engine.end(0.0)
     assert engine.process is None
     assert engine.end(0.0)
-    engine.wait(0.0)
+    engine.schedule_restart(0.0)
     engine.start()
     again: Any = engine.process
     assert (process.log_required, again.log_required) == (True, False)  # a first start needs it

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from turbofit.serving.images.cache import ImageCache, byte_size, kept
+from turbofit.serving.images.cache import ImageCache, byte_size, cached
 
 KIB = 1024
 
@@ -32,7 +32,7 @@ def prepared():
 
 def test_the_same_bytes_with_the_same_options_are_prepared_once(prepared):
     prepare, asked = prepared
-    once = kept(prepare, ImageCache(10 * KIB))
+    once = cached(prepare, ImageCache(10 * KIB))
     first = once(image("a"), size=1)
     assert once(image("a"), size=1)["pixel_values"][0] == first["pixel_values"][0] == 1
     assert len(asked) == 1
@@ -48,7 +48,7 @@ def test_the_same_bytes_with_the_same_options_are_prepared_once(prepared):
 def test_an_image_without_a_name_and_an_error_are_not_kept(prepared):
     prepare, asked = prepared
     cache = ImageCache(10 * KIB)
-    once = kept(prepare, cache)
+    once = cached(prepare, cache)
     for images in (image(None), [image("a"), image(None)]):
         once(images)
         once(images)
@@ -60,7 +60,7 @@ def test_an_image_without_a_name_and_an_error_are_not_kept(prepared):
 
 def test_nobody_can_change_what_another_gets(prepared):
     prepare, _ = prepared
-    once = kept(prepare, ImageCache(10 * KIB))
+    once = cached(prepare, ImageCache(10 * KIB))
     for _ in range(3):
         found = once(image("a"))
         assert found["pixel_values"].tolist() == [1] * KIB
@@ -73,7 +73,7 @@ def test_nobody_can_change_what_another_gets(prepared):
 def test_the_least_recently_used_goes_first_and_the_bound_holds(prepared):
     prepare, asked = prepared
     cache = ImageCache(3 * KIB + 10)
-    once = kept(prepare, cache)
+    once = cached(prepare, cache)
     for name in "abcadabce":
         once(image(name))
         assert cache.held <= cache.most
@@ -86,7 +86,7 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds(prepared):
 
 def test_what_is_larger_than_the_whole_is_not_kept(prepared):
     prepare, asked = prepared
-    once = kept(prepare, ImageCache(KIB - 1))
+    once = cached(prepare, ImageCache(KIB - 1))
     once(image("a"))
     once(image("a"))
     assert len(asked) == 2

@@ -11,7 +11,7 @@ from tests.serving.images.test_oracle_preparation import drawn, same
 from tests.serving.images.test_resize import usable_library
 from tests.support.serving import needs
 from turbofit.serving.images import values
-from turbofit.serving.images.values import TableTransform, look_values_up, quickened
+from turbofit.serving.images.values import TableTransform, look_values_up, with_table
 
 needs("lmdeploy", "torchvision")
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -21,14 +21,14 @@ def quickened_by_library(table: TableTransform) -> None:
     """The library finds what NumPy finds, and one that does not is not used."""
     picture = drawn(64, 48)
     known = table(picture)
-    table.quicken(usable_library())
+    table.use_library(usable_library())
     assert table._look_up is not None
     assert same(table(picture), known)
 
     def clear(_source: int, pixels: int, _tables: int, target: int) -> None:
         ctypes.memset(target, 0, pixels)  # what was there may be the right values
 
-    table.quicken(SimpleNamespace(look_up_2=clear, look_up_4=clear))
+    table.use_library(SimpleNamespace(look_up_2=clear, look_up_4=clear))
     assert table._look_up is None
     assert same(table(picture), known)
 
@@ -46,10 +46,10 @@ def test_a_table_is_used_where_its_bits_are_the_transforms(encoders, dtype):
     for mode in ("RGB", "RGBA", "L", "P"):
         image = drawn(448, 448, mode)
         assert same(encoder.model.transform(image), own(image).to(getattr(torch, dtype)))
-    for table in (encoder.model.transform, quickened(own, own.transforms, None)):
+    for table in (encoder.model.transform, with_table(own, own.transforms, None)):
         quickened_by_library(table)
     blurred = transforms.Compose([*own.transforms, transforms.GaussianBlur(3)])
-    assert quickened(blurred, blurred.transforms, torch.bfloat16) is blurred
+    assert with_table(blurred, blurred.transforms, torch.bfloat16) is blurred
 
 
 @pytest.mark.parametrize("backend", ["pytorch", "turbomind", "another"])

@@ -39,7 +39,7 @@ from turbofit.logs.log_events import (
 from turbofit.logs.log_reader import read_line
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.engines import engine_of
-from turbofit.serving.calibration import cache_beside, in_words, tokens_beside
+from turbofit.serving.calibration import compare_cache, compare_tokens, in_words
 
 #: Lines and seconds of a hang, which prints tens of thousands of lines a second. A healthy warm-up
 #: never waits for memory, since its requests come one at a time.
@@ -190,9 +190,9 @@ class StartupTracker:
         match event:
             case CacheBudget() if self.budget is None:
                 self.budget = event
-                compared = list(cache_beside(self.engine, event))
+                compared = list(compare_cache(self.engine, event))
             case Slab() if self.budget is not None and self.cached_tokens() is None:
-                compared = [tokens_beside(self.plan, self.engine, self.budget, event)]
+                compared = [compare_tokens(self.plan, self.engine, self.budget, event)]
             case _:
                 return []
         self.figures += compared
@@ -207,7 +207,7 @@ class EndedError(Exception):
         self.end = end
 
 
-def stalled(what: str, log: Path) -> End:
+def stalled_end(what: str, log: Path) -> End:
     return End(kind="stalled", message=what, hint=f"the engine's log is {log}")
 
 
@@ -225,7 +225,7 @@ def silence_words(plan: Plan, engine: EnginePlan, phase: str, seconds: float) ->
     return text
 
 
-def fallback(tracker: StartupTracker) -> End:
+def fallback_end(tracker: StartupTracker) -> End:
     """Return the end of a start in which LMDeploy chose its PyTorch engine against the plan."""
     return End(
         kind="refused",

@@ -16,7 +16,12 @@ from turbofit.core.units import doubled
 from turbofit.logs.death import Exit
 from turbofit.machine.host import host_kills
 from turbofit.serving.engine.engine_client import EngineClient, Probe, Timing
-from turbofit.serving.engine.engine_log import StartupTracker, fallback, silence_words, stalled
+from turbofit.serving.engine.engine_log import (
+    StartupTracker,
+    fallback_end,
+    silence_words,
+    stalled_end,
+)
 from turbofit.serving.engine.process import EngineProcess
 from turbofit.serving.engine.worst_requests import seconds_of, whole_check
 from turbofit.serving.gpu_monitor import any_busy
@@ -87,7 +92,7 @@ class Silence:
         self._uuids = () if pretend else tuple(ledger.uuid for ledger in engine.ledgers)
         #: The times of the engine's last sign of life and of the last observation, and the
         #: processor seconds at the last observation.
-        self._worked_at = self._looked_at = float("-inf")
+        self._worked_at = self._observed_at = float("-inf")
         self._used = 0.0
         #: The factor by which pretend GPUs are slower than the forecast.
         self._slower = 1.0
@@ -111,28 +116,33 @@ class Silence:
         self._seen_at = now
         asked = [debtor.asked_at for debtor in owing if debtor.owes]
         bytes_at = [debtor.last_byte_at for debtor in owing]
-        since = max(ready_at, self._awake_at, min(asked, default=now), *bytes_at)
-        if not asked or now - since < _FIRST * most:
-            self._looked_at = float("-inf")
+        silent_since = max(ready_at, self._awake_at, min(asked, default=now), *bytes_at)
+        if not asked or now - silent_since < _FIRST * most:
+            self._observed_at = float("-inf")
             return "answers"
-        if now - self._looked_at >= _EVERY * most:
-            used = processor_seconds(self._group)
-            works = used - self._used > _SHARE * (now - self._looked_at)
-            self._looked_at, self._used = now, used
-            if works or (self._uuids and any_busy(self._uuids) is not False):
-                self._worked_at = now
-            if self._clock is not None:  # a pretend card works without processor time
-                reading = self._clock.read()
-                self._worked_at = max(self._worked_at, min(now, reading.until))
-                self._slower = max(1.0, reading.factor)
-        idle_since = max(since, self._worked_at)
+        if now - self._observed_at >= _EVERY * most:
+            self._observe(now)
+        idle_since = max(silent_since, self._worked_at)
         self.ends_at = idle_since + most
-        if now >= self.ends_at or now - since >= self._slower * self._longest:
+        if now >= self.ends_at or now - silent_since >= self._slower * self._longest:
             return "hung"
         return "doubtful" if now - idle_since >= _DOUBT * most else "works"
 
+    def _observe(self, now: float) -> None:
+        """Look for work of the engine's processes and GPUs since the last observation."""
+        used = processor_seconds(self._group)
+        works = used - self._used > _SHARE * (now - self._observed_at)
+        self._observed_at, self._used = now, used
+        if works or (self._uuids and any_busy(self._uuids) is not False):
+            self._worked_at = now
+        if self._clock is not None:  # a pretend card works without processor time
+            reading = self._clock.read()
+            self._worked_at = max(self._worked_at, min(now, reading.until))
+            self._slower = max(1.0, reading.factor)
+
     @cached_property
     def _longest(self) -> float:
+        """Seconds without a byte after which an engine that computes counts as hung."""
         forecast = seconds_of(self._plan, self._engine, whole_check(self._plan, self._engine, ""))
         return max(self._timing.longest_silence, _FORECASTS * forecast)
 
@@ -294,12 +304,12 @@ class SupervisedEngine:
         self._read(process, code, now)
         # After the end of the engine's loop, a signal to the other processes is not the cause.
         if code is not None and not self.tracker.failing:
-            return self._ended(code)
+            return self._explained_end(code)
         if self.tracker.fallback:
-            return fallback(self.tracker)
+            return fallback_end(self.tracker)
         if code is not None or self.tracker.loop_failed(now) or (last and self.tracker.failing):
-            return self._loop_ended(code)
-        return self._given_up(probe, now)
+            return self._end_of_loop(code)
+        return self._end_of_running(probe, now)
 
     def _read(self, process: EngineProcess, code: int | None, now: float) -> None:
         """Read the engine's new output, and update its phase."""
@@ -317,14 +327,14 @@ class SupervisedEngine:
                 self._tell(line)
         self._follow(now)
 
-    def _loop_ended(self, code: int | None) -> End | None:
+    def _end_of_loop(self, code: int | None) -> End | None:
         """Return the end of an engine whose loop failed; None if the engine still answers."""
         if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
             self.tracker.survived(float("inf"))  # another program's line looked like the engine's
             return None
-        return self._ended(None)
+        return self._explained_end(None)
 
-    def _given_up(self, probe: Probe, now: float) -> End | None:
+    def _end_of_running(self, probe: Probe, now: float) -> End | None:
         """Return an end for a running engine that cannot serve; None if the engine is well."""
         if self.tracker.hangs(now):
             return self.tracker.death()
@@ -335,12 +345,12 @@ class SupervisedEngine:
             return End(kind=kind, message=probe.error.message, hint=hint)
         if self.state == "starting" and now - self._began > self._timing.start:
             hours = self._timing.start / 3600
-            return stalled(f"the engine was not ready after {hours:.2g} hours", self.log)
+            return stalled_end(f"the engine was not ready after {hours:.2g} hours", self.log)
         if probe.unanswered:
-            return stalled("the engine lives but answers no completion", self.log)
-        return self._hung(probe, now)
+            return stalled_end("the engine lives but answers no completion", self.log)
+        return self._end_of_hanging(probe, now)
 
-    def _hung(self, probe: Probe, now: float) -> End | None:
+    def _end_of_hanging(self, probe: Probe, now: float) -> End | None:
         """Return an end for a hanging engine; None if the engine is well or slow (`Silence`)."""
         silence, clients = self.silence, self.clients
         if silence is None or not self._timing.liveness:
@@ -355,7 +365,9 @@ class SupervisedEngine:
             self._doubted = silence.ends_at
             self._supervision.on_doubt(self.index, silence.ends_at)
         if state == "hung":
-            return stalled("the engine hangs: it owes answers and gives no sign of life", self.log)
+            return stalled_end(
+                "the engine hangs: it owes answers and gives no sign of life", self.log
+            )
         return None
 
     def end(self, seconds: float) -> bool:
@@ -363,17 +375,18 @@ class SupervisedEngine:
 
         If a process has not ended, `process` stays set, and the memory stays in use.
         """
-        self.quiet()
+        self.stop_probe()
         if self.process is not None and self.process.kill(seconds):
             self.process.finish(0.5)
             self.process = None
         return self.process is None
 
-    def quiet(self) -> None:
+    def stop_probe(self) -> None:
+        """Stop asking the engine."""
         if self._probe is not None:
             self._probe.stop()
 
-    def wait(self, now: float) -> float | None:
+    def schedule_restart(self, now: float) -> float | None:
         """Schedule the next start; return the pause in seconds, or None after too many ends."""
         timing = self._timing
         self._ends = [*(end for end in self._ends if now - end < timing.window), now]
@@ -388,6 +401,7 @@ class SupervisedEngine:
         return pause
 
     def _move(self, state: EngineState) -> None:
+        """Move the engine to a state that may follow its present state."""
         assert state in NEXT_STATES[self.state], (self.state, state)
         self.state = state
 
@@ -432,7 +446,7 @@ class SupervisedEngine:
                 silence_words(self.plan, self.planned, self.tracker.phase, self._timing.quiet)
             )
 
-    def _ended(self, code: int | None) -> End:
+    def _explained_end(self, code: int | None) -> End:
         """Return the end of an engine by its log, its exit code and the kernel's kills."""
         _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
         before, after = self._kills[0], host_kills()

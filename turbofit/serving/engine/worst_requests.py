@@ -110,7 +110,9 @@ def fullest_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> Pr
     return None if worst is None else worst._replace(name="the fullest forward")
 
 
-def every_worst(plan: Plan, engine: EnginePlan, model: str, text: int) -> tuple[ProbeRequest, ...]:
+def other_worst_requests(
+    plan: Plan, engine: EnginePlan, model: str, text: int
+) -> tuple[ProbeRequest, ...]:
     """Return all worst cases except `worst_request`, named after their terms in the ledger."""
     requests = (worst(plan, engine, model, text) for worst in _WORST.values())
     return tuple(filter(None, requests))
@@ -129,7 +131,7 @@ def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
     return (*requests, small)
 
 
-def _longest(plan: Plan, engine: EnginePlan, _model: str, _text: int) -> ProbeRequest:
+def _fill_context(plan: Plan, engine: EnginePlan, _model: str, _text: int) -> ProbeRequest:
     """Return a prompt that fills the context, as token ids."""
     tokens = min(engine.settings.session_len, plan.promise.context) - _ANSWER
     ids = [_TOKEN] * max(1, tokens)
@@ -187,7 +189,7 @@ def _meeting(plan: Plan, engine: EnginePlan, text: int, *, several: bool = False
 
 #: The requests that bring terms of the ledger to their planned sizes, by term.
 _WORST: Final = {
-    "vision_forward": _images_that_meet, "text_prefill": _longest, "sampling": _full_batch,
+    "vision_forward": _images_that_meet, "text_prefill": _fill_context, "sampling": _full_batch,
 }  # fmt: skip
 
 
@@ -243,7 +245,7 @@ def longest_request(
     answers have no counts, or if no room is left.
     """
     least = max(1, min(_PROBE_TOKENS, engine.settings.session_len // _SHORT))
-    few, twice = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))
+    few, twice = (count(_prompt_of("a short prompt", model, n)) for n in (least, 2 * least))
     word_tokens = (twice - few) / least
     if word_tokens <= 0:
         return None
@@ -252,13 +254,13 @@ def longest_request(
     if word_count < 1:
         return None
     if worst is None:
-        return _words("the longest prompt", model, word_count)
+        return _prompt_of("the longest prompt", model, word_count)
     body = copy.deepcopy(worst.body)
     body["messages"][0]["content"].append({"type": "text", "text": _WORD * word_count})
     return ProbeRequest("the longest request", worst.path, body, worst.units, word_count)
 
 
-def _words(name: str, model: str, count: int) -> ProbeRequest:
+def _prompt_of(name: str, model: str, count: int) -> ProbeRequest:
     body = {"model": model, "prompt": _WORD * count, "max_tokens": 1, "temperature": 0}
     return ProbeRequest(name, "/v1/completions", body, tokens=count)
 

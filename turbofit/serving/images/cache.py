@@ -27,10 +27,10 @@ def name_images() -> None:
     """Have LMDeploy keep with each image a hash of the image's encoded bytes."""
     module: Any = __import__(_PROCESSORS, fromlist=["ImageMediaIO"])
     if not hasattr(module.ImageMediaIO, "named"):
-        module.ImageMediaIO = _named(module.ImageMediaIO)
+        module.ImageMediaIO = _with_hashes(module.ImageMediaIO)
 
 
-def _named(base: Any) -> Any:
+def _with_hashes(base: Any) -> Any:
     class NamedImageIO(base):  # type: ignore[misc]
         """LMDeploy's image reader, with a hash of an image's bytes and late decoding."""
 
@@ -78,19 +78,19 @@ def with_fingerprints(model: Any) -> Callable[..., Any]:
         given = [item for item in model.collect_multimodal_items(messages) if item[0] == "image"]
         options = arguments[1:]  # the first argument is the prompt
         answer = preprocess(messages, *arguments)
-        _name(given, _prepared(answer), options)
+        _give_fingerprints(given, _prepared_images(answer), options)
         return answer
 
     return named
 
 
-def _prepared(answer: Any) -> list[Any]:
+def _prepared_images(answer: Any) -> list[Any]:
     """Return the prepared images in an answer; the answer's form depends on the model's class."""
     items = answer[-1]["content"] if isinstance(answer, list) else answer["multimodal"]
     return [item for item in items if "pixel_values" in item]
 
 
-def _name(given: Sequence[Any], prepared: Sequence[Any], options: Any) -> None:
+def _give_fingerprints(given: Sequence[Any], prepared: Sequence[Any], options: Any) -> None:
     """Give each prepared image a fingerprint of its source, options and shape."""
     if len(given) != len(prepared):
         return
@@ -145,18 +145,18 @@ def byte_size(value: Any) -> int:
 def keep_prepared(model: Any, cache: ImageCache) -> None:
     """Have a model of LMDeploy cache its processor's results for clients' images."""
     if hasattr(model, "image_transform"):
-        model.image_transform = kept(model.image_transform, cache)
+        model.image_transform = cached(model.image_transform, cache)
     elif ismethod(model.processor):
-        model.processor = kept(model.processor, cache)
+        model.processor = cached(model.processor, cache)
     else:
         processor = getattr(model.processor, "image_processor", model.processor)
-        processor.preprocess = kept(processor.preprocess, cache)
+        processor.preprocess = cached(processor.preprocess, cache)
 
 
-def kept(prepare: Callable[..., Any], cache: ImageCache) -> Callable[..., Any]:
+def cached(prepare: Callable[..., Any], cache: ImageCache) -> Callable[..., Any]:
     """Return ``prepare`` with a cache of its results, by images and options."""
 
-    def once(images: Any, *arguments: Any, **options: Any) -> Any:
+    def prepare_once(images: Any, *arguments: Any, **options: Any) -> Any:
         """Return the cached result for these images and options, or prepare the images."""
         key = digest(images, arguments, sorted(options.items()))
         if key is None:
@@ -167,4 +167,4 @@ def kept(prepare: Callable[..., Any], cache: ImageCache) -> Callable[..., Any]:
             cache.put(key, found)
         return found
 
-    return once
+    return prepare_once

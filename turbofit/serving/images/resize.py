@@ -46,7 +46,7 @@ def quicken(model: Any) -> str | None:
         return " ".join(f"resized by Pillow alone: {named}{exc}".split())
     for transform in transforms:
         if isinstance(transform, TableTransform):
-            transform.quicken(library)
+            transform.use_library(library)
     return "resized with AVX2"
 
 

@@ -115,7 +115,7 @@ def look_values_up(model: Any) -> None:
     for name, dtype in (("transform", casts), ("image_transform", None)):
         steps = getattr(getattr(model, name, None), "transforms", None)
         if steps is not None:
-            setattr(model, name, quickened(getattr(model, name), steps, dtype))
+            setattr(model, name, with_table(getattr(model, name), steps, dtype))
 
 
 def cast_early(model: Any) -> None:
@@ -152,7 +152,7 @@ def _each_has(files: Sequence[str], cast: str) -> bool:
     return all(path.is_file() and path.read_text("utf-8").count(cast) == 1 for path in paths)
 
 
-def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -> Any:
+def with_table(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -> Any:
     """Return a transform with a table for its last steps; unchanged if the table gives other bits.
 
     ``dtype`` is the dtype of the engine's cast; None keeps the transform's own dtype.
@@ -201,7 +201,7 @@ class TableTransform:
         self._tables = values.view(bits).numpy()
         self._look_up: Callable[..., None] | None = None
 
-    def quicken(self, library: ctypes.CDLL) -> None:
+    def use_library(self, library: ctypes.CDLL) -> None:
         """Have the compiled library look values up, if its results equal the table's."""
         import torch
 
