@@ -86,7 +86,7 @@ def test_a_plan_for_transformers_has_no_config_of_lmdeploy_and_is_not_corrected(
         "<Plan: Qwen2.5-VL-7B-Instruct on 1xrtx3090, transformers, tp 1 x 1, "
     )
     with pytest.raises(UsageError, match="this engine is Transformers"):
-        plan.engines[0].engine_config()
+        plan.engine_config()
     assert set(plan.engines[0].lmdeploy_settings()) == {"dtype", "max_batch_size", "session_len"}
     with pytest.raises(UsageError, match="no ratio to correct"):
         turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", engine="transformers", rehearse=True)
@@ -97,7 +97,7 @@ def test_a_plan_for_transformers_has_no_config_of_lmdeploy_and_is_not_corrected(
 @pytest.mark.lmdeploy
 def test_engine_config_is_lmdeploys_own():
     plan = turbofit.plan("internvl2-8b", on="4xrtx3090", tp=4)
-    config = plan.engines[0].engine_config()
+    config = plan.engine_config()
     assert (type(config).__name__, config.tp) == ("TurbomindEngineConfig", 4)
     assert config.cache_max_entry_count == plan.engines[0].settings.cache_max_entry_count
     assert config.session_len == plan.engines[0].settings.session_len

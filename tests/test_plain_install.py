@@ -65,10 +65,10 @@ PROGRAM = """
 import contextlib, io, json, sys
 from turbofit.cli.main import main
 def run(words):
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.TextIOWrapper(io.BytesIO(), write_through=True), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(words)
-    return code, out.getvalue(), err.getvalue()
+    return code, out.buffer.getvalue().decode(), err.getvalue()
 lines = json.loads(sys.argv[1])
 with open("plan.json", "w") as file:
     file.write(run(["plan", *lines["plan"].split(), "--json"])[1])

@@ -648,3 +648,18 @@ class Plan(JsonDocument):
     def may_evict(self) -> bool:
         """Return whether the KV cache of an engine may run out while requests generate."""
         return any(may_evict(engine.settings, engine.kv.tokens) for engine in self.engines)
+
+    def engine_config(self) -> Any:
+        """Return LMDeploy's config of the engines, if all have the same settings.
+
+        Raises:
+            PackageError: LMDeploy is not installed.
+            UsageError: the engines have different settings, or Transformers runs the model.
+        """
+        first, *others = self.engines
+        if any(engine.lmdeploy_settings() != first.lmdeploy_settings() for engine in others):
+            raise UsageError(
+                f"the {self.replicas} engines of this plan have different settings",
+                hint="plan.engines[0].engine_config() is the config of the first engine",
+            )
+        return first.engine_config()

@@ -44,11 +44,12 @@ def test_errors_keep_their_two_lines_below_the_log(capsys: Out) -> None:
     ]  # fmt: skip
 
 
-def test_names_of_others_cannot_steer_the_terminal(capsys: Out, caplog) -> None:
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_names_of_others_cannot_steer_the_terminal(level: str, capsys: Out, caplog) -> None:
     caplog.set_level(logging.ERROR, "turbofit")
-    with verbose_log(1):
-        LazyLogger("turbofit.x").info("read %s", "a\x1b[2J\nb")
-    assert capsys.readouterr().err.endswith("INFO turbofit.x: read a?[2J?b\n")
+    with verbose_log(2):
+        getattr(LazyLogger("turbofit.x"), level.lower())("read %s", "a\x1b[2J\nb")
+    assert capsys.readouterr().err.endswith(f"{level} turbofit.x: read a?[2J?b\n")
     assert logging.getLogger("turbofit").level == logging.ERROR
 
 
