@@ -1,4 +1,4 @@
-"""The types of a cluster: its nodes as they were measured, and the plan for all of them."""
+"""The types of a cluster: the measured nodes, and the plan for all nodes."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Phase = Literal[
 
 
 class AnyEnd(Struct):
-    """How an engine ended on real or pretend GPUs; the latter have more names of phases."""
+    """How an engine ended; on pretend GPUs, ``phase`` has more values."""
 
     kind: EndKind = "unknown"
     phase: Annotated[

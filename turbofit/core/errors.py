@@ -43,7 +43,7 @@ class TurbofitError(Exception):
 
     Args:
         message: one line that names the cause.
-        hint: one line that says what to do about it.
+        hint: one line that says how to remove the cause.
         options: the fields of the wrong options; the options that both lines mark are added to
             them. A mark is an option with its value in back ticks: ```--on SPEC```.
 

@@ -1,4 +1,4 @@
-"""Forecasts of speed, how sure each is, and of how fast the host prepares images."""
+"""Forecasts of speed with their sureties, and of the speed of the host with images."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def image_library() -> Path:
 def clone_folder() -> Path | None:
     """Return the clone that turbofit was installed from, or runs in; None if there is no clone.
 
-    pip notes where it installed from in ``direct_url.json`` (PEP 610).
+    pip writes the origin of an installation into ``direct_url.json`` (PEP 610).
     """
     from importlib.metadata import PackageNotFoundError, distribution
     from urllib.request import url2pathname
@@ -94,7 +94,7 @@ def without_gpu(*, pytorch: bool = False) -> str:
 
 
 def installed(*names: str) -> str | None:
-    """Return the version of the first of these packages that is installed; None without any."""
+    """Return the version of the first installed package of ``names``; None without a package."""
     from importlib.metadata import PackageNotFoundError, version
 
     for name in names:

@@ -127,7 +127,7 @@ def neighbour(
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Return up to ``count`` known names that a misspelt name may mean, the nearest first.
 
-    Similar names win over names with the same letters. Names that begin ``name`` come last:
+    Similar names win over names with the same letters. Known beginnings of ``name`` come last:
     ``kv-cache`` for ``kv-cache-type``.
     """
     from difflib import get_close_matches

@@ -82,9 +82,9 @@ class MlaDims(Struct):
     All heads' keys and values come from one latent of ``kv_rank`` channels. The cache holds this
     latent and one key of ``rope_dim`` channels for all heads. Engines treat latent and key as one
     KV head of ``TextDims.head_dim`` channels. ``q_rank`` is the channels of the queries' latent, 0
-    without a latent. In the checkpoint, a head's key has ``nope_dim`` channels beside
-    ``rope_dim``, and its value has ``v_dim``. ``expanded``: LMDeploy caches each head's keys and
-    values in place of the latent.
+    without a latent. In the checkpoint, a head's key has ``nope_dim`` + ``rope_dim`` channels, a
+    head's value ``v_dim`` channels. ``expanded``: LMDeploy caches each head's keys and values in
+    place of the latent.
     """
 
     kv_rank: int
@@ -112,9 +112,9 @@ class TextDims(Struct):
     the second half gates the attention's output. ``mla`` describes attention to latents;
     ``kv_heads`` and ``head_dim`` then describe the heads in the engine's attention. ``mlp_bias``:
     linear layers of the MLP, and of experts, have biases. ``sinks``: each head has a learned value
-    beside its scores. ``fourier`` is the number of frequencies that Fourier position encoding mixes
-    for each KV head. ``norm_bias``: norms are layer norms with biases. ``sliding_window`` is the
-    number of tokens that some layers look back; other layers look back to the first token. Only
+    besides its scores. ``fourier`` is the number of frequencies that Fourier position encoding
+    mixes for each KV head. ``norm_bias``: norms are layer norms with biases. ``sliding_window`` is
+    the number of tokens that some layers look back; other layers look back to the first token. Only
     families that Transformers alone serves have ``sliding_window``.
     """
 
@@ -301,7 +301,7 @@ class ModelSource(Struct):
 
 
 class Adapter(Struct):
-    """A LoRA adapter that is served beside the base, under its ``name``.
+    """A LoRA adapter that is served together with the base, under its ``name``.
 
     ``modules`` are the last parts of the changed modules' names, such as ``q_proj``; each is
     changed in all layers, with this ``rank``. ``file_bytes`` are the bytes of the file's tensors,

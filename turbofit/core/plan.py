@@ -400,7 +400,7 @@ class Footprint(Struct):
 
 
 class Remedy(Struct):
-    """A change that would make the plan fit, and its computed effect."""
+    """A change of the request or the machine, and the computed effect of this change."""
 
     change: str
     effect: str

@@ -10,7 +10,7 @@ from turbofit.core.struct import Struct
 
 
 class RunFigure(Struct):
-    """A number of the plan beside the actual number, both in ``unit``.
+    """A forecast of the plan and the actual number, both in ``unit``.
 
     ``gpu`` is the machine's index of the GPU; None if the number is for the whole engine.
     """

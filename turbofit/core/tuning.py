@@ -1,4 +1,4 @@
-"""The record of `turbofit tune`: its trials, their figures and the best one."""
+"""The record of `turbofit tune`: its trials, their figures and the best trial."""
 
 from __future__ import annotations
 

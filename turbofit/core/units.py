@@ -31,7 +31,8 @@ _SUFFIX: Final = {
 _SECONDS: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SHARE: Final = re.compile(r"\s*(\d*\.?\d+)\s*%\s*")
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
-#: Numbers in groups of three digits: ``32,768``, ``1 048 576``. `re` compiles it at its first use.
+#: Numbers in groups of three digits: ``32,768``, ``1 048 576``. `re` compiles the pattern at its
+#: first use.
 _GROUPED: Final = r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
 _LARGEST: Final = 1 << 50
 _LONGEST: Final = 24
@@ -177,7 +178,7 @@ def doubled(first: float, times: int, longest: float) -> float:
 
 
 def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """Return the values of each key, both in the order of ``pairs``, which are keys and values."""
+    """Return the values of each key, in the order of ``pairs``; a pair is a key and a value."""
     groups: dict[K, list[V]] = {}
     for key, value in pairs:
         groups.setdefault(key, []).append(value)

@@ -122,6 +122,7 @@ class Validated(BaseModel):
     def _validated(
         cls, values: Mapping[str, Any], spelled: Callable[[str], str], *, strict: bool | None = None
     ) -> Self:
+        """Build an instance; raise a UsageError for the first wrong value."""
         for name, value in values.items():
             if isinstance(value, str):
                 _check_utf8(value, spelled(name))
@@ -174,6 +175,7 @@ def _check_utf8(text: str, name: str) -> None:
 
 
 def _option_arguments(field: FieldInfo, name: str, value: Any) -> list[str]:
+    """Return the words of a command line that set an option to ``value``."""
     option = option_of(name)
     if isinstance(value, bool):
         off = [f"--no-{option[2:]}"] if field.default is None else []

@@ -41,7 +41,7 @@ _ENDING: Final = ("kind", "phase", "exit_code", "asked", "left", "missing")
 
 
 class SharedRun(Struct):
-    """A run on real cards beside its forecast."""
+    """A run on real cards and its forecast."""
 
     schema: Annotated[str, const(SHARE_SCHEMA)] = SHARE_SCHEMA
     plan: Annotated[Plan, doc("The launched plan: cards, settings, the ledger of each GPU.")]
@@ -168,6 +168,7 @@ def _day(when: str) -> str:
 
 
 def share_view(document: SharedRun) -> list[Block]:
+    """Return a run on real cards: its versions and figures, and what was left out."""
     plan, run = document.plan, document.run
     machine = plan.machine
     versions = {"turbofit": run.turbofit_version, "LMDeploy": run.lmdeploy, **document.packages}
@@ -190,6 +191,7 @@ def share_view(document: SharedRun) -> list[Block]:
 
 
 def _rows(document: SharedRun) -> Iterator[tuple[str, ...]]:
+    """Yield forecast and measurement of each phase of a calibration and each figure of a run."""
     for row in document.phases:
         what = f"in use, MiB: {row['phase']}"
         yield str(row["gpu"]), what, mib(row["forecast"]), mib(row["measured"])

@@ -106,6 +106,7 @@ def read_plan(path: str) -> Plan:
 
 
 def _plan(data: bytes, path: str) -> Plan:
+    """Read a plan; refuse an older schema and the error of a failed command."""
     head = _head(data)
     if head.schema not in ("", PLAN_SCHEMA):
         again = "turbofit plan MODEL"
@@ -124,6 +125,7 @@ def _plan(data: bytes, path: str) -> Plan:
 
 
 def _head(data: bytes) -> _Head:
+    """Return the schema and the error of a document; empty for text that is no JSON."""
     try:
         return msgspec.json.decode(data, type=_Head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

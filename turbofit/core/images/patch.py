@@ -201,6 +201,7 @@ class PatchRule(ImageRule, tag="patch"):
         return {name: max(1, value // self.frames) for name, value in given.items() if value >= 1}
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
+        """Return the rule with the narrowest pixel bounds of several images of a request."""
         of_images = list(knobs)
         most = min(bounds["max_pixels"] for bounds in of_images)
         least = min(most, *(bounds["min_pixels"] for bounds in of_images))

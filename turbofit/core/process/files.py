@@ -110,6 +110,7 @@ def _created(path: Path, mode: int) -> tuple[int, str]:
 
 
 def _replace(target: Path, raw: bytes, mode: int | None) -> None:
+    """Write a file beside ``target``, then rename it to ``target``."""
     if target.is_dir():
         raise IsADirectoryError(21, os.strerror(21))
     descriptor, temporary = open_beside(target) if mode is None else _created(target, 0o600)
@@ -172,7 +173,7 @@ def state_dir(folder: str, *, make: bool = True) -> Path:
     Raises:
         OSError: the folder cannot be made.
     """
-    # XDG wants a relative path in its variable to be ignored.
+    # By the XDG standard, a relative path in the variable is ignored.
     chosen, local = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("LOCALAPPDATA")
     usual = (local or "~/AppData/Local") if WINDOWS else "~/.local/state"
     path = Path(chosen if os.path.isabs(chosen) else os.path.expanduser(usual))

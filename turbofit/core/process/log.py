@@ -21,7 +21,7 @@ class LazyLogger:
     def info(self, message: str, *values: object) -> None:
         """Log a main step of a command."""
         if "logging" in sys.modules:
-            import logging  # an import waits until another thread has finished it
+            import logging  # waits while another thread imports it
 
             logging.getLogger(self._name).info(message, *values, stacklevel=2)
 

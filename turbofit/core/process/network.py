@@ -60,7 +60,7 @@ def free_ports(count: int, holders: ExitStack, besides: int | None = None) -> li
         with suppress(OSError):  # the port is in use: the same socket tries the next one
             endpoint.bind((LOOPBACK, port))
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # On gVisor's network no engine could listen beside the held port.
+            # On gVisor's network an engine cannot listen at a held port.
             if port_problem(LOOPBACK, port) is not None:
                 endpoint.close()
             ports.append(port)

@@ -28,7 +28,7 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 def unblock(signals: tuple[signal.Signals, ...]) -> None:
     """Unblock signals that the parent process blocked.
 
-    Set the handlers before: a pending signal arrives at once.
+    Set handlers first: a pending signal arrives at once.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
@@ -134,6 +134,7 @@ class StopSignal:
             call()
 
     def _caught(self, number: int, _frame: Any) -> None:
+        """Keep a signal; end at once for a second signal; raise if nothing needs an orderly stop."""
         closed = not all(map(os.isatty, self._terminals))
         if number == signal.SIGHUP and self.on_hangup is not None and not closed:
             self.on_hangup()

@@ -78,7 +78,7 @@ def remark(text: str, **places: bool) -> Paragraph:
 def listed(
     title: str, items: Iterable[str], tone: Tone = "plain", *, level: int = 2
 ) -> list[Block]:
-    """A list under its title, or no block if the list is empty."""
+    """Return a list under its title; no block for an empty list."""
     entries = tuple(items)
     return [Heading(title, level), Items(entries, tone)] if entries else []
 

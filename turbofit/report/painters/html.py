@@ -101,6 +101,7 @@ def _row(bar: Bar, index: int, scale: int) -> Markup:
 
 
 def _phase(part: BarPiece, *, explained: bool) -> Markup:
+    """Draw one kind of memory of a bar, with its terms and its label."""
     terms = [
         tag("i", style=f"flex-grow:{size}", data_say=say if explained else None)
         for size, say in part.parts
@@ -117,7 +118,7 @@ def _phase(part: BarPiece, *, explained: bool) -> Markup:
 
 
 def _legend(bars: Sequence[Bar]) -> Markup:
-    """One legend for all bars: each kind of memory and its sizes, the smallest and the largest."""
+    """Return a legend for all bars: each kind of memory, its smallest and its largest size."""
     parts = [part for bar in bars for part in bar.parts]
     sizes = grouped(((part.kind, part.mark, part.name), part.bytes) for part in parts)
     overs = [bar.owner for bar in bars if bar.need > bar.room]
@@ -191,6 +192,7 @@ def paint(blocks: list[Block] | tuple[Block, ...]) -> Markup:
 
 
 def _painted(block: Block) -> Markup:
+    """Write one block as HTML."""
     if isinstance(block, Heading):
         return tag("h3", block.text)
     if isinstance(block, Verdict):
@@ -226,6 +228,7 @@ def _table(block: Table) -> Markup:
 
 
 def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:
+    """Write the cells of a row, with classes for numbers and for long texts."""
     cells = []
     for column, text in zip(block.columns, row, strict=True):
         kind = "n" if column.right else "t"

@@ -36,7 +36,7 @@ _LETTERS: Final = {
     "r": "90", "o": "35", "c": "36", "W": "34", "K": "32", "b": "33", "t": "31", "l": "95",
     ".": "2", "m": "37", "!": "1;31", "|": "1",
 }  # fmt: skip
-#: The letters for the end of a card in a bar, and for memory beyond it.
+#: The letters for the end of a card in a bar, and for memory beyond this end.
 END: Final = "|"
 OVER: Final = "!"
 #: Control characters, line separators, and characters that change the direction of text.
@@ -112,7 +112,7 @@ def filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:
 
 
 def _display_width(text: str) -> int:
-    """The columns of a text on a terminal: two for a wide character, 0 for a combining mark."""
+    """Return the columns of a text: two for a wide character, 0 for a combining mark."""
     if text.isascii():
         return len(text)
     return sum(
@@ -129,6 +129,7 @@ def _padded(text: str, width: int, *, right: bool = False) -> str:
 
 
 def _facts(block: FactList, width: int) -> list[str]:
+    """Return the lines of names and values; all values begin in the same column."""
     left = max((_display_width(clean(name)) for name, _ in block.facts), default=0)
     out = []
     for name, value in block.facts:
@@ -139,7 +140,7 @@ def _facts(block: FactList, width: int) -> list[str]:
 
 
 def _bar(block: Bar, width: int, colour: bool) -> list[str]:
-    """The title, a line of letters, and the meaning of each letter."""
+    """Return the lines of a bar: the title, the letters, and the meaning of each letter."""
     letters = cells(block, width - 4)
     drawn = "".join(
         _tint(clean("".join(run)), _LETTERS.get(mark, ""), colour) for mark, run in groupby(letters)
@@ -150,6 +151,7 @@ def _bar(block: Bar, width: int, colour: bool) -> list[str]:
 
 
 def _table(block: Table, width: int, colour: bool) -> list[str]:
+    """Return the lines of a table, without its ``aside`` columns."""
     places = [i for i, column in enumerate(block.columns) if not column.aside]
     columns = [block.columns[i] for i in places]
     titles = [column.title for column in columns]
@@ -162,7 +164,7 @@ def _table(block: Table, width: int, colour: bool) -> list[str]:
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """The widths of the columns; columns that may wrap are narrowed until the line fits."""
+    """Return the widths of the columns; ``wrap`` columns become narrower until the line fits."""
     widths = [max(_display_width(row[i]) for row in rows) for i in range(len(columns))]
     over = sum(widths) + _GAP * (len(widths) - 1) + 2 - width
     least = {
@@ -180,6 +182,7 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
 
 
 def _cells(columns: Sequence[Column], row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Return the lines of a row; long cells are broken over several lines."""
     folded = [
         _fold(cell, width) if column.wrap else [cell]
         for cell, width, column in zip(row, widths, columns, strict=True)
@@ -212,7 +215,7 @@ def cells(bar: Bar, width: int) -> list[str]:
 
 
 def legend(bar: Bar) -> list[str]:
-    """The letter, name and size of every part."""
+    """Return the letter, name and size of every part."""
     texts = [f"{part.mark}={part.name} {format_bytes(part.bytes)}" for part in bar.parts]
     if bar.need > bar.room:
         texts.append(f"{OVER}=more than the {bar.owner} has")

@@ -20,5 +20,5 @@ def schema_text(name: str) -> str:
 
 
 def schema_path(name: str) -> Path:
-    """The path of the schema of one of ``NAMES``; `generate` writes the file."""
+    """Return the path of a schema, which `scripts/schemas.py` writes."""
     return Path(__file__).parent / f"turbofit.{name}-{VERSIONS[name]}.json"

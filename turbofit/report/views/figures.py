@@ -57,7 +57,7 @@ def settings_of(engine: EnginePlan) -> dict[str, str]:
 
 
 def differing(plan: Plan) -> tuple[str, ...]:
-    """The names of the settings that differ between the plan's engines."""
+    """Return the names of the settings that differ between the plan's engines."""
     all_settings = [settings_of(engine) for engine in plan.engines]
     return tuple(
         name
@@ -81,6 +81,7 @@ def per_engine_blocks(plan: Plan) -> list[Block]:
 
 
 def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str, list[str]]:
+    """Return the title and the cells of a set of equal engines."""
     engine = plan.engines[numbers[0]]
     cells = settings_of(engine) | {
         "KV tokens": f"{engine.kv.tokens:,}",

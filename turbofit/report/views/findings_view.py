@@ -66,6 +66,7 @@ def doctor_view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
 
 
 def _in_order(findings: Sequence[Finding], *, full: bool) -> Iterator[Block]:
+    """Yield the findings without a fault: a table if ``full``, else a line of names."""
     title = _STATES["ok"][0]
     if full:
         yield Heading(title)
@@ -109,6 +110,7 @@ def diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
 
 
 def _held(diagnosis: Diagnosis) -> Iterator[Block]:
+    """Yield a table of the processes and parts that held the memory."""
     if not diagnosis.held:
         return
     yield Heading("Who held the memory")
@@ -140,6 +142,7 @@ def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:
 
 
 def _missing(missing: Missing | None) -> str:
+    """Return the missing bytes in words, with their source and their doubt."""
     if missing is None:
         return ""
     if missing.bytes is None:

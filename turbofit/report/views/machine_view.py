@@ -139,6 +139,7 @@ def _holders(machine: Machine) -> str:
 
 
 def _measured(measured: Measured) -> list[Block]:
+    """Return the measured speeds of cards, copies and all-reduces."""
     lines = [
         f"GPU {card.index}: memory {card.bandwidth / 1e9:,.0f} GB/s, 16-bit"
         f" {card.flops / 1e12:,.1f} TFLOP/s"
@@ -176,6 +177,7 @@ def _ways(machine: Machine, way: Callable[[Link], str]) -> dict[str, list[str]]:
 
 
 def _way(link: Link) -> str:
+    """Return in words how two GPUs reach each other."""
     if link.nvlinked:
         text = f"NVLink, {link.nvlinks} lanes"
         if isinstance(link.nvlink_bandwidth, int):
@@ -191,6 +193,8 @@ def _way(link: Link) -> str:
 
 
 def _links(machine: Machine) -> Iterator[str]:
+    """Yield a line for each kind of link, with the pairs of GPUs."""
+
     def way_and_path(link: Link) -> str:
         path = None if link.nvlinked else _PATHS.get(link.ancestor)
         return f"{_way(link)} ({path})" if path else _way(link)

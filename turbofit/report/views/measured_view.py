@@ -77,6 +77,7 @@ def _row(name: str, spread: Spread) -> tuple[str, ...]:
 
 
 def tune_view(result: Tuning) -> list[Block]:
+    """Return the best settings of a tuning and all trials."""
     where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
     if result.capacity is not None:
         return _capacity_view(result, result.capacity, where)
@@ -90,6 +91,7 @@ def tune_view(result: Tuning) -> list[Block]:
 
 
 def _notes(result: Tuning) -> list[Block]:
+    """Return the best trial in words and figures, and what was not tried."""
     blocks: list[Block] = []
     if result.forecast:
         blocks.append(Paragraph(result.forecast, tone="warn"))
@@ -132,6 +134,7 @@ def _percentiles(speed: SpeedFigures, name: str) -> str:
 
 
 def _capacity_view(result: Tuning, capacity: Capacity, where: str) -> list[Block]:
+    """Return how many clients kept the SLO, and a table of the loads."""
     limits = ", ".join(f"{name} {_seconds(limit)}" for name, limit in result.slo.items())
     failed = [it.clients for it in capacity.loads if it.clients is not None and not it.keeps]
     clients = capacity.clients
@@ -241,6 +244,7 @@ def pretend_view(document: Document) -> Iterator[Block]:
 
 
 def _end(document: Mapping[str, Any]) -> Iterator[Block]:
+    """Yield how a command on pretend GPUs ended, and its last refused allocation."""
     code, killer = document["exit_code"], document["signal"]
     failed = bool(code or killer)
     end = f"killed by {killer}" if killer else f"ended with exit code {code}"
@@ -268,6 +272,7 @@ def _end(document: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
+    """Yield a table of the GPU memory of each process, and the commands."""
     rows = (
         (
             str(process["pid"]),

@@ -54,6 +54,7 @@ def memory_blocks(plan: Plan) -> list[Block]:
 
 
 def memory_bar(ledger: GpuLedger, title: str) -> Bar:
+    """Return the bar of a GPU, with a part for each kind of memory."""
     pieces = stack(ledger)
     names = {kind: name for kind, (_, name) in KINDS.items()}
     if any(piece.name == BEFORE_CACHE for piece in pieces):
@@ -75,6 +76,7 @@ def memory_bar(ledger: GpuLedger, title: str) -> Bar:
 
 
 def _piece_text(ledger: GpuLedger, piece: StackPiece) -> str:
+    """Return a piece of memory in words: its term, size, share, basis and note."""
     name, term = KINDS[piece.kind][1], piece.term
     share = 100 * piece.bytes / ledger.total
     size = f"{mib(piece.bytes)} MiB, {share:.1f} % of the card"
@@ -89,6 +91,7 @@ def _piece_text(ledger: GpuLedger, piece: StackPiece) -> str:
 
 
 def _ledger_blocks(plan: Plan) -> list[Block]:
+    """Return a table of all terms, and the notes of the estimates."""
     sets = [(f"GPU {indices(members)}", ledger) for members, ledger in equal_ledgers(plan.ledgers)]
     title = f"Ledger of {', '.join(title for title, _ in sets)}, in MiB"
     blocks: list[Block] = [Heading(title, level=3), _table(sets)]
@@ -106,6 +109,7 @@ def _ledger_blocks(plan: Plan) -> list[Block]:
 
 
 def _table(sets: list[tuple[str, GpuLedger]]) -> Table:
+    """Return a table with a row for each term and a column for each set of equal GPUs."""
     terms: dict[tuple[str, str], Term] = {}
     for _, ledger in sets:
         for term in ledger.terms:
@@ -129,6 +133,7 @@ def _table(sets: list[tuple[str, GpuLedger]]) -> Table:
 
 
 def _sums(sets: list[tuple[str, GpuLedger]]) -> list[tuple[str, ...]]:
+    """Return the rows of totals below the terms."""
     ledgers = [ledger for _, ledger in sets]
     lines = (
         ("total", "of the card", [it.total for it in ledgers]),

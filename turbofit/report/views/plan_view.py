@@ -98,6 +98,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
 
 
 def _answer(plan: Plan) -> list[Block]:
+    """Return the verdict, the first warnings, remedies, and the facts of the short answer."""
     tone: Tone = "good" if plan.fits else "bad"
     # The plan's own warnings come before warnings of the machine.
     warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
@@ -253,6 +254,7 @@ def _in_cache(plan: Plan, of: str = "") -> str:
 
 
 def promise_facts(plan: Plan) -> dict[str, str]:
+    """Return by name the limits of a request: its context and its images."""
     limits, rule, settings = plan.promise.limits, plan.model.image_rule, plan.smallest.settings
     context = f"{settings.session_len:,} tokens with the answer"
     if plan.backend.of_lmdeploy:
@@ -274,6 +276,7 @@ def promise_facts(plan: Plan) -> dict[str, str]:
 
 
 def _capacity(plan: Plan) -> list[Block]:
+    """Return the cache, the limits of a request, and the host memory."""
     kv, limits, rule = plan.smallest.kv, plan.promise.limits, plan.model.image_rule
     cache = _in_cache(plan, f" of {format_bytes(kv.bytes_per_token)}")
     facts = {"KV cache": cache, **promise_facts(plan)}
@@ -298,6 +301,7 @@ def _capacity(plan: Plan) -> list[Block]:
 
 
 def _limits(plan: Plan) -> list[Block]:
+    """Return a table of the cache and speed under other image limits."""
     if not plan.limit_costs:
         return []
     rows = (
@@ -338,6 +342,7 @@ def _rehearsal_and_run(plan: Plan, run: RunReport | None) -> list[Block]:
 
 
 def _facts(plan: Plan) -> FactList:
+    """Return model, machine, engine, workload, chosen shape and forecasts of a plan."""
     model, workload = plan.model, plan.workload
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
     size = _size(workload.image_size) if workload.image_size else "worst"
@@ -373,6 +378,7 @@ def _facts(plan: Plan) -> FactList:
 
 
 def _images(plan: Plan, size: str) -> str:
+    """Return the asked images of a request in words."""
     limits, images = plan.promise.limits, plan.workload.images
     text = f"{images} {plural(images, 'image')} a request ({size} size"
     most = limits.most_images(plan.model.image_rule)

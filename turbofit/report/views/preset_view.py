@@ -122,7 +122,7 @@ def _kept_tables(which: Which) -> list[Block]:
 
 
 def _outdone(row: Serving, rows: Iterable[Serving]) -> bool:
-    """Return whether fewer GPUs, with no more memory, are as good or better in every column."""
+    """Return whether another row has fewer GPUs and is as good or better in every column."""
     speed = row.requests_per_second or 0.0
     return any(
         other.gpus < row.gpus
@@ -151,6 +151,7 @@ def _warned(which: Which) -> list[Block]:
 
 
 def _kept_table(which: Which, kept: list[Serving], most: int) -> list[Block]:
+    """Return the short and the whole table of one kind of rows."""
     shown = [row for row in kept if not _outdone(row, kept)][:most] if which.model else kept[:most]
     rows = [_row(which, serving) for serving in kept]
     titles = [name for name in rows[0] if name not in _WIDE]
@@ -164,6 +165,7 @@ def _kept_table(which: Which, kept: list[Serving], most: int) -> list[Block]:
 
 
 def _answer(which: Which) -> str:
+    """Return the answer of `which` in a sentence: how many of all keep the promise."""
     count = len(which.keep)
     everything = count + len(which.others)
     promise = ", ".join(

@@ -1,4 +1,4 @@
-"""The views of a plan's rehearsal and run beside its forecast, and of running servers."""
+"""The views of a plan's rehearsal and run, compared with its forecast, and of running servers."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def _rehearsal(plan: Plan) -> list[Block]:
 
 
 def _run(run: RunReport) -> list[Block]:
+    """Return the state of a run, the ends of its starts, and its last events."""
     ended = run.ended
     message = ended.get("message", "") if isinstance(ended, dict) else (ended or "")
     state = f"{run.state} ({message})" if message else run.state
@@ -92,6 +93,7 @@ def _run(run: RunReport) -> list[Block]:
 
 
 def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
+    """Return tables of forecast, rehearsed and measured figures, for each set of equal GPUs."""
     blocks: list[Block] = []
     for title, rows in sides(plan, run):
         names = ["forecast"]
@@ -179,6 +181,7 @@ def _worst(what: str, figures: Sequence[dict[str, int | None]]) -> int | None:
 
 
 def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
+    """Yield the rehearsed terms of equal GPUs, each with the largest rehearsed bytes."""
     for terms in zip(*(ledger.terms for ledger in ledgers), strict=True):
         rehearsed = [term.rehearsed for term in terms if term.rehearsed is not None]
         first = terms[0]
