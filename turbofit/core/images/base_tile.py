@@ -102,26 +102,27 @@ class BaseTileRule(ImageRule):
 
         A client's ``max_dynamic_patch`` wins over its ``detail``.
         """
-        patch, word = options.get("max_dynamic_patch"), options.get("detail")
+        asked, word = options.get("max_dynamic_patch"), options.get("detail")
         detail = word if isinstance(word, str) else ""
-        wanted = int(patch) if isinstance(patch, int) else DETAIL_PATCHES.get(detail, to.default)
+        wanted = int(asked) if isinstance(asked, int) else DETAIL_PATCHES.get(detail, to.default)
         limit = max(1, min(wanted, to.planned))
-        count = self.units(*size, limit)
-        if count > to.units:
+        units = self.units(*size, limit)
+        if units > to.units:
             limit = min(limit, self.largest_limit(to.units) or 1)
-            count = self.units(*size, limit)
+            units = self.units(*size, limit)
         if to.cap is not None and to.cap < limit:
             capped = self.units(*size, to.cap)
-            limit, count = (to.cap, capped) if capped < count else (limit, count)
+            limit, units = (to.cap, capped) if capped < units else (limit, units)
+        # The client reads the field that it sent, or the default limit, and the lowered limit.
         change: tuple[str, object] = ("max_dynamic_patch", wanted)
-        if number(patch) > limit:
-            change = ("max_dynamic_patch", patch)
+        if number(asked) > limit:
+            change = ("max_dynamic_patch", asked)
         elif detail in DETAIL_PATCHES:
             change = ("detail", detail)
-        elif wanted == to.default and self.units(*size, wanted) <= count:
-            wanted = limit  # with the default, this image would have no more units
-        lowered = number(patch) > limit or wanted > limit
-        return Lowered(self.knobs(limit), count, ((*change, limit),) if lowered else ())
+        elif wanted == to.default and self.units(*size, wanted) <= units:
+            wanted = limit  # the default gives this image as many units: nothing was lowered
+        lowered = number(asked) > limit or wanted > limit
+        return Lowered(self.knobs(limit), units, ((*change, limit),) if lowered else ())
 
     @property
     def small_image(self) -> DummyImage:

@@ -159,11 +159,12 @@ class PatchRule(ImageRule, tag="patch"):
         return FolderEdits({}, {"min_pixels": least, "max_pixels": most, "size": size})
 
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
-        high, low = number(options.get("max_pixels")), number(options.get("min_pixels"))
-        limit = min(high if high >= 1 else to.default, to.planned)
-        least = min(low if low >= 1 else self.min_pixels, limit)
+        asked_most = number(options.get("max_pixels"))
+        asked_least = number(options.get("min_pixels"))
+        limit = min(asked_most if asked_most >= 1 else to.default, to.planned)
+        least = min(asked_least if asked_least >= 1 else self.min_pixels, limit)
         fallback = self.largest_limit(to.units) or self.min_pixels
-        count = 0
+        units = 0
         # A small image that is enlarged to min_pixels is rounded up, and may exceed max_pixels.
         # Each pair of bounds is tried only if the previous pair gives too many units.
         for pair in (
@@ -172,22 +173,28 @@ class PatchRule(ImageRule, tag="patch"):
             (min(least, self.min_pixels, fallback), min(limit, fallback)),
         ):
             least, limit = pair
-            count = self._between(size, least, limit)
-            if count <= to.units:
+            units = self._between(size, least, limit)
+            if units <= to.units:
                 break
         if to.cap is not None and to.cap < limit:
-            lower = min(least, self.min_pixels, to.cap)
-            capped = self._between(size, lower, to.cap)
-            if capped < count:
-                least, limit, count = lower, to.cap, capped
-        if high < 1 and self._between(size, min(self.min_pixels, to.default), to.default) > count:
-            high = to.default
+            capped_least = min(least, self.min_pixels, to.cap)
+            capped = self._between(size, capped_least, to.cap)
+            if capped < units:
+                least, limit, units = capped_least, to.cap, capped
+        if (
+            asked_most < 1
+            and self._between(size, min(self.min_pixels, to.default), to.default) > units
+        ):
+            asked_most = to.default
         changes = [
             (name, options[name] if number(options.get(name)) >= 1 else wanted, value)
-            for name, value, wanted in (("max_pixels", limit, high), ("min_pixels", least, low))
+            for name, value, wanted in (
+                ("max_pixels", limit, asked_most),
+                ("min_pixels", least, asked_least),
+            )
             if wanted > value
         ]
-        return Lowered({"min_pixels": least, "max_pixels": limit}, count, tuple(changes))
+        return Lowered({"min_pixels": least, "max_pixels": limit}, units, tuple(changes))
 
     def _between(self, size: Size, least: int, most: int) -> int:
         return replace(self, min_pixels=least, max_pixels=most).units(*size)

@@ -134,7 +134,7 @@ class StopSignal:
             call()
 
     def _caught(self, number: int, _frame: Any) -> None:
-        """Keep a signal; end at once for a second signal; raise if nothing needs an orderly stop."""
+        """Keep a signal; a second signal ends at once; raise if nothing needs an orderly stop."""
         closed = not all(map(os.isatty, self._terminals))
         if number == signal.SIGHUP and self.on_hangup is not None and not closed:
             self.on_hangup()
