@@ -79,7 +79,7 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
     for word in words:
         if next_is_secret or (rest_are_secrets and not word.startswith("-")):
             next_is_secret = False
-            yield _secret(word)
+            yield HIDDEN, [word, word.strip(_QUOTES), *_secrets(word)]
             continue
         name, equals, value = word.partition("=")
         field = name.strip(_QUOTES)
@@ -90,11 +90,6 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
         next_is_secret = is_secret and awaits and not equals + value
         has_value = is_secret and bool(equals + value)
         yield _named(name + equals, value, word) if has_value else _plain(word)
-
-
-def _secret(word: str) -> Shown:
-    """Hide a word that is the value of a secret option."""
-    return HIDDEN, [word, word.strip(_QUOTES), *_secrets(word)]
 
 
 def _inside(word: str) -> list[Shown]:
