@@ -344,7 +344,7 @@ class FallbackApp(AsgiApp):
             nonlocal begun
             if not begun:
                 begun = True
-                headers = [(b"content-type", b"text/event-stream"), *request.out]
+                headers = [(b"content-type", b"text/event-stream"), *request.answer_headers]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": data, "more_body": more})
 

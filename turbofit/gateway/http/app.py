@@ -182,7 +182,9 @@ class Gateway(AsgiApp):
                     await self._prepare(request, route)
                 if request.prepared.lowered:
                     lowered = ", ".join(request.prepared.lowered)[:1024]
-                    request.out.append((b"x-turbofit-limited", lowered.encode("ascii", "replace")))
+                    request.answer_headers.append(
+                        (b"x-turbofit-limited", lowered.encode("ascii", "replace"))
+                    )
                 await self._forwarder.forward(request, send)
             finally:
                 self._bodies.forget(request)
@@ -285,6 +287,7 @@ class Gateway(AsgiApp):
         }
 
     def _record(self, request: RequestContext) -> None:
+        """Count a request, its images and what was lowered, and log it."""
         prepared, outcome = request.prepared, request.outcome
         if self.connections.ending:
             request.status, request.reason = 503, "ending"
@@ -296,4 +299,4 @@ class Gateway(AsgiApp):
         self.metrics.count("images_total", by=prepared.images)
         self.metrics.count("units_total", by=prepared.cost.units)
         if outcome.first_byte is not None and request.method == "POST":
-            self.metrics.first_byte(outcome.first_byte - request.read)
+            self.metrics.first_byte(outcome.first_byte - request.read_at)

@@ -98,6 +98,7 @@ class AsgiApp(ABC):
         return self.config.names
 
     def _record(self, request: RequestContext) -> None:
+        """Count a request by route and status, and log it; of polled routes, only failures."""
         outcome = request.outcome or ForwardOutcome()
         if outcome.started:
             request.status = outcome.status
@@ -125,7 +126,7 @@ class AsgiApp(ABC):
             page, retry = self._health(request)
             if retry is not None:
                 status = 503
-                request.out.append((b"retry-after", str(retry).encode()))
+                request.answer_headers.append((b"retry-after", str(retry).encode()))
             body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
         elif route.kind == "about":
             clock, pretend = self.clock(), self.config.pretend
@@ -157,13 +158,13 @@ class AsgiApp(ABC):
             request.api = api_of(path)
             self._hosts.check(request.headers)
             if request.method == "OPTIONS":
-                request.out += self._origins.preflight(request.headers)
+                request.answer_headers += self._origins.preflight(request.headers)
                 await answer(request, send, 204, b"", "text/plain")
                 return
-            request.out += self._origins.check(request.headers)
+            request.answer_headers += self._origins.check(request.headers)
             if request.method in ("GET", "HEAD") and path.rstrip(b"/") in _PAGES:
                 page, headers = chat_page()  # needs no key: the page tells nothing of this server
-                request.out += headers
+                request.answer_headers += headers
                 await answer(request, send, 200, page, "text/html; charset=utf-8")
                 return
             if path.rstrip(b"/") != b"/health":
@@ -195,7 +196,7 @@ class AsgiApp(ABC):
         request.reason = request.reason or refusal.reason
         self.metrics.count("refused_total", f"reason={refusal.reason}")
         if request.outcome is None or not request.outcome.started:
-            request.out += refusal.headers
+            request.answer_headers += refusal.headers
             body = refusal_body(request.api, refusal, request.id)
             await answer(request, send, refusal.status, body, "application/json")
 

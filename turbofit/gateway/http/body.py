@@ -107,7 +107,7 @@ class Bodies:
         """Read a request's body, if it has one, and count its memory until `forget`."""
         if request.method == "POST":
             request.body = await self.read(request.headers, receive, request.who)
-        request.bytes_in, request.read = len(request.body), time.perf_counter()
+        request.bytes_in, request.read_at = len(request.body), time.perf_counter()
         self.count(request.bytes_in, request.who)
 
     def forget(self, request: RequestContext) -> None:

@@ -110,9 +110,10 @@ class Metrics:
         self._first_sum += seconds
 
     def text(self, gauges: Gauges) -> str:
+        """Return the counters, the histogram and the given gauges in Prometheus' text format."""
         lines: list[str] = []
-        for name, (kind, help_) in _HELP.items():
-            lines += [f"# HELP {_PREFIX}{name} {help_}", f"# TYPE {_PREFIX}{name} {kind}"]
+        for name, (kind, explained) in _HELP.items():
+            lines += [f"# HELP {_PREFIX}{name} {explained}", f"# TYPE {_PREFIX}{name} {kind}"]
             if kind == "histogram":
                 total = 0
                 for bound, number in zip((*map(str, _BUCKETS), "+Inf"), self._first, strict=True):

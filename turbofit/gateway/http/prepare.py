@@ -175,24 +175,31 @@ class Preparation:
         kv_tokens = UNSTATED if self.generates else 0
         if bounds.gate is not None and self.generates:
             kv_tokens = most_tokens(kind, parsed.body, body, beside, self._media_tokens)
-        units = sum(limited.units for limited in self.limited)
-        both = zip(self.media, self.limited, strict=True)
-        decoded = sum(medium.decoded_bytes * limited.frames for medium, limited in both)
         lowered = [*parsed.lowered, *(word for limited in self.limited for word in limited.lowered)]
-        copies = parsed.copies if self.generates else 0
-        host_bytes = (decoded + units * bounds.bytes_per_unit) * copies
-        if host_bytes > bounds.host_bytes:
-            raise Refusal("images_over_limit", size=host_bytes, most=bounds.host_bytes)
         return body, PreparedBody(
             images=len(self.media),
             tokens=sum(limited.tokens for limited in self.limited),
-            cost=Cost(
-                units=units * copies,
-                host_bytes=host_bytes,
-                tokens=kv_tokens,
-                copies=parsed.copies,
-            ),
+            cost=self._cost(kv_tokens),
             lowered=tuple(dict.fromkeys(lowered)),
+        )
+
+    def _cost(self, kv_tokens: int) -> Cost:
+        """Return the cost of all copies; refuse images that need more host memory than there is.
+
+        ``kv_tokens`` is the most tokens of one copy.
+        """
+        bounds, copies = self._bounds, self.parsed.copies if self.generates else 0
+        units = sum(limited.units for limited in self.limited)
+        both = zip(self.media, self.limited, strict=True)
+        decoded = sum(medium.decoded_bytes * limited.frames for medium, limited in both)
+        host_bytes = (decoded + units * bounds.bytes_per_unit) * copies
+        if host_bytes > bounds.host_bytes:
+            raise Refusal("images_over_limit", size=host_bytes, most=bounds.host_bytes)
+        return Cost(
+            units=units * copies,
+            host_bytes=host_bytes,
+            tokens=kv_tokens,
+            copies=self.parsed.copies,
         )
 
     def _beside_images(self, body: int) -> int:

@@ -57,7 +57,8 @@ class RequestContext:
     """A client's request: its ASGI scope, its client, and what the gateway has found out."""
 
     def __init__(self, scope: Message) -> None:
-        self.t0 = self.read = time.perf_counter()
+        #: When the request began, and when its body was read, by `time.perf_counter`.
+        self.began_at = self.read_at = time.perf_counter()
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
@@ -75,8 +76,7 @@ class RequestContext:
         #: The client's body, later the body for the engine, and empty while the answer streams.
         self.body = b""
         self.forgotten = False
-        #: Headers of the answer.
-        self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
+        self.answer_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 
     def is_of_front(self) -> None:
         """Take the client's address and key id from the headers that a front has set."""
@@ -95,7 +95,7 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
     headers = [
         (b"content-type", kind.encode()),
         (b"content-length", str(len(body)).encode()),
-        *request.out,
+        *request.answer_headers,
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -124,7 +124,7 @@ def log_record(request: RequestContext, path: str, first: float | None) -> Docum
     """
     prepared, outcome, now = request.prepared, request.outcome, time.perf_counter()
     engine = None if request.engine is None else request.engine.index
-    first_byte_ms = None if first is None else round((first - request.read) * 1e3, 1)
+    first_byte_ms = None if first is None else round((first - request.read_at) * 1e3, 1)
     bytes_out = 0 if outcome is None else outcome.bytes_out
     return {
         "time": round(time.time(), 3),
@@ -142,7 +142,7 @@ def log_record(request: RequestContext, path: str, first: float | None) -> Docum
         "refused": request.reason,
         "bytes_in": request.bytes_in,
         "bytes_out": bytes_out,
-        "ms": round((now - request.t0) * 1e3, 1),
+        "ms": round((now - request.began_at) * 1e3, 1),
         "ms_first_byte": first_byte_ms,
         "broken": outcome is not None and outcome.broken,
     }

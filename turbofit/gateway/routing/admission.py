@@ -187,7 +187,7 @@ class Admission:
         lines = self._queue.lines
         while lines:
             client, line = next(iter(lines.items()))
-            if not self._settles(self._queue, line[0]):
+            if not self._settle(self._queue, line[0]):
                 break
             if client in lines:
                 lines.move_to_end(client)
@@ -205,13 +205,13 @@ class Admission:
         lone = [place for line in lines.values() for place in line if place.alone]
         for client, line in tuple(lines.items()):
             next_ones = [place for place in line if place.alone or not lone]
-            if any(self._settles(self._suspects, place) for place in next_ones):
+            if any(self._settle(self._suspects, place) for place in next_ones):
                 went = True
                 if client in lines:
                     lines.move_to_end(client)
         return went
 
-    def _settles(self, queue: _Queue, place: Place) -> bool:
+    def _settle(self, queue: _Queue, place: Place) -> bool:
         """Give a waiting request a place at an engine, or a refusal, if possible.
 
         Return whether the request has left the queue.

@@ -71,7 +71,8 @@ class Exchange(ForwardOutcome):
     ) -> None:
         super().__init__()
         assert request.route is not None
-        self._by, self._request, self._route, self._send = forwarder, request, request.route, send
+        self._forwarder, self._request, self._send = forwarder, request, send
+        self._route = request.route
         self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
         #: Whether the engine answered with a failure of its own.
@@ -93,7 +94,7 @@ class Exchange(ForwardOutcome):
         try:
             await self._ask()
             if not self._failed:
-                self._by.deny_list.answered(self.present)
+                self._forwarder.deny_list.answered(self.present)
         except (Died, aiohttp.ClientError, OSError):
             self._note_break()
             await self._end_broken()
@@ -116,17 +117,18 @@ class Exchange(ForwardOutcome):
 
         ``left``: the client has left.
         """
-        engine, by = self._engine, self._by
+        engine, forwarder = self._engine, self._forwarder
         # A connection may break while the engine lives and continues with the request.
-        goes_on = not self.present.begun and (left or self.broken)
-        self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
+        may_go_on = not self.present.begun and (left or self.broken)
+        self._place.leave(LEFT_SECONDS if may_go_on else 0.0, left=left)
         if self.broken or self._failed:
-            by.suspect(engine)
+            forwarder.suspect(engine)
             # An engine that broke off before the first byte will start again soon. The engine is
             # empty, so it would be chosen first, and would break off every request.
-            if self.broken and not self.started and by.fleet.open > engine.up:
-                by.doubt(engine)
-            by.metrics.count("engine_failures_total", f"engine={engine.index}")
+            others_open = forwarder.fleet.open - engine.up
+            if self.broken and not self.started and others_open:
+                forwarder.doubt(engine)
+            forwarder.metrics.count("engine_failures_total", f"engine={engine.index}")
 
     def abort(self) -> None:
         """Stop waiting for the engine, because the monitor gave up the engine."""
@@ -139,8 +141,8 @@ class Exchange(ForwardOutcome):
         if self.broken:
             return
         self.broken = True
-        if not self._by.before_nodes:  # no request ends a node, only its engines
-            self._by.deny_list.engine_died(self._engine, self.present.sent_at)
+        if not self._forwarder.before_nodes:  # no request ends a node, only its engines
+            self._forwarder.deny_list.engine_died(self._engine, self.present.sent_at)
         self._engine.in_flight.pop(self.present, None)
 
     def _succeeded(self) -> None:
@@ -150,15 +152,17 @@ class Exchange(ForwardOutcome):
 
     async def _ask(self) -> None:
         """Send the request, and pass the engine's answer on as a stream or in one piece."""
-        request, route, by = self._request, self._route, self._by
-        headers = sent_headers(request, to_node=by.before_nodes)
-        response = await by.upstream.open(
+        request, route, forwarder = self._request, self._route, self._forwarder
+        headers = sent_headers(request, to_node=forwarder.before_nodes)
+        response = await forwarder.upstream.open(
             self._engine, route.method, route.path, request.body or None, headers
         )
-        by.bodies.forget(request)  # no other engine is asked from now on
-        for name in OF_NODES if by.before_nodes else ():
+        forwarder.bodies.forget(request)  # no other engine is asked from now on
+        for name in OF_NODES if forwarder.before_nodes else ():
             if name in response.headers:
-                request.out.append((name.encode(), response.headers[name].encode("latin-1")))
+                request.answer_headers.append(
+                    (name.encode(), response.headers[name].encode("latin-1"))
+                )
         try:
             self.status = response.status
             self._failed = response.status >= 500
@@ -211,7 +215,7 @@ class Exchange(ForwardOutcome):
 
     def _loop_ended(self) -> Died:
         """Return the error for an engine whose loop has ended while its server lives."""
-        self._by.doubt(self._engine)
+        self._forwarder.doubt(self._engine)
         return Died("the engine's loop has ended")
 
     def _note_events(self, events: bytes) -> None:
@@ -230,7 +234,7 @@ class Exchange(ForwardOutcome):
         self._succeeded()
         # The engine has encoded all images. Of several copies, the first byte shows only one.
         if self._request.prepared.cost.copies == 1:
-            self._by.deny_list.answered(self.present)
+            self._forwarder.deny_list.answered(self.present)
             self._place.begin()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
@@ -272,7 +276,7 @@ class Exchange(ForwardOutcome):
         The reason and status of the error are noted for the record.
         """
         request, api = self._request, self._route.api
-        if self._by.before_nodes:
+        if self._forwarder.before_nodes:
             return body  # the node has given the error this form
         refusal = refusal_of_engine(api, self.status, body)
         if refusal is None:
@@ -284,12 +288,16 @@ class Exchange(ForwardOutcome):
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
         """Send the headers of the answer to the client; ``kind`` is the content type."""
         self.started = True
-        head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._request.out]
+        head = [
+            (b"content-type", kind.encode("latin-1", "replace")),
+            *headers,
+            *self._request.answer_headers,
+        ]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
         """End a stream with an error event; raise a refusal if the stream has not begun."""
-        fleet = self._by.fleet
+        fleet = self._forwarder.fleet
         again = _RETRY_DIED if fleet.open else fleet.retry_seconds
         refusal = Refusal("engine_died", retry_after=again)
         if not self.started:
