@@ -150,7 +150,7 @@ def test_copies_and_splits_are_never_mixed_by_accident():
         plan(on="2xrtx3090", replicas=2, tp=2)
     slices = machine_from("4xa100-80g:mig=1g.10gb")
     assert all(len(group) == 1 for group in plan(on=slices).groups)
-    with pytest.raises(UsageError, match="would split over MIG slices"):
+    with pytest.raises(UsageError, match="would split a model over MIG slices"):
         plan(on=slices, tp=2)
 
 

@@ -132,9 +132,7 @@ def test_an_older_account_that_is_little_too_high_says_that_it_is_at_the_edge() 
     asked = {"lmdeploy": "0.6.4", "max_batch_size": 1}
     edge = turbofit.predict("qwen2.5-7b-awq", on="1xrtx3070", **asked)
     assert not edge.fits
-    assert "at the edge (this account is an upper end, by as much as 256 MiB): runs out" in (
-        edge.verdict
-    )
+    assert "at the edge (this account may be too high by 256 MiB): runs out" in (edge.verdict)
     assert "at the edge" not in turbofit.predict("qwen2.5-7b", on="1xrtx3070", **asked).verdict
 
 

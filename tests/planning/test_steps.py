@@ -9,7 +9,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import MeasuredSteps, StepPoint
-from turbofit.planning.steps import StepRatios, at, ratios_of, refuse_contradictions
+from turbofit.planning.steps import StepRatios, ratio_at, ratios_of, refuse_contradictions
 
 
 def point(sequences: int, cached: int, seconds: float, **more: Any) -> StepPoint:
@@ -32,20 +32,20 @@ def found(*points: StepPoint) -> StepRatios:
 
 def test_without_points_all_stays_as_it_was() -> None:
     assert found() == StepRatios()
-    assert at((), 7) == 1.0
+    assert ratio_at((), 7) == 1.0
 
 
 def test_between_two_points_a_ratio_is_between_and_beyond_them_the_nearest() -> None:
     curve = ((1, 1.0), (100, 3.0))
-    assert [at(curve, place) for place in (0, 1, 10, 100, 5000)] == [1.0, 1.0, 2.0, 3.0, 3.0]
-    assert all(a <= b for a, b in pairwise(at(curve, place) for place in range(1, 120)))
+    assert [ratio_at(curve, place) for place in (0, 1, 10, 100, 5000)] == [1.0, 1.0, 2.0, 3.0, 3.0]
+    assert all(a <= b for a, b in pairwise(ratio_at(curve, place) for place in range(1, 120)))
 
 
 def test_the_cache_is_told_apart_by_two_contexts() -> None:
     few = point(8, 1_000, 2 * 0.0108 + 1_000 * 3e-8)
     ratios = found(few, point(8, 500_000, 2 * 0.0108 + 500_000 * 3e-8))
     assert ratios.context == pytest.approx(3.0)
-    assert at(ratios.forward, 8) == pytest.approx(2.0)
+    assert ratio_at(ratios.forward, 8) == pytest.approx(2.0)
 
 
 def test_an_image_is_what_its_forward_has_beyond_its_prompt() -> None:

@@ -87,7 +87,7 @@ def test_another_lmdeploy_asks_for_a_new_run(monkeypatch) -> None:
     monkeypatch.setattr(tuned, "installed", lambda *_: "0.19.0")
     assert not used(REQUEST)
     (said,) = [text for text in plan(REQUEST).warnings if "tuned" in text]
-    assert said.startswith("it was tuned with LMDeploy 0.18.0, 0.19.0 is installed")
+    assert said.startswith("the tuned settings are of LMDeploy 0.18.0, and 0.19.0 is installed")
     monkeypatch.setattr(tuned, "installed", lambda *_: None)
     assert used(REQUEST)
 

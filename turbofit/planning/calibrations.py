@@ -48,8 +48,8 @@ def keep(calibration: Calibration, beside: Document) -> Path:
 def completed(calibration: Calibration) -> Calibration:
     """Return the calibration with the installed versions of torch and CUDA, and its spread.
 
-    The spread, in bytes, is at least the difference between the totals of this calibration and of
-    the stored calibration that it will replace.
+    The spread is in bytes. It is at least the difference between the totals of this calibration
+    and of the stored calibration of the same kind.
     """
     torch, cuda = installed("torch"), installed(*_CUDA)
     calibration = msgspec.structs.replace(calibration, torch=torch or "", cuda=cuda or "")

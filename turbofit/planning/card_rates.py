@@ -1,9 +1,9 @@
-"""What the timed forwards of one model say of its cards, for plans of other models on them.
+"""Derives the rates of cards from the timed forwards of one model, for plans of other models.
 
-A forward takes as long as its work at a rate, and as its launches, which no rate shortens. Launches
-are not told apart from work: they may be half as long as the constants say, or half as long again,
-and what that leaves open counts as the rate's spread. A rate with a larger spread than speeds are
-promised with is not determined: small models on fast cards do not show how weights are read.
+The time of a forward is the time of its work at a rate, plus the time of its kernel launches. The
+readings do not separate the two times. The launches may take half as long as the constants say, or
+half as long again. This uncertainty counts in the spread of a rate. A rate with a large spread is
+not kept: for example, small models on fast cards do not show how fast weights are read.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from turbofit.planning.steps import by_work, pairs_of, slope_of, tokens_of
 
 #: The largest spread of a rate that is kept.
 _MOST_SPREAD: Final = 0.25
-#: The share by which launches may differ from the constants. With the presets' rates of an H200,
-#: its steps of Qwen2-VL-2B and InternVL2-8B leave 0.46 and 0.72 of them (bench/gpu).
+#: The share by which the time of launches may differ from the constants. On an H200, the steps of
+#: Qwen2-VL-2B and InternVL2-8B leave 0.46 and 0.72 of the constants' launch time (bench/gpu).
 _LAUNCHES: Final = 0.5
-#: Sequences of which a forward reads weights rather than computes, on any card.
+#: Up to this many sequences, the reading of weights limits a forward, on any card.
 _FEW: Final = 8
-#: A prompt computes rather than reads if it takes so many times as long as a step of one sequence.
+#: Computing limits a prompt if the prompt takes this many times as long as a step of one sequence.
 _COMPUTES: Final = 2.0
-#: The largest share of the cache in a step that shows how weights are read.
+#: A step shows how fast weights are read if the cache takes at most this share of the step.
 _MOST_CACHE: Final = 0.1
 
-#: The least, the likely and the largest rate that one reading leaves possible.
+#: The least, the likely and the largest rate that are possible by one reading.
 Ends = tuple[float, float, float]
 
 
@@ -41,16 +41,16 @@ def rates_of(
 ) -> tuple[MeasuredRate, ...]:
     """Return the rates of a group's cards that these forwards determine.
 
-    ``group`` has the constants' rates and the model's work; ``launches`` are the constants' seconds
-    of a forward over so many tokens that no rate shortens.
+    ``group`` has the constants' rates and the model's work. ``launches`` returns the constants'
+    seconds of all kernel launches in a forward over a number of tokens.
     """
     decoded, prompts, images = by_work(steps)
     slope, work = slope_of(decoded), group.work
 
     def at_rate(point: StepPoint, amount: float) -> Ends:
-        """Return the rates at which a forward does this amount of work beside launches and cache.
+        """Return the possible rates of a forward's work, whose bytes or FLOPs are ``amount``.
 
-        A rate is endless if they may take all of the time.
+        A rate is infinite if launches and cache may take the whole time of the forward.
         """
         ends = []
         for sign in (1, 0, -1):
@@ -102,14 +102,14 @@ def refuse_impossible(found: Iterable[MeasuredRate], gpus: Sequence[Gpu]) -> Non
 def _cache(decoded: Sequence[StepPoint], slope: float, token_bytes: float) -> list[Ends]:
     """Return the rate at which steps read keys and values.
 
-    What is open is by how much steps differ from a line, and by how much their readings differ.
+    The spread counts how much steps differ from a straight line, and how much readings differ.
     """
     pairs = [(a, b) for a, b in combinations(decoded, 2) if a.sequences == b.sequences]
     seconds = sum((b.seconds - a.seconds) ** 2 for a, b in pairs)
     if not slope or not seconds:
         return []
     off = sum((b.seconds - a.seconds - (b.cached - a.cached) * slope) ** 2 for a, b in pairs)
-    off += sum((one.seconds * one.spread) ** 2 for pair in pairs for one in pair)
+    off += sum((point.seconds * point.spread) ** 2 for pair in pairs for point in pair)
     rate, spread = token_bytes / slope, sqrt(off / seconds)
     return [(rate * (1 - spread), rate, rate * (1 + spread))]
 
@@ -120,9 +120,10 @@ def _vision(
     prompts: Sequence[StepPoint],
     images: Sequence[StepPoint],
 ) -> list[Ends]:
-    """Return the rates of a tower's products in images.
+    """Return the rates of the vision tower's matrix products, one for each timed image.
 
-    What the prompt takes of it, other prompts show, so that their spread counts as well.
+    The time of the image's prompt is subtracted. Other prompts show this time, so their spread
+    counts, too.
     """
     timed, found = group.measured(steps, ""), []
     others = max((point.spread for point in prompts), default=1.0)
@@ -135,7 +136,7 @@ def _vision(
 
 
 def _rate(of: RateName, readings: Iterable[Ends]) -> MeasuredRate | None:
-    """Return the median of the readings that leave little open; None if all leave much open."""
+    """Return the median of the readings with a small spread; None if all spreads are large."""
     kept = [reading for reading in readings if _open(reading, reading[1]) <= _MOST_SPREAD]
     if not kept:
         return None
@@ -148,6 +149,6 @@ def _rate(of: RateName, readings: Iterable[Ends]) -> MeasuredRate | None:
 
 
 def _open(ends: Ends, value: float) -> float:
-    """Return the share by which a rate may differ from ``value``; endless rates may by any."""
+    """Return the share by which a rate may differ from ``value``; infinite for an infinite rate."""
     low, _, high = ends
     return max(high / value - 1, 1 - low / value) if high < inf else inf

@@ -26,7 +26,7 @@ from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When
 DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
 _STOPS: Final = 3
 _NO_MACHINE: Final = 4
-#: Checks that cannot be read if the cards are elsewhere; this is not a finding.
+#: Checks that read this machine's driver. If `--on` names other cards, "unreadable" is no finding.
 _OF_CARDS: Final = ("driver_cuda", "torch_architectures")
 
 
@@ -68,9 +68,9 @@ class DoctorReport(Struct):
 class Check(NamedTuple):
     """One check of a machine before a launch.
 
-    ``of`` names the field of the `Scene` that the check needs; the check does not apply if that
-    field is None. ``why`` is the effect of a failure, and ``error`` the exception that a launch
-    then raises; an answer may bring its own effect and exception.
+    ``of`` names the field of the `Scene` that the check needs; a check whose field is None does not
+    apply. ``why`` is the effect of a failure. ``error`` is the exception that a launch raises after
+    a failure. An answer may replace the effect and the exception.
     """
 
     name: str
@@ -97,43 +97,45 @@ CHECKS: Final = (
     Check("driver_cuda", "packages", ("install",),
           "a driver older than torch's CUDA stops every engine", of="machine"),
     Check("torch_architectures", "packages", ("install",),
-          "on a card that torch has no code for its first kernel fails: no kernel image is"
-          " available", of="machine"),
+          "without code for a card, torch fails at its first kernel: no kernel image is available",
+          of="machine"),
     Check("kernels", "packages", ("install",),
           "on a card without code TurboMind fails at its first kernel", of="machine"),
     Check("front_ends", "packages", ("install", "plan", "launch"),
-          "LMDeploy reads configs and images through Transformers, and some versions break that",
+          "LMDeploy reads configs and images through Transformers; some versions of it fail",
           error=PackageError),
     Check("modules", "packages", ("install", "launch"),
-          "LMDeploy imports them for this model alone, and ends without them", error=PackageError),
+          "LMDeploy imports these modules for this model alone, and ends without them",
+          error=PackageError),
     Check("image_library", "packages", ("install",),
           "Pillow alone resizes the images of models with tiles, in five times the processor time"),
     Check("same_machine", "cards", ("lease",),
           "somebody took memory that the plan counted on", of="plan", error=DoesNotFitError),
     Check("gpus", "cards", ("install",),
-          "an engine that is given such a GPU fails or hangs", of="machine"),
+          "an engine on such a GPU fails or hangs", of="machine"),
     Check("cuda_visible_devices", "cards", ("install",),
-          "an engine would run on other cards than the ones meant", of="machine"),
+          "an engine would run on the wrong cards", of="machine"),
     Check("free_memory", "cards", ("install",),
-          "plans leave it to them; if they grow, the engine dies. What no visible process explains"
-          " is another container, or a notebook of another user", of="machine"),
+          "plans leave used memory to its holders; if a holder takes more, the engine dies. Memory"
+          " without a visible process belongs to another container or another user", of="machine"),
     Check("slices", "cards", ("install",),
-          "a slice has no peer access, and plans stay below it; TurboMind by itself sees the card",
+          "a slice has no peer access; plans stay below the slice, TurboMind alone sees the card",
           of="machine"),
     Check("peer_access", "cards", ("install",),
           "without peer access tensor parallelism is slower, and cuda-ipc does not work",
           of="machine"),
     Check("host_memory", "host", ("install", "start"),
-          "a server process takes about 4 GiB, pinned buffers and images come on top; when it runs"
-          " out, the kernel kills the engine (exit code 137)", of="host", error=DoesNotFitError),
+          "a server process takes about 4 GiB, pinned buffers and images come on top; without"
+          " free memory, the kernel kills the engine (exit code 137)", of="host",
+          error=DoesNotFitError),
     Check("shared_memory", "host", ("install", "start"),
           "NCCL between GPUs without peer access, and Ray, exchange data through /dev/shm; Docker"
           " gives a container 64 MiB", of="host"),
     Check("disk", "host", ("install",),
-          "weights are downloaded there: 16 GiB for a model of 8 B parameters"),
+          "weights are downloaded to this disk: 16 GiB for a model of 8 B parameters"),
     Check("port", "host", ("install", "start"),
-          "often by an earlier server, which still holds its GPU memory too"),
-    Check("run_disk", "host", ("start",), "logs and the run's record go there", of="folder"),
+          "often an earlier server has the port, and still holds its GPU memory"),
+    Check("run_disk", "host", ("start",), "logs and the run's record need this disk", of="folder"),
     Check("open_files", "host", ("start",), "connections are refused", of="plan"),
     Check("rank_launcher", "host", ("install", "plan", "launch"),
           "TurboMind drives all GPUs of a group from one process"),
@@ -149,10 +151,10 @@ def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
 
 
 def refuse(scene: Scene) -> list[str]:
-    """Raise one error for all checks that stop a launch; if none does, return the warnings.
+    """Raise one error for all checks that stop a launch; without such a check, return warnings.
 
     Raises:
-        TurbofitError: the first check's kind of error; its hint has all fixes.
+        TurbofitError: the error has the type of the first check; the hint has all fixes.
     """
     found = list(answers(scene))
     stopping = [(check, answer) for check, answer in found if answer.state == "stops"]
@@ -208,8 +210,8 @@ def examine(
             check="nvml",
             state="stops",
             seen=exc.message,
-            why="no GPU here can be planned for; driver and kernels were not looked at",
-            fix=f"{exc.hint}; turbofit serve MODEL --pretend --on SPEC tries it without a GPU",
+            why="no plan for this machine is possible; driver and kernels were not checked",
+            fix=f"{exc.hint}; turbofit serve MODEL --pretend --on SPEC serves without a GPU",
         )
     described = machine is not None and machine.host.ram_available != NA
     host = machine.host if machine is not None and described else places.host()

@@ -1,8 +1,8 @@
-"""Makes the plan on the engine that serves more of the request: usually TurboMind.
+"""Chooses the engine that serves more of a request, and makes the plan with it.
 
-TurboMind decodes faster, but needs more memory while loading, and different memory for images: on
-some cards only the other engine starts, admits whole images, or holds the context. If the least
-memory is wished, the engine that takes less is chosen.
+Usually this engine is TurboMind, which decodes faster. But TurboMind needs more memory while it
+loads: on some cards only the PyTorch engine starts, admits whole images, or holds the context. If
+the least memory is wished, the engine that takes less memory is chosen.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def plan_of(fit: EngineFit) -> Planned:
 
 
 def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
-    """Return the verdict: what fits, or why nothing fits and which given options cause that."""
+    """Return the verdict: what fits, or why nothing fits and which given options are the cause."""
     request, best, name = fit.request, fit.best, fit.request.model.name
     if not fit.fits:
         return Verdict(subject=name, problem=problem_of(fit), causes=causes)
@@ -132,7 +132,7 @@ def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
 def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
     """Return the rows of ``considered``: the chosen shape, the other engine, the best other shapes.
 
-    Each row but the first says why its shape was rejected.
+    All rows after the first say why their shape lost.
     """
     request, chosen, engine = fit.request, fit.best, fit.engine
     rest = [other for other in fit.evaluations if other is not chosen]
@@ -140,7 +140,7 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
         key=lambda other: (other.fits, other.rank if other.fits else (-other.short,)), reverse=True
     )
     first: dict[tuple[int, int], int] = {}
-    for place, other in enumerate(rest):  # show each degree and number of replicas at least once
+    for place, other in enumerate(rest):  # each tp and number of replicas is shown at least once
         first.setdefault((other.shape.tp, other.shape.replicas), place)
     later = set(range(len(rest))) - set(first.values())
     shown = sorted([*first.values(), *sorted(later)][: _MOST_CANDIDATES - 1])
@@ -192,20 +192,20 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
             if len({request.machine.gpu(index).name for index in group}) > 1:
                 yield (
                     f"{group_words(request, group)} is split over unequal cards, as you asked: the"
-                    " one with the least free memory sizes the cache of all, the slowest one paces"
-                    " them"
+                    " card with the least free memory sizes the cache of all cards, and the slowest"
+                    " card sets their speed"
                 )
         if shape.units_per_forward is not None:
             yield QUEUED
             if any(may_evict(part.settings, part.kv_tokens) for part in best.parts):
                 yield (
                     "image requests that state max_tokens run beside each other while the cache"
-                    " holds them all; others wait for the end of the one before"
+                    " holds them all; other image requests run one after the other"
                 )
         if fit.requested_load.units_per_image:
             yield (
-                f"{BEYOND}: turbofit serve and turbofit.pipeline hold them, LMDeploy itself lets"
-                " any client exceed them"
+                f"{BEYOND}: turbofit serve and turbofit.pipeline keep these limits, LMDeploy itself"
+                " does not"
             )
         yield from slow_images(fit)
         yield from dict.fromkeys(
@@ -311,7 +311,7 @@ def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
 def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
     """Return the name of the engine to plan on, and the reasons for this engine.
 
-    ``auto`` becomes the PyTorch engine if a given option exists only there.
+    ``auto`` becomes the PyTorch engine if only this engine has a given option.
     """
     owner = option_owner(request.engine_options) if engine == "auto" else None
     if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
@@ -398,7 +398,9 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
             f"{rival.tokens:,} KV tokens, if its Triton still compiles for a card as old as this",
         )
     for name in [other for other in ENGINES if other not in LMDEPLOY]:
-        with suppress(TurbofitError):  # it does not run the model, or not with these options
+        with suppress(
+            TurbofitError
+        ):  # the engine does not run the model, or not with these options
             engine = engine_for(request.model, name)
             check_options(engine, request.engine_options)
             plan = _fallback(request, engine, "").document

@@ -1,9 +1,9 @@
 """Plans a cluster: one plan for each kind of node, and one promise that all nodes keep.
 
-The promise is an image limit and a context. They are what the person gives, else those of the kind
-of node whose own plan has the largest image limit, then the largest context. So a weak node never
-makes the promise smaller: a node that does not keep the promise is left out, with the reason and
-with what it would keep.
+The promise is an image limit and a context. If the person gives no promise, it is the promise of
+the best kind of node: the kind with the largest image limit, then with the largest context. So a
+weak node never makes the promise smaller. A node that does not keep the promise is left out; its
+reason says what the node would keep.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from turbofit.planning.choose import plan_best
 from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.planning.verdict import Planned, Verdict, all_fitting
 
-#: Nodes of a kind may differ by this much free host memory; the least is planned for.
+#: The free host memory of a kind's nodes may differ by this much; the plan counts the least.
 _HOST_STEP: Final = 8 * GIB
 #: The most causes in a verdict.
 _MOST_CAUSES: Final = 3
@@ -60,8 +60,8 @@ def make_cluster_plan(
         if not base.context_given:
             base = base.with_workload(context=promised.longest_request_tokens)
     kinds = _kinds(base, cluster, engine, raises=promised is None)
-    # The promise is that of the best plan; nodes that do not keep it are left out. Of equal plans
-    # the one with the fewest answers of a request (``n``) counts, in any order of nodes.
+    # The best plan's promise is the cluster's. Of equal plans, the plan with the fewest answers of
+    # a request (``n``) is the best, in any order of nodes.
     plans = [planned.document for _, planned in kinds if planned.fits]
     plans = sorted(
         plans if promised is None else promised.plans, key=lambda plan: plan.promise.limits.n
@@ -146,15 +146,18 @@ def _promise(plan: Plan) -> tuple[bool, int, int]:
 
 def _why_broken(plan: Plan, best: Plan) -> str:
     """Return the reason why a plan does not keep the promise of the best plan; empty if it does."""
-    (lmdeploy, image_limit, held), (wanted, wide, long) = _promise(plan), _promise(best)
+    of_lmdeploy, image_limit, held = _promise(plan)
+    on_lmdeploy, promised_limit, promised_context = _promise(best)
     rule = plan.model.image_rule
-    if lmdeploy != wanted:
-        return f"only {plan.backend.name} serves on it, which is not mixed with {best.backend.name}"
-    if rule is not None and image_limit < wide:
+    if of_lmdeploy != on_lmdeploy:
+        return (
+            f"only {plan.backend.name} serves on the node, but the cluster runs {best.backend.name}"
+        )
+    if rule is not None and image_limit < promised_limit:
         unit = rule.limit_unit
-        return f"serves images of {image_limit:,} {unit} at most, {wide:,} are promised"
-    if held < long:
-        return f"holds {held:,} tokens under the promised images, {long:,} are promised"
+        return f"serves images of {image_limit:,} {unit} at most, {promised_limit:,} are promised"
+    if held < promised_context:
+        return f"holds {held:,} tokens under the promised images, {promised_context:,} are promised"
     return ""
 
 
@@ -162,7 +165,8 @@ def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
     """Return the plan of a kind of node for one of its nodes.
 
     The plan gets the node's machine and GPU ids, and the promised ``limits``. If a request asks for
-    more answers (``n``) than an engine's batch, the rest waits in the engine, and takes no memory.
+    more answers (``n``) than an engine's batch, the other answers wait in the engine, and take no
+    memory.
     """
     machine = node.machine
     assert machine is not None
@@ -224,16 +228,16 @@ def _document(
 def _verdict(
     name: str, nodes: int, plans: Sequence[Plan], left: Sequence[tuple[str, int]]
 ) -> Verdict:
-    every = _count(nodes, "node")
+    all_nodes = _count(nodes, "node")
     if not plans:
         why = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in left[:_MOST_CAUSES])
         why = why or "the cluster has no nodes"
-        return Verdict(subject=f"{name} on none of {every}", problem=why)
+        return Verdict(subject=f"{name} on none of {all_nodes}", problem=why)
     gpus = _count(sum(len(plan.ledgers) for plan in plans), "GPU")
     tokens = sum(plan.kv_tokens for plan in plans)
     found = (
-        f"on {len(plans):,} of {every}, {gpus}: {tokens:,} KV tokens; a request of up to"
-        f" {plans[0].promise.context:,} tokens may go to any of them"
+        f"on {len(plans):,} of {all_nodes}, {gpus}: {tokens:,} KV tokens; a request of up to"
+        f" {plans[0].promise.context:,} tokens may go to any node"
     )
     return Verdict(subject=name, found=found)
 

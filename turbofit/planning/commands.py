@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Backend, EnginePlan, Limits, Plan, Settings
 
 
-#: Fields that a command has as arguments without an option, or not at all.
+#: Fields of a request that a command line has without an option, or not at all.
 _UNSAID: Final = ("model", "on")
 _MEASURED: Final = "nvml"
 _HOST: Final = "127.0.0.1"
@@ -201,7 +201,7 @@ def left_out(plan: Plan, usual: Settings) -> str | None:
         return None
     return (
         f"lmdeploy serve api_server of LMDeploy {version} has no {', '.join(lacking)}: the command"
-        " leaves out what it has not, and does not start what is predicted here"
+        " leaves these options out, and so does not start what is predicted here"
     )
 
 

@@ -1,7 +1,7 @@
 """Plans for the fallback engine, Transformers: the number of GPUs, the image limit and the context.
 
 Each copy of the model answers one request after the other, so concurrent requests need one copy
-each, as far as the GPUs hold them. The checkpoint's own image limit on the fewest GPUs is
+each, up to as many copies as the GPUs hold. The checkpoint's own image limit on the fewest GPUs is
 preferred, then lower limits. Decoder layers are taken off the GPUs only if no other plan serves a
 request.
 """
@@ -70,7 +70,7 @@ from turbofit.planning.search.sizing import (
 from turbofit.planning.verdict import Planned, Verdict
 from turbofit.planning.why_lost import too_long
 
-#: How often pixels are halved before decoder layers are taken off the GPUs instead.
+#: How often the image limit is halved before decoder layers are taken off the GPUs instead.
 _HALVES = 4
 #: Bytes/s of one PCIe lane in one direction by generation, before protocol overhead.
 _LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
@@ -130,8 +130,8 @@ def search(request: ResolvedRequest) -> Chosen:
 
 def _search(request: ResolvedRequest) -> Chosen:
     request = _held(request)
-    every = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
-    possible = [pair for pair in every if not excess_tokens(request, pair[1])]
+    limits = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
+    possible = [pair for pair in limits if not excess_tokens(request, pair[1])]
     groupings = list(_groupings(request))
     for (limit, load), copies in product(possible, groupings):
         tokens = _longest(request, copies, load)
@@ -140,13 +140,13 @@ def _search(request: ResolvedRequest) -> Chosen:
             return Chosen(copies, placement, load, limit, tokens)
     copies = groupings[-1]
     for limit, load in possible:
-        # The shortest context, so that as few layers as possible are off the GPUs.
+        # With the shortest context, the fewest layers are off the GPUs.
         tokens = _shortest(request, load)
         placement = fewest_offloaded(copies, load.of(tokens))
         if placement is not None:
             return Chosen(copies, placement, load, limit, tokens)
-    # All layers off the GPUs, so that the rest shows what is too large.
-    limit, load = every[-1]
+    # With all layers off the GPUs, the ledger shows which other part is too large.
+    limit, load = limits[-1]
     nowhere = (None,) * len(copies.parts.layers)
     return Chosen(copies, nowhere, load, limit, _shortest(request, load), fits=False)
 
@@ -370,7 +370,7 @@ def _verdict(
             f" {term.term} ({format_bytes(term.bytes)})"
         )
         if (request.replicas or 1) > 1 and request.tp is None:
-            problem += "; copies are split over GPUs only where --tp asks for it too"
+            problem += "; only --tp splits each of several copies over GPUs"
     return Verdict(subject=f"{name} on Transformers", problem=problem, causes=causes)
 
 
@@ -400,9 +400,9 @@ def _warnings(
             text += f"; {disk} of them are read from disk each time, which is slower still"
         yield text
     if idle := idle_words(request, chosen.groups):
-        yield f"{idle}; --replicas serves on them beside it, --tp splits over them"
+        yield f"{idle}; --replicas starts copies on these GPUs, --tp splits a copy over them"
     if chosen.vision_load.units_per_image:
-        yield f"{BEYOND}: turbofit serve holds them, Transformers itself would not"
+        yield f"{BEYOND}: turbofit serve keeps these limits, Transformers itself does not"
 
 
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
@@ -411,7 +411,7 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
     ``closest`` is the best choice without a change.
     """
 
-    def told(changed: ResolvedRequest) -> tuple[bool, str]:
+    def effect_of(changed: ResolvedRequest) -> tuple[bool, str]:
         try:
             chosen = search(changed)
         except TurbofitError:
@@ -422,7 +422,7 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
         slow = f", {off} decoder layers in host memory (slow)" if off else ""
         return True, f"{chosen.words}{slow}"
 
-    return helpful(_changes(request, closest), told, enough=False, cheap=True)
+    return helpful(_changes(request, closest), effect_of, enough=False, cheap=True)
 
 
 def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
@@ -441,5 +441,5 @@ def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
         yield Change("leave --tp to turbofit", replace(request, tp=None), f"--tp {request.tp}")
     yield from stopped(request)
     yield from with_more_gpus(request)
-    if closest.fits:  # it only answers fewer requests at once than wished
+    if closest.fits:  # only the number of requests at once is too small
         yield fewer_at_once(request, closest.count)

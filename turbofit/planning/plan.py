@@ -43,7 +43,7 @@ def plan(
 ) -> Plan:
     """Make the best plan, which may not fit, with the settings that `turbofit tune` found for it.
 
-    ``pretend``: True uses tunings made on pretend GPUs, False those made on real GPUs. None uses
+    ``pretend``: True uses tunings made on pretend GPUs, False those of real GPUs. None uses
     the tunings of this machine, if the plan is for this machine. Without ``compares_limits`` the
     plan does not compare other image limits, and takes half the time.
 
@@ -84,8 +84,8 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     if first.doubt is not None:
         raise UsageError(
             f"LMDeploy {version} is newer than {REFERENCE}, and no account knows it",
-            hint=f"leave `--lmdeploy` out; turbofit predict MODEL --lmdeploy {version} tells what"
-            f" given settings do by {REFERENCE}'s account, with twice the margin",
+            hint=f"leave `--lmdeploy` out; turbofit predict MODEL --lmdeploy {version} predicts"
+            f" given settings by the account of {REFERENCE}, with twice the margin",
         )
     if request.margin is None and older:
         more = max(resolved.margin.of(gpu) for gpu in resolved.visible)
@@ -96,7 +96,7 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     if exposed is not None and resolved.image_limit is None:
         wished = [replace(resolved, image_limit=exposed), resolved]
     fit = _first_fit(wished, request.engine, first.name, version)
-    if fit is None:  # the first engine's refusal
+    if fit is None:  # the search raises the first engine's refusal
         check_options(first, resolved.engine_options)
         return plan_of(search(wished[-1], first)).document
     best = plan_of(fit).document
@@ -112,9 +112,9 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
 def _first_fit(
     wished: Sequence[ResolvedRequest], asked: str, first: str, version: str
 ) -> EngineFit | None:
-    """Return the first wish that fits on an engine, else the last that was searched, or None.
+    """Return the result of the first wish that fits on an engine, else the last result, or None.
 
-    The engine ``first`` is tried before the others, which count if none was ``asked`` for.
+    The engine ``first`` is tried first. If ``asked`` is ``auto``, LMDeploy's other engines follow.
     """
     from turbofit.memory.engines import LMDEPLOY, check_options, engine_for
     from turbofit.planning.search.search import search
@@ -132,7 +132,7 @@ def _first_fit(
 
 
 def _of_version(best: Plan, exposed: int | None, version: str) -> Iterator[str]:
-    """Yield warnings about a plan for a version that lets clients send ``exposed`` units."""
+    """Yield warnings about a plan for another version; it accepts images of ``exposed`` units."""
     if is_legacy(version):
         yield (
             f"this account of LMDeploy {version} was compared with public figures alone: margins"
@@ -143,7 +143,7 @@ def _of_version(best: Plan, exposed: int | None, version: str) -> Iterator[str]:
         yield (
             f"LMDeploy {version} itself lets clients send images of {exposed} {rule.limit_unit}:"
             " save this plan (--json), and put `turbofit gateway --plan FILE --upstream URL` in"
-            " front, which holds them to its limit"
+            " front, so that the plan's limit holds"
         )
 
 
@@ -162,7 +162,8 @@ def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
         return
     weights = format_bytes(merged.model.weight_bytes)
     exc.message += (
-        f"; merged, with its LoRA or without, it is {weights} of weights and {merged.verdict}"
+        f"; the merged checkpoint, with or without a LoRA, has {weights} of weights and"
+        f" {merged.verdict}"
     )
 
 

@@ -253,7 +253,7 @@ def _footprint(
             # A budget limits only this turbofit, not others.
             margin = min(ledger.margin, request.margin.of(gpu))
             left.append(ledger.headroom - margin)
-            more.append(left[-1] // (ledger.peak - ledger.used))  # after it has loaded
+            more.append(left[-1] // (ledger.peak - ledger.used))  # bytes of a loaded engine
         servers += 1 + min(more)
     need = host.total / len(accounts)
     if host.available is not None and need:

@@ -110,7 +110,7 @@ class _Start:
         self.launch = launch_of(request, self.settings, gpus, self.vision_load)
         if problem := engine.problem(self.launch):
             raise UsageError(problem, hint="change the option")
-        # The cache limits the images of a forward, and these limit the cache.
+        # The cache limits the images of a forward, and the images limit the cache.
         accounts = self._accounts(self.vision_load, free_at_cache)
         self.ratio = accounts[0].ratio
         self.load = _held(request, self.vision_load, accounts, self.ratio)
@@ -120,11 +120,11 @@ class _Start:
         self.alone = replace(request, image_threads=request.image_threads or 1)
         self.host = host_of(self.alone, self.accounts, engine)
         outcomes = [outcome_at(account, self.ratio) for account in self.accounts]
-        # The first engine without enough GPU memory decides; without such an engine, the first.
+        # The first engine without enough GPU memory decides; otherwise the first engine does.
         self.outcome = next((each for each in outcomes if not each.serves), outcomes[0])
         smallest = min(account.tokens_at(self.ratio) for account in self.accounts)
         self.end = self._end(smallest if self.outcome.serves else None)
-        #: Whether nothing ends it; the margin may still be missed.
+        #: Whether nothing ends the engines; the margin may still be missing.
         self.serves = self.outcome.serves and self.end is None
         self.cache = smallest if self.serves else None
         self.tokens = [self.cache or 0] * len(self.groups)
@@ -256,15 +256,15 @@ def _least_free(
 
 
 def _at_the_edge(outcome: StartOutcome, accounts: Sequence[Account], ratio: float) -> str:
-    """Say that an older release may start after all, where little is missing; else return nothing.
+    """Say that an older release may start although a little memory is missing; else say nothing.
 
-    The account of an older release is an upper end: what torch keeps of loading, and what pools
-    grow by, may be less. So much as the margin may be the account's own error.
+    The account of an older release is an upper end: torch may keep less memory after loading, and
+    pools may grow less. The account may be too high by as much as the margin.
     """
     margin = min(ledger.margin for account in accounts for ledger in account.ledgers_at(ratio))
     if not 0 < outcome.missing <= margin:
         return ""
-    return f"at the edge (this account is an upper end, by as much as {format_bytes(margin)}): "
+    return f"at the edge (this account may be too high by {format_bytes(margin)}): "
 
 
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
@@ -340,7 +340,7 @@ def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], 
     groups = tuple(visible[k * tp : (k + 1) * tp] for k in range(request.replicas or 1))
     if tp > 1 and any(request.machine.gpu(index).mig for group in groups for index in group):
         raise UsageError(
-            "LMDeploy takes the first GPUs, of which a slice by MIG cannot be split over",
+            "LMDeploy takes the first GPUs; it cannot split a model over MIG slices",
             hint="leave `--tp` out, or name whole GPUs with `--gpus`",
         )
     return groups
@@ -357,8 +357,8 @@ def _check_free(
             raise UsageError(
                 f"`--free-at-cache {format_bytes(free)}` is more than the {most} that CUDA can"
                 f" hand out on {card}",
-                hint="give what the log says is free when the cache is sized, on the card of the"
-                " log: `--on SPEC`",
+                hint="give the free memory that the log reports when the cache is sized, and the"
+                " card of the log: `--on SPEC`",
             )
 
 
@@ -372,8 +372,8 @@ def _exposure(
     if request.image_limit is None and request.workload.image_size is None and image_limit > usual:
         yield (
             f"images have up to {image_limit} {rule.limit_unit}: a client's detail: high asks for"
-            f" so many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, to"
-            " which a plan and turbofit serve hold every image"
+            f" them, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, and a"
+            " plan and turbofit serve hold every image to this limit"
         )
 
 
@@ -445,10 +445,10 @@ def _story(
     left = format_bytes(free - region)
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
-    yield f"the cache takes {ratio:g} of it, {format_bytes(region)}, and {left} stay"
+    yield f"the cache takes {ratio:g} of that, {format_bytes(region)}, and {left} stay free"
     ledger = account.ledgers_at(ratio)[0]
     buffers = sum(t.bytes for t in ledger.terms if t.phase == "buffers" and t.term != POOL_WARMUP)
-    yield f"buffers that live as long as the engine need {format_bytes(buffers)} of what stays"
+    yield f"buffers that live as long as the engine need {format_bytes(buffers)} of the rest"
     for term in ledger.terms:
         if term.phase == "transient" or term.term == POOL_WARMUP:
             total = buffers + term.bytes
@@ -486,4 +486,4 @@ def _warnings(
             yield problem.warning
     possible, why = dtype_for(request.model, gpus)
     if request.engine_options.get("dtype") == "bfloat16" and possible == "float16":
-        yield f"LMDeploy would run in float16 without a word: {why}"
+        yield f"LMDeploy would silently run in float16: {why}"

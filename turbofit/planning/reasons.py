@@ -53,13 +53,13 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
     yield _line(fit, "max_batch_size", batch, by_card=batch)
     yield _line(fit, "session_len", _context(fit))
     if best.fits and best.settings.enable_prefix_caching:
-        yield "enable_prefix_caching: the plan counts on nothing that prompts spare by it"
+        yield "enable_prefix_caching: the plan counts no memory as saved by equal prompts"
     gpus = [request.machine.gpu(index) for index in best.shape.groups[0]]
     yield _line(fit, "dtype", dtype_for(request.model, gpus)[1])
     if len(best.parts) > 1:
         yield (
-            "each engine has the settings that serve most on its own card; images and context are"
-            " promised once for all of them, as the smallest cache holds them"
+            "each engine has the settings that serve most on its own card; all engines keep one"
+            " promise of images and context, which the smallest cache holds"
         )
     if best.shape.image_limit is not None and best.vision_load.units_per_image:
         yield from _limit(request, best)
@@ -115,7 +115,7 @@ def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
         return
     if calibration is not None:
         spread = format_bytes(calibration.spread)
-        why = f"64 MiB, and the {spread} by which what turbofit calibrate measured here differed"
+        why = f"64 MiB, and the {spread} by which measurements of turbofit calibrate here differed"
     elif margin.over is not None:
         more = f"{format_bytes(margin.over)} more than" if margin.over > 0 else "no more than"
         why = f"a start proved this plan on these cards, and its engines took {more} forecast"
@@ -140,7 +140,7 @@ def _ratio(fit: EngineFit) -> str:
         kept, by_card = best.kv_tokens >= batch * context, "smallest that holds the promise"
         why = f"the smallest that holds {need}" if kept else f"the largest that fits; {need} do not"
     elif request.ratio_caps and ratio >= min(request.ratio_caps.values()):
-        why = "lowered by what a rehearsal saw"
+        why = "lowered to what a rehearsal allows"
     by_card = f"on each card the {by_card}"
     return _line(fit, "cache_max_entry_count", why, value=f"{ratio:.3f}", by_card=by_card)
 
@@ -176,8 +176,8 @@ def _context(fit: EngineFit) -> str:
     bounded = not (request.least or request.context_given or session_len >= longest)
     if bounded and session_len == longest_context(request):
         return (
-            f"enough for most requests; the model reads {longest}: --context asks for more, and"
-            " takes cache where more images can meet in a forward"
+            f"enough for most requests; the model reads {longest}: --context asks for more tokens,"
+            " which take cache if more images can meet in a forward"
         )
     held = "the smallest cache holds" if bounded and len(fit.best.parts) > 1 else "the cache holds"
     return context_reason(request, session_len, held)
@@ -207,8 +207,7 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
     elif image_limit == request.requested_image_limit:
         why, more = "the model's own", rule.exposed_limit
         if more > rule.checkpoint_limit:
-            asks = f"a client asks more (detail: high is {more})"
-            why += f"; images for which {asks} are lowered to it"
+            why += f"; larger images of a client (detail: high is {more}) are lowered to this limit"
     yield f"{rule.limit_name} {image_limit}: {why}"
 
 
@@ -219,8 +218,8 @@ def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterat
     """
     if request.context_given and session_len > kv_tokens:
         yield (
-            f"the cache holds {kv_tokens:,} tokens, a session may have {session_len:,}: no longer"
-            " request is served than the cache holds"
+            f"the cache holds {kv_tokens:,} tokens, a session may have {session_len:,}: no"
+            " request is served that is longer than the cache"
         )
 
 
@@ -230,7 +229,7 @@ def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
     if session_len > longest:
         yield (
             f"{request.model.name} reads {longest:,} tokens, a session may have {session_len:,}:"
-            " LMDeploy takes longer requests, and the model was not made for them"
+            " LMDeploy accepts longer requests, but the model was not made for them"
         )
 
 
@@ -245,7 +244,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
         return
     if not request.compares_limits:
         return
-    if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
+    if not rule.varies_by_limit or request.least:  # no limit makes the least cache hold more
         return
     gpus = best.gpus(request.machine)
     limits = {

@@ -28,9 +28,9 @@ from turbofit.planning.search.sizing import (
 from turbofit.planning.speed import counted_tokens, link_class
 from turbofit.planning.verdict import fitting
 
-#: So many changes that make it fit are enough.
+#: This many changes that make the plan fit are enough.
 _MOST: Final = 3
-#: The name of a hypothetical machine.
+#: The name of the hypothetical machine with more GPUs.
 MORE_GPUS: Final = "more of these GPUs"
 #: A change that reduces the gap by less than one percent is not shown.
 _CLOSER: Final = 0.99
@@ -70,7 +70,7 @@ def remedies(fit: EngineFit) -> Remedies:
     """
     best = fit.best
 
-    def told(changed: ResolvedRequest) -> tuple[bool, str]:
+    def effect_of(changed: ResolvedRequest) -> tuple[bool, str]:
         other = _planned(changed, fit.engine)
         if other is None or other.fits:
             return other is not None, "" if other is None else _found(other)
@@ -82,7 +82,9 @@ def remedies(fit: EngineFit) -> Remedies:
         return False, f"not enough alone: {short} short instead of {before}, the margin included"
 
     # Free changes precede new cards, unless they hold fewer requests.
-    helps, causes = helpful(_changes(fit), told, enough=best.fits, cheap=not best.held_requests)
+    helps, causes = helpful(
+        _changes(fit), effect_of, enough=best.fits, cheap=not best.held_requests
+    )
     if best.fits:  # no GPU memory is missing
         return Remedies((*helps, _more_host_memory(fit)), causes)
     return Remedies(helps, causes)
@@ -90,16 +92,17 @@ def remedies(fit: EngineFit) -> Remedies:
 
 def helpful(
     changes: Iterator[Change],
-    told: Callable[[ResolvedRequest], tuple[bool, str]],
+    effect_of: Callable[[ResolvedRequest], tuple[bool, str]],
     *,
     enough: bool,
     cheap: bool,
 ) -> Remedies:
-    """Return the changes that help: those that make the plan fit, then those that only come closer.
+    """Return the changes that make the plan fit, then the changes that only come closer.
 
-    ``told`` returns, for a changed request, whether the plan fits, and the effect in words (empty
-    if the change does not help). While ``enough`` is true, changes to more cards are left out.
-    ``enough`` becomes true when more cards make the plan fit; with ``cheap``, when any change does.
+    For a changed request, ``effect_of`` returns whether the plan fits, and the effect in words. The
+    words are empty if the change does not help. While ``enough`` is true, changes to more cards are
+    left out. ``enough`` becomes true when more cards make the plan fit; with ``cheap``, when any
+    change makes the plan fit.
     """
     helps: list[Remedy] = []
     closer: list[Remedy] = []
@@ -108,7 +111,7 @@ def helpful(
         more = changed.machine.name == MORE_GPUS
         if (more and enough) or (len(helps) >= _MOST and not released):
             continue
-        fits, words = told(changed)
+        fits, words = effect_of(changed)
         if fits:
             helps.append(fitting(change, words))
             causes += [released] if released else []
@@ -147,7 +150,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
         out = "--no-queue-images"
         yield Change(f"leave {out} out", request.with_workload(queue_images=None), out)
     if request.replicas is not None and (request.replicas > 1 or request.promised_requests):
-        # Copies need whole models on their cards; one model may be split over them.
+        # Each copy needs the cards for a whole model; a single copy may use all cards.
         copies = f"--replicas {request.replicas}"
         yield Change("leave --replicas to turbofit", replace(request, replicas=None), copies)
     images, workload = _smaller_images(fit), smaller_workload(request, "what the cache holds")
@@ -156,7 +159,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     yield from chain(*((images, workload) if sized else (workload, images)))
     yield from quantised_cache(request)
     yield from _other_checkpoint(request)
-    # Fewer requests at once: as many as are held; one if the caches hold all, but not the host.
+    # As many requests at once as the caches hold; one if only host memory is missing.
     count = 1 if fit.best.fits else fit.best.held_requests
     if 0 < count < (request.promised_requests or 1):
         yield fewer_at_once(request, count)
@@ -311,7 +314,7 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
             links=_links(request, gpu, count),
             visible=tuple(range(count)),
         )
-        # Their shape is turbofit's to choose, and the change says so.
+        # Turbofit chooses tp and replicas for these GPUs, and the change says so.
         given = [name for name in ("tp", "replicas") if getattr(request, name) is not None]
         left_out = f", and leave {' and '.join(map(option_of, given))} out" if given else ""
         changed = replace(request, machine=machine, tp=None, replicas=None)
@@ -364,7 +367,7 @@ def stopped(request: ResolvedRequest) -> Iterator[Change]:
         change = f"stop {name}[{pid}] on {where}"
 
     def without(gpu: Gpu) -> Gpu:
-        # Holders are read at another time than sizes, so a holder may have more than all together.
+        # NVML reads holders and sizes at different times: a holder may have more than the total.
         less = min(freed.get(gpu.index, 0), known(gpu.used, 0))
         return replace(gpu, used=known(gpu.used, 0) - less, free=known(gpu.free, 0) + less)
 

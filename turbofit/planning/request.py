@@ -176,8 +176,8 @@ class PlanRequest(Validated):
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     engine: EngineChoice = Field(
         default="auto",
-        description="auto is the first engine that runs the model and takes the options that are "
-        "given, or the PyTorch engine where that serves more of what is asked",
+        description="auto is the first engine that runs the model with the given options, or the "
+        "PyTorch engine if it serves more of the request",
     )
 
     tp: Positive | None = Field(default=None, description="GPUs of one engine")
@@ -191,7 +191,7 @@ class PlanRequest(Validated):
     context: Context = Field(
         default=None,
         description="tokens that one request may have, answer included; max is the model's own "
-        "maximum (default: that up to 32,768, lowered to the cache)",
+        "maximum (default: the maximum up to 32,768, lowered to what the cache holds)",
     )
     concurrency: AtOnce | None = Field(
         default=None,
@@ -201,8 +201,8 @@ class PlanRequest(Validated):
     goal: Goal = Field(default="throughput", description="what decides between shapes that serve")
     queue_images: bool | None = Field(
         default=None,
-        description="image requests wait for each other's prefill in the gateway, so that the peak "
-        "pays for one of them and the cache gets the rest (default: where that serves more)",
+        description="image requests wait for each other's prefill in the gateway; the peak pays "
+        "for one request's images, and the cache gets the rest (default: if this serves more)",
     )
 
     max_dynamic_patch: Positive | None = Field(
@@ -239,7 +239,7 @@ class PlanRequest(Validated):
         "limit, --context or one request, --concurrency or one; the rest stays for others",
     )
     no_tuned: bool = Field(
-        default=False, description="as if `turbofit tune` had found nothing on these GPUs"
+        default=False, description="ignore what `turbofit tune` found on these GPUs"
     )
     lmdeploy: Annotated[str | None, Metavar("VERSION")] = Field(
         default=None, description=f"LMDeploy's version (default {REFERENCE})"
@@ -368,7 +368,7 @@ class PredictRequest(PlanRequest, defer_build=True):  # plans do not need it
 
     free_at_cache: Bytes | None = Field(
         default=None,
-        description="free when the cache was sized, as a log said it; replaces everything before",
+        description="free memory when the cache is sized, as a log reports; replaces the forecast",
     )
 
 
@@ -376,5 +376,6 @@ class WhichRequest(PlanRequest, defer_build=True):
     """The request of `turbofit which`, which looks for machines or models."""
 
     images_per_second: Annotated[float | None, Field(gt=0), Metavar("RATE")] = Field(
-        default=None, description="images that the forecast of speed must reach, over all requests"
+        default=None,
+        description="images a second that the forecast of speed must reach, over all requests",
     )

@@ -18,15 +18,15 @@ from turbofit.machine.presets import is_measured
 from turbofit.memory.account import NO_IMAGES, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY
 
-#: The part of a margin for contexts and libraries, which are estimates on cards that nobody
-#: measured: of seven real plans three took 76, 138 and 206 MiB more than forecast.
+#: The part of a margin for CUDA contexts and libraries. On unmeasured cards their sizes are
+#: estimates: of seven real plans, three took 76, 138 and 206 MiB more than forecast.
 CONTEXTS_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
 _CHECKED_SHARE = 3 / 8
 #: The least margin, even with a calibration.
 LEAST_MARGIN = 64 * MIB
-#: The most bytes of prepared images that an engine keeps (as in vLLM); the divisor of host memory
-#: that engines leave, since it keeps no larger part; and what counts as left if that is unknown.
+#: An engine keeps prepared images of at most 4 GiB (as in vLLM), and of at most an eighth of the
+#: host memory that is left. If the host memory is unknown, 8 GiB count as left.
 _MOST_KEPT, _SHARE_KEPT, _UNKNOWN_LEFT = 4 * GIB, 8, 8 * GIB
 
 
@@ -34,10 +34,10 @@ class Margin(Struct):
     """The memory to keep free on each GPU: bytes, a share of the total, or the default.
 
     The default is the larger of 256 MiB and 1 % of the GPU's memory. If this plan was
-    ``rehearsed``, the margin is three eighths of the default, but at least 256 MiB on cards whose
-    contexts and libraries were not measured, since a rehearsal has neither. If a start proved this
-    plan on these cards, the margin is three eighths of the default plus ``over``, the bytes that
-    its engines took beyond the forecast. ``more`` bytes are added in each case.
+    ``rehearsed``, the margin is three eighths of the default. On cards whose contexts and libraries
+    were not measured it is at least 256 MiB, since a rehearsal measures neither. If a start proved
+    this plan on these cards, the margin is three eighths of the default plus ``over``: the bytes
+    that its engines took beyond the forecast. ``more`` bytes are added in each case.
     """
 
     bytes: int | None = None
@@ -81,7 +81,7 @@ class ResolvedRequest(Struct):
 
     ``options`` are the person's own options, for the plan. ``image_threads`` and ``image_cache``
     (bytes) are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``: the plan
-    says what other image limits would give, which is over half of the work of planning.
+    says what other image limits would give, which takes over half of the time of planning.
     """
 
     model: Model

@@ -25,15 +25,15 @@ from turbofit.core.struct import Struct, known
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
 from turbofit.memory.calibrated import rates_shown, timed_for
 from turbofit.memory.engines import engine_of
-from turbofit.planning.steps import StepRatios, at, ratios_of
+from turbofit.planning.steps import StepRatios, ratio_at, ratios_of
 from turbofit.planning.tower import BEFORE, Tower, tower_of
 
 #: The rates of a card that neither NVML nor a preset knows: those of a slow card, so a low
 #: forecast.
 _UNKNOWN_BANDWIDTH = 200 * 10**9
 _UNKNOWN_FLOPS = 20 * 10**12
-#: The share of a card's peak that a large copy or product reaches. A measured card's figures are
-#: such rates, while the efficiencies are shares of the peak.
+#: The share of a card's peak that a large copy or product reaches. The figures of a measured card
+#: are such rates; divided by the share they give the peak, of which efficiencies are shares.
 _COPY_SHARE = 0.9
 _PRODUCT_SHARE = 0.75
 #: The least ``room`` that `crowd_of` divides by; with less room, evictions begin no sooner.
@@ -344,10 +344,10 @@ def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
 class Speed(Struct):
     """The forecast of one group.
 
-    ``seconds_to_first_token`` is for a request that comes while all others run: of equal answers
-    the mean, as their prompts come together; of others for one that comes at a random time and
-    waits for the prompt in progress (no answer ends meanwhile, so few other requests wait).
-    ``alone`` is the same for a request that finds the engine idle. ``running`` is the average
+    ``seconds_to_first_token`` is for a request that comes while all others run. If all answers have
+    equal lengths, prompts come together, and the figure is their mean. Otherwise the request comes
+    at a random time, and waits for the prompt in progress. ``alone`` is the time to the first token
+    on an idle engine. ``running`` is the average
     number of requests in the batch. ``prefill`` is the seconds of one request's prompt, ``step``
     the seconds of one token of all running requests, and ``reduce`` the part of these seconds that
     links take. ``encodings`` is how often the images of a single request are encoded. ``source``
@@ -424,7 +424,7 @@ class GroupRates(Struct):
         pairs of a prompt's token and a token that it attends to; ``cached`` is the number of tokens
         whose keys and values are read.
         """
-        forward = self.forward_seconds(figures, tokens) * at(self.steps.forward, tokens)
+        forward = self.forward_seconds(figures, tokens) * ratio_at(self.steps.forward, tokens)
         return forward + pairs * self.pair_seconds + cached * self.context_seconds
 
     def forward_seconds(self, figures: Rates, tokens: float) -> float:
@@ -471,7 +471,7 @@ class GroupRates(Struct):
         tower, card = self.work.tower, self.card
         products = tower.unit_flops * units / card.vision_flops
         seconds = products + tower.attention_flops(units) / card.vision_attention_flops
-        return seconds * at(self.steps.image, units)
+        return seconds * ratio_at(self.steps.image, units)
 
     def reduces(self, tokens: float) -> float:
         """Return the seconds on links in a forward over ``tokens`` (two all-reduces a layer)."""
@@ -485,7 +485,7 @@ def group_rates(
 ) -> GroupRates:
     """Return a group's rates, with the seconds that `turbofit calibrate` timed of its engine.
 
-    If it timed other models alone, the rates that these show of the cards replace those of presets.
+    If it timed only other models, the cards' rates from these models replace the presets' rates.
     """
     group = GroupRates(
         work=work_of(model, settings, engine),
@@ -547,8 +547,8 @@ def speed_of(
     mean, repeated = crowd_of(admitted, fitting, room, load.output, figures.recomputed_share)
     running = max(1.0, mean)
 
-    # All is counted as one pass, so the forecast is slightly high: the launches of more passes, a
-    # percent at most, must not outweigh the cache that a smaller prefill leaves.
+    # The prompt counts as one forward, so the forecast is slightly high: the launches of more
+    # forwards, 1 % at most, must not outweigh the cache that a smaller prefill leaves.
     text = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
     step = group.seconds(figures, running, cached=running * context)
     encoding = group.tower_seconds(load.images.units_per_image)
@@ -570,7 +570,7 @@ def speed_of(
         others = (running - 1) * (prefill + again) / cycle
         first = prefill * (1 + others * (1 + together) / 2)
     else:
-        first = _met_seconds(prefill, running, load, work.prompt_tokens(settings))
+        first = _prompt_wait(prefill, running, load, work.prompt_tokens(settings))
     first += step
     return Speed(
         requests_per_second=rate,
@@ -586,16 +586,17 @@ def speed_of(
     )
 
 
-def _met_seconds(prefill: float, running: float, load: ClosedLoad, forward: int) -> float:
-    """Return the seconds until a prompt is read, if prompts of equal answers come together.
+def _prompt_wait(prefill: float, running: float, load: ClosedLoad, forward: int) -> float:
+    """Return the mean seconds until a prompt is read, if all answers have equal lengths.
 
-    Answers that began in one forward of ``forward`` tokens of prompts end in one step, and are
-    followed by prompts that meet in one forward again; the answers of the next forward end in the
-    next step. TurboMind 0.18 composes a forward while another runs, so a prompt waits for two that
-    were full before it; how the PyTorch engine queues is not known, and no plan tells of it. The
-    first that come find none, the second wait for one. If the prompts of all take more forwards
-    than an answer has steps, they wait for the rest of them. `bench/clock` compares this with
-    LMDeploy's own scheduler. What images wait for the host comes on top (`throughput.with_host`).
+    A forward reads ``forward`` tokens of prompts. Answers that began in one forward end in one
+    step, so their next prompts meet in one forward again. The answers of the next forward end in
+    the next step. TurboMind 0.18 composes a forward while another forward runs, so a prompt waits
+    for two full forwards; the first prompts wait for none, the second prompts for one. If all
+    prompts take more forwards than an answer has steps, they also wait for the other forwards.
+
+    `bench/clock` compares this formula with LMDeploy's own scheduler. `throughput.with_host` adds
+    the wait of images for the host. How the PyTorch engine queues prompts is not known.
     """
     met = max(1.0, min(running, forward / load.prompt))
     forwards, full = running / met, prefill * min(met, forward / load.prompt)

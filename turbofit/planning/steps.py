@@ -1,9 +1,9 @@
 """An engine's own seconds in place of constants: timed forwards beside what a forecast says.
 
 `turbofit calibrate` times forwards. Each figure of the forecast is multiplied by the ratio of the
-measured to the forecast seconds, interpolated between the forwards that were timed. Beyond the
-first and the last of them their ratio holds. The ratios are of one model, engine and card. What
-they say of the card for other models, `card_rates.py` derives.
+measured to the forecast seconds. The ratio is interpolated between two timed forwards, and constant
+beyond the first and the last one. The ratios are of one model, engine and card. `card_rates.py`
+derives rates of the card for other models from the same forwards.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from turbofit.core.machine import MeasuredSteps, StepPoint
 from turbofit.core.struct import Struct
 from turbofit.core.units import grouped, three_digits
 
-#: The share by which a larger forward may be faster beside the spreads of both; above it, the two
-#: contradict each other.
+#: A larger forward may be faster by this share plus both spreads; else the two forwards contradict
+#: each other.
 _NOISE: Final = 0.05
-#: Bounds of a ratio: a card that is further from its forecast was not timed rightly.
+#: Bounds of a ratio of measured to forecast seconds; beyond them the card was timed wrongly.
 _LEAST: Final = 0.01
 _MOST: Final = 100.0
 
@@ -44,7 +44,7 @@ class StepRatios(Struct):
     source: str = ""
 
 
-def at(curve: Curve, place: float) -> float:
+def ratio_at(curve: Curve, place: float) -> float:
     """Return the ratio at a place, between those of its neighbours by the place's logarithm."""
     if not curve:
         return 1.0
@@ -63,14 +63,15 @@ def ratios_of(
     pair: float,
     context: float,
 ) -> StepRatios:
-    """Return the ratios that timed forwards show; a forecast with them gives their seconds.
+    """Return the ratios of timed forwards; a forecast with these ratios gives the timed seconds.
 
-    The forecast's seconds: ``forward`` of so many tokens without attention, ``tower`` of an image
-    of so many units, ``pair`` of a prompt's token and a token that it attends to, ``context`` of a
+    ``forward`` returns the forecast's seconds of a forward over a number of tokens, without
+    attention, and ``tower`` those of an image of a number of vision units. ``pair`` is the
+    forecast's seconds of a prompt's token and a token that it attends to, ``context`` those of a
     cached token.
 
-    The attention of prompts is not told apart from their products: the ratio of the longest prompt
-    stands for both.
+    Timed prompts do not separate attention from matrix products: the longest prompt has one ratio
+    for both.
 
     Raises:
         UsageError: two forwards contradict each other.
@@ -81,8 +82,8 @@ def ratios_of(
     longest = max(prompts, key=lambda point: point.prompt, default=None)
     of_pair = 1.0
     if longest is not None:
-        told = forward(tokens_of(longest)) + pairs_of(longest) * pair
-        of_pair = _bounded((longest.seconds - longest.cached * cached) / told)
+        forecast = forward(tokens_of(longest)) + pairs_of(longest) * pair
+        of_pair = _bounded((longest.seconds - longest.cached * cached) / forecast)
 
     def attention(point: StepPoint) -> float:
         return point.cached * cached + pairs_of(point) * of_pair * pair
@@ -94,7 +95,7 @@ def ratios_of(
 
     def alone(point: StepPoint) -> float:
         tokens = tokens_of(point)
-        return point.seconds - attention(point) - forward(tokens) * at(curve, tokens)
+        return point.seconds - attention(point) - forward(tokens) * ratio_at(curve, tokens)
 
     return StepRatios(
         forward=curve,
@@ -105,19 +106,19 @@ def ratios_of(
 
 
 def refuse_contradictions(steps: MeasuredSteps) -> None:
-    """Refuse forwards of which one does no less than another in clearly less time.
+    """Refuse two forwards if one does at least the work of the other in clearly less time.
 
     Raises:
         UsageError: the first two such forwards.
     """
-    for one, other in permutations(steps.points, 2):
-        more = all(b >= a for a, b in zip(_work(one), _work(other), strict=True))
-        noise = _NOISE + one.spread + other.spread
-        if more and other.seconds * (1 + noise) < one.seconds:
+    for first, second in permutations(steps.points, 2):
+        more = all(b >= a for a, b in zip(_work(first), _work(second), strict=True))
+        noise = _NOISE + first.spread + second.spread
+        if more and second.seconds * (1 + noise) < first.seconds:
             raise UsageError(
-                f"timed steps contradict each other: {other.words} took"
-                f" {three_digits(1e3 * other.seconds)} ms, {one.words}"
-                f" {three_digits(1e3 * one.seconds)} ms",
+                f"timed steps contradict each other: {second.words} took"
+                f" {three_digits(1e3 * second.seconds)} ms, {first.words}"
+                f" {three_digits(1e3 * first.seconds)} ms",
                 hint="turbofit calibrate MODEL, while nothing else uses the card",
             )
 

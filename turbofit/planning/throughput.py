@@ -33,11 +33,11 @@ Word = Literal["good", "fair", "rough", "order"]
 
 #: The image that `turbofit calibrate` measures: pixels of a photograph, and of its nine tiles.
 _REFERENCE: Final = (1920 * 1080, 9 * 448 * 448)
-#: Nine of ten forecasts of a kind must be within these factors to be good, fair or rough; of worse
-#: kinds only the order of magnitude is told.
+#: Nine of ten forecasts of a kind must be within these factors to be good, fair or rough; plans
+#: print no figures of worse kinds.
 TIMES: Final = (1.25, 1.5, 2.0)
 _WORDS: Final[tuple[Word, ...]] = ("good", "fair", "rough", "order")
-#: The first tokens of requests that are told, by what else is there.
+#: The conditions of a first token: the request runs among others, or alone.
 _FIRST: Final = ("among others", "alone")
 #: The suffix of kinds whose rows and cards were not used in the fit.
 UNSEEN: Final = "other cards"
@@ -310,8 +310,8 @@ def surety_of(kind: str, gpus: Iterable[Gpu]) -> Surety:
     """Return how certain a kind of forecast is on these cards.
 
     The certainty follows from the errors of this kind of forecast. If some of these cards have no
-    errors, the errors on other cards, which no fit has seen, count. If these are of one card, or
-    not known either, the certainty is one step lower.
+    known errors, the errors on cards that no fit has seen count. If such errors are unknown, or
+    are of a single card, the certainty is one step lower.
     """
     known, cards = errors_of(), {gpu.name for gpu in gpus}
     found, other = known.get(kind), known.get(f"{kind}, {UNSEEN}")

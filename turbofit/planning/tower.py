@@ -20,8 +20,8 @@ from turbofit.core.units import round_up
 #: Tokens of a chat's prompt before its images, and after them: typical, and rather too many.
 BEFORE: Final = 32
 _AFTER: Final = 32
-#: By kind of tower: one of how many layers attends over the whole image, and how many patches a
-#: window of the others has.
+#: By kind of tower: the layers for each layer that attends over the whole image, and the patches
+#: in a window of the other layers.
 #: Source: ``fullatt_block_indexes`` and ``window_size`` of the published Qwen2.5-VL.
 _WINDOWED: Final = {"qwen2_5vit": (8, 64)}
 

@@ -61,8 +61,8 @@ def with_tuned(
     if fresh := [tuning for tuning in wanted if here in (None, tuning.lmdeploy)]:
         return _applied(plan, request, resolved, fresh[0])
     text = (
-        f"it was tuned with LMDeploy {wanted[0].lmdeploy}, {here} is installed: turbofit tune "
-        "again (its settings are not used)"
+        f"the tuned settings are of LMDeploy {wanted[0].lmdeploy}, and {here} is installed: they"
+        " are not used until turbofit tune runs again"
     )
     return replace(plan, warnings=(*plan.warnings, text))
 
@@ -137,7 +137,7 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning
         if not tuned.fits:
             return _unused(plan, tuned.verdict)
         if not promises_no_less(tuned, plan):
-            return _unused(plan, "with them it would promise a smaller context or image limit")
+            return _unused(plan, "the plan would promise a smaller context or image limit")
     policy = tuned.engines[0].settings.quant_policy
     if policy != plan.engines[0].settings.quant_policy:
         text += f"; --quant-policy {policy} changes answers a little"
@@ -169,7 +169,7 @@ def promise_of(given: Mapping[str, object]) -> dict[str, object]:
 
 
 def plain(values: Mapping[str, object]) -> dict[str, object]:
-    """Return options as a stored document has them, so that they can be compared with it."""
+    """Return options in the form of a stored document, to compare them with a document."""
     options: dict[str, object] = json.loads(json.dumps(values, default=str, sort_keys=True))
     return options
 
@@ -193,5 +193,5 @@ def keep_tuned(tuning: Tuning) -> Path:
 def recall_tuned(*, pretend: bool) -> tuple[Tuning, ...]:
     """Return all stored tunings, newest first; unreadable ones are left out."""
     kept = all_learned("tuned", Tuning, pretend=pretend)
-    tunings = [one for one in kept if one.schema == TUNE_SCHEMA and one.pretend == pretend]
+    tunings = [it for it in kept if it.schema == TUNE_SCHEMA and it.pretend == pretend]
     return tuple(sorted(tunings, key=lambda tuning: tuning.created, reverse=True))

@@ -51,11 +51,11 @@ class Serving(Struct):
     model: str
     on: Annotated[str, doc("The machine, as --on takes it.")]
     gpus: Annotated[int, doc("GPUs of the machine.")]
-    bytes: Annotated[int, doc("Bytes of all of them.")]
+    bytes: Annotated[int, doc("Bytes of all these GPUs.")]
     keeps: Annotated[bool, doc("Whether the plan fits, with all that was asked.")]
     why_not: Annotated[str, doc("What is missing; empty where the promise is kept.")] = ""
     missing: Annotated[int, doc("Bytes that the tightest GPU lacks at least; else 0.")] = 0
-    engine: Annotated[str | None, doc("Null where no engine can be asked.")] = None
+    engine: Annotated[str | None, doc("The engine; null if no engine can be asked.")] = None
     tp: Annotated[int, doc("GPUs of one engine.")] = 0
     replicas: Annotated[int, doc("Engines side by side.")] = 0
     kv_tokens: Annotated[int, doc("KV tokens of all engines.")] = 0
@@ -67,7 +67,7 @@ class Serving(Struct):
     seconds_to_first_token: Annotated[
         float | None, doc("Of one request alone, with images of a usual size; null: none.")
     ] = None
-    warnings: Annotated[tuple[str, ...], doc("What is known to go wrong with it.")] = ()
+    warnings: Annotated[tuple[str, ...], doc("Known faults of the model on this machine.")] = ()
 
     @property
     def of_lmdeploy(self) -> bool:
@@ -188,7 +188,7 @@ def which_cards(request: WhichRequest) -> Which:
         )
     model, errors = model_of(request), list[TurbofitError]()
     promise = request.changed(model=model, revision=None)
-    names = _told("planning for every card", preset_names())
+    names = _with_progress("planning for every card", preset_names())
     rows = [_fewest_of_card(promise, name, errors) for name in names]
     rows.sort(key=by_size)
     return _answer(request, rows, errors, model=model.name)
@@ -213,7 +213,7 @@ def which_models(request: WhichRequest) -> Which:
     name = request.on if isinstance(request.on, str) else machine.name
     promise, errors = request.changed(on=machine, gpus=None), list[TurbofitError]()
     rows, first = list[Serving](), dict[str, tuple[bool, int]]()
-    for preset in _told("planning for every model", known_presets()):
+    for preset in _with_progress("planning for every model", known_presets()):
         try:
             model = preset_model(preset)
             sees = model.vision is not None and request.images > 0
@@ -225,12 +225,12 @@ def which_models(request: WhichRequest) -> Which:
         rows.append(replace(row, model=preset))
     rows.sort(key=lambda row: row.model)
     answer = _answer(request, rows, errors, machine=name)
-    # The largest come first, before them those with images; those of Transformers come last.
+    # Models with images come first, models on Transformers last; each the largest first.
     order = sorted(answer.keep, key=lambda row: (row.of_lmdeploy, first[row.model]), reverse=True)
     return replace(answer, keep=tuple(order))
 
 
-def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
+def _with_progress(doing: str, items: Collection[_T]) -> Iterator[_T]:
     """Yield the items one by one, and report under the name ``doing`` how many are done."""
     for done, item in enumerate(items):
         tell(Step(doing, done, len(items)))
@@ -311,10 +311,12 @@ class Which(JsonDocument):
     created: Annotated[str, doc("When, ISO 8601 with a zone.")]
     model: Annotated[str | None, doc("The model that was asked about; null: all presets.")]
     machine: Annotated[str | None, doc("The machine that was asked about; null: all presets.")]
-    request: Annotated[dict[str, object], doc("What was asked beside them, by turbofit's names.")]
-    counts: Annotated[tuple[int, ...], doc("Numbers of GPUs that were tried; empty where given.")]
-    keep: Annotated[tuple[Serving, ...], doc("Those that keep the promise.")]
-    others: Annotated[tuple[Serving, ...], doc("The others, each with what is missing.")]
+    request: Annotated[dict[str, object], doc("The other given options, by turbofit's names.")]
+    counts: Annotated[
+        tuple[int, ...], doc("Numbers of GPUs that were tried; empty for a given machine.")
+    ]
+    keep: Annotated[tuple[Serving, ...], doc("Rows that keep the promise.")]
+    others: Annotated[tuple[Serving, ...], doc("The other rows, each with what is missing.")]
 
     def __repr__(self) -> str:
         """Return one line with the first rows that keep the promise; :meth:`to_json` has all."""

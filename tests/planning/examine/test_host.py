@@ -156,5 +156,5 @@ def test_rank_launchers(tp: int, environ: dict[str, str], warned: str | None) ->
     assert len(warnings) == (warned is not None)
     if warned is not None:
         assert warned in warnings[0]
-        with pytest.raises(LaunchError, match="start it once"):
+        with pytest.raises(LaunchError, match="start turbofit once"):
             refuse(Scene(Sources(environ), "launch", plan=plan))

@@ -115,7 +115,7 @@ def gpus(machine: Machine, _: Scene) -> Answer:
         text = "; ".join(line for line in machine.warnings if "cannot be read" in line)
         return stops(
             f"GPU {indices(unread)} of {len(machine.gpus)} cannot be read: {text}".rstrip(": "),
-            "look at dmesg for Xid lines and restart the machine, or leave it out with --gpus",
+            "look at dmesg for Xid lines and restart the machine, or leave the GPU out with --gpus",
         )
     return ok(f"{len(machine.gpus)} {plural(len(machine.gpus), 'GPU')}: {machine.name}")
 
@@ -154,7 +154,7 @@ def free_memory(machine: Machine, _: Scene) -> Answer:
     text = "; ".join((f"free: {free}", *held))
     fix = "end what is not needed (kill PID, or the notebook's kernel), or choose cards by --gpus"
     if all(known(gpu.free, 0) < _LEAST for gpu in cards):
-        why = "no vision-language model fits into that beside its CUDA context"
+        why = "no vision-language model fits into this memory beside its CUDA context"
         return stops(text, fix, why)
     return warning(text, fix) if held else ok(text)
 

@@ -127,8 +127,8 @@ def open_files(plan: Plan, scene: Scene) -> Answer | None:
     if allowed >= need:
         return None
     return warning(
-        f"{allowed} open files are allowed, this many connections may need {need}: "
-        f"raise ulimit -n (now limited to {allowed}, {os.getpid()} cannot go beyond)",
+        f"{allowed} open files are allowed, but the plan's connections may need {need}: "
+        f"raise ulimit -n (process {os.getpid()} cannot raise its limit above {allowed})",
         "",
     )
 
@@ -149,7 +149,8 @@ def rank_launcher(sources: Sources, scene: Scene) -> Answer:
     if tp < 2:
         return ok("no rank launcher's variables")
     return stops(
-        f"{variable} is set, so a rank launcher like torchrun runs this: with tp {tp} its ranks"
-        f" would start {engines} on the same cards; start it once, without the launcher",
-        "start it once, without torchrun, srun or mpirun",
+        f"{variable} is set, so a rank launcher like torchrun runs turbofit: with tp {tp} its"
+        f" ranks would start {engines} on the same cards; start turbofit once, without the"
+        " launcher",
+        "start turbofit once, without torchrun, srun or mpirun",
     )

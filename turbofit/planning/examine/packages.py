@@ -54,10 +54,10 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
         )
     numbers, text = release(version), f"LMDeploy {version}"
     if numbers < OLDEST_SERVED:
-        why = "its vision tower and cache work otherwise than turbofit's account: serve needs 0.16"
+        why = "vision tower and cache differ from turbofit's account: serve needs 0.16"
         return stops(text, install_command("lmdeploy", upgrade=True), why)
     if numbers > release(REFERENCE):
-        why = f"newer than {REFERENCE}, on whose account plans rest: margins are doubled"
+        why = f"plans rest on the account of {REFERENCE}, an older version: margins are doubled"
         return warning(text, f"use {REFERENCE}, or rehearse each plan", why)
     return ok(text)
 
@@ -122,7 +122,7 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
     if lacking:
         return stops(
             f"torch has code for {', '.join(built)}; not for {', '.join(lacking)}",
-            "install a torch whose wheel has code for this card; those for CUDA 12.x have Volta",
+            "install a torch with code for this card; wheels for CUDA 12.x have code for Volta",
         )
     return ok(f"torch has code for {', '.join(cards)}")
 
@@ -170,7 +170,7 @@ def kernels(machine: Machine, scene: Scene) -> Answer | None:
             f" {census.architecture_names()}",
             "leave these GPUs out with --gpus, or plan with --engine pytorch where Triton compiles"
             " for them",
-            "it fails at its first kernel there",
+            "TurboMind fails at its first kernel on such a card",
         )
     return ok(f"TurboMind has code for {', '.join(cards)}")
 
@@ -219,7 +219,7 @@ def bad_transformers(
 ) -> dict[str, BadTransformers]:
     """Return, for each engine that fails with an architecture, the range of versions that fails.
 
-    Ranges that do not contain the version ``transformers`` are left out; none is if it is None.
+    If a version ``transformers`` is given, ranges that do not contain this version are left out.
     """
     return {
         engine: row
@@ -274,7 +274,7 @@ def _wanted_elsewhere(plan: Plan) -> Answer | None:
     if row is None or row.first is None or not row.install:
         return None
     effect = f"LMDeploy {plan.backend.version} {row.what}"
-    return warning(f"{effect} with others than {' or '.join(row.install)}", "")
+    return warning(f"{effect} with versions other than {' or '.join(row.install)}", "")
 
 
 def _served(scene: Scene) -> tuple[Model | None, list[str]]:
@@ -302,7 +302,7 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
     missing = {engine: _missing(sources, model, engine) for engine in engines}
     lacking = {engine: lacks for engine, lacks in missing.items() if lacks}
     if not lacking:
-        return ok(f"{model.name} needs none that is missing")
+        return ok(f"no module that {model.name} needs is missing")
     text = "; ".join(
         f"{engine}: {', '.join(lacks)} not installed" for engine, lacks in lacking.items()
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "warning", "stops", "unreadable"]
 #: The occasions of a check: in `doctor` (install), for a plan's warnings, before a run takes
-#: resources (launch), under the lock of the leases with the machine as it then is (lease), and
+#: resources (launch), under the lock of the leases with the machine measured again (lease), and
 #: before each start of engines.
 When = Literal["install", "plan", "launch", "lease", "start"]
 

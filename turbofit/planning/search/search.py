@@ -56,7 +56,7 @@ class EngineFit(Struct):
 
     ``evaluations`` are all tried shapes; even the best may not fit. ``reasons`` say why this engine
     was preferred to another, and why fewer engines run than the GPUs could hold. ``rival`` is the
-    result of LMDeploy's other engine, if that serves less than this engine, or if only that serves.
+    result of LMDeploy's other engine: it serves less than this engine, or it alone serves.
     """
 
     request: ResolvedRequest
@@ -158,7 +158,7 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
             continue
         if fewer.host_problem is not None or not fewer.best.serves:
             continue
-        reason = f"replicas {replicas}: host memory does not do for {planned}"
+        reason = f"replicas {replicas}: host memory is too small for {planned}"
         fewer = replace(fewer, reasons=(reason,))
         if fewer.fits:
             return fewer
@@ -196,19 +196,19 @@ class _Search:
         """
         request, space = self.request, self.shapes()
         whole = [self.evaluate(shape) for shape in space]
-        every = [*whole]
+        evaluations = [*whole]
         for shape, evaluation in zip(space, whole, strict=True):
-            every += self.queued(shape, evaluation)
+            evaluations += self.queued(shape, evaluation)
         rule, given = request.model.image_rule, request.image_limit is not None
         lowers = rule is not None and not given and request.workload.image_size is None
-        if lowers and not any(one.serves for one in every):
-            every += [self.lowered(shape) for shape in space if shape.image_limit is not None]
-        best = max([one for one in every if one.serves] or whole, key=attrgetter("order"))
+        if lowers and not any(it.serves for it in evaluations):
+            evaluations += [self.lowered(shape) for shape in space if shape.image_limit is not None]
+        best = max([it for it in evaluations if it.serves] or whole, key=attrgetter("order"))
         if best.serves and best.queues:
-            every[every.index(best)] = best = self.widened(best)
-        place = every.index(best)
-        every = self._as_taken(every)
-        return every[place], every
+            evaluations[evaluations.index(best)] = best = self.widened(best)
+        place = evaluations.index(best)
+        evaluations = self._as_taken(evaluations)
+        return evaluations[place], evaluations
 
     def shapes(self) -> list[Shape]:
         """Return the shapes that LMDeploy accepts with the user's options, at least one.
@@ -227,8 +227,8 @@ class _Search:
             check_tp(request, engine)
             check_gpus(request)
             raise UsageError(
-                f"`--tp {request.tp}` would split over unequal GPUs, which 4-bit weights on several"
-                " generations of cards do not allow",
+                f"`--tp {request.tp}` would split over unequal GPUs, but 4-bit weights need cards"
+                " of one generation",
                 hint="let turbofit choose `--tp` and `--replicas`",
             )
         stages: tuple[tuple[Ask, Callable[[Any], TurbofitError]], ...] = (
@@ -254,8 +254,8 @@ class _Search:
         batch is given, since the search never chooses a batch that ends the engine.
         """
         request, state = self.request, self.state
-        # With images it is the model's own context: another message says so if a given context is
-        # too short for them.
+        # With images, engines are asked about the model's own context. If a given context is too
+        # short for the images, another message says so.
         images = state.requested_load.units_per_image
         longest = request.model.text.max_position_embeddings if images else most_context(request)
         for gpus in state.distinct(shape.groups):

@@ -32,8 +32,7 @@ _CANDIDATE_SETTINGS: Final = (
 )  # fmt: skip
 PREFILL_SIZES = (8192, 4096, 2048, 1024)
 _LARGEST_TP = 8
-#: With more equal GPUs than this, not every grouping is tried: they are split in the order of
-#: links.
+#: With more equal GPUs than this, only one grouping is tried, in the order of their links.
 _EXHAUSTIVE = 8
 #: The most groupings of one kind of card and one degree that are combined with other kinds, and the
 #: most combinations of kinds.
@@ -361,8 +360,9 @@ def check_gpus(request: ResolvedRequest) -> None:
         hint += f", or name a machine of {need} GPUs, as `--on {need}xrtx3090`"
     elif tp > 1 and need > whole:
         problem = (
-            f"`--tp {tp}` would split over MIG slices, of which a CUDA process sees one and NCCL"
-            f" joins none; of the GPUs {whole} are whole. `--replicas` runs an engine on each slice"
+            f"`--tp {tp}` would split a model over MIG slices: a CUDA process sees one slice, and"
+            f" NCCL joins none; of the GPUs {whole} are whole. `--replicas` runs an engine on each"
+            " slice"
         )
     else:
         return

@@ -38,7 +38,7 @@ ROUND_CONTEXT: Final = 1024
 _ROUND_KEEPS: Final = 0.95
 #: The tokens of text and answer that a context must hold in addition to the images.
 MIN_TEXT_TOKENS: Final = 1024
-#: A context too short for that many tokens reserves an eighth of itself for text.
+#: A shorter context reserves an eighth of its tokens for text.
 _TEXT_SHARE: Final = 8
 #: A context, in tokens, that is enough for most requests.
 _ENOUGH_CONTEXT: Final = 32768
