@@ -1,4 +1,4 @@
-"""Calibrations that are kept for later plans: one per model, engine and kind of cards."""
+"""Stores calibrations for later plans: one for each model, engine and kind of cards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from turbofit.core.struct import Document, Struct, to_builtins
 from turbofit.machine.learned import all_learned, learned
 
 _SCHEMA: Final = "turbofit.calibration/1"
-#: Packages of CUDA's runtime that torch requires; since CUDA 13 the name has no version.
+#: Packages of CUDA's runtime that torch requires; for CUDA 13 its name has no version.
 _CUDA: Final = (
     "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11",
 )  # fmt: skip
@@ -48,8 +48,8 @@ def keep(calibration: Calibration, beside: Document) -> Path:
 def completed(calibration: Calibration) -> Calibration:
     """Return the calibration with the installed versions of torch and CUDA, and its spread.
 
-    The spread is in bytes. It is at least the difference between the totals of this calibration
-    and of the stored calibration of the same kind.
+    The spread, in bytes, is at least the difference between the totals of this calibration and of
+    the stored calibration of the same kind.
     """
     torch, cuda = installed("torch"), installed(*_CUDA)
     calibration = msgspec.structs.replace(calibration, torch=torch or "", cuda=cuda or "")

@@ -186,9 +186,9 @@ def examine(
     """Check this machine and its environment.
 
     Args:
-        sources: what the checks read; tests replace it.
-        on: a SPEC or snapshot whose GPUs are checked instead of this machine's. The environment is
-          always this machine's.
+        sources: the sources of the checks; tests replace them.
+        on: a SPEC or snapshot; its GPUs are checked instead of this machine's GPUs. The checked
+          environment is always this machine's.
         model: the model whose weights the disk must hold.
         port: the port that a server will use.
         server: the run of turbofit that already listens on ``port``; empty if none does.

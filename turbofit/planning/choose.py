@@ -290,7 +290,7 @@ def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned
 
 
 def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
-    """Return the first engine's result, or that of LMDeploy's other engine if it serves more.
+    """Return the first engine's result, or the result of LMDeploy's other engine if it is better.
 
     ``fit`` is the first engine's result. If no engine fits, the result that holds the most requests
     is returned. If only the other engine fits, but its kernels may not compile for these cards, the

@@ -1,9 +1,9 @@
 """Plans a cluster: one plan for each kind of node, and one promise that all nodes keep.
 
-The promise is an image limit and a context. If the person gives no promise, it is the promise of
-the best kind of node: the kind with the largest image limit, then with the largest context. So a
-weak node never makes the promise smaller. A node that does not keep the promise is left out; its
-reason says what the node would keep.
+The promise is an image limit and a context. A promise that the person gives is kept. Otherwise the
+best kind of node sets the promise: the kind with the largest image limit, then with the largest
+context. So a weak node never makes the promise smaller. A node that does not keep the promise is
+left out; its reason says what the node would keep.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _why_broken(plan: Plan, best: Plan) -> str:
 
 
 def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
-    """Return the plan of a kind of node for one of its nodes.
+    """Return the plan of a kind of node for one node of this kind.
 
     The plan gets the node's machine and GPU ids, and the promised ``limits``. If a request asks for
     more answers (``n``) than an engine's batch, the other answers wait in the engine, and take no
@@ -195,7 +195,7 @@ def _document(
 ) -> ClusterPlan:
     """Make the cluster's plan from the plans of its nodes.
 
-    ``whole``: these nodes are the whole cluster, so the plan fits only if they can run all
+    ``whole``: these nodes are the whole cluster, so the plan fits only if these nodes run all
     concurrent requests.
     """
     plans = [node.plan for node in nodes if node.plan is not None]
@@ -253,7 +253,7 @@ def _warnings(plans: Sequence[Plan], left: Sequence[tuple[str, int]]) -> Iterato
 
 
 def _remedies(kinds: _Kinds) -> Iterator[Remedy]:
-    """Yield for each kind of node the cheapest change with which it would serve."""
+    """Yield for each kind of node the cheapest change that makes this kind serve."""
     for nodes, planned in kinds:
         for remedy in all_fitting(planned.plan)[:1]:
             where = f"{_count(len(nodes), 'node')} of {_cards(nodes[0].machine)}"

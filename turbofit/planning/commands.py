@@ -298,10 +298,11 @@ def read_map(text: str) -> dict[str, int | str]:
 
 
 def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
-    """Return the `turbofit serve` command for a plan; None if `serve` would not serve it.
+    """Return the `turbofit serve` command for a plan; None if `serve` refuses the plan.
 
     If the plan was not made for a measured machine, the command states the context and the image
-    limits. Then a machine with less free memory refuses to serve, instead of promising less.
+    limits. With these options, a machine with less free memory refuses to serve; it does not
+    promise less.
     """
     old = plan.backend.of_lmdeploy and release(plan.backend.version) < OLDEST_SERVED
     if not plan.fits or old:
@@ -370,7 +371,8 @@ def _model_word(model: Model, given: str | Model) -> str:
 def _with_limits(request: PlanRequest, model: Model, limits: Limits, context: int) -> PlanRequest:
     """Return the request with the plan's context and image limits as options.
 
-    A context that the request gives is kept. If it gives an image size, no image limit is added.
+    A context that the request gives is kept. If the request gives an image size, no image limit is
+    added.
     """
     more: dict[str, Any] = {}
     if not request.given().keys() & {"context", "session_len"}:

@@ -78,7 +78,7 @@ _LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 @dataclass(frozen=True)
 class Chosen:
-    """The chosen copies of the model, the place of their layers, and what they promise.
+    """The chosen copies of the model, the place of their layers, and their promise.
 
     If no choice fits, this is the choice that comes closest, and ``fits`` is False.
     """
@@ -226,8 +226,8 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionLoad) -> int:
     """Return the context in tokens that all copies hold on their GPUs; 0 if they hold no request.
 
-    This is the longest context that fits. If the context is given or the least memory is wished, it
-    is the shortest context that is enough.
+    The result is the longest context that fits. If the context is given or the least memory is
+    wished, the result is the shortest sufficient context.
     """
 
     def fits(tokens: int) -> bool:

@@ -43,9 +43,9 @@ def plan(
 ) -> Plan:
     """Make the best plan, which may not fit, with the settings that `turbofit tune` found for it.
 
-    ``pretend``: True uses tunings made on pretend GPUs, False those of real GPUs. None uses
-    the tunings of this machine, if the plan is for this machine. Without ``compares_limits`` the
-    plan does not compare other image limits, and takes half the time.
+    ``pretend``: True uses tunings from pretend GPUs, False tunings from real GPUs. None uses the
+    tunings of this machine, if the plan is for this machine. Without ``compares_limits`` the plan
+    does not compare other image limits, and takes half the time.
 
     Raises:
         UsageError: two options contradict each other, or one cannot be used.
@@ -71,9 +71,10 @@ def plan(
 def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) -> Plan:
     """Make the best plan for another version of LMDeploy, with twice the usual margin.
 
-    `serve` does not start the oldest versions, so they have no gateway. Their plan first counts the
-    largest images that LMDeploy itself lets clients send. If that does not fit, the plan counts
-    smaller images, and a warning says how to start a gateway that refuses larger ones.
+    `serve` does not start the oldest versions, so these versions have no gateway. Their plan first
+    counts the largest images that LMDeploy itself lets clients send. If such images do not fit, the
+    plan counts smaller images, and a warning says how to start a gateway that refuses larger
+    images.
     """
     from turbofit.memory.engines import check_options, engine_for, engine_of
     from turbofit.planning.choose import plan_of
@@ -132,7 +133,7 @@ def _first_fit(
 
 
 def _of_version(best: Plan, exposed: int | None, version: str) -> Iterator[str]:
-    """Yield warnings about a plan for another version; it accepts images of ``exposed`` units."""
+    """Yield warnings about a plan for a version that accepts images of ``exposed`` units."""
     if is_legacy(version):
         yield (
             f"this account of LMDeploy {version} was compared with public figures alone: margins"
@@ -148,7 +149,7 @@ def _of_version(best: Plan, exposed: int | None, version: str) -> Iterator[str]:
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
-    """Add to an error about a checkpoint's format how the merged checkpoint would fit.
+    """Add the plan of the merged checkpoint to an error about a checkpoint's format.
 
     `turbofit merge` makes the merged checkpoint. Merging a LoRA does not change sizes.
     """
@@ -173,7 +174,7 @@ def plan_cluster(
     """Make one promise for several machines, and the best plan for each of them.
 
     The request names no machine; its ``tp``, ``replicas`` and ``concurrency`` are for each node.
-    ``promised`` is an earlier plan of the cluster, whose promise nodes that join must keep.
+    ``promised`` is an earlier plan of the cluster: joining nodes must keep its promise.
 
     Raises:
         As :func:`plan`, if every node raises an error.
@@ -226,7 +227,7 @@ def predict(request: PredictRequest, *, finds_remedies: bool = True) -> Plan:
 def doubled_margin(plan: Plan) -> int:
     """Return twice the largest margin of a plan's GPUs, in bytes.
 
-    This is the margin if the account was made for another release of LMDeploy.
+    A plan has this margin if the account was made for another release of LMDeploy.
     """
     return 2 * max(gpu.margin for gpu in plan.ledgers)
 

@@ -31,7 +31,7 @@ from turbofit.memory.account import Account, Engine, VisionLoad
 from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.planning.speed import counted_tokens, group_class
 
-#: The most bytes of one encoded image, and of a request's body beside its images.
+#: The most bytes of one encoded image, and of a request's body without its images.
 _BYTES_PER_IMAGE: Final = 32 * MIB
 _BODY_BESIDE_IMAGES: Final = 4 * MIB
 _BASE64: Final = 4 / 3
@@ -167,8 +167,8 @@ def found_words(
 ) -> str:
     """Describe a plan that fits: its GPUs, its requests at once, and the memory that stays free.
 
-    ``tokens`` has the KV tokens of each engine's cache; ``vision_load`` has the images of one of
-    these requests.
+    ``tokens`` has the KV tokens of each engine's cache; ``vision_load`` has the images of one
+    request.
     """
     ledgers = [ledger for account in accounts for ledger in account.ledgers_at(account.ratio)]
     running = sum(account.settings.max_batch_size for account in accounts)

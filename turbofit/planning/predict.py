@@ -54,11 +54,11 @@ def make_prediction(
     free_at_cache: int | None = None,
     finds_remedies: bool = True,
 ) -> Plan:
-    """Predict what LMDeploy does with the user's settings, and its defaults, on the first GPUs.
+    """Predict what LMDeploy does with the user's settings and its other defaults.
 
-    The engines take the first GPUs in CUDA's order, ``tp`` for each replica. Images are the largest
-    that an ordinary OpenAI client can send, including ``detail: high``, unless a limit or a size is
-    given.
+    The engines take the first GPUs in CUDA's order, ``tp`` GPUs for each replica. Images are the
+    largest that an ordinary OpenAI client can send, including ``detail: high``, unless a limit or a
+    size is given.
 
     Raises:
         UsageError: the settings are refused before memory is allocated, or the given free memory
@@ -188,8 +188,8 @@ class _Start:
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:
     """Return the load of the largest images that fit into a session with one token of text.
 
-    LMDeploy refuses larger images only after its tower has processed them, so accounts count their
-    memory all the same.
+    LMDeploy refuses larger images only after its vision tower has processed them, so accounts count
+    the memory of larger images, too.
     """
     rule, room = request.model.image_rule, settings.session_len - 1
     if rule is None or load.tokens_per_request <= room:
@@ -199,7 +199,7 @@ def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) ->
 
 
 def _refused(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> str:
-    """Say that LMDeploy refuses the largest images that clients can send; empty if it does not."""
+    """Say that LMDeploy refuses the largest images of clients; empty if LMDeploy accepts them."""
     accepted, rule = _accepted(request, load, settings), request.model.image_rule
     if rule is None or accepted == load:
         return ""
@@ -219,7 +219,7 @@ def _promised(promised: int | None, at_once: int) -> str:
 
 
 def _sized(forecast: Account, account: Account, ratio: float) -> str:
-    """Say how much of the free memory that a log reports the cache takes, in MiB as in logs."""
+    """Say how much of a log's free memory the cache takes, in MiB as in logs."""
     free, region = account.free, account.region_at(ratio)
     left = (free - region) // MIB
     by_ratio = f" at the ratio {ratio:g}" if ratio < 1 else ""
@@ -235,11 +235,11 @@ def _least_free(
     with_free: Callable[[int | None], Sequence[Account]],
     ratio: float,
 ) -> str:
-    """Say how many MiB must be free for an old engine to survive, and how it dies with less.
+    """Say how many MiB must be free for an old engine to survive, and how it dies otherwise.
 
     The text is empty for newer engines, without images, or if the engine survives with any free
-    memory. The free memory matters as images need what the cache leaves, and other processes may
-    take some.
+    memory. The free memory matters because images need memory beside the cache, and because other
+    processes may take memory.
     """
     if not (is_legacy(engine.version) and accounts[0].launch.vision_load.units_per_image):
         return ""
@@ -281,7 +281,7 @@ def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
 def _held(
     request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
 ) -> VisionLoad:
-    """Lower the units in a forward to what the cache holds, if it is smaller than the context."""
+    """Lower the units in a forward to what a cache holds that is smaller than the context."""
     rule = request.model.image_rule
     if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
         return vision_load
@@ -320,7 +320,7 @@ def _lower_share(
 ) -> tuple[Remedy, ...]:
     """Return the largest lower share of the same free memory with which the engine serves.
 
-    If none does, the remedy is free memory.
+    If no share serves, the remedy is more free memory.
     """
     for hundredths in range(ceil(start.settings.cache_max_entry_count * 100) - 1, 0, -1):
         options = {**request.engine_options, "cache_max_entry_count": hundredths / 100}

@@ -28,7 +28,7 @@ from turbofit.planning.search.sizing import (
 from turbofit.planning.throughput import forecast
 from turbofit.planning.why_lost import forecast_name
 
-#: Width and height of the usual picture: a screen.
+#: Width and height of a usual picture: the picture of a screen.
 _USUAL_SIZE: Final = (1920, 1080)
 
 
@@ -73,7 +73,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
 
 
 def _cut(fit: EngineFit) -> str:
-    """Say how often images are encoded because forwards split them; empty if none is split."""
+    """Say how often images are encoded because forwards split them; empty if no image is split."""
     images = fit.requested_load.images_per_request
     times = max((speed.encodings for speed in fit.best.speeds), default=0)
     if times <= images:
@@ -236,7 +236,8 @@ def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
 def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> Iterator[LimitCost]:
     """Yield the cost of the plan's image limit and of the common limits that fit, largest first.
 
-    Each cost is computed for this plan's groups; a plan for that limit might choose other groups.
+    Each cost is computed for this plan's groups; a plan for another limit might choose other
+    groups.
     """
     rule, image_limit = request.model.image_rule, best.shape.image_limit
     sized = request.workload.image_size is not None

@@ -63,7 +63,7 @@ class Change(NamedTuple):
 
 
 def remedies(fit: EngineFit) -> Remedies:
-    """Return the changes that make the plan fit, cheapest first, then those that come closer.
+    """Return changes that make the plan fit, cheapest first, then changes that only come closer.
 
     After three changes that make the plan fit, only removals of the person's options are tried, to
     find the causes.
@@ -74,14 +74,15 @@ def remedies(fit: EngineFit) -> Remedies:
         other = _planned(changed, fit.engine)
         if other is None or other.fits:
             return other is not None, "" if other is None else _found(other)
-        # Where images are longer than the context, not only memory is missing.
+        # If images are longer than the context, the missing bytes do not measure the gap.
         too_long = any(excess_tokens(it.request, it.best.vision_load) for it in (fit, other))
         if too_long or not 0 < other.best.short < best.short * _CLOSER:
             return False, ""
         short, before = map(format_bytes, (other.best.short, best.short))
         return False, f"not enough alone: {short} short instead of {before}, the margin included"
 
-    # Free changes precede new cards, unless they hold fewer requests.
+    # If a change without more cards fits, changes to more cards are left out, unless only the
+    # number of requests is too small.
     helps, causes = helpful(
         _changes(fit), effect_of, enough=best.fits, cheap=not best.held_requests
     )
@@ -132,7 +133,7 @@ def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
 def _more_host_memory(fit: EngineFit) -> Remedy:
     """Return the remedy to free as many bytes of host memory as one engine lacks.
 
-    If one engine alone does not fit on the GPUs, these are the bytes that all engines lack.
+    If one engine alone does not fit on the GPUs, the remedy names the bytes that all engines lack.
     """
     smallest = fit
     if fit.request.replicas is None and fit.best.shape.replicas > 1:
@@ -171,7 +172,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
 
 
 def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield the changes that each leave out one engine option of the user, or the budget."""
+    """Yield for each engine option of the user, and for the budget, its removal."""
     for name in request.engine_options:
         rest = {key: value for key, value in request.engine_options.items() if key != name}
         option, changed = option_of(name), replace(request, engine_options=rest)
@@ -189,9 +190,9 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield the change to the default margin, if a person asks for more than twice as much.
+    """Yield the change to the default margin, if a person asks for more than twice this margin.
 
-    With an LMDeploy that is newer than the account, the default is itself doubled.
+    An LMDeploy that is newer than the account doubles the default margin.
     """
     margin = request.margin
     if margin.bytes is None and margin.share is None:
@@ -232,10 +233,10 @@ def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
 
 
 def _smaller_images(fit: EngineFit) -> Iterator[Change]:
-    """Yield the change that leaves the image limit to turbofit, and one that lowers the limit.
+    """Yield the change that leaves the image limit to turbofit, and a change to a lower limit.
 
-    The lower limit is half the user's own limit. If the plan fails only because it holds too few
-    requests, or if the images' size is given, it is the largest limit with which the plan fits.
+    The lower limit is half the user's own limit. If the plan only holds too few requests, or if the
+    images' size is given, the lower limit is the largest limit that fits.
     """
     request, best = fit.request, fit.best
     rule, requested = request.model.image_rule, request.requested_image_limit

@@ -58,7 +58,7 @@ def _bytes(text: str, name: str) -> int:
 
 
 def _share(text: str, name: str) -> int | str:
-    # A margin of the whole card would leave nothing to plan with.
+    # A margin of the whole card leaves nothing to plan with.
     share = parse_share(text, name, 1.0 if name.endswith("margin") else 1.001)
     return parse_bytes(text, what=name) if share is None else text.strip()
 
@@ -83,7 +83,7 @@ def _size(text: str, name: str) -> tuple[int, int]:
 def _whole(text: str, name: str) -> str | int:
     """Parse ``1,000`` and ``1k`` as 1000, and refuse 4.0.
 
-    Other texts are returned for the field's type to check.
+    Other texts are returned unchanged, and the field's type checks them.
     """
     plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
     whole, point, rest = plain.partition(".")
@@ -112,7 +112,7 @@ def _tokens(text: str, name: str) -> str | int:
 
 
 def _context(text: str, name: str) -> str | int:
-    """Parse tokens as `_tokens`, but keep ``max``, whose value is known once the model is read."""
+    """Parse tokens as `_tokens`, but keep ``max``: the model determines its value."""
     return "max" if text.strip().lower() == "max" else _tokens(text, name)
 
 
@@ -121,12 +121,12 @@ def _dtype(text: str, _name: str) -> str | None:
 
 
 def _json(value: object) -> object:
-    """Write an object, as LMDeploy's own config has it, as JSON."""
+    """Write a dict, which LMDeploy's own config has here, as JSON."""
     return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _named_paths(value: object) -> object:
-    """Write paths by their names, as LMDeploy's own config has them, as words NAME=PATH."""
+    """Write a dict of paths by name, which LMDeploy's own config has here, as words NAME=PATH."""
     if isinstance(value, dict):
         return tuple(f"{name}={path}" for name, path in value.items())
     return value
@@ -150,7 +150,7 @@ Bytes = Annotated[int, Field(ge=0), parsed(_bytes), Metavar("BYTES")]
 
 
 class PlanRequest(Validated):
-    """A request: a model, a machine, a workload, and the options that are already given.
+    """A request: a model, a machine, a workload, and the given options.
 
     Turbofit chooses the options that are None. Sizes are bytes, or texts such as ``"19GiB"``.
 
@@ -359,7 +359,7 @@ class PlanRequest(Validated):
 
 
 _NAMES: Final = tuple(PlanRequest.model_fields)
-#: The fields that are LMDeploy's own options; a plan never changes those that are given.
+#: The fields that are LMDeploy's own options; a plan never changes given options.
 ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
 
 

@@ -71,7 +71,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
 
 
 def model_of(request: PlanRequest) -> Model:
-    """Return the model of the request; it is read if the request only names it.
+    """Return the model of the request; a model that the request only names is read.
 
     Raises:
         UsageError: the model is unknown.

@@ -35,9 +35,9 @@ class Margin(Struct):
 
     The default is the larger of 256 MiB and 1 % of the GPU's memory. If this plan was
     ``rehearsed``, the margin is three eighths of the default. On cards whose contexts and libraries
-    were not measured it is at least 256 MiB, since a rehearsal measures neither. If a start proved
-    this plan on these cards, the margin is three eighths of the default plus ``over``: the bytes
-    that its engines took beyond the forecast. ``more`` bytes are added in each case.
+    were not measured, the margin is at least 256 MiB, since a rehearsal measures neither. If a
+    start proved this plan on these cards, the margin is three eighths of the default plus ``over``:
+    the bytes that its engines took beyond the forecast. ``more`` bytes are added in each case.
     """
 
     bytes: int | None = None
@@ -106,7 +106,7 @@ class ResolvedRequest(Struct):
         return tuple(self.machine.gpu(index) for index in self.machine.visible)
 
     def margin_of(self, gpu: Gpu) -> int:
-        """Return the bytes to leave free on one GPU, including those that a budget withholds."""
+        """Return the bytes to leave free on one GPU, including the bytes withheld by a budget."""
         return self.margin.of(gpu) + self.withheld_of(gpu)
 
     def withheld_of(self, gpu: Gpu) -> int:
@@ -150,7 +150,7 @@ def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionL
     """Return the load that clients can put on the vision tower under an image limit.
 
     If images of a given size have fewer units than the largest image of the limit, the plan
-    promises only that size: larger images are refused or made smaller.
+    promises only the given size: larger images are refused or made smaller.
 
     Raises:
         UsageError: images are requested of a model that takes none.
@@ -233,8 +233,8 @@ def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engin
 def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> HostMemory:
     """Add to the host memory the prepared images that each engine of LMDeploy stores.
 
-    By default these images take only a part of the memory that remains, so that no plan fails
-    because of them.
+    By default, prepared images take only a part of the remaining memory, so that no plan fails
+    because of these images.
     """
     threads, cores = request.image_threads, request.machine.host.cpus
     if threads is None and cores != "NA":

@@ -28,8 +28,7 @@ from turbofit.memory.engines import engine_of
 from turbofit.planning.steps import StepRatios, ratio_at, ratios_of
 from turbofit.planning.tower import BEFORE, Tower, tower_of
 
-#: The rates of a card that neither NVML nor a preset knows: those of a slow card, so a low
-#: forecast.
+#: The assumed rates of an unknown card: the rates of a slow card, so the forecast is low.
 _UNKNOWN_BANDWIDTH = 200 * 10**9
 _UNKNOWN_FLOPS = 20 * 10**12
 #: The share of a card's peak that a large copy or product reaches. The figures of a measured card
@@ -79,8 +78,8 @@ class Rates(Struct):
 class GpuRates(Struct):
     """The sustained rates of a group's slowest card: bytes/s of memory, 16-bit FLOP/s.
 
-    Weights and the cache (keys and values), and the products of a vision tower and its attention
-    have separate rates.
+    Weights have another rate than the cache (keys and values), and a vision tower's products have
+    another rate than its attention.
     """
 
     bandwidth: float
@@ -94,7 +93,7 @@ class GpuRates(Struct):
 def rates(priors: tuple[str, ...] = ()) -> Rates:
     """Return the constants of the presets.
 
-    The constants named in ``priors`` have the values that they had before they were fitted.
+    The constants named in ``priors`` have their values from before the fit.
     """
     entries = load_yaml(preset_path("engines", "throughput"))
     values = {
@@ -105,7 +104,7 @@ def rates(priors: tuple[str, ...] = ()) -> Rates:
 
 
 def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> GpuRates:
-    """Return the rates of the slowest of these cards; measured figures replace those of presets."""
+    """Return the rates of the slowest card, from measured figures or else from presets."""
     measured_cards = {card.index: card for card in measured.cards} if measured else {}
 
     def peak(gpu: Gpu) -> tuple[float, float]:
@@ -129,11 +128,11 @@ def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = Non
 class StepWork(Struct):
     """The work of one forward of a model on one rank.
 
-    ``weights`` are bytes that every decode step reads; ``experts`` are bytes of routed experts, of
-    which one token reads the share ``routed``. ``token_flops`` are FLOPs for one token through all
-    layers, ``pair_flops`` for the attention of one token to another. A token's keys and values take
-    ``kv_bytes``, and as long to read as ``kv_read_bytes`` without quantisation. ``prompt_tokens``
-    returns how many tokens of prompts one forward reads under given settings.
+    ``weights`` are bytes that every decode step reads; ``experts`` are bytes of routed experts; one
+    token reads the share ``routed`` of these bytes. ``token_flops`` are FLOPs for one token through
+    all layers, ``pair_flops`` for the attention of one token to another. A token's keys and values
+    take ``kv_bytes``; reading them takes as long as reading ``kv_read_bytes`` without quantisation.
+    ``prompt_tokens`` returns how many tokens of prompts one forward reads under given settings.
     """
 
     layers: int
@@ -277,7 +276,7 @@ def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllR
     measured = _measured(machine, gpus)
     if measured is not None:
         return measured
-    # The links relative to 3.0 x16, which is also assumed where they are unknown or 0.
+    # The slowest card's PCIe link relative to 3.0 x16; an unknown value, or 0, counts as 3.0 x16.
     slot = figures.pcie_bandwidth * min(
         2.0 ** ((known(gpu.pcie.generation, 0) or 3) - 3) * (known(gpu.pcie.width, 0) or 16) / 16
         for gpu in gpus
@@ -367,7 +366,7 @@ class Speed(Struct):
     source: str = ""
 
     def queued(self) -> Speed:
-        """Return the forecast if image requests wait in the gateway until others are prefilled."""
+        """Return the forecast for image requests that wait in the gateway for each other."""
         kept = rates().queued_share
         return replace(
             self,
@@ -463,7 +462,7 @@ class GroupRates(Struct):
 
     @property
     def plain(self) -> GroupRates:
-        """The same rates as if the tower's attention took no time; they serve to choose a batch."""
+        """The rates as if the tower's attention took no time, for the choice of a batch."""
         return replace(self, work=replace(self.work, tower=self.work.tower.plain))
 
     def tower_seconds(self, units: float) -> float:
@@ -554,7 +553,7 @@ def speed_of(
     encoding = group.tower_seconds(load.images.units_per_image)
     encodings, cut = _encodings(work, load, settings)
     alone = text + encodings * encoding
-    # Answers that end in the same step admit prompts that are then read back to back.
+    # Answers that end in the same step admit several prompts, which are read back to back.
     together = (running - 1) / load.output
     behind = 1 - (1 - exp(-together)) / together if together else 0.0
     images = encoding * (encodings + cut * behind)
@@ -608,7 +607,8 @@ def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[in
 
     Waiting prompts are read back to back, so the edges of forwards cut more images. The second
     number is 0 if no forward has parts of two prompts: if two prompts are longer than a context, or
-    if the gateway queues images. It is also 0 for a tower whose attention takes no time.
+    if the gateway queues images. The second number is also 0 for a tower whose attention takes no
+    time.
     """
     sent, forward, tower = load.images, work.prompt_tokens(settings), work.tower
     images, tokens = sent.images_per_request, sent.tokens_per_request

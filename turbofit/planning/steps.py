@@ -1,4 +1,4 @@
-"""An engine's own seconds in place of constants: timed forwards beside what a forecast says.
+"""Puts an engine's timed seconds in place of the constants of a forecast.
 
 `turbofit calibrate` times forwards. Each figure of the forecast is multiplied by the ratio of the
 measured to the forecast seconds. The ratio is interpolated between two timed forwards, and constant
@@ -33,8 +33,9 @@ Curve = tuple[tuple[float, float], ...]
 class StepRatios(Struct):
     """Measured seconds divided by forecast seconds; all 1 if nothing was timed.
 
-    ``forward`` has the ratios of forwards over so many tokens, ``image`` of images of so many
-    vision units; ``source`` says what was timed, where and when, and is empty if nothing was.
+    ``forward`` has the ratios by the number of tokens in a forward, ``image`` by the number of
+    vision units of an image; ``source`` says what was timed, where and when, and is empty if
+    nothing was.
     """
 
     forward: Curve = ()
@@ -124,7 +125,7 @@ def refuse_contradictions(steps: MeasuredSteps) -> None:
 
 
 def by_work(steps: MeasuredSteps) -> tuple[list[StepPoint], list[StepPoint], list[StepPoint]]:
-    """Return the forwards that decode alone, those that read a text prompt, and an image."""
+    """Return three lists of forwards: without a prompt, with a text prompt, and with an image."""
     decoded = [point for point in steps.points if not (point.prompt or point.units)]
     prompts = [point for point in steps.points if point.prompt and not point.units]
     return decoded, prompts, [point for point in steps.points if point.units]
@@ -147,7 +148,7 @@ def pairs_of(point: StepPoint) -> float:
 def slope_of(points: Sequence[StepPoint]) -> float:
     """Return the seconds of a cached token by least squares over equal numbers of sequences.
 
-    The result is 0 if no two such forwards differ, or if they show none.
+    The result is 0 if no two such forwards differ, or if larger contexts take no more time.
     """
     pairs = [(a, b) for a, b in combinations(points, 2) if a.sequences == b.sequences]
     more = sum((b.cached - a.cached) ** 2 for a, b in pairs)

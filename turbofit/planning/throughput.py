@@ -1,7 +1,7 @@
 """The forecast for all engines together, bounded by the host's work on images, and its certainty.
 
 LMDeploy decodes and resizes images, and converts them to numbers, on processor cores, in each
-engine's process, with the threads that turbofit gives it. If this is slower than the cards, the
+engine's process, with turbofit's number of threads. If this work is slower than the cards, the
 cards wait. `presets/engines/surety.yaml` has the errors of each kind of forecast on published and
 measured figures; `python -m bench.speed --write` writes this file.
 """
@@ -225,7 +225,7 @@ def with_text(
 ) -> Throughput:
     """Add the seconds to the first token of a request without images.
 
-    ``texts`` are the speeds without images; without them, the forecast is returned as it is.
+    ``texts`` are the speeds without images; without speeds, the forecast is returned unchanged.
     """
     if not texts:
         return found
@@ -242,7 +242,7 @@ class Errors(Struct):
 
     Half of the ``figures`` differ by at most the share ``median``, nine of ten by at most ``p90``.
     Nine of ten are off by at most the factor ``times``, the worst by the factor ``worst``.
-    ``measured`` says in words what was measured, if no figure of the kind is told.
+    ``measured`` says in words what was measured, if plans print no figure of the kind.
     """
 
     figures: int
@@ -273,7 +273,7 @@ def kind_of(model: Model, engine: str, gpus: Iterable[Gpu], *, images: bool) -> 
 
 
 def _traits(model: Model) -> list[str]:
-    """Return what sets a model's forecast apart from that of other models."""
+    """Return the properties of a model that give its forecasts a kind of their own."""
     parts = {"experts": model.text.moe, "delta nets": model.text.delta, "drafts": model.draft}
     return [name for name, part in parts.items() if part]
 

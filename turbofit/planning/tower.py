@@ -20,9 +20,9 @@ from turbofit.core.units import round_up
 #: Tokens of a chat's prompt before its images, and after them: typical, and rather too many.
 BEFORE: Final = 32
 _AFTER: Final = 32
-#: By kind of tower: the layers for each layer that attends over the whole image, and the patches
-#: in a window of the other layers.
-#: Source: ``fullatt_block_indexes`` and ``window_size`` of the published Qwen2.5-VL.
+#: By kind of tower, two numbers: one of this many layers attends over the whole image; a window of
+#: the other layers has this many patches. Source: ``fullatt_block_indexes`` and ``window_size`` of
+#: the published Qwen2.5-VL.
 _WINDOWED: Final = {"qwen2_5vit": (8, 64)}
 
 
@@ -31,8 +31,8 @@ class Tower(Struct):
 
     ``unit_flops`` are for the products of one vision unit, ``pair_flops`` for the attention of one
     token to another, ``window_flops`` for the attention of one unit in its window. A unit has
-    ``tokens`` tokens. They attend to the tokens of the whole image if ``whole``, else to those of
-    their unit.
+    ``tokens`` tokens. The tokens attend to all tokens of the image if ``whole``, else to the tokens
+    of their unit.
     """
 
     unit_flops: float = 0.0

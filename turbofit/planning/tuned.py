@@ -191,7 +191,7 @@ def keep_tuned(tuning: Tuning) -> Path:
 
 
 def recall_tuned(*, pretend: bool) -> tuple[Tuning, ...]:
-    """Return all stored tunings, newest first; unreadable ones are left out."""
+    """Return all stored tunings, newest first; unreadable tunings are left out."""
     kept = all_learned("tuned", Tuning, pretend=pretend)
     tunings = [it for it in kept if it.schema == TUNE_SCHEMA and it.pretend == pretend]
     return tuple(sorted(tunings, key=lambda tuning: tuning.created, reverse=True))

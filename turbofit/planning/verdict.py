@@ -1,4 +1,4 @@
-"""One form for the result of planning, which all code that makes plans uses.
+"""The form of the result of planning, for all code that makes plans.
 
 The search of an engine's shapes, the fallback engine, a cluster and `which` decide in different
 ways. All of them say by a `Verdict` what fits or why nothing fits, and return a plan as `Planned`.
@@ -51,7 +51,7 @@ class Verdict(Struct):
 
 
 class Planned(Struct):
-    """The result of planning a model in one place: a plan, or only why none is possible."""
+    """The result of planning a model in one place: a plan, or only the reason for no plan."""
 
     plan: Plan | None
     verdict: Verdict
@@ -74,7 +74,7 @@ class Planned(Struct):
 
 
 def fitting(change: str, found: str) -> Remedy:
-    """Return a remedy whose ``change`` makes the plan fit; ``found`` is what then fits."""
+    """Return a remedy whose ``change`` makes the plan fit; ``found`` says what then fits."""
     return Remedy(change=change, effect=f"{_FITS}{found}")
 
 

@@ -46,7 +46,7 @@ _SHOWN: Final = 3
 
 
 class Serving(Struct):
-    """One model on one machine: what `turbofit plan` finds there, in short."""
+    """The short result of `turbofit plan` for one model on one machine."""
 
     model: str
     on: Annotated[str, doc("The machine, as --on takes it.")]
@@ -76,7 +76,7 @@ class Serving(Struct):
 
 
 def empty_row(model: str, on: str, machine: Machine, why_not: str = "") -> Serving:
-    """Return the row of a model on a machine without a plan; ``why_not`` says why there is none."""
+    """Return the row of a model on a machine for which no plan exists; ``why_not`` says why."""
     total = sum(known(machine.gpu(index).total, 0) for index in machine.visible)
     return Serving(
         model=model, on=on, gpus=len(machine.visible), bytes=total, keeps=False, why_not=why_not

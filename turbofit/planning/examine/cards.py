@@ -21,7 +21,7 @@ from turbofit.planning.examine.scene import (
     warning,
 )
 
-#: With less free memory nothing can be served: a context and the smallest vision model's weights.
+#: Nothing can be served with less free memory: a context and the smallest model need this much.
 _LEAST: Final = 2 * GIB
 _HELD: Final = GIB // 2
 
@@ -79,7 +79,7 @@ def open_margin(gpu: GpuLedger) -> int:
 def kept_margin(gpu: GpuLedger) -> int:
     """Return the bytes of a GPU's margin that other processes must leave free.
 
-    With a budget this is only `open_margin`, otherwise the whole margin.
+    With a budget, only `open_margin` must stay free; otherwise the whole margin.
     """
     return open_margin(gpu) if gpu.beyond_budget else gpu.margin
 
@@ -123,7 +123,7 @@ def gpus(machine: Machine, _: Scene) -> Answer:
 def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
     """Report the GPUs that CUDA_VISIBLE_DEVICES hides.
 
-    Reports instead a value of the variable that names a GPU that the machine does not have.
+    If the variable names a GPU that the machine does not have, this value is reported instead.
     """
     value = scene.sources.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = [gpu.index for gpu in machine.gpus if gpu.index not in machine.visible]
@@ -138,7 +138,7 @@ def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
 
 
 def free_memory(machine: Machine, _: Scene) -> Answer:
-    """Report the free memory of each card, and who holds the rest, which plans cannot use."""
+    """Report the free memory of each card, and the holders of its used memory."""
     cards = [machine.gpu(index) for index in machine.visible]
     unread = [gpu.index for gpu in cards if NA in (gpu.free, gpu.used)]
     if unread or not cards:

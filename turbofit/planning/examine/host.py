@@ -15,7 +15,7 @@ from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, u
 
 #: The least host memory of one server process.
 _LEAST_RAM: Final = 4 * GIB
-#: Host memory of an engine on pretend GPUs, as rehearsals measured: 436 to 600 MB with its server.
+#: Host memory of an engine on pretend GPUs, as rehearsals measured: 436 to 600 MB with the server.
 _PRETEND_BYTES: Final = 700 * MIB
 #: Shared memory for NCCL's buffers of a group without peer access; with less the start may fail.
 _LEAST_SHM: Final = 256 * MIB
@@ -51,7 +51,7 @@ def host_memory(host: Host, scene: Scene) -> Answer:
 def shared_memory(host: Host, scene: Scene) -> Answer:
     """Check the free shared memory (``/dev/shm``): NCCL needs it for GPUs without peer access.
 
-    Only the engines of a plan that use NCCL need shared memory; engines on pretend GPUs need none.
+    The engines of a plan need shared memory only with NCCL; engines on pretend GPUs need none.
     """
     available, plan = host.shm_available, scene.plan
     uses_nccl = scene.machine is not None and len(scene.machine.visible) > 1
@@ -121,7 +121,7 @@ def port(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def open_files(plan: Plan, scene: Scene) -> Answer | None:
-    """Raise the limit of open files, which engines inherit; warn if it stays too low."""
+    """Raise the limit of open files, which engines inherit; warn if the limit stays too low."""
     need = _FILES + 4 * plan.requests_at_once
     allowed = scene.sources.open_files(need)
     if allowed >= need:

@@ -1,4 +1,4 @@
-"""Checks whether the driver, CUDA, torch, LMDeploy and the packages that it imports match.
+"""Checks whether the driver, CUDA, torch, LMDeploy and LMDeploy's packages match each other.
 
 The checks only read files. The only package that is imported is torch, by a child process.
 """
@@ -36,7 +36,7 @@ _DELTA: Final = {"pytorch": ("fla", "tilelang")}
 #: FlashAttention-3, by which LMDeploy decodes several tokens of a sequence at once:
 #: lmdeploy attention/__init__.py::require_fa3_for_speculative_decoding #42332f
 _FLASH: Final = "flash_attn_interface"
-#: Modules whose package has another name, or none that pip finds by a name.
+#: What pip installs for a module whose package has another name, or no name on PyPI.
 _PACKAGES: Final = {
     "fla": "flash-linear-attention",
     _FLASH: "'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
@@ -132,7 +132,7 @@ def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
 
     A card runs native code (``sm_86``) of its own major version, and PTX (``compute_80``) of any
     version, both up to the card's version. Architectures whose names end in a letter are ignored:
-    they are for one card, and torch also has the plain architecture.
+    torch also has their plain architecture.
     """
     plain = (re.fullmatch(r"(sm|compute)_(\d+)(\d)", name) for name in built)
     versions = [(match[1], (int(match[2]), int(match[3]))) for match in plain if match]
@@ -151,7 +151,7 @@ def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
 def kernels(machine: Machine, scene: Scene) -> Answer | None:
     """Check that TurboMind has code for each card.
 
-    The kernels that only some formats of weights need are not checked.
+    Kernels for special formats of weights are not checked.
     """
     cards = _capabilities(machine)
     if not cards:
@@ -193,7 +193,7 @@ class BadTransformers(Struct, forbid_unknown_fields=True):
     install: tuple[str, ...] = ()
 
     def has(self, transformers: str) -> bool:
-        """Return whether a version is in the range; a version that cannot be read is not."""
+        """Return whether a version is in the range; an unreadable version is in no range."""
         wanted = parse(transformers)
         if wanted is None:
             return False
@@ -234,8 +234,8 @@ def bad_transformers(
 def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     """Check that the installed LMDeploy and Transformers run the model together.
 
-    For a plan that may be launched on another machine, return instead which versions to install
-    there, if newer versions fail.
+    A plan may be launched on another machine: its answer says which versions to install there, if
+    newer versions fail.
     """
     plan = scene.plan
     if plan is not None:
@@ -313,7 +313,7 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
-    """Return the modules that an engine of LMDeploy imports for a model, but that are missing."""
+    """Return the uninstalled modules that an engine of LMDeploy imports for a model."""
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     wanted += ["peft"] if model.loras else []

@@ -1,4 +1,4 @@
-"""The answers of the checks and their sources, which tests replace to simulate failures."""
+"""The answers of the checks, and their sources; tests replace the sources to simulate failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ State = Literal["ok", "warning", "stops", "unreadable"]
 When = Literal["install", "plan", "launch", "lease", "start"]
 
 CHILD_SECONDS: Final = 60.0
-#: A program that prints torch's architectures; torch need not see a GPU for it.
+#: A program that prints torch's architectures, also on a machine without a GPU.
 _ARCHITECTURES: Final = (
     "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
 )
@@ -36,7 +36,7 @@ _ARCHITECTURES: Final = (
 class Answer(NamedTuple):
     """The answer of a check.
 
-    ``why`` and ``error``, if given, replace those of the check.
+    ``why`` and ``error``, if given, replace the effect and the exception of the check.
     """
 
     state: State
@@ -59,9 +59,9 @@ unreadable: Final = partial(Answer, "unreadable")
 class Scene(NamedTuple):
     """The values that a check may use; a check does not apply if its value is None.
 
-    ``machine`` is the present machine. ``model`` and ``port`` are those to serve;
-    ``server`` is a run that already listens on the port. For a launch, ``plan`` is the plan to
-    launch, ``folder`` the folder for its logs, and ``ports`` are the ports of its engines.
+    ``machine`` is the present machine. ``model`` is the model to serve, on ``port``; ``server`` is
+    a run that already listens on the port. For a launch, ``plan`` is the plan to launch, ``folder``
+    the folder for its logs, and ``ports`` are the ports of its engines.
     """
 
     sources: Sources

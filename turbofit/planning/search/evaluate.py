@@ -36,7 +36,7 @@ _SHARES = 32
 _EACH = 4
 #: A rate that grows by a smaller share counts as constant.
 _GROWS = 1e-9
-#: A set of equal engines: their number, and one's speed as a function of its requests.
+#: A set of equal engines: their number, and one engine's speed as a function of its requests.
 Set = tuple[int, Callable[[float], Speed]]
 
 
@@ -107,8 +107,8 @@ def _with_forecasts(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) 
 def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
     """Return the sizer with its best batch, the context, and whether more cache would be of use.
 
-    The context is in tokens. If requests are promised, the batch is the number of them that the
-    cache holds.
+    The context is in tokens. If requests are promised, the batch is the number of promised requests
+    that the cache holds.
     """
     request = sizer.request
     wanted = ceil(sizer.shape.requests(request.workload.concurrency))
@@ -180,11 +180,11 @@ class _Unequal:
         shares = shared(most)
         while self.request.promised_requests is not None:
             parts = [self._best(*pair, None) for pair in zip(self.sets, shares, strict=True)]
-            counts = [part.held_requests / len(part.shape.groups) for part in parts]
-            rows = list(zip(counts, shares, most, strict=True))
-            if all(count >= share for count, share, _ in rows):
+            held = [part.held_requests / len(part.shape.groups) for part in parts]
+            rows = list(zip(held, shares, most, strict=True))
+            if all(holds >= share for holds, share, _ in rows):
                 break
-            most = [count if count < share else before for count, share, before in rows]
+            most = [holds if holds < share else bound for holds, share, bound in rows]
             shares = shared(most)
         return shares
 
@@ -279,13 +279,13 @@ def evenly(counts: Sequence[int], requests: float, most: Sequence[float]) -> lis
     Returns the requests for one engine of each set. ``counts`` has the number of engines of each
     set, ``most`` the largest number of requests for one of them.
     """
-    open_, left = dict(enumerate(counts)), requests
-    while open_:
-        level = left / sum(open_.values())
-        full = [i for i in open_ if most[i] < level]
+    not_full, left = dict(enumerate(counts)), requests
+    while not_full:
+        level = left / sum(not_full.values())
+        full = [i for i in not_full if most[i] < level]
         if not full:
-            return [level if i in open_ else bound for i, bound in enumerate(most)]
-        left -= sum(open_.pop(i) * most[i] for i in full)
+            return [level if i in not_full else bound for i, bound in enumerate(most)]
+        left -= sum(not_full.pop(i) * most[i] for i in full)
     return list(most)
 
 
@@ -300,8 +300,8 @@ def share_out(
     """
     counts = [count for count, _ in sets]
     engines = sum(counts)
-    cuts = max(_SHARES, _EACH * engines)
-    bounds, part = most or [inf] * len(sets), concurrency / cuts
+    parts = max(_SHARES, _EACH * engines)
+    bounds, part = most or [inf] * len(sets), concurrency / parts
     shares, speeds = [min(part, bound) for bound in bounds], [cache(speed) for _, speed in sets]
     steps = [part / count for count in counts]
 
@@ -320,11 +320,11 @@ def share_out(
         gain = (after - before) * sets[place][0] if grows else 0.0
         return gain, -more.seconds_per_request
 
-    for _ in range(cuts - engines):
-        open_ = list(filter(has_room, range(len(sets))))
-        if not open_:
+    for _ in range(parts - engines):
+        with_room = list(filter(has_room, range(len(sets))))
+        if not with_room:
             break
-        best = max(open_, key=worth)
+        best = max(with_room, key=worth)
         shares[best] += steps[best]
     if all(map(has_room, range(len(sets)))):
         return shares

@@ -78,7 +78,7 @@ class EngineFit(Struct):
 
     @property
     def requested_load(self) -> VisionLoad:
-        """The load of the workload's images, before a limit was lowered."""
+        """The load of the workload's images, before a limit is lowered."""
         return vision_load_of(self.request, self.request.requested_image_limit)
 
     @property
@@ -283,7 +283,8 @@ class _Search:
         # With `queue_images` every shape is already sized: for one request's units, or for all.
         if not units or request.workload.queue_images is not None:
             return
-        # More cache would improve no promise, and the least memory is not wished.
+        # The shape keeps every promise and needs no more cache, unless the goal is the context or
+        # the least memory is wished.
         enough = whole.fits and whole.settings.session_len >= longest_context(request)
         enough = enough and not any(part.wants_cache for part in whole.parts)
         if enough and request.workload.goal != "context" and not request.least:
@@ -316,8 +317,8 @@ class _Search:
     def lowered(self, shape: Shape) -> Evaluation:
         """Evaluate a shape at the largest lower image limit that it serves, else the least limit.
 
-        If the shape ranks higher with the engine's own bound of units per forward, it keeps that
-        bound.
+        If the shape ranks higher with the engine's own bound of units per forward, the shape keeps
+        this bound.
         """
         limit = self._served_limit(shape)
         found = self.evaluate(self.limited(shape, limit))
@@ -349,7 +350,7 @@ class _Search:
     def _as_taken(self, evaluations: list[Evaluation]) -> list[Evaluation]:
         """Forecast shapes with a lowered image limit again, for the smaller images that they serve.
 
-        Before, all shapes are compared by their forecasts for the wished images.
+        The search itself compares all shapes by their forecasts for the wished images.
         """
         states: dict[int | None, SearchState] = {}
 

@@ -34,8 +34,8 @@ PREFILL_SIZES = (8192, 4096, 2048, 1024)
 _LARGEST_TP = 8
 #: With more equal GPUs than this, only one grouping is tried, in the order of their links.
 _EXHAUSTIVE = 8
-#: The most groupings of one kind of card and one degree that are combined with other kinds, and the
-#: most combinations of kinds.
+#: For each kind of card and each tp, at most this many groupings are combined with other kinds;
+#: then the most combinations of kinds.
 _MIXED = 4
 _MOST_MIXED = 48
 Group = tuple[int, ...]
@@ -88,7 +88,8 @@ class Evaluation(Struct):
     each group, in order. ``seconds_per_answer``: of the slowest group, for the goal ``latency``.
     ``wants_cache``: more cache would run more requests at once. ``footprint``: bytes on all GPUs,
     if the least memory is wished. ``held_requests``: requests that all engines hold at once, if a
-    number is promised; if they are too few, ``settings`` have the largest batch that is held.
+    number is promised; if too few are held, ``settings`` have the largest batch that the caches
+    hold.
 
     ``ranked`` is the value that ranks shapes. For throughput, it is the requests a second as if the
     tower's attention took no time: the attention of a worst image would outweigh what a larger
@@ -154,7 +155,7 @@ class Evaluation(Struct):
 
     @property
     def order(self) -> tuple[object, ...]:
-        """The sort key of all shapes: those that fit, by rank, are above those that do not.
+        """The sort key of all shapes: shapes that fit, by rank, are above shapes that do not fit.
 
         Shapes that do not fit are ordered by the requests that they hold and the missing bytes.
         """
@@ -440,14 +441,14 @@ def mixed_groupings(
         for gpus, degrees in zip(parts, tps, strict=True)
     ]
     by_kind = [found for found in by_kind if found]
-    sets = (some for k in range(len(by_kind), 1, -1) for some in combinations(by_kind, k))
-    together = list(islice(sets, _MOST_MIXED))
-    most = max(2, _MOST_MIXED // max(1, len(together)))
+    subsets = (some for k in range(len(by_kind), 1, -1) for some in combinations(by_kind, k))
+    chosen_kinds = list(islice(subsets, _MOST_MIXED))
+    most = max(2, _MOST_MIXED // max(1, len(chosen_kinds)))
     mixed: list[tuple[Group, ...]] = []
-    for some in together:
-        places = product(*(range(len(found)) for found in some))
+    for kinds_ways in chosen_kinds:
+        places = product(*(range(len(found)) for found in kinds_ways))
         joined = (
-            tuple(chain(*(found[place] for found, place in zip(some, chosen, strict=True))))
+            tuple(chain(*(found[place] for found, place in zip(kinds_ways, chosen, strict=True))))
             for chosen in sorted(places, key=sum)  # combinations of early ways come first
         )
         mixed += islice((way for way in joined if replicas in (None, len(way))), most)

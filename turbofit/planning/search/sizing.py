@@ -31,18 +31,19 @@ from turbofit.planning.speed import (
 V = TypeVar("V")
 Groups = tuple[tuple[int, ...], ...]
 
-#: The contexts that are tried are multiples of this.
+#: The search tries only contexts that are multiples of this.
 CONTEXT_STEP: Final = 64
-#: A context is rounded down to a multiple of this if it keeps this share of its length.
+#: A context is rounded down to a multiple of 1,024 if the rounded context keeps 95 % of its length.
 ROUND_CONTEXT: Final = 1024
 _ROUND_KEEPS: Final = 0.95
 #: The tokens of text and answer that a context must hold in addition to the images.
 MIN_TEXT_TOKENS: Final = 1024
-#: A shorter context reserves an eighth of its tokens for text.
+#: A context that is too short for `MIN_TEXT_TOKENS` reserves an eighth of its tokens for text.
 _TEXT_SHARE: Final = 8
 #: A context, in tokens, that is enough for most requests.
 _ENOUGH_CONTEXT: Final = 32768
-#: The share of the best rate (requests a second) that is enough; more may not be worth its memory.
+#: The share of the best rate (requests a second) that is enough; a higher rate may not be worth its
+#: memory.
 _NEARLY_ALL: Final = 0.99
 #: With the goal of context, a batch must keep this share of the tokens.
 _TOKENS_KEPT: Final = 0.99
@@ -53,7 +54,7 @@ Ask = Callable[[EngineLaunch], "str | KnownProblem | None"]
 
 
 class SearchState:
-    """The state that all shapes of one search share: the request, and what is computed once."""
+    """The state that all shapes of one search share: the request, and cached values."""
 
     def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
         self.request, self.engine = request, engine
@@ -198,7 +199,8 @@ class Sizer:
             return group_rates(request.model, settings, request.machine, gpus, self.engine)
 
         def forecast() -> Speed:
-            # Only the GPUs, `tp` and the type, of all that a search varies, determine the rates.
+            # A search varies many settings, but only the GPUs, `tp` and `dtype` determine the
+            # rates.
             indices = tuple(gpu.index for gpu in gpus)
             group = state.once(("rates", settings.tp, settings.dtype, indices), rates)
             images = replace(state.requested_load, units_per_forward=units)
@@ -218,7 +220,7 @@ class Sizer:
         return min(shortest_context(self.vision_load), longest), longest
 
     def session_len(self) -> int:
-        """Return the context in tokens: the user's, or the model's as far as the cache holds it."""
+        """Return the context in tokens: the user's, or as much of `longest_context` as is held."""
         low, longest = self.contexts()
         if low == longest:
             return low
@@ -261,7 +263,7 @@ class Sizer:
     def _least_ratio(self, accounts: Sequence[Account], most: float) -> float:
         """Return the smallest ratio whose cache holds a whole context for each request of a batch.
 
-        The result is at most ``most``, and it is ``most`` if the user gave the ratio.
+        The result is at most ``most``. If the user gave the ratio, the result is ``most``.
         """
         if self._fixed_ratio is not None:
             return most
@@ -360,8 +362,8 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
     The user's own batch is kept. Otherwise the batch is the smallest with nearly the best forecast,
     or the largest that memory allows without a shorter ``session_len``. The forecast leaves out the
-    time of the tower's attention: if the tower needs seconds for a worst image, a larger batch
-    gains little for this image, but smaller images and texts would wait without it.
+    time of the tower's attention: a worst image may need seconds in the tower, and a larger batch
+    gains little for such an image, but it saves smaller images and texts a wait.
     """
     fixed = sizer.request.engine_options.get("max_batch_size")
     if isinstance(fixed, int):
