@@ -60,6 +60,9 @@ class Healthy(Sources):
     def has_module(self, name: str) -> bool:
         return name in self.modules
 
+    def requires(self, package: str) -> list[str]:
+        return ["torch<=2.12.1", "transformers!=5.0.*"] if package in self.packages else []
+
     def package_folder(self, package: str) -> Path | None:
         folder = self.root / package
         return folder if folder.is_dir() else None

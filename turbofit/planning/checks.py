@@ -94,6 +94,8 @@ class Check(NamedTuple):
 CHECKS: Final = (
     Check("lmdeploy", "packages", ("install",),
           f"plans rest on an account of LMDeploy {REFERENCE}"),
+    Check("pairing", "packages", ("install",),
+          "LMDeploy's wheels are built and tested against the versions that they require"),
     Check("driver_cuda", "packages", ("install",),
           "a driver older than torch's CUDA stops every engine", of="machine"),
     Check("torch_architectures", "packages", ("install",),

@@ -30,6 +30,8 @@ _MENDED: Final = {
 }
 #: The only parser for this architecture: lmdeploy api_server.py::set_parsers #14c093
 _HARMONY: Final = ("GptOssForCausalLM", "openai_harmony")
+#: The packages whose versions LMDeploy's engines depend on most.
+_PAIRED: Final = ("torch", "transformers")
 #: The modules with kernels of gated delta nets:
 #: lmdeploy nn/gated_delta.py `from fla.modules import`
 _DELTA: Final = {"pytorch": ("fla", "tilelang")}
@@ -60,6 +62,24 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
         why = f"plans rest on the account of {REFERENCE}, an older version: margins are doubled"
         return warning(text, f"use {REFERENCE}, or rehearse each plan", why)
     return ok(text)
+
+
+def pairing(sources: Sources, _: Scene) -> Answer:
+    """Compare the installed torch and Transformers with what LMDeploy's metadata requires."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    required = [Requirement(text) for text in sources.requires("lmdeploy") if ";" not in text]
+    if not required:
+        return unreadable("LMDeploy's metadata")
+    wrong = []
+    for package in required:
+        here = package.name in _PAIRED and sources.version(package.name)
+        if here and Version(here).base_version not in package.specifier:
+            wrong.append(f"{package.name} {here} instead of {package.specifier}")
+    if not wrong:
+        return ok("torch and Transformers as LMDeploy requires them")
+    return warning("; ".join(wrong), "install LMDeploy in an environment of its own")
 
 
 def driver_cuda(machine: Machine, scene: Scene) -> Answer:

@@ -94,6 +94,12 @@ class Sources:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
         self.root = Path(root)
 
+    def requires(self, package: str) -> list[str]:
+        """Return the requirements in an installed package's metadata; empty if there are none."""
+        from importlib import metadata
+
+        return (metadata.requires(package) or []) if installed(package) else []
+
     def package_folder(self, package: str) -> Path | None:
         """Return the folder of a package's modules, found without an import, or None."""
         from importlib.util import find_spec
