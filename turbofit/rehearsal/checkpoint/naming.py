@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from math import prod
 from typing import Any, Final, NamedTuple
 
 from msgspec import field
@@ -24,6 +23,8 @@ _DROP: Final = object()
 #: The name, safetensors type and shape of a tensor.
 Entry = tuple[str, str, tuple[int, ...]]
 _GROUP: Final = 128
+#: The parts of a tower's layer that Intern-S1-Pro's fp8 checkpoint keeps in 16 bits.
+_FP8_KEPT: Final = ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
 #: The number of weights that share an exponent in mxfp4, or a scale in compressed-tensors.
 _MX_GROUP: Final = 32
 #: A word before a name in `presets/checkpoints` says that the tensor is no module's weight. The
@@ -170,7 +171,14 @@ def _of_towers(model: Model) -> dict[str, Any]:
         "v_positions": side**2,
         "v_tile_tokens": (side // 2) ** 2,
         "layers_of_deepstack": [i * vision.layers // steps for i in range(1, steps)],
-        "kept_at_16_bits": _kept_at_16_bits(vision.layers, model.text.layers),
+        "kept_at_16_bits": [
+            *(
+                f"model.visual.blocks.{i}.{part}"
+                for i in range(vision.layers)
+                for part in _FP8_KEPT
+            ),
+            *(f"model.language_model.layers.{i}.mlp.gate" for i in range(model.text.layers)),
+        ],
     }
     audio = vision.audio
     if audio is not None:
@@ -178,40 +186,25 @@ def _of_towers(model: Model) -> dict[str, Any]:
     return values
 
 
-def _kept_at_16_bits(tower: int, layers: int) -> list[str]:
-    """Return the names of modules that Intern-S1-Pro's fp8 checkpoint keeps in 16 bits.
-
-    ``tower`` and ``layers`` are the numbers of layers of the tower and of the decoder.
-    """
-    parts = ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
-    names = [f"model.visual.blocks.{i}.{part}" for i in range(tower) for part in parts]
-    return [*names, *(f"model.language_model.layers.{i}.mlp.gate" for i in range(layers))]
-
-
 def size(expression: str, values: Values) -> int:
-    """Compute a sum of products of names and numbers, such as ``heads*head_dim+2``."""
-    total = 0
-    for term in expression.split("+"):
-        factors = (
-            int(factor) if factor.isdigit() else _known_value(factor, values)
-            for factor in term.split("*")
-        )
-        total += prod(factors)
-    return total
-
-
-def _known_value(name: str, values: Values) -> Any:
-    """Return a value by its name.
+    """Compute a sum of products of names and numbers, such as ``heads*head_dim+2``.
 
     Raises:
-        UsageError: the model does not have this value.
+        UsageError: the model has no value of this name.
     """
-    if name not in values:
-        raise UsageError(
-            f"a config of presets/checkpoints names {name}, a value that this model does not have",
-            hint="docs/adding.md lists the names of all values",
-        )
-    return values[name]
+    total = 0
+    for term in expression.split("+"):
+        product = 1
+        for factor in term.split("*"):
+            if not factor.isdigit() and factor not in values:
+                raise UsageError(
+                    f"a config of presets/checkpoints names {factor}, a value that this model does"
+                    " not have",
+                    hint="docs/adding.md lists the names of all values",
+                )
+            product *= int(factor) if factor.isdigit() else values[factor]
+        total += product
+    return total
 
 
 def config_from(template: Any, values: Values) -> Any:

@@ -152,8 +152,10 @@ def tensors(twin: Twin) -> Iterator[Entry]:
     """
     whole, names = twin.whole, twin.decoder.tensors
     names = names if whole is None else merged(names, whole.tensors)
+    place = (whole and whole.decoder) or Decoder()
     for name, dtype, shape in _entries(twin.model, names, text_tensors(twin.model.text)):
-        yield _name_in_whole(name, whole), dtype, shape
+        inside = name.removeprefix("model.")
+        yield (place.model + inside if inside != name else place.head + name), dtype, shape
     if whole is not None and (vision := twin.model.vision) is not None:
         towers = tower_tensors(vision, twin.model.text.hidden)
         yield from _entries(twin.model, whole.tower, towers, whole.at)
@@ -162,17 +164,11 @@ def tensors(twin: Twin) -> Iterator[Entry]:
 def _entries(
     model: Model, names: JsonObject, tensors: Iterable[Tensor], prefix: str = ""
 ) -> Iterator[Entry]:
+    """Yield the tensors of a decoder or of towers; all names begin with ``prefix``."""
     by_role = {tensor.role: tensor for tensor in tensors}
     need_names(names, by_role)
     dtype = "F16" if model.dtype == "float16" else "BF16"
     return Writer(by_role, dtype, model.quantization).entries(names, prefix)
-
-
-def _name_in_whole(name: str, whole: Kind | None) -> str:
-    """Return the name that a decoder's tensor has in the checkpoint of the whole model."""
-    place = (whole and whole.decoder) or Decoder()
-    inside = name.removeprefix("model.")
-    return f"{place.model}{inside}" if inside != name else f"{place.head}{name}"
 
 
 def write_header(

@@ -47,12 +47,12 @@ class Phases:
         self._number += 1
         self._write(" ".join(name.split()))
         until = time.monotonic() + _PATIENCE
-        while time.monotonic() < until and self._behind():
+        while time.monotonic() < until:
+            records = read_records(self._folder)
+            behind = [record for record in records if record["number"] < self._number]
+            if not any(lives(record["pid"]) for record in behind):
+                return
             time.sleep(_LOOK / 4)
-
-    def _behind(self) -> bool:
-        records = read_records(self._folder)
-        return any(record["number"] < self._number and lives(record["pid"]) for record in records)
 
     def _write(self, name: str) -> None:
         replaced(self._folder / _PHASE, f"{self._number} {name}")
