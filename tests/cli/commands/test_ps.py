@@ -25,7 +25,7 @@ def test_what_ray_prints_does_not_stand_in_the_answer(capsys, monkeypatch) -> No
     status = NodeStatus(
         serves="m", id="a1", name="n", address="10.0.0.1", cards="", state="serving"
     )
-    actor = SimpleNamespace(tell=SimpleNamespace(remote=tell))
+    actor = SimpleNamespace(get_status=SimpleNamespace(remote=tell))
     context = SimpleNamespace(gcs_address="10.0.0.1:6379")
     ray = SimpleNamespace(
         __spec__=ModuleSpec("ray", None), init=tell, shutdown=tell,
