@@ -445,7 +445,8 @@ def _story(
     left = format_bytes(free - region)
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
-    yield f"the cache takes {ratio:g} of the free memory, {format_bytes(region)}, and {left} stay free"
+    size = format_bytes(region)
+    yield f"the cache takes {ratio:g} of the free memory, {size}, and {left} stay free"
     ledger = account.ledgers_at(ratio)[0]
     buffers = sum(t.bytes for t in ledger.terms if t.phase == "buffers" and t.term != POOL_WARMUP)
     yield f"buffers that live as long as the engine need {format_bytes(buffers)} of the rest"
