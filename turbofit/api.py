@@ -172,14 +172,14 @@ def diagnose(
     from turbofit.logs.explain import diagnose as explain
     from turbofit.logs.explain import refuse_prose
 
-    told: dict[str, Any] = {"model": model, "on": on, "hang": hang, "lmdeploy": lmdeploy}
+    given: dict[str, Any] = {"model": model, "on": on, "hang": hang, "lmdeploy": lmdeploy}
 
     if isinstance(log, str) and any(sign.isspace() for sign in log.strip()):
-        found = explain([log.encode()], **told)
+        found = explain([log.encode()], **given)
         refuse_prose(log, found)
         return found
     try:
-        return explain([Path(log).read_bytes()], **told)
+        return explain([Path(log).read_bytes()], **given)
     except OSError as exc:
         raise UsageError(
             f"{log} cannot be read: {exc.strerror}", hint="name a log file, or give the log itself"

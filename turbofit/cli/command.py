@@ -138,7 +138,7 @@ class CliCommand(click.Command):
             typed = read(words, by_name, plans=self.plans, serves=self.takes_rest)
             if typed.unknown:
                 raise usage_errors.unknown_options(typed.unknown, ctx)
-            left = super().parse_args(ctx, typed.words)
+            remaining = super().parse_args(ctx, typed.words)
         except click.UsageError as exc:
             raise with_source(usage_errors.of_click(exc, ctx), ctx) from None
         if self.takes_rest:
@@ -147,7 +147,7 @@ class CliCommand(click.Command):
         ctx.meta[TYPED] = typed
         check_names(ctx)
         self._check_forms(ctx)
-        return left
+        return remaining
 
     def _check_forms(self, ctx: click.Context) -> None:
         forms = [param for param in self.params if isinstance(param, Option) and param.form]
@@ -213,13 +213,15 @@ class CliCommand(click.Command):
         from turbofit.cli.manual import group_lines
 
         self.explain(ctx.info_name or "")
-        arguments = [it for it in self.params if isinstance(it, Argument)]
-        options = [it for it in self.params if isinstance(it, Option)]
+        arguments = [param for param in self.params if isinstance(param, Argument)]
+        options = [param for param in self.params if isinstance(param, Option)]
         groups: dict[str, list[tuple[str, str]]] = {}
         if arguments:
-            groups["arguments"] = [(it.make_metavar(ctx), it.explained) for it in arguments]
+            groups["arguments"] = [
+                (param.make_metavar(ctx), param.explained) for param in arguments
+            ]
         order = {name: place for place, name in enumerate(self.first)}
-        for option in sorted(options, key=lambda it: order.get(str(it.name), len(order))):
+        for option in sorted(options, key=lambda param: order.get(str(param.name), len(order))):
             group = self._group_of(option)
             if option.name not in self.unnamed:
                 record = option.get_help_record(ctx) or ("", "")

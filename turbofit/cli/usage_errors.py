@@ -37,23 +37,25 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
         from turbofit.cli.manual import option_texts
 
         name, params = exc.option_name, ctx.command.params
-        option = next(it for it in params if name in (*it.opts, *it.secondary_opts))
+        option = next(param for param in params if name in (*param.opts, *param.secondary_opts))
         what = getattr(option, "help", "") or option_texts(ctx.info_name or "").get(name)
         typed = name if getattr(option, "bare", False) else f"{name} {option.make_metavar(ctx)}"
         hint = f"{typed}: {what or 'a value behind it'}; {hint}"
     elif extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
-        arguments = {it.name for it in ctx.command.params if isinstance(it, click.Argument)}
-        known = neighbours()["arguments"].get(ctx.info_name) or unknown_word(extra[1])
-        if "model" in arguments and known.startswith("it is a model"):
-            known = (
+        arguments = {
+            param.name for param in ctx.command.params if isinstance(param, click.Argument)
+        }
+        word_hint = neighbours()["arguments"].get(ctx.info_name) or unknown_word(extra[1])
+        if "model" in arguments and word_hint.startswith("it is a model"):
+            word_hint = (
                 "one model at a time: two `turbofit serve MODEL --budget 45%` share a card, and"
                 " turbofit gateway --models NAME=URL is one address for them"
             )
         elif "model" not in arguments and getattr(ctx.command, "takes_rest", False):
-            known = f"write the command after --: -- {extra[1]}"
+            word_hint = f"write the command after --: -- {extra[1]}"
         else:
-            known = f"{known}{known and '; '}put several words in quotes"
-        hint = f"{known}; {hint}"
+            word_hint = f"{word_hint}{word_hint and '; '}put several words in quotes"
+        hint = f"{word_hint}; {hint}"
     return UsageError(text[:1].lower() + text[1:], hint=hint)
 
 

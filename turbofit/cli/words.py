@@ -72,17 +72,20 @@ def read(
         click.BadOptionUsage: an option stands where the value of another option should be.
     """
     typed = _pasted(words) if plans else Typed(list(words), [], {}, [], [])
-    reader, left = _Reader(options, typed, serves=serves), list(typed.words)
-    while left:
-        word = left.pop(0)
+    reader, remaining = _Reader(options, typed, serves=serves), list(typed.words)
+    while remaining:
+        word = remaining.pop(0)
         written, equals, value = word.partition("=")
-        name, given = full_name(written, options) if plans else written, [value] if equals else []
+        name = full_name(written, options) if plans else written
+        attached = [value] if equals else []
         if name in options:
-            reader.take_own(name, given, left)
+            reader.take_own(name, attached, remaining)
         elif not is_option(word) or _are_letters(word, options):
             reader.own.append(word)
         elif plans and (row := engine_options().get(name)):
-            reader.take_lmdeploys(name, row, given or take_values(left, row.values, written))
+            reader.take_lmdeploys(
+                name, row, attached or take_values(remaining, row.values, written)
+            )
         else:
             typed.unknown.append(written)
     if not serves:
@@ -100,21 +103,21 @@ class _Reader:
         self._lists: dict[str, list[str]] = {}
         self._said: dict[str, list[str]] = {}
 
-    def take_own(self, name: str, given: list[str], left: list[str]) -> None:
-        """Take an option of turbofit; its value is in ``given``, or else first in ``left``."""
+    def take_own(self, name: str, attached: list[str], remaining: list[str]) -> None:
+        """Take an option of turbofit; its value is ``attached``, or first in ``remaining``."""
         option = self._options[name]
         if option.several:
-            self._lists.setdefault(name, []).extend(given or take_values(left, "*", name))
+            self._lists.setdefault(name, []).extend(attached or take_values(remaining, "*", name))
             return
         if name == "--on" and name in self.own:
             raise UsageError(
                 "`--on` is given twice", hint="one machine of unequal cards is `--on A+B`"
             )
-        self.own.append("=".join([name, *given]))
-        if left and not given and not option.bare:
-            if is_option(left[0]):
-                raise click.BadOptionUsage(name, f"{name} needs a value before {left[0]}")
-            self.own.append(left.pop(0))
+        self.own.append("=".join([name, *attached]))
+        if remaining and not attached and not option.bare:
+            if is_option(remaining[0]):
+                raise click.BadOptionUsage(name, f"{name} needs a value before {remaining[0]}")
+            self.own.append(remaining.pop(0))
 
     def take_lmdeploys(self, name: str, row: EngineOption, values: list[str]) -> None:
         """Pass an option of LMDeploy to the engine, make it turbofit's option, or leave it out."""
@@ -153,14 +156,14 @@ class _Reader:
 
 def _pasted(words: Sequence[str]) -> Typed:
     """Cut a pasted command line of LMDeploy's server down to its arguments and variables."""
-    for at, word in enumerate(words):
+    for place, word in enumerate(words):
         if re.search("api_server|vllm serve", word) and len(word.split()) > 1:
             try:
                 line = shlex.split(os.path.expandvars(re.sub(r"\\\s*\n", " ", word)))
             except ValueError as exc:
                 raise UsageError(f"the pasted line: {exc}", hint="paste the whole line") from None
             if end := _end_of_program(line):
-                return _cut(line[:end], [*words[:at], *line[end:], *words[at + 1 :]])
+                return _cut(line[:end], [*words[:place], *line[end:], *words[place + 1 :]])
     end = _end_of_program(words)
     if any(word.startswith("-") and word != "-m" for word in words[:end]):
         end = 0  # these are options of turbofit, and api_server is the value of one option
@@ -169,10 +172,10 @@ def _pasted(words: Sequence[str]) -> Typed:
 
 def _end_of_program(words: Sequence[str]) -> int:
     """Return the index of the first word after the name of LMDeploy's server; 0 without a name."""
-    for at, word in enumerate(words):
-        whole = " ".join(words[max(0, at - 2) : at + 1])
+    for place, word in enumerate(words):
+        whole = " ".join(words[max(0, place - 2) : place + 1])
         if _COMMAND.fullmatch(whole) or _MODULE.fullmatch(word) or whole == "api_server":
-            return at + 1
+            return place + 1
     return 0
 
 

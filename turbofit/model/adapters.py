@@ -104,9 +104,9 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
         )
     split = [word.partition("=") if "=" in word else (_UNNAMED, "", word) for word in words]
     _check_names(model, [name for name, _, _ in split])
-    read = [_adapter(model, name, path, only_text=only_text) for name, _, path in split]
+    adapters = [_adapter(model, name, path, only_text=only_text) for name, _, path in split]
     for module in lora_modules(model.text):
-        ranks = {one.rank: one.name for one in read if module in one.modules}
+        ranks = {adapter.rank: adapter.name for adapter in adapters if module in adapter.modules}
         largest = max(ranks, default=0)
         if largest > _LEAST_BLOCK and largest & (largest - 1):
             raise _refusal(
@@ -114,20 +114,20 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
                 f" {_LEAST_BLOCK} and powers of two"
             )
     names = {model.name.lower(), (model.hub_id or model.name).rpartition("/")[2].lower()}
-    others = (
-        f"adapter {one.name} names {one.base[:100]} as its base, not {model.name}: the shapes"
-        " fit, but only you can tell whether the weights do"
-        for one in read
-        if one.base and one.base.rstrip("/").rpartition("/")[2].lower() not in names
+    of_another_base = (
+        f"adapter {adapter.name} names {adapter.base[:100]} as its base, not {model.name}:"
+        " the shapes fit, but only you can tell whether the weights do"
+        for adapter in adapters
+        if adapter.base and adapter.base.rstrip("/").rpartition("/")[2].lower() not in names
     )
     renamed = (
-        f"adapter {one.name} names its modules in a way that LMDeploy does not read: turbofit"
-        " starts engines with a copy of other names and the same values"
-        for one in read
-        if one.renamed
+        f"adapter {adapter.name} names its modules in a way that LMDeploy does not read:"
+        " turbofit starts engines with a copy of other names and the same values"
+        for adapter in adapters
+        if adapter.renamed
     )
-    warnings = dict.fromkeys((*model.warnings, _SPEED, *others, *renamed))
-    return replace(model, adapters=tuple(read), warnings=tuple(warnings))
+    warnings = dict.fromkeys((*model.warnings, _SPEED, *of_another_base, *renamed))
+    return replace(model, adapters=tuple(adapters), warnings=tuple(warnings))
 
 
 def _check_names(model: Model, names: Sequence[str]) -> None:
@@ -135,16 +135,16 @@ def _check_names(model: Model, names: Sequence[str]) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise _refusal(f"two adapters are called {twice}", "write each as NAME=PATH")
-    taken = {
-        **dict.fromkeys(_TEMPLATES, "a chat template, which LMDeploy would use for the adapter"),
+    reserved = {
+        **dict.fromkeys(_TEMPLATES, "a chat template of LMDeploy, which the adapter would get"),
         **dict.fromkeys((model.name, model.hub_id or model.name), "the model"),
     }
     for name in names:
         if not name:
             raise _refusal("an adapter has an empty name", "write it as NAME=PATH")
-        if name in taken:
+        if name in reserved:
             raise _refusal(
-                f"an adapter is called {name}, like {taken[name]}", "give it another name"
+                f"an adapter is called {name}, like {reserved[name]}", "give it another name"
             )
 
 
@@ -206,12 +206,12 @@ def _last_parts(config: Section) -> tuple[str, ...]:
 
 
 def _expected(
-    known: Mapping[str, Tensor], used: Sequence[str], rank: int
+    tensors: Mapping[str, Tensor], used: Sequence[str], rank: int
 ) -> Iterator[tuple[tuple[str, int, str], tuple[int, ...]]]:
     """Yield the shape of each matrix of an adapter, by module, layer and A or B."""
     for module in used:
-        outputs, inputs = known[module].shape
-        for layer in known[module].layers or ():
+        outputs, inputs = tensors[module].shape
+        for layer in tensors[module].layers or ():
             yield (module, layer, "A"), (rank, inputs)
             yield (module, layer, "B"), (outputs, rank)
 

@@ -55,15 +55,15 @@ def draft_tensors(draft: Draft) -> dict[str, tuple[int, ...]]:
         named["lm_head.weight"] = (draft.head_rows, text.hidden)
         named["norm.weight"] = named["midlayer.hidden_norm.weight"] = norm
     for layer in range(text.layers):
-        at = "midlayer" if third else f"layers.{layer}"
-        named[f"{at}.post_attention_layernorm.weight"] = norm
+        prefix = "midlayer" if third else f"layers.{layer}"
+        named[f"{prefix}.post_attention_layernorm.weight"] = norm
         if third or layer:  # EAGLE's first layer has no norm before its attention
-            named[f"{at}.input_layernorm.weight"] = norm
+            named[f"{prefix}.input_layernorm.weight"] = norm
         for module, tensor in lora_modules(text).items():
             part = "self_attn" if tensor.part == "attention" else "mlp"
             joined = third and module in ("q_proj", "k_proj", "v_proj")  # embeddings, and states
             shape = (tensor.shape[0], tensor.shape[1] * (1 + joined))
-            named[f"{at}.{part}.{module}.weight"] = shape
+            named[f"{prefix}.{part}.{module}.weight"] = shape
     return named
 
 

@@ -83,7 +83,7 @@ def read_name(typed: str, revision: str | None = None) -> Name:
     text = plain(typed).rstrip("/")
     scheme, _, rest = text.rpartition("://")
     host, _, path = rest.partition("/")
-    hub_id, _, at = text.partition("@")
+    hub_id, _, at_revision = text.partition("@")
     if kind := _data()["schemes"].get(scheme.lower()):
         name = _address(rest, kind, "")
     elif kind := _data()["hosts"].get(host.lower()):
@@ -95,14 +95,14 @@ def read_name(typed: str, revision: str | None = None) -> Name:
             f"HF_ENDPOINT to its address{near_by_name(path)}",
         )
     else:
-        name = Name(hub_id, at) if HUB_ID.fullmatch(hub_id) else Name(text)
-    its = None if name.revision in ("", "main", "master") else name.revision
-    if revision is not None and its not in {None, revision}:
+        name = Name(hub_id, at_revision) if HUB_ID.fullmatch(hub_id) else Name(text)
+    named_revision = None if name.revision in ("", "main", "master") else name.revision
+    if revision is not None and named_revision not in {None, revision}:
         raise UsageError(
-            f"{typed[:120]} names the revision {its}, and `--revision {revision}`",
+            f"{typed[:120]} names the revision {named_revision}, and `--revision {revision}`",
             hint="leave one of the two out",
         )
-    return name._replace(revision=revision or its)
+    return name._replace(revision=revision or named_revision)
 
 
 def _address(path: str, kind: str, host: str) -> Name:

@@ -72,12 +72,14 @@ def _lengthen(model: Model, section: Section) -> int:
             )
         scaling.refuse_if(kind not in _UNSCALED and "factor" not in scaling, "factor", "is missing")
         factor = scaling.number("factor", 1.0, low=1.0, high=_MOST_SCALED)
-        first = scaling.integer(_FIRST_LENGTH, model.text.max_position_embeddings, high=_LARGEST)
+        original_length = scaling.integer(
+            _FIRST_LENGTH, model.text.max_position_embeddings, high=_LARGEST
+        )
         if kind == "dynamic" or _LENGTH in section:  # dynamic scaling begins at this length
             continue
-        if int(first * factor) > longest:
-            scaling.values[_FIRST_LENGTH] = first
-            longest = section.values[_LENGTH] = int(first * factor)
+        if int(original_length * factor) > longest:
+            scaling.values[_FIRST_LENGTH] = original_length
+            longest = section.values[_LENGTH] = int(original_length * factor)
     return longest
 
 

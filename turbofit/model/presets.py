@@ -143,12 +143,12 @@ def four_bits(preset_id: str) -> str | None:
 def _stored(preset_id: str, wanted: Callable[[Quantization], bool]) -> str | None:
     """Return the preset of the same weights in a quantization that ``wanted`` accepts, or None."""
     begin = preset_id.removesuffix("-bf16")  # so that few presets are read
-    for other in known_presets():
-        if other.startswith(begin) and other != preset_id:
-            stored = load_preset(other)
+    for candidate in known_presets():
+        if candidate.startswith(begin) and candidate != preset_id:
+            stored = load_preset(candidate)
             packed = stored.quantization
             if stored.base == preset_id and packed is not None and wanted(packed):
-                return other
+                return candidate
     return None
 
 

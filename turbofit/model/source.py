@@ -235,12 +235,12 @@ def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
 
     checkpoint = None if config_only else folder
     source = ModelSource(kind="hub_cache", where=folder, sizes="file", checkpoint=checkpoint)
-    none = Weights(
+    no_weights = Weights(
         None,
         "the hub cache holds the config of this model but not its weights: sizes are computed from"
         " the config",
     )
-    weights = none if config_only else None
+    weights = no_weights if config_only else None
     return read_checkpoint(FolderFiles(folder), source, hub_id, weights=weights)
 
 

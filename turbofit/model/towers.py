@@ -279,7 +279,9 @@ def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
     """Llama 3.2 Vision: two stacks of layers, and gated embeddings by tile and aspect ratio."""
     hidden, shapes, tile = vision.hidden, vision.shapes + 1, vision.max_tiles * vision.hidden
     plain, again = replace(vision, qkv_bias=False), range(vision.extra_layers)
-    second = [replace(one, role=f"global.{one.role}") for one in _layers(plain, len(again))]
+    second = [
+        replace(tensor, role=f"global.{tensor.role}") for tensor in _layers(plain, len(again))
+    ]
     gates = _norms(partial(Tensor, layers=again), 1, "global.attention_gate", "global.mlp_gate")
     tensors = [
         *_clip(plain),
@@ -291,7 +293,9 @@ def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
         *gates,
         _projector("1", text_hidden, hidden * vision.outputs),
     ]
-    return [replace(one, bias=False) if one.part == "attention" else one for one in tensors]
+    return [
+        replace(tensor, bias=False) if tensor.part == "attention" else tensor for tensor in tensors
+    ]
 
 
 def _llama4(vision: VisionDims, text_hidden: int) -> Tensors:

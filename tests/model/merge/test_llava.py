@@ -209,7 +209,7 @@ def test_towers_that_are_none(clip, tmp_path):
         with pytest.raises(UsageError, match=words):
             merge(str(base), None, str(tmp_path / "out"), vision_tower=str(tower))
     adapter = make_adapter(tmp_path / "lora")
-    with pytest.raises(UsageError, match="is for an original LLaVA"):
+    with pytest.raises(UsageError, match="only for an original LLaVA"):
         merge(str(other), str(adapter), str(tmp_path / "out"), vision_tower=str(clip))
 
 

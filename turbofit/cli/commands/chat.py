@@ -173,9 +173,9 @@ def chat(
 ) -> int:
     """Send questions and print the answers; input from a pipe is one question."""
     server = Server(*server_of(url, api_key), model, note)
-    first: list[JsonObject] = [{"role": "system", "content": system}] if system else []
+    instructions: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     if not sys.stdin.isatty():
-        _tell(server.ask([*first, question_of(sys.stdin.read())], max_tokens))
+        _tell(server.ask([*instructions, question_of(sys.stdin.read())], max_tokens))
         return 0
     with suppress(ImportError):  # Windows has no readline
         import readline  # noqa: F401 - `input` edits its line with it
@@ -183,10 +183,10 @@ def chat(
     note(
         f"{server.model} at {server.url}; a picture's path in a message sends the picture; {_WORDS}"
     )
-    messages = list(first)
+    messages = list(instructions)
     while (text := _line()) is not None:
         if text == "/clear":
-            messages = list(first)
+            messages = list(instructions)
         elif text:
             try:
                 question = question_of(text)

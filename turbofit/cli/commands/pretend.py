@@ -50,14 +50,14 @@ def pretend(
     from turbofit.report.painters.terminal import paint
     from turbofit.report.views.measured_view import pretend_view
 
-    taken = None if context is None else parse_bytes(context, what="--context")
+    context_size = None if context is None else parse_bytes(context, what="--context")
     if not on:
         raise UsageError("--on SPEC is missing", hint=f"{_USAGE}, e.g. --on 2xrtx3090")
     if not rest:
         raise UsageError("no command", hint=_USAGE)
     scenario = scenario_of(
         machine_from(on),
-        lambda gpu: context_bytes(gpu)[0] if taken is None else taken,
+        lambda gpu: context_bytes(gpu)[0] if context_size is None else context_size,
     )
     note(NOTICE)
     folder = Path(keep) if keep else None

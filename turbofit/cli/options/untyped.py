@@ -49,7 +49,7 @@ def check_names(ctx: click.Context) -> None:
         return
     known = {*VARIABLES, *variables_of(ctx.command, prefix)}
     prefixes = {f"{PREFIX}{name.upper()}": name for name in group.list_commands(ctx)}
-    others = tuple(f"{other}_" for other in prefixes if other != prefix)
+    others = tuple(f"{other_prefix}_" for other_prefix in prefixes if other_prefix != prefix)
     wrong = [
         name
         for name, value in os.environ.items()
@@ -57,9 +57,9 @@ def check_names(ctx: click.Context) -> None:
         if not is_service_link(name, value)
     ]
     if wrong:
-        for other, its in prefixes.items():
-            command = group.get_command(ctx, its)
-            known.update(variables_of(command, other) if command else ())
+        for other_prefix, command_name in prefixes.items():
+            command = group.get_command(ctx, command_name)
+            known.update(variables_of(command, other_prefix) if command else ())
         bare = wrong[0].removeprefix(f"{prefix}_")
         near = of_vllm(bare, lambda it: f"{prefix}_{it.upper()}")
         near = near or guess(wrong[0].upper(), sorted(known))
@@ -101,11 +101,11 @@ def read_file(path: Path, ctx: click.Context) -> dict[str, Any]:
     commands: list[click.Command | None] = [ctx.command]
     if isinstance(group, click.Group):
         commands = [group.get_command(ctx, name) for name in _WITH_FILE]
-    known = {str(param.name): param for it in commands if it for param in it.params}
+    params = {str(param.name): param for it in commands if it for param in it.params}
     for key, nodes, is_null in _entries(path):
         name = key.replace("-", "_")
-        if name not in known:
-            near = guess(name, known) or of_vllm(name, str) or _HINT
+        if name not in params:
+            near = guess(name, params) or of_vllm(name, str) or _HINT
             raise UsageError(f"{key} is no option of plan or serve", hint=near)
         if name.endswith("key"):
             raise UsageError(
@@ -117,7 +117,7 @@ def read_file(path: Path, ctx: click.Context) -> dict[str, Any]:
             wrong = "stands twice" if name in values else "should be a value, or a list of values"
             raise UsageError(f"{key} {wrong}", hint=f"write {name}: VALUE")
         if not is_null:
-            values[name] = texts if known[name].multiple else " ".join(texts)
+            values[name] = texts if params[name].multiple else " ".join(texts)
     return values
 
 

@@ -96,19 +96,19 @@ def inner_text(config: Section, outer: str) -> TextDims:
     return read_text(config, names[0])
 
 
-def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) -> VisionDims:
+def read_tower(section: Section, keys: Mapping[str, int | None], **other_fields: Any) -> VisionDims:
     """Read a vision tower; refuse a number of heads that does not divide the channels.
 
     Args:
         section: the tower's config.
         keys: the keys to read, each with its default; None: the key is required.
-        others: fields of `VisionDims` from other sources.
+        other_fields: fields of `VisionDims` from other sources.
     """
     fields: dict[str, Any] = {}
     for key, default in keys.items():
         field, high = _TOWER_KEYS[key]
         fields[field] = section.integer(key, default, high=high)
-    vision = VisionDims(**fields, **others)
+    vision = VisionDims(**fields, **other_fields)
     heads = next(key for key in keys if _TOWER_KEYS[key][0] == "heads")
     section.divisor(heads, vision.hidden, "channels", keys[heads])
     return vision
@@ -253,11 +253,11 @@ def _longest_match(name: str, families: Iterable[UnsupportedFamily]) -> UsageErr
     return max(matches, key=lambda pair: pair[0])[1].refusal() if matches else None
 
 
-def _begins(typed: str, known: str) -> bool:
-    """Return whether a typed name is ``known`` or continues it.
+def _begins(typed: str, beginning: str) -> bool:
+    """Return whether a typed name is ``beginning`` or continues it.
 
     gemma-4-31b continues gemma-4; gemma-4b does not.
     """
-    pieces = re.split(r"[._-]+", known)
-    end = r"(?![a-z0-9])" if known[-1].isdigit() else r"(?![a-z])"
+    pieces = re.split(r"[._-]+", beginning)
+    end = r"(?![a-z0-9])" if beginning[-1].isdigit() else r"(?![a-z])"
     return re.match("-?".join(map(re.escape, pieces)) + end, typed) is not None

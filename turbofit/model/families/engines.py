@@ -139,15 +139,15 @@ def _turbomind(model: Model) -> str | None:
     inside = " inside, and LMDeploy tries no other engine" if vision else ""
     sparse = text.architecture == "Qwen2MoeForCausalLM"
     has_dense = moe and (moe.step != 1 or (sparse and moe.layers < text.layers))
-    given = vision.head_dim if vision else 0
+    head_channels = vision.head_dim if vision else 0
     problem = _first(
         {
             f"{_TURBOMIND} does not run {text.architecture}{inside}":
                 text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER,
             f"{_TURBOMIND} treats every layer as sparse, and this model has dense layers":
                 has_dense,
-            f"{_TURBOMIND} runs vision heads of {channels} channels, not {given}":
-                heads and given not in heads,
+            f"{_TURBOMIND} runs vision heads of {channels} channels, not {head_channels}":
+                heads and head_channels not in heads,
             f"{_TURBOMIND} runs gated delta nets with heads of 128 channels only":
                 text.delta and (text.delta.key_dim, text.delta.value_dim) != (128, 128),
         }

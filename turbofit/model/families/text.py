@@ -191,18 +191,18 @@ def _moe(
 ) -> MoeDims | None:
     if "num_experts" not in defaults:
         return None
-    every = architecture in {"MixtralForCausalLM", _PHI_MOE, _GPT_OSS}
+    all_sparse = architecture in {"MixtralForCausalLM", _PHI_MOE, _GPT_OSS}
     # Transformers 5 also writes num_local_experts for Qwen3-MoE.
     key = "num_local_experts" if "num_local_experts" in config else "num_experts"
     per_token = config.integer("num_experts_per_tok", defaults["num_experts_per_tok"], high=1 << 10)
     experts = config.integer(key, defaults["num_experts"], low=per_token, high=1 << 13)
-    inter_key = "intermediate_size" if every else "moe_intermediate_size"
-    step = 1 if every else config.integer("decoder_sparse_step", 1, high=1 << 10)
+    inter_key = "intermediate_size" if all_sparse else "moe_intermediate_size"
+    step = 1 if all_sparse else config.integer("decoder_sparse_step", 1, high=1 << 10)
     return MoeDims(
         experts=experts,
         experts_per_token=per_token,
         intermediate=config.integer(inter_key, defaults[inter_key], high=1 << 20),
-        layers=layers if every else _sparse_layers(config, layers, step),
+        layers=layers if all_sparse else _sparse_layers(config, layers, step),
         step=step,
         shared_intermediate=config.integer(
             "shared_expert_intermediate_size", defaults["shared_expert_intermediate_size"]

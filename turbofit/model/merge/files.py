@@ -53,16 +53,16 @@ class Piece(NamedTuple):
             UsageError: the copy has values that are infinite or not a number.
         """
         torch = torch_library()
-        made = self.tensor.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
+        result = self.tensor.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
         for edit in self.edits:
-            made = edit(made)
-        if self.edits and not bool(torch.isfinite(made).all()):
+            result = edit(result)
+        if self.edits and not bool(torch.isfinite(result).all()):
             raise UsageError(
                 f"{name} would have values that are no numbers: the adapter is broken, or"
                 f" {dtype_name(self.dtype)} is too narrow for the sum",
                 hint="take another checkpoint of the training, or a base in bfloat16",
             )
-        return made
+        return result
 
 
 def piece(tensor: Any, dtype: Any, *edits: Edit) -> Piece:

@@ -113,7 +113,7 @@ def converted(
     folder: str,
     files: Mapping[str, Mapping[str, Piece]],
     projector: Tensors,
-    given: str | None,
+    vision_tower: str | None,
     dtype: Any,
 ) -> Result:
     """Convert to the hf format: rename tensors, add two tokens and the vision tower.
@@ -123,16 +123,16 @@ def converted(
         folder: the base, which has the tokenizer.
         files: the base's tensors, changed by the merge.
         projector: the adapter's projector, under its names in the original format.
-        given: the value of ``--vision-tower``.
+        vision_tower: the value of ``--vision-tower``.
         dtype: the dtype of the result.
     """
     tokens = add_tokens(folder, original.integer("vocab_size"))
     renamed = [
-        {new: one for name, one in pieces.items() if (new := hf_name(name))}
+        {new: entry for name, entry in pieces.items() if (new := hf_name(name))}
         for pieces in files.values()
     ]
     besides = {hf_name(name) or name: piece(tensor, dtype) for name, tensor in projector.items()}
-    name = given or original.string("mm_vision_tower", "") or "the vision tower"
+    name = vision_tower or original.string("mm_vision_tower", "") or "the vision tower"
     where = located(name, "config.json", "CLIP's folder: --vision-tower FOLDER")
     what = "the vision tower's config.json"
     tower = read_section(FolderFiles(where), "config.json", what) or Section({}, what)
@@ -141,7 +141,7 @@ def converted(
         besides |= _tower_pieces(where, dtype)
     if besides:
         renamed.append(besides)
-    shapes = {name: one.tensor.shape for pieces in renamed for name, one in pieces.items()}
+    shapes = {name: entry.tensor.shape for pieces in renamed for name, entry in pieces.items()}
     _check_complete(set(shapes), original)
     vision = _vision_config(tower.section("vision_config") or tower, original, shapes[_FIRST][1])
     rows = round_up(max(shapes[_HEAD][0], tokens.image + 1, tokens.pad + 1), _ROWS)
@@ -149,12 +149,12 @@ def converted(
         for name in pieces.keys() & {_EMBEDDINGS, _HEAD}:
             grow: Edit = partial(_with_rows, rows)
             pieces[name] = pieces[name]._replace(edits=(*pieces[name].edits, grow))
-    both = {
+    shared_keys = {
         "vocab_size": rows,
         "pad_token_id": tokens.pad,
         "torch_dtype": dtype_name(dtype),
     }
-    texts = _small_files(original, vision, tokens, FolderFiles(folder), both)
+    texts = _small_files(original, vision, tokens, FolderFiles(folder), shared_keys)
     skipped = {*texts, *_TOKENIZER_FILES, "chat_template.json"}
     return Result(
         files=weight_files(renamed),
@@ -241,11 +241,15 @@ def _vision_config(tower: Section, original: Section, wanted: int) -> JsonObject
 
 
 def _small_files(
-    original: Section, vision: JsonObject, tokens: _Tokens, base: FolderFiles, both: JsonObject
+    original: Section,
+    vision: JsonObject,
+    tokens: _Tokens,
+    base: FolderFiles,
+    shared_keys: JsonObject,
 ) -> dict[str, str]:
     """Return the texts of the small files by name: configs, chat template and tokenizer.
 
-    The keys ``both`` are written into the model's config and into the language model's config.
+    The model's config and the language model's config both have the ``shared_keys``.
     """
     fixed = load_yaml(preset_path("conversions", "llava-1.5"))
     side, strategy = vision["image_size"], _FEATURES[_feature(original)]
@@ -255,13 +259,13 @@ def _small_files(
     text = {key: original.values[key] for key in fixed["text"] if key in original}
     config = {
         **fixed["config"],
-        **both,
+        **shared_keys,
         "image_token_index": tokens.image,
         "image_seq_length": (side // vision["patch_size"]) ** 2 + (strategy == "full"),
         "vision_feature_layer": original.values.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": strategy,
-        "text_config": {**text, **fixed["text_config"], **both},
-        "vision_config": {**vision, "torch_dtype": both["torch_dtype"]},
+        "text_config": {**text, **fixed["text_config"], **shared_keys},
+        "vision_config": {**vision, "torch_dtype": shared_keys["torch_dtype"]},
     }
     image = {
         **fixed["preprocessor"],
@@ -325,10 +329,11 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
             " original LLaVA-1.5 and Vicuna",
             hint=_OTHERS,
         )
-    both = {_IMAGE: rows, _PAD: rows + 1}
+    token_ids = {_IMAGE: rows, _PAD: rows + 1}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     entries = {
-        str(number): {"content": token, **flags, "special": True} for token, number in both.items()
+        str(number): {"content": token, **flags, "special": True}
+        for token, number in token_ids.items()
     }
     written: dict[str, JsonObject] = {
         # The base's chat template is for text only, and is left out.
@@ -339,7 +344,7 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
             "processor_class": "LlavaProcessor",
         },
         "special_tokens_map.json": {**special, "pad_token": _PAD},
-        "added_tokens.json": both,
+        "added_tokens.json": token_ids,
     }
     texts = {name: json_text(value) for name, value in written.items()}
-    return _Tokens(both[_IMAGE], both[_PAD], texts)
+    return _Tokens(token_ids[_IMAGE], token_ids[_PAD], texts)

@@ -360,7 +360,8 @@ def _assigned(
     replaced: Tensors = {}
     besides: Tensors = {}
     unplaced: list[str] = []
-    other = f"name the base that the adapter was trained on: {adapter.base_name[:100]}".rstrip(": ")
+    base_hint = f"name the base that the adapter was trained on: {adapter.base_name[:100]}"
+    base_hint = base_hint.rstrip(": ")
     for key, change in (*adapter.loras.items(), *adapter.whole.items()):
         plain = key.removeprefix("base_model.").removeprefix("model.")
         names = [name for name in (key, plain, f"model.{plain}") if name in stored]
@@ -374,7 +375,7 @@ def _assigned(
             raise UsageError(
                 f"the adapter {'changes' if is_lora else 'replaces'} {names[0][:100]} by {its}, the"
                 f" base has {here}",
-                hint=f"{other}; if tokens were added, resize and save the base first",
+                hint=f"{base_hint}; if tokens were added, resize and save the base first",
             )
         else:
             (added if is_lora else replaced)[names[0]] = change
@@ -384,6 +385,6 @@ def _assigned(
             f"the base has no tensor for {', '.join(unplaced)[:400]} of the adapter",
             hint="the base ties lm_head to the embeddings: untie and save it first"
             if tied
-            else other,
+            else base_hint,
         )
     return added, replaced, besides
