@@ -152,6 +152,10 @@ class AsgiApp(ABC):
         return True
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Check the client's access, find the route, answer the request, and record it.
+
+        Every error becomes an answer in the form of the client's API.
+        """
         request = RequestContext(scope)
         try:
             path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]

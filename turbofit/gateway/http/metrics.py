@@ -137,22 +137,24 @@ def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
     label gets the prefix ``exported_``, as in Prometheus: Prometheus refuses a sample with two
     labels of one name.
     """
+    #: The lines of help and type, and the samples, of each metric.
     families: dict[str, tuple[list[str], list[str]]] = {}
-    theirs = re.compile(rf'([{{,]){label}="')
-    for value, page in pages.items():
-        family, fresh, pair = "", False, f'{label}="{_escaped(str(value))}"'
+    old_label = re.compile(rf'([{{,]){label}="')
+    for key, page in pages.items():
+        family, is_new, pair = "", False, f'{label}="{_escaped(str(key))}"'
         for line in page.splitlines():
             if line.startswith(("# HELP ", "# TYPE ")):
                 name = line.split(" ", 3)[2]
                 if name != family:
-                    family, fresh = name, name not in families
+                    family, is_new = name, name not in families
                     families.setdefault(name, ([], []))
-                if fresh:
+                if is_new:
                     families[name][0].append(line)
             elif line and not line.startswith("#"):
+                # A histogram has samples of several names, which begin with its own name.
                 name = family if family and line.startswith(family) else re.split("[{ ]", line)[0]
                 families.setdefault(name, ([], []))[1].append(
-                    _labelled(theirs.sub(rf'\1exported_{label}="', line), pair)
+                    _labelled(old_label.sub(rf'\1exported_{label}="', line), pair)
                 )
     return "".join(
         f"{line}\n" for heads, samples in families.values() for line in (*heads, *samples)

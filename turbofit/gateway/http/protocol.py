@@ -50,10 +50,11 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(*args, **keywords)
         self.limits, self.all_connections = limits, connections
+        #: The deadline of the client's next step, and of a client that does not read its answer.
         self._timer: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
-        self._in_body = False
-        self._deaf = False
+        #: Whether a body is being received, and whether received bytes are dropped.
+        self._in_body = self._deaf = False
         self._unclaimed = self._headers_size = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -159,11 +160,11 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        """Note that the body is complete; if it was refused before, the connection is now idle."""
         self._in_body = False
         self._unclaimed = 0
         super().on_message_complete()
         if self.cycle.response_complete:
-            # The rest of a refused body has arrived, so the connection is now idle.
             self._no_deadline()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -253,8 +254,8 @@ class LimitedProtocol(HttpToolsProtocol):
         that answer.
         """
         cycle = self.cycle
-        open_ = cycle is not None and not cycle.response_complete
-        if open_ and (cycle.response_started or not cycle.more_body):
+        answering = cycle is not None and not cycle.response_complete
+        if answering and (cycle.response_started or not cycle.more_body):
             self._end_after_this()
             return
         self.all_connections.count("refused_total", f"reason={refusal.reason}")

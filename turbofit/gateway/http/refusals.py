@@ -88,6 +88,7 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of the refusal: when to try again, and why no engine had the request."""
         unreached = self.status == 503 and self.reason in _UNREACHED
         headers = [(UNREACHED.encode(), self.reason.encode())] if unreached else []
         if self.retry_after is not None:
@@ -145,6 +146,7 @@ def refusal_event(api: Api, refusal: Refusal) -> bytes:
 
 
 def _openai(refusal: Refusal) -> dict[str, Any]:
+    """Return a refusal as an error object of OpenAI's API."""
     return {
         "message": refusal.message,
         "type": _OPENAI_TYPES.get(refusal.status, "invalid_request_error"),
@@ -154,5 +156,6 @@ def _openai(refusal: Refusal) -> dict[str, Any]:
 
 
 def _anthropic(refusal: Refusal) -> dict[str, Any]:
+    """Return a refusal as an error object of Anthropic's API."""
     kind = _ANTHROPIC_TYPES.get(refusal.status, "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": refusal.message}}

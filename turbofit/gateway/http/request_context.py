@@ -91,6 +91,7 @@ class RequestContext:
 
 
 async def answer(request: RequestContext, send: Send, status: int, body: bytes, kind: str) -> None:
+    """Send a whole answer to the client; ``kind`` is its content type."""
     request.status = status
     headers = [
         (b"content-type", kind.encode()),

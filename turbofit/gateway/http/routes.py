@@ -85,9 +85,9 @@ def find_route(method: str, raw_path: bytes) -> Route:
         Refusal: the route does not exist, is closed, or has another method.
     """
     path = raw_path.rstrip(b"/").decode("latin-1")
-    list_, of, model = path.partition("/models/")
-    route = ROUTES.get(f"{list_}/models" if of else path)
-    if route is not None and of:
+    beginning, names_model, model = path.partition("/models/")
+    route = ROUTES.get(f"{beginning}/models" if names_model else path)
+    if route is not None and names_model:
         route = replace(route, model=unquote(model))
     if route is None:
         if path in MANAGEMENT or path.startswith(_MANAGEMENT_FOLDERS):

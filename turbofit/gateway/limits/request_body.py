@@ -141,6 +141,7 @@ def read_body(kind: Kind, body: Any) -> Parsed:
 
 
 def _chat(parsed: Parsed) -> None:
+    """Read the messages of a chat; LMDeploy also takes a single string."""
     messages = parsed.body.get("messages")
     if isinstance(messages, list):
         for message in messages:
@@ -151,6 +152,7 @@ def _chat(parsed: Parsed) -> None:
 
 
 def _chat_message(parsed: Parsed, message: Any) -> None:
+    """Check a message of a chat, and add slots for its images and videos."""
     if not isinstance(message, dict):
         raise refused("messages", "has an item that is no object")
     role, content = message.get("role"), message.get("content")
@@ -210,6 +212,7 @@ def _forget_unknown(parsed: Parsed, field: str, content: list[Any], taken: Seque
 
 
 def _part_type(part: Any, field: str = "messages") -> str:
+    """Return the type of a message part; refuse a part without a type."""
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         raise refused(field, "holds a part without a type")
@@ -229,6 +232,7 @@ def _source(part: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
 
 
 def _url(value: Any) -> str:
+    """Return a URL or base64 text; refuse a value of another type."""
     if not isinstance(value, str):
         raise refused("image_url", "is no string")
     return value
@@ -258,6 +262,7 @@ def _completions(parsed: Parsed) -> None:
 
 
 def _anthropic(parsed: Parsed, shape: _Shape) -> None:
+    """Check a body of the Messages API, and add slots of this shape for its images."""
     messages, system = parsed.body.get("messages", []), parsed.body.get("system")
     if not isinstance(messages, list):
         raise refused("messages", "is no list")
@@ -305,6 +310,7 @@ def _check_texts(field: str, parts: list[Any]) -> None:
 
 
 def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: int) -> MediaSlot:
+    """Return the slot of an image block, which is at ``index`` of the list ``place``."""
     source = block.get("source")
     kind = source.get("type") if isinstance(source, dict) else None
     if not isinstance(source, dict) or kind not in ("base64", "url"):

@@ -186,14 +186,14 @@ class Exchange(ForwardOutcome):
         while data := await content.readany():
             if rest or not data.endswith(b"\n\n"):
                 data, rest = _events(rest + data)
-            await self._take(data, kind)
+            await self._pass_on(data, kind)
         if rest:
-            await self._take(rest, kind)
+            await self._pass_on(rest, kind)
         if not self.started:
             raise Died("an empty stream")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _take(self, events: bytes, kind: str) -> None:
+    async def _pass_on(self, events: bytes, kind: str) -> None:
         """Pass complete events on to the client.
 
         ``events`` is empty if only a part of an event came.
