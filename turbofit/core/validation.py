@@ -201,34 +201,34 @@ def _has_ellipsis(annotation: Any) -> bool:
 
 
 def _field_error(
-    first: Mapping[str, Any], kind: type[BaseModel], spelled: Callable[[str], str]
+    error: Mapping[str, Any], kind: type[BaseModel], spelled: Callable[[str], str]
 ) -> UsageError:
     """Make a UsageError of one of pydantic's errors for an instance of ``kind``."""
-    cause = getattr(first.get("ctx", {}).get("error"), "__cause__", None)
-    field = str(first["loc"][0]) if first["loc"] else ""
+    cause = getattr(error.get("ctx", {}).get("error"), "__cause__", None)
+    field = str(error["loc"][0]) if error["loc"] else ""
     if isinstance(cause, UsageError):
         cause.options = cause.options or (field,)
         return cause
     from turbofit.core.messages import guess, meant, neighbour, of_vllm
 
-    if first["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden":
         near = neighbour(field, kind.model_fields, str) or of_vllm(field, str)
         hint = near or meant(field, sorted(kind.model_fields))
         wrong = f"{kind.__name__} has no field {field}"
         return UsageError(wrong, hint=hint, options=[field])
     name = spelled(field)
-    if first["type"] == "missing":
+    if error["type"] == "missing":
         return UsageError(f"{name} is not given", hint=f"give {name}", options=[field])
-    value, should = repr(first["input"]), _SHOULD.get(first["type"])
-    what = first["msg"].replace("Input should", "it should")
-    if should:
-        what = f"it should be {should.format_map(first.get('ctx', {}))}"
-    choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
-    near = guess(str(first["input"]), choices)
+    value, expected = repr(error["input"]), _SHOULD.get(error["type"])
+    should_be = error["msg"].replace("Input should", "it should")
+    if expected:
+        should_be = f"it should be {expected.format_map(error.get('ctx', {}))}"
+    choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
+    near = guess(str(error["input"]), choices)
     known = kind.model_fields.get(field)
     described = f"{name}: {known.description}" if known and known.description else ""
     return UsageError(
-        f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
+        f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {should_be}",
         hint=near or described or f"give another {name}, or leave it out",
         options=[field],
     )

@@ -113,14 +113,14 @@ def command_blocks(plan: Plan) -> list[Block]:
     if plan.machine.source == "preset":
         text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin the GPUs"
         blocks.append(remark(text))
-    first = {numbers[0]: numbers[1:] for numbers in alike(plan.engines)}
+    equal_to_first = {numbers[0]: numbers[1:] for numbers in alike(plan.engines)}
     for number, (gpus, command) in enumerate(commands.items()):
         if len(commands) > 1:
             blocks.append(Heading(f"GPU {groups_of([gpus])}", level=3, whole=False))
         name = f"the command of group {number}"
-        shown = older and number in first
+        shown = older and number in equal_to_first
         blocks.append(Code(shell_words(command.argv, command.env), name=name, short=shown))
-        if shown and (others := first[number]):
+        if shown and (others := equal_to_first[number]):
             blocks.append(remark(_same_on(plan, others), **ONLY_SHORT))
     return blocks
 
