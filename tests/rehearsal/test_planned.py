@@ -18,12 +18,12 @@ from turbofit.rehearsal import planned as module
 from turbofit.rehearsal.cases import turbomind_cases
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for, twin_of, write_model
 from turbofit.rehearsal.planned import (
-    _lines,
     broken_promise,
     moments,
     outcome_and_end,
     plan_spec,
     rehearse,
+    terms_by_counter,
 )
 from turbofit.rehearsal.pretend.scenario import PretendGpu
 from turbofit.rehearsal.run import Readings
@@ -38,7 +38,7 @@ def differences(plan: Plan, document: dict[str, Any]) -> dict[str, int]:
     return {
         name: counters[name] - sum(term.bytes for term in terms)
         for index, counters in zip(plan.groups[0], document["terms"], strict=True)
-        for name, terms in _lines(ledgers[index], counters).items()
+        for name, terms in terms_by_counter(ledgers[index], counters).items()
     }
 
 

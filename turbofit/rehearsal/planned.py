@@ -272,34 +272,34 @@ def with_rehearsed_terms(engine: EnginePlan, document: Document) -> tuple[GpuLed
     return tuple(map(compared, engine.ledgers))
 
 
-def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
+def terms_by_counter(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
     """Return the ledger's terms by the name of the engine's counter that measures them."""
-    lines: dict[str, list[Term]] = {}
+    measured: dict[str, list[Term]] = {}
     for term in ledger:
-        line = _TOGETHER.get(term.term, term.term)
-        if line not in counters and term.phase == "weights" and term.basis != "estimate":
-            line = "weights"
-        if line in counters and not term.term.endswith(".returned"):
-            lines.setdefault(line, []).append(term)
+        counter = _TOGETHER.get(term.term, term.term)
+        if counter not in counters and term.phase == "weights" and term.basis != "estimate":
+            counter = "weights"
+        if counter in counters and not term.term.endswith(".returned"):
+            measured.setdefault(counter, []).append(term)
         stays = term.phase == "buffers" and term.basis != "estimate" and term.term != POOL_WARMUP
         if stays and "buffers" in counters:
             # The counter ``buffers`` also includes buffers that have a counter of their own.
-            lines.setdefault("buffers", []).append(term)
-    return lines
+            measured.setdefault("buffers", []).append(term)
+    return measured
 
 
 def _together(engine: EnginePlan, document: Document) -> tuple[RehearsedTogether, ...]:
     """Return the counters that measure several terms together, with their bytes on each GPU."""
     ledgers = {ledger.index: ledger.terms for ledger in engine.ledgers}
-    by_gpu = list(zip(engine.gpus, document["terms"], strict=True))
-    lines = [_lines(ledgers[index], counters) for index, counters in by_gpu]
+    counters_of_gpus = list(zip(engine.gpus, document["terms"], strict=True))
+    measured = [terms_by_counter(ledgers[index], counters) for index, counters in counters_of_gpus]
     return tuple(
         RehearsedTogether(
             line=name,
             terms=tuple(term.term for term in terms),
-            bytes=tuple(sum(term.bytes for term in gpu_lines.get(name, ())) for gpu_lines in lines),
-            rehearsed=tuple(counters.get(name) for _, counters in by_gpu),
+            bytes=tuple(sum(term.bytes for term in of_gpu.get(name, ())) for of_gpu in measured),
+            rehearsed=tuple(counters.get(name) for _, counters in counters_of_gpus),
         )
-        for name, terms in lines[0].items()
+        for name, terms in measured[0].items()
         if [term.term for term in terms] != [name]
     )
