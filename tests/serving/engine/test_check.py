@@ -96,6 +96,13 @@ def test_a_long_check_asks_for_the_same_memory_with_fewer_encodings() -> None:
     )
 
 
+def test_a_fullest_forward_of_text_is_not_replaced_by_images(monkeypatch) -> None:
+    plan = seen_plan(next(row for row in SEEN if row["seconds"] == 68.682))
+    text = ProbeRequest("the fullest forward", "/generate", {}, tokens=1_000_000)
+    monkeypatch.setattr(worst_requests, "fullest_forward", lambda *_: text)
+    assert worst_requests.cheaper_check(plan, plan.engines[0]) == ()
+
+
 def test_a_short_check_asks_a_clients_worst_request_and_the_fullest_forward() -> None:
     plan = seen_plan(SEEN[0])
     assert [question.units for question in asked(plan, worst_requests.ask_worst)] == [(13,), (42,)]

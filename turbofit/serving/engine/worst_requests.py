@@ -321,7 +321,8 @@ def cheaper_check(plan: Plan, engine: EnginePlan, model: str = "") -> tuple[Prob
         return ()
     cheaper = cheaper_forward(plan, engine, model, _TEXT)
     fullest = fullest_forward(plan, engine, model, _TEXT)
-    if cheaper is None or fullest is None or fullest.name != cheaper.name:
+    # Images do not fill the pool if a prompt or a batch decides the pool's peak.
+    if cheaper is None or fullest is None or fullest.path != cheaper.path:
         return ()
     return small_requests(plan, model)[0], cheaper
 
