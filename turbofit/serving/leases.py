@@ -324,13 +324,13 @@ def counted(machine: Machine, leases: Leases) -> Machine:
     engines that are not ready is added to the memory that these engines already use.
     """
     others = leases.others()
-    return replace(machine, gpus=tuple(_gpu(gpu, others) for gpu in machine.gpus))
+    return replace(machine, gpus=tuple(_with_reserved(gpu, others) for gpu in machine.gpus))
 
 
-def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
+def _with_reserved(gpu: Gpu, others: list[Lease]) -> Gpu:
     """Return the GPU; memory of the GPU that other turbofits will still take counts as used."""
     for lease in others:
-        pending = _pending(gpu, lease)
+        pending = _still_to_take(gpu, lease)
         if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):
             name = f"turbofit, which reserved it for {lease.model} (see turbofit ps)"
             gpu = replace(
@@ -342,7 +342,7 @@ def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
     return gpu
 
 
-def _pending(gpu: Gpu, lease: Lease) -> int:
+def _still_to_take(gpu: Gpu, lease: Lease) -> int:
     """Return the bytes that a lease's engines will still take on a GPU.
 
     If the caches may be larger than planned, the bytes in use do not show how much the engines have
@@ -364,7 +364,7 @@ def end_orphans(leases: Leases) -> list[str]:
         for pid, started in lease.engines:
             left = members(pid, started)
             if left:
-                _end(pid, started)
+                _kill_group(pid, started)
                 done.append(
                     f"ended {len(left)} processes of an engine for {lease.model}, whose turbofit "
                     f"(process {lease.pid}) was killed"
@@ -373,7 +373,7 @@ def end_orphans(leases: Leases) -> list[str]:
     return done
 
 
-def _end(group: int, started: int) -> None:
+def _kill_group(group: int, started: int) -> None:
     """Kill a process group, and wait until its processes have ended."""
     deadline = time.monotonic() + _END_SECONDS
     while members(group, started) and time.monotonic() < deadline:

@@ -91,7 +91,8 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
         option = options.get(name)
         values = [value] if equals else take_values(rest, option.values if option else "*", written)
         if option is None or option.is_ in ("refused", "undecided"):
-            if not unplanned or (option is not None and option.always):
+            always_refused = option is not None and option.always
+            if always_refused or not unplanned:
                 raise _refused(name, option, values)
             passed.unplanned.append(name)
         elif option.is_ == "planned" or (option.as_ and not option.clients):
@@ -106,7 +107,8 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
 def full_name(written: str, known: Collection[str]) -> str:
     """Return an option's full name; LMDeploy's parser takes underscores and abbreviations.
 
-    ``known`` has further full names. An unknown word is returned unchanged.
+    ``known`` has further full names. An unknown word, or an abbreviation that is also an option of
+    vLLM, is returned unchanged.
     """
     if not written.startswith("--"):
         return written
