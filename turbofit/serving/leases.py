@@ -364,7 +364,7 @@ def end_orphans(leases: Leases) -> list[str]:
         for pid, started in lease.engines:
             left = members(pid, started)
             if left:
-                _kill_group(pid, started)
+                _end(pid, started)
                 done.append(
                     f"ended {len(left)} processes of an engine for {lease.model}, whose turbofit "
                     f"(process {lease.pid}) was killed"
@@ -373,7 +373,7 @@ def end_orphans(leases: Leases) -> list[str]:
     return done
 
 
-def _kill_group(group: int, started: int) -> None:
+def _end(group: int, started: int) -> None:
     """Kill a process group, and wait until its processes have ended."""
     deadline = time.monotonic() + _END_SECONDS
     while members(group, started) and time.monotonic() < deadline:

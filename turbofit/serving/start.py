@@ -247,7 +247,7 @@ class Start:
                 self._pids(), ready=self._supervisor.ready,
                 larger=any(engine.tracker.cache_is_larger for engine in engines),
             )  # fmt: skip
-        self._note_phase(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
+        self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
         if run.standby is not None and not self._supervisor.starting:
             run.standby.look()
@@ -260,7 +260,7 @@ class Start:
         """Return bytes in use on each GPU; empty on pretend GPUs, which no other process uses."""
         return {} if self._run.config.pretend else used_now(self._plan)
 
-    def _note_phase(self, phase: str) -> None:
+    def _enter(self, phase: str) -> None:
         """Note when a phase was first seen, and how many bytes the GPUs had in use then."""
         if self._moments and self._moments[-1].phase == phase:
             return

@@ -114,19 +114,18 @@ class PretendReader:
     def usages(self) -> tuple[PretendUsage, ...]:
         """Return the use of each pretend GPU of the group so far; empty if unreadable."""
         with self._reading:
-            sizes = self._torch_held() if self._plan.backend.on_torch else self._turbomind_held()
+            if self._plan.backend.on_torch:
+                sizes = self._torch_held()
+            else:
+                memory = self._read()
+                cards = () if memory is None else memory.cards
+                sizes = [(max(card.peak.values(), default=0), card.in_use) for card in cards]
         indices = self._plan.groups[self._group]
         others = [gpu.used + gpu.late for gpu in self._machine.gpus]
         return tuple(
             PretendUsage(gpu=index, peak=before + peak, in_use=before + now)
             for index, before, (peak, now) in zip(indices, others, sizes, strict=False)
         )
-
-    def _turbomind_held(self) -> list[tuple[int, int]]:
-        """Return the peak and the use now of each GPU, in bytes."""
-        memory = self._read()
-        cards = () if memory is None else memory.cards
-        return [(max(card.peak.values(), default=0), card.in_use) for card in cards]
 
     def _torch_held(self) -> list[tuple[int, int]]:
         """Return the peak and the use now of each GPU of an engine on torch, in bytes."""

@@ -308,7 +308,7 @@ class SupervisedEngine:
         if self.tracker.fallback:
             return fallback_end(self.tracker)
         if code is not None or self.tracker.loop_failed(now) or (last and self.tracker.failing):
-            return self._end_of_loop(code)
+            return self._loop_ended(code)
         return self._end_of_running(probe, now)
 
     def _read(self, process: EngineProcess, code: int | None, now: float) -> None:
@@ -327,7 +327,7 @@ class SupervisedEngine:
                 self._tell(line)
         self._follow(now)
 
-    def _end_of_loop(self, code: int | None) -> End | None:
+    def _loop_ended(self, code: int | None) -> End | None:
         """Return the end of an engine whose loop failed; None if the engine still answers."""
         if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
             self.tracker.survived(float("inf"))  # another program's line looked like the engine's

@@ -131,7 +131,7 @@ def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
     return (*requests, small)
 
 
-def _fill_context(plan: Plan, engine: EnginePlan, _model: str, _text: int) -> ProbeRequest:
+def _longest(plan: Plan, engine: EnginePlan, _model: str, _text: int) -> ProbeRequest:
     """Return a prompt that fills the context, as token ids."""
     tokens = min(engine.settings.session_len, plan.promise.context) - _ANSWER
     ids = [_TOKEN] * max(1, tokens)
@@ -189,7 +189,7 @@ def _meeting(plan: Plan, engine: EnginePlan, text: int, *, several: bool = False
 
 #: The requests that bring terms of the ledger to their planned sizes, by term.
 _WORST: Final = {
-    "vision_forward": _images_that_meet, "text_prefill": _fill_context, "sampling": _full_batch,
+    "vision_forward": _images_that_meet, "text_prefill": _longest, "sampling": _full_batch,
 }  # fmt: skip
 
 

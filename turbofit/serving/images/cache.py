@@ -78,16 +78,13 @@ def with_fingerprints(model: Any) -> Callable[..., Any]:
         given = [item for item in model.collect_multimodal_items(messages) if item[0] == "image"]
         options = arguments[1:]  # the first argument is the prompt
         answer = preprocess(messages, *arguments)
-        _give_fingerprints(given, _prepared_images(answer), options)
+        # The answer's form depends on the model's class.
+        items = answer[-1]["content"] if isinstance(answer, list) else answer["multimodal"]
+        prepared = [item for item in items if "pixel_values" in item]
+        _give_fingerprints(given, prepared, options)
         return answer
 
     return named
-
-
-def _prepared_images(answer: Any) -> list[Any]:
-    """Return the prepared images in an answer; the answer's form depends on the model's class."""
-    items = answer[-1]["content"] if isinstance(answer, list) else answer["multimodal"]
-    return [item for item in items if "pixel_values" in item]
 
 
 def _give_fingerprints(given: Sequence[Any], prepared: Sequence[Any], options: Any) -> None:
