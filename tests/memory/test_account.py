@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+import turbofit
 from tests.memory.conftest import Case, card, check_ledger, machine_of
 from tests.sweep import part
 from turbofit.core.units import MIB
 
+ROOT = Path(__file__).parents[2]
 MODELS = ["internvl2-8b", "internvl2-8b-awq", "qwen2-vl-7b", "internvl2-2b", "qwen2-vl-2b"]
 
 
@@ -58,3 +63,34 @@ def test_what_the_cache_is_sized_by():
     assert [t.term for t in logged.ledgers_at(0.8)[0].terms if t.phase == "before"] == [
         "before_cache"
     ]
+
+
+#: Launches whose ledgers have, together, every term of the newest accounts.
+LAUNCHES = {
+    "turbomind": [
+        ("internvl2-8b", "2xrtx3090", {"tp": 2}), ("qwen2-vl-7b", "1xh100", {}),
+        ("qwen3.5-9b", "1xh100", {}), ("internvl2-8b-awq", "1xrtx3090", {"dtype": "float16"}),
+        ("gpt-oss-20b", "1xh100", {}),
+    ],
+    "pytorch": [
+        ("internvl2-8b", "2xrtx3090", {"tp": 2}), ("qwen3.5-9b", "1xh100", {}),
+        ("qwen2.5-7b-awq", "1xh100", {}), ("qwen3-omni-30b-a3b", "1xh200", {}),
+        ("qwen3-vl-30b-a3b", "2xh100", {"tp": 2}),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("engine", "column"), [("turbomind", 2), ("pytorch", 3)])
+def test_the_map_names_the_function_with_the_formula_of_each_term(engine: str, column: int) -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    cells = {term: row[column] for row in rows for term in re.findall("`(.+?)`", row[1])}
+    for model, on, options in LAUNCHES[engine]:
+        plan = turbofit.predict(model, on=on, engine=engine, **options)
+        for term in (term.term for ledger in plan.ledgers for term in ledger.terms):
+            places = re.findall(r"`([\w/]+\.py)` \((.+?)\)", cells[term])
+            assert places, term
+            for file, names in places:
+                folder = ROOT / "turbofit" if "/" in file else ROOT / "turbofit/memory" / engine
+                for name in re.findall(r"(\w+)`", names):
+                    assert f"def {name}(" in (folder / file).read_text(), (term, file, name)

@@ -199,6 +199,20 @@ def buffer_terms(
     return terms
 
 
+def growth_terms(model: Model, largest: int, constants: EngineConstants) -> list[Term]:
+    """Return the memory that pools take only at later requests.
+
+    Holes in driver pools grow with the ``largest`` bytes of the executor's pool, up to a bound.
+    """
+    growth = constants.pool_growth
+    grown = int(min(growth["most"], growth["share"] * largest))
+    terms = [term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")]
+    if model.mrope:
+        note = "M-RoPE positions, from a pool of the engine's thread, at the first image"
+        terms.append(term("mrope_pool", "buffers", constants.pool_granularity, "formula", note))
+    return terms
+
+
 def _delta_workspaces(
     model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants
 ) -> tuple[int, int]:
@@ -459,16 +473,11 @@ class TurbomindAccount(Account):
         tokens = self.warmup_tokens(settings, constants)
         # The blocks of the longest warm-up request: with fewer blocks, the start never ends.
         self.least_blocks = -(-tokens // self.block_tokens)
-        step, growth = constants.pool_granularity, constants.pool_growth
         forward = Forward(tokens=tokens, context=tokens, first_layer=True)
-        size = round_up(pool.peak(forward), step)
+        size = round_up(pool.peak(forward), constants.pool_granularity)
         warmup = term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
         largest = max(case.bytes for case in (warmup, *transients))
-        grown = int(min(growth["most"], growth["share"] * largest))
-        late = [term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")]
-        if model.mrope:
-            note = "M-RoPE positions, from a pool of the engine's thread, at the first image"
-            late.append(term("mrope_pool", "buffers", step, "formula", note))
+        late = growth_terms(model, largest, constants)
         classes = self.weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
         weights = sum(classes.values())
         # Equal cards have equal buffers, computed once: a search makes accounts by the thousand.
