@@ -145,7 +145,7 @@ ENDS = {
     "never starts": "never starts",
     "dies in its warm-up or of the first image": "warm-up",
     "dies of one image": "one image request at the limit",
-    "dies of an image beside long prompts": "an image beside the longest prompts",
+    "dies of an image beside long prompts": "an image in a forward with the longest prompts",
     "dies of images that meet": "image requests that meet",
     "dies of a full batch": "a full batch sampling",
 }

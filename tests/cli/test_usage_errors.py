@@ -183,7 +183,7 @@ def test_what_keyboards_leave_is_read(capsys: Out) -> None:
     [
         ("plan internvl2-8b --on 3090 --on t4", "--on A+B"),
         ("plan internvl2-8b --gpu 3090", "here: --on, as --on 2xrtx3090"),
-        ("plan internvl2-8b --gpus 3090", "--on 3090 is a machine of it"),
+        ("plan internvl2-8b --gpus 3090", "--on 3090 is a machine with this card"),
         ("plan internvl2-8b --device 3090", "a card by its name is --on NAME"),
         ("plan internvl2-8b --image 4", "here: --images"),
         ("chat --image a.png", "a picture is its path in the message"),

@@ -121,7 +121,11 @@ def test_mig_instances_are_numbered_after_whole_gpus_and_planned_by_themselves(m
 @pytest.mark.parametrize(
     ("name", "total", "said"),
     [
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, "not known are its l2, memory bandwidth"),
+        (
+            "NVIDIA GeForce RTX 4090 Laptop GPU",
+            16376,
+            "unknown are the card's l2, memory bandwidth",
+        ),
         ("GRID V100DX-32C", 32768, "is a vGPU, which shares its card's time"),
         ("NVIDIA GeForce RTX 3080", 20480, "as a slow card"),
     ],

@@ -53,7 +53,7 @@ def test_nvml_that_says_the_slice_is_not_believed() -> None:
     card = parse_spec("rtx3090").gpus[0]
     assert (held.gpus[0].total, held.gpus[0].free) == (card.total, card.free)
     assert held.gpus[0].ours == 12_000 * MIB
-    assert "whole card of 23.6 GiB is by its name" in held.warnings[0]
+    assert "gives the whole card's 23.6 GiB" in held.warnings[0]
     # Nobody knows how large a card without a preset is, and it is said.
     held = held_to_slices(told(pod("2xbox:total=30GiB:sm=8.6")), {LIMIT: "12000m"})
     assert held.gpus[0].total == 12_000 * MIB

@@ -43,7 +43,7 @@ TABLE = """\
 
 def test_of_a_pasted_table_the_cards_are_read_and_laptops_cards_are_not_those_of_desks():
     assert machine_from(TABLE).gpus == machine_from("rtx3090:used=1MiB+l4:used=1MiB").gpus
-    with pytest.raises(UsageError, match="of laptops"):
+    with pytest.raises(UsageError, match="a laptop's card"):
         machine_from("NVIDIA GeForce RTX 4060 Max-Q")
 
 

@@ -87,7 +87,7 @@ def test_any_card_is_its_memory_alone_and_says_so(spec: str, total: int, capabil
     assert (gpu.total, gpu.reserved, gpu.compute_capability) == (total, 0, capability)
     assert (gpu.sm_count, gpu.memory_bandwidth, gpu.dense_flops, gpu.l2) == (NA, NA, NA, NA)
     assert "has no preset: it was read as any card" in machine.warnings[0]
-    assert "in speed as a slow one" in machine.warnings[0]
+    assert "in speed as a slow card" in machine.warnings[0]
 
 
 def test_any_card_of_a_size_has_no_more_than_the_known_cards_of_that_size():
@@ -134,7 +134,7 @@ def test_links_and_ram_and_cores():
         ("l4,ram=64", "ram: 64 bytes?", "64GiB"),
         ("rtx3090 16GB", "rtx3090 has 24 GB", "rtx3090:total="),
         ("l4:free=120%", "free of l4 '120%' is no share", "2%"),
-        ("rtx3090:sm=8.6", "whose preset has it", "leave sm out"),
+        ("rtx3090:sm=8.6", "has a preset with this figure", "leave sm out"),
         ("24GB:sm=new", "no compute capability", "sm=8.6"),
         ("a100-80g:mig=5g.40gb", "no MIG profile 5g.40gb", "3g.40gb"),
         ("2xa100-80g:mig=3g.40gb,p2p=all", "MIG slices have no peers", "leave p2p out"),
@@ -145,7 +145,7 @@ def test_links_and_ram_and_cores():
         ("2xrtx3090,nvlink=0", "not a pair", "0-1+2-3"),
         ("2xrtx3090,nvlink=0-1,p2p=none", "contradicts", "leave out"),
         ("2xrtx3090,ecc=on", "'ecc=on' is no machine option", "cores=16"),
-        ("2xrtx3090:total=24GiB,used=4GiB", "'used=4GiB' is no", "their keys by :"),
+        ("2xrtx3090:total=24GiB,used=4GiB", "'used=4GiB' is no", "joins the keys of a card"),
         ("rtx3090,cores=0", "cores=0", "cores=16"),
         ("rtx3090,cores=2.5", "cores=2.5", "cores=16"),
     ],

@@ -55,16 +55,16 @@ def refused(spec: str) -> UsageError:
 @pytest.mark.parametrize(
     ("typed", "cause", "spec", "total", "card"),
     [
-        ("NVIDIA GeForce RTX 2080 with Max-Q Design", "of laptops", "rtx2080with", 7372, None),
-        ("rtx4080 mobile", "of laptops", "rtx4080mobile", 11059, None),
-        ("laptop 4090", "another chip than the desktop's rtx4090", "laptop4090", 14745, None),
-        ("notebook RTX 4060", "of laptops", "notebookrtx4060", 7372, None),
+        ("NVIDIA GeForce RTX 2080 with Max-Q Design", "a laptop's card", "rtx2080with", 7372, None),
+        ("rtx4080 mobile", "a laptop's card", "rtx4080mobile", 11059, None),
+        ("laptop 4090", "not the desktop's rtx4090", "laptop4090", 14745, None),
+        ("notebook RTX 4060", "a laptop's card", "notebookrtx4060", 7372, None),
         ("rtx3070 16g", "rtx3070 has 8 GB", "rtx3070", 14745, "NVIDIA GeForce RTX 3070"),
         ("NVIDIA GeForce RTX 3080 20480 MiB", "has 10 GB", "rtx3080", 18432, None),
-        ("1xtitanrtx", "only memory and compute", "titanrtx", 22118, None),
-        ("RTX A2000 12GB", "only memory and compute", "rtxa2000", 5529, None),
-        ("1660 super", "only memory and compute", "1660super", 5529, None),
-        ("GTX 1650 Ti mobile", "of laptops", "gtx1650timobile", 3686, None),
+        ("1xtitanrtx", "only its memory and compute", "titanrtx", 22118, None),
+        ("RTX A2000 12GB", "only its memory and compute", "rtxa2000", 5529, None),
+        ("1660 super", "only its memory and compute", "1660super", 5529, None),
+        ("GTX 1650 Ti mobile", "a laptop's card", "gtx1650timobile", 3686, None),
     ],
 )  # fmt: skip
 def test_a_card_that_is_not_whole_gets_its_memory_to_paste(
@@ -84,7 +84,7 @@ def test_a_card_that_is_not_whole_gets_its_memory_to_paste(
 @pytest.mark.parametrize("typed", ["MIG 3g.40gb", "MIG 1g.10gb+me", "3g.20gb", "2xMIG 2g.20gb"])
 def test_a_slice_without_its_card_is_asked_back(typed: str):
     error = refused(typed)
-    assert "is a MIG slice, of which card?" in error.message
+    assert "is a MIG slice of an unnamed card" in error.message
     for spec in error.hint.split(" or "):
         assert parse_spec(spec).gpus[0].mig
 

@@ -34,7 +34,7 @@ def test_it_is_for_one_engine_and_not_for_less_free_memory() -> None:
     assert unbelieved(after(ONE), "turbomind", "0.18") == ""
     emptier = after(replace(ONE, free=ONE.free + GIB))
     assert calibration_for(emptier, "turbomind", "0.18") is None
-    assert "estimates stand for what was calibrated" in unbelieved(emptier, "turbomind", "0.18")
+    assert "the calibration does not count" in unbelieved(emptier, "turbomind", "0.18")
 
 
 def test_it_takes_no_more_than_the_estimates_after_the_cache() -> None:

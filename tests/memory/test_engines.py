@@ -37,7 +37,7 @@ def test_what_older_versions_hold_otherwise_is_refused_there(model, engine, new)
 def test_what_transformers_alone_runs_is_said_where_another_engine_was_named():
     with pytest.raises(UsageError) as told:
         engine_for(resolve_model("llava-v1.6-mistral-7b"), "pytorch")
-    assert told.value.hint == "--engine transformers does"
+    assert told.value.hint == "--engine transformers runs the model"
 
 
 #: Predictions, as JSON without the time at which they were made, by version and engine.

@@ -58,7 +58,7 @@ def test_a_start_ends_as_the_binary_s_did(bare, total, units, ratio, kind):
         assert fate.missing > 0
     if kind == "hang":  # 104 blocks of the 130 that 8320 tokens need were there
         assert account.least_blocks == 130
-        assert "waits without a word" in fate.text
+        assert "waits without a message" in fate.text
 
 
 @pytest.mark.parametrize(("total", "kind"), [(15800, "load"), (18200, "request")])

@@ -54,7 +54,7 @@ def test_the_engine_that_knew_it_is_taken(model: str, version: str, engine: str)
     ("model", "engine", "version", "words"),
     [
         ("qwen3-8b", "turbomind", "0.5.3", "0.5.3 does not run Qwen3ForCausalLM"),
-        ("qwen3-8b", "turbomind", "0.7.2", "which 0.7.3 does"),
+        ("qwen3-8b", "turbomind", "0.7.2", "which 0.7.3 runs"),
         ("mixtral-8x7b", "turbomind", "0.6.0", "does not run MixtralForCausalLM"),
         ("internvl3.5-8b", "turbomind", "0.7.2", "does not run Qwen3ForCausalLM"),  # inside
         (
@@ -64,21 +64,21 @@ def test_the_engine_that_knew_it_is_taken(model: str, version: str, engine: str)
             "0.16.0 does not run Idefics3ForConditionalGeneration\n",
         ),
         ("llama-3.2-11b-vision", "pytorch", "0.12.0", "does not run Mllama"),
-        ("qwen2-vl-7b", "turbomind", "0.9.1", "which 0.9.2 does"),
-        ("qwen2-vl-7b", "turbomind", "0.14", "which 0.16.0 does"),
+        ("qwen2-vl-7b", "turbomind", "0.9.1", "which 0.9.2 runs"),
+        ("qwen2-vl-7b", "turbomind", "0.14", "which 0.16.0 runs"),
     ],
 )
 def test_what_a_version_did_not_know_is_refused(model, engine, version, words):
     with pytest.raises(UsageError, match=words) as told:
         engine_for(preset_model(model), engine, version)
     if model == "mixtral-8x7b":
-        assert told.value.hint == "--engine pytorch does"
+        assert told.value.hint == "--engine pytorch runs the model"
 
 
 def test_where_no_engine_of_a_release_runs_a_model_the_first_that_does_is_named() -> None:
     with pytest.raises(UsageError, match=r"no engine of LMDeploy 0\.10\.1 runs Qwen3VL") as error:
         engine_for(preset_model("qwen3-vl-4b"), "auto", "0.10.1")
-    assert "0.11.0 is the first that does" in error.value.message
+    assert "which 0.11.0 runs" in error.value.message
     assert error.value.hint == "--lmdeploy 0.11.0 or newer"
 
 

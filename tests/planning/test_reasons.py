@@ -148,20 +148,20 @@ def test_a_plan_says_on_what_its_margin_rests(card: str, margin: Margin, words: 
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
 def test_what_was_measured_is_believed_of_no_fuller_card(engine: str) -> None:
     def plan(taken: int, **changed: str) -> tuple[int, list[str]]:
-        """The margin, and what is said where estimates stand."""
+        """The margin, and the sentence about a calibration that does not count."""
         machine = calibrated(0, engine)
         card, (known,) = machine.gpus[0], machine.calibrations
         full = replace(card, used=card.used + taken, free=card.free - taken)
         known = replace(known, free=card.free, **changed)
         on = replace(machine, gpus=(full,), calibrations=(known,))
         made = api.plan(MODEL, on=on, engine=engine)
-        said = [why for why in made.reasons if why.startswith("estimates stand")]
+        said = [why for why in made.reasons if why.startswith("the calibration does")]
         return made.ledgers[0].margin, said
 
     assert plan(32 * MIB) == (64 * MIB, [])  # a desktop never holds the same
     fuller, (why,) = plan(33 * MIB)
     assert fuller == 256 * MIB
-    assert "were free on each GPU then" in why
+    assert "were free on each GPU at the calibration" in why
     for changed in ({"driver": "1.2.3"}, {"engine": "another"}, {"engine_version": "0.1"}):
         assert plan(33 * MIB, **changed)[1] == []
 

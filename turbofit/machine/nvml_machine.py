@@ -95,8 +95,8 @@ def measure_in_time(environ: Mapping[str, str]) -> Machine:
     if machine is None:
         raise NoGpuError(
             f"the NVIDIA driver has not answered for {_LONGEST:g} s",
-            hint="look for NVRM and Xid in `sudo dmesg`, and restart the machine; or describe one "
-            "with `--on SPEC`",
+            hint="look for NVRM and Xid in `sudo dmesg`, and restart the machine; or describe a "
+            "machine with `--on SPEC`",
         )
     return machine
 
@@ -377,13 +377,13 @@ def _read_parts(nvml: Nvml, device: Device, first_part: int) -> None:
             device.default.append(index)
         else:
             device.warnings.append(
-                f"GPUs {first} and {index} are compute instances that share one memory: only GPU "
-                f"{first} is planned with"
+                f"GPUs {first} and {index} are compute instances that share one memory: turbofit "
+                f"plans only with GPU {first}"
             )
     if not device.gpus:
         device.warnings.append(
-            f"GPU {device.index} ({parent}) is in MIG mode and has no instance, so CUDA has no use "
-            "for it"
+            f"GPU {device.index} ({parent}) is in MIG mode and has no instance: CUDA cannot use "
+            "the GPU"
         )
 
 

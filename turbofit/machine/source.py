@@ -24,7 +24,7 @@ from turbofit.machine.visible import select
 _LOG: Final = LazyLogger(__name__)
 #: The most bytes of a snapshot: 64 GPUs with all their links need less than 1 MiB.
 _LARGEST: Final = 16 << 20
-_HINT: Final = "write one with turbofit machine --save FILE"
+_HINT: Final = "write a snapshot with turbofit machine --save FILE"
 
 
 def machine_from(
@@ -51,7 +51,9 @@ def machine_from(
     env = os.environ if environ is None else environ
     chosen_by_user = gpus is not None
     if gpus is not None and on is None and is_spec(gpus):
-        raise UsageError(f"`--gpus {gpus}` names a card", hint=f"`--on {gpus}` is a machine of it")
+        raise UsageError(
+            f"`--gpus {gpus}` names a card", hint=f"`--on {gpus}` is a machine with this card"
+        )
     if on is None:
         from turbofit.machine.learned import recall
         from turbofit.machine.nvml_machine import measure_in_time
@@ -119,8 +121,8 @@ def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
         what = "is a vGPU, which shares its card's time with others"
     if lacking:
         what += (
-            f"; not known are its {', '.join(lacking)}, which count in memory as the most of all"
-            " cards and in speed as a slow card: turbofit calibrate measures it"
+            f"; unknown are the card's {', '.join(lacking)}: they count in memory as the most of"
+            " all cards, in speed as a slow card; turbofit calibrate measures the card"
         )
     return f"{gpu.name} {what}" if what else None
 
@@ -137,7 +139,7 @@ def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
         gpu = machine.gpu(unreadable[0])
         raise MachineError(
             f"GPU {gpu.index} ({gpu.name}): its memory cannot be read",
-            hint=f"leave it out with `--gpus {','.join(str(i) for i in rest)}`"
+            hint=f"leave the GPU out with `--gpus {','.join(str(i) for i in rest)}`"
             if rest
             else "check nvidia-smi, or describe the machine with `--on SPEC`",
         )

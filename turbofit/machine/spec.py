@@ -201,7 +201,7 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
     if preset is None:
         return _any_card(name, given)
     if "sm" in given:
-        _refuse(f"sm={given['sm']} of {name}, whose preset has it", "leave sm out")
+        _refuse(f"sm={given['sm']}: {name} has a preset with this figure", "leave sm out")
     note = assumed_note(name, count, sized="total" in given)
     gpu = fill(_unused(preset.name, preset.total, preset.reserved), preset)
     return _Card(gpu=gpu, preset=preset, note=note)
@@ -228,8 +228,8 @@ def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
     size = given.get("total", f"{total // MIB}MiB")
     note = (
         f"{name} was read as a MIG slice, {key}:total={size} with {sms} of"
-        f" {whole.sm_count.value} SMs, as `nvidia-smi mig -lgip` lists it; its speed is that share"
-        " of the card's, and an engine runs on one slice"
+        f" {whole.sm_count.value} SMs, as `nvidia-smi mig -lgip` lists the slice; its speed is"
+        " this share of the card's speed, and an engine runs on one slice"
     )
     part = share_of(whole, gpu, whole.total - whole.reserved)
     return _Card(gpu=part, preset=None, note=note)
@@ -252,11 +252,11 @@ def _any_card(text: str, given: dict[str, str]) -> _Card:
     shown = f"{size[1]} GB card" if size else name
     gpu = replace(_unused(shown, least_usable(gigabytes)), compute_capability=capability or NA)
     total = f" of {format_bytes(int(gpu.total))} (nine tenths of {three_digits(gigabytes)} GB),"
-    known = "{}.{}".format(*capability) if capability else "8.0 to 9.0 (of another write sm=12.0)"
+    known = "{}.{}".format(*capability) if capability else "8.0 to 9.0 (write another as sm=12.0)"
     note = (
         f"{name} has no preset: it was read as any card{'' if 'total' in given else total} with "
-        f"compute capability {known} and without peer access; what is unknown counts in memory as "
-        "the most of all cards, in speed as a slow one"
+        f"compute capability {known} and without peer access; unknown figures count in memory as "
+        "the most of all cards, in speed as a slow card"
     )
     if slow := slow_card(name):
         gpu, note = replace(gpu, dense_flops=slow.flops), f"{note}; it {slow.note}"
@@ -284,7 +284,10 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
         total, reserved = parse_bytes(given["total"], what=f"total of {name}"), 0
     usable = total - reserved
     if total == 0:
-        _refuse(f"{name} has a total of 0", "give what CUDA can hand out, as in total=23028MiB")
+        _refuse(
+            f"{name} has a total of 0",
+            "give the memory that CUDA can hand out, as in total=23028MiB",
+        )
 
     sizes: dict[str, int] = {}
     for key, whole in (("used", total), ("free", usable)):
@@ -324,7 +327,7 @@ def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[s
             _refuse(f"{key} is given twice", f"give {key} once")
         if key not in known or not value:
             examples = ", ".join(f"{key}={value}" for key, value in known.items())
-            join = "" if known is _KEYS else "; cards are joined by +, and their keys by :"
+            join = "" if known is _KEYS else "; + joins cards, and : joins the keys of a card"
             _refuse(f"{part.strip()[:40]!r} is no {what}", f"{what}s are {examples}{join}")
         values[key] = value
     return values

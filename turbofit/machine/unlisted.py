@@ -124,7 +124,7 @@ def mig_slice(key: str, profile: str) -> tuple[int, int]:
     for row in _table().mig:
         known |= row.profiles if key in row.cards else {}
     if profile.lower() not in known:
-        part = f"; any part of it is {key}:total=NGiB, with the whole card's speed"
+        part = f"; {key}:total=NGiB is any part of the card, with the whole card's speed"
         hint = f"known are {', '.join(known)}{part}" if known else _cards_with(profile)
         raise UsageError(f"{key} has no MIG profile {profile} that is known", hint=hint)
     size, sms = known[profile.lower()]
@@ -157,13 +157,13 @@ def no_preset(name: str) -> UsageError:
         return UsageError(f"{name} is {row.card}: {row.why}", hint=row.instead)
     if profile := MIG_NAME.fullmatch(name):
         return UsageError(
-            f"{name} is a MIG slice, of which card?", hint=_cards_with(profile["profile"])
+            f"{name} is a MIG slice of an unnamed card", hint=_cards_with(profile["profile"])
         )
     if is_vgpu(name):
         return UsageError(
-            f"{name} is a vGPU profile: a part of a card's memory, and of its time",
-            hint="write its card with the memory that CUDA has in the guest, as a40:total=42GiB,"
-            " which has the card's speed; A and B profiles have no CUDA",
+            f"{name} is a vGPU profile: a part of a card's memory and time",
+            hint="write the card, and the memory that CUDA has in the guest, as in a40:total=42GiB;"
+            " the plan has the whole card's speed; A and B profiles have no CUDA",
         )
     return _other(name) or _refitted(name) or _unknown(name)
 
@@ -175,18 +175,16 @@ def _other(name: str) -> UsageError | None:
         written = [
             f"{other.name}:total={least_usable(gb) // MIB}MiB ({gb} GB)" for gb in other.sizes
         ]
-        chip = f" of laptops, another chip than the desktop's {other.known},"
-        desk = chip if other.laptop else ""
+        kind = f"a laptop's card, not the desktop's {other.known}" if other.laptop else "a card"
         return UsageError(
-            f"{name} was read as a card{desk} of which only memory and compute capability are"
-            " known",
-            hint=f"{' or '.join(written)} says the least memory that CUDA gives programs on such a"
+            f"{name} was read as {kind}: only its memory and compute capability are known",
+            hint=f"{' or '.join(written)} is the least memory that CUDA gives programs on this"
             " card",
         )
     if _LAPTOP.search(bare_name(name)):
         return UsageError(
             f"{name} is a laptop's card, not the desktop card of the same number",
-            hint=f"write what CUDA can hand out of it: {bare_name(name)}:total=NGiB",
+            hint=f"write the memory that CUDA can hand out: {bare_name(name)}:total=NGiB",
         )
     return None
 
@@ -199,7 +197,7 @@ def _refitted(name: str) -> UsageError | None:
         return None
     return UsageError(
         f"{name}: {key} has {nominal_gigabytes(key)} GB, and none with {gigabytes} GB is known",
-        hint=f"{key}:total={least_usable(gigabytes) // MIB}MiB has its memory, and {key}'s speed",
+        hint=f"{key}:total={least_usable(gigabytes) // MIB}MiB has this memory, and {key}'s speed",
     )
 
 
@@ -209,8 +207,8 @@ def _unknown(name: str) -> UsageError:
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return UsageError(
         f"no GPU preset is called {name!r}",
-        hint=f"{guess}A card without a preset is NAME:total=24GiB, or 24GB; two are"
-        f" 2xNAME; `turbofit gpus` lists {len(preset_names())}",
+        hint=f"{guess}Write a card without a preset as NAME:total=24GiB or 24GB, two as 2xNAME;"
+        f" `turbofit gpus` lists {len(preset_names())} presets",
     )
 
 

@@ -51,7 +51,7 @@ def cuda_visible(
             hidden = ",".join(entries[position:])
             return tuple(chosen), (
                 f"CUDA_VISIBLE_DEVICES: {entry!r} is not a GPU of this machine, and CUDA ignores "
-                f"it and all after it ({hidden!r})"
+                f"this entry and all later ones ({hidden!r})"
             )
         if index in chosen:
             return (), f"CUDA_VISIBLE_DEVICES: {entry!r} is there twice, and CUDA then sees no GPU"
@@ -77,7 +77,7 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
         if index is None:
             raise UsageError(
                 f"`--gpus`: {entry!r} is not one GPU of this machine",
-                hint=f"{known}; how many a described machine has stands in `--on`, as 2xrtx3090",
+                hint=f"{known}; write the number of described GPUs in `--on`, as in 2xrtx3090",
             )
         if index in chosen:
             raise UsageError(f"`--gpus`: GPU {index} is there twice", hint="name each GPU once")
@@ -183,17 +183,17 @@ def _note(read: Gpu, gpu: Gpu, limit: int) -> str:
     """
     text = (
         f"GPU {gpu.index} is a slice of {format_bytes(limit)} (HAMi, Volcano): the plan stays below"
-        " it, which TurboMind by itself does not (HAMi-core#74)"
+        " this limit, and TurboMind alone would exceed it (HAMi-core#74)"
     )
     if read.total != gpu.total:
         return (
-            f"{text}; NVML says the slice, so that the whole card of {format_bytes(gpu.usable)} is"
-            " by its name, and what other pods hold is not known: their memory makes the cache"
+            f"{text}; NVML reports the slice, and the card's name gives the whole card's"
+            f" {format_bytes(gpu.usable)}; the memory of other pods is unknown, and makes the cache"
             " smaller than planned"
         )
     if known(gpu.total, 0) <= limit + _ROUNDING:
         return (
-            f"{text}; NVML says no more than the slice, and no preset says how large the card is:"
-            f" name it with --on NAME:total=SIZE and --budget {limit // MIB}MiB"
+            f"{text}; NVML reports the slice, and no preset has the card's size: give the size with"
+            f" --on NAME:total=SIZE, and the slice with --budget {limit // MIB}MiB"
         )
     return text

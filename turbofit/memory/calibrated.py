@@ -140,8 +140,8 @@ def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
     if least <= free + _JITTER:
         return ""
     return (
-        f"estimates stand for what was calibrated: {format_bytes(least)} were free on each GPU"
-        f" then, {format_bytes(free)} are now (turbofit calibrate MODEL)"
+        f"the calibration does not count: {format_bytes(least)} were free on each GPU at the"
+        f" calibration, and {format_bytes(free)} are free now (turbofit calibrate MODEL)"
     )
 
 
@@ -168,7 +168,7 @@ def corrected(memory: StaticMemory, calibration: Calibration | None) -> StaticMe
     if any(line.term == "pool_growth" for line in buffers):
         later = max(later, -sum(line.bytes for line in buffers if line.basis == "estimate"))
     if later:
-        note = _note(calibration, "kernels, pools and what else comes after the cache")
+        note = _note(calibration, "kernels, pools and other memory after the cache")
         buffers = (*buffers, term(BUFFERS, "buffers", later, "measured", note))
     return replace(memory, before=before, buffers=buffers)
 
@@ -181,13 +181,13 @@ def calibration_reason(calibration: Calibration) -> str:
     return (
         f"contexts, libraries and kernels took {amount} on each GPU, as measured"
         f" {calibration.where} on {calibration.when[:10]} with LMDeploy {calibration.lmdeploy}"
-        " (turbofit calibrate MODEL --forget drops it)"
+        " (turbofit calibrate MODEL --forget drops this calibration)"
     )
 
 
 def _note(calibration: Calibration, what: str) -> str:
     where = "PRETEND GPUs" if calibration.pretend else f"driver {calibration.driver}"
     return (
-        f"{what}: measured beside the estimates on {calibration.gpus[0]}, {where}, LMDeploy"
+        f"{what}: measured less the estimates, on {calibration.gpus[0]}, {where}, LMDeploy"
         f" {calibration.lmdeploy}, {calibration.when[:10]}"
     )

@@ -21,10 +21,10 @@ from turbofit.model.families.engines import engine_problem
 _WAYS: Final = {
     **dict.fromkeys(
         SPECULATIVE,
-        "TurboMind warns and ignores drafts: leave it out, or take `--engine pytorch`",
+        "TurboMind ignores drafts with a warning: leave the option out, or take `--engine pytorch`",
     ),
-    "adapters": "turbofit merge BASE ADAPTER OUT makes a model of each, with all weights again and"
-    " nothing slower; `--engine pytorch` holds the base once, and computes each adapter beside it",
+    "adapters": "turbofit merge BASE ADAPTER OUT makes a whole model of each adapter, without loss"
+    " of speed; `--engine pytorch` holds the base once, and computes each adapter in addition",
 }
 
 
@@ -59,7 +59,7 @@ ENGINES: Final = {
     ),
     "transformers": EngineKind("transformers.account.Transformers"),
 }  # fmt: skip
-_SEE_MODELS: Final = "see turbofit models for what runs"
+_SEE_MODELS: Final = "`turbofit models` lists the models that run"
 #: The names of LMDeploy's engines.
 LMDEPLOY: Final = tuple(name for name in ENGINES if name != "transformers")
 
@@ -74,7 +74,7 @@ def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
     for name, owner in ENGINES.items():
         options = [option for option in owner.exclusive_options if option in engine_options]
         if name != engine.name and options:
-            way = f"leave it out, or take `--engine {name}` where it runs the model"
+            way = f"leave the option out, or take `--engine {name}` if that engine runs the model"
             raise UsageError(
                 f"`{option_of(options[0])}` is no option of the {engine.name} engine",
                 hint=_WAYS.get(options[0], way),
@@ -113,7 +113,7 @@ def engine_named(name: str, version: str | None = None) -> Engine:
         raise PackageError(
             f"turbofit has no memory account for the {name} engine of LMDeploy"
             f" {version or REFERENCE}",
-            hint=f"it has them for {' and '.join(LMDEPLOY)} of {REFERENCE}",
+            hint=f"turbofit has accounts for {' and '.join(LMDEPLOY)} of {REFERENCE}",
         )
     engine = ENGINES[name].create(known)
     engine.doubt = versions.doubt(name, version)
@@ -153,16 +153,16 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         instead = "take a checkpoint that is not quantised; " if model.quantization else ""
         raise UsageError(
             "; ".join(map(str, problems.values())),
-            hint=f"{instead}see docs/models.md for what runs where",
+            hint=f"{instead}docs/models.md says which engine runs which model",
         )
     if wanted == LMDEPLOY and version:
         raise _in_no_engine(model, version, problems)
     others = (it for it in known if it not in wanted and not _problem(model, it, version))
     other = next(others, None)
     since = versions.listed_since(model.architecture, after=version) if version else None
-    hint = f"`--lmdeploy {since}` and newer ones run it" if since else _SEE_MODELS
+    hint = f"`--lmdeploy {since}` and newer releases run the model" if since else _SEE_MODELS
     if other is not None:
-        hint = f"`--engine {other}` does"
+        hint = f"`--engine {other}` runs the model"
     raise UsageError(str(problems[wanted[0]]), hint=hint, options=["engine"])
 
 
@@ -172,8 +172,8 @@ def _in_no_engine(model: Model, version: str, problems: dict[str, str | None]) -
     if since is None:
         reasons = dict.fromkeys(filter(None, problems.values()))
         return UsageError("; ".join(reasons), hint=_SEE_MODELS, options=["engine"])
-    said = f"no engine of LMDeploy {version} runs {model.architecture}: {since} is the first that"
-    return UsageError(f"{said} does", hint=f"`--lmdeploy {since}` or newer", options=["lmdeploy"])
+    cause = f"no engine of LMDeploy {version} runs {model.architecture}, which {since} runs"
+    return UsageError(cause, hint=f"`--lmdeploy {since}` or newer", options=["lmdeploy"])
 
 
 def _check_version(model: Model, version: str) -> None:
@@ -200,7 +200,7 @@ def _check_version(model: Model, version: str) -> None:
     if lacking is not None:
         raise UsageError(
             f"turbofit has no account of {lacking} with LMDeploy {version}",
-            hint=f"it has one for LMDeploy {REFERENCE}",
+            hint=f"turbofit has an account for LMDeploy {REFERENCE}",
         )
     from turbofit.memory.legacy.generations import generation_of
 

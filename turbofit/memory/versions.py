@@ -120,8 +120,8 @@ def doubt(engine: str, version: str | None) -> str | None:
     if preset is None or release(preset) == release(version or REFERENCE):
         return None
     return (
-        f"LMDeploy {version} is newer than {preset}, whose memory account this is: margins are"
-        " doubled"
+        f"LMDeploy {version} is newer than {preset}: the memory account is that of {preset}, and"
+        " margins are doubled"
     )
 
 
@@ -186,7 +186,7 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
         ):
             reason = f"the {engine} engine of LMDeploy {version} does not run {architecture}"
             came = [span.came for span in spans if written(span.came) > wanted]
-            return f"{reason}, which {came[0]} does" if came else reason
+            return f"{reason}, which {came[0]} runs" if came else reason
     return None
 
 

@@ -67,7 +67,7 @@ def test_the_kernels_of_a_version_are_its_release_s_whatever_is_installed(monkey
     [
         ("0.0.14", 48, {}, None),
         ("0.0.14", 48, {"quant_policy": 42}, "--quant-policy 42"),
-        ("0.3.0", 0.5, {"quant_policy": 8}, "cache in 8 bits is 4"),
+        ("0.3.0", 0.5, {"quant_policy": 8}, "8-bit cache is `--quant-policy 4`"),
         ("0.3.0", 0.5, {"quant_policy": 4}, None),
         ("0.4.0", 0.5, {"quant_policy": 8}, None),
         ("0.5.3", 700, {"model_format": "awq"}, "--model-format awq"),
@@ -225,7 +225,7 @@ def test_0_15_waits_for_blocks_that_its_cache_has_not():
     assert not account("internvl2-2b", "0.5.2", on="rtx3090").cache_shortfall_at(0.8)
     small = account("internlm2.5-7b", "0.15.0", on="rtx3090")
     assert outcome_at(small, 0.01).kind == "hang"
-    assert "waits without a word" in outcome_at(small, 0.01).text
+    assert "waits without a message" in outcome_at(small, 0.01).text
     assert outcome_at(account("internlm2.5-7b", "0.14.0", on="rtx3090"), 0.05).kind != "hang"
 
 

@@ -209,7 +209,7 @@ def test_states_in_bfloat16_alone() -> None:
         ("internvl2-8b", {"quant_policy": 16}, None), ("internvl2-8b", {"quant_policy": 42}, None),
         ("internvl2-8b", {"distributed_executor_backend": "uni"}, None),
         ("internvl2-8b", {"distributed_executor_backend": "uni", "tp": 2}, "runs one rank, not 2"),
-        ("internvl2-8b", {"num_gpu_blocks": 2}, "keeps so many"),
+        ("internvl2-8b", {"num_gpu_blocks": 2}, "needs all these blocks"),
         ("internvl2-8b", {"num_gpu_blocks": 3}, None),
         ("internvl2-8b", {"cache_block_seq_len": 48}, "powers of two from 16 on"),
         ("internvl2-8b", {"cache_block_seq_len": 8}, "powers of two from 16 on"),

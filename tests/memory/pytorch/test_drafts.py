@@ -146,7 +146,7 @@ def test_what_it_needs(tmp_path: Path) -> None:
     for card in ("t4", "b200"):
         with pytest.raises(NoKernelError, match="compute capability 8 and 9, and none for"):
             planned(tmp_path / "draft", f"1x{card}")
-    with pytest.raises(UsageError, match="FlashAttention-3 reads a draft's cache"):
+    with pytest.raises(UsageError, match="FlashAttention-3 reads the caches of draft"):
         planned(tmp_path / "draft", "1xa100-40g", quant_policy=8)
     with pytest.raises(UsageError, match="no option of the turbomind") as caught:
         planned(tmp_path / "draft", "1xa100-40g", engine="turbomind")

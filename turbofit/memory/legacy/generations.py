@@ -113,10 +113,10 @@ class _Entry(Struct, forbid_unknown_fields=True):
         if rule == "any" or kv_heads % tp == 0 or (rule == "multiples" and tp % kv_heads == 0):
             return None
         if rule == "multiples":
-            return f"repeats {kv_heads} KV heads only over a multiple of them, not over {tp} ranks"
+            return f"repeats {kv_heads} KV heads only over a multiple of {kv_heads} ranks, not {tp}"
         return (
-            f"repeats no KV heads, as 0.6.5 and newer do: with {kv_heads} of them over {tp} ranks"
-            f" it ends in {'a floating point exception' if rule == 'divided' else 'an assertion'}"
+            f"repeats no KV heads (0.6.5 and newer do): {kv_heads} KV heads over {tp} ranks"
+            f" end in {'a floating point exception' if rule == 'divided' else 'an assertion'}"
         )
 
 

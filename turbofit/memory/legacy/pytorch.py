@@ -105,7 +105,7 @@ class LegacyTorchAccount(GroupAccount):
             # Ranks are separate processes. The size is too high if the server does not use a rank's
             # GPU: on two T4 (0.7), each of the GPUs held as much as GPU 0.
             size, _ = context_bytes(gpu)
-            note = "the server's process beside the rank's"
+            note = "the server's process, in addition to the rank's"
             yield term("server_context", "context", size, "estimate", note)
         whole = text.vocab * text.hidden * HALF
         heads = whole if text.tie_word_embeddings else 2 * whole

@@ -188,7 +188,7 @@ def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, i
         yield "logits", rule.logits * batch * vocab, "max_batch_size × vocabulary"
     elif settings.tp > 1:  # one buffer contains hidden states and logits
         larger = max(0, batch * lm_head_rows(text, settings.tp) * HALF - hidden)
-        yield "logits", larger, "beyond the hidden states they share a buffer with"
+        yield "logits", larger, "logits beyond the hidden states of the shared buffer"
     if rule.log_probs:
         yield "log_probs", 2 * batch * rule.log_probs * INT, "and their indices"
     if rule.attention_tokens:
@@ -271,7 +271,7 @@ class LegacyAccount(GroupAccount):
         model, rule = self.model, self.generation.vision
         copies = rule.copies_of(model.architecture)
         note = f"float16 under torch, {rule.placed}"
-        note += f"; loading left {copies:g} times its size" if copies > 1 else ""
+        note += f"; loading left {copies:g} times the tower's size" if copies > 1 else ""
         tower = model if rule.runs == "torch" else replace(model, vision=None)
         sizes = tower_bytes(tower, ranks, spread=rule.placed == "balanced")
         return [
@@ -316,7 +316,7 @@ class LegacyAccount(GroupAccount):
         weights = [term(f"weights.{name}", "weights", size, "formula") for name, size in lines]
         if i == 0 and rules.staging.kept:
             # The figure is too low if torch's freed blocks do not fit later tensors.
-            note = "torch's allocator keeps what moving tensors took"
+            note = "torch's allocator keeps the memory of moved tensors"
             weights.append(term(_KEPT, "weights", self._staged(), "formula", note))
         layers = [
             replace(buffer, phase="context")
@@ -340,7 +340,10 @@ class LegacyAccount(GroupAccount):
         if self._buffers_given:
             return ()
         early, kernels = self.generation.first_layers, self.constants.kernel_modules
-        note, growth = f"{FIRST_CURRENT}'s, for want of older ones", legacy_constants().pool_growth
+        note, growth = (
+            f"as in {FIRST_CURRENT}: older figures are unknown",
+            legacy_constants().pool_growth,
+        )
         tower = [replace(self._towers[i], phase="buffers")]
         return (
             *(buffer for buffer in self._buffer_terms(forward) if buffer.term not in early),
@@ -362,7 +365,7 @@ class LegacyAccount(GroupAccount):
         """
         rule = self.model.image_rule
         tokens, units = forward.warmup_tokens, 0
-        note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
+        note = f"warm-up with {tokens} tokens" if tokens else "no warm-up"
         if rule is not None and self._units:
             units = min(rule.worst_units(), self._units)
             prompt = min(rule.unit_tokens(units) + PROMPT, forward.tokens)
@@ -385,7 +388,9 @@ class LegacyAccount(GroupAccount):
             prompt = min(self.vision_load.tokens_per_request + PROMPT, forward.context)
             request = forward.pool(min(forward.tokens, prompt), prompt) + image
             cases.append(("vision_request", request, f"{self._units} units, one image"))
-            cases.append(("vision_forward", batch + image, "an image beside the longest prompts"))
+            cases.append(
+                ("vision_forward", batch + image, "an image in a forward with the longest prompts")
+            )
         return transients(
             [
                 (name, size, "estimate" if name.startswith("vision") else "formula", note)
@@ -442,7 +447,7 @@ class LegacyTurbomind(Turbomind):
         rules, text = self.generation, model.text
         group = model.quantization.group_size if model.quantization else 1
         if rules.power_of_two and tp & (tp - 1):
-            return f"LMDeploy {self.version} takes powers of two"
+            return f"LMDeploy {self.version} takes only powers of two as tp"
         if problem := rules.undealt(text.kv_heads, tp):
             return f"LMDeploy {self.version} {problem}"
         if rules.ffn_align is None and text.intermediate // group % tp:
@@ -458,8 +463,8 @@ class LegacyTurbomind(Turbomind):
         if settings.quant_policy == _INT8 and _INT8 not in bits:
             four = next(policy for policy, size in bits.items() if size == _INT8)
             return (
-                f"`--quant-policy {_INT8}` is none of LMDeploy {self.version}, whose cache in 8"
-                f" bits is {four}"
+                f"LMDeploy {self.version} has no `--quant-policy {_INT8}`: its 8-bit cache is"
+                f" `--quant-policy {four}`"
             )
         if settings.cache_max_entry_count >= 1 and not self.generation.cache.objects:
             settings = replace(settings, cache_max_entry_count=RATIO)

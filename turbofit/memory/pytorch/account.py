@@ -137,7 +137,7 @@ def weight_terms(
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     copied = packed_copy(model, settings.tp, capability, constants)
     if copied:
-        note = "of what AWQ packed, for TurboMind's kernels, which the engine takes on Hopper"
+        note = "AWQ's weights again, for TurboMind's kernels, which the engine uses on Hopper"
         terms.append(term("weights.packed_copy", "weights", copied, "estimate", note))
     if model.loras:
         held, note = adapter_bytes(model, settings.tp), f"{len(model.loras)} LoRA, of all modules"
@@ -361,7 +361,7 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
         yield "`--cache-max-entry-count` must lie between 0 and 1 on the PyTorch engine"
     if settings.quant_policy not in KV_TYPES:
         known = ", ".join(map(str, KV_TYPES))
-        yield f"`--quant-policy {settings.quant_policy}` is not planned for: {known} are"
+        yield f"`--quant-policy {settings.quant_policy}`: turbofit has accounts of {known}"
         return
     yield from _refused_numbers(settings)
     yield from _refused_format(model, settings.model_format)
@@ -372,24 +372,26 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     bfloat_states = model.text.architecture == _BFLOAT_STATES and not _card_before(launch, AMPERE)
     if bfloat_states and settings.dtype != "bfloat16":
         yield (
-            f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, so that it"
-            f" runs in no other dtype: `--dtype` is {settings.dtype}"
+            f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, and runs it in no"
+            f" other dtype: `--dtype` is {settings.dtype}"
         )
     if model.draft and settings.quant_policy:
         yield (
-            f"`--quant-policy {settings.quant_policy}`: FlashAttention-3 reads a draft's cache, and"
-            " the base's, at 16 bits alone"
+            f"`--quant-policy {settings.quant_policy}`: FlashAttention-3 reads the caches of draft"
+            " and base only at 16 bits"
         )
     if settings.communicator != "nccl":
-        yield f"`--communicator {settings.communicator}` is TurboMind's: this engine has NCCL"
+        name = settings.communicator
+        yield f"`--communicator {name}` is TurboMind's: the PyTorch engine has NCCL"
 
 
 def _refused_numbers(settings: Settings) -> Iterator[str]:
     """Yield sizes and ranks that the engine refuses for every model."""
     if 0 < settings.num_gpu_blocks <= RESERVED_BLOCKS:
-        yield f"`--num-gpu-blocks {settings.num_gpu_blocks}`: the engine keeps so many for itself"
+        blocks = settings.num_gpu_blocks
+        yield f"`--num-gpu-blocks {blocks}`: the engine needs all these blocks itself"
     if settings.distributed_executor_backend == "uni" and settings.tp > 1:
-        yield f"`--distributed-executor-backend uni` runs one rank, not {settings.tp}: mp does"
+        yield f"`--distributed-executor-backend uni` runs one rank, not {settings.tp} as mp does"
     tokens = settings.cache_block_seq_len
     if tokens < _LEAST_BLOCK or tokens & (tokens - 1):
         yield (
@@ -420,7 +422,7 @@ def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
     # Keys and values of latents are the same bytes: the engine would quantise the bytes twice.
     # lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #e8382c
     if policy and text.cached_latent:
-        yield f"`--quant-policy {policy}` is not planned for latent attention: 0 is"
+        yield f"`--quant-policy {policy}`: turbofit plans latent attention only with 0"
     if text.expands_latent and KV_TYPES[policy].key_scales:
         # The model's attention gets no scales, and the warm-up fails:
         # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.forward #130d73
@@ -443,8 +445,8 @@ class PytorchAccount(Account):
     """The account of one model with given settings on one group of GPUs."""
 
     cache_shortfall: str = (
-        "that LMDeploy asks for ({more} more): with fewer it halves max_prefill_token_num, or"
-        " stops with 'No enough gpu memory for kv cache.'"
+        "that LMDeploy asks for ({more} more): with fewer blocks LMDeploy halves"
+        " max_prefill_token_num, or stops with 'No enough gpu memory for kv cache.'"
     )
     dies: ClassVar[str] = "serves no more (every request gets 503 while /health stays 200)"
     allocator: ClassVar[str] = "torch's allocator"
@@ -484,7 +486,9 @@ class PytorchAccount(Account):
         transients = self.transient_terms(model, work, settings, vision_load, met, constants)
         before, staged = self._loaded(launch)
         # The states of delta nets are a single allocation, independent of the ratio.
-        note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
+        note = (
+            f"{state_slots(settings)} slots: one for each sequence of max_batch_size, and two more"
+        )
         size = round_up(state, constants.page)
         states = (term("state_cache", "cache", size, "formula", note),) if state else ()
         calibration = calibration_for(launch, "pytorch", constants.version)
@@ -655,6 +659,6 @@ class Pytorch(Engine):
             return (RESERVED,)
         return (
             RESERVED,
-            "its ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM as it"
-            " fills) and waits half an hour without a word where GPUs are taken",
+            "the engine's ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host"
+            " RAM), and waits half an hour without a message if GPUs are taken",
         )

@@ -75,8 +75,8 @@ def adapter_problem(model: Model, tp: int) -> str | None:
     of_keys = any({"k_proj", "v_proj"} & {*adapter.modules} for adapter in model.loras)
     if of_keys and tp > model.text.kv_heads:
         return (
-            f"`--adapters`: LMDeploy ends while it deals {model.text.kv_heads} KV heads of an"
-            f" adapter to {tp} ranks"
+            f"`--adapters`: LMDeploy ends when {tp} ranks divide the {model.text.kv_heads} KV heads"
+            " of an adapter"
         )
     return None
 

@@ -99,8 +99,8 @@ class TransformersAccount(Account):
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002
         note = (
-            f"one request of {self._load.tokens:,} tokens; grown as it comes, then kept by torch;"
-            " fragments included"
+            f"one request of {self._load.tokens:,} tokens: the cache grows with the request, and"
+            " torch keeps the memory; fragments included"
         )
         return [term("kv_cache", "cache", self._cached(i), "formula", note)]
 
@@ -127,7 +127,7 @@ class TransformersAccount(Account):
         basis = copies.model.source.sizes
         yield from (term(name, "weights", size, basis, why) for name, size, why in weights if size)
         why = "torch takes memory in steps of up to 20 MiB"
-        why += "; holes that joining experts leaves" if parts.experts else ""
+        why += "; holes that joined experts leave" if parts.experts else ""
         yield term("allocator_rounding", "weights", copies.rounding, "estimate", why)
 
     def _transients(self, place: int) -> tuple[Term, ...]:
@@ -137,7 +137,7 @@ class TransformersAccount(Account):
         if vision := copies.vision(place, load):
             note = (
                 f"all images of a request in the tower take {format_bytes(vision)}, fragments"
-                " included; the cache's room is empty then"
+                " included; the cache is empty at that time"
             )
             cases.append(("vision", max(0, vision - self._cached(place)), note))
         for name, size in copies.activations(place, load, block=block).items():
@@ -162,7 +162,7 @@ class Transformers(Engine):
     def check_options(self, engine_options: Mapping[str, object]) -> None:
         for name in sorted(set(engine_options) - _OPTIONS):
             raise UsageError(
-                f"`{option_of(name)}` is LMDeploy's, and the fallback engine has no such option",
+                f"`{option_of(name)}` is an option of LMDeploy, not of the fallback engine",
                 hint="leave it out; `--dtype` and `--session-len` are used",
             )
         if engine_options.get("max_batch_size", 1) != 1:

@@ -237,7 +237,7 @@ def layout_of(model: Model) -> Layout:
     if layout is None:
         raise UsageError(
             f"the fallback engine does not run {model.architecture[:80]}: turbofit has no map of "
-            "it, and a class that only the checkpoint's own code defines cannot be served",
+            "this class, and cannot serve a class in the checkpoint's own code",
             hint="give the checkpoint in Transformers' own format (its name often ends in -hf)",
         )
     return layout

@@ -159,7 +159,7 @@ def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> 
     """
     note = f"{ratio:.3f} of free memory"
     if state:
-        note += f"; each running sequence's state takes {format_bytes(state)} of it"
+        note += f"; each running sequence's state takes {format_bytes(state)} of the cache"
     terms = [term("kv_cache", "cache", region, "formula", note)]
     if temporaries:
         note = "returned at the next synchronisation"
@@ -194,7 +194,7 @@ def buffer_terms(
     note = "loaded at their first launch"
     terms.append(term("kernel_modules", "buffers", constants.kernel_modules, "estimate", note))
     if meeting:
-        note = "the same once prompts meet, and in the next step already prepared"
+        note = "for prompts that meet in a forward, and for the next step, already prepared"
         terms.append(term("delta_workspace.more", "buffers", meeting, "estimate", note))
     return terms
 
@@ -316,8 +316,8 @@ def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
         yield "`--cache-max-entry-count` must lie between 0 and 1: TurboMind takes no block count"
     if settings.quant_policy not in (0, 4, 8):
         yield (
-            f"`--quant-policy {settings.quant_policy}` does not run on TurboMind, whose caches are"
-            " 0, 4 and 8: `--engine pytorch` takes 16 (fp8), 17 (fp8_e5m2) and 42 (turbo_quant)"
+            f"`--quant-policy {settings.quant_policy}` does not run on TurboMind, which has 0, 4"
+            " and 8: `--engine pytorch` takes 16 (fp8), 17 (fp8_e5m2) and 42 (turbo_quant)"
         )
     if settings.session_len < constants.warmup_lengths[0]:
         yield (
@@ -333,7 +333,7 @@ def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
     if tokens % multiple:
         yield (
             f"`--cache-block-seq-len {tokens}`: on these cards TurboMind needs a multiple of"
-            f" {multiple}, which LMDeploy says and does not check"
+            f" {multiple}, which LMDeploy documents but does not check"
         )
     if settings.communicator != "nccl" and settings.tp > 1:
         yield from _communicator_problems(launch)
@@ -435,7 +435,7 @@ class TurbomindAccount(Account):
     """The account of one model with given settings on one group of GPUs."""
 
     cache_shortfall: str = (
-        "that one warm-up request needs ({more} more), and LMDeploy waits without a word"
+        "that one warm-up request needs ({more} more), and LMDeploy waits without a message"
     )
     dies: ClassVar[str] = "aborts"
     #: On an H200, a server after the start held 250 to 350 MiB less memory than the ledger counted.
