@@ -46,7 +46,7 @@ BUGS = (
         "        self.engine.host_bytes -= self._host_bytes\n        self._host_bytes = 0\n",
         "        self.engine.host_bytes -= self._host_bytes\n"),
     Bug("room is kept where an engine breaks off", _FORWARDER,
-        "        self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)\n", ""),
+        "        self._place.leave(LEFT_SECONDS if may_go_on else 0.0, left=left)\n", ""),
     Bug("outstanding requests are never taken off", _FORWARDER,
         "            engine.outstanding -= 1\n", ""),
     Bug("a broken stream ends without an error", _FORWARDER,
