@@ -10,7 +10,7 @@ import pytest
 
 from tests.serving.fallback.support import OMNI_MAP, tiny_omni, tiny_qwen2_vl
 from turbofit.model import loading
-from turbofit.model.loading import load_model, load_processor, names_here
+from turbofit.model.loading import installed_names, load_model, load_processor
 
 pytestmark = [
     pytest.mark.lmdeploy,
@@ -66,7 +66,7 @@ def test_the_map_of_the_thinker_names_the_modules_of_this_transformers(omni, mon
         (newer, "model.language_model", "model.visual"), (SimpleNamespace(), "model", "visual"),
     ):  # fmt: skip
         monkeypatch.setattr(loading, "_transformers", lambda library=library: library)
-        named = names_here({"model.layers.1": 0, "visual": 1, "lm_head": 2})
+        named = installed_names({"model.layers.1": 0, "visual": 1, "lm_head": 2})
         assert named == {f"{text}.layers.1": 0, vision: 1, "lm_head": 2}
 
 

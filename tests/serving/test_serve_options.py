@@ -26,7 +26,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.delenv("TURBOFIT_API_KEY", raising=False)
     monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
     given: list[Any] = []
-    monkeypatch.setattr(serve, "_one_model", lambda one, *_: given.append(one.gateway) or 0)
+    monkeypatch.setattr(serve, "_serve_model", lambda one, *_: given.append(one.gateway) or 0)
     return given
 
 
@@ -65,8 +65,8 @@ def test_it_says_where_keys_cross_the_network_in_clear(config: list[Any], capsys
         ("--no-gateway --api-key k", "--api-key is for the gateway"),
         ("--no-gateway --host 0.0.0.0", "--host is for the gateway"),
         ("--no-gateway --ssl-certfile a", "--ssl-certfile is for the gateway"),
-        ("-- --api-keys k", "the gateway faces them"),
-        ("-- --allow-origins *", "the gateway faces them"),
+        ("-- --api-keys k", "which ask the gateway"),
+        ("-- --allow-origins *", "which ask the gateway"),
         ("--ssl-certfile x", "go together"),
         ("--drain soon", "is no time"),
         ("--name a", "is for a cluster"),

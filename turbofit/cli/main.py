@@ -84,8 +84,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours is reported as one
-        missing = _missing(exc, argv)
-        complain(_bug(exc, argv) if missing is None else missing.to_dict(), as_json=as_json)
+        missing = _missing_package(exc, argv)
+        complain(_bug_report(exc, argv) if missing is None else missing.to_dict(), as_json=as_json)
         return _FAILED if missing is None else missing.exit_code
 
 
@@ -104,7 +104,7 @@ def _run(argv: list[str]) -> int:
         return int(TURBOFIT.invoke(ctx))
 
 
-def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
+def _missing_package(exc: Exception, argv: Sequence[str]) -> PackageError | None:
     """Return the error for a missing package of an extra, with a hint; None for other errors."""
     package = (exc.name or "").partition(".")[0] if isinstance(exc, ModuleNotFoundError) else ""
     extra = _EXTRAS.get(package)
@@ -121,7 +121,7 @@ def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
     )
 
 
-def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
+def _bug_report(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
     """Return the error document of a bug; write its traceback to the state folder."""
     import traceback
 

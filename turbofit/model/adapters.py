@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -165,13 +165,18 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
         )
     stored = files.header(_FILE)
     matches = [_KEY.fullmatch(key) for key in stored]
-    modules = _last_parts(config) or {match["module"] for match in matches if match}
-    if not only_text:
-        _check_tower(model, name, modules)
+    modules = _readable_targets(config) or {match["module"] for match in matches if match}
+    of_tower = _IN_TOWER.get(model.architecture, frozenset[str]()).intersection(modules)
+    if of_tower and not only_text:
+        raise _refusal(
+            f"adapter {name}: LMDeploy {REFERENCE} would also change the vision tower's"
+            f" {min(of_tower)}, at the prompt's positions, and misread pictures",
+            f"{_MERGE}; `--language-model-only` serves it without pictures",
+        )
     rank = config.integer("r", high=_LARGEST_RANK)
     known = lora_modules(model.text)
     used = tuple(module for module in known if module in modules)
-    _check_keys(model, name, stored, dict(_expected(known, used, rank)))
+    _check_keys(model, name, stored, dict(_expected_shapes(known, used, rank)))
     read = {match["layers"] for match in matches if match} == {_LAYERS[model.architecture]}
     return Adapter(
         name=name,
@@ -180,21 +185,11 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
         modules=used,
         file_bytes=sum(tensor.bytes for tensor in stored.values()),
         base=config.string("base_model_name_or_path", ""),
-        renamed=not (read and _last_parts(config)),
+        renamed=not (read and _readable_targets(config)),
     )
 
 
-def _check_tower(model: Model, name: str, modules: Iterable[str]) -> None:
-    """Refuse modules whose names LMDeploy would also find in the vision tower."""
-    if shared := min(_IN_TOWER.get(model.architecture, set()).intersection(modules), default=None):
-        raise _refusal(
-            f"adapter {name}: LMDeploy {REFERENCE} would also change the vision tower's {shared},"
-            " at the prompt's positions, and misread pictures",
-            f"{_MERGE}; `--language-model-only` serves it without pictures",
-        )
-
-
-def _last_parts(config: Section) -> tuple[str, ...]:
+def _readable_targets(config: Section) -> tuple[str, ...]:
     """Return ``target_modules``, if LMDeploy reads the list; else an empty tuple.
 
     LMDeploy reads last parts of names, but neither expressions nor paths.
@@ -205,7 +200,7 @@ def _last_parts(config: Section) -> tuple[str, ...]:
     return () if any("." in module for module in modules) else modules
 
 
-def _expected(
+def _expected_shapes(
     tensors: Mapping[str, Tensor], used: Sequence[str], rank: int
 ) -> Iterator[tuple[tuple[str, int, str], tuple[int, ...]]]:
     """Yield the shape of each matrix of an adapter, by module, layer and A or B."""
@@ -264,7 +259,7 @@ def with_copies(plan: Plan, root: Path) -> Plan:
     if not any(adapter.renamed for adapter in loras):
         return plan
     words = tuple(
-        f"{one.name}={_opened(plan.model, one, root / str(number))}"
+        f"{one.name}={_engine_folder(plan.model, one, root / str(number))}"
         for number, one in enumerate(loras)
     )
     engines = (
@@ -274,7 +269,7 @@ def with_copies(plan: Plan, root: Path) -> Plan:
     return replace(plan, engines=tuple(engines))
 
 
-def _opened(model: Model, adapter: Adapter, folder: Path) -> str:
+def _engine_folder(model: Model, adapter: Adapter, folder: Path) -> str:
     """Return the folder that engines open: the adapter's own, or ``folder`` with a copy.
 
     The copy has other keys in its header, and other ``target_modules``; the bytes of its matrices

@@ -80,9 +80,9 @@ class Section:
                 raise self.error(key, "is missing")
             return default
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(key, f"is not an integer but {_show(value)}")
+            raise self.error(key, f"is not an integer but {_short_text(value)}")
         if not low <= value <= high:
-            raise self.error(key, f"is {_show(value)}, not within {low}..{high}")
+            raise self.error(key, f"is {_short_text(value)}, not within {low}..{high}")
         return value
 
     def divisor(
@@ -106,15 +106,15 @@ class Section:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.error(key, f"is not a number but {_show(value)}")
+            raise self.error(key, f"is not a number but {_short_text(value)}")
         if not low <= value <= high:
-            raise self.error(key, f"is {_show(value)}, not within {low}..{high}")
+            raise self.error(key, f"is {_short_text(value)}, not within {low}..{high}")
         return float(value)
 
     def _typed(self, key: str, kind: type[T], what: str) -> T | None:
         value = self.values.get(key)
         if value is not None and not isinstance(value, kind):
-            raise self.error(key, f"is not {what} but {_show(value)}")
+            raise self.error(key, f"is not {what} but {_short_text(value)}")
         return value
 
     def boolean(self, key: str, default: bool) -> bool:
@@ -180,7 +180,7 @@ def dtype_of(section: Section) -> Dtype | None:
     return None
 
 
-def _show(value: Any) -> str:
+def _short_text(value: Any) -> str:
     """Return a short text for a value from a file; an integer from a file may have any length."""
     if isinstance(value, int) and value.bit_length() > 200:
         return "an absurd number"

@@ -86,12 +86,12 @@ class HubFiles:
     def read(self, name: str) -> bytes | None:
         """Read a small file, as `Files.read` does; each file is downloaded once."""
         if name not in self._cache:
-            self._cache[name] = self._small(name, LARGEST_JSON)
+            self._cache[name] = self._small_file(name, LARGEST_JSON)
         return self._cache[name]
 
     def weights(self) -> Weights:
         """Read the headers of the weight files; each takes one or two requests."""
-        index = self._small(INDEX, LARGEST_INDEX)
+        index = self._small_file(INDEX, LARGEST_INDEX)
         if index is None:
             single = self._header("model.safetensors")
             if single is not None:
@@ -103,12 +103,12 @@ class HubFiles:
         where = parse_index(index, INDEX)
         files = sorted(set(where.values()))
         with ThreadPoolExecutor(max_workers=8) as pool:
-            headers = dict(zip(files, pool.map(self._shard, files), strict=True))
+            headers = dict(zip(files, pool.map(self._shard_header, files), strict=True))
         tensors = sharded(where, INDEX, headers.__getitem__, _BROKEN)
         _LOG.info("%s: %d tensors in %d files", self.where, len(tensors), len(files))
         return Weights(tensors)
 
-    def _shard(self, name: str) -> dict[str, Tensor]:
+    def _shard_header(self, name: str) -> dict[str, Tensor]:
         header = self._header(name)
         if header is None:
             raise UsageError(f"{self.hub_id} lacks {name}, which its index names", hint=_BROKEN)
@@ -143,14 +143,14 @@ class HubFiles:
                 )
             total = (answer.headers.get("Content-Range") or "").rpartition("/")[2]
             known = total.isascii() and total.isdigit() and len(total) < 20
-            return self._body(answer, count), int(total) if known else None
+            return self._read_bytes(answer, count), int(total) if known else None
 
-    def _small(self, name: str, limit: int) -> bytes | None:
+    def _small_file(self, name: str, limit: int) -> bytes | None:
         answer = self._get(name, {})
         if answer is None:
             return None
         with answer:
-            data = self._body(answer, limit + 1)
+            data = self._read_bytes(answer, limit + 1)
         if len(data) > limit:
             raise UsageError(
                 f"{name} of {self.hub_id} is larger than {limit >> 20} MiB",
@@ -158,10 +158,10 @@ class HubFiles:
             )
         return data
 
-    def _body(self, answer: HTTPResponse, count: int) -> bytes:
+    def _read_bytes(self, answer: HTTPResponse, count: int) -> bytes:
         parts: list[bytes] = []
         while count > 0:
-            self._hurry()
+            self._check_deadline()
             try:  # read1 returns after one packet, so the deadline also holds for a slow server
                 part = answer.read1(min(count, 1 << 20))
             except _NETWORK_ERRORS as exc:
@@ -186,7 +186,7 @@ class HubFiles:
 
     def _open(self, url: str, headers: dict[str, str]) -> HTTPResponse | None:
         """Open one address; return None after HTTP 404."""
-        self._hurry()
+        self._check_deadline()
         request = Request(url, headers={**headers, **_IDENTITY, **self._token()})
         try:
             answer: HTTPResponse = self._opener.open(request, timeout=_TIMEOUT)
@@ -228,7 +228,7 @@ class HubFiles:
             hint="check `--revision`, or try again later",
         )
 
-    def _hurry(self) -> None:
+    def _check_deadline(self) -> None:
         if time.monotonic() > self._deadline:
             raise HubUnreachableError(
                 f"{self.host} took more than {_PATIENCE:.0f} s for {self.hub_id}",
@@ -269,19 +269,19 @@ class ModelScopeFiles(HubFiles):
         query = f"Revision={quote(self.revision, safe='')}&Recursive=False"
         answer = self._open(f"{self._models}/repo/files?{query}", {})
         if answer is None:
-            raise self._nothing()
+            raise self._no_model()
         with answer:
-            data = self._body(answer, LARGEST_JSON)
+            data = self._read_bytes(answer, LARGEST_JSON)
         hint = f"check {self.endpoint_key}, or download the checkpoint first"
         listing = parse_json(data, f"the listing of {self.hub_id}", hint)
         content = listing.section("Data")
         files = content.values.get("Files") if content else None
         if listing.values.get("Success") is False or not isinstance(files, list):
-            raise self._nothing()
+            raise self._no_model()
         paths = (file.get("Path") for file in files if isinstance(file, dict))
         return frozenset(path for path in paths if isinstance(path, str))
 
-    def _nothing(self) -> NotGivenError:
+    def _no_model(self) -> NotGivenError:
         return NotGivenError(
             f"{self.host} has no model {self.hub_id} at {self.revision}",
             hint="look the model up on ModelScope, since owners differ; without"

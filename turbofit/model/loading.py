@@ -25,10 +25,14 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
         ValueError: Transformers refuses the checkpoint, or the device map.
     """
     library, config = _transformers(), _config(checkpoint)
-    auto = library.AutoModelForImageTextToText if _sees(config) else library.AutoModelForCausalLM
+    auto = (
+        library.AutoModelForImageTextToText
+        if _takes_images(config)
+        else library.AutoModelForCausalLM
+    )
     placed = settings.get("device_map")
     if isinstance(placed, dict) and config.model_type == "qwen2_5_omni_thinker":
-        settings["device_map"] = names_here(placed)
+        settings["device_map"] = installed_names(placed)
     model = auto.from_pretrained(checkpoint, config=config, **settings)
     if model.generation_config.eos_token_id is None:  # the files of Qwen2.5-Omni have no end token
         tokenizer = library.AutoTokenizer.from_pretrained(checkpoint)
@@ -39,7 +43,7 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
     return model.eval()
 
 
-def names_here(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
+def installed_names(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
     """Convert a device map of Qwen2.5-Omni's thinker to the installed Transformers' module names.
 
     The device maps of `layout` have the older names. Transformers ignores unknown names, and would
@@ -60,7 +64,7 @@ def load_processor(checkpoint: str) -> Any:
         OSError, ValueError: the checkpoint cannot be read, or Transformers has no processor for it.
     """
     library = _transformers()
-    tools = library.AutoProcessor if _sees(_config(checkpoint)) else library.AutoTokenizer
+    tools = library.AutoProcessor if _takes_images(_config(checkpoint)) else library.AutoTokenizer
     return tools.from_pretrained(checkpoint)
 
 
@@ -80,5 +84,5 @@ def _config(checkpoint: str) -> Any:
     return getattr(whole, "thinker_config", whole)
 
 
-def _sees(config: Any) -> bool:
+def _takes_images(config: Any) -> bool:
     return hasattr(config, "vision_config")

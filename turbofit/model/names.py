@@ -125,7 +125,7 @@ def _address(path: str, kind: str, host: str) -> Name:
 def near_by_name(path: str) -> str:
     """Return the end of a hint, with the preset that a path's last part names; "" without one."""
     word = path.rstrip("/").rpartition("/")[2].partition(":")[0]
-    preset = find_preset(word) or _parts(word)[0]
+    preset = find_preset(word) or _split_name(word)[0]
     return f"; by its name it is the preset {preset}: turbofit plan {preset}" if preset else ""
 
 
@@ -134,10 +134,10 @@ def names_a_model(word: str) -> bool:
     name = word
     with suppress(UsageError):
         name = read_name(word).text
-    return bool(HUB_ID.fullmatch(name) or find_preset(name) or _parts(name)[0])
+    return bool(HUB_ID.fullmatch(name) or find_preset(name) or _split_name(name)[0])
 
 
-def _here(preset: str | None) -> str:
+def _checkpoints_hint(preset: str | None) -> str:
     """Return a hint on the checkpoints of a preset that LMDeploy runs: in 16 bits, and in 4 bits.
 
     Without a preset, the hint is to name the safetensors checkpoint.
@@ -150,7 +150,7 @@ def _here(preset: str | None) -> str:
     return f"{preset} is the checkpoint {known.hub_id} in 16 bits{four}"
 
 
-def _parts(name: str, stored: str | None = None) -> tuple[str | None, list[JsonObject], str]:
+def _split_name(name: str, stored: str | None = None) -> tuple[str | None, list[JsonObject], str]:
     """Split a name into the 16-bit preset at its start, its known suffixes, and the rest.
 
     ``stored``: the given ``--model-format``, which decides what a suffix such as 4bit means.
@@ -158,34 +158,36 @@ def _parts(name: str, stored: str | None = None) -> tuple[str | None, list[JsonO
     owner, _, last = name.lower().rpartition("/")
     owner = owner if HUB_ID.fullmatch(name) else ""
     words = re.split(r"[-_. ]+", last)
-    preset, end_of = next(_beginnings(last, words), (None, 0))
-    rest, ends = "-".join(words[end_of:]), []
+    preset, end_of = next(_presets_at_start(last, words), (None, 0))
+    rest, suffixes = "-".join(words[end_of:]), []
     # If no preset is known, the formats that an owner stores are unknown, too.
-    of_owner = preset is None or load_preset(preset).hub_id.lower().startswith(f"{owner}/")
-    for end in _data()["ends"]:
-        pattern = rf"(?:^|-)(?:{end['words']})(?=-|$)"
-        its = of_owner or not owner or not end.get("of_owner")
-        its = its and owner in end.get("owners", [end.get("owner", owner)])
-        its = its and end.get("format", stored) == stored
-        if (word := re.search(pattern, rest)) and its:
-            why = {"why": end["why"].format(word=word[0].strip("-"))} if "why" in end else {}
-            ends.append({**end, **why})
+    by_maker = preset is None or load_preset(preset).hub_id.lower().startswith(f"{owner}/")
+    for suffix in _data()["ends"]:
+        owners = suffix.get("owners", [suffix.get("owner", owner)])
+        if owner not in owners or suffix.get("format", stored) != stored:
+            continue
+        if suffix.get("of_owner") and owner and not by_maker:
+            continue
+        pattern = rf"(?:^|-)(?:{suffix['words']})(?=-|$)"
+        if word := re.search(pattern, rest):
+            why = suffix.get("why", "").format(word=word[0].strip("-"))
+            suffixes.append({**suffix, "why": why} if why else suffix)
             rest = re.sub(pattern, "", rest)
-    return preset, ends, rest.strip("-")
+    return preset, suffixes, rest.strip("-")
 
 
-def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
+def _presets_at_start(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
     """Yield the 16-bit presets that a name begins with, longest first, and where each one ends.
 
     The end is an index into ``words``. Presets of unsupported models are left out. A name may begin
     with its owner: Qwen_Qwen2.5-VL-7B.
     """
-    for at in (0, 1) if "_" in last else (0,):
-        for to in range(len(words), at, -1):
-            key = find_preset("-".join(words[at:to]))
-            known = load_preset(key) if key and re.search(r"\db\b", key) else None
-            if key and known and known.quantization is None and known.unsupported is None:
-                yield key, to
+    for start in (0, 1) if "_" in last else (0,):
+        for end in range(len(words), start, -1):
+            key = find_preset("-".join(words[start:end]))
+            preset = load_preset(key) if key and re.search(r"\db\b", key) else None
+            if key and preset and preset.quantization is None and preset.unsupported is None:
+                yield key, end
 
 
 def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
@@ -193,15 +195,15 @@ def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
 
     ``stored``: the given ``--model-format``, which decides what a suffix such as 4bit means.
     """
-    preset, ends, _ = _parts(name.replace(":", "-"), stored)
-    end = next((end for end in ends if "why" in end), None)
-    if end is None:
+    preset, suffixes, _ = _split_name(name.replace(":", "-"), stored)
+    suffix = next((suffix for suffix in suffixes if "why" in suffix), None)
+    if suffix is None:
         return None
     last = name.rpartition("/")[2]
-    what = f"LMDeploy {REFERENCE} does not run {last}: by its name it is {end['why']}"
-    if end.get("owner") == "":  # a folder of this name may contain other weights
-        what = f"no folder {last} is here; by its name it is {end['why']}"
-    return UsageError(what, hint=_here(preset))
+    what = f"LMDeploy {REFERENCE} does not run {last}: by its name it is {suffix['why']}"
+    if suffix.get("owner") == "":  # a folder of this name may contain other weights
+        what = f"no folder {last} is here; by its name it is {suffix['why']}"
+    return UsageError(what, hint=_checkpoints_hint(preset))
 
 
 def by_its_name(
@@ -220,11 +222,11 @@ def by_its_name(
     Returns:
         The model; if none is assumed, the end of a hint about a similar preset, or an empty text.
     """
-    preset, ends, rest = _parts(hub_id, model_format)
+    preset, suffixes, rest = _split_name(hub_id, model_format)
     model = preset_model(preset) if preset else None
-    runs = next((end["runs"] for end in ends if "runs" in end), None)
-    another = any(re.fullmatch(_data()["others"], word) for word in rest.split("-"))
-    if not guess or model is None or another or (runs and model.quantization):
+    runs = next((suffix["runs"] for suffix in suffixes if "runs" in suffix), None)
+    of_another_shape = any(re.fullmatch(_data()["others"], word) for word in rest.split("-"))
+    if not guess or model is None or of_another_shape or (runs and model.quantization):
         nearest = nearest_names(hub_id)[:1] if sizes_of(rest) else []
         return f"; the preset {(*nearest, preset)[0]} has a similar name" if preset else ""
     warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"

@@ -46,7 +46,7 @@ def resolve_model(
     Raises:
         UsageError: no such model, a damaged checkpoint, or one that has no account.
     """
-    model = _resolved(name, revision, model_format)
+    model = _find_model(name, revision, model_format)
     _LOG.info(
         "model %s: %s from %s, sizes by %s",
         name, model.architecture, model.source.where, model.source.sizes,
@@ -54,7 +54,7 @@ def resolve_model(
     return model
 
 
-def _resolved(name: str, revision: str | None, stored: str | None) -> Model:
+def _find_model(name: str, revision: str | None, stored: str | None) -> Model:
     path = os.path.expanduser(name)
     exists = bool(name) and "\0" not in name and os.path.exists(path)
     if exists and (_is_path(name) or has_config(path) or HUB_ID.fullmatch(name)):
@@ -62,9 +62,9 @@ def _resolved(name: str, revision: str | None, stored: str | None) -> Model:
     if not name.strip():
         raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
     if _is_path(name):
-        return _elsewhere(path)
+        return _by_missing_path(path)
     if find_preset(name) is not None:
-        return _named(name, revision, stored)
+        return _by_name(name, revision, stored)
     if exists:
         return _folder(path)
     from msgspec.structs import replace
@@ -72,7 +72,7 @@ def _resolved(name: str, revision: str | None, stored: str | None) -> Model:
     from turbofit.model.names import read_name
 
     name, revision, notes = read_name(name, revision)
-    model = _named(name, revision, stored)
+    model = _by_name(name, revision, stored)
     return replace(model, revision=revision, warnings=(*notes, *model.warnings))
 
 
@@ -87,7 +87,7 @@ def refuse_missing_folder(name: str | Model) -> None:
         raise _no_folder(path)
 
 
-def _elsewhere(path: str) -> Model:
+def _by_missing_path(path: str) -> Model:
     """Return the preset that the last part of a missing path names; refuse any other path.
 
     A path may also name a fine-tune of a preset. Such a model has the preset's shapes, and its
@@ -96,7 +96,7 @@ def _elsewhere(path: str) -> Model:
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     preset = find_preset(last)
     if preset is None:
-        return _by_its_name(path, last)
+        return _fine_tune_by_path(path, last)
     hub_id = load_preset(preset).hub_id
     return preset_model(
         preset,
@@ -107,7 +107,7 @@ def _elsewhere(path: str) -> Model:
     )
 
 
-def _by_its_name(path: str, last: str) -> Model:
+def _fine_tune_by_path(path: str, last: str) -> Model:
     """Return the model of a missing folder with a preset's name and an end such as -MPO.
 
     Raises:
@@ -134,12 +134,12 @@ def _by_its_name(path: str, last: str) -> Model:
     return replace(read, hub_id=path)
 
 
-def _named(name: str, revision: str | None, stored: str | None) -> Model:
+def _by_name(name: str, revision: str | None, stored: str | None) -> Model:
     """Return the model of a preset's name or hub id: from a cache, the hub, or a preset."""
     preset = find_preset(name)
     if not HUB_ID.fullmatch(name):
         if preset is None:
-            return _elsewhere(name)
+            return _by_missing_path(name)
         cached = _cached(load_preset(preset).hub_id, revision)
         return cached or preset_model(preset, warnings=_unheeded(revision))
     if preset and load_preset(preset).hub_id.lower() == name.lower():

@@ -88,7 +88,7 @@ def elements(tensors: Iterable[Tensor]) -> int:
 @lru_cache
 def text_tensors(text: TextDims) -> tuple[Tensor, ...]:
     """Return all tensors of a language model; a tied head has no tensor of its own."""
-    tensors = [*_ends(text), *_attention(text), *_mlps(text), *_norms(text)]
+    tensors = [*_outside_layers(text), *_attention(text), *_mlps(text), *_norms(text)]
     if text.delta is not None:
         tensors += _delta(text, text.delta)
     if text.cross_layers:
@@ -115,7 +115,7 @@ def attention_layers(text: TextDims) -> Sequence[int]:
     return range(period - 1, text.layers, period)[: text.attention_layers]
 
 
-def _ends(text: TextDims) -> list[Tensor]:
+def _outside_layers(text: TextDims) -> list[Tensor]:
     """List embeddings, head and other tensors outside the layers."""
     shape, square = (text.vocab, text.hidden), (text.kv_heads, text.fourier, text.fourier)
     norm = partial(Tensor, part="norm")

@@ -118,17 +118,17 @@ def _is_biased(vision: VisionDims) -> bool:
     return vision.norm == "layer_norm"
 
 
-def _tokens(vision: VisionDims) -> int:
+def _patches(vision: VisionDims) -> int:
     """Return the number of patches in one tile."""
     return ((vision.image_size or 0) // vision.patch_size) ** 2
 
 
-def _merged(vision: VisionDims) -> int:
+def _window_channels(vision: VisionDims) -> int:
     """Return the number of channels in a window of patches."""
     return vision.hidden * vision.merge**2
 
 
-def _one(role: str, *shape: int) -> Tensor:
+def _embedding(role: str, *shape: int) -> Tensor:
     return Tensor(role=role, part="embedding", shape=shape)
 
 
@@ -140,7 +140,7 @@ def _projector(role: str, *shape: int, bias: bool = True) -> Tensor:
 def _patch(vision: VisionDims, *, bias: bool = False) -> Tensor:
     times = (vision.temporal_patch,) if vision.temporal_patch > 1 else ()
     shape = (vision.hidden, vision.channels, *times, vision.patch_size, vision.patch_size)
-    return replace(_one("patch", *shape), bias=bias)
+    return replace(_embedding("patch", *shape), bias=bias)
 
 
 def _with_token(vision: VisionDims, *axes: int) -> Tensors:
@@ -149,7 +149,10 @@ def _with_token(vision: VisionDims, *axes: int) -> Tensors:
     The class token and each patch have a position.
     """
     hidden = vision.hidden
-    return [_one("class", *axes, hidden), _one("positions", *axes[1:], _tokens(vision) + 1, hidden)]
+    return [
+        _embedding("class", *axes, hidden),
+        _embedding("positions", *axes[1:], _patches(vision) + 1, hidden),
+    ]
 
 
 def _clip(vision: VisionDims) -> Tensors:
@@ -164,7 +167,7 @@ def _clip(vision: VisionDims) -> Tensors:
 
 def _with_learned_positions(vision: VisionDims) -> Tensors:
     """List the tensors of a tower with a learned position per patch and without a class token."""
-    positions = _one("positions", _tokens(vision), vision.hidden)
+    positions = _embedding("positions", _patches(vision), vision.hidden)
     return [_patch(vision, bias=True), positions, *_layers(vision, vision.layers)]
 
 
@@ -173,14 +176,14 @@ def _siglip(vision: VisionDims) -> Tensors:
     return _with_learned_positions(vision) + _norms(norm, vision.hidden, "post_norm")
 
 
-def _two(inputs: int, text_hidden: int) -> Tensors:
+def _two_layers(inputs: int, text_hidden: int) -> Tensors:
     """List a projector of two linear layers."""
     return [_projector("1", text_hidden, inputs), _projector("2", text_hidden, text_hidden)]
 
 
 def _merger(vision: VisionDims, text_hidden: int, *, bias: bool) -> Tensors:
     """Qwen's merger: a norm of single patches, then two linear layers of whole windows."""
-    merged, norm = _merged(vision), _projector("norm", vision.hidden, bias=bias)
+    merged, norm = _window_channels(vision), _projector("norm", vision.hidden, bias=bias)
     return [norm, _projector("1", merged, merged), _projector("2", text_hidden, merged)]
 
 
@@ -198,10 +201,10 @@ def _gated(inputs: int, text_hidden: int, vision: VisionDims) -> Tensors:
 
 def _internvit(vision: VisionDims, text_hidden: int) -> Tensors:
     """InternViT: two scales in each layer, and a norm of whole windows before the projector."""
-    hidden, merged = vision.hidden, _merged(vision)
+    hidden, merged = vision.hidden, _window_channels(vision)
     scales = _norms(partial(Tensor, layers=range(vision.layers)), hidden, "scale1", "scale2")
     tower = [_patch(vision, bias=True), *_with_token(vision, 1, 1)]
-    projector = [_projector("norm", merged), *_two(merged, text_hidden)]
+    projector = [_projector("norm", merged), *_two_layers(merged, text_hidden)]
     return [*tower, *_layers(vision, vision.layers), *scales, *projector]
 
 
@@ -216,7 +219,7 @@ def _qwen3_vit(vision: VisionDims, text_hidden: int) -> Tensors:
     The norm of a ``deepstack`` merger covers a whole window of patches.
     """
     merger, steps = _merger(vision, text_hidden, bias=True), range(vision.deepstack)
-    deep = [_projector("norm", _merged(vision)), *merger[1:]]
+    deep = [_projector("norm", _window_channels(vision)), *merger[1:]]
     deepstack = [replace(one, role=f"deepstack.{one.role}", layers=steps) for one in deep]
     return [*_with_learned_positions(vision), *merger, *deepstack]
 
@@ -230,7 +233,7 @@ def _glm4v(vision: VisionDims, text_hidden: int) -> Tensors:
     hidden, plain = vision.hidden, replace(vision, gated_mlp=True, norm="rms_norm")
     return [
         _patch(vision, bias=True),
-        _one("positions", _tokens(vision), hidden),
+        _embedding("positions", _patches(vision), hidden),
         *_layers(plain, vision.layers, biases=False),
         *_norms(Tensor, hidden, "pre_norm", "post_norm"),
         _projector("window", text_hidden, hidden, vision.merge, vision.merge),
@@ -242,14 +245,14 @@ def _llava(vision: VisionDims, text_hidden: int) -> Tensors:
     """LLaVA: CLIP's or SigLIP's tower, two linear layers, and in some an end-of-line embedding."""
     tower = _clip(vision) if vision.kind == "clip" else _siglip(vision)
     newline = [_projector("newline", text_hidden, bias=False)] if vision.newline else []
-    return [*tower, *_two(vision.hidden * vision.outputs, text_hidden), *newline]
+    return [*tower, *_two_layers(vision.hidden * vision.outputs, text_hidden), *newline]
 
 
 def _phi3v(vision: VisionDims, text_hidden: int) -> Tensors:
     """Phi-3-vision: CLIP's tower, two separators as wide as a window, and two linear layers."""
-    merged = _merged(vision)
+    merged = _window_channels(vision)
     separators = [_projector(one, merged, bias=False) for one in ("line_end", "image_end")]
-    return [*_clip(vision), *separators, *_two(merged, text_hidden)]
+    return [*_clip(vision), *separators, *_two_layers(merged, text_hidden)]
 
 
 def _gemma3(vision: VisionDims, text_hidden: int) -> Tensors:
@@ -285,10 +288,10 @@ def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
     gates = _norms(partial(Tensor, layers=again), 1, "global.attention_gate", "global.mlp_gate")
     tensors = [
         *_clip(plain),
-        _one("positions.gate", 1),
-        _one("tile_positions", shapes, tile * (_tokens(vision) + 1)),
-        *[_one(f"{place}_tile.gate", 1) for place in ("pre", "post")],
-        *[_one(f"{place}_tile", shapes, tile) for place in ("pre", "post")],
+        _embedding("positions.gate", 1),
+        _embedding("tile_positions", shapes, tile * (_patches(vision) + 1)),
+        *[_embedding(f"{place}_tile.gate", 1) for place in ("pre", "post")],
+        *[_embedding(f"{place}_tile", shapes, tile) for place in ("pre", "post")],
         *second,
         *gates,
         _projector("1", text_hidden, hidden * vision.outputs),
@@ -301,20 +304,20 @@ def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
 def _llama4(vision: VisionDims, text_hidden: int) -> Tensors:
     """Llama 4: CLIP's tower, then three matrices without biases, the first for whole windows."""
     adapter, plain = vision.projector, partial(_projector, bias=False)
-    projector = [plain("1", adapter, _merged(vision)), plain("2", adapter, adapter)]
+    projector = [plain("1", adapter, _window_channels(vision)), plain("2", adapter, adapter)]
     return [*_clip(vision), *projector, plain("3", text_hidden, adapter)]
 
 
 def _idefics3(vision: VisionDims, text_hidden: int) -> Tensors:
     """Idefics3: SigLIP's tower, and one matrix that turns merge x merge patches into a token."""
-    return [*_siglip(vision), _projector("1", text_hidden, _merged(vision), bias=False)]
+    return [*_siglip(vision), _projector("1", text_hidden, _window_channels(vision), bias=False)]
 
 
 def _moonvit(vision: VisionDims, text_hidden: int) -> Tensors:
     """MoonViT: SigLIP's tower with positions in a square, and Qwen's merger."""
     side = (vision.image_size or 0) // vision.patch_size
     patch, _, *tower = _siglip(vision)
-    positions = _one("positions", side, side, vision.hidden)
+    positions = _embedding("positions", side, side, vision.hidden)
     return [patch, positions, *tower, *_merger(vision, text_hidden, bias=_is_biased(vision))]
 
 

@@ -14,7 +14,7 @@ from turbofit.core.units import GIB
 from turbofit.memory.account import Load
 from turbofit.memory.placement import ModelCopies, place_all
 from turbofit.memory.transformers.activations import _LAYOUTS, components, layout_of
-from turbofit.model.loading import names_here
+from turbofit.model.loading import installed_names
 from turbofit.model.presets import preset_model
 
 needs_transformers = pytest.mark.skipif(
@@ -110,7 +110,7 @@ def test_a_map_names_every_parameter_and_buffer_once(architecture):
     placement = place_all(copies, Load(tokens=64, images=0, units=0))
     assert placement is not None
     placed = copies.device_map(placement, None)
-    placed = names_here(placed) if "Omni" in architecture else placed
+    placed = installed_names(placed) if "Omni" in architecture else placed
     model = tiny(architecture)
     names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
     covers = {name: [key for key in placed if name == key or name.startswith(f"{key}.")]

@@ -58,9 +58,9 @@ class Server:
         #: Whether the header of an answer said that the GPUs are pretend ones.
         self.pretend = False
         self._key = key
-        self.model = model or self._first()
+        self.model = model or self._first_model()
 
-    def _first(self) -> str:
+    def _first_model(self) -> str:
         with self._open("/v1/models", None) as response:
             name = first_model(response.read())
         if name is None:
@@ -91,7 +91,7 @@ class Server:
                                 yield Piece(str(delta[field]), thought=field != "content")
                         ended |= bool(choice.get("finish_reason"))
             except (StreamError, OSError) as exc:
-                said = _said(str(exc).encode())
+                said = _error_message(str(exc).encode())
                 raise UnservedError(f"the answer breaks off: {said}", hint="ask again") from None
         if not ended:
             raise UnservedError("the answer breaks off", hint="ask again")
@@ -112,7 +112,8 @@ class Server:
             usual = "see what the server says" if body else "name its model with --model"
             with response:
                 raise UnservedError(
-                    f"{self.url} answers {response.status}: {_said(response.read(LARGEST_ERROR))}",
+                    f"{self.url} answers {response.status}:"
+                    f" {_error_message(response.read(LARGEST_ERROR))}",
                     hint=hints.get(response.status, usual),
                 )
         if PRETEND_HEADER in response.headers and not self.pretend:
@@ -121,7 +122,7 @@ class Server:
         return response
 
 
-def _said(text: bytes) -> str:
+def _error_message(text: bytes) -> str:
     """Return the message of a server's error, which is JSON of any form, or text."""
     try:
         document = json.loads(text)
@@ -175,7 +176,7 @@ def chat(
     server = Server(*server_of(url, api_key), model, note)
     instructions: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     if not sys.stdin.isatty():
-        _tell(server.ask([*instructions, question_of(sys.stdin.read())], max_tokens))
+        _print_answer(server.ask([*instructions, question_of(sys.stdin.read())], max_tokens))
         return 0
     with suppress(ImportError):  # Windows has no readline
         import readline  # noqa: F401 - `input` edits its line with it
@@ -184,13 +185,13 @@ def chat(
         f"{server.model} at {server.url}; a picture's path in a message sends the picture; {_WORDS}"
     )
     messages = list(instructions)
-    while (text := _line()) is not None:
+    while (text := _typed_line()) is not None:
         if text == "/clear":
             messages = list(instructions)
         elif text:
             try:
                 question = question_of(text)
-                reply = _tell(server.ask([*messages, question], max_tokens))
+                reply = _print_answer(server.ask([*messages, question], max_tokens))
             except (UnservedError, UsageError) as exc:
                 complain(exc.to_dict(), as_json=False)
                 continue
@@ -198,7 +199,7 @@ def chat(
     return 0
 
 
-def _line() -> str | None:
+def _typed_line() -> str | None:
     try:
         text = input(">>> ").strip()
     except EOFError:
@@ -207,7 +208,7 @@ def _line() -> str | None:
     return None if text in ("/bye", "/exit", "/quit") else text
 
 
-def _tell(pieces: Iterator[Piece]) -> str:
+def _print_answer(pieces: Iterator[Piece]) -> str:
     """Print pieces as they come, until the end or Ctrl-C; return the answer without reasoning."""
     from turbofit.report.painters.terminal import clean_lines
 

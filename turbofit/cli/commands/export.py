@@ -136,12 +136,12 @@ def export(
     *, kind: str, plan: str, name: str | None, port: int, image: str, **given: object
 ) -> int:
 
-    planned = _planned(plan, common.planning_keywords(given))
+    planned = _plan_from(plan, common.planning_keywords(given))
     answer(manifest(planned, kind, port=port, name=name, image=image))
     return 0
 
 
-def _planned(given: str, options: Options) -> Plan:
+def _plan_from(given: str, options: Options) -> Plan:
     """Read the plan from a file of `plan --json`, or make a plan for a model with these options."""
     from turbofit import api
     from turbofit.report.stored_documents import read_plan

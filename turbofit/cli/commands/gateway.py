@@ -68,7 +68,7 @@ def gateway(
     if cluster is not None:
         beside = {"models": models, "nodes": nodes, "upstream_key": upstream_key}
         refuse_together({**of_one, **beside}, "--cluster")
-        return _before_cluster(cluster, name, options, form)
+        return _serve_before_cluster(cluster, name, options, form)
     if models:
         from turbofit.gateway.front import ModelsGateway, model_servers
         from turbofit.gateway.http.metrics import access_log
@@ -85,7 +85,7 @@ def gateway(
 
         refuse_together(of_one, "--nodes")
         addresses = node_addresses(nodes, key)
-        return _serve(_front(options, lambda: addresses), form)
+        return _serve(_make_front(options, lambda: addresses), form)
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
@@ -95,11 +95,11 @@ def gateway(
             " an engine's address, as http://127.0.0.1:23334",
         )
     config = public_side(options, upstream_key=key)
-    app = _planned(read_plan(plan), upstream, config, options.access_log, overlay=overlay)
+    app = _gateway_of_plan(read_plan(plan), upstream, config, options.access_log, overlay=overlay)
     return _serve(app, form)
 
 
-def _planned(
+def _gateway_of_plan(
     planned: Plan, upstream: Sequence[str], config: GatewayConfig, log: str | None, *, overlay: bool
 ) -> Gateway:
     """Make the gateway of one plan.
@@ -136,14 +136,16 @@ def _serve(app: AsgiApp, form: Form) -> int:
     return 0
 
 
-def _front(options: GatewayOptions, source: Callable[[], Sequence[NodeAddress]]) -> Front:
+def _make_front(options: GatewayOptions, source: Callable[[], Sequence[NodeAddress]]) -> Front:
     from turbofit.gateway.front import Front
     from turbofit.gateway.http.metrics import access_log
 
     return Front(source, public_side(options), access_log(options.access_log or "-"))
 
 
-def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, form: Form) -> int:
+def _serve_before_cluster(
+    cluster: str, name: str | None, options: GatewayOptions, form: Form
+) -> int:
     """Serve in front of all nodes of a run on a Ray cluster; return 0 after a drain."""
     from turbofit.serving.cluster.actors import address_source, statuses
     from turbofit.serving.cluster.ray_adapter import connected
@@ -156,5 +158,5 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
                 hint=f"choose one with --name: {', '.join(sorted(runs))}",
             )
         # The front stays with this run, even if the cluster serves other models later.
-        front = _front(options, address_source(runs.pop()))
+        front = _make_front(options, address_source(runs.pop()))
         return _serve(front, form)

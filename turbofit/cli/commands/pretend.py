@@ -11,9 +11,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.units import parse_bytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from turbofit.rehearsal.pretend.scenario import Scenario
+    pass
 
 _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
 
@@ -62,12 +60,18 @@ def pretend(
     note(NOTICE)
     folder = Path(keep) if keep else None
     with TemporaryDirectory(prefix="turbofit-pretend-") as twin:
+        environment = None
+        if model:
+            from turbofit.model.source import resolve_model
+            from turbofit.rehearsal.turbomind.server import program_environment
+
+            environment = program_environment(resolve_model(model), scenario, Path(twin))
         ran = run_pretend(
             rest,
             scenario,
             keep=folder,
             stdout=2 if form.as_json else None,
-            base=_with_model(model, scenario, Path(twin)) if model else None,
+            base=environment,
             python=python,
         )
     document = report(ran)
@@ -79,10 +83,3 @@ def pretend(
     else:
         note(f"\n{paint(pretend_view(document), width=100)}".rstrip("\n"))
     return ran.exit_code
-
-
-def _with_model(name: str, scenario: Scenario, folder: Path) -> dict[str, str]:
-    from turbofit.model.source import resolve_model
-    from turbofit.rehearsal.turbomind.server import program_environment
-
-    return program_environment(resolve_model(name), scenario, folder)

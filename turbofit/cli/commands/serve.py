@@ -157,17 +157,17 @@ def serve(
     if not model and not options.plan:
         raise _no_model(options.cluster)
     if detach and not options.dry_run:
-        return _detached(form, options.cluster)
+        return _serve_detached(form, options.cluster)
     if options.cluster is not None:
         return serve_on_cluster(arguments, form)
     if options.dry_run:
         if not options.no_gateway:
             arguments.gateway()  # raises the error that a start would raise
         return _show_commands(arguments, form)
-    config = _config(arguments)
+    config = _serve_config(arguments)
     if options.idle is not None:
-        return _with_idle(config, options.idle, form)
-    return _one_model(config, arguments, form)
+        return _serve_with_idle(config, options.idle, form)
+    return _serve_model(config, arguments, form)
 
 
 def _no_model(cluster: str | None) -> UsageError:
@@ -176,7 +176,7 @@ def _no_model(cluster: str | None) -> UsageError:
     return UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
 
 
-def _detached(form: output.Form, cluster: str | None) -> int:
+def _serve_detached(form: output.Form, cluster: str | None) -> int:
     """Run the same command in the background, and wait until its server is ready.
 
     Return 0 if the server is ready; if the command ends first, return its exit code.
@@ -201,7 +201,7 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     return 0
 
 
-def _with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
+def _serve_with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
     """Serve a model whose engines end while nobody uses it."""
     from turbofit.serving.serve_idle import Served, serve_idle
 
@@ -221,7 +221,7 @@ def _with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
     return exit_code(served.ended)
 
 
-def _config(arguments: Arguments) -> ServeConfig:
+def _serve_config(arguments: Arguments) -> ServeConfig:
     from turbofit.serving.options import ServeConfig
     from turbofit.serving.planner import forget_learned, launch_request
 
@@ -248,7 +248,7 @@ def _config(arguments: Arguments) -> ServeConfig:
     )
 
 
-def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> int:
+def _serve_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> int:
     from turbofit.serving.engine.standby import standby_of
     from turbofit.serving.planner import leases_for
     from turbofit.serving.run import Run
@@ -262,7 +262,7 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
             run = Run(config, leases, output.say, on_open=opened, standby=standby)
             plan = run.prepare()
             folder = run.begin()
-            stop.on_hangup = _reloads(run, arguments)
+            stop.on_hangup = _reloader(run, arguments)
             ended = follow(run, stop)
         cut = 0 if run.public is None else run.public.cut
         if form.as_json:
@@ -273,7 +273,7 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
     return exit_code(run_until_signal(body))
 
 
-def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
+def _reloader(run: Run, arguments: Arguments) -> Callable[[], None] | None:
     """Return the function that SIGHUP calls, which reads the file of options again.
 
     Return None if the command has no ``-f FILE``.

@@ -110,10 +110,10 @@ def model_argument(*, required: bool = True, file: bool = False) -> list[click.P
 
 def spec_option() -> Option:
     """Make the option ``--on`` of a command that plans nothing."""
-    return Option("--on", metavar="SPEC", shell_complete=fields.complete_spec, callback=_spec)
+    return Option("--on", metavar="SPEC", shell_complete=fields.complete_spec, callback=_read_spec)
 
 
-def _spec(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+def _read_spec(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     """Return the value of ``--on``, or the text of stdin if the value is ``-``."""
     if value != "-" or ctx.resilient_parsing:
         return value
@@ -125,7 +125,7 @@ def machine_options() -> list[click.Parameter]:
 
     return [
         *fields.options_of(
-            PlanRequest, ["on"], shell_complete=fields.complete_spec, callback=_spec
+            PlanRequest, ["on"], shell_complete=fields.complete_spec, callback=_read_spec
         ),
         *fields.options_of(PlanRequest, ["gpus"]),
     ]

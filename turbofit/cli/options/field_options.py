@@ -125,7 +125,7 @@ def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any])
     option, name = option_of(name), name.rstrip("_")
     attributes = {"default": None, "help": field.description, "group": group, **attributes}
     if field.default not in (None, False, ()) and not field.is_required():
-        attributes["usual"] = f" (default {_typed(field.default)})"
+        attributes["usual"] = f" (default {_as_typed(field.default)})"
     if syntax.flag:
         if syntax.optional:
             option += f"/--no-{option.removeprefix('--')}"
@@ -138,12 +138,12 @@ def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any])
     )  # fmt: skip
 
 
-def _typed(default: Any) -> str:
+def _as_typed(default: Any) -> str:
     """Write a default as a person types it: ``1024x768`` for a size, or several sizes."""
     if not isinstance(default, tuple):
         return str(default)
     nested = default and isinstance(default[0], tuple)
-    return " ".join(map(_typed, default)) if nested else "x".join(map(str, default))
+    return " ".join(map(_as_typed, default)) if nested else "x".join(map(str, default))
 
 
 def _syntax(annotation: Any, metadata: Iterable[Any] = ()) -> _Syntax:

@@ -123,7 +123,7 @@ def engine_problem(model: Model, engine: str) -> str | None:
     return checks[engine](model)
 
 
-def _first(reasons: Mapping[str, object]) -> str | None:
+def _first_true(reasons: Mapping[str, object]) -> str | None:
     """Return the first reason whose value is true, or None."""
     return next((reason for reason, applies in reasons.items() if applies), None)
 
@@ -140,7 +140,7 @@ def _turbomind(model: Model) -> str | None:
     sparse = text.architecture == "Qwen2MoeForCausalLM"
     has_dense = moe and (moe.step != 1 or (sparse and moe.layers < text.layers))
     head_channels = vision.head_dim if vision else 0
-    problem = _first(
+    problem = _first_true(
         {
             f"{_TURBOMIND} does not run {text.architecture}{inside}":
                 text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER,
@@ -158,7 +158,7 @@ def _turbomind(model: Model) -> str | None:
 def _packed_on_turbomind(text: TextDims, packed: Quantization) -> str | None:
     inner = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z")
     groups = _TURBOMIND_GROUPS.get(packed.method, {packed.group_size})
-    problem = _first(
+    problem = _first_true(
         {
             # TurboMind multiplies weights of latent attention as stored:
             # lmdeploy builders/mla.py::fold_kv_b #5bb339
@@ -175,10 +175,10 @@ def _packed_on_turbomind(text: TextDims, packed: Quantization) -> str | None:
                 packed.group_size not in groups,
         }
     )  # fmt: skip
-    return problem or _cut_group(text, packed)
+    return problem or _partial_group(text, packed)
 
 
-def _cut_group(text: TextDims, packed: Quantization) -> str | None:
+def _partial_group(text: TextDims, packed: Quantization) -> str | None:
     """Return the reason if a layer's inputs are not whole quantisation groups, or None.
 
     TurboMind then fails at load, or at its first forward pass. Source: the kernels' constraints on
@@ -232,7 +232,7 @@ def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
     if kind in _SIXTEEN_BITS:
         return _SIXTEEN_BITS[kind].format(method=method)
     awq, kimi, compressed = method == "awq", kind == _KIMI, method == "compressed-tensors"
-    problem = _first(
+    problem = _first_true(
         {
             # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
             "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits":
@@ -247,7 +247,7 @@ def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
     )  # fmt: skip
     if problem or not compressed:
         return problem
-    return _first(
+    return _first_true(
         {
             # The config exempts layers by name, and these layers do not know their names:
             # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86

@@ -100,7 +100,8 @@ def check_original(config: Section) -> None:
         "this is LLaVA-NeXT (pictures in tiles), only LLaVA-1.5 is converted": tiles,
         "mm_use_im_start_end puts tokens around each picture, and the hf format has none":
             config.boolean("mm_use_im_start_end", False),
-        "mm_vision_select_feature is not patch or cls_patch": _feature(config) not in _FEATURES,
+        "mm_vision_select_feature is not patch or cls_patch":
+            _selected_feature(config) not in _FEATURES,
         "its vision tower is SigLIP, not CLIP":
             "siglip" in config.string("mm_vision_tower", "").lower(),
     }  # fmt: skip
@@ -252,7 +253,7 @@ def _small_files(
     The model's config and the language model's config both have the ``shared_keys``.
     """
     fixed = load_yaml(preset_path("conversions", "llava-1.5"))
-    side, strategy = vision["image_size"], _FEATURES[_feature(original)]
+    side, strategy = vision["image_size"], _FEATURES[_selected_feature(original)]
     # With "pad", the original pads a picture to a square before scaling it, in the mean colour.
     # CLIP's processor, which llava-hf's checkpoints have, would cut the edges off.
     pad = original.string("image_aspect_ratio", "") == "pad"
@@ -292,7 +293,7 @@ def _small_files(
     return files
 
 
-def _feature(original: Section) -> str:
+def _selected_feature(original: Section) -> str:
     return original.string("mm_vision_select_feature", "patch")
 
 

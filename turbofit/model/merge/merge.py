@@ -329,7 +329,7 @@ def _refuse_tied(config: Section, stored: Iterable[str], replaced: Iterable[str]
         )
 
 
-def _bare(name: str) -> str:
+def _common_name(name: str) -> str:
     """Return a tensor's name without the parts that differ between releases.
 
     Since Transformers 4.52, a checkpoint's ``language_model.model.layers`` are called
@@ -355,7 +355,7 @@ def _assigned(
     adapter may have a projector that the base lacks. The third mapping has this projector's
     tensors, under their names in the original LLaVA.
     """
-    by_bare = grouped((_bare(name), name) for name in stored)
+    by_common_name = grouped((_common_name(name), name) for name in stored)
     added: dict[str, Lora] = {}
     replaced: Tensors = {}
     besides: Tensors = {}
@@ -363,22 +363,28 @@ def _assigned(
     base_hint = f"name the base that the adapter was trained on: {adapter.base_name[:100]}"
     base_hint = base_hint.rstrip(": ")
     for key, change in (*adapter.loras.items(), *adapter.whole.items()):
+        is_lora = isinstance(change, Lora)
         plain = key.removeprefix("base_model.").removeprefix("model.")
-        names = [name for name in (key, plain, f"model.{plain}") if name in stored]
-        names, is_lora = names[:1] or by_bare.get(_bare(key), []), isinstance(change, Lora)
-        if len(names) != 1 and not is_lora and projector and ".mm_projector." in key:
-            besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = change
-        elif len(names) != 1:
-            unplaced.append(key)
-        elif change.shape != (shape := stored[names[0]].shape):
-            its, here = (" × ".join(map(str, one)) or "one number" for one in (change.shape, shape))
+        exact = [name for name in (key, plain, f"model.{plain}") if name in stored]
+        names = exact[:1] or by_common_name.get(_common_name(key), [])
+        if len(names) != 1:
+            if projector and not is_lora and ".mm_projector." in key:
+                besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = change
+            else:
+                unplaced.append(key)
+            continue
+        name, shapes = names[0], (change.shape, stored[names[0]].shape)
+        if shapes[0] != shapes[1]:
+            new, old = (" × ".join(map(str, shape)) or "one number" for shape in shapes)
             raise UsageError(
-                f"the adapter {'changes' if is_lora else 'replaces'} {names[0][:100]} by {its}, the"
-                f" base has {here}",
+                f"the adapter {'changes' if is_lora else 'replaces'} {name[:100]} by {new}, the"
+                f" base has {old}",
                 hint=f"{base_hint}; if tokens were added, resize and save the base first",
             )
+        if is_lora:
+            added[name] = change
         else:
-            (added if is_lora else replaced)[names[0]] = change
+            replaced[name] = change
     if unplaced:
         tied = any("lm_head" in key for key in unplaced)
         raise UsageError(
