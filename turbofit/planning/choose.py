@@ -66,7 +66,7 @@ _LEAST_TRITON: Final = (7, 5)
 def plan_of(fit: EngineFit) -> Planned:
     """Make the plan of a search's result, with its verdict, reasons, warnings and remedies."""
     request, best, accounts, fits = fit.request, fit.best, fit.accounts, fit.fits
-    over_rival = [_over(fit, fit.rival)[1]] if fits and fit.rival is not None else []
+    over_rival = [_why_engine_lost(fit, fit.rival)[1]] if fits and fit.rival is not None else []
     helps, causes = Remedies() if fits else remedies(fit)
     verdict = _verdict(fit, causes)
     requests = request.workload.concurrency
@@ -114,7 +114,7 @@ def problem_of(fit: EngineFit) -> str:
     return why_not_served(fit.request, fit.best, fit.engine)
 
 
-def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
+def _why_engine_lost(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
     """Return why LMDeploy's other engine lost, in two texts; `_worth` compares the engines.
 
     The first text is for that engine's row in ``considered``, the second for the plan's reasons.
@@ -146,17 +146,19 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
     shown = sorted([*first.values(), *sorted(later)][: _MOST_CANDIDATES - 1])
     rows = [_row(request, chosen, why_not_served(request, chosen, engine))]
     if fit.fits and fit.rival is not None:
-        rows.append(_row(request, fit.rival.best, _over(fit, fit.rival)[0]))
+        rows.append(_row(request, fit.rival.best, _why_engine_lost(fit, fit.rival)[0]))
     others = [rest[place] for place in shown]
     rows += [_row(request, other, why_lost(request, chosen, other, engine)) for other in others]
     return tuple(rows)
 
 
 def _row(request: ResolvedRequest, evaluation: Evaluation, why_not: str) -> Candidate:
+    """Return the row of a candidate; it has no score if its speed is not known."""
     return evaluation.candidate(why_not, shows_score=speed_is_known(request, evaluation))
 
 
 def _parallel_reason(fit: EngineFit) -> str:
+    """Return why this tp and this number of replicas are chosen."""
     request, best = fit.request, fit.best
     if request.tp is not None and request.replicas is not None:
         return "as asked"
@@ -248,7 +250,7 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
     planned = plan_of(fit)
     if fit.fits:
         return planned
-    if _named(request, engine)[0] == "auto":
+    if _engine_of_options(request, engine)[0] == "auto":
         return planned.with_remedies(last=tuple(_other_engines(request, fit.rival)))
     return _with_other_engine(request, planned)
 
@@ -258,11 +260,11 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
 
     An engine without a search (Transformers) has a plan instead.
     """
-    engine, reasons = _named(request, engine)
+    engine, reasons = _engine_of_options(request, engine)
     first = engine_for(request.model, engine)
     check_options(first, request.engine_options)
     if first.backend.serial:
-        return _serial(request, first, named=engine != "auto")
+        return _plan_serially(request, first, named=engine != "auto")
     try:
         fit = fit_on_host(request, first)
     except NoKernelError as exc:
@@ -275,10 +277,10 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
         and not by_memory
     ):
         return fit
-    return _beside_rivals(request, fit)
+    return _best_engine(request, fit)
 
 
-def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned:
+def _plan_serially(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned:
     """Plan on an engine that processes one request at a time.
 
     ``named``: the person chose this engine by its name.
@@ -289,14 +291,14 @@ def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned
     return _with_other_engine(request, planned) if too_few and named else planned
 
 
-def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
+def _best_engine(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
     """Return the first engine's result, or the result of LMDeploy's other engine if it is better.
 
     ``fit`` is the first engine's result. If no engine fits, the result that holds the most requests
     is returned. If only the other engine fits, but its kernels may not compile for these cards, the
     other result becomes the ``rival`` of ``fit``.
     """
-    rivals = list(_others(request, fit.engine.name))
+    rivals = list(_fits_of_others(request, fit.engine.name))
     rival = next((other for other in rivals if other.fits), None)
     compiles = _compiles(request)
     if rival is not None and compiles and _worth(request, rival) > _worth(request, fit):
@@ -308,7 +310,7 @@ def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
     return replace(fit, rival=rival)
 
 
-def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
+def _engine_of_options(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
     """Return the name of the engine to plan on, and the reasons for this engine.
 
     ``auto`` becomes the PyTorch engine if only this engine has a given option.
@@ -333,7 +335,7 @@ def _with_kernels(
         NoKernelError: the person named the engine, or no other engine helps.
     """
     compiles = first.name == LMDEPLOY[0] and _compiles(request)
-    rivals = _others(request, first.name) if compiles else ()
+    rivals = _fits_of_others(request, first.name) if compiles else ()
     fit = next((rival for rival in rivals if rival.fits or engine == "auto"), None)
     if fit is None:
         raise lacking
@@ -355,14 +357,14 @@ def _fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
 def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
     """Add another engine as a remedy to a plan that does not fit, if the request fits on it."""
     name = planned.document.backend.name
-    fit = next((other for other in _others(request, name) if other.fits), None)
+    fit = next((other for other in _fits_of_others(request, name) if other.fits), None)
     if fit is None:
         return planned
     remedy = fitting(f"--engine {fit.engine.name}", f"{fit.tokens:,} KV tokens")
     return planned.with_remedies(first=(remedy,))
 
 
-def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
+def _fits_of_others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
     """Yield the search result of each engine of LMDeploy, except ``but``, that runs the model."""
     for name in [other for other in LMDEPLOY if other != but]:
         with suppress(TurbofitError):

@@ -59,7 +59,7 @@ def make_cluster_plan(
             base = replace(base, image_limit=promised.limits.image_limit)
         if not base.context_given:
             base = base.with_workload(context=promised.longest_request_tokens)
-    kinds = _kinds(base, cluster, engine, raises=promised is None)
+    kinds = _planned_kinds(base, cluster, engine, raises=promised is None)
     # The best plan's promise is the cluster's. Of equal plans, the plan with the fewest answers of
     # a request (``n``) is the best, in any order of nodes.
     plans = [planned.document for _, planned in kinds if planned.fits]
@@ -82,7 +82,7 @@ def make_cluster_plan(
             served = (
                 None
                 if plan is None or best is None or why
-                else _on(node, plan, best.promise.limits)
+                else _plan_of_node(node, plan, best.promise.limits)
             )
             if served is not None and node is not nodes[0]:
                 served = replace(served, considered=())
@@ -91,14 +91,14 @@ def make_cluster_plan(
     return _document(base, cluster, tuple(found.values()), kinds, whole=promised is None)
 
 
-def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool) -> _Kinds:
+def _planned_kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool) -> _Kinds:
     """Plan each kind of node once; return the nodes of each kind with their plan.
 
     Raises:
         TurbofitError: the first kind's error, if ``raises`` and no kind can be planned.
     """
     alike = grouped(
-        (_equal(node.machine), (node.machine, node))
+        (_planning_key(node.machine), (node.machine, node))
         for node in cluster.nodes
         if node.machine is not None and node.machine.visible and not node.why_not
     )
@@ -116,7 +116,7 @@ def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool
     return kinds
 
 
-def _equal(machine: Machine) -> Hashable:
+def _planning_key(machine: Machine) -> Hashable:
     """Return a key of a machine; machines with equal keys get the same plan."""
     learned = tuple(replace(calibration, when="") for calibration in machine.calibrations)
     alike = replace(
@@ -128,6 +128,7 @@ def _equal(machine: Machine) -> Hashable:
 
 
 def _host_room(machine: Machine) -> int:
+    """Return the available bytes of host memory; unknown memory counts as unlimited."""
     return known(machine.host.ram_available, maxsize)
 
 
@@ -161,7 +162,7 @@ def _why_broken(plan: Plan, best: Plan) -> str:
     return ""
 
 
-def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
+def _plan_of_node(node: Node, plan: Plan, limits: Limits) -> Plan:
     """Return the plan of a kind of node for one node of this kind.
 
     The plan gets the node's machine and GPU ids, and the promised ``limits``. If a request asks for
@@ -181,6 +182,7 @@ def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
 
 
 def _engine_on(machine: Machine, engine: EnginePlan) -> EnginePlan:
+    """Return the engine of a plan with the GPU ids of a machine."""
     ledgers = (replace(it, uuid=machine.gpu(it.index).uuid) for it in engine.ledgers)
     return replace(engine, ledgers=tuple(ledgers))
 
@@ -228,6 +230,7 @@ def _document(
 def _verdict(
     name: str, nodes: int, plans: Sequence[Plan], left: Sequence[tuple[str, int]]
 ) -> Verdict:
+    """Return what the serving nodes give together, or why no node serves."""
     all_nodes = _count(nodes, "node")
     if not plans:
         why = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in left[:_MOST_CAUSES])
@@ -243,6 +246,7 @@ def _verdict(
 
 
 def _warnings(plans: Sequence[Plan], left: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """Yield which nodes are left out and why, then the warnings of all plans."""
     for why, n in left if plans else ():
         yield f"{_count(n, 'node')} left out: {why}"
     runs = sorted({f"{plan.backend.name} in {plan.engines[0].settings.dtype}" for plan in plans})

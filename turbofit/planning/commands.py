@@ -155,6 +155,7 @@ def ratio(value: float) -> str:
 
 
 def _lmdeploy_arguments(plan: Plan, engine: EnginePlan, port: str) -> Words:
+    """Return the words of LMDeploy's command; options that its version lacks are left out."""
     options = [*_options(plan, engine), ("--server-name", _HOST), ("--server-port", port)]
     options.append(("--log-level", "WARNING"))
     known = (option for option in options if came_later(option, plan.backend.version) is None)
@@ -162,6 +163,7 @@ def _lmdeploy_arguments(plan: Plan, engine: EnginePlan, port: str) -> Words:
 
 
 def _options(plan: Plan, engine: EnginePlan) -> Iterator[Words]:
+    """Yield the options of LMDeploy for an engine of the plan, each with its values."""
     model, path = plan.model, model_path(plan.model)
     yield "--backend", plan.backend.name
     for name, _ in config_names(plan.backend.name):
@@ -178,6 +180,7 @@ def _options(plan: Plan, engine: EnginePlan) -> Iterator[Words]:
 
 
 def _option(name: str, value: object) -> Words:
+    """Return the words of one option and its value."""
     if value is True:
         return (option_of(name),)
     values = value if isinstance(value, tuple) else (value,)

@@ -129,29 +129,30 @@ def search(request: ResolvedRequest) -> Chosen:
 
 
 def _search(request: ResolvedRequest) -> Chosen:
-    request = _held(request)
+    """Choose the largest image limit on the fewest GPUs; else take layers off the GPUs."""
+    request = _with_limit_of_size(request)
     limits = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
     possible = [pair for pair in limits if not excess_tokens(request, pair[1])]
     groupings = list(_groupings(request))
     for (limit, load), copies in product(possible, groupings):
-        tokens = _longest(request, copies, load)
+        tokens = _longest_context(request, copies, load)
         placement = place_all(copies, load.of(tokens)) if tokens else None
         if placement is not None:
             return Chosen(copies, placement, load, limit, tokens)
     copies = groupings[-1]
     for limit, load in possible:
         # With the shortest context, the fewest layers are off the GPUs.
-        tokens = _shortest(request, load)
+        tokens = _shortest_context(request, load)
         placement = fewest_offloaded(copies, load.of(tokens))
         if placement is not None:
             return Chosen(copies, placement, load, limit, tokens)
     # With all layers off the GPUs, the ledger shows which other part is too large.
     limit, load = limits[-1]
     nowhere = (None,) * len(copies.parts.layers)
-    return Chosen(copies, nowhere, load, limit, _shortest(request, load), fits=False)
+    return Chosen(copies, nowhere, load, limit, _shortest_context(request, load), fits=False)
 
 
-def _held(request: ResolvedRequest) -> ResolvedRequest:
+def _with_limit_of_size(request: ResolvedRequest) -> ResolvedRequest:
     """Replace a given image size by the image limit that admits images of this size.
 
     The search does not lower this limit. The engine's model folder gets the limit, so the plan
@@ -218,12 +219,13 @@ def _groupings(request: ResolvedRequest) -> Iterator[ModelCopies]:
         yield ModelCopies(request.model, dtype, groups, margins)
 
 
-def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
+def _shortest_context(request: ResolvedRequest, vision_load: VisionLoad) -> int:
+    """Return the shortest context in tokens that serves a request with its images."""
     most = most_context(request)
     return most if request.context_given else min(shortest_context(vision_load), most)
 
 
-def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionLoad) -> int:
+def _longest_context(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionLoad) -> int:
     """Return the context in tokens that all copies hold on their GPUs; 0 if they hold no request.
 
     The result is the longest context that fits. If the context is given or the least memory is
@@ -233,7 +235,10 @@ def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionL
     def fits(tokens: int) -> bool:
         return filled(copies, vision_load.of(tokens)) is not None
 
-    shortest, longest = _shortest(request, vision_load), request.model.text.max_position_embeddings
+    shortest, longest = (
+        _shortest_context(request, vision_load),
+        request.model.text.max_position_embeddings,
+    )
     if not fits(shortest):
         return 0
     if request.context_given or request.least:
@@ -316,6 +321,7 @@ def _host(chosen: Chosen, host: HostMemory) -> tuple[HostMemory, int | None]:
 def _reasons(
     request: ResolvedRequest, chosen: Chosen, settings: Settings, reason: str
 ) -> Iterator[str]:
+    """Yield why the plan uses Transformers, and why each setting has its value."""
     yield f"engine transformers: {reason}"
     yield "max_batch_size 1: this engine answers one request after the other"
     context = settings.session_len
@@ -377,6 +383,7 @@ def _verdict(
 def _warnings(
     request: ResolvedRequest, chosen: Chosen, placed: Mapping[str, int | str]
 ) -> Iterator[str]:
+    """Yield the plan's warnings, for example about slow layers or idle GPUs."""
     yield (
         "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
         "a time, without batching, paged cache or CUDA graphs"
@@ -426,6 +433,7 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
 
 
 def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
+    """Yield the changes to try, cheapest first."""
     yield from left_to_turbofit(request)
     yield from smaller_workload(request, "what fits")
     rule, image_limit = request.model.image_rule, request.image_limit

@@ -68,7 +68,7 @@ def make_prediction(
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
     keeps_margin = start.outcome.kind == "serves"
     exposure = _exposure(request, start.image_limit, start.vision_load)
-    story = _story(start.accounts[0], start.ratio, start.outcome, free_at_cache)
+    story = _steps_of_start(start.accounts[0], start.ratio, start.outcome, free_at_cache)
     helps: tuple[Remedy, ...] = ()
     if finds_remedies and not start.serves:
         helps = _remedies(request, engine)
@@ -113,7 +113,7 @@ class _Start:
         # The cache limits the images of a forward, and the images limit the cache.
         accounts = self._accounts(self.vision_load, free_at_cache)
         self.ratio = accounts[0].ratio
-        self.load = _held(request, self.vision_load, accounts, self.ratio)
+        self.load = _within_cache(request, self.vision_load, accounts, self.ratio)
         changed = self.load != self.vision_load
         self.accounts = self._accounts(self.load, free_at_cache) if changed else accounts
         # The prediction is for LMDeploy without turbofit, unless threads are given.
@@ -145,13 +145,13 @@ class _Start:
 
     @property
     def text(self) -> str:
-        promised = _promised(self.request.promised_requests, self.at_once)
+        promised = _promised_words(self.request.promised_requests, self.at_once)
         words = cache_words(self.tokens, self.vision_load, self.settings) + promised
-        refused = _refused(self.request, self.vision_load, self.settings)
+        refused = _refused_words(self.request, self.vision_load, self.settings)
         text = self.end or f"{self.outcome.text}; {refused}{words}"
         with_free = partial(self._accounts, self.load)
         if self.free_at_cache is not None:
-            return _sized(with_free(None)[0], self.accounts[0], self.ratio) + text
+            return _share_words(with_free(None)[0], self.accounts[0], self.ratio) + text
         if self.end and is_legacy(self.engine.version) and not self.outcome.serves:
             text = _at_the_edge(self.outcome, self.accounts, self.ratio) + text
         if self.serves:
@@ -159,6 +159,7 @@ class _Start:
         return text
 
     def throughput(self) -> Throughput | None:
+        """Forecast the speed; None if the engine does not serve, or is an old release."""
         if not self.serves:
             return None
         load = _accepted(self.request, self.vision_load, self.settings)
@@ -198,7 +199,7 @@ def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) ->
     return replace(load, units_per_image=units, tokens_per_request=total)
 
 
-def _refused(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> str:
+def _refused_words(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> str:
     """Say that LMDeploy refuses the largest images of clients; empty if LMDeploy accepts them."""
     accepted, rule = _accepted(request, load, settings), request.model.image_rule
     if rule is None or accepted == load:
@@ -211,14 +212,15 @@ def _refused(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> 
     )
 
 
-def _promised(promised: int | None, at_once: int) -> str:
+def _promised_words(promised: int | None, at_once: int) -> str:
+    """Say how many of the promised requests run at once; empty without a promise."""
     if promised is None:
         return ""
     others = ": the others wait" if at_once < promised else ""
     return f"; it holds {min(at_once, promised):,} of {promised:,} at once{others}"
 
 
-def _sized(forecast: Account, account: Account, ratio: float) -> str:
+def _share_words(forecast: Account, account: Account, ratio: float) -> str:
     """Say how much of a log's free memory the cache takes, in MiB as in logs."""
     free, region = account.free, account.region_at(ratio)
     left = (free - region) // MIB
@@ -278,7 +280,7 @@ def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
     return image_limit, replace(vision_load, units_per_forward=vision_load.units_per_request)
 
 
-def _held(
+def _within_cache(
     request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
 ) -> VisionLoad:
     """Lower the units in a forward to what a cache holds that is smaller than the context."""
@@ -334,6 +336,7 @@ def _lower_share(
 
 
 def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], ...]:
+    """Return the GPUs of each engine: the first GPUs, ``tp`` for each replica."""
     check_tp(request, engine)
     check_gpus(request)
     visible, tp = request.machine.visible, request.tp or 1
@@ -349,6 +352,7 @@ def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], 
 def _check_free(
     request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], free: int | None
 ) -> None:
+    """Refuse free memory that is more than a card can hand out."""
     if free is None:
         return
     for gpu in (request.machine.gpu(index) for group in groups for index in group):
@@ -365,6 +369,7 @@ def _check_free(
 def _exposure(
     request: ResolvedRequest, image_limit: int | None, vision_load: VisionLoad
 ) -> Iterator[str]:
+    """Yield a reason if clients reach larger images than the checkpoint's own limit."""
     rule = request.model.image_rule
     if rule is None or image_limit is None or not vision_load.units_per_image:
         return
@@ -432,7 +437,7 @@ def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) ->
     return f"{images} {tokens:,} tokens of {where}"
 
 
-def _story(
+def _steps_of_start(
     account: Account, ratio: float, start: StartOutcome, free_at_cache: int | None
 ) -> Iterator[str]:
     """Yield sentences on the steps of the start, with the bytes that each step takes."""

@@ -39,30 +39,30 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
     """
     request, best, engine = fit.request, fit.best, fit.engine
     if best.fits:
-        yield _ratio(fit)
+        yield _ratio_line(fit)
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
     elif doubt := unbelieved(account.launch, engine.name, engine.version):
         yield doubt
-    yield from _margin(request, account)
+    yield from _margin_line(request, account)
     rank = "least memory" if request.least else "best rank"
-    prefill = f"{rank} of the sizes tried{_cut(fit)}"
+    prefill = f"{rank} of the sizes tried{_encodings_words(fit)}"
     by_card = f"on each card the {rank} of the sizes tried"
-    yield _line(fit, "max_prefill_token_num", prefill, by_card=by_card)
-    batch = _batch(fit, account)
-    yield _line(fit, "max_batch_size", batch, by_card=batch)
-    yield _line(fit, "session_len", _context(fit))
+    yield _setting_line(fit, "max_prefill_token_num", prefill, by_card=by_card)
+    batch = _batch_reason(fit, account)
+    yield _setting_line(fit, "max_batch_size", batch, by_card=batch)
+    yield _setting_line(fit, "session_len", _session_len_reason(fit))
     if best.fits and best.settings.enable_prefix_caching:
         yield "enable_prefix_caching: the plan counts no memory as saved by equal prompts"
     gpus = [request.machine.gpu(index) for index in best.shape.groups[0]]
-    yield _line(fit, "dtype", dtype_for(request.model, gpus)[1])
+    yield _setting_line(fit, "dtype", dtype_for(request.model, gpus)[1])
     if len(best.parts) > 1:
         yield (
             "each engine has the settings that serve most on its own card; all engines keep one"
             " promise of images and context, which the smallest cache holds"
         )
     if best.shape.image_limit is not None and best.vision_load.units_per_image:
-        yield from _limit(request, best)
+        yield from _image_limit_line(request, best)
         bound = "the engine's own bound, so nothing queues"
         if best.shape.units_per_forward is not None:
             bound = "less than the engine could bring together, so the gateway must queue"
@@ -72,7 +72,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield f"the peak pays for {units:,} vision units in one forward: {bound}"
 
 
-def _cut(fit: EngineFit) -> str:
+def _encodings_words(fit: EngineFit) -> str:
     """Say how often images are encoded because forwards split them; empty if no image is split."""
     images = fit.requested_load.images_per_request
     times = max((speed.encodings for speed in fit.best.speeds), default=0)
@@ -97,7 +97,9 @@ def slow_images(fit: EngineFit) -> Iterator[str]:
     )
 
 
-def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str = "") -> str:
+def _setting_line(
+    fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str = ""
+) -> str:
     """Return a line that says why a setting has its value.
 
     ``by_card`` replaces the reason ``why`` if groups of GPUs have different values.
@@ -108,7 +110,7 @@ def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str 
     return f"{name} {value or getattr(fit.best.settings, name)}: {why}"
 
 
-def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
+def _margin_line(request: ResolvedRequest, account: Account) -> Iterator[str]:
     """Yield what the margin is based on, unless a person gave it."""
     calibration, margin = account.calibration, request.margin
     if margin.bytes is not None or margin.share is not None:
@@ -130,7 +132,8 @@ def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
     yield f"margin {format_bytes(min(account.margins))}: {why}"
 
 
-def _ratio(fit: EngineFit) -> str:
+def _ratio_line(fit: EngineFit) -> str:
+    """Return the line that says why the cache ratio has its value."""
     request, best = fit.request, fit.best
     ratio, by_card = best.settings.cache_max_entry_count, "largest that leaves the margin"
     why = f"the largest that leaves the margin; {ratio + 1 / RATIO_STEPS:.3f} does not"
@@ -142,17 +145,18 @@ def _ratio(fit: EngineFit) -> str:
     elif request.ratio_caps and ratio >= min(request.ratio_caps.values()):
         why = "lowered to what a rehearsal allows"
     by_card = f"on each card the {by_card}"
-    return _line(fit, "cache_max_entry_count", why, value=f"{ratio:.3f}", by_card=by_card)
+    return _setting_line(fit, "cache_max_entry_count", why, value=f"{ratio:.3f}", by_card=by_card)
 
 
-def _batch(fit: EngineFit, account: Account) -> str:
+def _batch_reason(fit: EngineFit, account: Account) -> str:
+    """Return why the batch has its size."""
     request, best, requests = fit.request, fit.best, fit.request.workload.concurrency
     limit = largest_batch(account.launch, fit.engine.name, fit.engine.version)
     more = requests is None or requests > best.shape.replicas * (limit or requests)
     if limit == best.settings.max_batch_size and more and not request.least:
         return "with more at once a fault of LMDeploy ends the engine"
     if requests is not None:
-        return _requested_batch(fit, requests)
+        return _requested_batch_reason(fit, requests)
     if request.least:
         return "the least that serves"
     for_context = request.workload.goal == "context"
@@ -161,7 +165,8 @@ def _batch(fit: EngineFit, account: Account) -> str:
     return f"the fewest that give 99% of the most requests a second by {by}{kept}"
 
 
-def _requested_batch(fit: EngineFit, requests: int) -> str:
+def _requested_batch_reason(fit: EngineFit, requests: int) -> str:
+    """Return how the batch follows from the given number of concurrent requests."""
     best, replicas = fit.best, fit.best.shape.replicas
     why = f"{requests} concurrent {plural(requests, 'request')} over"
     if best.held_requests and not best.fits:
@@ -170,7 +175,8 @@ def _requested_batch(fit: EngineFit, requests: int) -> str:
     return f"{why} {replicas} {plural(replicas, 'replica')}{by_card}"
 
 
-def _context(fit: EngineFit) -> str:
+def _session_len_reason(fit: EngineFit) -> str:
+    """Return why the context has its length."""
     request, session_len = fit.request, fit.best.settings.session_len
     longest = request.model.text.max_position_embeddings
     bounded = not (request.least or request.context_given or session_len >= longest)
@@ -197,7 +203,8 @@ def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str
     return f"the model's {longest} lowered to what {held}"
 
 
-def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
+def _image_limit_line(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
+    """Yield the line that says why the image limit has its value."""
     rule, image_limit = request.model.image_rule, best.shape.image_limit
     if rule is None or not rule.varies_by_limit:
         return

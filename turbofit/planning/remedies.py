@@ -73,7 +73,7 @@ def remedies(fit: EngineFit) -> Remedies:
     def effect_of(changed: ResolvedRequest) -> tuple[bool, str]:
         other = _planned(changed, fit.engine)
         if other is None or other.fits:
-            return other is not None, "" if other is None else _found(other)
+            return other is not None, "" if other is None else _plan_words(other)
         # If images are longer than the context, the missing bytes do not measure the gap.
         too_long = any(excess_tokens(it.request, it.best.vision_load) for it in (fit, other))
         if too_long or not 0 < other.best.short < best.short * _CLOSER:
@@ -124,6 +124,7 @@ def helpful(
 
 
 def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
+    """Return the search result of a changed request; None if the request cannot be planned."""
     try:
         return fit_on_host(request, engine)
     except TurbofitError:
@@ -140,10 +141,11 @@ def _more_host_memory(fit: EngineFit) -> Remedy:
         alone = _planned(replace(fit.request, replicas=1), fit.engine)
         smallest = alone if alone is not None and alone.best.fits else fit
     size = format_bytes(round_up(host_short(smallest.host), GIB))
-    return fitting(f"free {size} of host RAM", _found(smallest))
+    return fitting(f"free {size} of host RAM", _plan_words(smallest))
 
 
 def _changes(fit: EngineFit) -> Iterator[Change]:
+    """Yield the changes to try, cheapest first."""
     request = fit.request
     yield from left_to_turbofit(request)
     yield from _usual_margin(request)
@@ -284,7 +286,7 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
         yield Change(change, replace(request, model=variant))
 
 
-def _found(fit: EngineFit) -> str:
+def _plan_words(fit: EngineFit) -> str:
     """Return in a few words what a plan that fits would give."""
     best = fit.best
     effect = f"{best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
@@ -312,7 +314,7 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
             request.machine,
             name=MORE_GPUS,
             gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
-            links=_links(request, gpu, count),
+            links=_links_of_more(request, gpu, count),
             visible=tuple(range(count)),
         )
         # Turbofit chooses tp and replicas for these GPUs, and the change says so.
@@ -322,7 +324,7 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
         yield Change(f"{count} x {gpu.name}{left_out}", changed)
 
 
-def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
+def _links_of_more(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
     """Return the links of ``count`` GPUs that repeat the set of visible GPUs.
 
     GPUs of two sets are joined by the slowest link of the visible GPUs, but never by NVLink

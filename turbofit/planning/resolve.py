@@ -106,6 +106,7 @@ def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:
 
 
 def _check_context(resolved: ResolvedRequest) -> None:
+    """Refuse two options for the context, and a context beyond the model's own."""
     context, longest = resolved.workload.context, resolved.model.text.max_position_embeddings
     if context is None:
         return

@@ -204,6 +204,7 @@ def accounts_of(
     engine: Engine,
     free_at_cache: int | None = None,
 ) -> tuple[Account, ...]:
+    """Return the account of each group with its settings."""
     groups_gpus = [[request.machine.gpu(index) for index in group] for group in groups]
     return tuple(
         engine.account(launch_of(request, options, gpus, vision_load, free_at_cache))
@@ -257,6 +258,7 @@ def host_short(host: HostMemory) -> int:
 
 
 def host_problem(host: HostMemory) -> str | None:
+    """Return how much host memory is missing, in words; None if enough is known to be there."""
     if host.available is None or not (short := host_short(host)):
         return None
     return (

@@ -216,6 +216,7 @@ class LinkClass(IntEnum):
 
 
 def group_class(machine: Machine, gpus: Sequence[Gpu]) -> LinkClass:
+    """Return the slowest kind of link between the GPUs."""
     return min(map(link_class, _links(machine, gpus)), default=LinkClass.ALONE)
 
 
@@ -229,6 +230,7 @@ def _links(machine: Machine, gpus: Sequence[Gpu]) -> list[Link]:
 
 
 def link_class(link: Link) -> LinkClass:
+    """Return the kind of one link."""
     if link.nvlinked:
         return LinkClass.NVLINK
     if link.peers:

@@ -150,7 +150,7 @@ def server_seconds(load: VisionLoad) -> float:
     return figures.server_seconds + tokens * figures.server_token_seconds
 
 
-def _rests(machine: Machine, host: HostRate | None, images: int, source: str) -> str:
+def _basis_words(machine: Machine, host: HostRate | None, images: int, source: str) -> str:
     """Say what a forecast rests on: cards and links, and the host if there are images.
 
     ``source`` says what was timed, where and when, if anything was.
@@ -193,7 +193,7 @@ def forecast(
     surety = surety_of_speed(model, engine, gpus, images=with_images)
     kind = kind_of(model, engine, gpus, images=with_images)
     source = min(speed.source for speed in speeds)  # empty if an engine was not timed
-    rests = _rests(machine, host, images, source)
+    rests = _basis_words(machine, host, images, source)
     among, first = (surety_of(f"first token {how}, {kind}", gpus) for how in _FIRST)
     prepares = None
     if host is not None and images:

@@ -106,7 +106,7 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
             output_tokens_per_second=speed.output_tokens_per_second,
             seconds_to_first_token=usual.seconds_to_first_token_alone,
         )
-    why_not = next(_lacks(request, resolved, row, tokens), "")
+    why_not = next(_broken_promises(request, resolved, row, tokens), "")
     return replace(row, keeps=not why_not, why_not=why_not)
 
 
@@ -148,7 +148,7 @@ def _of_planned(blank: Serving, planned: Planned) -> Serving:
     )
 
 
-def _lacks(
+def _broken_promises(
     request: WhichRequest, resolved: ResolvedRequest, row: Serving, tokens: int
 ) -> Iterator[str]:
     """Yield the parts of the request that the plan does not keep.
@@ -218,7 +218,7 @@ def which_models(request: WhichRequest) -> Which:
             model = preset_model(preset)
             sees = model.vision is not None and request.images > 0
             first[preset] = sees, model.weight_bytes
-            row = _tried(promise.changed(model=model), name, errors)
+            row = _row_of_request(promise.changed(model=model), name, errors)
         except TurbofitError as exc:  # there is no memory account of the preset
             errors.append(exc)
             row = empty_row(preset, name, machine, exc.message)
@@ -244,13 +244,13 @@ def _fewest_of_card(promise: WhichRequest, name: str, errors: list[TurbofitError
     """
     for count in COUNTS:
         on = f"{count}x{name}"
-        row = _tried(promise.changed(on=machine_from(on)), on, errors)
+        row = _row_of_request(promise.changed(on=machine_from(on)), on, errors)
         if row.keeps:
             break
     return row
 
 
-def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Serving:
+def _row_of_request(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Serving:
     """Return the row of one request, whose model and machine are already read.
 
     An error becomes the row's reason, and is added to ``errors``.

@@ -41,6 +41,7 @@ Set = tuple[int, Callable[[float], Speed]]
 
 
 def evaluate(state: SearchState, shape: Shape) -> Evaluation:
+    """Size a shape, and forecast its speed if it fits."""
     unequal = _Unequal(state, shape)
     if len(unequal.sets) > 1:
         return unequal.evaluate()

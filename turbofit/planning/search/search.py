@@ -244,6 +244,7 @@ class _Search:
         return running
 
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
+        """Return a known fault that ends the engine with this launch, or None."""
         known = known_problems(launch, self.engine.name, self.engine.version)
         return next((problem for problem in known if problem.fatal), None)
 
@@ -375,6 +376,7 @@ def _largest_limit(rule: ImageRule, shape: Shape, good: Callable[[int], bool]) -
 
 
 def _refused(request: ResolvedRequest, problem: str) -> UsageError:
+    """Return the error for an option that LMDeploy refuses."""
     given = "model_format" in request.engine_options
     packed = four_bit_variant(request.model) if given else None
     instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
@@ -382,6 +384,7 @@ def _refused(request: ResolvedRequest, problem: str) -> UsageError:
 
 
 def _no_kernels(request: ResolvedRequest, engine: Engine, kernels: str) -> NoKernelError:
+    """Return the error for cards without kernels; its hint names what runs instead."""
     model, engine_options = request.model, request.engine_options
     others = [name for name in LMDEPLOY if name != engine.name]
     instead = ["cards of another generation"]
@@ -397,5 +400,6 @@ def _no_kernels(request: ResolvedRequest, engine: Engine, kernels: str) -> NoKer
 
 
 def _other_weights(request: ResolvedRequest) -> str:
+    """Return which other weights to take: the same model in 16 bits, if its name is known."""
     variant = unpacked_variant(request.model)
     return "other weights" if variant is None else f"{variant.hub_id}, its 16 bits"

@@ -256,6 +256,7 @@ def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
+    """Yield the shapes to search: each grouping of the GPUs with each prefill size."""
     prefills = prefill_sizes(request, engine)
     for groups in _groupings(request, engine):
         gpus = [request.machine.gpu(index) for group in groups for index in group]
@@ -341,6 +342,7 @@ def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[
 
 
 def _replicas(request: ResolvedRequest, most: int) -> Sequence[int]:
+    """Return the numbers of replicas to try, up to ``most``."""
     return [n for n in range(1, most + 1) if request.replicas in (None, n)]
 
 
@@ -406,6 +408,7 @@ def ways(
 def _distinct(
     machine: Machine, gpus: tuple[Gpu, ...], tp: int, replicas: int
 ) -> Iterable[tuple[tuple[Gpu, ...], ...]]:
+    """Return one way of all ways whose groups have equal memory and equal links."""
     if len(gpus) > _EXHAUSTIVE:
         return [_in_order(machine, gpus, tp, replicas)]
 

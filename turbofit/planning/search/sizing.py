@@ -326,6 +326,7 @@ def shortest_context(vision_load: VisionLoad) -> int:
 
 
 def most_context(request: ResolvedRequest) -> int:
+    """Return the given context in tokens, or else the model's own."""
     fixed = request.engine_options.get("session_len", request.workload.context)
     return fixed if isinstance(fixed, int) else request.model.text.max_position_embeddings
 
