@@ -86,7 +86,7 @@ def test_every_state_is_begun_by_its_events_and_left_by_none_before() -> None:
         (None, "out_of_memory", "ran out of GPU memory while it loaded weights"),
         (Exit(-6), "out_of_memory", "ran out of GPU memory"),
         (Exit(1), "out_of_memory", "ran out of GPU memory"),
-        (Exit(-11), "unknown", "of which no process ends like that"),
+        (Exit(-11), "unknown", "which ends no process in this way"),
         (Exit(-9, 1), "unknown", "SIGKILL"),
     ],
 )
@@ -105,7 +105,7 @@ def test_the_exit_must_agree_with_the_log(seen: Exit | None, kind: str, words: s
         (Exit(137), "host_memory", "the kernel does so"),
         (Exit(-11), "crash", "signal SIGSEGV"),
         (Exit(0), "crash", "exit code 0"),
-        (Exit(None), "crash", "answer 503 for ever"),
+        (Exit(None), "crash", "answers 503 until"),
     ],
 )
 def test_an_end_without_a_word(seen: Exit, kind: str, words: str) -> None:

@@ -1,7 +1,7 @@
 """Finds by an engine's account in which phase a logged run ran out of memory.
 
-turbofit knows the use of each byte of a GPU. The bytes that a process held, less the weights of a
-rank and the CUDA contexts, show whether the cache existed.
+The account names each byte of a GPU. Take the weights of a rank and the CUDA contexts from the
+bytes that a process held: the rest shows whether the cache existed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from turbofit.logs.case import LogCase
 
 
-#: Figures agree if they differ by at most one tenth of the bytes that the process held.
+#: Figures agree if they differ by at most this part of the bytes that the process held: a tenth.
 _TENTH: Final = 10
-#: The first release whose TurboMind runs the vision tower itself; before, torch runs it.
+#: The first release in which TurboMind runs the vision tower; in older releases torch runs it.
 _NATIVE: Final = (0, 16)
 #: Fewer bytes of other processes may be an error of the account itself.
 _OTHERS: Final = 2 * GIB
@@ -51,10 +51,11 @@ class Cache(NamedTuple):
 class Finding(Struct):
     """What the account says of a lack of memory.
 
-    ``end``: the phase, for `death`; None if the account does not show it. ``why`` and ``unknown``:
-    sentences on what is known and what is not. ``others``: bytes of each card that belonged to
-    other programs, or to further copies of the engine. ``short``: the bytes that the run lacked in
-    all. ``weights``: bytes of a rank's weights; 0 if the log does not report the cache's size.
+    ``end``: the phase, for `death`; None if the account does not show the phase. ``why``: sentences
+    on what the account shows; ``unknown``: sentences on what it leaves open. ``others``: bytes of
+    each card that belonged to other programs, or to further copies of the engine. ``short``: the
+    bytes that the run lacked in all. ``weights``: bytes of a rank's weights; 0 if the log does not
+    report the cache's size.
     """
 
     end: AnyEnd | None = None
@@ -68,7 +69,7 @@ class Finding(Struct):
 def logged_cache(case: LogCase) -> Cache | None:
     """Return the KV cache that a log reports, or None.
 
-    The line of the cache's budget decides, else the lines that give the size and number of blocks.
+    The line of the cache's budget decides; without this line, the size and the number of blocks.
     """
     for mark, budget in case.facts.every(CacheBudget):
         return Cache(budget.budget, budget.free, ((mark.line, mark.text),))
@@ -88,7 +89,7 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
 
     Args:
         case: the log.
-        phase: the phase, as the lines of the log show it.
+        phase: the phase that the lines of the log show.
         memory: torch's figures, if torch reported the lack.
         cached: whether a line before the death shows that the cache was made.
     """
@@ -108,8 +109,8 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
     elif phase == "unknown":
         finding = _of_load(ledger)
     if case.assumption:
-        said = f"the release of LMDeploy: {forecast.backend.version} is {case.assumption}"
-        finding = replace(finding, unknown=(*finding.unknown, said))
+        release_words = f"the release of LMDeploy: {forecast.backend.version} is {case.assumption}"
+        finding = replace(finding, unknown=(*finding.unknown, release_words))
     return (
         finding if finding.others else _with_shortage(finding, forecast, phase, memory, bool(cache))
     )
@@ -118,26 +119,26 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
 def _with_shortage(
     finding: Finding, forecast: Plan, phase: Phase, memory: TorchMemory | None, cached: bool
 ) -> Finding:
-    """Add to a finding how many bytes the run lacked by the account.
+    """Add the bytes that the run lacked by the account to a finding.
 
     If these bytes do not explain the death, add a note that something unknown took memory.
     """
-    at = finding.end.phase if finding.end else phase
-    short = most(forecast, at) - min(gpu.usable for gpu in forecast.ledgers)
+    died_in = finding.end.phase if finding.end else phase
+    short = most(forecast, died_in) - min(gpu.usable for gpu in forecast.ledgers)
     lacked = memory.missing if memory else None
     if short <= 0 if lacked is None else lacked > max(short, 0):
         leave = f"lack at most {format_bytes(short)}" if short > 0 else "leave room"
-        said = (
+        rest = (
             f"what took the rest: by the account these settings {leave} on such cards (other"
             " programs, other settings, another LMDeploy)"
         )
-        return replace(finding, unknown=(*finding.unknown, said))
-    if short <= 0 or not (cached or at == "weights"):
+        return replace(finding, unknown=(*finding.unknown, rest))
+    if short <= 0 or not (cached or died_in == "weights"):
         return finding
-    says = forecast.verdict.partition(": ")[2] or forecast.verdict
+    verdict = forecast.verdict.partition(": ")[2] or forecast.verdict
     note = "for all that these settings let in, by the account"
     in_all = Missing(bytes=short, basis="formula", note=note)
-    return replace(finding, short=in_all, why=(*finding.why, f"by the account: {says}"))
+    return replace(finding, short=in_all, why=(*finding.why, f"by the account: {verdict}"))
 
 
 def most(plan: Plan, phase: str) -> int:
@@ -153,10 +154,10 @@ def _weights(ledger: GpuLedger) -> int:
 
 
 def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
-    """Return what the logged size of the cache tells about a lack of memory.
+    """Return what the logged size of the cache shows about a lack of memory.
 
-    The finding has the cache's share of the free memory, the bytes left for all else, and the bytes
-    that other programs held.
+    The finding has the cache's share of the free memory, the bytes that the cache left, and the
+    bytes that other programs held.
     """
     weights = _weights(ledger)
     others = ledger.usable - cache.free - weights
@@ -168,7 +169,7 @@ def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
         f" that were free ({ratio}): {format_bytes(cache.free - cache.size)} stayed for buffers,"
         " the warm-up and every request, images included"
     )
-    # A newer engine's rest includes memory of loading.
+    # The log of a newer engine has no blocks; memory of loading is among its ``others``.
     if not cache.blocks or others <= _OTHERS:
         return Finding(why=(why,), weights=weights)
     held = (
@@ -200,13 +201,13 @@ def _of_torch(
     doubt, past = held // _TENTH, cached or phase not in ("weights", "unknown")
     of_weights = f"{format_bytes(weights)} and CUDA's context about {format_bytes(context)}"
     if memory.beyond > doubt or (rest < -doubt and past):
-        said = (
+        contradiction = (
             f"the phase: the figures contradict each other (this process held {format_bytes(held)},"
             f" and the weights of a rank at tp {case.tp} alone are {of_weights}): other settings or"
             " another model ran"
         )
-        return Finding(unknown=(said,))
-    said = (
+        return Finding(unknown=(contradiction,))
+    parts = (
         f"of {format_bytes(held)} that this process held, the weights of a rank are {of_weights}"
         f"{f', torch {format_bytes(torch)}' if turbomind else ''}: "
     )
@@ -225,7 +226,7 @@ def _of_torch(
         what = "the weights were not yet whole" if rest < -doubt else "nothing is left for a cache"
     end = AnyEnd(phase=named) if phase == "unknown" else None
     unknown = (text_of("image or text"),) if named == "after" else ()
-    return Finding(end=end, why=(said + what,), unknown=unknown)
+    return Finding(end=end, why=(parts + what,), unknown=unknown)
 
 
 def _of_load(ledger: GpuLedger) -> Finding:
@@ -237,8 +238,8 @@ def _of_load(ledger: GpuLedger) -> Finding:
     if ledger.load_peak > ledger.usable:
         why = f"loading needs {peak} of a card that has {usable}, by the account of this release"
         return Finding(end=AnyEnd(phase="weights"), why=(why,))
-    said = (
-        f"the phase: loading needs {peak} of {usable} by the account, so an empty card had its"
-        " weights; TM_LOG_LEVEL=INFO prints the cache's size before what comes after it"
+    fits = (
+        f"the phase: loading needs {peak} of {usable} by the account, so the weights fit an empty"
+        " card; with TM_LOG_LEVEL=INFO the log has the cache's size, if the cache was made"
     )
-    return Finding(unknown=(said,))
+    return Finding(unknown=(fits,))

@@ -1,6 +1,6 @@
-"""The answer of `turbofit diagnose`, from which text and JSON are made, and its drafts.
+"""The answer of `turbofit diagnose` (`Diagnosis`), and its drafts, the possible answers.
 
-A draft becomes the answer when the plan, the first step and the log's own facts are added.
+`logs.explain` adds a plan, the first step and the log's own facts to the best draft.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FRAMES: Final = 3
 
 
 class Evidence(Struct):
-    """A line of the log, counted from 1, and its meaning."""
+    """A line of the log, its number from 1, and its meaning in ``tells``."""
 
     line: int
     text: str
@@ -33,7 +33,7 @@ class Evidence(Struct):
 
 
 class Holding(Struct):
-    """A holder of memory on a GPU, with its bytes; a field is None if the log does not say it."""
+    """A holder of memory on a GPU, with its bytes; None for a fact that the log does not say."""
 
     who: str
     bytes: int | None
@@ -44,9 +44,9 @@ class Holding(Struct):
 class Missing(Struct):
     """The bytes that were missing, and the source of that number.
 
-    ``basis``: ``log`` (the log's own figures, which torch rounds to hundredths of their unit),
-    ``formula`` (the log's figures and turbofit's account of the engine) or ``unknown``. A formula's
-    number may be too low by up to ``doubt`` bytes.
+    ``basis``: ``log`` (the log's own figures; torch rounds each figure to hundredths of its unit),
+    ``formula`` (the log's figures and turbofit's account of the engine) or ``unknown``. A number by
+    a formula may be too low by up to ``doubt`` bytes.
     """
 
     bytes: int | None
@@ -56,10 +56,10 @@ class Missing(Struct):
 
 
 class Others(Struct):
-    """Causes that other people found for the same message, which itself proves no cause.
+    """Causes that other people found for the same message; the message itself proves no cause.
 
-    ``message`` identifies the message, for scripts. ``had`` are the causes, the likeliest first;
-    the list is never complete. ``tried`` are steps that helped, or that showed which cause it was.
+    ``message`` identifies the message, for scripts. ``had``: the causes, the likeliest first; the
+    list is never complete. ``tried``: steps that helped, or that showed the cause.
     """
 
     message: str
@@ -68,12 +68,12 @@ class Others(Struct):
 
 
 class Advice(Struct):
-    """A run that would have worked for the model and machine, or the reason why there is none.
+    """A run that works by the account for the model and machine; else the reason against all runs.
 
-    The run has the change that the diagnosis names as its first step. ``fits`` is None if no plan
-    could be made, or if the log itself contradicts the plan. ``settings`` are LMDeploy's important
-    options. ``command`` starts the run, without environment variables. ``note`` says what to know
-    first.
+    The run has the change of the diagnosis's first step. ``fits`` is None if turbofit could make no
+    plan, or if the log itself contradicts the plan. ``settings``: LMDeploy's important options.
+    ``command`` starts the run, without environment variables. ``note``: what a user must know
+    before he starts the run.
     """
 
     model: str
@@ -87,7 +87,7 @@ class Advice(Struct):
 
 
 class Read(Struct):
-    """The log's facts about the run; a field is None or empty if the log does not say it."""
+    """The log's facts about the run; None, or empty, for a fact that the log does not say."""
 
     lines: int
     engine: str | None = None
@@ -101,11 +101,10 @@ class Read(Struct):
 class Diagnosis(Struct):
     """The answer to a log.
 
-    ``kind`` names the cause, in words that scripts can rely on, if the log or the account proves
-    it. Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` says what would tell
-    more, and ``others`` has the causes that other people found for the same message. ``changes``
-    are all steps in order. ``first`` is the step to take first; it is empty if there is none, as
-    for a healthy log.
+    ``kind`` names the cause if the log or the account proves it; the names are stable, for scripts.
+    Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` asks for more facts, and
+    ``others`` has the causes that other people found for the same message. ``changes``: all steps
+    in order. ``first``: the first step; empty without a step, as for a healthy log.
     """
 
     schema: str = "turbofit.diagnosis/1"
@@ -135,14 +134,14 @@ class Diagnosis(Struct):
 class Draft(Diagnosis):
     """A possible answer to a log; `explain` makes one of them the answer.
 
-    ``line`` is the number of the line that reports the trouble. If ``what`` is empty, the log
-    proves no cause: ``possible`` and ``changes`` are then causes that other people had and changes
-    that they tried. ``planned``: the answer needs a plan. ``by_others``: bytes per card that other
-    processes held, which the plan must leave to them. ``short``: the run lacked memory, so that a
-    change of its settings may cure it; ``unsized``: it lacked the memory of a first cache, which a
-    larger share cures. ``free``: the step that frees cards which others hold, or seem to hold; it
-    comes before all other steps. ``all_own``: the log shows that nobody else held the card;
-    ``emptied``: the plan is for cards that the first step empties.
+    ``line``: the number of the line that reports the trouble. If ``what`` is empty, the log proves
+    no cause: ``possible`` then has causes that other people had, and ``changes`` has changes that
+    they tried. ``planned``: the answer needs a plan. ``by_others``: bytes of each card that the
+    plan leaves to other processes. ``short``: the run lacked memory, so other settings may cure it.
+    ``unsized``: the run lacked memory for the first blocks of a cache, and a larger share cures it.
+    ``free``: the step that frees cards from other processes; it comes before all other steps.
+    ``all_own``: the log shows that nobody else held the card. ``emptied``: the plan is for empty
+    cards, after the step ``free``.
     """
 
     line: int

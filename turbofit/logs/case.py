@@ -39,15 +39,16 @@ if TYPE_CHECKING:
     from turbofit.logs.facts import LogFacts
     from turbofit.memory.account import Engine
 
-#: The card of a log that names a Jetson, or its kernel; no machine is made of it.
+#: The card of a log that names a Jetson, or the kernel of a Jetson. No machine has this card.
 _JETSON: Final = SmiGpu(index=0, name="Orin")
-#: Events that only some releases print, the release that they show (None: the reference), and why.
+#: Events that only some releases print, the release that they show (None: the reference), and the
+#: reason in words.
 _GUESSES: Final = (
     ((PeerMissing,), "0.7", "a guess: LMDeploy prints its warning of peer access up to 0.7.3"),
     ((CacheBudget, Slab), None, "assumed: TurboMind prints such lines of its cache since 0.15"),
     ((KvBlocks, LegacyCuda), "0.12", "a guess: TurboMind prints such lines up to 0.14"),
 )
-#: Fewer used bytes in nvidia-smi's table belong to a display or to the driver.
+#: Used bytes in nvidia-smi's table; fewer bytes belong to a display or to the driver.
 _IN_USE: Final = 256 * MIB
 DEGREES: Final = (1, 2, 4, 8)
 _SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
@@ -70,11 +71,11 @@ class LogCase:
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None
-        #: Why the cards that the log names make no machine.
+        #: Why the cards in the log make no machine.
         self.no_machine = ""
         #: A note on the assumed size of a card that is sold in several sizes; else empty.
         self.assumed = ""
-        #: True if the log names no card, and one is assumed by the memory that torch prints.
+        #: True if the log names no card, and the memory that torch prints shows the kind of card.
         self.guessed = False
         if on is None:
             self._take_machine_of_log()
@@ -114,7 +115,7 @@ class LogCase:
 
     @cached_property
     def _guess(self) -> tuple[str | None, str]:
-        """A release guessed from lines that only some releases print, or None, and the reason."""
+        """The release that the form of the log's lines shows, or None, and the reason in words."""
         for kinds, version, why in _GUESSES:
             if any(self.facts.first(kind) for kind in kinds):
                 return version, why
@@ -126,9 +127,9 @@ class LogCase:
 
     @cached_property
     def engine(self) -> Engine:
-        """LMDeploy's engine in the log's release, or in the reference release.
+        """LMDeploy's engine in the log's release.
 
-        The reference release counts if turbofit has no account of the log's release.
+        If turbofit has no account of that release, the engine of the reference release.
         """
         name = "pytorch" if self.subject.on_pytorch else "auto"
         if self.facts.first(CacheBudget) or self.facts.first(KvBlocks):
@@ -145,21 +146,22 @@ class LogCase:
 
     @property
     def told_tp(self) -> int | None:
+        """The degree that an option in the log gives; None without the option."""
         value = self.subject.options.get("tp")
         return value if isinstance(value, int) else None
 
     @property
     def shown_tp(self) -> int | None:
-        """The degree that an option or the log's lines show; None for none."""
+        """The degree that an option or other lines of the log show; None if no line shows it."""
         return self.tp if self.told_tp or self.tp > 1 else None
 
     @cached_property
     def tp(self) -> int:
-        """The degree of tensor parallelism of the run.
+        """The degree of tensor parallelism of the run; 1 if no line shows it.
 
-        If no option gives it, the size of a KV block, the number of lines about the cache or the
-        devices in TurboMind's lines of peers show it; otherwise it is 1. An engine prints the lines
-        of peers for its own devices alone.
+        An option gives the degree. Else the size of a KV block shows it, the number of lines about
+        the cache, or the devices in TurboMind's lines of peers: an engine prints these lines for
+        its own devices alone.
         """
         if self.told_tp:
             return self.told_tp
@@ -171,14 +173,16 @@ class LogCase:
                 shape = self.engine.cache(self.model, replace(self.settings, tp=tp))
                 if abs(shape.block_bytes - sizes[0]) <= MIB // 2:
                     return tp
-        last = max((max(one.a, one.b) for _, one in self.facts.every(PeerMissing)), default=0)
+        missing = self.facts.every(PeerMissing)
+        last = max((max(pair.a, pair.b) for _, pair in missing), default=0)
         of_peers = next((degree for degree in DEGREES if degree > last), 0)
         return max(1, len(self.facts.every(CacheBudget)), of_peers)
 
     @cached_property
     def ratio(self) -> float:
-        told = self.facts.first_event(CacheBudget)
-        value = told.ratio if told else self.subject.options.get("cache_max_entry_count")
+        """The share of free memory for the cache: the log's, else the engine's default."""
+        budget = self.facts.first_event(CacheBudget)
+        value = budget.ratio if budget else self.subject.options.get("cache_max_entry_count")
         default = self.engine.defaults("").get("cache_max_entry_count", 0.8)
         return value if isinstance(value, float) and value > 0 else float(str(default))
 
@@ -189,17 +193,18 @@ class LogCase:
         return convert({name: options[name] for name in _SIZING if name in options}, Settings)
 
     def forecast(self, **changed: Any) -> Plan | None:
-        """Predict the log's run by its release's account, with the options in ``changed``.
+        """Return a prediction of the log's run with the options in ``changed``.
 
-        Returns None if model or cards are unknown, or if the request is refused.
+        The account is that of the log's release. None if model or cards are unknown, or if the
+        request is refused.
         """
         if self.model is None or self.machine is None:
             return None
         starting = self.facts.first_event(Starting)
-        told: dict[str, Any] = {"cache_max_entry_count": self.ratio}
-        told |= {"session_len": starting.session} if starting and starting.session else {}
+        printed: dict[str, Any] = {"cache_max_entry_count": self.ratio}
+        printed |= {"session_len": starting.session} if starting and starting.session else {}
         version = self.version if self.engine.version != REFERENCE else self.subject.version
-        given = self.subject.options | told | {"lmdeploy": version, "tp": self.tp} | changed
+        given = self.subject.options | printed | {"lmdeploy": version, "tp": self.tp} | changed
         try:
             request = {"model": self.model, "on": self.machine, "engine": self.engine.name}
             return predict(PredictRequest.of(**(request | given)), finds_remedies=False)
@@ -222,7 +227,7 @@ class LogCase:
         return None if isinstance(read, str) else replace(read, warnings=())
 
     def _take_machine_of_log(self) -> None:
-        """Set ``machine`` to the cards that the log names, or ``no_machine`` to the obstacle."""
+        """Set ``machine`` to the cards of the log, or ``no_machine`` to the reason against it."""
         cards = [_JETSON] if "jetson" in self.subject.facts else self._cards()
         if not cards:
             return
@@ -233,16 +238,16 @@ class LogCase:
         except UsageError as exc:
             self.no_machine = f"{exc.message} ({exc.hint})"
             return
-        seen = self.subject.visible or len(machine.gpus)
-        if len(machine.gpus) > seen:
-            machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:seen])))
+        visible = self.subject.visible or len(machine.gpus)
+        if len(machine.gpus) > visible:
+            machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:visible])))
         self.machine, self.on = machine, None if self.guessed else self.named(machine)
 
     def _cards(self) -> list[SmiGpu]:
-        """Return the run's cards: nvidia-smi's, else those that the log names, else torch's card.
+        """Return the run's cards: nvidia-smi's, else the cards that the log names, else torch's.
 
-        Memory in use counts only in nvidia-smi's table from before the engine began. It does not
-        count at all if the log has torch's out-of-memory text: the table may show a later state.
+        The memory in use counts only in a table of nvidia-smi from before the engine began. It
+        never counts beside torch's out-of-memory text, since the table may show a later state.
         """
         torch = [event for _, event in self.facts.every(TorchMemory)]
         total = next((event.total for event in reversed(torch) if event.total), 0)
@@ -262,14 +267,13 @@ class LogCase:
     def _named(self, total: int, least: int) -> list[SmiGpu]:
         """Return cards of the only kind that the log names, or of a kind with nearly ``total``.
 
-        ``total`` is the bytes of a card, or 0 if unknown. ``least`` is the number of cards if the
-        log gives no number. Returns no cards if the log names several kinds, or no kind and no
-        bytes.
+        No cards if the log names several kinds, or no kind and no bytes. ``total``: the bytes of a
+        card; 0 if unknown. ``least``: how many cards there are if the log gives no number.
         """
         named = list(self.subject.cards.values())
         if len(named) > 1:
-            kinds = ", ".join(f"{max(1, one.number)}x {one.name}" for one in named)
-            self.no_machine = f"the log names {kinds}; name the one that is meant with --on"
+            kinds = ", ".join(f"{max(1, card.number)}x {card.name}" for card in named)
+            self.no_machine = f"the log names {kinds}; name the machine with --on"
             return []
         if named:
             chip, name, number, sized = named[0]

@@ -1,4 +1,4 @@
-"""Reads `presets/causes.yaml`, the table of known messages, and compares lines of logs with it."""
+"""Reads `presets/causes.yaml`, the table of known messages, and finds the rows of a log's line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from turbofit.core.struct import Struct
 from turbofit.logs.log_events import PythonFrame
 from turbofit.logs.log_reader import Form, zeros
 
-#: A cause ends a run; a refusal is an exception that no row knows; a consequence follows one of
-#: them; a notice harms nobody.
+#: A cause ends a run. A refusal is an exception without a row. A consequence follows a cause or a
+#: refusal. A notice harms nobody.
 Rank = Literal["cause", "refusal", "consequence", "notice"]
-#: A sentence with figures in braces; of two, the second is for an unknown figure in the first.
+#: A sentence with figures in braces; or a sentence and its form without an unknown figure.
 Sentence = str | tuple[str, str]
 
-#: A line in which a program prints its settings, as names with values and commas: no message.
+#: A line that prints a program's settings, as names with values and commas.
 _SETTINGS: Final = re.compile(r"(?:\w+=[^,]*, ?){3}|(?:['\"]\w+['\"]: [^,]*, ?){3}")
-#: Words of lines that report an end: an exception's name, a logger's level, a signal, an exit.
+#: Words of a line that reports an end: an exception's name, a logger's level, a signal, an exit.
 END: Final = re.compile(
     r"[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b|\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL)\b"
     r"|\b(?:[Ff]ailed|Aborted|Killed|OOMKilled|Exited|SIG[A-Z]+|[Tt]imeout|timed out|Xid|dumped)\b"
@@ -29,7 +29,7 @@ END: Final = re.compile(
 )
 #: The part of a line that a row without a pattern quotes.
 _WHOLE: Final = r"\S.{0,159}"
-#: Frames of torch, which computes what its caller asks for.
+#: Frames of torch. The frame that called torch tells more.
 _OF_TORCH: Final = re.compile(r"[/\\]torch[/\\]").search
 #: An unbounded repetition in a pattern, such as ``\w+`` or ``\S*``.
 _NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
@@ -113,7 +113,7 @@ def text_of(name: str) -> str:
 def what_to_send(about: str) -> tuple[str, ...]:
     """Return texts on what a user should send to find the cause.
 
-    ``about`` selects the texts: it is the quoted line, followed by marks such as ``(still)``.
+    ``about`` selects the texts: the quoted line, followed by marks such as ``(still)``.
     """
     send = table().send.items()
     return tuple(text for text, words in send if any(word in about for word in words))

@@ -1,8 +1,8 @@
-"""Determines from the events of an engine's log how far the engine came and why it died.
+"""Decides of what an engine died, by the events of its log and the exit of its process.
 
-`serve`, a rehearsal and `diagnose` all call `death`. The kind of a death follows from the events,
-the exit status and the kernel's count of kills, which must agree. No log shows the kinds
-``stalled`` and ``refused`` (`core.engine_end.EndKind`): a probe or a plan decides these.
+`kind_of_death` decides the kind (`core.engine_end.EndKind`); `serve`, a rehearsal and `diagnose`
+call it through `death`, which adds the phase, the bytes and a message. Two kinds are in no log:
+`serving.engine.supervised_engine` gives ``stalled`` and ``refused`` to an engine that still runs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.account import Engine, LoggedSlab
 
 _T = TypeVar("_T")
-#: ``starting`` is before any engine exists; ``check`` and ``ready`` are a server's own stages.
+#: ``starting``: no engine exists yet. ``check``, ``ready``: a server knows them, and no log does.
 Stage = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
-#: Events that can each end an engine by themselves.
+#: Events that end an engine by themselves.
 Fault = (
     events.CudaError | events.LegacyCuda | events.CheckFailed | events.NcclError
     | TorchMemory
 )  # fmt: skip
 
-#: The states of a run in their order, and the events that begin each. An event of an earlier state
-#: changes nothing, because each rank prints it. After the first fault nothing changes the state.
+#: The states of a run in their order, each with the events that begin it. An event of an earlier
+#: state changes nothing, since every rank prints it. After the first fault the state stays.
 STATES: Final[dict[Stage, tuple[type[Struct], ...]]] = {
     "starting": (),
     "weights": (events.Starting, events.LoadingWeights),
@@ -43,8 +43,8 @@ STATES: Final[dict[Stage, tuple[type[Struct], ...]]] = {
 }
 _BEGINS: Final = {kind: stage for stage, kinds in STATES.items() for kind in kinds}
 _ORDER: Final = tuple(STATES)
-#: The names of kinds in `turbofit.diagnosis/1`, where they differ. A crash has the name of its
-#: cause, a row of `presets/causes.yaml`; it is ``crashed`` if no line shows a cause.
+#: Kinds that have another name in `turbofit.diagnosis/1`. There a crash has the kind of its row in
+#: `presets/causes.yaml`, or the kind ``crashed`` if no row explains it.
 IN_DIAGNOSIS: Final[dict[EndKind, str]] = {
     "host_memory": "host_out_of_memory",
     "hang": "start_hang",
@@ -65,15 +65,15 @@ _WHEN: Final[dict[str, str]] = {
     "ready": "while it served",
     "unknown": "(the log does not say where)",
 }
-#: Phases of a pretend GPU's account; all its other phases are forwards.
+#: The phase of an end, by the phase of a pretend GPU's account; any other phase is a forward.
 _PRETEND: Final[dict[str, Phase]] = {
     "import": "start", "context": "start", "weights": "weights", "prepare": "weights",
     "engine": "cache", "cache": "cache", "buffers": "cache", "warm-up": "warm-up",
     "after": "serving",
 }  # fmt: skip
 _VISION: Final = ("Vit", "vit", "Vision", "vision", "visual")
-#: Words in a Python frame's file name, function or source. Phases are searched in this order,
-#: because a load computes nothing, and a vision tower does not call the language model.
+#: Phases, each with words of a Python frame's file name, function or source line. The first phase
+#: with a word in any frame counts: a load computes nothing, and a vision tower calls no text model.
 _FRAMES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
     ("quantising", ("lmdeploy/lite/",)),
     # LMDeploy's PyTorch engine makes its cache and warms up inside its own from_pretrained.
@@ -93,16 +93,16 @@ _FRAMES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn", "down_proj",
               "silu")),
 )  # fmt: skip
-#: Folders of LMDeploy whose name alone determines a phase.
+#: Folders of LMDeploy; all files of a folder have one phase.
 _PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
 
 
 class Exit(NamedTuple):
     """How a process ended.
 
-    ``code``: the exit status, which for a signal is negative or 128 + the signal. None: the process
-    lives, but its engine's loop has ended, and it answers no request. ``host_kills``: the number of
-    processes that the kernel killed for lack of memory meanwhile; None: unknown.
+    ``code``: the exit status; a signal N gives -N or 128 + N. None: the process lives, but the loop
+    of its engine ended, so that it answers no request. ``host_kills``: how many processes the
+    kernel killed for lack of memory while the engine ran; None: unknown.
     """
 
     code: int | None
@@ -116,7 +116,7 @@ def after(stage: Stage, event: Struct) -> Stage:
 
 
 class Course:
-    """The state that a run reached and the evidence of its end, read from its events."""
+    """What the events of a run show: the state that the run reached, and how the run ended."""
 
     def __init__(self, run: Iterable[Struct], stage: Stage = "starting") -> None:
         self.run = tuple(run)
@@ -132,7 +132,7 @@ class Course:
             self.stage = after(self.stage, event)
             self.images |= isinstance(event, events.VisionFrame | events.VisionSetup)
             if isinstance(event, events.PythonError):
-                self.stack = []  # of an exception that ended nothing
+                self.stack = []  # these frames led to an exception that ended nothing
             self.stack += [event] if isinstance(event, events.PythonFrame) else []
         frames = (event.name for event in self.run if isinstance(event, events.Frame))
         #: The aborting thread's calls, innermost first.
@@ -144,17 +144,17 @@ class Course:
         return next((event for event in reversed(self.run) if isinstance(event, kind)), None)
 
     def phase(self, plan: Plan | None, account: AnyEnd | None) -> Phase:
-        """Return what the engine was doing at the fault.
+        """Return what the engine did at the fault.
 
-        If ``account`` names the refused allocation, its phase decides. Otherwise the calls on the
-        stack decide, and without them the state that the run had reached.
+        The phase of ``account``, the refused allocation, decides. Without an account the calls on
+        the stack decide; without calls the reached state decides.
         """
         fault, pytorch = self.fault, plan is not None and plan.backend.is_pytorch
         if _stages(plan, fault):
             return "weights"
         if account is not None and account.phase and not pytorch:
-            seen = _is_vision(account.where) or account.phase == "vision"
-            return _PRETEND.get(account.phase, "vision" if seen else "text")
+            in_tower = _is_vision(account.where) or account.phase == "vision"
+            return _PRETEND.get(account.phase, "vision" if in_tower else "text")
         if plan is not None and self.stage == "starting":
             return "weights" if pytorch else "start"
         by_torch = isinstance(fault, TorchMemory | events.LegacyCuda)
@@ -169,14 +169,14 @@ class Course:
 
     def _by_state(self, plan: Plan | None) -> Phase:
         """Return the phase that the aborting thread's calls and the reached state show."""
-        stage, calls, seen = self.stage, self.calls, any(map(_is_vision, self.calls))
+        stage, calls, in_tower = self.stage, self.calls, any(map(_is_vision, self.calls))
         torch = isinstance(self.fault, TorchMemory) and stage in ("weights", "cache")
         if plan is None and (stage == "starting" or torch):
             # A line that was written during the start does not show what torch has done since.
             return "unknown"
         if stage in ("serving", "check", "ready"):
-            return "vision" if seen or (self.images and not calls) else "text"
-        if stage == "warm-up" and seen:
+            return "vision" if in_tower or (self.images and not calls) else "text"
+        if stage == "warm-up" and in_tower:
             return "vision"
         # The log may announce the first request while a thread still allocates its workspaces.
         if stage == "warm-up" and calls and all("InternalThreadEntry" in name for name in calls):
@@ -206,8 +206,8 @@ def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
         name = "" if frame.path in program else path.rpartition("/")[2]
         folder = next((part for part in _PARTS if part in path), "")
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
-        # All models use torch's layers: a forward in one does not tell the part of a model. The
-        # gated activation is the language models' own.
+        # A forward in one of torch's layers shows no part of a model, since all parts use the
+        # layers. Only language models have the gated activation.
         gated = frame.function.startswith("silu")
         of_models += [] if "/torch/" in path and not gated else frames[-1:]
     found = (
@@ -235,11 +235,32 @@ def last_words(fault: Struct | None, most: int = 300) -> str:
     return ""
 
 
-def _told(event: Struct | None, pinned_call: str) -> EndKind:
-    """Return the kind of death that an event shows by itself, or ``crash``.
+def kind_of_death(
+    course: Course, account: AnyEnd | None, seen: Exit | None, pinned_call: str
+) -> EndKind:
+    """Decide of what an engine died: by its log's fatal event, and then by its exit.
 
-    ``pinned_call`` is the line of the engine's source that asks for page-locked host memory.
+    Args:
+        course: the run, read from its log.
+        account: the allocation that a pretend GPU's account shows as refused.
+        seen: the exit of the engine's process; None if nobody looked.
+        pinned_call: the line of the engine's source that asks for page-locked host memory.
     """
+    # A lack of cache, and a lost lock, end the PyTorch engine's server without another fault.
+    raced = course.last(events.LostLock) if course.stage == "starting" else None
+    alone = None if seen and seen.code is None else course.last(events.NoCache) or raced
+    fatal = course.fault or course.last(events.HostKill) or alone
+    last = course.run[-1] if course.run else None
+    if fatal is None and seen is None and last == events.Backpressure(cause="memory"):
+        return "hang"
+    if account is not None:
+        return "out_of_memory"
+    kind = _kind_by_event(fatal, pinned_call)
+    return kind if seen is None else _kind_by_exit(kind, seen)
+
+
+def _kind_by_event(event: Struct | None, pinned_call: str) -> EndKind:
+    """Return the kind of death that a fatal event shows by itself; ``crash`` for other events."""
     match event:
         case events.LostLock():
             return "raced"
@@ -252,19 +273,17 @@ def _told(event: Struct | None, pinned_call: str) -> EndKind:
     return "out_of_memory" if getattr(event, "out_of_memory", False) else "crash"
 
 
-def _kind(told: EndKind, seen: Exit | None) -> EndKind:
-    """Return the kind of death by the log (``told``) and the exit; ``unknown`` if they disagree.
+def _kind_by_exit(by_event: EndKind, seen: Exit) -> EndKind:
+    """Return the kind of death by the log's event, or by SIGKILL; ``unknown`` if they disagree.
 
     A lack of memory agrees with an abort, an exit with an error, or a process that still lives.
     """
-    number = signal_of(seen.code) if seen else None
-    if seen is None:
-        return told
-    if told in ("out_of_memory", "host_memory"):
+    number = signal_of(seen.code)
+    if by_event in ("out_of_memory", "host_memory"):
         agrees = seen.code is None or number == signal.SIGABRT or (seen.code != 0 and not number)
-        return told if agrees else "unknown"
+        return by_event if agrees else "unknown"
     killed: EndKind = "killed" if seen.host_kills == 0 else "host_memory"
-    return killed if number == signal.SIGKILL else told
+    return killed if number == signal.SIGKILL else by_event
 
 
 def death(
@@ -287,37 +306,32 @@ def death(
     """
     course = run if isinstance(run, Course) else Course(run)
     engine, settings = known or (None, Settings())
-    # The PyTorch engine's server alone ends for want of a cache, or of the engine.
-    raced = course.last(events.LostLock) if course.stage == "starting" else None
-    alone = None if seen and seen.code is None else course.last(events.NoCache) or raced
-    fatal = course.fault or course.last(events.HostKill) or alone
-    last = course.run[-1] if course.run else None
-    if fatal is None and seen is None and last == events.Backpressure(cause="memory"):
-        return _hang(course, engine, settings)
-    told = _told(fatal, engine.pinned_call if engine else "")
-    kind: EndKind = "out_of_memory" if account is not None else _kind(told, seen)
+    kind = kind_of_death(course, account, seen, engine.pinned_call if engine else "")
     at = _WHEN[course.stage] + (f" (in {course.call})" if course.call else "")
+    if kind == "hang":
+        return _hang(course, engine, settings)
     if kind == "out_of_memory":
         return _ran_out(course, plan, account)
     if kind in ("killed", "host_memory"):
         return _of_host(course, plan, seen, at)
     if kind == "raced":
-        # The server closes the lock under which the engine has told its port, sometimes before the
-        # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
+        # The engine tells its port under a lock. The server sometimes closes the lock before the
+        # engine releases it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
         message = "LMDeploy's server and its engine lost each other while they started (EOFError)"
         return End(kind=kind, message=message)
     return _crashed(course, seen, kind, at)
 
 
 def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
+    """Return the end of an engine without a known cause: its exit and its last words."""
     words = last_words(course.fault or course.last(events.PythonError))
     loop = seen is not None and seen.code is None
     who = "the engine's loop" if loop else "the engine"
     exits = f" with {exit_words(seen.code)}" if seen and not loop else ""
     parts = {
         f"{who} ended {at}{exits}{f': {words}' if words else ''}": True,
-        "its server would answer 503 for ever": loop,
-        "its log tells of a lack of memory, of which no process ends like that": kind == "unknown",
+        "its server answers 503 until it is restarted": loop,
+        "its log tells of a lack of memory, which ends no process in this way": kind == "unknown",
     }
     message = "; ".join(part for part, holds in parts.items() if holds)
     return End(
@@ -339,15 +353,12 @@ def _ran_out(course: Course, plan: Plan | None, account: AnyEnd | None) -> End:
         return End(kind="out_of_memory", phase="cache", message=message, hint=hint)
     torch = fault if isinstance(fault, TorchMemory) else None
     if _stages(plan, fault):
-        account = None  # the account is TurboMind's, and torch's memory is not in it
-    refused, told = account or AnyEnd(), torch or TorchMemory()
-    asked, left, gpu = (
-        known if known is not None else by_torch
-        for known, by_torch in (
-            (refused.asked, told.requested), (refused.left, told.free), (refused.gpu, told.gpu),
-        )
-    )  # fmt: skip
-    lacks = (refused.missing, None if refused.simulated else told.missing)
+        account = None  # TurboMind's account does not include torch's memory
+    refused, by_torch = account or AnyEnd(), torch or TorchMemory()
+    asked = by_torch.requested if refused.asked is None else refused.asked
+    left = by_torch.free if refused.left is None else refused.left
+    gpu = by_torch.gpu if refused.gpu is None else refused.gpu
+    lacks = (refused.missing, None if refused.simulated else by_torch.missing)
     phase = course.phase(plan, account)
     call = refused.where or ("" if torch else course.call)
     at = _WHEN[phase]
@@ -361,15 +372,15 @@ def _ran_out(course: Course, plan: Plan | None, account: AnyEnd | None) -> End:
         simulated=refused.simulated, hint=hint,
     )  # fmt: skip
     known = account is not None or plan is None
-    piece = _of_piece(end, fault, known=known, staged=_stages(plan, fault))
-    return replace(end, message=message + piece, simulated=None)
+    allocation = _allocation_words(end, fault, known=known, staged=_stages(plan, fault))
+    return replace(end, message=message + allocation, simulated=None)
 
 
-def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> str:
+def _allocation_words(end: End, fault: Fault | None, *, known: bool, staged: bool) -> str:
     """Return the last part of an end's message: the refused allocation, or the fault's message.
 
     ``known``: the bytes of the allocation are certain enough to show. ``staged``: torch ran out of
-    memory while it held weights that were on their way to TurboMind.
+    memory while it held weights for TurboMind.
     """
     if known and end.asked and end.left is not None and end.gpu is not None:
         doing = ", and the pretend GPU refused (simulated)" if end.simulated else ""
@@ -388,6 +399,7 @@ def _stages(plan: Plan | None, fault: Struct | None) -> bool:
 
 
 def _hint(course: Course, plan: Plan | None) -> str:
+    """Return what helps against a lack of GPU memory; empty without a plan."""
     if plan is None:
         return ""
     if course.stage in ("starting", "weights"):
@@ -402,7 +414,7 @@ def _hint(course: Course, plan: Plan | None) -> str:
 def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> End:
     """Return the end of an engine that lacked host memory, or that SIGKILL ended.
 
-    SIGKILL counts as a lack of host memory, except if the kernel's count of its own kills is 0.
+    SIGKILL counts as a lack of host memory unless the kernel counts no kill for lack of memory.
     """
     fault, kill = course.fault, course.last(events.HostKill)
     hint = "more RAM or a higher limit of the container; fewer replicas"
@@ -421,8 +433,8 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
         message = f"the kernel killed {kill.name or 'a process'}[{kill.pid}]{size}: {limit}"
     elif seen is not None and seen.host_kills == 0:
         message = (
-            f"the engine was killed {at} by SIGKILL; the kernel counts no such kill for want of"
-            " memory, so somebody did it"
+            f"the engine was killed {at} by SIGKILL; the kernel counts no kill for lack of memory,"
+            " so somebody did it"
         )
         return End(kind="killed", message=message)
     where = course.call if isinstance(fault, events.CudaError) else ""
@@ -432,8 +444,8 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
 def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
     """Return the end of a warm-up that waits for ever: its request does not fit into the cache.
 
-    The end's ``missing`` are the bytes of the blocks that the cache lacks; None if the log does not
-    say the size of the cache and of its blocks.
+    ``missing`` of the end has the bytes of the blocks that the cache lacks; None if the log does
+    not say how large the cache and its blocks are.
     """
     budget, slab = course.last(events.CacheBudget), course.last(events.Slab)
     length = course.last(events.WarmupLength)
@@ -452,8 +464,8 @@ def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
             least = next(ratios, None) if missing else None
             ratio += f" to {least / 1000:.3f} at least" if least else ""
     message = (
-        f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {wanted:,} waits for"
-        " room in it, and it would wait for ever without an error"
+        f"LMDeploy hangs in its warm-up: its cache holds {holds}, and a request of {wanted:,} waits"
+        " for more room, for ever and without an error"
     )
     hint = f"{ratio}, lower --max-prefill-token-num or free GPU memory"
     return End(kind="hang", phase="warm-up", missing=missing, message=message, hint=hint)

@@ -24,13 +24,13 @@ from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import RAISED, read_runs
 from turbofit.logs.log_reader import log_lines
 from turbofit.logs.next_run import SHARE, NextRun, largest_share, next_run
-from turbofit.logs.rules import drafts_of
+from turbofit.logs.rules import possible_answers
 from turbofit.logs.steps import steps_of
 from turbofit.memory.versions import check_release, is_legacy
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
-#: By the kind of an answer: kinds that are its reason, and are answered in its place.
+#: By the kind of the best answer: kinds that are its reason and are answered in its place.
 _REASONS: Final = {
     "request_failed": ("request_rejected", "bad_image", "wrong_model_name"),
     "aborted": ("interrupted",),
@@ -42,17 +42,17 @@ _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_ba
                  "session_len", "dtype", "quant_policy")  # fmt: skip
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
 _ONCE_FREE: Final = "once the cards are free: "
-#: What a line of a program has, and a sentence about it does not: an exception's name, a logger's
-#: level, a source line, a command, torch's figures, or the words of a shell or the kernel alone.
+#: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
+#: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.
 _OF_PROGRAM: Final = re.compile(
     r"\w(?:Error|Exception|Warning|Exit|Interrupt)\b|Traceback|[Ee]rrno|\[[\w.: ]+\]|\w\.\w+:\d"
     r"|\b(?:ERROR|FATAL|CRITICAL|WARNING|INFO|NVRM)\b|\bline \d|\b(?:python3?|lmdeploy) [\w-]"
     r"|\w: (?:error|fatal|warning|exec)|Tried to allocate|(?im:^\W*(?:\w+\.\w+: )?(?:error|killed"
     r"|aborted|segmentation|illegal|bus|(?:cuda |gpu )?out of memory|oom|fatal|exec|what\(\))\b)"
 )
-#: Kinds of answers that words alone can have; every other kind rests on a program's own line.
+#: Kinds of answers that a person's words can have; every other kind needs a program's line.
 _IN_WORDS: Final = ("unknown", "out_of_memory")
-#: What the evidence says of a line that a row of presets/causes.yaml matches.
+#: What the evidence says of a line with a row in `presets/causes.yaml`.
 _ROW: Final = "the message"
 
 
@@ -70,11 +70,11 @@ def diagnose(
         chunks: the log's bytes, in pieces.
         model: the model, if the log does not name it or names it wrongly.
         on: the machine, if the log does not describe it or describes it wrongly.
-        hang: whether the program stands still, which no line of a log says.
+        hang: whether the user says that the program stands still; no line of a log shows it.
         lmdeploy: the release, if the log does not print it or prints it wrongly.
 
     Raises:
-        UsageError: ``model``, ``on`` or ``lmdeploy`` has no possible meaning.
+        UsageError: ``model``, ``on`` or ``lmdeploy`` cannot be read.
     """
     check_release(lmdeploy or REFERENCE)
     runs = read_runs(log_lines(chunks))
@@ -102,15 +102,15 @@ def diagnose(
 
 
 def _in_order(cases: Sequence[LogCase]) -> list[tuple[Draft, LogCase]]:
-    """Return all drafts with their runs, the best first: of runs that died the last one's."""
-    drafts = [(draft, case) for case in cases for draft in drafts_of(case)]
+    """Return all possible answers with their runs, the best first; the last run that died wins."""
+    drafts = [(draft, case) for case in cases for draft in possible_answers(case)]
     ended = [case for draft, case in drafts if draft.rank in ("cause", "refusal")]
 
     def order(pair: tuple[Draft, LogCase]) -> tuple[bool, int, int]:
-        """Return the sort key: other runs, the rank, the line.
+        """Return the sort key: whether another run died last, the rank, the line.
 
-        Among refusals (exceptions that no row knows) the last line comes first, as Python prints
-        the decisive exception last.
+        Of refusals (exceptions without a row) the last line comes first, since Python prints the
+        decisive exception last.
         """
         draft, case = pair
         rank = _RANKS[draft.rank]
@@ -123,6 +123,10 @@ def _in_order(cases: Sequence[LogCase]) -> list[tuple[Draft, LogCase]]:
 
 
 def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
+    """Return the answer: a draft with its steps, its plan and what the log leaves unknown.
+
+    ``also``: the other troubles of the log, in words.
+    """
     known = bool(draft.what) and draft.kind not in ("unknown", IN_DIAGNOSIS["stalled"])
     following = next_run(case, draft)
     would_work, lacks = _worked(case, draft, following)
@@ -168,6 +172,7 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
 
 
 def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
+    """Return what the user should send to find the cause, without what the log has."""
     still, found = draft.kind == IN_DIAGNOSIS["stalled"], bool(draft.evidence)
     begun, line = case.facts.begun_at or case.facts.command_at, draft.line
     starts = begun is not None and begun < line
@@ -184,7 +189,7 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
 def _worked(
     case: LogCase, draft: Draft, following: NextRun
 ) -> tuple[Advice | None, tuple[str, ...]]:
-    """Return a run that would have worked, or None with the facts that are missing to find it."""
+    """Return a run that would have worked; or None, with the facts that a plan lacks."""
     model, machine, ways = case.model, case.machine, following.ways
     lacks = tuple(_lacks(case, ways)) if draft.planned else ()
     if model is None or machine is None or lacks or not draft.planned:
@@ -205,7 +210,7 @@ def _worked(
 
 
 def _lacks(case: LogCase, ways: Sequence[object]) -> Iterator[str]:
-    """Yield the facts that are missing to find a plan."""
+    """Yield the facts that a plan lacks: the model, the machine."""
     name, of_class = case.subject.model, case.subject.model_class
     if case.model is None and name:
         yield f"what {name} is: it has no preset here, so name its folder or a preset with --model"
@@ -221,9 +226,9 @@ def _planned(
 ) -> Advice:
     """Return the best plan for the log's model and cards.
 
-    If such a plan fits, it keeps the log's ``tp`` and leaves other programs their memory on the
-    cards. The plan is for the log's release of LMDeploy if that is old, else for the reference
-    release. ``bound``: the largest share of its cache, below what the log shows to die.
+    A plan with the log's ``tp``, beside the memory of other programs, comes before all others. It
+    is a plan for the log's release of LMDeploy if that release is old, else for the reference
+    release. ``bound``: the largest share of the cache that the plan may have; None for no bound.
     """
     version = case.version if case.subject.of_lmdeploy else None
     first, refused = machine.with_used(draft.by_others), ""
@@ -245,7 +250,7 @@ def _planned(
 
 
 def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:
-    """Return the advice, or with a note if the log's run died while it loaded on as many cards."""
+    """Return the advice; in doubt if the log's run died while it loaded on as many cards."""
     loading = draft.short and draft.phase == "weights" and not draft.by_others
     known = case.subject.of_lmdeploy and case.version
     if plan.fits and loading and known and plan.tp <= case.tp:
@@ -257,7 +262,8 @@ def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:
 def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | None, str]:
     """Return the best plan whose share of the cache is at most ``bound``, and its verdict.
 
-    The bound is of the log's engine and degree: another one may have more, if nothing less fits.
+    A plan with another engine or degree than the log's may exceed the bound if no plan below the
+    bound fits.
     """
     plan, verdict = _tried(**asked)
     shares = [engine.settings.cache_max_entry_count for engine in plan.engines] if plan else []
@@ -285,6 +291,7 @@ def _tried(**asked: Any) -> tuple[Plan | None, str]:
 def _of_plan(
     case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy, ...], note: str = ""
 ) -> Advice:
+    """Return a plan as advice: its settings, its command and notes."""
     values: dict[str, object] = {"engine": plan.backend.name}
     for name in _SHOWN if plan.backend.on_torch else (*_SHOWN, "communicator"):
         each = [getattr(engine.settings, name) for engine in plan.engines]
@@ -308,7 +315,7 @@ def _of_plan(
 
 
 def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
-    """Yield what to know before the settings are used."""
+    """Yield what a user must know before he uses the settings."""
     if plan.backend.of_lmdeploy and case.subject.of_lmdeploy:
         assumed = f", {case.assumption}" if case.assumption else ""
         yield f"for LMDeploy {plan.backend.version}{assumed}"
@@ -333,6 +340,7 @@ def _foreign(case: LogCase) -> Diagnosis:
 
 
 def _read(case: LogCase) -> Read:
+    """Return what the log says of the run itself."""
     facts, subject = case.facts, case.subject
     turbomind = (events.CacheBudget, events.Slab, events.KvBlocks, events.LegacyCuda,
                  events.CudaError, events.PeerMissing)  # fmt: skip
@@ -351,16 +359,16 @@ def _read(case: LogCase) -> Read:
 
 
 def refuse_prose(text: str, found: Diagnosis) -> None:
-    """Refuse a text that a person typed in which no line is a program's.
+    """Refuse a person's text without any line of a program.
 
     Raises:
-        UsageError: there is no such line.
+        UsageError: the text has no line of a program.
     """
-    by_row = any(one.tells == _ROW for one in found.evidence)
+    by_row = any(line.tells == _ROW for line in found.evidence)
     if by_row or found.kind not in _IN_WORDS or _OF_PROGRAM.search(text):
         return
     raise UsageError(
-        "this describes a crash, and has no line of a program, which diagnose reads",
+        "this describes a crash; diagnose reads the lines of programs, and here is none",
         hint="paste the last 100 lines of the log; for settings that fit: turbofit plan"
         f" {found.read.model or 'MODEL'} --on {found.read.machine or 'SPEC'}",
     )

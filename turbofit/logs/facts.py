@@ -1,7 +1,7 @@
 """Reads a log once, line by line, and keeps the events of each run of an engine.
 
-An engine that becomes ready has survived the errors before; so has a program that makes progress
-after them. A line that reports trouble is therefore a candidate until a later line rules it out.
+A line that reports trouble may be the cause of the end until a later line rules it out. A later
+line does so if it shows that the engine became ready, or that the program made progress.
 """
 
 from __future__ import annotations
@@ -33,17 +33,20 @@ from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.machine.torch_memory import TorchMemory, torch_memory
 
 _T = TypeVar("_T", bound=Struct)
-#: What a line is. ``head``: it begins a traceback; ``late head``: likewise, but behind torch's
-#: message. ``chain``: it joins two exceptions. ``frame``, ``code``: a frame and its source line.
-#: ``event``: it has an event. ``destructor``: it names a destructor that failed.
+#: What a line is. ``head``: the first line of a traceback. ``late head``: the first line of a
+#: traceback that follows torch's message. ``chain``: a line between two exceptions. ``frame``,
+#: ``code``: a frame and its source line. ``event``: a line with an event. ``destructor``: a line
+#: that names a failed destructor. ``words``: any other line.
 Part = Literal[
     "head", "late head", "chain", "frame", "code", "event", "destructor", "words",
 ]  # fmt: skip
-#: ``log``: outside of tracebacks. ``traceback``: between its frames. ``frame``: behind a frame,
-#: whose source line may come. ``message``: behind an error, whose line a terminal may have broken.
-#: ``below``: in a traceback that follows its error. ``ignored``: in a failed destructor's.
+#: Where the reader is. ``log``: outside of tracebacks. ``traceback``: between two frames.
+#: ``frame``: behind a frame, before its source line. ``message``: behind an error, whose message
+#: may go on. ``below``: in a traceback that follows its error. ``ignored``: in the traceback of a
+#: failed destructor.
 State = Literal["log", "traceback", "frame", "message", "below", "ignored"]
-#: The state after a line, by the state before it and the kind of line; else it does not change.
+#: The state after a line, by the state before it and by what the line is; other lines keep the
+#: state.
 STATES: Final[dict[State, dict[Part, State]]] = {
     "log": {"head": "traceback", "late head": "traceback", "frame": "frame", "event": "message",
             "destructor": "ignored"},
@@ -56,7 +59,7 @@ STATES: Final[dict[State, dict[Part, State]]] = {
     "ignored": {"event": "log"},
 }  # fmt: skip
 _OPEN: Final = ("traceback", "frame", "below")
-#: How lines without an event begin, by what they are.
+#: How some lines without an event begin.
 _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
     ("head", re.compile(r".*Traceback \(m")),
     ("chain", re.compile("During handling of the above exc|The above exception was the direct")),
@@ -66,7 +69,7 @@ _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
 RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
 #: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
-#: Lines that an engine prints once, at its start: a second one shows that it was started again.
+#: Lines that an engine prints once, at its start: a second such line shows another start.
 _BEGINS_AGAIN: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
 ).search
@@ -79,18 +82,19 @@ _COMMAND: Final = re.compile(
 _LOADS: Final = re.compile(
     r"lmdeploy (?:serve|chat)|api_server|turbofit |pipeline\(|Loading|max_context_token_num"
 ).search
-#: A comment behind code; a line that is a comment or a heading, but no step of Docker (#12).
+#: The beginning of a comment behind code; a line that is a comment or a heading, and no step of
+#: Docker (#12).
 _REMARK: Final = "  # "
 _COMMENT: Final = re.compile(
     r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\[|\W{1,4}$)"
 )
-#: Lines that the next line continues: Python warnings without a text, or NCCL's error.
+#: Lines whose sentence goes on in the next line: Python warnings without a text, NCCL's error.
 _GOES_ON: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$|\s*Last error:\s*$")
 _WARNS: Final = re.compile(
     r"\S*\.py:\d+: \w*Warning: |\W*(?:INFO|DEBUG|WARN(?:ING)?)\b"
     r"|.{0,240}?(?:\bWARNING\b|[a-z]Warning: |\b[Ff]all(?:s|ing)?[ -]?back|\b[Rr]etrying\b)"
 )
-#: A line without an event that reports an error by its form; a line of a program that continues.
+#: The form of a line without an event that reports an error; of a line that shows progress.
 _COMPLAINT: Final = re.compile(
     r"(?!#|- \[|.{0,60}?\b(?:INFO|DEBUG|WARN(?:ING)?|NOTICE|info|debug|warn(?:ing)?|notice)\b"
     r"|.{0,240}?Warning:|.*\blog[-_]level|.*following error\W*$|.*operation scheduled before its"
@@ -106,39 +110,40 @@ _PROGRESS: Final = re.compile(
 IN_WORDS: Final = re.compile(
     r"(?i:out of (?:gpu |cuda )?memory|\bOOM\b)|显存(?:不足|不够|溢出)|爆显存"
 ).search
-#: A word for failures with the value 0 or none: a count, not a failure.
+#: A count of failures that is 0.
 _NONE_OF_THEM: Final = re.compile(
     r"(?i:\b(?:\w+ )?(?:failed|failures?|errors?|refused|rejected)(?: requests?)?"
     r"\W{1,12}0(?:\.0+)?\b"
     r"|\b(?:0|no) (?:\w+ )?(?:failed|failures?|errors?|refused))(?![\w.])"
 )
-#: A request that a server refused; anybody may send some without a key or to a wrong route.
+#: A request that a server refused, except for a missing key or a wrong route.
 _REFUSED: Final = re.compile(r'"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])|5)\d\d\b').search
-#: TurboMind's time; its fatal line may stand before older ones.
+#: TurboMind's time. Its fatal line may stand before lines with an earlier time.
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
-#: Words of faults after which a process has no CUDA context or no communicator, so that it ends.
+#: Words of faults that no process survives: its CUDA context or its communicator is lost.
 _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
-#: Kinds that concern the machine: a mere warning of such a kind is an answer, from any program.
+#: Kinds of troubles of the machine. A warning of such a kind is an answer, whoever prints it.
 _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
     "gpu_lost", "shared_memory", "disk_full", "ray_waits", "virtual_gpu", "virtual_gpu_memory",
 )  # fmt: skip
-#: Events whose lines are compared with the rows, as are lines without an event.
+#: Events whose lines are compared with the rows of `presets/causes.yaml`.
 _ASKED: Final = (*OF_LAUNCH, *FATAL)
-#: Events that give way to a row of the table whose words match.
+#: Events that a row of `presets/causes.yaml` replaces if it matches the line.
 _WEAK: Final = (*OF_LAUNCH, PythonError)
-#: Events that may be the reason of an end.
+#: Events that may be the reason for an end.
 _RAISES: Final = (*FATAL, KnownMessage, events.NoCache)
-#: The most further lines of a message; the most runs that are kept of each end of a log.
+#: The most further lines of a message; the most runs that are kept from the beginning of a log,
+#: and from its end.
 _WRAPPED, _RUNS = 6, 16
 
 
 class LogEvent(NamedTuple):
     """An event and the line that contains it.
 
-    ``stack`` has the Python frames before it, the innermost last. ``hits`` are the rows of
-    `presets/causes.yaml` that match the line. ``after``: the line of the exception that Python was
-    handling when it raised this one; 0 if none.
+    ``stack`` has the Python frames before the line, the innermost last. ``hits`` are the rows of
+    `presets/causes.yaml` that match the line. ``after``: the number of the line with the exception
+    that Python handled when it raised this exception; 0 if there is none.
     """
 
     line: int
@@ -160,7 +165,7 @@ class LogEvent(NamedTuple):
 
     @property
     def is_notice(self) -> bool:
-        """Whether the row of `presets/causes.yaml` that matches the line calls it harmless."""
+        """Whether the line is harmless by its row in `presets/causes.yaml`."""
         return isinstance(self.event, KnownMessage) and self.hits[0].row.rank == "notice"
 
 
@@ -171,7 +176,7 @@ class LogFacts:
         self.subject, self.machine = subject, machine
         self.marks: list[LogEvent] = []
         self.state: State = "log"
-        #: The line in which an engine begins; the first line that is a command.
+        #: The number of the line in which an engine begins; of the first line that is a command.
         self.begun_at: int | None = None
         self.command_at: int | None = None
         #: The first "out of memory at" line since the last event.
@@ -179,13 +184,15 @@ class LogFacts:
         #: The last line that reports an error, by its form or in words; the last line of all.
         self.complaint: LogEvent | None = None
         self.last: LogEvent | None = None
-        #: Lines of progress: the program survived the errors before the last but one of them.
+        #: Numbers of lines that show progress. The program survived the errors before the last
+        #: but one.
         self._progress: list[int] = []
         self._stack: tuple[PythonFrame, ...] = ()
-        #: The line of the exception that is the first of a chain, while the next is read.
+        #: The number of the line with the exception that Python handled; 0 outside of a chain.
         self._handled = 0
         self._table = SmiTable()
-        #: The possible texts of torch's message over several lines; the line that goes on here.
+        #: The possible texts of torch's message over several lines; the line before this line, if
+        #: its sentence goes on.
         self._message: list[str] = []
         self._before = ""
 
@@ -202,7 +209,7 @@ class LogFacts:
             form = form_of(text)
         mark = self._mark(line, text, form)
         if isinstance(mark.event, events.Answered):
-            if not self.first(events.Answered):  # the first proves that the server served
+            if not self.first(events.Answered):  # one answer proves that the server served
                 self._keep(mark)
             return
         if isinstance(mark.event, events.Backpressure):
@@ -221,7 +228,7 @@ class LogFacts:
         past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
                 events.WarmupFinished, events.ServerUp, events.Answered, events.CudaError,
                 events.LegacyCuda, events.CheckFailed)  # fmt: skip
-        # In a form 0% stands for any percentage of one digit, so the text is asked, too.
+        # 0% in a form is any percentage of one digit: only the text itself shows 0%.
         begins = form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
         return begins and any(isinstance(mark.event, past) for mark in self.marks)
 
@@ -229,8 +236,8 @@ class LogFacts:
     def fatal(self) -> list[LogEvent]:
         """The lines with errors that may have ended the run, and the lines with harmless notices.
 
-        If the only errors say that torch finds no GPU, all warnings are added, since one of them is
-        the reason. If there are no errors, only warnings about the machine are added.
+        If all errors say that torch finds no GPU, all warnings count, since a warning names the
+        reason. Without an error only warnings about the machine count.
         """
         fatal: list[LogEvent] = []
         warned: list[LogEvent] = []
@@ -239,9 +246,9 @@ class LogFacts:
                 fatal, warned = [], []
             elif isinstance(mark.event, _RAISES) and not mark.is_notice:
                 if isinstance(mark.event, PythonError) or RAISED.match(mark.text):
-                    fatal = [one for one in fatal if self._counts_until(one, mark.line)]
-                words = isinstance(mark.event, KnownMessage | PythonError)
-                warns = _WARNS.match(mark.text) and (words or ".py:" in mark.text)
+                    fatal = [before for before in fatal if self._counts_until(before, mark.line)]
+                in_words = isinstance(mark.event, KnownMessage | PythonError)
+                warns = _WARNS.match(mark.text) and (in_words or ".py:" in mark.text)
                 (warned if warns else fatal).append(mark)
         if all(mark.kind == "no_gpu" for mark in fatal):
             fatal += [mark for mark in warned if fatal or mark.kind in _MACHINE]
@@ -267,14 +274,15 @@ class LogFacts:
                 yield mark, mark.event
 
     def until(self, last: LogEvent) -> list[Struct]:
-        """Return the events that `death` reads: those before ``last``, then ``last`` and its calls.
+        """Return the events that `death` reads: the events before ``last``, then ``last``.
 
-        The Python frames of ``last`` stand right before it; other fatal events are left out. A line
-        of TurboMind further down counts as before ``last`` if its time is not later.
+        Right before ``last`` come its Python frames, behind it the calls of its stack; other fatal
+        events are left out. A line of TurboMind further down in the log counts as before ``last``
+        if its time is not later.
         """
-        at, died = self.marks.index(last), _TIME.match(last.text)
-        before = [mark.event for mark in self.marks[:at] if not isinstance(mark.event, FATAL)]
-        behind = self.marks[at + 1 :]
+        place, died = self.marks.index(last), _TIME.match(last.text)
+        before = [mark.event for mark in self.marks[:place] if not isinstance(mark.event, FATAL)]
+        behind = self.marks[place + 1 :]
         if died:
             times = ((mark.event, _TIME.match(mark.text)) for mark in behind)
             before += [event for event, time in times if time and time[1] <= died[1]]
@@ -290,7 +298,7 @@ class LogFacts:
             self.marks.append(LogEvent(line, text, events.Starting()))
 
     def _mark(self, line: int, text: str, form: Form) -> LogEvent:
-        """Return a line with its event and hits; a comment or a heading has neither."""
+        """Return a line with its event and its rows; a comment or a heading has none."""
         if form.ask(_COMMENT.match):
             return LogEvent(line, text)
         event = event_in(text, form)
@@ -303,7 +311,7 @@ class LogFacts:
         return LogEvent(line, text, event, self._stack, hits)
 
     def _part(self, mark: LogEvent, form: Form) -> Part:
-        """Return what a line is (traceback's head, frame, event, words), and store its content."""
+        """Return what a line is, as a part of a traceback or of the log, and store its content."""
         if isinstance(mark.event, PythonFrame):
             if self.state == "below":
                 self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, mark.event))
@@ -340,9 +348,10 @@ class LogFacts:
         """Read a line without an event: more of torch's message, a complaint, or progress."""
         last = self.marks[-1] if self.marks else mark
         if self.state == "message" and self._message and mark.line - last.line <= _WRAPPED:
-            more = mark.text.strip()  # a terminal broke it inside of a word or in place of a space
-            self._message = [one + between + more for one in self._message for between in (" ", "")]
-            memory = max(map(torch_memory, self._message), key=lambda one: one.figures)
+            # A terminal breaks a line inside of a word, or at a space.
+            more = mark.text.strip()
+            self._message = [text + gap + more for text in self._message for gap in (" ", "")]
+            memory = max(map(torch_memory, self._message), key=lambda read: read.figures)
             if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
                 self.marks[-1] = last._replace(event=memory)
         complains = form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text))
@@ -354,7 +363,7 @@ class LogFacts:
             self._progress.append(mark.line)
 
     def _keep(self, mark: LogEvent) -> None:
-        """Store an event; it ends a traceback or a message of several lines that came before."""
+        """Store an event, which ends the traceback or the message before it."""
         if not mark.text.startswith(" "):
             self._stack = ()
         self._message = [mark.text] if isinstance(mark.event, TorchMemory) else []
@@ -366,24 +375,24 @@ class LogFacts:
             mark = mark._replace(stack=())
         self.marks.append(mark)
 
-    def _counts_until(self, one: LogEvent, line: int) -> bool:
+    def _counts_until(self, mark: LogEvent, line: int) -> bool:
         """Return whether an event may be the cause of the exception at ``line``.
 
-        An event is no cause if its words report no end, or if the program went on afterwards.
+        An event is no cause if its words report no end, or if the program made progress after it.
         """
-        words = isinstance(one.event, KnownMessage)
-        if words and one.kind not in _MACHINE and not END.search(one.text):
+        in_words = isinstance(mark.event, KnownMessage)
+        if in_words and mark.kind not in _MACHINE and not END.search(mark.text):
             return False
-        at = bisect_left(self._progress, line) - 2
-        survived = at >= 0 and one.line < self._progress[at]
-        never = any(word in one.text for word in _NEVER_OUTLIVED)
-        return never or not survived or not (words or isinstance(one.event, PythonError))
+        place = bisect_left(self._progress, line) - 2
+        survived = place >= 0 and mark.line < self._progress[place]
+        deadly = any(word in mark.text for word in _NEVER_OUTLIVED)
+        return deadly or not survived or not (in_words or isinstance(mark.event, PythonError))
 
 
 def read_runs(lines: Iterable[LogLine]) -> list[LogFacts]:
     """Return the facts of each run of an engine in a whole log, in order.
 
-    If an engine restarts again and again, only the first and the last runs are kept.
+    Of a log with many runs only the first and the last runs are kept.
     """
     runs = [LogFacts(Subject(), [])]
     for number, text in lines:

@@ -14,7 +14,7 @@ from turbofit.machine.torch_memory import TorchMemory
 
 
 class Starting(Struct):
-    """The engine object was made; contexts and weights come next.
+    """The engine object exists; contexts and weights come next.
 
     ``session``: the limit of a session in tokens.
     """
@@ -29,17 +29,17 @@ class Message(Struct):
 
 
 class EngineFallback(Message):
-    """LMDeploy would run its PyTorch engine instead of TurboMind."""
+    """LMDeploy chose its PyTorch engine instead of TurboMind."""
 
 
 class ImagesPrepared(Struct):
-    """How this engine's process prepares images; turbofit itself prints the line."""
+    """turbofit's own line on how the engine's process prepares images."""
 
     how: str
 
 
 class CacheBudget(Struct):
-    """The size of the KV cache, printed just before its allocation.
+    """The size of the KV cache, which the engine prints just before the allocation.
 
     ``budget``: bytes of the cache. ``free``: the fewest free bytes of a GPU of the engine.
     ``ratio``: the share of ``free`` that the cache takes. The log rounds to hundredths of a MiB.
@@ -53,7 +53,7 @@ class CacheBudget(Struct):
 class Slab(Struct):
     """The bytes of a slab of the KV cache, and of an object in the slab.
 
-    The first such line of a rank describes the KV block of all layers.
+    The first line of a rank describes the KV block of all layers.
     """
 
     slab_size: int
@@ -97,13 +97,13 @@ class ServerUp(Struct):
 
 
 class Answered(Struct):
-    """The server answered a request for a text with 200, so that it served."""
+    """The server answered a request for a text with 200: it served."""
 
 
 class Backpressure(Struct):
-    """A request waits: normal while serving, but a hang if the line repeats in the warm-up.
+    """A request waits: usual while the engine serves, a hang if the line repeats in the warm-up.
 
-    ``cause``: ``memory`` if the cache has no room, ``limit`` if another limit is reached.
+    ``cause``: ``memory`` if the cache has no room, ``limit`` at another limit.
     """
 
     cause: str
@@ -121,7 +121,7 @@ class _CudaFault(Message):
 
 
 class CudaError(_CudaFault):
-    """A CUDA call failed and the process aborts; ``driver``: it was a call of the driver's API.
+    """A CUDA call failed and the process aborts; ``driver``: the call is one of the driver's API.
 
     ``call`` is the line in the engine's source that made the call, if the log has it.
     """
@@ -164,7 +164,7 @@ class NoCache(Struct):
 
 
 class LoopFailed(Struct):
-    """The PyTorch engine's loop ended; its error follows. Its server then always answers 503."""
+    """The PyTorch engine's loop ended; its error follows, and its server only answers 503."""
 
 
 class LostLock(Struct):
@@ -180,7 +180,7 @@ class CacheFrame(Struct):
 
 
 class PythonFrame(Struct):
-    """A frame of a Python traceback; ``code`` is its source line, if the log has it."""
+    """A frame of a Python traceback; ``code``: its source line, if the log has the line."""
 
     path: str
     function: str
@@ -231,12 +231,12 @@ class ServerFigures(Struct):
     succeeded: int
 
 
-#: Events that only a launch needs, among them source lines, which a stack has as well.
+#: Events that only a launch needs; some are source lines of a stack.
 OF_LAUNCH: Final = (
     CacheFrame, EngineFallback, ImagesPrepared, LoadingWeights, LoopFailed, LostLock, NoCache,
     VisionFrame, WarmingUp,
 )  # fmt: skip
 #: Events about the machine, which hold for every run in a log.
 OF_MACHINE: Final = (MigSlice, PeerMissing, SmiGpu, SmiProcess)
-#: Events that end a process, each by itself.
+#: Events that end a process by themselves.
 FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)

@@ -1,11 +1,10 @@
 """The only reader of logs: a table of (words, pattern, event), applied once to each line.
 
 `serve` follows its engine with this reader, and `diagnose` reads the logs that people paste. The
-reader knows the lines of LMDeploy from 0.2 on (since 0.15,
-``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]`` stands before TurboMind's messages), torch,
-Transformers, Accelerate, the kernel, nvidia-smi, LMDeploy's check_env and torch's collect_env. An
-unknown line gives None, and so does a line with a damaged figure. Each pattern takes time linear in
-its line.
+reader knows the lines of LMDeploy from 0.2 on, torch, Transformers, Accelerate, the kernel,
+nvidia-smi, LMDeploy's check_env and torch's collect_env. Since 0.15 TurboMind's messages begin with
+``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]``. A line that is unknown, or has a damaged
+figure, gives None. The time of each pattern is linear in the length of the line.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from turbofit.machine.nvidia_smi import SmiGpu, listed
 from turbofit.machine.torch_memory import torch_memory
 
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
-#: The words of journald between the time and the line: the host, the unit, the pid.
+#: What journald prints between the time and the line: the host, the unit, the pid.
 _UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
-#: Prefixes before each line: of pytest, a quotation, an exception group, Ray, torchrun, srun,
-#: docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's worker, ms-swift, LMDeploy's
-#: checks, and the line numbers of `grep -n`.
+#: Prefixes of lines, by pytest, a quotation, an exception group, Ray, torchrun, srun, docker
+#: compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's worker, ms-swift, LMDeploy's checks and
+#: `grep -n`.
 _LINE_PREFIX: Final = re.compile(
     r"(?:E {7}|> (?![>$ ])| {2,8}\| (?!.*\|$)|\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
     r"|(?:ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
@@ -49,25 +48,26 @@ _LOGGED: Final = re.compile(
 )
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _LONGEST_PREFIX: Final = 120
-#: The beginnings of further rows in a line: a progress bar rewrites it with carriage returns, and
-#: engines print in the middle of it. An error's text that quotes a TurboMind line stays whole.
+#: Where a new row begins inside a line. A progress bar writes several rows with carriage returns,
+#: and an engine prints in the middle of a bar. An error's text that quotes a TurboMind line is one
+#: row.
 _NEXT_ROW: Final = re.compile(
     r"\r|(?<!Error:)(?<!Error: )(?<!Error: b')(?<!what\(\):)(?<!what\(\): )(?<!what\(\):  )"
     r"(?=\[TM\]\[)"
 )
-#: The text after these words of LMDeploy's or vLLM's request log is a client's or the model's.
+#: The words of LMDeploy's or vLLM's request log before the text of a client or of the model.
 _REQUEST: Final = re.compile(
     r".{0,240}?(?: - logger\.py:\d+ - session=[^,]*, |\bReceived request \S+: )"
 )
 _LONGEST: Final = 8192
 _T = TypeVar("_T")
 _ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
-#: The number of forms in the cache, and the longest of them: a server prints some hundred forms.
+#: How many forms are kept, and the longest form that is kept. A server prints some hundred forms.
 _FORMS, LONGEST_FORM = 4096, 400
-#: A progress bar at the start of a line in which an engine prints, too.
+#: A progress bar before an engine's own words in one line.
 _BAR: Final = re.compile(r".*?\d%\|.*?(?=\[TM\]\[)")
 _PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
-#: The messages of torch, its cuBLAS and Triton if CUDA itself has no memory.
+#: The messages of torch, cuBLAS and Triton when CUDA itself has no memory.
 _CUDA_MEMORY: Final = re.compile(
     r"CUDA (?:driver )?error: ?(?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
     r"|Triton Error \[CUDA\]: out of memory"
@@ -82,16 +82,16 @@ class LogLine(NamedTuple):
 
 
 def log_lines(chunks: Iterable[bytes]) -> Iterator[LogLine]:
-    """Yield the lines of a log that comes in pieces, cut to a length that loses nothing useful.
+    """Yield the lines of a log without the prefixes of loggers; ``chunks`` are pieces of the log.
 
-    Parts of one line have the same number. UTF-16 (PowerShell's redirection) is read.
+    Rows of one line have the line's number. The text is UTF-8, or UTF-16 as PowerShell writes it.
     """
     logged: re.Pattern[str] | None = None
     for number, line in enumerate(_lines(chunks), 1):
         for part in _parts(line):
             text = _bare(part)
             at = text.find(_TRACEBACK)
-            if 0 < at <= _LONGEST_PREFIX:  # its logger writes the same before the frames
+            if 0 < at <= _LONGEST_PREFIX:  # the logger writes this prefix before the frames, too
                 logged = re.compile(re.sub(r"\d+", r"\\d+", re.escape(text[:at])))
             match = logged.match(text) if logged else None
             if match is None and ("Error: " in text or "Exception: " in text):
@@ -130,7 +130,7 @@ def _bare(text: str) -> str:
 
 
 class _Pattern(NamedTuple):
-    """A row of the table: a line with one of ``words`` that ``pattern`` matches makes an event."""
+    """A row of the table: ``make`` makes an event of a line that has a word and the pattern."""
 
     words: tuple[str, ...]
     pattern: re.Pattern[str]
@@ -167,7 +167,7 @@ _TURBOMIND: Final = (
          lambda _: events.CudaError(message="out of memory")),
     _pattern("Check failed: ", r"Check failed: (.*)", lambda m: events.CheckFailed(message=m[1])),
 )  # fmt: skip
-#: All other lines: of older engines, Python, the server, an aborting thread, the host.
+#: All other lines: by older engines, Python, the server, an aborting thread, the host.
 _OTHER: Final = (
     _pattern("max_context_token_num", r".*?`max_context_token_num` is not set, default to (\d+)",
          lambda m: events.Starting(session=int(m[1]))),
@@ -195,10 +195,10 @@ _OTHER: Final = (
          lambda m: events.CudaError(message=m[2], driver=bool(m[1]))),
     _pattern("what():", r"\s*what\(\):\s.*cudaErrorMemoryAllocation",
          lambda _: events.CudaError(message="out of memory")),
-    # Python's traceback, and that of its faulthandler, which has no comma.
+    # Frames of Python's traceback; frames of its faulthandler have no comma.
     _pattern('File "', r'\s*File "([^"]+)", line \d+,? in (\S+)',
          lambda m: events.PythonFrame(path=m[1], function=m[2])),
-    # IPython's forms, a newer of which has a link to the path in a notebook, and rich's form.
+    # Frames in IPython's older and newer form (a notebook links the path), and in rich's form.
     _pattern(".py in ", r"((?:[A-Za-z]:|/)[^\s:]+\.py) in ([\w.<>]+)(?:\(.*)?$",
          lambda m: events.PythonFrame(path=m[1], function=m[2])),
     _pattern(".py:", r"(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,?"
@@ -212,7 +212,7 @@ _OTHER: Final = (
     _pattern("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
     _pattern("Loading weights from", "", lambda _: events.LoadingWeights()),
     _pattern("Warming up ", "", lambda _: events.WarmingUp()),
-    # The whole line of the engine's own record, because turbofit kills an engine for it, and an
+    # The whole line of the engine's own record: turbofit kills an engine for this line, and an
     # error message may quote a client's text. lmdeploy engine/engine.py `'Engine main loop
     # failed.'`
     _pattern(" failed.", r"[^']* - ERROR - (?:\[pid=[^\]]*\] - )?engine(?:_loop)?\.py:\d+"
@@ -225,7 +225,7 @@ _OTHER: Final = (
     # lmdeploy executor/base.py::ExecutorBase.init `self.build_cache_engine()`
     _pattern("self.build_cache_engine()", r"\s*self\.build_cache_engine\(\)\s*$",
          lambda _: events.CacheFrame()),
-    # A traceback line inside a vision tower, as the source of the models reads.
+    # A traceback line inside a vision tower, in the words of the models' source.
     _pattern("self.vis|self.extract_feature|self.get_image_features|self.multi_modal_proj|pixel_values",
          r"\s.*(?:self\.(?:visual|vision\w*|extract_feature\w*|get_image_features"
          r"|multi_modal_projector)\(|pixel_values)", lambda _: events.VisionFrame()),
@@ -234,8 +234,8 @@ _OTHER: Final = (
          lambda _: events.ServerUp()),
     _pattern('"POST /', r'.*?"POST /(?:v1/|chat/){0,2}(?:completions|generate|messages)\b'
          r'[^"]*" 200\b', lambda _: events.Answered()),
-    # The PyTorch engine of 0.2.2 to 0.3.0 (its model_agent.py) says so where the worker of one rank
-    # could not build its model.
+    # The PyTorch engine of 0.2.2 to 0.3.0 (model_agent.py), when the worker of a rank could not
+    # build its model.
     _pattern("failed with error: ", r"(?:.*? )?(rank\[\d+\] failed) with error: (.+)",
          lambda m: events.PythonError(name=m[1], message=m[2],
                                       out_of_memory=bool(_CUDA_MEMORY.search(m[2])))),
@@ -258,8 +258,8 @@ _OTHER: Final = (
 class Form:
     """The form of a line: its text with 0 for each digit, and the answers to questions about it.
 
-    A pattern without digits gives the same answer for the form as for the line itself; a word with
-    digits must be written with zeros.
+    A pattern without digits has the same answer for the form as for the line itself. A word with
+    digits must have zeros in their place.
     """
 
     def __init__(self, text: str) -> None:
@@ -267,7 +267,7 @@ class Form:
         self._answers: dict[Callable[[str], Any], Any] = {}
 
     def ask(self, question: Callable[[str], _T]) -> _T:
-        """Return the answer to a question, which is computed once for all lines of this form."""
+        """Return the answer to a question; it is computed once for all lines of this form."""
         if question not in self._answers:
             self._answers[question] = question(self.text)
         answer: _T = self._answers[question]
@@ -294,7 +294,7 @@ def read_line(line: str) -> Struct | None:
 
 
 def event_in(text: str, form: Form) -> Struct | None:
-    """Return the event of a line, or None; ``text`` has no colours, and no spaces at its end."""
+    """Return the event of a line, or None; ``text`` has no colours and no spaces at the end."""
     prefix = _PREFIX.match(text) if text.startswith("[TM]") else None
     call, message = prefix.groups() if prefix else ("", text)
     try:
@@ -310,7 +310,7 @@ def event_in(text: str, form: Form) -> Struct | None:
     return event
 
 
-#: Pairs of a word and its row.
+#: Each word of the table with its row.
 _OTHER_WORDS: Final = [(word, row) for row in _OTHER for word in row.words]
 _TURBOMIND_WORDS: Final = [(word, row) for row in _TURBOMIND for word in row.words] + _OTHER_WORDS
 

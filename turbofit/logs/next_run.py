@@ -1,9 +1,9 @@
-"""Finds what to run after a death for lack of GPU memory, bounded by the settings that died.
+"""Finds what to run after a lack of GPU memory, within the bounds of the run that died.
 
-The log is right. Where an allocation was refused after the cache had its share of the card, or the
-log does not say when, no step and no plan has a larger share than the run that died
-(`largest_share`), also where the account says that the run fits an empty card. A cache that could
-not be sized is the other way round: a larger share is one of its cures.
+The log is right, also against the account. If an allocation was refused after the cache had its
+share of the card, no step and no plan has a larger share than the run that died (`largest_share`).
+The same bound holds if the log does not say when. There is no bound if the cache could not be
+sized: then a larger share is one of the cures.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from turbofit.logs.answer import Draft
 from turbofit.logs.case import DEGREES, LogCase
 from turbofit.machine.torch_memory import TorchMemory
 
-#: The share to try after one that died: so much less, or this part of it; the larger of both.
+#: The share to try after a death is the larger of two: the share less `_LESS`, and its `_PART`.
 _LESS, _PART = 0.1, 0.75
-#: Phases in which the cache may have had its share, and those in which images may be the reason.
+#: Phases in which the cache may have had its share; phases in which images may be the reason.
 _WITH_SHARE: Final = ("cache", "warm-up", "vision", "text", "serving", "unknown", "communication")
 _WITH_LIMIT: Final = ("vision", "serving", "unknown")
-#: Smaller forwards, smaller batches and larger shares that are tried.
+#: Smaller forwards in tokens, smaller batches in requests, and larger shares to try.
 _PREFILLS: Final = (4096, 2048, 1024, 512)
 _BATCHES: Final = (64, 32, 16, 8, 4, 1)
 _LARGER: Final = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
@@ -35,13 +35,12 @@ SHARE: Final = "--cache-max-entry-count"
 
 
 class NextRun(NamedTuple):
-    """What the log's run may try next.
+    """The changes to try with the log's run.
 
-    ``ways``: changes with which it lives by the account, each with its plan; the cheapest first.
-    ``share``: the share of the cache to try; None if none is named. ``fits``: whether the run that
-    died fits such cards by the account, which the log contradicts; None without an account.
-    ``too_small``: what happens with every lower share, where a cache too small for a start is the
-    reason; else empty.
+    ``ways``: changes with which the run lives by the account, each with its plan, the cheapest
+    first. ``share``: the share of the cache to try; None if no lower share helps. ``fits``: whether
+    the run fits such cards by the account, although it died; None without an account.
+    ``too_small``: the verdict on lower shares, if all make a cache too small for a start.
     """
 
     ways: tuple[tuple[Remedy, Plan], ...] = ()
@@ -51,13 +50,13 @@ class NextRun(NamedTuple):
 
 
 def largest_share(case: LogCase, draft: Draft) -> float | None:
-    """Return the largest share of the cache that a step or a plan may have; None for no bound."""
+    """Return the largest share of the cache for any step and plan; None for no bound."""
     of_share = case.subject.of_lmdeploy and draft.kind == "out_of_memory" and not draft.unsized
     return case.ratio if of_share else None
 
 
 def next_run(case: LogCase, draft: Draft) -> NextRun:
-    """Return what the run of a log may try next, after a death that ``draft`` tells of."""
+    """Return the changes to try with the run of a log, after the death in ``draft``."""
     known, share = bool(draft.what and largest_share(case, draft)), None
     marks = case.facts.every(TorchMemory)
     memory = next((event for mark, event in marks if mark.line == draft.line), TorchMemory())
@@ -73,10 +72,9 @@ def next_run(case: LogCase, draft: Draft) -> NextRun:
 
 
 def _lower_share(case: LogCase, memory: TorchMemory) -> float | None:
-    """Return the share of the cache to try after the one that died.
+    """Return the share of the cache to try after the share that died.
 
-    None where no share helps: for one tensor larger than the card, or where the option is a number
-    of blocks.
+    None if no share helps: one tensor is larger than the card, or the option is a number of blocks.
     """
     died, oversized = case.ratio, (memory.requested or 0) > (memory.total or math.inf)
     return None if died >= 1 or oversized else round(max(died - _LESS, _PART * died), 4)
@@ -85,7 +83,8 @@ def _lower_share(case: LogCase, memory: TorchMemory) -> float | None:
 def _sparing_share(case: LogCase, memory: TorchMemory, lower: float | None) -> float | None:
     """Return the share that leaves the bytes that torch asked, or ``lower`` if that is smaller.
 
-    The share is too low if more than the cache had been taken of the card before the allocation.
+    The share assumes that only the cache took memory before the refused allocation. If other memory
+    was taken, too, a larger share would do.
     """
     if lower is None or memory.missing is None or not memory.free:
         return lower
@@ -98,9 +97,9 @@ def _sparing_share(case: LogCase, memory: TorchMemory, lower: float | None) -> f
 class _Search(NamedTuple):
     """Runs of a log with changed settings, by the account of the log's release.
 
-    A changed run lives if it fits, and takes as many bytes less as the log says were missing.
-    ``before``: the run that died. ``kept``: the memory that was free for it, as arguments of a
-    forecast. ``lacked``: the bytes that were missing; None if the log does not say it.
+    A changed run lives if it fits, and takes fewer bytes by at least the missing bytes of the log.
+    ``before``: the run that died. ``kept``: the memory that was free for that run, as arguments of
+    a forecast. ``lacked``: the missing bytes; None if the log does not say them.
     """
 
     case: LogCase
@@ -112,7 +111,7 @@ class _Search(NamedTuple):
 
     @classmethod
     def of(cls, case: LogCase, draft: Draft) -> _Search | None:
-        """Return the search for a log's run; None if there is no account of it."""
+        """Return the search for a log's run; None without an account of the run."""
         logged, kept = logged_cache(case), dict[str, Any]()
         if case.machine and draft.by_others and not draft.emptied:
             kept = {"on": case.machine.with_used(draft.by_others)}
@@ -125,11 +124,11 @@ class _Search(NamedTuple):
         return cls(case, draft.phase, case.machine, before, kept, lacked)
 
     def of_refused(self, share: float | None) -> NextRun:
-        """Return the changes that cure a refused allocation; none raises the cache's share."""
+        """Return the changes that cure a refused allocation, without a larger share."""
         fits = self.before.fits
         best, plan, too_small = self._share(share) if share else (None, None, "")
         if plan is None and share and fits and self.lacked:
-            # Once the cards are free nothing is missing by the account.
+            # By the account nothing is missing once the cards are free.
             best, plan, too_small = self._replace(lacked=None)._share(share)
         ways = [] if plan is None else [_way(f"{SHARE} {best:g}", plan)]
         counted = not fits or self.lacked is not None
@@ -144,7 +143,7 @@ class _Search(NamedTuple):
         )
 
     def of_unsized(self) -> tuple[tuple[Remedy, Plan], ...]:
-        """Return the changes that give a cache which could not be sized its first blocks."""
+        """Return the changes that make room for the first blocks of a cache."""
         batches = [n for n in _BATCHES if n < self.before.smallest.settings.max_batch_size]
         shares = [n for n in _LARGER if n > self.case.ratio]
         smaller = self._first("--max-batch-size {}", "max_batch_size", batches)
@@ -153,14 +152,14 @@ class _Search(NamedTuple):
 
     def _run(self, **changed: Any) -> Plan | None:
         # The bytes that were free for the cache are known only for the log's own tp.
-        elsewhere = "tp" in changed and "free_at_cache" in self.kept
-        return self.case.forecast(**({} if elsewhere else self.kept), **changed)
+        unknown = "tp" in changed and "free_at_cache" in self.kept
+        return self.case.forecast(**({} if unknown else self.kept), **changed)
 
     def _lives(self, plan: Plan) -> bool:
         return plan.fits and self._spares(plan)
 
     def _spares(self, plan: Plan | None) -> bool:
-        """Whether a plan leaves each GPU its margin, and what the log says was missing."""
+        """Whether a plan leaves each GPU its margin and the missing bytes of the log."""
         if plan is None:
             return False
         enough = most(self.before, self.phase) - (self.lacked or 0)
@@ -168,39 +167,40 @@ class _Search(NamedTuple):
         return not tight and most(plan, self.phase) <= enough
 
     def _share(self, first: float, **changed: Any) -> tuple[float | None, Plan | None, str]:
-        """Return the largest share from ``first`` down that lives, and its plan.
+        """Return the largest share from ``first`` down with which the run lives, and its plan.
 
-        If its cache is too small for a start, the least share below the log's that starts. If there
-        is none, the third value tells what happens instead.
+        If the cache of that share is too small for a start, return the least larger share that
+        starts, below the log's share. If no share starts, the third value is the verdict.
         """
         shares = [first, *(n / 100 for n in range(int(first * 100 - 1e-6), 0, -1))]
-        at = cache(lambda share: self._run(cache_max_entry_count=share, **changed))
+        plan_with = cache(lambda share: self._run(cache_max_entry_count=share, **changed))
 
         def spares(share: float) -> bool:
-            return self._spares(at(share))
+            return self._spares(plan_with(share))
 
         place = 0 if spares(first) else bisect_left(shares, True, key=spares)
         if place == len(shares):
             return None, None, ""
-        plan = at(shares[place])
+        plan = plan_with(shares[place])
         if plan is None or plan.fits:
             return shares[place], plan, ""
         higher = range(int(first * 1000) + 1, round(self.case.ratio * 1000)) if place == 0 else ()
-        least = bisect_left(higher, True, key=lambda n: self._starts(at(n / 1000)))
+        least = bisect_left(higher, True, key=lambda n: self._starts(plan_with(n / 1000)))
         if higher[least:]:
-            plan = at(higher[least] / 1000)
+            plan = plan_with(higher[least] / 1000)
         if plan and self._lives(plan):
             return higher[least] / 1000, plan, ""
         return None, None, plan.verdict if plan else ""
 
     def _starts(self, plan: Plan | None) -> bool:
-        """Return whether a cache is not too small for a start, though it may be too large."""
+        """Return whether the cache of a plan is large enough for a start."""
         return plan is not None and (plan.fits or not self._spares(plan))
 
     def _limit(self, share: float | None) -> list[tuple[Remedy, Plan]]:
-        """Return the largest common image limit that lives, beside a lower share if need be.
+        """Return the largest common image limit with which the run lives.
 
-        ``share``: the share to begin with; None if a share alone is enough.
+        If no limit alone is enough, a lower share of the cache goes with it. ``share``: the largest
+        such share; None if a share alone is enough.
         """
         rule = self.before.model.image_rule
         if rule is None or self.phase not in _WITH_LIMIT or not rule.varies_by_limit:
@@ -213,7 +213,7 @@ class _Search(NamedTuple):
         return self._first(f"{words}, with {SHARE} {{:g}}", name, limits, share)
 
     def _smaller_forward(self, share: float | None) -> list[tuple[Remedy, Plan]]:
-        """Return a smaller forward, whose warm-up a small cache holds, with a lower share."""
+        """Return a smaller forward with a lower share, whose cache holds a smaller warm-up."""
         now = self.before.smallest.settings.max_prefill_token_num
         smaller = [n for n in _PREFILLS if share and n < now]
         words = f"--max-prefill-token-num {{}} {SHARE} {{:g}}"
@@ -226,9 +226,9 @@ class _Search(NamedTuple):
     def _first(
         self, words: str, name: str, values: list[Any], share: float | None = None
     ) -> list[tuple[Remedy, Plan]]:
-        """Return the first of some values of an option with which the run lives.
+        """Return the first value of an option with which the run lives.
 
-        ``share``: the share of the cache from which on lower ones are tried beside each value.
+        ``share``: also try this share of the cache and all lower shares beside each value.
         """
         for n in values:
             best, plan = None, self._run(**{name: n}) if share is None else None

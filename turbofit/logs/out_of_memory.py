@@ -1,4 +1,7 @@
-"""Answers a line that reports a lack of GPU memory, by `death`, the account and torch's figures."""
+"""Answers a line that reports a lack of GPU memory, by `death`, the account and torch's figures.
+
+`lack_of_memory` makes the answer; the functions behind it each add one part.
+"""
 
 from __future__ import annotations
 
@@ -31,24 +34,27 @@ if TYPE_CHECKING:
     from turbofit.logs.case import LogCase
     from turbofit.logs.facts import LogEvent
 
-#: Fewer bytes of other processes are not reported. A tensor of a forward is rarely larger. So many
-#: bytes beyond one copy of a model are more than rounding and torch's own cache.
-_SMALL, _ONE_TENSOR, _BEYOND = GIB // 4, 4 * GIB, GIB
-#: Torch beside TurboMind holds less than this part of a card once a cache is made.
+#: Bytes. Fewer bytes of other processes are not reported.
+_SMALL: Final = GIB // 4
+#: A tensor of a forward is rarely larger.
+_ONE_TENSOR: Final = 4 * GIB
+#: More bytes beyond one copy of a model are no rounding and no cache of torch.
+_BEYOND: Final = GIB
+#: Once a cache exists, torch beside TurboMind holds less than this part of a card.
 _MOST: Final = 0.9
-#: Torch's whole line has this many figures: what it asked, the card's size, what was free.
+#: Figures in torch's whole line: the bytes that it asked, the card's size, the free bytes.
 _WHOLE_LINE: Final = 3
-#: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
+#: Calls that store the whole attention matrix (the last call only without a fused kernel).
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
-#: Phases that compute no attention over a long sequence.
+#: Phases without attention over a long sequence.
 _NO_ATTENTION: Final = ("cache", "quantising")
-#: A card that is large enough for any such model; it serves only to compute one copy's bytes.
+#: A card with room for any model, for which the bytes of one copy are computed.
 _LARGE_CARD: Final = "1xh200:total=1000GiB"
 _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
-#: Words of training, which holds more memory than an answer needs.
+#: Words of training, which needs more memory than an answer.
 _TRAINS: Final = re.compile(r"\bbackward\(|optimizer|[/\\](?:trainer|autograd)\b")
-#: A sign of a cause: a sentence, the step against the cause or "", and the line that shows it.
+#: A sign of a cause: a sentence; the step against the cause, or ""; the line with the sign.
 _Sign = tuple[str, str, "Evidence | None"]
 
 
@@ -65,14 +71,14 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
             what=f"{end.message}; no GPU was full" if certain else "",
             line=mark.line,
             possible=(
-                "RAM, or a container's limit, that was full: the line of the source asks for"
-                f" page-locked host memory in LMDeploy {REFERENCE}",
-                "GPU memory that was full: the same line of another release",
+                "full RAM, or a full container: in LMDeploy"
+                f" {REFERENCE} this line of the source asks for page-locked host memory",
+                "full GPU memory: the same line of another release asks for it",
             ),
             evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
             changes=(
-                "free RAM or raise the container's memory limit; fewer replicas: each rank has such"
-                " buffers",
+                "free RAM or raise the container's memory limit; fewer replicas: each rank has"
+                " page-locked buffers",
             ),
         )
     if not case.subject.quantises:
@@ -109,17 +115,18 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
 
 
 def _phase(end: End) -> Phase:
-    untold = end.phase in ("", "starting", "start")
-    return cast("Phase", "unknown" if untold else end.phase)
+    """Return the phase of an end; ``unknown`` for a start, whose lines do not show the phase."""
+    silent = end.phase in ("", "starting", "start")
+    return cast("Phase", "unknown" if silent else end.phase)
 
 
 def _program(case: LogCase, memory: TorchMemory | None) -> str:
-    """Return the program whose steps help; a key of `out_of_memory` in `presets/causes.yaml`."""
+    """Return the program whose steps help: a key of `out_of_memory` in `presets/causes.yaml`."""
     subject = case.subject
     programs = {
         "lmdeploy-lite": subject.quantises,
         "jetson": memory is None and case.on_jetson,
-        # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
+        # In a log of LMDeploy torch's text is LMDeploy's own: TurboMind's server uses torch, too.
         "other": memory is not None and not subject.of_lmdeploy,
         "lmdeploy-pytorch": subject.on_pytorch,
     }
@@ -127,20 +134,20 @@ def _program(case: LogCase, memory: TorchMemory | None) -> str:
 
 
 def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
-    """Add to an answer the lines about the cache, and how much each holder took of a card."""
+    """Add the lines about the cache to an answer, and the bytes of a card that each holder took."""
     if (cache := logged_cache(case)) is None:
         return draft
     lines = tuple(evidence(place, "what the cache took") for place in cache.lines)
     held = (
-        Holding(who="the KV cache", bytes=cache.size, lines=tuple(one.line for one in lines)),
+        Holding(who="the KV cache", bytes=cache.size, lines=tuple(line.line for line in lines)),
         Holding(who="this model's weights, on each card", bytes=weights),
         Holding(who="others, or copies of this engine", bytes=draft.by_others),
     )
-    return _adding(draft, evidence=lines, held=[one for one in held if one.bytes])
+    return _adding(draft, evidence=lines, held=[holding for holding in held if holding.bytes])
 
 
 def _adding(draft: Draft, **parts: Iterable[Any]) -> Draft:
-    """Return an answer with further sentences, lines or holders behind its own."""
+    """Return an answer with further sentences, lines or holders, each behind the answer's own."""
     return replace(draft, **{name: (*getattr(draft, name), *new) for name, new in parts.items()})
 
 
@@ -169,10 +176,10 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
 def _with_torch(
     case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, program: str
 ) -> Draft:
-    """Add torch's own figures to an answer: who held the card, and which steps follow from that."""
+    """Add torch's own figures to an answer: the holders of the card, and the steps that follow."""
     own = program == "other"
     if memory.pid and not own and any(size > (memory.process or 0) for _, size in memory.others):
-        # LMDeploy also allocates outside torch: torch's figures do not tell it from a larger one.
+        # LMDeploy also allocates outside torch, so the larger process may be LMDeploy itself.
         memory = replace(memory, named=False)
     signs = _signs(case, mark, memory, draft, own)
     others = sum(size for _, size in memory.others)
@@ -198,7 +205,7 @@ def _with_torch(
 def _signs(
     case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, own: bool
 ) -> list[_Sign]:
-    """Return all signs of causes; ``own``: the log's program is not LMDeploy."""
+    """Return all signs of causes. ``own``: the log is of a program of its own, not of LMDeploy."""
     model = case.model if own else None
     split = model is not None and draft.loading and model.weight_bytes > (memory.total or math.inf)
     signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
@@ -207,7 +214,7 @@ def _signs(
 
 
 def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
-    """Return the steps against the causes found, then general steps; fragmentation's step is last.
+    """Return the steps against the causes, then general steps; the step for fragmentation is last.
 
     A single allocation that is larger than the card has steps of its own.
     """
@@ -221,21 +228,21 @@ def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str)
 
 
 def _freed(memory: TorchMemory, others: int) -> str:
-    """Return the step that frees the memory of other processes; empty if torch shows none.
+    """Return the step that frees the memory of other processes; empty if torch shows no others.
 
-    ``others`` are the bytes that other processes held by torch's figures.
+    ``others``: the bytes that other processes held by torch's figures.
     """
     if others <= _SMALL:
         return text_of("free cards") if memory.unexplained > GIB else ""
     pids = ", ".join(str(pid) for pid, _ in memory.others)
     step = f"end what else holds the card (process {pids}) if it is no part of this server, or"
-    return f"{step} plan for what is free"
+    return f"{step} plan for the free memory"
 
 
 def _of_use(
     case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, own: bool
 ) -> Iterator[_Sign]:
-    """Yield the signs that attention's whole matrix was stored, and that memory is fragmented."""
+    """Yield the signs of a stored attention matrix and of fragmented memory."""
     eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
     large = (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR)
     if (large and draft.phase not in _NO_ATTENTION) or (draft.phase == "vision" and eager):
@@ -248,7 +255,7 @@ def _of_use(
             None,
         )
     if memory.requested and (memory.cached or 0) >= memory.requested:
-        # Not under WSL and Windows, where torch prints no process and the option is said to fail.
+        # Under WSL and Windows torch prints no process, and users report that the option fails.
         able = memory.process is not None and "expandable" not in case.subject.facts
         yield (
             f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
@@ -259,7 +266,7 @@ def _of_use(
 
 
 def _of_load(case: LogCase, memory: TorchMemory, draft: Draft, own: bool) -> Iterator[_Sign]:
-    """Yield the signs that the cards should have had room for the weights, and had none."""
+    """Yield the signs that the cards had no room for weights that fit on empty cards."""
     model, total = case.model, memory.total or 0
     place, small = case.subject.offloaded, model and model.weight_bytes < _MOST * total
     sized = f"{model.name} is {format_bytes(model.weight_bytes)} of weights" if model else ""
@@ -278,23 +285,23 @@ def _of_load(case: LogCase, memory: TorchMemory, draft: Draft, own: bool) -> Ite
 
 
 def _of_degree(case: LogCase, draft: Draft) -> Iterator[_Sign]:
-    """Yield a sign if not all visible cards were used, and loading may have needed more of them."""
+    """Yield a sign if the run used fewer cards than are visible, and may have died loading."""
     if not draft.loading or case.has_account or not case.subject.of_lmdeploy:
         return
     visible = len(case.machine.gpus) if case.machine else case.subject.visible or 1
     for tp in [n for n in DEGREES if case.tp < n <= visible][:1]:
-        said = f"{visible} cards are visible, and this run took {case.tp}"
-        yield said, f"--tp {tp}: {said}", None
+        why = f"{visible} cards are visible, and this run took {case.tp}"
+        yield why, f"--tp {tp}: {why}", None
 
 
 def _all_of_torch(case: LogCase, memory: TorchMemory | None) -> bool:
-    """Return whether torch alone fills a card beside TurboMind, whose cache is not torch's."""
+    """Return whether torch fills a card beside TurboMind, whose cache is outside of torch."""
     allocated, total = (memory.allocated or 0, memory.total) if memory else (0, None)
     return bool(total) and not case.subject.on_pytorch and allocated > _MOST * (total or 0)
 
 
 def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
-    """Yield the signs that a program holds a model more than once, as its loads and calls show."""
+    """Yield the signs that a program holds a model more than once: its loads and its calls."""
     placed, ranks = case.subject.auto_map, case.subject.ranks
     once = text_of("split") if split else text_of("load once")
     moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]
@@ -305,7 +312,7 @@ def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
             once,
             evidence(placed, "the model is placed"),
         )
-    # A progress bar that is drawn again in the next line belongs to the same load.
+    # Two progress bars in neighbouring lines belong to one load.
     loads = [made for made, _ in case.facts.every(ModelLoaded)]
     again = [now for before, now in pairwise(loads) if now.line - before.line > 1]
     if again and len(again) + 1 > (ranks[0] if ranks else 1):
@@ -322,7 +329,7 @@ def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
 def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -> Iterator[_Sign]:
     """Yield signs that a card cannot hold a copy of the model, or that a process held too much.
 
-    Too much is more than the most bytes that one copy takes with its longest request.
+    Too much is more than one copy of the model takes with its longest request.
     """
     if split:
         yield (
@@ -352,9 +359,9 @@ def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -
 
 
 def _missing(memory: TorchMemory | None) -> Missing:
-    """Return the missing bytes: the requested less the free bytes, or unknown.
+    """Return the missing bytes: the requested bytes less the free bytes, or unknown.
 
-    torch rounds each of these figures to hundredths of its unit.
+    torch rounds each of its figures to hundredths of a unit.
     """
     if memory is None or memory.missing is None:
         silent = "the text does not say it" if memory else "TurboMind does not print what it asked"
@@ -368,7 +375,7 @@ def _holders(mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
     this = "this process" if memory.pid is None else f"process {memory.pid}"
     if memory.pid is not None and memory.named:
         this = f"this process ({this} of the text)"
-    told = ((this, memory.process), *((f"process {pid}", size) for pid, size in memory.others))
-    for who, size in told:
+    named = ((this, memory.process), *((f"process {pid}", size) for pid, size in memory.others))
+    for who, size in named:
         if size is not None:
             yield Holding(who=who, bytes=size, gpu=memory.gpu, lines=(mark.line,))

@@ -1,7 +1,8 @@
 """Makes the possible answers to one run of a log.
 
-An answer comes from a row of `presets/causes.yaml`, from a kill or a hang, or from a log without a
-fault. The sentences of a row are filled with figures. `out_of_memory` answers a lack of GPU memory.
+`answer_to_line` decides the answer to a line, by a row of `presets/causes.yaml`. Two kinds of lines
+have no row: `out_of_memory` answers a lack of GPU memory, and `death` a kill by the kernel. A hang
+and a log without a fault have answers, too. Of several answers `explain` takes the best.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from turbofit.logs.out_of_memory import lack_of_memory
 from turbofit.memory.versions import listed_since, written
 from turbofit.planning.commands import option_since
 
-#: The first compute capability (10.0) that builds for CUDA up to 12.6 do not know.
+#: The first compute capability (10.0) without kernels in builds for CUDA up to 12.6.
 _FIRST_OF_CUDA_12_8: Final = 100
 _FIRST_WITH_BFLOAT16: Final = 80
 #: Functions that a program runs while it ends; an error in one is not the reason for its end.
@@ -35,7 +36,7 @@ _CLEANS_UP: Final = (
     "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
     "__exit__", "_cleanup", "cleanup",
 )  # fmt: skip
-#: Last lines of a log after which an engine may stand still, by what the engine does then.
+#: What an engine does when it stands still, with words of the last line that it prints before.
 _STANDS: Final = {
     "TurboMind's cache or warm-up": re.compile(
         r"Object cache budget|slab_size|\[Gemm2\]|Warm-up lengths|UnifiedAttentionLayer::Forward"
@@ -47,77 +48,77 @@ _STANDS: Final = {
 def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
     """Return by name the values that a row's sentences and condition may use; None if unknown.
 
-    They are the log's options and facts, the groups of the row's pattern (numbers as integers), and
-    the values that follow from these: of a group NAME_bytes, NAME in units.
+    The values are the log's options and facts, and the groups of the row's pattern, numbers as
+    integers. Further values follow from them: a group NAME_bytes also gives NAME, in units.
     """
-    told = {**case.subject.options, **case.subject.facts, **hit.fields, "said": hit.said}
-    told = {
+    texts = {**case.subject.options, **case.subject.facts, **hit.fields, "said": hit.said}
+    of_log = {
         name: int(text) if isinstance(text, str) and text.isdecimal() else text
-        for name, text in told.items()
+        for name, text in texts.items()
     }
     sizes = {
         name.removesuffix("_bytes"): format_bytes(int(text))
         for name, text in hit.fields.items()
         if name.endswith("_bytes")
     }
-    return {**told, **sizes, **_of_cards(case, told), **_of_releases(case, mark, told)}
+    return {**of_log, **sizes, **_of_cards(case, of_log), **_of_releases(case, mark, of_log)}
 
 
-def _of_cards(case: LogCase, told: Mapping[str, Any]) -> dict[str, Any]:
+def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     """Return by name values about the cards, from the log or else from the machine.
 
-    ``told``: the values that the log gives. ``arch`` is 86 for the compute capability 8.6.
+    ``of_log``: the values that the log gives. ``arch`` is 86 for the compute capability 8.6.
     """
-    arch, model, gpu = told.get("arch"), case.model, case.gpu
+    arch, model, gpu = of_log.get("arch"), case.model, case.gpu
     if arch is None and gpu and gpu.compute_capability != NA:
         arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
-    built = list(map(int, re.findall(r"(?:sm|compute)_(\d+)", str(told.get("built") or ""))))
+    built = list(map(int, re.findall(r"(?:sm|compute)_(\d+)", str(of_log.get("built") or ""))))
     figures: dict[str, Any] = {
         "arch": arch,
         "no_bfloat16": arch if (arch or math.inf) < _FIRST_WITH_BFLOAT16 else None,
         "built_newest": max(built, default=None),
         "built_oldest": min(built, default=None),
-        # Newer than the build that the log names, or than all up to CUDA 12.6.
+        # Newer than the build that the log names, or than every build up to CUDA 12.6.
         "too_new": (arch or 0) > max(built, default=_FIRST_OF_CUDA_12_8 - 1) or None,
         "too_old": (arch or math.inf) < min(built, default=0) or None,
     }
     visible = case.subject.visible
     alone = "tp" not in case.subject.options and (visible or 1) > 1
     figures |= {
-        "linear_on_h20": told.get("linear") if gpu and "H20" in gpu.name else None,
+        "linear_on_h20": of_log.get("linear") if gpu and "H20" in gpu.name else None,
         "visible": visible,
-        # The cards beside the first, where several are visible and no degree was given.
+        # True if several cards are visible, and no option gives the degree.
         "unused_gpus": alone or None,
         "fits_one": None,
         "fits_none": None,
     }
     if model is not None and gpu is not None:
-        one = model.weight_bytes < gpu.usable
-        figures["fits_one" if one else "fits_none"] = (
+        fits_one = model.weight_bytes < gpu.usable
+        figures["fits_one" if fits_one else "fits_none"] = (
             f"{model.name} is {format_bytes(model.weight_bytes)} of weights, and"
-            f" {'one' if one else 'each'} of the cards has {format_bytes(gpu.usable)}"
+            f" {'one' if fits_one else 'each'} of the cards has {format_bytes(gpu.usable)}"
         )
     return figures
 
 
-def _of_releases(case: LogCase, mark: LogEvent, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return by name which releases of LMDeploy and Transformers know what the line names.
+def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by name which releases of LMDeploy and Transformers know the names in a line.
 
-    ``told``: the values that the log gives, such as the name of an option or an architecture.
+    ``of_log``: the values that the log gives, such as the name of an option or an architecture.
     """
-    option, value, version = told.get("option"), told.get("value"), case.subject.version
+    option, value, version = of_log.get("option"), of_log.get("value"), case.subject.version
     # A usage error names an option, or an argument with the value that is refused.
-    asked = option or (f"{told.get('argument')} {value}" if value else None)
-    written_so = str(option or "").replace("_", "-")
-    named = (told.get(field) for field in ("type", "name", "imported"))
+    asked = option or (f"{of_log.get('argument')} {value}" if value else None)
+    with_dashes = str(option or "").replace("_", "-")
+    named = (of_log.get(field) for field in ("type", "name", "imported"))
     name = str(next(filter(None, named), ""))
-    since = listed_since(told.get("architecture") or "")
+    since = listed_since(of_log.get("architecture") or "")
     own = mark.stack and re.search(r"[/\\]lmdeploy[/\\]", mark.stack[-1].path)
     return {
         "asked_option": asked,
         "option_since": option_since(tuple(str(asked or "").split())),
-        "option_written": written_so
-        if written_so != str(option or "") and option_since((written_so,))
+        "option_written": with_dashes
+        if with_dashes != str(option or "") and option_since((with_dashes,))
         else None,
         "brought": release_of(name, dropped=False),
         "dropped": release_of(name, dropped=True),
@@ -130,7 +131,7 @@ def _of_releases(case: LogCase, mark: LogEvent, told: Mapping[str, Any]) -> dict
 def sentence(text: Sentence, known: Mapping[str, Any]) -> str:
     """Fill a sentence with known values.
 
-    The sentence's second form is used if the first form needs a value that is unknown.
+    Of two forms the second is filled if a value of the first is unknown.
     """
     first, second = (text, text) if isinstance(text, str) else text
     form = second if any(known.get(name) is None for name in names_of(first)) else first
@@ -143,10 +144,10 @@ def names_of(text: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(text) if name}
 
 
-def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
-    """Return the answer of the first row that matches the line and whose condition holds.
+def answer_to_line(mark: LogEvent, case: LogCase) -> Draft | None:
+    """Return the answer to a line: by the first row of ``mark.hits`` whose condition holds.
 
-    Without such a row an error is an unknown fault, and a known message is no answer: None.
+    Without a row an error is an unknown fault. None if no row of a known message holds.
     """
     for hit in mark.hits:
         row, known = hit.row, figures_of(case, mark, hit)
@@ -174,12 +175,11 @@ def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
     )
 
 
-def drafts_of(case: LogCase) -> Iterator[Draft]:
+def possible_answers(case: LogCase) -> Iterator[Draft]:
     """Yield all possible answers to a run, in no particular order.
 
-    `lack_of_memory` answers a line in which CUDA or torch says that GPU memory is missing, and
-    `death` a kill by the kernel. Each other line is answered by its row of ``presets/causes.yaml``,
-    whether or not it is also an event. A fault without a row is unknown.
+    `lack_of_memory` answers the first line in which CUDA or torch reports a lack of GPU memory.
+    `death` answers a kill by the kernel. `answer_to_line` answers each other fatal line.
     """
     facts = case.facts
     if short := next((mark for mark in facts.fatal if mark.short), None):
@@ -198,7 +198,7 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
         )
     for mark in facts.fatal:
         counted = mark.short or isinstance(mark.event, events.HostKill)
-        if not counted and (draft := explanation_of(mark, case)):
+        if not counted and (draft := answer_to_line(mark, case)):
             yield _with_chain(draft, mark, facts)
     over = (events.WarmupFinished, events.ServerUp, events.CudaError, events.CheckFailed)
     if facts.waiting and not any(isinstance(mark.event, over) for mark in facts.marks):
@@ -209,10 +209,10 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
 
 
 def _unknown_fault(mark: LogEvent) -> Draft:
-    """Return the answer to an exception or a fault that no row knows.
+    """Return the answer to an exception or a fault without a row.
 
-    An exception in a clean-up is only a consequence of another error, and so are an exit and what
-    Python raised while it handled another exception.
+    Three kinds of exceptions are consequences of another error: an exit, an exception in a clean-up
+    and one that Python raised while it handled another.
     """
     text = without_keys(mark.text.strip())
     if isinstance(mark.event, events.PythonError) and not mark.event.message and mark.stack:
@@ -237,11 +237,12 @@ def _with_chain(draft: Draft, first: LogEvent, facts: LogFacts) -> Draft:
         if mark.after in lines:
             lines.add(mark.line)
             later.append(evidence(mark, "raised while the first was handled"))
-    followed = (f"while it was handled, {one.text} followed" for one in later)
+    followed = (f"while Python handled this error, {line.text} followed" for line in later)
     return replace(draft, why=(*draft.why, *followed), evidence=(*draft.evidence, *later))
 
 
 def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
+    """Return the answer to a warm-up that waits for room in the cache until the log ends."""
     facts = case.facts
     run = [*(mark.event for mark in facts.marks), events.Backpressure(cause="memory")]
     end = death(run, known=(case.engine, case.settings))
@@ -271,24 +272,23 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
 
 
 def _stands_still(case: LogCase) -> Iterator[Draft]:
-    """Yield an answer if the user or the last lines say that the engine stands still."""
+    """Yield an answer if the user or the last line shows that the engine stands still."""
     mark = case.facts.last or LogEvent(0, "")
     several = case.tp > 1 or (case.told_tp is None and case.machine is not None
                               and len(case.machine.gpus) > 1)  # fmt: skip
     steps = ("no p2p", "py-spy") if several or "NCCL" in mark.text else ("py-spy",)
-    at = next((name for name, words in _STANDS.items() if words.search(mark.text)), "")
-    what = f"it ends in {at}" if at else "it ends at this line"
-    what = f"no line of this log tells of an error; {what}, and if it stands there:"
-    if not case.hangs and (not at or _ready(case)):
+    place = next((name for name, words in _STANDS.items() if words.search(mark.text)), "")
+    ends = f"it ends in {place}" if place else "it ends at this line"
+    if not case.hangs and (not place or _ready(case)):
         return
     yield Draft(
         kind=IN_DIAGNOSIS["stalled"],
         line=mark.line,
         rank="consequence",
-        what=what,
+        what=f"no line of this log tells of an error; {ends}, and if the engine stands still:",
         possible=(
             text_of("nccl waits" if several else "reads"),
-            *([text_of("warm-up waits")] if "cache" in at else []),
+            *([text_of("warm-up waits")] if "cache" in place else []),
         ),
         evidence=(evidence(mark, "the last news"),),
         changes=tuple(map(text_of, steps)),
@@ -296,7 +296,7 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
 
 
 def _quiet(case: LogCase) -> Iterator[Draft]:
-    """Yield the answers that need no fault: a healthy start, an unclear error, no peer access."""
+    """Yield the answers without a fault: a healthy start, an unclear error, no peer access."""
     ready, facts = _ready(case), case.facts
     if ready:
         yield Draft(
@@ -330,11 +330,14 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
 
 
 def _ready(case: LogCase) -> LogEvent | None:
-    """Return the line that shows a ready engine; None if the run died or a later line complains."""
+    """Return the line that shows a ready engine.
+
+    None if the run died, a later line reports an error, or the user says that the engine hangs.
+    """
     facts = case.facts
     ups = (facts.first(kind) for kind in (events.ServerUp, events.WarmupFinished, events.Answered))
     served = (mark for mark, one in facts.every(events.ServerFigures) if one.succeeded)
     ready = next(filter(None, (*ups, *served)), None)
     last = max((mark.line for mark in (*facts.fatal, facts.complaint) if mark), default=0)
-    calm = ready is not None and not facts.died and last <= ready.line and not case.hangs
-    return ready if calm else None
+    healthy = ready is not None and not facts.died and last <= ready.line and not case.hangs
+    return ready if healthy else None

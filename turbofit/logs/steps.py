@@ -1,4 +1,4 @@
-"""Puts the steps of an answer in order: what the plan and the log support, the first step first."""
+"""Puts the steps of an answer in order, without steps that contradict the plan or the log."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _OF_IMAGES: Final = ("fewer image tiles", "smaller images")
 def steps_of(
     case: LogCase, draft: Draft, worked: Advice | None, following: NextRun
 ) -> tuple[str, ...]:
-    """Return the steps to take, in order, without those that contradict the plan or the log.
+    """Return the steps in their order, without steps that contradict the plan or the log.
 
     The step that frees the cards is first. Changes that fit by the account come before general
-    advice. A change of the cache's ratio is left out where no ratio helps.
+    advice. A change of the cache's ratio is left out if no ratio helps.
     """
     own, general = _own(case, draft, worked, following), [*_general(case, draft, worked, following)]
     steps = general
@@ -48,7 +48,7 @@ def steps_of(
 
 
 def _by_log(worked: Advice | None, following: NextRun) -> bool:
-    """Return whether the log alone gives the next share, without an account or a plan."""
+    """Return whether the log alone gives the next share of the cache, without a plan."""
     planned = worked is not None and worked.fits is not None
     return following.share is not None and following.fits is None and not planned
 
@@ -56,13 +56,13 @@ def _by_log(worked: Advice | None, following: NextRun) -> bool:
 def _general(
     case: LogCase, draft: Draft, worked: Advice | None, following: NextRun
 ) -> Iterator[str]:
-    """Yield general advice; where the log alone gives the next share, with its number."""
+    """Yield general advice; with the number of the next share if the log alone gives the share."""
     share = any(_SHARE.search(remedy.change) for remedy, _ in following.ways)
     vain = (draft.short and following.fits is not None and not share) or (
         worked is not None and worked.fits is False
     )
     numbered = _in_words(case, following.share) if _by_log(worked, following) else ""
-    # Cards that are visible and unused help in any phase.
+    # Cards that are visible, and that the run did not use, help in any phase.
     yield from (step for step in draft.changes if step.startswith("--tp "))
     if numbered and draft.short:
         yield numbered
@@ -72,7 +72,7 @@ def _general(
 
 
 def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun) -> list[str]:
-    """Return the changes that fit by the account; the first also says what else is known."""
+    """Return the changes that fit by the account; the first also says where the account fails."""
     own = [remedy.change for remedy in worked.remedies] if worked else []
     if own and following.too_small:
         own[0] += " (no lower --cache-max-entry-count starts)"
@@ -80,28 +80,28 @@ def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun)
         return own
     if following.fits:
         then = own[0] if own else text_of("less memory")
-        told = f"{then}: by the account it had fitted, so the account is too low here"
-        return [told if draft.all_own else f"{text_of('look first')}; then {then}", *own[1:]]
+        doubted = f"{then}: the run fits by the account, so the account is too low here"
+        return [doubted if draft.all_own else f"{text_of('look first')}; then {then}", *own[1:]]
     if worked and worked.settings and not following.ways:
         return [_together(worked)] if case.subject.of_lmdeploy and worked.fits else []
     return own
 
 
 def _in_words(case: LogCase, share: float | None) -> str:
-    """Return the step to a lower share of the cache, with the share that died."""
+    """Return the step to a lower share of the cache in words, with the share that died."""
     given = "" if "cache_max_entry_count" in case.subject.options else ", the default,"
     return f"--cache-max-entry-count {share:g}: with {case.ratio:g}{given} it ran out of memory"
 
 
 def _together(worked: Advice) -> str:
-    """Return one step with all settings on which a plan depends: the engine and limits, too."""
+    """Return one step with all settings on which a plan depends, the engine and limits included."""
     names = [name for name in _TOGETHER if worked.settings.get(name) is not None]
-    told = (f"{_OPTIONS.get(name, option_of(name))} {worked.settings[name]}" for name in names)
-    return f"these settings together: {' '.join(told)}"
+    options = (f"{_OPTIONS.get(name, option_of(name))} {worked.settings[name]}" for name in names)
+    return f"these settings together: {' '.join(options)}"
 
 
 def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
-    """Return whether a step is useless: it changes what was no reason for the death.
+    """Return whether a step is useless: it changes images, or a ratio, that did no harm.
 
     ``vain``: no ratio of the cache helps.
     """

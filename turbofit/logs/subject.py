@@ -1,4 +1,4 @@
-"""Finds what a log says of the run itself: model, cards, options, variables, version, program."""
+"""Finds the facts of the run in a log: model, cards, options, variables, version, program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turbofit.logs.log_reader import Form
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
-#: Places where commands and code name a model; the surest place is first.
+#: Places where commands and code name a model, the surest place first.
 _MODEL: Final = tuple(
     re.compile(pattern)
     for pattern in (
@@ -34,13 +34,13 @@ _LMDEPLOY: Final = re.compile(
     r"|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
     r"|(?:import|from) lmdeploy|[Tt]urbo[Mm]ind|TURBOMIND|PytorchEngineConfig|turbofit|Avg thr \(in"
 ).search
-#: Words of other engines' logs, which are recognised but not explained.
+#: Words of other engines' logs. turbofit names the engine and explains nothing.
 _OTHERS: Final = re.compile(
     r"(?P<vLLM>[/\\]vllm[/\\][\w/\\]+\.py|\bvllm serve |vLLM API server version"
     r"|\bvllm\.entrypoints)"
     r"|(?P<SGLang>[/\\]sglang[/\\][\w/\\]+\.py|\bsglang\.launch_server|server_args=ServerArgs)"
 ).search
-#: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
+#: `lmdeploy lite`, by its command or by its frames. No plan helps it, since plans are for serving.
 _QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]").search
 #: LMDeploy's PyTorch engine, by an option, its configuration or its own words.
 _PYTORCH: Final = re.compile(
@@ -60,19 +60,19 @@ _VERSION: Final = re.compile(
 )
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
-#: Accelerate moved weights to host memory or disk: it does so where the cards had no room.
+#: Accelerate moved weights to host memory or disk, since the cards had no room.
 _OFFLOADED: Final = re.compile(
     r"on the meta device because they were offloaded to the (?:cpu|disk)"
 )
-#: The class of a model in a frame or a message; it names no size.
+#: The class of a model in a frame or a message, which tells no size of the model.
 _CLASS: Final = re.compile(r"\b([A-Z]\w{3,60}For(?:CausalLM|ConditionalGeneration))\b")
 _AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
 _VARIABLE: Final = re.compile(
     r"(?<!with )\b([A-Z][A-Z\d]*_[A-Z\d_]+)['\"]?\]?\s?=\s?['\"]?([^\s'\";&]+)"
 )
-#: Facts that rows of `presets/causes.yaml` name: the last frame of Python's faulthandler, in a
-#: linear layer; an allocator's option (torch itself advises it, too); the card and the build in
-#: torch's warning; an AWQ or GPTQ checkpoint's group; a Jetson, by its card or its kernel.
+#: Facts that rows of `presets/causes.yaml` use: a frame of Python's faulthandler in a linear layer;
+#: an option of torch's allocator, without torch's own advice; the card and the build in torch's
+#: warning; the group size of an AWQ or GPTQ checkpoint; a Jetson, by its card or its kernel.
 _FACTS: Final = re.compile(
     r"[/\\](?P<linear>linear\.py)\"?,? line \d+,? in forward"
     r"|(?i:alloc_conf)\S*[= \"]+\S*(?P<expandable>expandable_segments:True)(?:\s*$| [^t])"
@@ -81,7 +81,7 @@ _FACTS: Final = re.compile(
     r"|(?:AWQ|awq|GPTQ|gptq|[Ii]nt4)[\w.]{0,99}-(?:[Gg]s?|group)-?(?P<group_size>16|32|64)\b"
     r"|(?P<jetson>\bJetson\b|\bOrin\b|-tegra\b)"
 )
-#: Words of lines with such a fact, with 0 for each digit.
+#: Words of lines with a fact of `_FACTS`, with 0 for each digit.
 _OF_FACTS: Final = re.compile(
     r"linear\.py|expandable_segments:True|CUDA capabilit|AWQ|awq|GPTQ|gptq|nt0|Jetson|Orin|-tegra"
 ).search
@@ -94,10 +94,10 @@ Place = tuple[int, str]
 
 
 class Subject:
-    """Collects what a log says of the run itself, line by line."""
+    """The facts of the run, collected line by line."""
 
     def __init__(self) -> None:
-        #: Cards by chip; a name with a memory size replaces a name without one.
+        #: Cards by chip. A name with a memory size replaces a name without a size.
         self.cards: dict[str, NamedCards] = {}
         self.options: dict[str, object] = {}
         self.variables: dict[str, str] = {}
@@ -107,9 +107,9 @@ class Subject:
         self.offloaded: Place | None = None
         #: The last class of a model that a line names.
         self.model_class = ""
-        #: What `_FACTS` matched last, by name.
+        #: The last value of each fact of `_FACTS`, by name.
         self.facts: dict[str, str] = {}
-        #: Names of models, each with the number of the surest place that names it; 0 is surest.
+        #: Names of models, each with the index of its surest place in `_MODEL`; 0 is surest.
         self.names: dict[str, int] = {}
         self.of_lmdeploy = self.quantises = self.on_pytorch = False
         self._other = ""
@@ -127,21 +127,22 @@ class Subject:
 
     @property
     def foreign(self) -> str:
-        """The other engine that wrote the log; empty if LMDeploy did, or if no line names one."""
+        """The engine that wrote the log; empty for LMDeploy, or if no line names an engine."""
         return "" if self.of_lmdeploy else self._other
 
     @property
     def model(self) -> str | None:
-        """The model that the log names most surely, for example in an option; None if unnamed."""
+        """The model that the log names in the surest place; None if no line names a model."""
         return min(self.names, key=lambda name: self.names[name], default=None)
 
     @property
     def visible(self) -> int | None:
         """The number of cards that CUDA_VISIBLE_DEVICES names; None if the log does not set it."""
-        told = self.variables.get("CUDA_VISIBLE_DEVICES", "")
-        return len(told.split(",")) if told.strip(",") else None
+        devices = self.variables.get("CUDA_VISIBLE_DEVICES", "")
+        return len(devices.split(",")) if devices.strip(",") else None
 
     def read(self, line: int, text: str, form: Form) -> None:
+        """Read the facts in a line that is no frame of a traceback."""
         asks = form.ask(readers)
         if "names" in asks:
             self._read_names(text)
@@ -169,9 +170,9 @@ class Subject:
                 self.options[name] = value
 
     def read_frame(self, path: str, text: str, form: Form) -> None:
-        """Read a frame's line: a fact, or the model's folder in its path.
+        """Read a frame's line: its facts, and the model's folder in its path.
 
-        A path names the model less surely than any command.
+        A command names the model more surely than a path.
         """
         for name in filter(preset_of, names_in(path)):
             self.names.setdefault(preset_of(name) or name, len(_MODEL) + 1)
@@ -188,18 +189,18 @@ class Subject:
             for order, pattern in enumerate(_MODEL)
             for match in pattern.finditer(text)
         ]
-        found = [one for one in found if "/" in one[0] or preset_of(one[0])]
+        found = [(name, order) for name, order in found if "/" in name or preset_of(name)]
         found += [(name, len(_MODEL)) for name in names_in(text) if preset_of(name)]
         for name, order in found:
             key = preset_of(name) or name
-            # A hub id that no preset has is surer than a mention of another model.
+            # A hub id without a preset, in a command, is surer than a mere mention of a model.
             self.names[key] = min(order, self.names.get(key, order))
 
 
 def readers(form: str) -> tuple[str, ...]:
     """Return the kinds of facts that a line of this form may have; for most lines none."""
     lower = form.lower()
-    tells = {
+    kinds = {
         "names": any(pattern.search(form) for pattern in _MODEL)
         or any(map(lower.__contains__, families())),
         "cards": MAY_BE_CARD(form),
@@ -208,7 +209,7 @@ def readers(form: str) -> tuple[str, ...]:
         "offload": _OFFLOADED.search(form),
         "words": _VERSION.search(lower) or _TORCHRUN.search(form) or may_be_fact(form),
     }
-    return tuple(name for name, may in tells.items() if may)
+    return tuple(kind for kind, matches in kinds.items() if matches)
 
 
 def may_be_fact(form: str) -> bool:
@@ -216,7 +217,7 @@ def may_be_fact(form: str) -> bool:
 
 
 def _value(name: str, text: str) -> object:
-    """Return an option's value from its text; None if the text is no possible value."""
+    """Return the value of an option from its text; None if the option cannot have that value."""
     text, share = text.rstrip("."), name == "cache_max_entry_count"
     if name in _WORDS or not re.fullmatch(r"\d*\.?\d+" if share else r"\d{1,9}", text):
         return text if text in _WORDS.get(name, ()) else None

@@ -120,7 +120,7 @@ def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> No
     assert seen.hangs(12.5)
     error = seen.death().error
     assert error.exit_code == 3
-    assert "6,144 tokens, a request of 8,320" in error.message
+    assert "6,144 tokens, and a request of 8,320" in error.message
     seen.see(TM + "16", 1, 13.0)
     assert not seen.hangs(60.0)
     serving = tracker(*SERVING)  # back-pressure
