@@ -153,5 +153,5 @@ def test_a_signal_leaves_the_best_of_what_was_measured() -> None:
 
 def test_an_interrupted_one_takes_no_longer_ones_place() -> None:
     whole, part = go(Engines(), starts=4), go(Engines({3: STOP}))
-    assert "the tuning before tried 5 settings" in why_not_kept(part, whole)
+    assert "an earlier tuning tried 5 settings" in why_not_kept(part, whole)
     assert why_not_kept(part, None) == why_not_kept(whole, part) == why_not_kept(whole, whole) == ""

@@ -1,6 +1,6 @@
 """Calibrates: measures a plan's engines under all worst cases, and learns for later plans.
 
-`calibrator.py` is the run's examiner; `memory_usage.py` reads the GPUs' memory for it.
+`calibrator.py` measures a running engine; `memory_usage.py` reads the memory of the GPUs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from turbofit.serving.planner import leases_for
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
 
-#: Bytes by which other processes' use may change while a launch is measured.
+#: Bytes. While a launch is measured, the use of other processes may change by so many.
 _MOVED: Final = 32 * MIB
 
 
@@ -41,7 +41,7 @@ def calibrate(
 ) -> Document | signal.Signals:
     """Measure a launch and learn from it; return the document, or the signal that ended it early.
 
-    ``config`` is the config of a `serve` without a gateway. With ``apart`` the learned values hold
+    ``config``: the configuration of a `serve` without a gateway. ``apart``: the learned values hold
     for pretend GPUs only.
 
     Raises:
@@ -58,7 +58,7 @@ def calibrate(
             )
         machine = run.checked_plan().machine
         gpus = sorted(index for group in plan.groups for index in group)
-        # It takes memory that the plan has reserved.
+        # The measurement takes memory that the plan has reserved.
         if not (config.pretend or apart) and measure_speeds(machine, gpus, say):
             run.choose()
         say(run.checked_plan().verdict)
@@ -93,8 +93,8 @@ def learned(
 ) -> Document:
     """Learn and store calibrations; return the document of `turbofit calibrate --json`.
 
-    ``before``: bytes in use on each GPU before the last start; empty if no other process uses them.
-    Nothing is stored if other processes' memory has changed meanwhile.
+    ``before``: bytes in use on each GPU before the last start; empty for pretend GPUs. Nothing is
+    stored if the memory of other processes has changed since then.
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     corrections = learn(plan, observations, lmdeploy=lmdeploy, when=when, pretend=pretend)
@@ -118,10 +118,10 @@ def learned(
 
 
 def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
-    """Delete the settings that failed starts led to; return whether any were deleted.
+    """Delete the settings that turbofit learned from failed starts; return whether there were any.
 
-    Their larger margin would be added to the bytes that the calibration found missing. The settings
-    stay if the calibration found no bytes missing, or was not stored.
+    These settings have a larger margin for bytes that the calibration now counts. They stay if the
+    calibration found no missing bytes, or was not stored.
     """
     more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
     kept = bool(result["kept"])
@@ -131,7 +131,7 @@ def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bo
 def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
     """Return a message if the memory of other processes on a GPU has changed since ``before``.
 
-    None if no change is larger than noise. A change would be counted as the engine's memory.
+    None if each change is at most `_MOVED`. A larger change would count as the engine's memory.
     """
     for gpu in plan.ledgers:
         if gpu.index in before:

@@ -1,10 +1,9 @@
 """Measures a host and its GPUs: ``python -I calibrate_program.py SECONDS INDEX...``.
 
-It is a separate process, since it makes a context on every GPU that it sees, and a driver with
-broken peer access may crash it or hang. It imports nothing of turbofit. Each line that it prints is
-a JSON object with one field of ``core.machine.Measured``. Each ``INDEX`` is a GPU's number on the
-machine, in the order of CUDA's devices. Sizes are in bytes, times in seconds. No task begins after
-``SECONDS``.
+The program runs as a process of its own: it makes a context on every visible GPU, and a driver with
+broken peer access may crash or hang. It imports nothing of turbofit. Each printed line is a JSON
+object with one field of ``core.machine.Measured``. ``INDEX``: a GPU's number on the machine, in the
+order of CUDA's devices. Sizes are in bytes, times in seconds. No task begins after ``SECONDS``.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ def say(**field: Any) -> None:
 
 
 def image() -> None:
-    """Print the least processor time in which one core prepares a photograph as an engine does.
+    """Print the least processor time in which one core prepares a photograph, as engines do.
 
-    The photograph is decoded from a JPEG, resized to eight tiles and a thumbnail, and its bytes are
-    converted by a table, one channel after the other.
+    The program decodes a JPEG, resizes the picture to eight tiles and a thumbnail, and converts its
+    bytes by a table, one channel after the other.
     """
     try:
         import numpy as np
@@ -83,9 +82,9 @@ class Cards:
         say(cards={"index": self._indices[index], "bandwidth": bandwidth, "flops": flops})
 
     def pair(self, source: int, target: int) -> None:
-        """Copy from one card to another, and print whether the copy is right.
+        """Copy from one card to another; print whether the copy is right, and its speeds.
 
-        Also printed: bytes/s directly and through the host, and the seconds of a small copy.
+        The speeds are bytes/s directly and through the host, and the seconds of a small copy.
         """
         torch, both = self._torch, [source, target]
         sent = torch.ones(_PAIR_BYTES, dtype=torch.uint8, device=f"cuda:{source}")
@@ -138,7 +137,10 @@ class Cards:
         return True
 
     def _timed(self, devices: list[int], act: Callable[[], Any], least: float = 0.05) -> float:
-        """Return the seconds of one call, in the fastest of three rounds of ``least`` seconds."""
+        """Return the seconds of one call in the fastest of three rounds.
+
+        A round calls ``act`` up to 200 times, for about ``least`` seconds.
+        """
 
         def spent(count: int) -> float:
             begun = time.perf_counter()
@@ -165,18 +167,19 @@ def main(seconds: float, indices: list[int]) -> None:
         say(left_out="cards and links: there is no torch with CUDA beside turbofit")
         return
     say(torch=torch.__version__)
-    cards, all_ = Cards(torch, indices), range(torch.cuda.device_count())
-    groups = [*combinations(all_, 2), *(tuple(all_[:size]) for size in (4, 8) if size <= len(all_))]
-    tasks: list[tuple[str, Any, tuple[int, ...]]] = [("card", cards.card, (one,)) for one in all_]
-    tasks += [("copy", cards.pair, two) for two in permutations(all_, 2)]
+    cards, devices = Cards(torch, indices), range(torch.cuda.device_count())
+    groups: list[tuple[int, ...]] = [*combinations(devices, 2)]
+    groups += [tuple(devices[:size]) for size in (4, 8) if size <= len(devices)]
+    tasks: list[tuple[str, Any, tuple[int, ...]]] = [("card", cards.card, (n,)) for n in devices]
+    tasks += [("copy", cards.pair, pair) for pair in permutations(devices, 2)]
     tasks += [("all-reduce", cards.reduce, group) for group in groups]
-    for name, act, of in tasks:
-        what = f"{name} of GPU {'+'.join(str(indices[one]) for one in of)}"
+    for name, act, group in tasks:
+        what = f"{name} of GPU {'+'.join(str(indices[device]) for device in group)}"
         if time.monotonic() > end:
             say(left_out=f"{what}: no time left")
             continue
         try:
-            act(*of)
+            act(*group)
         except RuntimeError as exc:
             reason = str(exc).partition("\n")[0][:200]
             say(left_out=f"{what}: {reason}")

@@ -1,9 +1,9 @@
 """Measures the speeds that forecasts use, as a part of `turbofit calibrate`.
 
-A child process (`calibrate_program.py`) prepares one image on a core of the host. With torch it
-measures each card of the plan, copies between each two cards, and NCCL's all-reduces. The results
-are kept for these GPUs (`machine/learned.py`): later plans forecast by them, and give no peer
-access to a pair whose copies were wrong.
+A child process (`calibrate_program.py`) prepares one image on a core of the host. If torch is
+installed, the process also measures each card of the plan, copies between each two cards, and
+NCCL's all-reduces. The results are kept for these GPUs (`machine/learned.py`). Later plans forecast
+by them, and plan a pair with wrong copies without peer access.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from turbofit.core.struct import decode, to_json
 from turbofit.machine.learned import keep, with_measured
 
 PROGRAM: Final = Path(__file__).with_name("calibrate_program.py")
-#: Seconds after which the program begins no further task.
+#: Seconds; the program begins no task later.
 _SECONDS: Final = 60.0
 #: More seconds for the program's imports, contexts and last task; seconds to end after SIGKILL.
 _GRACE: Final = 60.0
@@ -42,10 +42,10 @@ def measure_speeds(
     *,
     command: Sequence[str] = (sys.executable, "-I", str(PROGRAM)),
 ) -> bool:
-    """Measure these GPUs and the host; return whether anything was kept for later plans.
+    """Measure these GPUs and the host; return whether a result was kept for later plans.
 
-    The caller has reserved memory on the GPUs: a context and 0.6 GiB. ``say`` receives what could
-    not be measured or kept.
+    The caller has reserved a context and 0.6 GiB on each GPU. ``say`` receives a line for each
+    result that could not be measured or kept.
     """
     measured = _measured(machine, gpus, command)
     for text in measured.left_out:
@@ -67,7 +67,7 @@ def measure_speeds(
 
 
 def _measured(machine: Machine, gpus: Sequence[int], command: Sequence[str]) -> Measured:
-    """Run the program and return what it printed, also if it hangs or crashes in the driver."""
+    """Run the program; return the results that it printed, also if the driver hangs or crashes."""
     env = {
         **os.environ,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -75,7 +75,7 @@ def _measured(machine: Machine, gpus: Sequence[int], command: Sequence[str]) -> 
     }
     words = [*command, str(_SECONDS), *map(str, gpus)]
     fields = defaultdict[str, list[Any]](list)
-    # Not a pipe: a process that hangs in the driver survives SIGKILL and keeps its end open.
+    # A file and no pipe: a process that hangs in the driver survives SIGKILL with its pipe open.
     with under_way("measuring cards, links and an image"), TemporaryFile() as output:
         child = subprocess.Popen(
             words, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL
@@ -96,9 +96,9 @@ def _measured(machine: Machine, gpus: Sequence[int], command: Sequence[str]) -> 
         fields["left_out"].append(f"process {child.pid} was killed and hangs in the driver")
     elif child.returncode:
         fields["left_out"].append(f"all after it ended with exit code {child.returncode}")
-    whole = {"torch": "", "image_seconds": 0.0}
-    told = {**fields, **{name: next(iter(fields[name]), empty) for name, empty in whole.items()}}
-    return decode(to_json(told), Measured, what="the measurement")
+    single = {"torch": "", "image_seconds": 0.0}
+    values = {name: next(iter(fields[name]), empty) for name, empty in single.items()}
+    return decode(to_json({**fields, **values}), Measured, what="the measurement")
 
 
 def _beside(old: Measured | None, new: Measured, gpus: set[int]) -> Measured:

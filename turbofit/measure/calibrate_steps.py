@@ -1,10 +1,11 @@
 """Times an engine's own forwards, as a part of `turbofit calibrate`, by requests to one engine.
 
-One answer is watched as a stream, whose pieces come a forward apart: neither HTTP nor a tokenizer
-is in the time between two of them. Beside it run more answers, which are not streamed (forwards
-that decode), or streams that meet a prompt or an image (one longer gap, the forward that reads it).
-A reading is left out where its gaps differ too much for a forward, or the host held the engine up.
-What LMDeploy's own loop adds between two forwards is in a gap: it is a step's time to clients.
+One answer is streamed and watched. A forward passes between two pieces of the stream, so the time
+between two pieces, a gap, has no HTTP and no tokenizer in it. Answers that are not streamed run
+beside it: their number and context give the time of forwards that decode. Or the stream meets a
+prompt or an image: one gap becomes longer by the forward that reads it. A reading is left out if
+its gaps differ too much, or if the host held the engine up. The time that LMDeploy's own loop
+spends between two forwards is in the gap, since clients wait for it, too.
 """
 
 from __future__ import annotations
@@ -32,31 +33,34 @@ from turbofit.planning.steps import refuse_contradictions
 from turbofit.rehearsal.pretend.clock import HELD_UP, ClockFile, ClockReading, held_up_share
 from turbofit.serving.engine.worst_requests import image_part
 
-#: Those of the least use last: time may run out.
+#: Numbers of answers at once, the most useful first: time may run out.
 _SEQUENCES: Final = (1, 8, 32, 128, 2, 4, 16, 64)
 _CONTEXTS: Final = (64, 512, 2048)
-#: Shorter ones take no longer than a step of decoding, among whose gaps they are not found.
+#: Tokens of a prompt. A shorter prompt takes no longer than a step of decoding, so that no gap
+#: shows it.
 _PROMPTS: Final = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-#: A prompt that meets so many answers.
+#: Tokens of a prompt, and the number of answers that it meets.
 _BESIDE: Final = ((512, 8), (512, 32), (2048, 8))
 #: Pictures of one, two, four, six and twelve tiles of InternVL2, most of which add a thumbnail.
 _SIZES: Final = ((448, 448), (896, 448), (896, 896), (1344, 896), (1792, 1344))
-#: Pieces of one of many answers; pieces before a watched answer meets prompts, and its tokens: it
-#: is ended once it has met them, also where the host takes long for an image.
+#: Pieces of the watched answer beside other answers; the fewest gaps of a reading.
 _PIECES: Final = 24
 _LEAST_PIECES: Final = 8
+#: Pieces before the watched answer meets prompts; its tokens at most. The answer is left once it
+#: has met all prompts.
 _FIRST: Final = 6
 _WATCHED: Final = 1024
 _REPEATS: Final = 3
-#: Forwards that pass while requests arrive, beside one for each.
+#: Forwards that pass while requests arrive, besides one forward for each request.
 _AHEAD: Final = 64
-#: A gap is no step if half of the readings differ from the median by more.
+#: The largest spread of a reading: half of its gaps are within this share of the median.
 _MOST_SPREAD: Final = 0.1
-#: Seconds of the card after which no further point begins.
+#: Seconds of the card; no point begins later.
 _SECONDS: Final = 180.0
-#: Tokens: any ones but special ones, and of a question beside an image with its template, at most.
+#: Ids of tokens that are not special: the first id, and how many are used.
 _TOKEN: Final = 100
 _KINDS: Final = 900
+#: Tokens of the question beside an image, with its template, at most.
 _TEXT: Final = 96
 
 
@@ -69,11 +73,11 @@ class EngineAddress(NamedTuple):
 
 
 class _HeldUpError(Exception):
-    """A reading is no forward's time; the message says why."""
+    """A reading is not the time of a forward; the message says why."""
 
 
 class StepTimer:
-    """Times forwards of one engine of a plan; ``clock`` is that of pretend GPUs, None on others."""
+    """Times forwards of one engine of a plan; ``clock``: the clock of pretend GPUs, else None."""
 
     def __init__(
         self, plan: Plan, engine: EnginePlan, address: EngineAddress, clock: ClockFile | None
@@ -83,10 +87,10 @@ class StepTimer:
         self._serial = count()
 
     def measure(self, tell: Callable[[str], None]) -> MeasuredSteps:
-        """Return the timed forwards; ``tell`` receives what is being timed.
+        """Return the timed forwards; ``tell`` receives the name of each measurement.
 
         Raises:
-            UsageError: they contradict each other, or the cards.
+            UsageError: the times contradict each other, or the peaks of the cards.
         """
         if self._clock is not None:
             self._clock.run()
@@ -95,7 +99,7 @@ class StepTimer:
         return self._with_rates(steps)
 
     def _with_rates(self, steps: MeasuredSteps) -> MeasuredSteps:
-        """Return the steps with what they say of the cards for other models."""
+        """Return the steps with the rates of the cards that follow for other models."""
         machine, weights = self._plan.machine, weights_of(self._plan.model)
         if not weights:
             return steps
@@ -108,7 +112,7 @@ class StepTimer:
     async def _measured(self, tell: Callable[[str], None]) -> MeasuredSteps:
         key, points, left_out = self._address.key, list[StepPoint](), list[str]()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # A server may end a connection that was idle just when it is used again.
+        # A server may end an idle connection at the moment when a request uses it.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         seconds = _SECONDS * self._slower
         patience, ends = aiohttp.ClientTimeout(total=seconds), time.monotonic() + seconds
@@ -135,9 +139,9 @@ class StepTimer:
         return MeasuredSteps(quant_policy=policy, points=tuple(points), left_out=tuple(left_out))
 
     def _tasks(self, left_out: list[str]) -> dict[str, Callable[[], Awaitable[StepPoint]]]:
-        """Return what can be timed within the engine's batch, cache and forward, by name.
+        """Return the measurements within the engine's batch, cache and forward, by name.
 
-        ``left_out`` receives the rest, with the reason.
+        ``left_out`` receives the names of other measurements, with the reason.
         """
         batch, most = self._engine.settings.max_batch_size, self._longest_prompt
         tasks: dict[str, Callable[[], Awaitable[StepPoint]]] = {}
@@ -161,7 +165,7 @@ class StepTimer:
 
     @property
     def _decodings(self) -> list[tuple[int, int]]:
-        """Numbers of sequences up to the plan's own, with the contexts that the cache holds."""
+        """Numbers of sequences up to the plan's own, each with contexts that fit the cache."""
         settings, found = self._engine.settings, list[tuple[int, int]]()
         reached = [sequences for sequences in _SEQUENCES if sequences < settings.max_batch_size]
         for sequences in (*reached[:1], settings.max_batch_size, *reached[1:]):
@@ -173,7 +177,7 @@ class StepTimer:
 
     @property
     def _pictures(self) -> dict[int, DummyImage]:
-        """The images that one forward reads, by their vision units."""
+        """The images that fit into one forward, by their vision units."""
         rule, limits = self._plan.model.image_rule, self._plan.promise.limits
         if rule is None or limits.image_limit is None or limits.vision_unit is None:
             return {}
@@ -186,24 +190,24 @@ class StepTimer:
 
     @property
     def _longest_prompt(self) -> int:
-        """The most tokens of a prompt that one forward reads beside the watched answer."""
+        """The most tokens of a prompt that fit into one forward beside the watched answer."""
         settings, room = self._engine.settings, self._engine.kv.tokens - 2 * _CONTEXTS[0]
         forward = engine_of(self._plan).forward_tokens(settings) - 2
         return min(forward, settings.session_len - 8, room - _WATCHED)
 
     def _answer(self, sequences: int) -> int:
-        """Return the tokens of an answer that outlives the start of so many.
+        """Return the tokens of an answer that is not ended before all ``sequences`` have begun.
 
-        Each may begin with a forward of its own, beside those that read all prompts.
+        Each sequence may begin with a forward of its own, besides the forwards that read prompts.
         """
         forward = engine_of(self._plan).forward_tokens(self._engine.settings)
         return _PIECES + _AHEAD + sequences + sequences * _CONTEXTS[-1] // forward
 
     async def _decode(self, sequences: int, context: int) -> StepPoint:
-        """Watch one of so many equal answers, while all run.
+        """Watch one of ``sequences`` equal answers, while all of them run.
 
-        The last gaps before the first answer ends are steps of all: the last answer to begin has as
-        many forwards as `_answer` gives it.
+        The last gaps before the first answer ends are steps of all answers, since an answer is as
+        long as `_answer` says.
         """
         answer = self._answer(sequences)
         others = (self._ended(self._body(context, answer)) for _ in range(sequences - 1))
@@ -233,13 +237,13 @@ class StepTimer:
     async def _beside(
         self, ask: Callable[[], Awaitable[int]], prompt: int, units: int = 0, answers: int = 1
     ) -> StepPoint:
-        """Watch answers, which meet a request several times: each makes one gap longer."""
+        """Watch answers that meet a request several times; each request makes one gap longer."""
         context, enough = _CONTEXTS[0], asyncio.Event()
         length = min(_WATCHED, self._engine.settings.session_len - context)
         started = [asyncio.Event() for _ in range(answers)]
         body = partial(self._body, context, length)
-        watched = [asyncio.ensure_future(self._watch(body(), one, enough)) for one in started]
-        await asyncio.gather(*(one.wait() for one in started))
+        watched = [asyncio.ensure_future(self._watch(body(), event, enough)) for event in started]
+        await asyncio.gather(*(event.wait() for event in started))
         asked = []
         try:
             for _ in range(_REPEATS):
@@ -262,14 +266,14 @@ class StepTimer:
         )
 
     def _median(self, gaps: Sequence[float], least: int = _LEAST_PIECES) -> tuple[float, float]:
-        """Return the median gap, and the share within which half of all gaps are around it."""
+        """Return the median gap, and the share of the median within which half of the gaps lie."""
         if len(gaps) < least:
             raise _HeldUpError(f"{len(gaps)} readings, too few")
         middle = median(gaps)
         low, _, high = quantiles(gaps, n=4)
         spread = (high - low) / 2 / middle if middle else float("inf")
         if spread > _MOST_SPREAD:
-            raise _HeldUpError(f"the readings differ by {spread:.0%}, so that they are no steps")
+            raise _HeldUpError(f"the readings differ by {spread:.0%}, too much for steps")
         return middle, spread
 
     def _point(self, seconds: float, spread: float, **work: int) -> StepPoint:
@@ -285,7 +289,7 @@ class StepTimer:
                 )
 
     def _body(self, tokens: int, answer: int) -> dict[str, Any]:
-        """Return a request that shares no prefix with any other."""
+        """Return a request that shares no prefix with any other request."""
         high, low = divmod(next(self._serial), _KINDS)
         ids = [_TOKEN + low, _TOKEN + high % _KINDS] + [_TOKEN] * (tokens - 2)
         return {"input_ids": ids, "max_tokens": answer}
@@ -295,7 +299,7 @@ class StepTimer:
         return time.perf_counter()
 
     async def _ask(self, body: dict[str, Any], path: str = "/generate") -> int:
-        """Send a request; returns the tokens of its prompt, 0 if the engine does not tell."""
+        """Send a request; return the tokens of its prompt; 0 if the engine does not count them."""
         async with self._post(body, path) as response:
             response.raise_for_status()
             answer = json.loads(await response.read())
@@ -307,9 +311,10 @@ class StepTimer:
         started: asyncio.Event | None = None,
         enough: asyncio.Event | None = None,
     ) -> list[float]:
-        """Return when the pieces of a streamed answer came; ``started`` is set after some.
+        """Return the times at which the pieces of a streamed answer came.
 
-        The answer is left at its first piece after ``enough``, which ends it in the engine.
+        ``started`` is set after `_FIRST` pieces. At the first piece after ``enough`` is set, the
+        stream is closed, and the engine ends the answer.
         """
         times: list[float] = []
         try:

@@ -1,7 +1,7 @@
-"""The examiner of a calibration: sends an engine all worst cases, reads memory and times steps.
+"""Examines an engine for a calibration: sends all worst cases, reads memory and times steps.
 
-Memory is read after the warm-up, after one small request of each kind (for kernels) and after each
-worst case.
+Memory is read after the warm-up, after one small request of each kind (it loads kernels) and after
+each worst case.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _REQUEST: Final = "vision_request"
 
 
 class Calibrator:
-    """The `Examiner` of a calibration: sends an engine all worst cases, reads memory after each.
+    """The `Examiner` of a calibration: sends all worst cases, and reads the memory after each case.
 
-    `begin` drops the observations of an earlier plan's engines.
+    `begin` drops the observations of an earlier plan.
     """
 
     def __init__(self, usage_of: Callable[[Plan], GpuUsage], say: Callable[[str], None]) -> None:
         self._usage_of, self._say = usage_of, say
         self.usage: GpuUsage | None = None
         self._observations: dict[int, Observation] = {}
-        #: Engines are timed one after another, and one of each kind of cards.
+        #: One engine at a time is timed, and only one engine for each kind of cards.
         self._timing, self._timed = threading.Lock(), set[tuple[str, ...]]()
 
     @property
@@ -66,7 +66,7 @@ class Calibrator:
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        usage, observations = self.usage, self._observations  # of the engine's own plan
+        usage, observations = self.usage, self._observations  # `begin` may replace both meanwhile
         assert usage is not None
         observations.pop(engine.group, None)  # an engine that starts again is measured again
         try:
@@ -86,8 +86,8 @@ class Calibrator:
         def take(name: str) -> None:
             sizes: dict[int, int] = {}
             for index, span in usage.read(engine).items():
-                # Memory in use after a worst case also belongs to it: pools keep their largest
-                # size.
+                # The memory that stays in use after a worst case also counts, since pools keep
+                # their largest size.
                 sizes[index] = span.last if name in (STEADY, KERNELS) else max(span)
                 used.setdefault(index, {})[name] = sizes[index]
             most = max(sizes, key=lambda index: sizes[index])
@@ -119,9 +119,10 @@ class Calibrator:
         return Observation(group=engine.group, free=free, region=region, cards=cards, steps=steps)
 
     def _steps(self, plan: Plan, engine: SupervisedEngine, model: str) -> MeasuredSteps | None:
-        """Return the timed forwards of an engine; None where forwards take no time, or were timed.
+        """Return the timed forwards of an engine.
 
-        Pretend GPUs without a clock take no time.
+        None if an engine on such cards was timed, or on pretend GPUs without a clock, where a
+        forward takes no time.
         """
         names = tuple(sorted(gpu.name for gpu in engine.planned.ledgers))
         with self._timing:

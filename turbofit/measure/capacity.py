@@ -27,10 +27,10 @@ _LEAST: Final = 12
 
 
 class CapacitySearch:
-    """Chooses at most six loads, by what the loads before have shown.
+    """Chooses at most six loads, each by the results of the loads before.
 
-    ``load`` states a request; ``first`` is the number of clients to begin with, ``most`` the
-    largest that is tried. No host prepares images for more than ``host_rate`` requests a second.
+    ``load``: a request. ``first``: the number of clients to begin with; ``most``: the largest
+    number to try. ``host_rate``: the most requests a second for which the host prepares images.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CapacitySearch:
         self._why = ""
 
     def loads(self) -> Loads:
-        """Yield the loads; send how each ended."""
+        """Yield the loads; the caller sends how each load ended."""
         clients, rate = max(1, min(self._first, self._most)), 0.0
         for _ in range(_CLIENTS):
             if not self._good < clients < self._bad:
@@ -90,8 +90,8 @@ class CapacitySearch:
         self._say(f"{how}: {'kept' if keeps else 'not kept'}{bound}")
 
     def found(self) -> Capacity:
-        """Return what the loads have shown."""
-        rates = [one.rate for one in self._tried if one.rate is not None and one.keeps]
+        """Return the most clients and the largest rate that kept the SLO, with all loads."""
+        rates = [load.rate for load in self._tried if load.rate is not None and load.keeps]
         return Capacity(
             clients=self._good,
             more=self._good > 0 and self._bad > self._most,
@@ -102,7 +102,7 @@ class CapacitySearch:
 
 
 def within_host(figures: SpeedFigures, rate: float) -> SpeedFigures:
-    """Return the figures with the requests a second for which a host prepares images, at most."""
+    """Return the figures, lowered to ``rate`` requests a second, the most that a host prepares."""
     share = min(1.0, rate / max(figures.requests_per_second, 1e-9))
     return replace(
         figures,

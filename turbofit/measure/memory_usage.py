@@ -1,4 +1,4 @@
-"""Reads the bytes that a plan's GPUs have in use: by NVML, or of pretend GPUs.
+"""Reads the bytes in use on a plan's GPUs: by NVML, or by the account of pretend GPUs.
 
 Sizes are in bytes, times are those of `time.monotonic`.
 """
@@ -16,9 +16,9 @@ from turbofit.machine.nvml import GpuLostError, Nvml, answered
 from turbofit.serving.engine.supervised_engine import SupervisedEngine
 
 _SECONDS: Final = 0.01
-#: Seconds to wait for a running query: a driver that lost a card may never answer.
+#: Seconds to wait for the last query: a driver that lost a card may never answer.
 _LAST_SECONDS: Final = 10.0
-#: Seconds for which a card is sampled before a reading, whose last sample is then recent.
+#: Seconds of samples right before a reading, so that the reading's last sample is recent.
 _SETTLE: Final = 0.3
 
 
@@ -75,7 +75,7 @@ class NvmlUsageReader:
         self._since = dict.fromkeys(self._uuids, time.monotonic())
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """Return the highest use since this engine's last reading, and the use now, by GPU.
+        """Return the highest use since the engine's last reading, and the present use, by GPU.
 
         Raises:
             MachineError: a GPU did not answer during the reading.
@@ -116,7 +116,7 @@ class NvmlUsageReader:
 class PretendUsageReader:
     """Reads the bytes that pretend GPUs hold.
 
-    Their peaks cannot be reset, so a reading has a new peak only if it exceeds all earlier peaks.
+    A pretend GPU's peak cannot be reset: a reading has a new peak only above all earlier peaks.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -127,7 +127,7 @@ class PretendUsageReader:
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
         """Return the bytes in use on each pretend GPU: now, and at the peak since the last reading.
 
-        If the highest peak has not risen since then, the bytes in use now count as the peak.
+        If the highest peak has not risen since the last reading, the present use is the peak.
 
         Raises:
             MachineError: the account of the pretend GPUs cannot be read.

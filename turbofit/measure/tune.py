@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 #: Seconds that a trial measures by default.
 _SECONDS: Final = 30.0
-#: The most requests at once of a default load.
+#: The most requests at once in a default load.
 _MOST_AT_ONCE: Final = 128
 #: The most clients at once for which an SLO is tried.
 _MOST_CLIENTS: Final = 512
@@ -45,10 +45,10 @@ _SHOWN: Final = 120
 
 
 class TuneRequest(NamedTuple):
-    """A tuning that a person asks for: what to plan for, and the load to try settings with.
+    """A tuning that a person asks for: the request of the plan, and the load of the trials.
 
-    All trials together may take ``seconds`` from ``began``, which is a time of the monotonic clock.
-    With ``apart`` the result holds for pretend GPUs only.
+    All trials together may take ``seconds`` from ``began``, a time of the monotonic clock. With
+    ``apart`` the result holds for pretend GPUs only.
     """
 
     request: PlanRequest
@@ -70,7 +70,7 @@ def tune_model(
 
     Raises:
         StoppedError: a signal came before anything was measured.
-        UsageError: the plan is for Transformers, for which nothing can be tuned.
+        UsageError: the plan is for Transformers, which has no settings to tune.
     """
     run = Run(config, leases, say)
     run.plan = run.planner.make({})
@@ -129,7 +129,7 @@ def tune_model(
 def _facts(
     wanted: TuneRequest, usual: Plan, load: LoadSpec, lmdeploy: str, clock: ClockChoice
 ) -> dict[str, Any]:
-    """Return the fields of a tuning that say what it is for."""
+    """Return the facts for which a tuning holds: a later plan must have the same facts."""
     return {
         "model": identity(usual.model),
         "gpus": cards_of(usual.machine),
@@ -149,14 +149,15 @@ def _capacity(
 ) -> Tuning:  # fmt: skip
     """Find for how many clients the plan's own settings keep the SLO, in one start of its engines.
 
-    Nothing is kept for later plans.
+    The result is not kept for later plans.
     """
     began = time.monotonic()
     load = load.changed(concurrency=None)
     most = max(1, min(_MOST_CLIENTS, 4 * usual.requests_at_once))
     limit = wanted.slo.get("ttft", math.inf)
     keeps = (n for n in range(most, 0, -1) if forecast_of(usual, load, n).ttft <= limit)
-    # Few clients are soon tried, and the formula says little of how images wait for this host.
+    # The formula does not know how long images wait for this host, and few clients take little
+    # time: the search begins with a quarter.
     first = max(1, min(next(keeps, 1), usual.requests_at_once) // 4)
     search = CapacitySearch(
         load, wanted.slo, first=first, most=most, host_rate=_host_rate(usual, load), say=say
@@ -172,15 +173,15 @@ def _capacity(
 
 
 def _host_rate(plan: Plan, load: LoadSpec) -> float:
-    """Return the requests a second for which the host prepares images; infinity without any."""
+    """Return the requests a second for which the host prepares images; infinity without images."""
     host = host_of(plan, load)
     return math.inf if host is None else host.images_per_second / load.images
 
 
 def why_not_kept(result: Tuning, before: Tuning | None) -> str:
-    """Return why later plans go on with ``before``; empty if they use the new result."""
+    """Return why later plans keep the result ``before``; empty if they use the new result."""
     if before is not None and result.interrupted and len(result.trials) < len(before.trials):
-        return f"it was interrupted, and the tuning before tried {len(before.trials)} settings"
+        return f"it was interrupted, and an earlier tuning tried {len(before.trials)} settings"
     return ""
 
 
@@ -188,7 +189,7 @@ def _choices(
     wanted: TuneRequest, request: PlanRequest, usual: Plan, load: LoadSpec,
     say: Callable[[str], None],
 ) -> tuple[list[TrialChoice], int]:  # fmt: skip
-    """Return the choices and the number of requests at once; print what a person should know."""
+    """Return the choices and the number of requests at once; say both to the person."""
     at_once = load.at_once or _at_once(usual)
     candidates = choices(
         request, usual, load, at_once, wanted.kv_types, prefix=load.shared_prefix > 0
@@ -202,9 +203,9 @@ def _choices(
 
 
 def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
-    """Return the load with its defaults: the requests at once of `_at_once`, and 30 s.
+    """Return the load with its defaults: 30 seconds, and the requests at once of `_at_once`.
 
-    Its images are left out if the plan has none.
+    The load has no images if the plan has none.
     """
     images = {} if usual.promise.limits.vision_unit is not None else {"images": 0}
     window = {} if load.requests or load.seconds else {"seconds": _SECONDS}
@@ -228,7 +229,7 @@ def _length(load: LoadSpec) -> str:
 def _at_once(usual: Plan) -> int:
     """Return the number of requests at once for the trials: twice the plan's, at most 128.
 
-    So many requests are enough to show how fast a full batch is.
+    Twice the plan's requests keep a batch full.
     """
     return max(1, min(_MOST_AT_ONCE, 2 * usual.requests_at_once))
 
@@ -237,9 +238,9 @@ def _at_once(usual: Plan) -> int:
 class Tuner:
     """Tries the first choice, then choices with the best forecasts, then the best choice again.
 
-    ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
-    and drives the load. ``at_once``: requests under way; ``starts``: how many choices are tried;
-    ``seconds``: the time of all trials. ``blank`` is the result without its trials.
+    ``plan_of`` makes the plan of options anew, for the present machine. ``run`` starts a plan's
+    engines and drives the load. ``at_once``: requests under way. ``starts``: how many choices are
+    tried. ``seconds``: the time of all trials. ``blank``: the result without its trials.
     """
 
     choices: Sequence[TrialChoice]
@@ -260,6 +261,7 @@ class Tuner:
 
     @property
     def left(self) -> float:
+        """The seconds that are left for trials."""
         return self._ends - self.clock()
 
     def tune(self) -> Tuning:
@@ -290,16 +292,16 @@ class Tuner:
         )
 
     def _best_again(self) -> TrialRecord | None:
-        """Try the best choice again, for twice as long; return its trial if it is still good.
+        """Try the best choice again, for twice as long; return the new trial if it is good.
 
-        If it is not, the next best choice is tried. None if there is only one good trial, no time
-        is left, or all fail.
+        If the new trial is not good, the next best choice is tried again. None if only one trial is
+        good, no time is left, or all choices fail.
         """
         good = self._good()
         for trial in good if len(good) > 1 else ():
             if not self._has_time():
                 break
-            choice = next(one for one in self.choices if one.options == trial.options)
+            choice = next(choice for choice in self.choices if choice.options == trial.options)
             self._trials.append(again := self._try(choice, _twice(self.load), again=True))
             if again.meets_slo:
                 return again
@@ -308,10 +310,10 @@ class Tuner:
     def _good(self) -> list[TrialRecord]:
         """Return the trials that meet the SLO, the best first.
 
-        Options that failed when they were tried again are left out.
+        Trials whose options failed in a second trial are left out.
         """
         failed = [trial.options for trial in self._trials if trial.again and not trial.meets_slo]
-        good = [one for one in self._trials if one.meets_slo and one.options not in failed]
+        good = [trial for trial in self._trials if trial.meets_slo and trial.options not in failed]
         return sorted(good, key=self._value, reverse=True)
 
     def _most_promising(self, left: Sequence[TrialChoice]) -> TrialChoice:
@@ -325,17 +327,18 @@ class Tuner:
         return order(left, measured, self.blank.slo, self.at_once)[0]
 
     def _value(self, trial: TrialRecord) -> float:
-        """Return what a measured trial is worth by the goal: a larger value is better."""
+        """Return the value of a measured trial by the goal; a larger value is better."""
         assert trial.measured is not None
         if self.blank.goal == "latency":
             return -trial.measured.e2e_p50
         return trial.measured.requests_per_second
 
     def _has_time(self) -> bool:
-        """Return whether one more trial, as long as the longest so far, would end in time."""
+        """Return whether the time that is left suffices for a trial as long as the longest."""
         return self.left >= max((trial.seconds for trial in self._trials), default=-math.inf)
 
     def _left_out(self, left: Sequence[TrialChoice]) -> str:
+        """Return a message on the choices that were not tried, and why."""
         if not left:
             return "all settings were tried"
         why = "those with the best forecast were tried"

@@ -1,6 +1,6 @@
 """Runs one trial: starts the engines of a plan as `serve` does, and drives a load.
 
-When a trial ends, for whatever reason, its engines, gateway and load have ended too.
+When a trial ends, for any reason, its engines, gateway and load have ended.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from turbofit.measure.load.spec import LoadSpec
     from turbofit.measure.tune_space import LoadForecast, TrialChoice
 
-#: The times that an SLO can limit, and the measured figure that must stay below each limit.
+#: The times that an SLO can limit, each with the measured figure that must not exceed the limit.
 LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
 #: The largest share of requests that may fail.
 _FAILING: Final = 0.01
@@ -85,9 +85,9 @@ def order(
 ) -> list[TrialChoice]:
     """Sort the remaining choices, the most promising first.
 
-    First come the choices that keep the SLO by their forecast, with the most requests a second
-    first. Then come the others, with the least excess over the SLO first. ``measured`` has the
-    forecast of a trial and its figures; the ratio of their times, if given, corrects all forecasts.
+    First come the choices that keep the SLO by their forecast, the most requests a second first.
+    Then come the others, the least excess over the SLO first. ``measured``: a trial's forecast and
+    its figures; the ratios of their times correct all forecasts.
     """
 
     def times(forecast: LoadForecast) -> dict[str, float]:
@@ -96,36 +96,36 @@ def order(
 
     factors = dict.fromkeys(LIMITS, 1.0)
     if measured is not None:
-        told = times(measured[0])
+        forecast = times(measured[0])
         factors = {
-            name: getattr(measured[1], figure) / max(told[name], 1e-6)
+            name: getattr(measured[1], figure) / max(forecast[name], 1e-6)
             for name, figure in LIMITS.items()
         }
 
     def promise(choice: TrialChoice) -> tuple[float, float]:
-        told = times(choice.forecast)
-        missed = max((told[name] * factors[name] / limit for name, limit in slo.items()), default=0)
-        return -max(1.0, missed), choice.rate
+        seconds = times(choice.forecast)
+        shares = (seconds[name] * factors[name] / limit for name, limit in slo.items())
+        return -max(1.0, max(shares, default=0.0)), choice.rate
 
     return sorted(left, key=promise, reverse=True)
 
 
 class TrialEnd(NamedTuple):
-    """How a trial ended: the figures of its load, or why there are none."""
+    """How a trial ended: the figures of its load, or the reason why it has no figures."""
 
     measured: SpeedFigures | None
     outcome: Outcome
     why: str = ""
 
 
-#: Yields loads for one server, and receives how each ended.
+#: A generator that yields loads for one server, and receives how each load ended.
 Loads = Generator["LoadSpec", TrialEnd, None]
 
 
 def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
-    """Start the plan's engines, drive the load, and end the engines; return what was measured.
+    """Start the plan's engines, drive the load, end the engines; return the load's figures.
 
-    ``common`` provides what all trials share, except the gateway.
+    ``common``: a run with the configuration and the leases of all trials; its gateway is not used.
 
     Raises:
         StoppedError: a person's signal ended the trial.
@@ -140,7 +140,7 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
 def run_loads(common: Run, plan: Plan, loads: Loads) -> TrialEnd:
     """Start the plan's engines, drive one load after another, and end the engines.
 
-    Return how the last load ended. ``common`` is as in `run_trial`.
+    Return how the last load ended. ``common``: see `run_trial`.
 
     Raises:
         StoppedError: a person's signal ended the loads.
@@ -171,9 +171,9 @@ def run_loads(common: Run, plan: Plan, loads: Loads) -> TrialEnd:
 
 
 class _Load:
-    """The loads of a trial: each a `turbofit bench` that runs while the engines are supervised.
+    """The loads of a trial, each a process of `turbofit bench` while the engines are supervised.
 
-    A load is another process: in this process it would wait for the gateway's interpreter lock.
+    In this process a load and the gateway would wait for each other's interpreter lock.
     """
 
     def __init__(self, loads: Loads, key: str, stop: StopSignal) -> None:
@@ -184,7 +184,7 @@ class _Load:
         self.last = TrialEnd(None, "unserved", "no load began")
 
     def died(self, why: str) -> None:
-        """Note why nothing can be measured: an engine ended, or none started."""
+        """Note why the load cannot be measured: an engine ended, or no engine started."""
         self.death = self.death or why
         self._stop.end()
 
@@ -213,7 +213,7 @@ class _Load:
             self._stop.end()
 
     def end(self) -> None:
-        """Stop the load if it runs, and read its measurements."""
+        """Stop the load if it runs, and read its results."""
         process, self._process = self._process, None
         if process is None:
             return

@@ -30,9 +30,9 @@ _PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
 
 
 class LoadForecast(NamedTuple):
-    """The forecast of a plan's speed under a load, which orders trials; times are in seconds.
+    """The forecast of a plan's speed under a load, by which trials are ordered, in seconds.
 
-    ``told`` is what people are told of it.
+    ``told``: the part of the forecast that people see.
     """
 
     requests_per_second: float
@@ -44,7 +44,7 @@ class LoadForecast(NamedTuple):
 def forecast_of(plan: Plan, load: LoadSpec, at_once: float) -> LoadForecast:
     """Forecast the speed of all engines of a plan together, with ``at_once`` requests in all.
 
-    The host prepares images meanwhile, as in a plan's own forecast (`throughput.forecast`).
+    As in a plan's own forecast (`throughput.forecast`), the host prepares images at the same time.
     """
     images = _vision_load(plan, load)
     closed = ClosedLoad(
@@ -54,11 +54,12 @@ def forecast_of(plan: Plan, load: LoadSpec, at_once: float) -> LoadForecast:
         images=images,
     )
     rate, ttft, tpot = 0.0, 0.0, 0.0
-    for one in plan.engines:
-        speed = speed_of(engine_rates(plan, one), rates(), closed, one.settings, one.kv.tokens)
+    for engine in plan.engines:
+        group = engine_rates(plan, engine)
+        speed = speed_of(group, rates(), closed, engine.settings, engine.kv.tokens)
         rate += speed.requests_per_second
         ttft = max(ttft, speed.seconds_to_first_token)
-        # After its first token a row waits for the prefills of other rows that come later.
+        # After its first token a request also waits for the prefills of later requests.
         taken = speed.seconds_per_request - speed.seconds_to_first_token
         tpot = max(tpot, taken / load.output_tokens, speed.step)
     host = host_of(plan, load)
@@ -95,7 +96,7 @@ def _vision_load(plan: Plan, load: LoadSpec) -> VisionLoad:
 
 
 class TrialChoice(NamedTuple):
-    """Settings to try: the options that lead to the plan, the plan itself, and its forecast."""
+    """Settings to try: the options that make the plan, the plan itself, and its forecast."""
 
     options: dict[str, Any]
     plan: Plan
@@ -116,10 +117,10 @@ def choices(
     *,
     prefix: bool = False,
 ) -> list[TrialChoice]:
-    """Return all choices: first ``usual``, the plan without tuning, then the others by speed.
+    """Return all choices: first ``usual``, the plan without tuning, then the others.
 
-    The speed is the forecast, fastest first. The person's own options are not changed. ``prefix``:
-    try prefix caching, too, since it may help this load.
+    The others are in the order of their forecast, the fastest first. The person's own options do
+    not change. ``prefix``: also try prefix caching, which may help this load.
     """
     chosen = [TrialChoice({}, usual, forecast_of(usual, load, at_once))]
     kinds = {_kind(usual, at_once)}
@@ -138,12 +139,13 @@ def choices(
 def _every(
     request: PlanRequest, usual: Plan, kv_types: Sequence[int], *, prefix: bool
 ) -> Iterator[dict[str, Any]]:
+    """Yield the options of all combinations of shapes and settings that the person left open."""
     given = request.given()
     planned: tuple[str, int, int] = (usual.backend.name, usual.tp, usual.replicas)
     shapes = {planned}
     shapes |= {(row.engine, row.tp, row.replicas) for row in usual.considered if row.fits}
     gpus = len(usual.machine.visible)
-    # Idle cards serve nothing; with unequal cards the plan's own shape stays.
+    # Only shapes that use all cards; with unequal cards the plan's own shape.
     whole = {shape for shape in shapes if shape[1] * shape[2] == gpus} or shapes
     axes: dict[str, Sequence[Any]] = {
         "max_prefill_token_num": _PREFILLS,
@@ -165,7 +167,7 @@ def _rows(plan: Plan, at_once: float) -> int:
 
 
 def _kind(plan: Plan, at_once: float) -> tuple[object, ...]:
-    """Return the settings that matter under the load; plans with equal settings count as alike."""
+    """Return the settings that matter under the load; plans with the same settings are alike."""
     settings = plan.smallest.settings
     return (
         plan.backend.name, plan.tp, plan.replicas, _rows(plan, at_once),

@@ -20,19 +20,19 @@ from turbofit.gateway.http.about import About, ClockFacts
 from turbofit.gateway.http.routes import first_model
 from turbofit.measure.load.prompt import LARGEST_ERROR, NO_JSON, StreamError, event_of
 
-#: The most bytes of a line in a stream: no server of text sends a longer one.
+#: The most bytes of a line in a stream; a server of text sends no longer line.
 _LONGEST_LINE: Final = 1 << 20
 _TEXTS: Final = ("content", "reasoning_content", "reasoning")
 _SHOWN: Final = 200
 #: The most bytes of a server's page `/about` that are read.
 _LARGEST_ABOUT: Final = 1 << 20
 _CONNECT_SECONDS: Final = 10.0
-#: Below uvicorn's 5 s, so that no request uses a connection which the server is closing.
+#: Seconds, below uvicorn's 5: no request uses a connection that the server closes.
 _KEEP_ALIVE: Final = 3.0
 _LONGEST_PAUSE: Final = 30.0
 _READ_BUFFER: Final = 1 << 18
 _CHAT: Final = "/v1/chat/completions"
-#: Names of errors by type; the first type that fits counts.
+#: The name of an error by its type; the first type in the list counts.
 _KINDS: Final = (
     (aiohttp.ClientConnectorError, "no connection"),
     (aiohttp.SocketTimeoutError, "stalled"),
@@ -43,11 +43,11 @@ _KINDS: Final = (
 
 @dataclass(slots=True)
 class Answer:
-    """The answer to one request; times are by the load's clock.
+    """The answer to one request; times are those of `time.perf_counter`.
 
-    ``counts``: the request began in the window that is measured. ``kind`` names the error, and is
-    empty if there is none; ``example`` is the error's text. ``pieces``: the times at which pieces
-    of text came. ``pretend``: the server has pretend GPUs.
+    ``counts``: the request began in the measured window. ``kind``: the name of the error; empty
+    without an error. ``example``: the error's text. ``pieces``: the times at which pieces of text
+    came. ``pretend``: the server has pretend GPUs.
     """
 
     begun: float
@@ -62,7 +62,7 @@ class Answer:
     pretend: bool = False
 
     def divide(self, by: float) -> None:
-        """Divide all times, which a server measured that is ``by`` times slower than life."""
+        """Divide all times by ``by``: the server is so many times slower than the card."""
         self.begun /= by
         self.ended = None if self.ended is None else self.ended / by
         self.pieces = array("d", (at / by for at in self.pieces))
@@ -73,9 +73,9 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens by the server's count, or of pieces if the server does not count.
+        """The number of tokens by the server's count; without a count, the number of pieces.
 
-        There may be fewer pieces than tokens.
+        A piece may have several tokens.
         """
         return len(self.pieces) if self.output_tokens is None else self.output_tokens
 
@@ -102,12 +102,12 @@ class StreamReader:
 
     def __init__(self, answer: Answer) -> None:
         self._answer, self._rest = answer, b""
-        #: When events came, with or without text: an answer without any text is timed by them.
+        #: The times of all events, with or without text. They count if no event has text.
         self._events: array[float] = array("d")
         self._done = self._finished = False
 
     def feed(self, data: bytes, at: float) -> None:
-        """Take bytes of the body, which came at the time ``at``.
+        """Read the bytes of the body that came at the time ``at``.
 
         Raises:
             StreamError: the bytes are no events of an answer.
@@ -137,7 +137,7 @@ class StreamReader:
             raise StreamError("empty answer")
 
     def _event(self, event: JsonObject, at: float) -> None:
-        """Note the text, the end and the usage of an event."""
+        """Note the text, the end and the usage in an event."""
         choices = event["choices"] if isinstance(event["choices"], list) else []
         choices = [choice for choice in choices if isinstance(choice, dict)]
         if choices:
@@ -166,8 +166,8 @@ def _count(value: Any) -> int | None:
 class ServerClient:
     """Connections to one OpenAI-compatible server; a context manager.
 
-    ``url`` is the server's address, with or without ``/v1``. An answer may take ``timeout``
-    seconds, and ``silence`` seconds may pass without a byte.
+    ``url``: the server's address, with or without ``/v1``. ``timeout``: the longest time of an
+    answer in seconds; ``silence``: the longest time without a byte.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ def stated_pause(headers: Mapping[str, str], most: float) -> float:
 
 
 async def body_of(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """Read a body's first bytes, at most ``most``, from as many packets as it takes."""
+    """Read the first bytes of a body, at most ``most``, over several packets if necessary."""
     pieces = []
     while data := await response.content.read(most):
         pieces.append(data)
@@ -246,7 +246,7 @@ class LoadClient(ServerClient):
         )
 
     async def clock(self) -> ClockFacts | None:
-        """Return how time passes on the server's pretend GPUs; None if it does not say so."""
+        """Return how time passes on the server's pretend GPUs; None from another server."""
         try:
             async with self._session.get(f"{self._url}/about") as response:
                 raw = await body_of(response, _LARGEST_ABOUT)

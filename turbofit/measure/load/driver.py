@@ -1,8 +1,8 @@
-"""Drives a load: the warm-up, the window that is measured, and the end.
+"""Drives a load: the warm-up, the measured window, and the end.
 
-The load goes on until all requests that began in the window are answered, so that even the last of
-these requests meet a busy server. Requests that begin after the window do not count, and are broken
-off at the end.
+The load goes on until all requests that began in the window are answered, so that the last requests
+also meet a busy server. A request that begins after the window does not count; it is broken off at
+the end.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ if TYPE_CHECKING:
     from turbofit.measure.load.client import Answer
     from turbofit.measure.load.spec import LoadSpec
 
-#: Seconds from a failed request to the next in its place; each further failure doubles them.
+#: Seconds from a failed request to the next request of its place; each further failure doubles the
+#: pause.
 _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 #: The number of failures in a row (per place, in a closed loop) that ends a load.
 _HOPELESS: Final = 4
 _LEAST_HOPELESS: Final = 8
-#: Above this share of a CPU the client may limit the server.
+#: The share of a CPU above which the client may limit the server.
 _BUSY: Final = 0.8
 _LATE: Final = 0.1
 _FILES: Final = 65536
@@ -56,7 +57,7 @@ _SILENCE: Final = 120.0
 class LoadRun:
     """One load from its beginning to its end.
 
-    ``ask`` sends one request, and raises nothing; ``tick`` is called each second.
+    ``ask`` sends one request and raises no error; ``tick`` is called each second.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class LoadRun:
         tick: Callable[[LoadRun], None] = lambda _: None,
     ) -> None:
         self.spec, self._ask, self._tick = spec, ask, tick
-        #: All requests that have ended, in the order of their ends.
+        #: The answers of all requests that ended, in the order of their ends.
         self.answers: list[Answer] = []
         self.opened = time.perf_counter()
         self.closed: float | None = None
@@ -80,13 +81,13 @@ class LoadRun:
         self._tasks: set[asyncio.Future[object]] = set()
 
     def stop(self, why: str = "interrupted") -> None:
-        """End the load immediately; what was measured so far counts."""
+        """End the load immediately; its answers so far count."""
         self._close()
         self.stopped = self.stopped or why
         self._end.set()
 
     def divide(self, by: float) -> None:
-        """Divide all times of an ended load on a server that is ``by`` times slower than life."""
+        """Divide all times by ``by``: the server is so many times slower than the card."""
         for answer in self.answers:
             answer.divide(by)
         self.opened, self.late = self.opened / by, self.late / by
@@ -126,9 +127,9 @@ class LoadRun:
         return Step("measuring", time.perf_counter() - self.opened, seconds or 0.0, "s", counts)
 
     async def _place(self) -> None:
-        """Send requests one after another, each when the last is answered; pause after errors.
+        """Send requests one after another, each after the last answer; pause after errors.
 
-        A closed loop runs this method as many times at once as it has requests at once.
+        A closed loop runs this method once for each of its requests at once.
         """
         failures = 0
         while True:
@@ -139,7 +140,7 @@ class LoadRun:
                 await asyncio.sleep(max(pause, answer.retry_after))
 
     async def _arrivals(self, rate: float) -> None:
-        """Send requests at random times (Poisson), even if earlier requests failed or were late."""
+        """Send requests at random times (Poisson), whether or not earlier requests are answered."""
         at = time.perf_counter()
         while True:
             late = time.perf_counter() - at
@@ -167,6 +168,7 @@ class LoadRun:
         return answer
 
     def _open_if_warm(self) -> None:
+        """Open the window once the requests of the warm-up are answered."""
         if not self._open and len(self.answers) >= self.spec.warm_up_requests:
             self._open, self.opened = True, time.perf_counter()
 
@@ -210,10 +212,11 @@ def summary(
     asked: LoadSpec | None = None,
     forecast: str = "",
 ) -> LoadResult:
-    """Return the results of an ended load, of which a person ``asked`` where others were sent.
+    """Return the results of an ended load.
 
-    ``busy`` is the CPU time that this process used, in CPU seconds per second. ``forecast`` says by
-    which forecast time passes on the server's pretend GPUs.
+    ``busy``: the CPU seconds that this process used in a second. ``asked``: the load that the
+    person asked for, if another load was sent. ``forecast``: in words, the forecast by which time
+    passes on the server's pretend GPUs.
     """
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
     counted = [answer for answer in run.answers if answer.counts]
@@ -293,17 +296,18 @@ def _warnings(run: LoadRun, busy: float, *, pieces_only: bool, forecast: str) ->
 
 
 def refuse_held_up(before: ClockFacts, after: ClockFacts | None, passed: float) -> None:
-    """Refuse to measure pretend GPUs that this host held up while ``passed`` seconds passed.
+    """Refuse to measure pretend GPUs that this host held up during the ``passed`` seconds.
 
     Raises:
-        UnservedError: it held them up for more than 5 % of the time, or nobody knows.
+        UnservedError: the host held the GPUs up for more than 5 % of the time, or the server does
+            not say for how long.
     """
     if after is None:
-        raise UnservedError("the server does not tell its time any more", hint="see what it logs")
+        raise UnservedError("the server no longer tells its time", hint="see the server's log")
     if after.busy <= before.busy:
         raise UnservedError(
-            "the clock has read no forward of this engine, so that nothing took time",
-            hint=f"it reads TurboMind of LMDeploy {REFERENCE}; `--clock 0` goes without it",
+            "the clock has read no forward of this engine, so that no request took time",
+            hint=f"it reads TurboMind of LMDeploy {REFERENCE}; `--clock 0` goes without a clock",
         )
     share = held_up_share(after.late - before.late, after.idle - before.idle, passed)
     if share > HELD_UP:
@@ -326,13 +330,13 @@ def bench(
 ) -> LoadResult:
     """Drive a load on a server and return what it measured; a signal ends it early.
 
-    ``model`` None is the server's first model; ``tick`` is called each second. Pretend GPUs may be
-    slower than life: the load then takes as many times longer, which is said by ``say``, and all
-    times of the result are those of the card.
+    ``model``: None for the server's first model. ``tick`` is called each second. Pretend GPUs may
+    be N times slower than the card: the load then takes N times as long, ``say`` receives a line
+    that says so, and all times of the result are those of the card.
 
     Raises:
         UsageError: the options contradict each other, or the server refuses this client.
-        UnservedError: the server does not answer, or this host held its pretend GPUs up.
+        UnservedError: the server does not answer, or this host held the pretend GPUs up.
     """
     spec.check()
     open_files(_FILES)  # each request needs a socket; shells often allow 1,024

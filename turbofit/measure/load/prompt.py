@@ -1,7 +1,7 @@
 """Makes the bodies of requests: text of about a given number of tokens, and images.
 
-No tokenizer is needed: a prompt has as many words as it should have tokens. Requests share only the
-text that the load asks them to share, so that prefix caching finds nothing else.
+There is no tokenizer: a prompt of N tokens has N words. Requests share only the prefix that the
+load asks for, so that prefix caching finds no other prefix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from turbofit.core.struct import JsonObject
     from turbofit.measure.load.spec import LoadSpec
 
-#: Exceptions of decoding bytes that are not JSON.
+#: Exceptions from decoding bytes that are not JSON.
 NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 #: The most bytes of an error's text.
 LARGEST_ERROR: Final = 1 << 16
@@ -39,7 +39,7 @@ _WORDS: Final = [
 class StreamError(Exception):
     """Raised if a server's answer is an error, is incomplete, or cannot be read.
 
-    ``kind`` names the error; the message is the beginning of the bytes that came, if any.
+    ``kind`` names the error; the message is the beginning of the answer's bytes.
     """
 
     def __init__(self, kind: str, example: bytes = b"") -> None:
@@ -48,7 +48,7 @@ class StreamError(Exception):
 
 
 def event_of(line: bytes) -> JsonObject | None:
-    """Return the event in a line of a stream; None if it has no data, empty for ``[DONE]``.
+    """Return the event in a line of a stream; None without data, empty for ``[DONE]``.
 
     Raises:
         StreamError: the line is no event with choices, or the event reports an error.

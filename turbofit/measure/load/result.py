@@ -1,4 +1,4 @@
-"""What a load measured: the document of `turbofit bench --json`, from its answers."""
+"""The results of a load, from its answers: the document of `turbofit bench --json`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Spread(Struct):
 
 
 class ErrorCount(Struct):
-    """How many requests of a load failed for one reason, which ``kind`` names."""
+    """How many requests of a load failed for one reason; ``kind`` names the reason."""
 
     kind: Annotated[str, doc("no connection, status 503, stalled, garbage, cut short, …")]
     count: int
@@ -35,9 +35,9 @@ class ErrorCount(Struct):
 
 
 class ClientShare(Struct):
-    """How busy and how late the client was that sent the load.
+    """How busy and how late the load's client was.
 
-    If the client was too busy, the server can do more than the results say.
+    If the client was too busy, the server is faster than the results say.
     """
 
     busy: Annotated[float, doc("CPU seconds a second of the process that sent the load.")] = 0.0
@@ -117,7 +117,7 @@ class Window(NamedTuple):
 
 
 def spread(values: Iterable[float | None]) -> Spread:
-    """Return mean and percentiles of values in seconds; a None does not count.
+    """Return the mean and the percentiles of values in seconds, without the values None.
 
     ``p90``, for example, is the least value that 90 % of the values do not exceed.
     """

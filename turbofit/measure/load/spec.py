@@ -71,7 +71,7 @@ class LoadSpec(Validated):
             )
 
     def slower(self, times: float) -> LoadSpec:
-        """Return the load for a server on which everything takes so many times as long."""
+        """Return the load for a server on which all takes ``times`` as long."""
         seconds, rate = self.measured_seconds, self.rate
         return self.changed(
             timeout=times * self.timeout,
@@ -86,7 +86,7 @@ class LoadSpec(Validated):
 
     @property
     def measured_seconds(self) -> float | None:
-        """The seconds of the window that is measured; None if a number of requests ends it."""
+        """The seconds of the measured window; None if a number of requests ends the window."""
         return _SECONDS if self.seconds is None and self.requests is None else self.seconds
 
     @property
