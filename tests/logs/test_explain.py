@@ -129,7 +129,7 @@ def test_a_silent_hang_at_the_default_log_level() -> None:
         "object_size 8388608, object_count 4, ratio 1\n"
     )
     assert (found.kind, message(found)) == ("unknown", "stands_still")
-    assert "fewer blocks than it needs" in some(found.others).had[1]
+    assert "fewer blocks than this request needs" in some(found.others).had[1]
 
 
 def hang(budget: float, ratio: float, **extra: Any) -> str:
@@ -495,4 +495,4 @@ def test_the_error_of_a_clean_up_is_not_the_error() -> None:
     assert "package" not in message(found)
     assert message(explain(OUT + CLEANED)) == "out_of_memory"
     alone = explain(CLEANED.partition("\n")[2])
-    assert "the first error, of the worker processes too, is the cause" in alone.why[-1]
+    assert "the first error, also of a worker process, is the cause" in alone.why[-1]

@@ -84,7 +84,9 @@ def test_no_share_is_raised_and_the_next_one_stands_in_twenty_lines(
 
 def test_settings_that_fit_an_empty_card_are_said_to_and_the_card_is_looked_at_first() -> None:
     found = explain(log_of("internvl3-8b", "1xa100-80g", "0.18.0", 0.6, serves=True))
-    assert found.first.startswith("look first what else holds the card (`turbofit doctor`, nvidia")
+    assert found.first.startswith(
+        "look first for other holders of the card (`turbofit doctor`, nvidia"
+    )
     assert "something else held memory, or the account is too low" in found.first
     assert found.first.endswith("; then --cache-max-entry-count 0.5")
     advice = some(found.would_work)
