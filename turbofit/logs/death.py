@@ -328,15 +328,14 @@ def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
     loop = seen is not None and seen.code is None
     who = "the engine's loop" if loop else "the engine"
     exits = f" with {exit_words(seen.code)}" if seen and not loop else ""
-    parts = {
-        f"{who} ended {at}{exits}{f': {words}' if words else ''}": True,
-        "its server answers 503 until it is restarted": loop,
-        "its log tells of a lack of memory, which ends no process in this way": kind == "unknown",
-    }
-    message = "; ".join(part for part, holds in parts.items() if holds)
+    parts = [f"{who} ended {at}{exits}{f': {words}' if words else ''}"]
+    if loop:
+        parts.append("its server answers 503 until it is restarted")
+    if kind == "unknown":
+        parts.append("its log tells of a lack of memory, which ends no process in this way")
     return End(
         kind=kind,
-        message=message,
+        message="; ".join(parts),
         hint="turbofit doctor reads the kernel's log for errors of a card",
         where=course.call,
     )

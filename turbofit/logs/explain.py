@@ -93,6 +93,7 @@ def diagnose(
         unknown=("what happened",),
     )
     best, case = drafts[0] if drafts else (nothing, last)
+    # For each other kind its best draft, in the order of the drafts.
     also = {
         draft.kind: f"line {draft.line}: {draft.what or draft.quoted}"
         for draft, _ in reversed(drafts)

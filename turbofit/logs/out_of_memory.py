@@ -289,7 +289,9 @@ def _of_degree(case: LogCase, draft: Draft) -> Iterator[_Sign]:
     if not draft.loading or case.has_account or not case.subject.of_lmdeploy:
         return
     visible = len(case.machine.gpus) if case.machine else case.subject.visible or 1
-    for tp in [n for n in DEGREES if case.tp < n <= visible][:1]:
+    larger = [degree for degree in DEGREES if case.tp < degree <= visible]
+    if larger:
+        tp = larger[0]
         why = f"{visible} cards are visible, and this run took {case.tp}"
         yield why, f"--tp {tp}: {why}", None
 

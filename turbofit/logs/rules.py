@@ -184,7 +184,8 @@ def possible_answers(case: LogCase) -> Iterator[Draft]:
     facts = case.facts
     if short := next((mark for mark in facts.fatal if mark.short), None):
         yield lack_of_memory(case, short)
-    for mark, kill in facts.every(events.HostKill)[:1]:
+    if kills := facts.every(events.HostKill):
+        mark, kill = kills[0]
         end = death([kill])
         yield Draft(
             kind=IN_DIAGNOSIS["host_memory"],

@@ -33,14 +33,17 @@ def steps_of(
     advice. A change of the cache's ratio is left out if no ratio helps.
     """
     own, general = _own(case, draft, worked, following), [*_general(case, draft, worked, following)]
-    steps = general
-    if _by_log(worked, following) or (draft.emptied and own):
-        steps = [*general, *own] if not draft.emptied else [*own, *general]
+    if draft.emptied and own:
+        steps = [*own, *general]
+    elif _by_log(worked, following):
+        steps = [*general, *own]
     elif draft.short and worked is not None:
-        alone = own and case.subject.of_lmdeploy and not draft.unsized
-        steps = own if alone else [*own, *general]
+        enough = own and case.subject.of_lmdeploy and not draft.unsized
+        steps = own if enough else [*own, *general]
     elif draft.changes and not general:
         steps = own
+    else:
+        steps = general
     free = draft.free
     if draft.emptied and free and own:
         free, steps = f"{free}; then {own[0]}", steps[1:]

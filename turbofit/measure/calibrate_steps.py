@@ -214,12 +214,12 @@ class StepTimer:
         watched = asyncio.ensure_future(self._watch(self._body(context, answer)))
         ends = await asyncio.gather(*others)
         pieces = await watched
-        until = min(ends, default=pieces[-1])
-        alone = [at for at in pieces if at <= until][-_PIECES - 1 :]
-        seconds, spread = self._median([b - a for a, b in pairwise(alone)])
-        middle = (alone[0] + alone[-1]) / 2
-        left = sum((end - middle) / seconds for end in (*ends, pieces[-1]))
-        cached = round(sequences * (context + answer) - left)
+        first_end = min(ends, default=pieces[-1])
+        beside_all = [piece for piece in pieces if piece <= first_end][-_PIECES - 1 :]
+        seconds, spread = self._median([after - before for before, after in pairwise(beside_all)])
+        middle = (beside_all[0] + beside_all[-1]) / 2
+        tokens_to_come = sum((end - middle) / seconds for end in (*ends, pieces[-1]))
+        cached = round(sequences * (context + answer) - tokens_to_come)
         return self._point(seconds, spread, sequences=sequences, cached=cached)
 
     async def _prompt(self, tokens: int, answers: int = 1) -> StepPoint:
@@ -253,14 +253,19 @@ class StepTimer:
         finally:
             enough.set()
         pieces, *_ = await asyncio.gather(*watched)
+        # The times of two neighbouring pieces, with the tokens of the watched answer in the cache.
         pauses = list(enumerate(pairwise(pieces[1:]), start=context + 2))
-        gaps = [
-            max((b - a, held) for held, (a, b) in pauses if b > began and a < ended)
+        longest = [
+            max(
+                (after - before, tokens)
+                for tokens, (before, after) in pauses
+                if after > began and before < ended
+            )
             for began, ended in asked
             if ended < pieces[-1]
         ]
-        seconds, spread = self._median([gap for gap, _ in gaps], least=_REPEATS)
-        cached = answers * round(median(held for _, held in gaps))
+        seconds, spread = self._median([gap for gap, _ in longest], least=_REPEATS)
+        cached = answers * round(median(tokens for _, tokens in longest))
         return self._point(
             seconds, spread, sequences=answers, cached=cached, prompt=prompt, units=units
         )

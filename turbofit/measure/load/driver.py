@@ -311,6 +311,7 @@ def refuse_held_up(before: ClockFacts, after: ClockFacts | None, passed: float) 
         )
     share = held_up_share(after.late - before.late, after.idle - before.idle, passed)
     if share > HELD_UP:
+        # The next power of two at which this host keeps up with the clock.
         factor = 2 ** math.ceil(math.log2(max(2.0, share / HELD_UP) * max(1.0, before.factor)))
         raise UnservedError(
             f"this host is too slow for that load: it held the pretend GPUs up for {share:.0%} of "

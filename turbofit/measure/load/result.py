@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 from turbofit.core.struct import Struct, const, doc
@@ -125,10 +126,10 @@ def spread(values: Iterable[float | None]) -> Spread:
     if not rising:
         return Spread()
 
-    def at(share: float) -> float:
-        return rising[min(len(rising) - 1, max(0, -int(-share * len(rising) // 1) - 1))]
+    def percentile(share: float) -> float:
+        return rising[ceil(share * len(rising)) - 1]
 
     return Spread(
-        count=len(rising), mean=sum(rising) / len(rising), p50=at(0.5), p90=at(0.9), p99=at(0.99),
-        most=rising[-1],
+        count=len(rising), mean=sum(rising) / len(rising), p50=percentile(0.5),
+        p90=percentile(0.9), p99=percentile(0.99), most=rising[-1],
     )  # fmt: skip
