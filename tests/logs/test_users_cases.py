@@ -69,7 +69,7 @@ def test_2_llava_lora_with_an_offload_error() -> None:
     found = explain_file("case2_llava_lora_offload")
     assert (found.kind, found.phase) == ("offload", "weights")
     assert "layers.22" in found.why[0]
-    assert "free GPU memory is short" in told(found)
+    assert "had too little free memory" in told(found)
     for words in ("turbofit doctor", "turbofit merge BASE ADAPTER OUT", "turbofit plan OUT"):
         assert any(words in change for change in found.changes)
     assert "how many GPUs were visible" in " ".join(found.unknown)
