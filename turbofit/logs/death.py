@@ -353,11 +353,7 @@ def _ran_out(course: Course, plan: Plan | None, account: AnyEnd | None) -> End:
     torch = fault if isinstance(fault, TorchMemory) else None
     if _stages(plan, fault):
         account = None  # TurboMind's account does not include torch's memory
-    refused, by_torch = account or AnyEnd(), torch or TorchMemory()
-    asked = by_torch.requested if refused.asked is None else refused.asked
-    left = by_torch.free if refused.left is None else refused.left
-    gpu = by_torch.gpu if refused.gpu is None else refused.gpu
-    lacks = (refused.missing, None if refused.simulated else by_torch.missing)
+    refused = _refused(account or AnyEnd(), torch or TorchMemory())
     phase = course.phase(plan, account)
     call = refused.where or ("" if torch else course.call)
     at = _WHEN[phase]
@@ -366,13 +362,24 @@ def _ran_out(course: Course, plan: Plan | None, account: AnyEnd | None) -> End:
     who = "the program" if torch is not None and plan is None else "the engine"
     message = f"{who} ran out of GPU memory {at}{f' (in {call})' if call else ''}"
     end = End(
-        kind="out_of_memory", phase=phase, where=call, asked=asked, left=left, gpu=gpu,
-        missing=max((size for size in lacks if size is not None), default=None),
-        simulated=refused.simulated, hint=hint,
+        kind="out_of_memory", phase=phase, where=call, asked=refused.asked, left=refused.left,
+        gpu=refused.gpu, missing=refused.missing, simulated=refused.simulated, hint=hint,
     )  # fmt: skip
     known = account is not None or plan is None
     allocation = _allocation_words(end, fault, known=known, staged=_stages(plan, fault))
     return replace(end, message=message + allocation, simulated=None)
+
+
+def _refused(account: AnyEnd, torch: TorchMemory) -> AnyEnd:
+    """Return the refused allocation, by the card's account or else by torch's own figures."""
+    lacks = (account.missing, None if account.simulated else torch.missing)
+    return replace(
+        account,
+        asked=torch.requested if account.asked is None else account.asked,
+        left=torch.free if account.left is None else account.left,
+        gpu=torch.gpu if account.gpu is None else account.gpu,
+        missing=max((size for size in lacks if size is not None), default=None),
+    )
 
 
 def _allocation_words(end: End, fault: Fault | None, *, known: bool, staged: bool) -> str:
