@@ -150,6 +150,7 @@ class CliCommand(click.Command):
         return remaining
 
     def _check_forms(self, ctx: click.Context) -> None:
+        """Refuse two options for the answer's form; pass the form to the command as ``form``."""
         forms = [param for param in self.params if isinstance(param, Option) and param.form]
         given = [option.opts[0] for option in forms if ctx.params[option.name or ""]]
         if len(given) > 1:
@@ -161,6 +162,7 @@ class CliCommand(click.Command):
             ctx.params["form"] = Form(**fields)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, with progress and log on stderr; errors say where options come from."""
         if screen.WINDOWS and self.only_linux and not ctx.params.get("dry_run"):
             raise UsageError(
                 f"{ctx.command_path} does not run on Windows",
@@ -210,6 +212,7 @@ class CliCommand(click.Command):
         return super().shell_complete(ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help page's arguments, and its options by their groups."""
         from turbofit.cli.manual import group_lines
 
         self.explain(ctx.info_name or "")

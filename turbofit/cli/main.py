@@ -90,6 +90,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    """Run a command line and return its exit code; errors are raised."""
     if COMPLETE_VARIABLE in os.environ:
         return complete(os.environ[COMPLETE_VARIABLE])
     if not argv or argv[0] in ("-h", "--help"):

@@ -124,6 +124,7 @@ class _Reader:
         self._said.setdefault(self._taken(name, row, values), []).append(name)
 
     def _taken(self, name: str, row: EngineOption, values: list[str]) -> str:
+        """Take one option of LMDeploy, and return a clause on its use; "" if it is only planned."""
         if row.default is not None and values == [row.default]:
             return f"{values[0]} left out: LMDeploy's own default"
         if row.variables:
@@ -180,6 +181,7 @@ def _end_of_program(words: Sequence[str]) -> int:
 
 
 def _cut(before: Sequence[str], words: list[str]) -> Typed:
+    """Return the words of a pasted line, with variables and notes from the words ``before``."""
     found = [match for word in before if (match := _VARIABLE.fullmatch(word))]
     left_out = len(found) < sum(not _OF_PROGRAM.fullmatch(word) for word in before)
     notes = ["left out: other words before lmdeploy serve api_server"] if left_out else []

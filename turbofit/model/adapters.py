@@ -149,6 +149,7 @@ def _check_names(model: Model, names: Sequence[str]) -> None:
 
 
 def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
+    """Read and check one adapter in the folder or hub id ``path``."""
     folder = located(path.strip(), ADAPTER_CONFIG)
     files = FolderFiles(folder)
     config = read_section(files, ADAPTER_CONFIG, f"{name}'s {ADAPTER_CONFIG}")

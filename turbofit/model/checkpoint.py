@@ -123,6 +123,7 @@ def _left_out(section: Section) -> list[str]:
 
 
 def _fp8(section: Section) -> Quantization:
+    """Read fp8; LMDeploy runs only fp8 with scales for blocks of 128 x 128."""
     block = section.integers("weight_block_size")
     if not block and section.string("activation_scheme", "") == "static":
         raise _without_account(section, "fp8 with one static scale a tensor")
@@ -135,6 +136,7 @@ def _fp8(section: Section) -> Quantization:
 
 
 def _compressed(section: Section) -> Quantization:
+    """Read compressed-tensors; LMDeploy runs one group of layers, packed in 4-bit integers."""
     groups = section.part("config_groups")
     group = groups.part("group_0")
     weights = group.part("weights")

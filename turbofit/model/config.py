@@ -112,6 +112,7 @@ class Section:
         return float(value)
 
     def _typed(self, key: str, kind: type[T], what: str) -> T | None:
+        """Return the value at ``key``, which must be a ``kind``; None if the key is missing."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, kind):
             raise self.error(key, f"is not {what} but {_short_text(value)}")
@@ -132,6 +133,7 @@ class Section:
         return self._items(key, int, "integers")
 
     def _items(self, key: str, kind: type[T], what: str) -> tuple[T, ...]:
+        """Return the list at ``key``, whose items must be of type ``kind``."""
         value = self._typed(key, list, f"a list of {what}") or []
         if not all(type(item) is kind for item in value):
             raise self.error(key, f"is not a list of {what}")

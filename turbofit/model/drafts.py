@@ -101,6 +101,7 @@ def with_draft(model: Model, algorithm: str | None, path: str | None, tokens: in
 
 
 def _read(model: Model, algorithm: str, path: str, tokens: int) -> Draft:
+    """Read and check the draft in the folder or hub id ``path``."""
     folder = located(path, "config.json", "the draft's folder")
     files, third = FolderFiles(folder), algorithm == EAGLE3
     config = read_section(files, "config.json", "the draft's config.json") or Section({}, path)

@@ -115,6 +115,7 @@ class HubFiles:
         return header
 
     def _header(self, name: str) -> dict[str, Tensor] | None:
+        """Return the tensors in a safetensors file's header; None if the file does not exist."""
         start = self._range(name, 0, _FIRST_BYTES)
         if start is None:
             return None
@@ -146,6 +147,7 @@ class HubFiles:
             return self._read_bytes(answer, count), int(total) if known else None
 
     def _small_file(self, name: str, limit: int) -> bytes | None:
+        """Download a file of at most ``limit`` bytes; return None if the file does not exist."""
         answer = self._get(name, {})
         if answer is None:
             return None
@@ -159,6 +161,7 @@ class HubFiles:
         return data
 
     def _read_bytes(self, answer: HTTPResponse, count: int) -> bytes:
+        """Read ``count`` bytes of an answer, or fewer if the answer ends; the deadline holds."""
         parts: list[bytes] = []
         while count > 0:
             self._check_deadline()

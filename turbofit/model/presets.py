@@ -169,6 +169,7 @@ def fp8_variant(model: Model) -> Model | None:
 
 
 def _variant(model: Model, find: Callable[[str], str | None]) -> Model | None:
+    """Return the model of the preset that ``find`` returns for an unquantised model, or None."""
     preset_id = None if model.quantization is not None else _id_of(model)
     variant = find(preset_id) if preset_id else None
     return preset_model(variant) if variant else None

@@ -123,6 +123,7 @@ def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[st
 
 
 def _tensor(name: str, entry: _Entry, what: str, start: int) -> Tensor:
+    """Return the tensor of a header's entry; refuse a size that contradicts dtype and shape."""
     shape, offsets, bits = entry.shape, entry.data_offsets, BITS.get(entry.dtype or "")
     if shape is None or offsets is None or entry.dtype is None or bits is None:
         problem = f"the unknown dtype {entry.dtype[:20]!r}" if entry.dtype else "no dtype or shape"

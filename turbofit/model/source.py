@@ -55,6 +55,7 @@ def resolve_model(
 
 
 def _find_model(name: str, revision: str | None, stored: str | None) -> Model:
+    """Return the model of a folder, a missing path, a preset's name, a hub id or an address."""
     path = os.path.expanduser(name)
     exists = bool(name) and "\0" not in name and os.path.exists(path)
     if exists and (_is_path(name) or has_config(path) or HUB_ID.fullmatch(name)):
@@ -186,6 +187,7 @@ def _is_path(name: str) -> bool:
 
 
 def _folder(path: str) -> Model:
+    """Read the checkpoint in a folder; refuse adapters, and models that do not chat."""
     from turbofit.model.checkpoint import read_checkpoint
     from turbofit.model.folder import FolderFiles, no_checkpoint
 
@@ -230,6 +232,7 @@ def _cached(hub_id: str, revision: str | None) -> Model | None:
 
 
 def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
+    """Read a hub id's folder in a local cache; with ``config_only``, without its weights."""
     from turbofit.model.checkpoint import Weights, read_checkpoint
     from turbofit.model.folder import FolderFiles
 
@@ -276,6 +279,7 @@ def _without_hub(
 
 
 def _unheeded(revision: str | None) -> tuple[str, ...]:
+    """Return the warning that a preset describes another revision than the given one."""
     if revision is None:
         return ()
     return (f"a preset describes the main revision; the revision {revision!r} was not read",)
@@ -289,6 +293,7 @@ def _no_folder(path: str) -> UsageError:
 
 
 def _nearest_hint(name: str) -> str:
+    """Return the hint for an unknown name: similar presets, or the forms that a name may have."""
     near = nearest_names(name) if re.fullmatch(r"[\w./@:-]+", name) else []
     if near:
         more = "" if sizes_of(name) else f" `turbofit models {name}` lists more"

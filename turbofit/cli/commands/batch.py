@@ -84,6 +84,7 @@ def batch(
 
 
 async def _stoppable(job: BatchJob) -> BatchResult:
+    """Run a job; SIGINT and SIGTERM cancel the job, which then returns its result."""
     from turbofit.core.process.signals import stop_signals
 
     loop, run = asyncio.get_running_loop(), asyncio.ensure_future(job.run())

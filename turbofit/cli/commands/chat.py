@@ -97,6 +97,7 @@ class Server:
             raise UnservedError("the answer breaks off", hint="ask again")
 
     def _open(self, path: str, body: JsonObject | None) -> HTTPResponse:
+        """Send a request to the server; an answer other than 200 is an error."""
         from http.client import HTTPException
 
         try:
@@ -200,6 +201,7 @@ def chat(
 
 
 def _typed_line() -> str | None:
+    """Return the next line that a person types; None at the end of the chat."""
     try:
         text = input(">>> ").strip()
     except EOFError:

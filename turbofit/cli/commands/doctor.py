@@ -75,6 +75,7 @@ def diagnose(*, log: str | None, form: Form, **given: Any) -> int:
 
 
 def _chunks(path: str) -> Iterator[bytes]:
+    """Yield the log's lines: of a file, of stdin for ``-``, or the text itself."""
     several = any(sign.isspace() for sign in path.strip())
     try:
         if path == "-":

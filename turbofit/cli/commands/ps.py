@@ -57,6 +57,7 @@ def ps(*, form: Form) -> int:
     only_linux=True,
 )
 def logs(*, run: str | None, lines: int, follow: bool) -> int:
+    """Print the last lines of a run's logs; with ``--follow``, until its server ends."""
     from turbofit.report.painters.terminal import clean
     from turbofit.report.stored_documents import read_run
     from turbofit.serving.runs import live_runs

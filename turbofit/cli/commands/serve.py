@@ -222,6 +222,7 @@ def _serve_with_idle(config: ServeConfig, idle: float, form: output.Form) -> int
 
 
 def _serve_config(arguments: Arguments) -> ServeConfig:
+    """Make the configuration of a run; with ``--forget``, remove the model's learned documents."""
     from turbofit.serving.options import ServeConfig
     from turbofit.serving.planner import forget_learned, launch_request
 
@@ -249,6 +250,7 @@ def _serve_config(arguments: Arguments) -> ServeConfig:
 
 
 def _serve_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> int:
+    """Serve one model on this machine until a signal; return the exit code."""
     from turbofit.serving.engine.standby import standby_of
     from turbofit.serving.planner import leases_for
     from turbofit.serving.run import Run

@@ -121,6 +121,7 @@ def candidates_or_files(candidates: Iterable[str], incomplete: str) -> list[Any]
 
 
 def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
+    """Make the option that fills a field, written as the field's annotation says."""
     syntax = _syntax(field.annotation, field.metadata)
     option, name = option_of(name), name.rstrip("_")
     attributes = {"default": None, "help": field.description, "group": group, **attributes}
@@ -147,6 +148,7 @@ def _as_typed(default: Any) -> str:
 
 
 def _syntax(annotation: Any, metadata: Iterable[Any] = ()) -> _Syntax:
+    """Read from a field's annotation how its option is written."""
     for item in metadata:
         if isinstance(item, Metavar):
             return _syntax(annotation)._replace(metavar=item.text, repeatable=item.repeatable)

@@ -227,6 +227,7 @@ def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
+    """Write a text after the progress line is erased; a reader that has left is no error."""
     if stream is None:  # the stream was closed before Python began
         return
     try:

@@ -74,6 +74,7 @@ def width(stream: TextIO | None = None) -> int:
 
 
 def _is_smart(environ: Mapping[str, str]) -> bool:
+    """Return whether the terminal understands escape sequences."""
     if environ.get("TERM") == "dumb":  # such as a screen reader's, which needs lines that stay
         return False
     return not WINDOWS or "WT_SESSION" in environ or "TERM" in environ
@@ -97,6 +98,7 @@ class ProgressDisplay:
         self._frame = 0
 
     def hear(self, step: Step | None) -> None:
+        """Show a step from now on, or nothing for None; the first step starts the thread."""
         with TERMINAL:
             now, before = self._clock(), self._step
             self._step = step
@@ -122,6 +124,7 @@ class ProgressDisplay:
             self._write(_CLEAR)
 
     def end(self) -> None:
+        """Erase the line, and let the thread end."""
         with TERMINAL:
             self._ended, self._step = True, None
             self.hide()

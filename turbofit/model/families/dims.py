@@ -243,6 +243,7 @@ def purpose_refusal(name: str) -> UsageError | None:
 
 
 def _longest_match(name: str, families: Iterable[UnsupportedFamily]) -> UsageError | None:
+    """Return the error of the family whose word, name or architecture matches at most length."""
     typed = re.sub(r"[\s._-]+", "-", name.rstrip("/").rpartition("/")[2].lower())
     matches = [
         (len(known), family)

@@ -156,6 +156,7 @@ def _turbomind(model: Model) -> str | None:
 
 
 def _packed_on_turbomind(text: TextDims, packed: Quantization) -> str | None:
+    """Return why TurboMind cannot run these quantised weights, or None."""
     inner = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z")
     groups = _TURBOMIND_GROUPS.get(packed.method, {packed.group_size})
     problem = _first_true(
@@ -218,6 +219,7 @@ def _splits_scales(text: TextDims, packed: Quantization) -> bool:
 
 
 def _pytorch(model: Model) -> str | None:
+    """Return why LMDeploy's PyTorch engine cannot run the model, or None."""
     vision = model.vision
     if model.architecture in _NOT_PYTORCH:
         return _NOT_PYTORCH[model.architecture]
@@ -262,6 +264,7 @@ def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
 
 
 def _transformers(model: Model) -> str | None:
+    """Return why Transformers cannot run the model, or None."""
     if model.text.mla is not None:
         # Transformers caches keys and values of every head, while LMDeploy caches the latent.
         return "turbofit has no account of Transformers' multi-head latent attention"

@@ -43,6 +43,7 @@ def read_chatglm(parts: CheckpointConfig) -> Dims:
 
 
 def _text(config: Section) -> TextDims:
+    """Read the language model of the first GLM-4; missing keys have the remote code's defaults."""
     hidden = config.integer("hidden_size", 4096, high=1 << 18)
     heads = config.divisor("num_attention_heads", hidden, "channels", 32)
     config.refuse_if(

@@ -49,6 +49,7 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _rule(values: Section, vision: VisionDims) -> LongestEdgeRule | TileRule:
+    """Read the image rule: one tile, or a grid of tiles by the longer side of the image."""
     tile = vision.image_size or 1
     tokens = (tile // vision.patch_size // vision.merge) ** 2
     if not values.boolean("do_image_splitting", True):

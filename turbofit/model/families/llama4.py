@@ -52,6 +52,7 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _text(config: Section) -> TextDims:
+    """Read the language model; every ``interleave_moe_layer_step``-th layer has experts."""
     text, section = tied_text(config, "Llama4TextModel"), config.part("text_config")
     step = section.integer("interleave_moe_layer_step", 1, high=1 << 10)
     layers = text.layers // step
@@ -74,6 +75,7 @@ def _text(config: Section) -> TextDims:
 
 
 def _vision(config: Section) -> VisionDims:
+    """Read the tower; the projector must take the channels of whole windows."""
     vision = config.part("vision_config")
     ratio = vision.number("pixel_shuffle_ratio", 0.5, low=0.05, high=1)
     merge = round(1 / ratio)

@@ -88,6 +88,7 @@ def _read_grids(config: Section, images: Section, vision: VisionDims) -> tuple[G
 
 
 def _pinpoints(section: Section, vision: VisionDims) -> tuple[Grid, ...]:
+    """Read the grids, as (height, width) in pixels; each side must be whole tiles."""
     values, side = section.values.get("image_grid_pinpoints"), vision.image_size or 1
     if values is None:
         return ()
@@ -105,6 +106,7 @@ def _pinpoints(section: Section, vision: VisionDims) -> tuple[Grid, ...]:
 def _anyres(
     config: Section, vision: VisionDims, grids: tuple[Grid, ...], most: int | None
 ) -> AnyresRule:
+    """Return the image rule of tiles in one of ``grids``; ``most`` tiles at most, if given."""
     tokens, side = _tile_tokens(config, vision), vision.image_size or 1
     config.refuse_if(
         tokens != (side // vision.patch_size) ** 2,

@@ -60,6 +60,7 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _vision(config: Section) -> VisionDims:
+    """Read the tower with its second stack of layers and its gated embeddings."""
     vision = config.part("vision_config")
     shapes = vision.values.get("supported_aspect_ratios")
     layers = vision.integers("intermediate_layers_indices")

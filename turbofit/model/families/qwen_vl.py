@@ -69,6 +69,7 @@ def read_rule(values: Section, vision: VisionDims) -> PatchRule:
 
 
 def _pixels(values: Section, key: str, edges: Section, edge: str, default: int) -> int:
+    """Return a bound on pixels: the value at ``key``, else at ``edge``, else the default."""
     if key in values:
         return values.integer(key, high=_PIXELS_BOUND)
     return edges.integer(edge, default, high=_PIXELS_BOUND)

@@ -189,6 +189,7 @@ def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int,
 def _moe(
     config: Section, architecture: str, defaults: dict[str, Any], layers: int
 ) -> MoeDims | None:
+    """Read the experts of Mixtral, Phi, GPT-OSS and Qwen; None for a dense model."""
     if "num_experts" not in defaults:
         return None
     all_sparse = architecture in {"MixtralForCausalLM", _PHI_MOE, _GPT_OSS}
@@ -339,6 +340,7 @@ def _delta(config: Section, layers: int) -> DeltaDims | None:
 
 
 def _linear_layers(config: Section, layers: int) -> int:
+    """Return the number of layers with a gated delta net in place of attention."""
     if "layer_types" not in config:
         interval = config.integer("full_attention_interval", _INTERVAL, high=1 << 10)
         return layers - layers // interval

@@ -193,6 +193,7 @@ def _with_rows(rows: int, weight: Any) -> Any:
 
 
 def _tower_pieces(folder: str, dtype: Any) -> dict[str, Piece]:
+    """Return the vision tower's tensors in CLIP's checkpoint, by their names in the hf format."""
     pieces = {
         f"vision_tower.{key}": piece(tensor, dtype)
         for tensors in open_weights(folder).values()
@@ -207,6 +208,7 @@ def _tower_pieces(folder: str, dtype: Any) -> dict[str, Piece]:
 
 
 def _check_complete(names: set[str], original: Section) -> None:
+    """Refuse a result without projector, embeddings, head or a layer of the language model."""
     needed = {
         f"multi_modal_projector.linear_{i}.{part}" for i in "12" for part in ("weight", "bias")
     }

@@ -307,6 +307,7 @@ def _refuse_base(config: Section) -> None:
 
 
 def _base_warnings(base: str, folder: str, config: Section, lora: AdapterWeights) -> list[str]:
+    """Warn if the adapter's config names another base than the given one."""
     # The path of a hub's snapshot ends in models--ORG--NAME/snapshots/COMMIT.
     names = re.split("/|--", "/".join((base, folder, config.string("_name_or_path", ""))).lower())
     if re.split("/|--", lora.base_name.lower().rstrip("/"))[-1] in ("", *names):
@@ -318,6 +319,7 @@ def _base_warnings(base: str, folder: str, config: Section, lora: AdapterWeights
 
 
 def _refuse_tied(config: Section, stored: Iterable[str], replaced: Iterable[str]) -> None:
+    """Refuse new embeddings for a base whose ``lm_head`` is tied to its embeddings."""
     text = config.section("text_config") or config.section("llm_config") or config
     head = any(name.endswith("lm_head.weight") for name in stored)
     if head or not text.boolean("tie_word_embeddings", False):
