@@ -110,7 +110,7 @@ def _answer(plan: Plan) -> list[Block]:
     if plan.serve is not None:
         if note := serve_note(plan):
             blocks.append(remark(note.capitalize(), **ONLY_ON_PAGE))
-        text = f"{limits_not_kept(plan)}; the engines' own commands are in the last section."
+        text = f"{limits_not_kept(plan)}; the commands of the engines are in the last section."
         blocks += [
             Code(shell_words(plan.serve.argv), name="the command", **ONLY_ON_PAGE),
             remark(text, **ONLY_ON_PAGE),
