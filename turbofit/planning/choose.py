@@ -264,7 +264,11 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
     first = engine_for(request.model, engine)
     check_options(first, request.engine_options)
     if first.backend.serial:
-        return _plan_serially(request, first, named=engine != "auto")
+        named = engine != "auto"
+        reason = "as asked" if named else str(engine_problem(request.model, LMDEPLOY[0]))
+        planned = _fallback(request, first, reason)
+        too_few = request.promised_requests is not None and not planned.document.fits
+        return _with_other_engine(request, planned) if too_few and named else planned
     try:
         fit = fit_on_host(request, first)
     except NoKernelError as exc:
@@ -272,23 +276,11 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
     fit = replace(fit, reasons=(*reasons, *fit.reasons))
     by_memory = request.workload.goal == "context" or request.least
     whole = fit.image_limit is None or fit.image_limit == request.requested_image_limit
-    if engine != "auto" or (
-        (fit.fits and whole and fit.best.settings.session_len >= longest_context(request))
-        and not by_memory
-    ):
+    long = fit.best.settings.session_len >= longest_context(request)
+    keeps_all = fit.fits and whole and long
+    if engine != "auto" or (keeps_all and not by_memory):
         return fit
     return _best_engine(request, fit)
-
-
-def _plan_serially(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned:
-    """Plan on an engine that processes one request at a time.
-
-    ``named``: the person chose this engine by its name.
-    """
-    reason = "as asked" if named else str(engine_problem(request.model, LMDEPLOY[0]))
-    planned = _fallback(request, engine, reason)
-    too_few = request.promised_requests is not None and not planned.document.fits
-    return _with_other_engine(request, planned) if too_few and named else planned
 
 
 def _best_engine(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
