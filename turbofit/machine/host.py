@@ -38,10 +38,11 @@ def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int 
 
     The number is rounded down: a quota of 3.5 cores counts as 3; but a quota below 1 counts as 1.
     """
+    limits = _quotas(Path(proc), Path(cgroup))
     cores = affinity_cores()
-    for quota in _quotas(Path(proc), Path(cgroup)):
-        cores = min(quota, 1 << 20 if cores == NA else int(cores))
-    return cores
+    if cores != NA:
+        limits.append(int(cores))
+    return min(limits, default=NA)
 
 
 def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:

@@ -89,6 +89,7 @@ class Nvml:
         return self.query("nvmlDeviceGetMemoryInfo", handle, self._library.nvmlMemory_v2)
 
     def _ask(self, function: str, *args: Any) -> tuple[Any, int]:
+        """Call a function of NVML; return the answer or ``NA``, and NVML's error code (0: none)."""
         try:
             return getattr(self._library, function)(*args), 0
         # The driver lacks the newest version of a function; this error is not an NVMLError.

@@ -179,6 +179,7 @@ def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
 
 
 def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes | None]) -> Link:
+    """Return the link between two whole GPUs; all fields are ``NA`` if a GPU is lost."""
     handles = (first.handle, second.handle)
     try:
         over_nvlink = _p2p(nvml, *handles, _P2P_NVLINK)
@@ -294,6 +295,7 @@ def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
 
 
 def _read_gpu(nvml: Nvml, index: int, handle: Any) -> tuple[Gpu, list[str]]:
+    """Read a GPU or a MIG instance by its handle; the list has warnings."""
     name = str(nvml.query("nvmlDeviceGetName", handle))
     sizes = _memory(nvml, handle)
     unread = f"GPU {index} ({name}): its memory cannot be read"

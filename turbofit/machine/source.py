@@ -112,19 +112,24 @@ def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
     names = ["sm_count", "compute_capability", "l2"]
     names += [] if timed else ["memory_bandwidth", "dense_flops"]
     lacking = [name.replace("_", " ") for name in names if getattr(gpu, name) == NA]
-    what = "has no preset" if lacking else ""
-    if slow := slow_card(gpu.name):
-        what += f"{'; it ' if what else ''}{slow.note}"
+    slow = slow_card(gpu.name)
     if gpu.mig:
-        what = f"is a MIG slice with {gpu.sm_count} SMs, on which one engine runs"
+        kind = f"is a MIG slice with {gpu.sm_count} SMs, on which one engine runs"
     elif is_vgpu(gpu.name):
-        what = "is a vGPU, which shares its card's time with others"
+        kind = "is a vGPU, which shares its card's time with others"
+    elif slow:
+        kind = f"has no preset; it {slow.note}" if lacking else slow.note
+    elif lacking:
+        kind = "has no preset"
+    else:
+        return None
+    note = f"{gpu.name} {kind}"
     if lacking:
-        what += (
+        note += (
             f"; unknown are the card's {', '.join(lacking)}: they count in memory as the most of"
             " all cards, in speed as a slow card; turbofit calibrate measures the card"
         )
-    return f"{gpu.name} {what}" if what else None
+    return note
 
 
 def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:

@@ -118,6 +118,7 @@ def parse_spec(spec: str) -> Machine:
 
 
 def _parsed(spec: str) -> Machine:
+    """Build the machine of a SPEC, or of a text that nvidia-smi printed."""
     printed = read_text(spec)
     head, *tail = spec.split(",")
     cards = [card for text in printed or _JOINT.split(head) for card in _parse_group(text.strip())]
@@ -146,6 +147,7 @@ def _parsed(spec: str) -> Machine:
 
 
 def _links(cards: list[_Card], options: Mapping[str, str]) -> tuple[Link, ...]:
+    """Return the links between the cards, by the options ``nvlink`` and ``p2p`` of the SPEC."""
     joined = _parse_pairs(options["nvlink"], cards) if "nvlink" in options else None
     peers = _parse_p2p(options["p2p"], cards) if "p2p" in options else None
     if peers == "none" and joined:
@@ -169,6 +171,7 @@ def _kinds(gpus: Sequence[Gpu]) -> str:
 
 
 def _parse_group(text: str) -> list[_Card]:
+    """Parse one group of a SPEC, such as ``2xl4:free=19GiB``, into its equal cards."""
     head, *tail = text.split(":")
     counted = _COUNT.fullmatch(head.strip())
     count, name = (int(counted[1]), counted[2]) if counted else (1, head.strip())
@@ -334,6 +337,7 @@ def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[s
 
 
 def _parse_pairs(text: str, cards: list[_Card]) -> frozenset[tuple[int, int]]:
+    """Parse the pairs of GPUs that NVLink joins, such as ``0-1+2-3``."""
     if text.lower() == "none":
         return frozenset()
     pairs = set()
@@ -359,6 +363,7 @@ def _parse_pairs(text: str, cards: list[_Card]) -> frozenset[tuple[int, int]]:
 
 
 def _parse_p2p(text: str, cards: list[_Card]) -> Literal["none", "all"]:
+    """Parse the option ``p2p``; MIG slices have no peers."""
     if text.lower() == "none":
         return "none"
     if text.lower() != "all":

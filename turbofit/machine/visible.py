@@ -60,16 +60,17 @@ def cuda_visible(
 
 
 def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tuple[int, ...]:
-    """Return the GPUs that ``--gpus`` names, in its order: PCI indices, or UUIDs or their prefixes.
+    """Return the GPUs that ``--gpus`` names, in the order of the option.
 
-    ``all`` means all visible GPUs, as for Docker.
+    An entry is a PCI index, a UUID, or the beginning of a UUID. ``all`` means all visible GPUs, as
+    for Docker.
 
     Raises:
         UsageError: an entry names no GPU of this machine, a hidden GPU, or the same GPU twice.
     """
     if gpus.strip().lower() == "all":
         return tuple(visible)
-    known = f"visible are {', '.join(str(i) for i in visible) or 'none'}"
+    visible_words = f"visible are {', '.join(str(i) for i in visible) or 'none'}"
     chosen: list[int] = []
     for raw in gpus.split(","):
         entry = raw.strip()
@@ -77,17 +78,20 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
         if index is None:
             raise UsageError(
                 f"`--gpus`: {entry!r} is not one GPU of this machine",
-                hint=f"{known}; write the number of described GPUs in `--on`, as in 2xrtx3090",
+                hint=f"{visible_words}; write the number of described GPUs in `--on`, as in"
+                " 2xrtx3090",
             )
         if index in chosen:
             raise UsageError(f"`--gpus`: GPU {index} is there twice", hint="name each GPU once")
         if index not in visible:
-            raise UsageError(f"`--gpus`: GPU {index} is hidden by CUDA_VISIBLE_DEVICES", hint=known)
+            cause = f"`--gpus`: GPU {index} is hidden by CUDA_VISIBLE_DEVICES"
+            raise UsageError(cause, hint=visible_words)
         chosen.append(index)
     return tuple(chosen)
 
 
 def _resolve(entry: str, kind: str, ordinals: Sequence[int], ids: Mapping[str, int]) -> int | None:
+    """Return the GPU of an entry of ``CUDA_VISIBLE_DEVICES``, or None; ``kind`` begins all ids."""
     if kind:
         return _by_prefix(entry, ids) if entry.startswith(kind) else None
     match = _NUMBER.match(entry)
@@ -97,6 +101,7 @@ def _resolve(entry: str, kind: str, ordinals: Sequence[int], ids: Mapping[str, i
 
 
 def _by_prefix(entry: str, ids: Mapping[str, int]) -> int | None:
+    """Return the index of the only id that equals or begins with the entry; None if not unique."""
     wanted = entry.lower()
     begin = {index for name, index in ids.items() if name.lower().startswith(wanted)}
     matches = {index for name, index in ids.items() if name.lower() == wanted} or begin
@@ -104,6 +109,7 @@ def _by_prefix(entry: str, ids: Mapping[str, int]) -> int | None:
 
 
 def _named(entry: str, gpus: Sequence[Gpu]) -> int | None:
+    """Return the GPU of an entry of ``--gpus``: an index, or the beginning of a UUID; or None."""
     if entry.isascii() and entry.isdigit():
         return next(
             (gpu.index for gpu in gpus if str(gpu.index) == (entry.lstrip("0") or "0")), None

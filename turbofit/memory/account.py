@@ -431,6 +431,7 @@ class Account(ABC):
         return LateMemory(memory.buffers, self._pool, (*self.transients, *memory.transients))
 
     def _ledger(self, i: int, ratio: float) -> GpuLedger:
+        """Return the ledger of GPU ``i``: terms in the order of allocation, and sums of terms."""
         gpu, late = self.gpus[i], self._late(i, ratio)
         before = self._static_memory[i].before
         body = [*before, *self.cache_terms(i, ratio), *late.buffers, *late.pool]
@@ -563,20 +564,20 @@ class Engine(ABC):
     ) -> Meeting:
         """Return images of one prompt that bring the units of the plan's peak into one forward.
 
-        Their units may be slightly fewer. ``several``: return several smaller images, even where a
-        single image is enough; their units may be one percent fewer.
+        The images' units may be slightly fewer. ``several``: return several smaller images even if
+        a single image is enough; the units may then be one percent fewer.
         """
         forward = self.forward_tokens(engine.settings)
         units, most = engine.units_per_forward, promise.limits.units_per_image
         room = promise.context - text.after
-        alone = make(units, room - text.before - text.around)
+        single = make(units, room - text.before - text.around)
         if not self.encodes_again:  # an image is never cut, and may be longer than a forward
             largest = make(most, room)
             longest = 0 if largest is None else largest.tokens + text.around
             tokens = min(room - text.before, max(forward - text.before, longest))
             return side_by_side(lambda u, t: make(min(u, most), t), units, tokens, text)
-        if alone is not None and not several and (units <= most or alone.units > most):
-            return Meeting(alone.units, [alone])
+        if single is not None and not several and (units <= most or single.units > most):
+            return Meeting(single.units, [single])
         return over_edges(make, units, room, forward, text, share=0.99 if several else 1.0)
 
     def forward_tokens(self, settings: Settings) -> int:

@@ -8,7 +8,6 @@ estimates, positive or negative. The cache grows only by bytes that were estimat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Final
 
 from msgspec.structs import replace
@@ -114,20 +113,24 @@ def rates_shown(
     """
     names, driver = {gpu.name for gpu in gpus}, str(machine.driver)
     wanted = (weights_of(model), settings.quant_policy, engine.name, engine.version, names, driver)
-    found = [
-        (rate.spread, rate, one)
-        for one in machine.calibrations
-        if one.steps is not None
-        for rate in one.steps.rates
+    shown = [
+        (rate, calibration)
+        for calibration in machine.calibrations
+        if calibration.steps is not None
+        for rate in calibration.steps.rates
         if wanted
         == (
-            one.steps.weights, one.steps.quant_policy, one.engine, one.engine_version,
-            {*one.gpus}, one.driver,
+            calibration.steps.weights, calibration.steps.quant_policy, calibration.engine,
+            calibration.engine_version, {*calibration.gpus}, calibration.driver,
         )
     ]  # fmt: skip
-    best = {rate.of: (rate, one) for _, rate, one in sorted(found, key=itemgetter(0), reverse=True)}
+    shown.sort(key=lambda pair: pair[0].spread, reverse=True)
+    best = {rate.of: (rate, calibration) for rate, calibration in shown}  # the last of a kind stays
     what = ", ".join(words for of, words in _RATES.items() if of in best)
-    timed = {(one.when[:10], one.model.partition(" ")[0], one.where) for _, one in best.values()}
+    timed = {
+        (calibration.when[:10], calibration.model.partition(" ")[0], calibration.where)
+        for _, calibration in best.values()
+    }
     models = " and ".join(f"{where} on {day} with {name}" for day, name, where in sorted(timed))
     source = f"{what} of the cards as measured {models}, another model"
     return {of: rate.value for of, (rate, _) in best.items()}, source if best else ""

@@ -219,7 +219,7 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
     text = replace(model, vision=None, architecture=model.text.architecture)
     older = not_listed(model, engine, version)
     if older is None and model.quantization is not None:
-        from turbofit.memory.legacy.generations import unread
+        from turbofit.memory.legacy.generations import quantization_problem
 
-        older = unread(engine, version, model.quantization)
+        older = quantization_problem(engine, version, model.quantization)
     return older or engine_problem(text, engine)

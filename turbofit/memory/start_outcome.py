@@ -66,6 +66,7 @@ def outcome_without_cache(account: Account) -> StartOutcome:
 
 
 def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
+    """Yield all failures at one ratio, in the order of a start; nothing if the margins hold."""
     ledgers = account.ledgers_at(ratio)
     yield from _loading(ledgers)
     if account.free <= 0:
@@ -83,6 +84,7 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
 
 
 def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
+    """Yield a failure for each card that lacks memory for the load peak."""
     for ledger in ledgers:
         missing = ledger.load_peak - ledger.usable
         if missing > 0:
@@ -136,6 +138,7 @@ def _starting(
 
 
 def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
+    """Yield a failure for each card that lacks memory for a worst request after the start."""
     for ledger in ledgers:
         pool, left = ledger.bytes_of(POOL_WARMUP), ledger.usable - ledger.steady
         deadly = [term for term in _transients(ledger.terms) if term.bytes > pool + left]

@@ -68,6 +68,7 @@ def pictures(rule: ImageRule, largest: DummyImage, *, with_fields: bool) -> Make
     """
 
     def make(units: int, tokens: int) -> Image | None:
+        """Return the largest picture within ``units`` and ``tokens``, or None."""
         most = min(units, rule.units_within(max(0, tokens)))
         if most < rule.least_units:
             return None
@@ -116,14 +117,14 @@ def over_edges(
         if edge:
             before = _until(make, largest, edge + slack - place, text)
             place += sum(image.tokens + text.around for image in before)
-        met = before[-1:]
-        left = units - sum(image.units for image in met)
+        fullest = before[-1:]  # the images of the fullest forward
+        left = units - sum(image.units for image in fullest)
         inside = side_by_side(make, left, min(edge + forward - slack, room) - place, text)
         place += sum(image.tokens + text.around for image in inside.images)
         last = make(left - inside.units, room - place - text.around)
-        met = [*met, *inside.images, *([last] if last is not None else ())]
+        fullest = [*fullest, *inside.images, *([last] if last is not None else ())]
         if place <= room:
-            tried.append(Meeting(sum(image.units for image in met), [*before[:-1], *met]))
+            tried.append(Meeting(sum(image.units for image in fullest), [*before[:-1], *fullest]))
     most = max(meeting.units for meeting in tried) * share
     enough = [meeting for meeting in tried if meeting.units >= most]
     return min(

@@ -12,7 +12,7 @@ from turbofit.memory.engines import engine_for
 from turbofit.memory.legacy.generations import (
     generation_of,
     legacy_weight_classes,
-    unread,
+    quantization_problem,
 )
 from turbofit.memory.legacy.turbomind import LegacyTurbomind
 from turbofit.memory.turbomind.weights import load_constants
@@ -58,8 +58,10 @@ def test_weights_are_read_since_the_release_that_brought_it(
     engine, method, group, last_without, first_with
 ):
     packed = Quantization(method=method, bits=8 if method == "fp8" else 4, group_size=group)
-    assert str(unread(engine, last_without, packed)).endswith(f"which came with {first_with}")
-    assert unread(engine, first_with, packed) is None
+    assert str(quantization_problem(engine, last_without, packed)).endswith(
+        f"which came with {first_with}"
+    )
+    assert quantization_problem(engine, first_with, packed) is None
     model = replace(resolve_model("llama-2-7b"), quantization=packed)
     with pytest.raises(UsageError, match=f"does not read {method}"):
         engine_for(model, engine, last_without)

@@ -142,6 +142,7 @@ def _first(version: Version) -> Version | None:
 
 @cache
 def _firsts() -> dict[Version, str]:
+    """Return the file name of each stored census, by the first release of the census."""
     names = [path.stem for path in (presets_dir() / _ROOM).glob("turbomind-*.yaml")]
     numbers = (map(int, name.partition("-")[2].split(".")) for name in names)
     return {(a, b, c): name for (a, b, c), name in zip(numbers, names, strict=True)}
@@ -154,6 +155,7 @@ def _file(first: Version) -> dict[str, Any]:
 
 @cache
 def _census(first: Version) -> Census:
+    """Return the stored census that begins with a release."""
     data = _file(first)
     architectures = tuple(data["architectures"].split())
     return Census(
@@ -186,6 +188,7 @@ class _Engine(NamedTuple):
 
 
 def _engine() -> _Engine:
+    """Read the installed LMDeploy's version, library and SHA-256; all None without LMDeploy."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:

@@ -115,27 +115,28 @@ def _headers(data: mmap.mmap) -> Iterator[_Header]:
     try:
         for section in sections(data):
             if section.name in _FATBIN_SECTIONS:
-                yield from _of_section(data, section.offset, section.offset + section.size)
+                yield from _headers_between(data, section.offset, section.offset + section.size)
     except (struct.error, OverflowError) as exc:
         raise ValueError(f"a fat binary is cut short: {exc}") from None
 
 
-def _of_section(data: mmap.mmap, at: int, stop: int) -> Iterator[_Header]:
-    while at < stop:
-        magic, _, header, size = _FATBIN.unpack_from(data, at)
+def _headers_between(data: mmap.mmap, offset: int, stop: int) -> Iterator[_Header]:
+    """Yield the headers of the entries between two offsets of the library, in one ELF section."""
+    while offset < stop:
+        magic, _, header, size = _FATBIN.unpack_from(data, offset)
         if magic != _MAGIC:
-            at += _ALIGNMENT
+            offset += _ALIGNMENT
             continue
-        end = at + _at_least(header, _FATBIN) + size
-        at += header
-        while at < end:
+        end = offset + _at_least(header, _FATBIN) + size
+        offset += header
+        while offset < end:
             kind, _, header, size, packed, _, _, _, number, _, _, flags, _, whole = (
-                _ENTRY.unpack_from(data, at)
+                _ENTRY.unpack_from(data, offset)
             )
-            body = at + _at_least(header, _ENTRY)
+            body = offset + _at_least(header, _ENTRY)
             name = f"{number}{'a' if flags & _EXACT else ''}"
             yield _Header(name, kind, flags, body, packed or size, whole)
-            at = body + size
+            offset = body + size
 
 
 def _at_least(header: int, form: struct.Struct) -> int:
@@ -145,6 +146,7 @@ def _at_least(header: int, form: struct.Struct) -> int:
 
 
 def _unpacked(body: bytes, header: _Header) -> bytes:
+    """Return an entry's bytes before compression."""
     if not header.flags & (_LZ4 | _ZSTD):
         return body
     try:

@@ -108,6 +108,7 @@ def family(name: str) -> str | None:
 
 
 def _attention(name: str) -> str | None:
+    """Return the family of an attention kernel; None if a type in the name is unknown."""
     match = _ATTENTION.search(name)
     dtype, kv = (_TYPES.get(match[part]) if match else None for part in ("type", "kv"))
     if match is None or dtype is None or kv is None:
@@ -167,6 +168,7 @@ def demangle(name: str) -> str:
 
 @cache
 def _library() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer]:
+    """Return the C functions that demangle a name and free the result."""
     import ctypes
 
     function = ctypes.CDLL(_LIBRARY).__cxa_demangle

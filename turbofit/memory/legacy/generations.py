@@ -107,7 +107,7 @@ class _Entry(Struct, forbid_unknown_fields=True):
         """Return whether this generation can load weights with this quantisation."""
         return packed.group_size in self.packed.get(packed.method, ())
 
-    def undealt(self, kv_heads: int, tp: int) -> str | None:
+    def kv_heads_problem(self, kv_heads: int, tp: int) -> str | None:
         """Return why ``tp`` ranks can neither divide nor repeat the KV heads, or None."""
         rule = self.kv_heads
         if rule == "any" or kv_heads % tp == 0 or (rule == "multiples" and tp % kv_heads == 0):
@@ -192,7 +192,7 @@ def torch_generation_of(version: str) -> TorchGeneration:
     return _nearest(version, torch_generations())
 
 
-def unread(engine: str, version: str, packed: Quantization) -> str | None:
+def quantization_problem(engine: str, version: str, packed: Quantization) -> str | None:
     """Return why a version of an engine cannot read weights with this quantisation, or None."""
     of_engine = {"turbomind": generations, "pytorch": torch_generations}
     known: Sequence[_Entry] = of_engine[engine]()
@@ -206,6 +206,7 @@ def unread(engine: str, version: str, packed: Quantization) -> str | None:
 
 
 def _nearest(version: str, known: Sequence[_Either]) -> _Either:
+    """Return the last generation that begins at or before a version, or the oldest generation."""
     wanted = parse(version)
     if wanted is None or not is_legacy(version):
         raise PackageError(
@@ -237,6 +238,7 @@ def _read(key: str, type_: type[_Either]) -> Iterator[_Either]:
 
 @cache
 def legacy_constants() -> LegacyConstants:
+    """Read the figures that are equal in all generations."""
     entries = load_yaml(preset_path("engines", "generations"))["constants"].items()
     values = {key: entry["value"] for key, entry in entries}
     return msgspec.convert(values, LegacyConstants, strict=False)
@@ -299,7 +301,7 @@ def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
     total = elements(vision_tensors(vision, model.text.hidden)) * HALF
     ranks = tp if spread else 1
     shares = [vision.layers // ranks + (i < vision.layers % ranks) for i in range(ranks)]
-    sizes = [_held(layer * share) for share in shares]
+    sizes = [_torch_bytes(layer * share) for share in shares]
     sizes[-1] += max(0, total - sum(layer) * vision.layers)
     return (*(round_up(size, page) for size in sizes), *(0,) * (tp - ranks))
 
@@ -326,7 +328,7 @@ def tower_activations(model: Model, units: int, *, flash: bool) -> int:
     return units * (pixels + max(attention, mlp))
 
 
-def _held(sizes: Sequence[int]) -> int:
+def _torch_bytes(sizes: Sequence[int]) -> int:
     """Return the bytes that torch's allocator maps for tensors of these sizes.
 
     Small tensors share pages.

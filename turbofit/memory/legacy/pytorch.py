@@ -193,7 +193,7 @@ class LegacyPytorch(Pytorch):
         }
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
-        problem = self.generation.undealt(model.text.kv_heads, tp)
+        problem = self.generation.kv_heads_problem(model.text.kv_heads, tp)
         if problem:
             return f"LMDeploy {self.version} {problem}"
         return super().tp_problem(model, tp)

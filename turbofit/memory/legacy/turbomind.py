@@ -304,6 +304,7 @@ class LegacyAccount(GroupAccount):
         )
 
     def _terms_before(self, i: int, launch: EngineLaunch) -> tuple[Term, ...]:
+        """Return all terms of GPU ``i`` that are in use when the cache is sized."""
         rules, settings = self.generation, self.settings
         linked = launch.machine.nvlinked(launch.gpus)
         note = "made before the cache is sized"
@@ -448,7 +449,7 @@ class LegacyTurbomind(Turbomind):
         group = model.quantization.group_size if model.quantization else 1
         if rules.power_of_two and tp & (tp - 1):
             return f"LMDeploy {self.version} takes only powers of two as tp"
-        if problem := rules.undealt(text.kv_heads, tp):
+        if problem := rules.kv_heads_problem(text.kv_heads, tp):
             return f"LMDeploy {self.version} {problem}"
         if rules.ffn_align is None and text.intermediate // group % tp:
             return f"the MLP's {text.intermediate} channels do not divide by {tp}"

@@ -246,18 +246,16 @@ def transient_terms(
     prompt = min(settings.max_prefill_token_num, most)
     context = min(settings.session_len + prompt, most)
     rule = model.image_rule
-    kept = work.tables() if rule is not None and vision_load.units_per_image else 0
+    tables = work.tables() if rule is not None and vision_load.units_per_image else 0
     text = work.prefill(Prefill(tokens=prompt, context=context, sequences=sequences))
     if model.draft:
-        forward, chunks = (
-            Prefill(tokens=prompt, context=context),
-            -(-settings.session_len // prompt),
-        )
+        forward = Prefill(tokens=prompt, context=context)
+        chunks = -(-settings.session_len // prompt)
         size = work.draft_prefill(model.draft, forward, chunks) + constants.prefill_base
         text = max(text, size)
     cases: list[tuple[str, int, str]] = [
-        ("text_prefill", text + kept, "longest prompts fill a forward"),
-        ("sampling", work.sampling(sequences) + kept, f"{sequences} rows with top_k=0"),
+        ("text_prefill", text + tables, "longest prompts fill a forward"),
+        ("sampling", work.sampling(sequences) + tables, f"{sequences} rows with top_k=0"),
     ]
     if rule is not None and vision_load.units_per_image:
         # Chunks never cut an image: a chunk grows to contain the longest one.
@@ -297,7 +295,7 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
             f"LMDeploy {REFERENCE}'s class of {model.name} fails at its first forward on"
             " several ranks"
         )
-    yield from uneven(_dealt(model), tp)
+    yield from uneven(_divided(model), tp)
     if text.kv_heads % tp and (tp % text.kv_heads or model.architecture in _NO_REPEAT):
         yield f"{text.kv_heads} KV heads cannot be dealt to {tp} ranks"
     yield from _cut_groups(model, tp)
@@ -305,7 +303,7 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
         yield problem
 
 
-def _dealt(model: Model) -> Iterator[tuple[int, str]]:
+def _divided(model: Model) -> Iterator[tuple[int, str]]:
     """Yield the numbers that ranks divide in equal shares, each with a name."""
     text, vision = model.text, model.vision
     yield text.heads, f"{text.heads} attention heads"

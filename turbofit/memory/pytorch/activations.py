@@ -257,6 +257,7 @@ class Activations:
         return self._delta(one_each) + self.constants.kernel_tuning
 
     def _decoder(self, forward: Prefill) -> int:
+        """Return the bytes of the decoder's largest stage, with image features and pixels."""
         base, units = self.constants.prefill_base, forward.units
         if units:  # pixels and image features live until the forward ends
             features = self.model.features(units) * self.text.hidden * HALF

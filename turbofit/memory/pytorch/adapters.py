@@ -39,14 +39,14 @@ def adapter_bytes(model: Model, tp: int) -> int:
     for module, tensor in lora_modules(model.text).items():
         ranks = sum(adapter.rank for adapter in model.loras if module in adapter.modules)
         if ranks:
-            inputs, outputs = _held(model, tensor, tp)
+            inputs, outputs = _sizes_on_rank(model, tensor, tp)
             sizes = (ranks * inputs * HALF, ranks * outputs * HALF, 1)
             each = sum(round_up(size, _LEAST_BLOCK) for size in sizes)
             total += each * tensor.count + 2 * _LEAST_BLOCK
     return total
 
 
-def _held(model: Model, tensor: Tensor, tp: int) -> tuple[int, int]:
+def _sizes_on_rank(model: Model, tensor: Tensor, tp: int) -> tuple[int, int]:
     """Return a module's inputs and outputs on one rank."""
     outputs, inputs = tensor.shape
     if tensor.split == "rows":

@@ -148,7 +148,7 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms", "delta"), 0)
     for tensor in text_tensors(model.text):
         linear = tensor.packs or tensor.part in ("embedding", "head", "delta")
-        classes[_CLASSES[tensor.part] if linear else "norms"] += _held(model, tensor, tp)
+        classes[_CLASSES[tensor.part] if linear else "norms"] += _bytes_on_rank(model, tensor, tp)
     if model.text.cached_latent is not None and model.text.architecture != _KIMI:
         # The second copy of ``kv_b``, for queries and outputs, always has 16 bits.
         # lmdeploy models/deepseek_v2.py::DeepseekV2BMM.create_weight #1e5d85
@@ -161,7 +161,7 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     return {name: size for name, size in classes.items() if size}
 
 
-def _held(model: Model, tensor: Tensor, tp: int) -> int:
+def _bytes_on_rank(model: Model, tensor: Tensor, tp: int) -> int:
     """Return the bytes on one rank of ``tensor`` in all layers."""
     text = model.text
     if tensor.part in ("embedding", "head"):

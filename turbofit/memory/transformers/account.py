@@ -131,6 +131,7 @@ class TransformersAccount(Account):
         yield term("allocator_rounding", "weights", copies.rounding, "estimate", why)
 
     def _transients(self, place: int) -> tuple[Term, ...]:
+        """Return the memory of each stage of a request on one GPU, as alternatives."""
         copies, load = self.copies, self._load
         block = copies.block(self._off) if place == 0 else 0
         cases = []

@@ -141,7 +141,8 @@ def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
     All bytes but those of the MLPs are divided evenly over the layers. The sum is exact; a layer
     with cross-attention has other norms, and differs a little.
     """
-    kv, apart = 2 * text.kv_heads * text.head_dim * width, _cross_layers(text)
+    kv = 2 * text.kv_heads * text.head_dim * width
+    crossed = _cross_layers(text)
     inside = (t for t in text_tensors(text) if t.part not in ("embedding", "head", *_MLPS))
     base = -(-(elements(inside) - text.hidden) // text.layers)
     dense, sparse = _mlp_elements(text, 0), _mlp_elements(text, text.layers - 1)
@@ -149,8 +150,8 @@ def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
     return tuple(
         Layer(
             weights=(base + (dense if number < first else sparse)) * width,
-            kv_per_token=0 if number in apart else kv,
-            kv_per_image=kv * cross if number in apart else 0,
+            kv_per_token=0 if number in crossed else kv,
+            kv_per_image=kv * cross if number in crossed else 0,
         )
         for number in range(text.layers)
     )

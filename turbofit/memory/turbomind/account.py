@@ -70,7 +70,7 @@ from turbofit.memory.turbomind.weights import (
 #: A capability for `capability_of` with which no layer fuses gate and up: forwards are largest.
 FUSES_NOTHING: Final = (8, 0)
 #: Buffers outside all pools: the communicator's, and one from cudaMalloc.
-_ALONE = ("symmetric_buffer", "l2_flush")
+_APART = ("symmetric_buffer", "l2_flush")
 #: The SMs of a card if unknown. Over: more than any card has.
 _MOST_SMS = 256
 _STEPS = "pools grow by 32 MiB"
@@ -182,14 +182,14 @@ def buffer_terms(
     if workspace:
         lines.append(("delta_workspace", workspace, "gated delta nets, for the warm-up's prompt"))
     terms = [term(name, "buffers", size, "formula", note) for name, size, note in lines]
-    alone = {name: round_up(size, PAGE) for name, size, _ in lines if name in _ALONE}
+    apart = {name: round_up(size, PAGE) for name, size, _ in lines if name in _APART}
     gemm = sum(constants.gemm_workspace)
     steps = round_up(weights + gemm, step) - round_up(weights, step)
     # Too high by one or two pages if the weights' last step contains a part of the workspace.
-    alone["gemm_workspace"] = max(round_up(gemm, PAGE), steps)
-    alone["delta_workspace"] = round_up(workspace, step)
-    pooled = sum(size for name, size, _ in lines if name not in alone)
-    rounding = sum(alone.values()) + round_up(pooled, step) - sum(size for _, size, _ in lines)
+    apart["gemm_workspace"] = max(round_up(gemm, PAGE), steps)
+    apart["delta_workspace"] = round_up(workspace, step)
+    pooled = sum(size for name, size, _ in lines if name not in apart)
+    rounding = sum(apart.values()) + round_up(pooled, step) - sum(size for _, size, _ in lines)
     terms.append(term("buffers.rounding", "buffers", rounding, "formula", _STEPS))
     note = "loaded at their first launch"
     terms.append(term("kernel_modules", "buffers", constants.kernel_modules, "estimate", note))
@@ -280,6 +280,7 @@ def transient_terms(
 
 
 def _tp_problems(model: Model, tp: int) -> Iterator[str]:
+    """Yield the numbers of a model that ``tp`` ranks cannot divide."""
     # lmdeploy builders/_base.py::_shard #8dce8b
     # lmdeploy builders/attention.py::_repeat_kv_heads #d96cf2
     text, vision = model.text, model.vision

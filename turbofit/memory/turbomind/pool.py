@@ -164,6 +164,7 @@ class PoolModel:
         return base + max(cast, sort)
 
     def _vision(self, units: int) -> int:
+        """Return the bytes of the vision tower for ``units`` tiles or patches."""
         vision = self.model.vision
         assert vision is not None
         tower = self._internvit if vision.kind == "internvit" else self._qwenvit

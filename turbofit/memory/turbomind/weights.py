@@ -224,6 +224,7 @@ def ffn_width(
 
 
 def _ffn_align(quantization: Quantization | None, constants: EngineConstants) -> int:
+    """Return the number of which a rank's channels of an MLP are a multiple."""
     if quantization is None or quantization.of_experts:
         return constants.ffn_align_16bit  # lmdeploy builders/ffn.py::_pad_ffn_for_tp #23728b
     return lcm(constants.ffn_align_grouped, quantization.group_size)
@@ -243,6 +244,7 @@ def expert_width(
 def _expert_align(
     quantization: Quantization | None, constants: EngineConstants, capability: tuple[int, int]
 ) -> int:
+    """Return the number of which a rank's channels of an expert are a multiple."""
     if quantization is None:
         return constants.expert_format(capability).align
     align = constants.packed_format(quantization, capability).align
@@ -434,6 +436,7 @@ class _Tower(NamedTuple):
         return sum(sizes)
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """Return the shape of the rank's part of a tensor of the tower."""
         vision, ranks = self.vision, vision_tp(self.vision, self.tp)
         if tensor.role in ("q_norm", "k_norm"):
             return (vision.hidden // ranks,)
