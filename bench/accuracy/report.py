@@ -1,4 +1,4 @@
-"""Writes RESULTS.md: tables of scores, goals and results, and what is known of the worst rows."""
+"""Writes RESULTS.md: tables of scores, goals and results, and known reasons of the worst rows."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _first_image(scored: Sequence[Scored]) -> Iterator[str]:
 
 
 def _worst(scored: Sequence[Scored]) -> Iterator[str]:
-    """Yield rows with errors above 2 % of the card or contradicted outcomes, and what is known."""
+    """Yield rows with errors above 2 % of the card or contradicted outcomes, and known reasons."""
     known = load_yaml(HERE / "known.yaml")
     groups: dict[str, list[str]] = {}
     for one in scored:

@@ -27,7 +27,7 @@ _PACKED: Final = {
 
 
 class Row(Struct):
-    """One measurement: what was run, on what, and what was seen.
+    """One measurement: the run, its machine and the observed figures.
 
     ``model`` is a preset or a model of `models.yaml`; ``packed`` is its quantisation if the name
     does not say it. ``on`` is the machine as a SPEC. ``free_mib`` was free when the cache was

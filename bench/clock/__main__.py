@@ -134,7 +134,7 @@ def whole_of(server: Clocked, size: tuple[int, int]) -> float:
     return 1e3 * (server.table.image[units] + first_of(server, rule.unit_tokens(units) + 40))
 
 
-#: A photograph, and a picture of which this card's tower works for longer than a hang may last.
+#: A photograph, and a picture that keeps this card's tower busy for longer than a hang may last.
 _PHOTOGRAPH, _LARGE = (1920, 1080), (3584, 3584)
 
 
@@ -265,7 +265,7 @@ def queues(servers: Servers, factor: float) -> Iterator[Line]:
             yield line_of("queues", what, sent, formula=formula, clock=clock)
 
 
-#: A card's rates beside those of its preset: 40 % slower.
+#: The rates of a card that is 40 % slower than its preset.
 _SLOW = 0.6
 #: Loads of the model that is timed on it, and of another one: requests at once, tokens of a prompt
 #: and of an answer.

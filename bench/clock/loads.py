@@ -160,7 +160,7 @@ async def closed(
 
 
 async def poisson(url: str, rate: float, pairs: Sequence[Sequence[int]]) -> Sent:
-    """Send requests of these lengths, of which ``rate`` arrive a second of the card."""
+    """Send requests of these lengths; ``rate`` requests arrive in a second of the card."""
     async with Client(url) as client:
         draw, asked = random.Random(5), []
 

@@ -1,4 +1,4 @@
-"""``python -m bench.golden``: does turbofit still print what it printed before?
+"""``python -m bench.golden``: does turbofit print the same documents as before?
 
 Without an option, documents are made and compared with the committed figures and sentences.
 """

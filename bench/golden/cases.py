@@ -18,7 +18,7 @@ _SPACES = (
 
 
 class Case(NamedTuple):
-    """One document: what ``turbofit LINE`` says, after ``before`` and with ``env`` set."""
+    """One document: the output of ``turbofit LINE``, after ``before`` and with ``env`` set."""
 
     group: str
     line: str

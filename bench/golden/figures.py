@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-#: Kinds of difference, those first that need the closest look.
+#: Kinds of difference; the kinds that need the closest look come first.
 _ORDER = CHANGED, GONE, SAID, ADDED = "changed", "gone", "said", "added"
 #: An option with its value, a number with its unit, and any other word with a digit.
 FIGURE = re.compile(

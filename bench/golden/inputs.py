@@ -47,7 +47,7 @@ def write_inputs(folder: Path, run: Callable[[Sequence[str]], str]) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "bad-plan.json").write_text('{"schema": "turbofit.plan/1"}')
     (folder / "plan.json").write_text("{}")
-    # Where one of these is refused now, what is made of it is missing, and its documents differ.
+    # If turbofit refuses an input here, the documents that are made of it are missing, and differ.
     with suppress(KeyError, ValueError):
         _made_of_plans(folder, {name: json.loads(text) for name, text in said.items()})
 

@@ -1,4 +1,4 @@
-"""Reads and writes what is committed of all documents: their figures, and their sentences once.
+"""Reads and writes the committed parts of all documents: their figures, and each sentence once.
 
 ``figures/GROUP.xz`` has a line of JSON for each document of a group: its name, exit code, values
 without sentences, and the figures in words. ``sentences.txt`` has a line for each sentence: the
@@ -40,7 +40,7 @@ def read_sentences(folder: Path = _HERE) -> dict[str, int]:
 
 
 def keep(cases: Iterable[Case], documents: Mapping[str, str], folder: Path = _HERE) -> None:
-    """Write the figures and sentences of all documents; a group's file only where it differs."""
+    """Write the figures and sentences of all documents; the file of a group only if it changed."""
     groups: dict[str, list[str]] = {}
     for case in cases:
         code, values, said = figures_of(documents[case.name])

@@ -67,7 +67,7 @@ def _joined(box: dict[str, Any], nvlinks: int, *pairs: tuple[int, int]) -> dict[
 
 
 def _measured(*groups: tuple[int, ...]) -> dict[str, Any]:
-    """Return speeds of four cards, of which 2 and 3 exchange wrong data, and of all-reduces."""
+    """Return speeds of four cards and of all-reduces; cards 2 and 3 exchange wrong data."""
     pairs = [
         {
             "source": a, "target": b, "peer": {a, b} == {0, 1}, "right": {a, b} != {2, 3},

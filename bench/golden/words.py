@@ -23,7 +23,7 @@ _NO_WORDS = re.compile(r"\[\S{40,}\]|\*\*")
 _LETTERS = re.compile(r"[a-z]{2}")
 #: Characters of a sentence that are shown beside what changed in it.
 _WIDTH = 160
-#: How alike two sentences are at least of which one is the other one's new wording.
+#: The least likeness of a sentence and its new wording.
 _ALIKE = 0.6
 
 
@@ -92,7 +92,7 @@ def _change(before: str, now: str) -> str:
 
 
 def _unwrapped(text: str) -> Iterator[str]:
-    """Yield a text's lines, with those joined that stand apart only because a line was full."""
+    """Yield a text's lines; lines that were broken at the terminal's width are joined."""
     joined = last = ""
     for line in text.split("\n"):
         first = line.split()[:1]

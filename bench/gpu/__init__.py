@@ -1,1 +1,1 @@
-"""What only a real GPU tells: constants that a rehearsal cannot know, and forecasts beside NVML."""
+"""Checks on a real GPU: constants that a rehearsal cannot know, and forecasts beside NVML."""

@@ -43,7 +43,7 @@ def impossible(one: SharedRun) -> list[str]:
 
 
 def _timed(one: SharedRun) -> Iterator[str]:
-    """Yield timed steps of another engine, and those that contradict each other or the card."""
+    """Yield timed steps of another engine, and steps that contradict each other or the card."""
     groups = range(len(one.plan.engines))
     for seen in one.seen:
         if seen.group not in groups:
@@ -71,7 +71,7 @@ def _marks(one: SharedRun) -> Iterator[str]:
 
 
 def _readings(one: SharedRun) -> Iterator[str]:
-    """Yield what is impossible in the bytes in use, which NVML reads."""
+    """Yield impossible values among the bytes in use that NVML reads."""
     sizes = {gpu.index: gpu.total - gpu.reserved for gpu in one.plan.ledgers}
     attempts = one.run.attempts
     used = [

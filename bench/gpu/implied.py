@@ -48,7 +48,7 @@ class Implied:
 
     @property
     def meaning(self) -> str:
-        """What is wrong with the preset's value."""
+        """The fault of the preset's value, in words."""
         if not self.changes:
             return "holds"
         if self.now is None:

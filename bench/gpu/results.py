@@ -27,7 +27,7 @@ def read(file: Path) -> SharedRun:
     """Read a document of `turbofit report --share`.
 
     Raises:
-        UsageError: the file is no such document.
+        UsageError: the file is no document of `turbofit report --share`.
     """
     return decode(file.read_bytes(), SharedRun, what=str(file))
 
@@ -50,7 +50,7 @@ class Trial:
 
     @cached_property
     def preset(self) -> str | None:
-        """The name of the card's preset; None where it has none."""
+        """The name of the card's preset; None without a preset."""
         found = match_preset(self.gpu)
         return next((key for key in preset_names() if load_preset(key) == found), None)
 

@@ -67,7 +67,7 @@ class Trial:
         (self.out / "steps.md").write_text("\n\n".join(self._page) + "\n")
 
     def run(self, name: str, *words: str) -> bytes:
-        """Return what a command of turbofit printed; its messages are in a log of this name."""
+        """Return the output of a turbofit command; its messages go to a log of this name."""
         with (self.out / f"{name}.log").open("wb") as log:
             done = subprocess.run(
                 [sys.executable, "-m", "turbofit", *words], stdout=subprocess.PIPE, stderr=log,

@@ -1,1 +1,1 @@
-"""What an image costs LMDeploy's process: in LMDeploy's own way, and in turbofit's."""
+"""The cost of an image in LMDeploy's process: in LMDeploy's own way, and in turbofit's way."""

@@ -46,7 +46,7 @@ HEAD = (
 
 
 class Turn(NamedTuple):
-    """One turn: processor seconds for each image, and requests a second."""
+    """The figures of one turn: processor seconds for each image, and requests a second."""
 
     cpu: float
     rate: float

@@ -1,1 +1,1 @@
-"""What must hold of plans over random presets, cards and options."""
+"""Properties that all plans must have, over random presets, cards and options."""

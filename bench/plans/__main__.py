@@ -27,7 +27,7 @@ from bench.plans.requests import Request, pairs, planned, requests
 from turbofit.api import plan
 from turbofit.core.errors import TurbofitError
 
-#: How a request ended, and what it broke, if anything.
+#: How a request ended, and the property that it broke, if any.
 Ends = Iterator[tuple[str, str]]
 
 

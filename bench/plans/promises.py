@@ -1,4 +1,4 @@
-"""Checks what a second plan keeps of a first one: given more, asked less, or with ``--least``."""
+"""Checks a second plan against a first: with more memory, a smaller request, or ``--least``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
     if pair.kind == "concurrency" or less.backend != more.backend:
         return ""
     before, after = values
-    if before is None or after is None:  # the forecast that ranks one of them is not told
+    if before is None or after is None:  # the plan does not show the forecast that ranked it
         return ""
     share = _BATCH_SHARE if less.workload.goal == "context" else _SHARE
     if after < before * (1 - share):
@@ -55,7 +55,7 @@ def taken(plan: Plan) -> int:
 
 
 def least_breaks(request: Request, whole: Plan, least: Plan) -> str:
-    """Return what a plan with ``--least`` does not keep; empty if it keeps everything."""
+    """Return the promise that a plan with ``--least`` breaks; empty if it keeps all promises."""
     options = request.options
     if not least.fits:
         return f"does not fit: {least.verdict}"

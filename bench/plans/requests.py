@@ -1,4 +1,4 @@
-"""Makes random requests, and pairs of which the second has more or asks for less."""
+"""Makes random requests, and pairs: the second request has more memory or asks for less."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MODELS: Final = (
 _CARDS: Final = ("rtx3090", "rtx4090", "l4", "v100-32g", "a100-40g", "rtx3080-12g", "t4", "h100")
 _COUNTS: Final = (1, 1, 1, 2, 2, 3, 4)
 _GIB: Final = 1 << 30
-#: Of a card's memory, what a driver may leave free at most.
+#: The largest share of a card's memory that a driver may leave free.
 _FREE: Final = 0.96
 
 

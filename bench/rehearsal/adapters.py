@@ -24,7 +24,7 @@ def write_adapter(
     layers: str = "model.layers",
     **settings: Any,
 ) -> Path:
-    """Write an adapter of a model's decoder; ``settings`` replace those of its config."""
+    """Write an adapter of a model's decoder; ``settings`` replace values of its config."""
     tensors: dict[str, tuple[str, list[int]]] = {}
     for module in modules:
         tensor = lora_modules(model.text)[module]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """One start of the engine, and the requests that it is given.
+    """One start of the engine, with its requests.
 
     ``units``: an image request for each, of this number of tiles or this patch grid (h, w).
     ``queued``: for each, this number of requests of the second unit (or the only one) at once.

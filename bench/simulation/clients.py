@@ -58,7 +58,7 @@ class Request:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def payload(self) -> bytes:
-        # Equal requests are equal to the byte: those that are sent again name no number.
+        # Equal requests are equal to the byte: a request that is sent again has no number.
         text = f"#{self.text}#" if MARK.fullmatch(f"#{self.text}#".encode()) else f"#{self.number}#"
         parts: list[Any] = [{"type": "text", "text": text}]
         parts += [

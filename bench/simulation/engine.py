@@ -52,7 +52,7 @@ _MIB = 1 << 20
 _SLAB = 32 * _MIB
 #: Seconds between looks of a supervisor at an engine that hangs.
 _HUNG_LOOK = 15.0
-#: Terms that are not allocated: the pool's, which grows by itself, and those of calibrations.
+#: Terms without an allocation: the pool's term, since the pool grows by itself, and calibrations.
 _NOT = ("pool_warmup", CONTEXT, BUFFERS)
 
 
@@ -177,7 +177,7 @@ class Exchange:
     ) -> None:  # fmt: skip
         self.engine, self.answer, self.request = engine, answer, request
         self.open = True
-        #: Vision units, and those that the next forward may encode.
+        #: Vision units; vision units that the next forward may encode.
         self.units = self.encoding = 0
         #: Whether all of its answer is made; who asked is gone.
         self.made = self.gone = False
@@ -471,7 +471,7 @@ class SimulatedEngine:
         self._tell()
 
     def _tell(self) -> None:
-        """Wake those who wait for the engine."""
+        """Wake the tasks that wait for the engine."""
         self.changed.set()
         self.world.stir(self.owner)
 

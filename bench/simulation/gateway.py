@@ -71,7 +71,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._clock_resolution = 1e-9
         self._selector = _Selector(world)
         self._reached: dict[socket.socket, SimulatedEngine] = {}
-        #: `asyncio.all_tasks` looks through those of all loops that ever were.
+        #: `asyncio.all_tasks` looks through the tasks of all loops, ended loops included.
         self.tasks: dict[asyncio.Task[Any], None] = {}
         world.loops.append(self)
 
@@ -113,7 +113,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return future
 
     def abandon(self) -> None:
-        """Close the tasks of a killed turbofit, before the garbage collector does so elsewhere."""
+        """Close the tasks of a killed turbofit before the garbage collector closes them."""
         before = events._get_running_loop()
         events._set_running_loop(self)
         try:

@@ -1,4 +1,4 @@
-"""A simulated machine: who holds which bytes of which card, its ports, its processes, its disk."""
+"""A simulated machine: the holders of each card's bytes, ports, processes and a disk."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class SimulatedMachine:
         self._measured: tuple[Any, Machine] | None = None
         self.names: dict[int, str] = {}
         self.engines: dict[int, SimulatedEngine] = {}
-        #: Strangers that hold memory: of which card, and since when.
+        #: Other programs that hold memory, each with its card and its begin.
         self.strangers: dict[int, tuple[int, float]] = {}
         #: Ports in use: by an engine, or by a stranger (None).
         self.ports: dict[int, SimulatedEngine | None] = {}
@@ -123,7 +123,7 @@ class SimulatedMachine:
         card.held[pid] = card.held.get(pid, 0) + size
 
     def release(self, pid: int, index: int | None = None) -> None:
-        """Give back what a process holds of one card or all."""
+        """Free the bytes that a process holds on one card or on all cards."""
         self.strangers.pop(pid, None)
         for at, card in self.cards.items():
             if index in (None, at):

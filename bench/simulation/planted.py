@@ -37,7 +37,7 @@ _DENY_LIST = "gateway/routing/deny_list.py"
 _SUPERVISOR, _ENGINE = "serving/supervisor.py", "serving/engine/supervised_engine.py"
 _START, _LEASES = "serving/start.py", "serving/leases.py"
 BUGS = (
-    # Who is let in, and what is held of engines.
+    # Clients that are let in, and requests that engines hold.
     Bug("units are never given back", _ADMISSION,
         "        self.engine.gate.end(self._share)\n", ""),
     Bug("units are not taken", "gateway/limits/gate.py",

@@ -50,7 +50,7 @@ def of_kind(kind: str, seed: int) -> random.Random | None:
 
 
 class Turbofit:
-    """One `turbofit serve`, as a service manager keeps it.
+    """One `turbofit serve` under a service manager.
 
     Args:
         day: where it runs.
@@ -130,7 +130,7 @@ class Turbofit:
 def serve_question(
     model: str, fixed: tuple[tuple[str, Any], ...], name: str | None = None
 ) -> ServeConfig:
-    """What `serve` is asked for; ``name`` is what clients call the model."""
+    """The request of `serve`; ``name``: the model's name for clients."""
     from turbofit.gateway.config import GatewayConfig
     from turbofit.planning.request import PlanRequest
     from turbofit.serving.engine.engine_client import Timing
@@ -138,7 +138,7 @@ def serve_question(
 
     return ServeConfig.of(
         request=PlanRequest(model=model, **dict(fixed)),
-        # Who asks again and again does so less often than in use: a day has 86,400 seconds.
+        # Clients that ask again and again ask less often than in use: a day has 86,400 seconds.
         gateway=GatewayConfig(idle_seconds=5400.0, retry_seconds=30.0),
         timing=Timing(liveness=1800.0, start=1800.0),
         access_log="none",
@@ -148,7 +148,7 @@ def serve_question(
 
 
 class Day:
-    """One history."""
+    """One simulated day, from its start to its end."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -263,7 +263,7 @@ class Day:
         world.scheduler.at(calm, self._calm)
 
     def _poison_for_hours(self, rare: random.Random, begin: float, calm: float) -> None:
-        """In few days a client does not give up, whatever turbofit goes through meanwhile."""
+        """Let a client send a poisonous request for hours, through all faults."""
         text, when = f"poison {rare.random()}", rare.uniform(begin, calm)
         end = min(calm, when + rare.uniform(1.0, 8.0) * 3600.0)
         while when < end:
@@ -324,7 +324,7 @@ class Day:
                 engine.kill()
 
     def _end(self) -> None:
-        """It must serve now, and end in order."""
+        """Check that turbofit serves, and that it ends in order."""
         world = self.world
         scheduler = world.scheduler
         last = Request(number=0, client="10.0.2.1", text="last")

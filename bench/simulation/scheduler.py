@@ -182,7 +182,7 @@ class Scheduler:
         """Discard the threads of dead processes at the end of a day."""
         for thread in self._dead:
             if not thread.dead:
-                with suppress(BaseException):  # it is dead, whatever it says
+                with suppress(BaseException):  # a thread may raise any error as it dies
                     thread.throw(GreenletExit)
         self._dead.clear()
 

@@ -212,7 +212,7 @@ class LeaseOs(_Module):
 
 @cache
 def _modules() -> tuple[types.ModuleType, ...]:
-    """Import all modules that run, before anything is replaced; returns those of turbofit."""
+    """Import all modules that run, before any is replaced; return the modules of turbofit."""
     for room in _ROOMS:
         package = importlib.import_module(room)
         for found in pkgutil.walk_packages(package.__path__, f"{room}."):
@@ -413,7 +413,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.core.process.files.token_hex": lambda _: str(next(_NAMES)),
         "turbofit.core.process.files._replace": _replace_file(files._replace, disk),
         "turbofit.core.process.files.sync_folder": lambda _: None,
-        # The gateway's outside. What looks at nothing does so less often: a day is long.
+        # The gateway's surroundings. Loops that find nothing run less often: a day is long.
         "turbofit.gateway.server.GatewayThread": partial(SimulatedGatewayThread, one),
         "turbofit.gateway.http.uvicorn_server.bind": lambda _: types.SimpleNamespace(
             close=lambda: None
@@ -423,7 +423,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "aiohttp.connector.monotonic": clock.monotonic,
         "turbofit.gateway.routing.health._TICK": 600.0,
         f"{_ENGINE}.engine_client._PAUSE": 300.0,
-        # What is installed, and what people are told.
+        # Installed packages, and messages for people.
         "turbofit.serving.run.lmdeploy_if_needed": lambda _: _LMDEPLOY,
         "turbofit.serving.launch_description.fetched": lambda model, _: model,
         "importlib.metadata.version": _version,

@@ -12,7 +12,7 @@ from bench.speed.forecast import Setup
 from bench.speed.score import Score, loss, score
 from turbofit.planning.speed import Rates
 
-#: Constants on which published speeds depend; for those of links see bench/topology.
+#: Constants on which published speeds depend; the constants of links are in bench/topology.
 FITTED: Final = ("memory_efficiency", "compute_efficiency", "layer_seconds")
 _LARGEST_SHARE: Final = 0.95
 #: The least gain for which a constant moves by a factor of e from its start.

@@ -38,7 +38,7 @@ _TURBO_BITS, _TURBO_SCALES = 4 + 2, 3 * 16
 
 
 class Setup(Struct):
-    """The inputs of a row's forecast; ``kv_tokens`` is what its cache holds.
+    """The inputs of a row's forecast; ``kv_tokens``: the tokens that its cache holds.
 
     ``kind`` is the forecast's, as `presets/engines/surety.yaml` names it.
     """

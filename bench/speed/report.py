@@ -205,7 +205,7 @@ def _images(results: Results) -> str:
 
 
 def _part(row: Row) -> str:
-    """Say what a row of images is good for: nothing of today, a fit, or (empty) a judgement."""
+    """Return the use of a row of images: no use today, a fit, or (empty) a judgement."""
     if row.past:
         return "past"
     return "" if row.judges else "fit"

@@ -25,7 +25,7 @@ _HEAD = """\
 """
 
 
-#: First tokens under load are of the scheduler, and those of older versions are gone: 0.2.0 read
+#: First tokens under load depend on the scheduler, and older schedulers are gone: 0.2.0 read
 #: all prompts of a batch before any first token, 0.4.0 prepared no step ahead.
 _SCHEDULER: Final = Version("0.5")
 

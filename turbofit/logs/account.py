@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Figures agree if they differ by at most this part of the bytes that the process held: a tenth.
 _TENTH: Final = 10
-#: The first release in which TurboMind runs the vision tower; in older releases torch runs it.
+#: The first release in which TurboMind runs the vision tower; in older releases torch does.
 _NATIVE: Final = (0, 16)
 #: Fewer bytes of other processes may be an error of the account itself.
 _OTHERS: Final = 2 * GIB

@@ -70,7 +70,7 @@ class _Table(Struct):
     #: Names in Transformers by the release that added them, and by the release that removed them.
     brought: dict[str, tuple[str, ...]]
     dropped: dict[str, tuple[str, ...]]
-    #: What a user should send of an error without a row, by words of its line.
+    #: Texts on what a user should send, each with the words of a line that select the text.
     send: dict[str, tuple[str, ...]]
     texts: dict[str, str]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
@@ -80,7 +80,7 @@ class _Table(Struct):
 class Hit(NamedTuple):
     """A row that a line matches.
 
-    ``fields`` are the named groups of the row's pattern; ``said`` is the part of the line to quote.
+    ``fields``: the named groups of the row's pattern. ``said``: the part of the line to quote.
     """
 
     row: Row

@@ -220,7 +220,7 @@ def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
 
 
 def last_words(fault: Struct | None, most: int = 300) -> str:
-    """Return a fault's message; those of NCCL, torch and Python are cut to ``most`` characters."""
+    """Return a fault's message; ``most``: the most characters for NCCL, torch and Python."""
     match fault:
         case events.CudaError():
             return f"CUDA {'driver ' if fault.driver else ''}error: {fault.message}"

@@ -190,7 +190,7 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
 def _worked(
     case: LogCase, draft: Draft, following: NextRun
 ) -> tuple[Advice | None, tuple[str, ...]]:
-    """Return a run that would have worked; or None, with the facts that a plan lacks."""
+    """Return a run that works by the account; or None, with the facts that a plan lacks."""
     model, machine, ways = case.model, case.machine, following.ways
     lacks = tuple(_lacks(case, ways)) if draft.planned else ()
     if model is None or machine is None or lacks or not draft.planned:
@@ -241,7 +241,7 @@ def _planned(
             break
         refused = refused or (f"--tp {tp} is not kept: {verdict.partition(' (')[0]}" if tp else "")
     else:
-        refused = ""  # nothing fits, whatever the degree
+        refused = ""  # nothing fits at any degree
     if on is not first or draft.emptied:
         verdict = f"{_ONCE_FREE}{verdict}"
     if plan is None:

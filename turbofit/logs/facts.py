@@ -122,7 +122,7 @@ _REFUSED: Final = re.compile(r'"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])|5)\
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: Words of faults that no process survives: its CUDA context or its communicator is lost.
 _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
-#: Kinds of troubles of the machine. A warning of such a kind is an answer, whoever prints it.
+#: Kinds of troubles of the machine. A warning of these kinds is an answer, from any program.
 _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
     "gpu_lost", "shared_memory", "disk_full", "ray_waits", "virtual_gpu", "virtual_gpu_memory",

@@ -41,7 +41,8 @@ _CONTEXTS: Final = (64, 512, 2048)
 _PROMPTS: Final = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 #: Tokens of a prompt, and the number of answers that it meets.
 _BESIDE: Final = ((512, 8), (512, 32), (2048, 8))
-#: Pictures of one, two, four, six and twelve tiles of InternVL2, most of which add a thumbnail.
+#: Pixels of pictures with one, two, four, six and twelve tiles of InternVL2; from two tiles on a
+#: thumbnail is added.
 _SIZES: Final = ((448, 448), (896, 448), (896, 896), (1344, 896), (1792, 1344))
 #: Pieces of the watched answer beside other answers; the fewest gaps of a reading.
 _PIECES: Final = 24
@@ -304,7 +305,7 @@ class StepTimer:
         return time.perf_counter()
 
     async def _ask(self, body: dict[str, Any], path: str = "/generate") -> int:
-        """Send a request; return the tokens of its prompt; 0 if the engine does not count them."""
+        """Send a request; return its prompt's tokens, 0 if the engine does not count tokens."""
         async with self._post(body, path) as response:
             response.raise_for_status()
             answer = json.loads(await response.read())
