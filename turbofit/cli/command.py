@@ -196,7 +196,7 @@ class CliCommand(click.Command):
             formatter.write_usage(ctx.command_path, self.usage)
 
     def explain(self, name: str) -> None:
-        """Add help texts from presets/options.yaml to options and arguments that have none."""
+        """Give options and arguments without a help text the text of presets/options.yaml."""
         from turbofit.cli.manual import option_texts
 
         texts = option_texts(name)

@@ -131,7 +131,7 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
 
 
 def _check_names(model: Model, names: Sequence[str]) -> None:
-    """Refuse two adapters of one name, and names that mean something else to LMDeploy."""
+    """Refuse empty and equal names, and names of the model or of LMDeploy's chat templates."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise _refusal(f"two adapters are called {twice}", "write each as NAME=PATH")

@@ -364,8 +364,8 @@ def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dt
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
     """Return whether LMDeploy needs ``--trust-remote-code`` for tokenizer, processor or config.
 
-    Some checkpoints have a config class of their own. Without this class, LMDeploy fails on the
-    ``llm_config`` of an InternVLChatModel, and lacks defaults of all other models.
+    Some checkpoints have a config class of their own. Without the class of an InternVLChatModel,
+    LMDeploy fails on ``llm_config``. Without the class of any other model, LMDeploy lacks defaults.
     """
     mapped, name = config.part("auto_map"), "tokenizer_config.json"
     if architecture in _REMOTE_CONFIG and "AutoConfig" in mapped:

@@ -61,7 +61,8 @@ def draft_tensors(draft: Draft) -> dict[str, tuple[int, ...]]:
             named[f"{prefix}.input_layernorm.weight"] = norm
         for module, tensor in lora_modules(text).items():
             part = "self_attn" if tensor.part == "attention" else "mlp"
-            joined = third and module in ("q_proj", "k_proj", "v_proj")  # embeddings, and states
+            # In EAGLE-3 these projections take embeddings and states side by side.
+            joined = third and module in ("q_proj", "k_proj", "v_proj")
             shape = (tensor.shape[0], tensor.shape[1] * (1 + joined))
             named[f"{prefix}.{part}.{module}.weight"] = shape
     return named

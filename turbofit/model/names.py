@@ -177,7 +177,7 @@ def _split_name(name: str, stored: str | None = None) -> tuple[str | None, list[
 
 
 def _presets_at_start(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield the 16-bit presets that a name begins with, longest first, and where each one ends.
+    """Yield the 16-bit presets that a name begins with, longest first, each with its end.
 
     The end is an index into ``words``. Presets of unsupported models are left out. A name may begin
     with its owner: Qwen_Qwen2.5-VL-7B.

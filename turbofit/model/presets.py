@@ -225,7 +225,7 @@ def presets_with(fragments: Iterable[str]) -> list[str]:
 
 @cache
 def _aliases() -> dict[str, str]:
-    """Return the preset ids by normalised name: their ids, hub ids and aliases."""
+    """Return the preset id for each normalised id, hub id and alias."""
     table: dict[str, str] = {}
     for preset_id, names in load_yaml(presets_dir() / "models" / "aliases.yaml").items():
         for name in (preset_id, *names):

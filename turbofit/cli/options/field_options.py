@@ -92,7 +92,7 @@ def filled(kind: type[T], given: Options) -> T:
 
 
 def explain_fields(kind: type[Validated], command: str) -> None:
-    """Describe each field that has no description with the help text of its option."""
+    """Give each field without a description the help text of its option."""
     from turbofit.cli.manual import option_texts
 
     texts = option_texts(command)

@@ -19,7 +19,7 @@ from turbofit.core.messages import guess, of_vllm
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
 
 ROOT: Final = PREFIX.rstrip("_")
-#: The commands that take ``-f FILE``; one file may have the options of both.
+#: The commands that take ``-f FILE``; a file may have options of plan and of serve.
 _WITH_FILE: Final = ("plan", "serve")
 #: The key, in a context's ``meta``, of the file of options; missing without ``-f``.
 FILE: Final = "turbofit.file"
@@ -150,5 +150,5 @@ def read_again(ctx: click.Context) -> dict[str, Any]:
     with ctx.command.make_context(
         ctx.info_name, words, parent=ctx.parent, auto_envvar_prefix=prefix
     ) as again:
-        left_out = ("quiet", "verbose")  # a run has no progress to show
+        left_out = ("quiet", "verbose")  # only the command line has these options
         return {name: value for name, value in again.params.items() if name not in left_out}

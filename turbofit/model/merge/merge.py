@@ -1,4 +1,4 @@
-"""Merges an adapter into a checkpoint: reads both, decides on each tensor, writes the result.
+"""Merges an adapter into a checkpoint: decides on each tensor, and writes the result.
 
 An adapter has peft's format: `adapter_config.json` has rank and scaling, and
 `adapter_model.safetensors` or `.bin` has the matrices. LLaVA's own trainer writes other trained
