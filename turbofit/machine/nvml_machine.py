@@ -289,7 +289,7 @@ def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
     except GpuLostError as exc:
         gpu = Gpu(index=index, uuid=NA, name="lost GPU", total=NA, reserved=NA, used=NA, free=NA)
         device.warnings = [f"GPU {index} cannot be read: {exc}"]
-    # CUDA may show another GPU in place of a lost one, but a user's index means this GPU.
+    # CUDA may show another GPU in place of a lost GPU; a user's index means the lost GPU.
     device.gpus, device.default = [gpu], [index]
     device.ids = {} if gpu.uuid == NA else {gpu.uuid: index}
 

@@ -333,7 +333,7 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
 
 
 def is_measured(gpu: Gpu) -> bool:
-    """Return whether a run of `bench/gpu` measured contexts and libraries on such a card."""
+    """Return whether a run of `bench/gpu` measured contexts and libraries on this card."""
     preset = match_preset(gpu)
     return preset is not None and "bench/gpu" in preset.context_mib.source
 

@@ -1,4 +1,4 @@
-"""``--on SPEC``: a machine in one line, or what ``nvidia-smi`` prints.
+"""``--on SPEC``: a machine in one line, or the output of ``nvidia-smi``.
 
 Groups joined by ``+``, then machine options behind commas::
 
@@ -49,7 +49,7 @@ from turbofit.machine.unlisted import (
     unsupported_card,
 )
 
-#: The most GPUs of one machine: a SPEC with more has a typing error.
+#: The most GPUs of one machine: a SPEC with more GPUs has a typing error.
 MAX_GPUS: Final = 64
 
 #: The most cores of a host.

@@ -125,7 +125,9 @@ def rates_shown(
         )
     ]  # fmt: skip
     shown.sort(key=lambda pair: pair[0].spread, reverse=True)
-    best = {rate.of: (rate, calibration) for rate, calibration in shown}  # the last of a kind stays
+    best = {
+        rate.of: (rate, calibration) for rate, calibration in shown
+    }  # of one kind, the last rate stays
     what = ", ".join(words for of, words in _RATES.items() if of in best)
     timed = {
         (calibration.when[:10], calibration.model.partition(" ")[0], calibration.where)

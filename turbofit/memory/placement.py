@@ -71,7 +71,7 @@ class ModelCopies:
         self.model, self.dtype, self.groups = model, dtype, groups
         self.layout, self.parts = layout_of(model), components(model, dtype)
         self.devices, self._width = len(groups[0]), DTYPE_BYTES[dtype]
-        #: Bytes of rounding, with the holes of joining experts: measured 0.3 of a layer's.
+        #: Bytes of rounding, and of holes from joining experts: measured 0.3 of a layer's experts.
         self.rounding = _ROUNDING + self.parts.experts // 2
         places = list(zip(*groups, strict=True))
         #: Bytes of each place for weights, cache and activations.

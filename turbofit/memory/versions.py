@@ -20,8 +20,8 @@ T = TypeVar("T")
 Version = tuple[int, int, int]
 
 #: The first version with a file of figures, ``presets/engines/ENGINE-X.Y.yaml``. Older versions are
-#: entries of ``generations.yaml``: differences from this version, which stays the base when a newer
-#: version becomes the reference.
+#: entries of ``generations.yaml``: differences from this version. This version stays the base when
+#: a newer version becomes the reference.
 FIRST_CURRENT: Final = "0.18"
 
 #: The oldest release that `serve` starts.
