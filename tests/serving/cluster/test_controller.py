@@ -328,11 +328,11 @@ def test_the_end_waits_for_servers_and_kills_all_actors(world: World) -> None:
     made = world.serving("1xl4", "1xt4:free=1GiB")
     actor, waits = world.actor("host-1"), [5]
 
-    def tell() -> NodeStatus:
+    def late_status() -> NodeStatus:
         waits[0] -= 1
         return replace(actor.status, state="draining" if waits[0] else "drained")
 
-    actor.get_status = actor.keep_alive = Method(tell)
+    actor.get_status = actor.keep_alive = Method(late_status)
     world.log.clear()
     made.end()
     assert (waits, world.log) == ([0], ["end host-1", "end host-2", "kill host-1", "kill host-2"])

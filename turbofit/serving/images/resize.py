@@ -122,7 +122,10 @@ class Resizer:
     def resized(self, image: Any, size: Any) -> Any:
         """Return the picture in another size; None if the library cannot resize it."""
         pillow: Any = import_module("PIL.Image")
-        if image.mode != "RGB" or not _is_size(size) or size == image.size:
+        is_pair = isinstance(size, tuple) and len(size) == 2
+        if not is_pair or not all(type(side) is int and side > 0 for side in size):
+            return None
+        if image.mode != "RGB" or size == image.size:
             return None
         image.load()
         (width, height), (new_width, new_height) = image.size, size
@@ -134,8 +137,3 @@ class Resizer:
         columns = self._columns_first and lost > max(0, 2 * (width - new_width))
         sizes = (source.address, width, height, target.address, new_width, new_height)
         return image._new(made) if self._library.resize(*sizes, columns) else None
-
-
-def _is_size(size: Any) -> bool:
-    two = isinstance(size, tuple) and len(size) == 2
-    return two and all(type(side) is int and side > 0 for side in size)
