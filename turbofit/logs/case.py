@@ -119,8 +119,8 @@ class LogCase:
         for kinds, version, why in _GUESSES:
             if any(self.facts.first(kind) for kind in kinds):
                 return version, why
-        every = self.facts.every(TorchMemory)
-        much = any((event.allocated or 0) >= GIB for _, event in every)
+        refused = self.facts.every(TorchMemory)
+        much = any((event.allocated or 0) >= GIB for _, event in refused)
         if much and self.subject.of_lmdeploy and not self.subject.on_pytorch:
             return "0.12", "a guess: torch holds much beside TurboMind, as it does up to 0.15"
         return None, "assumed: no line tells the release"
@@ -251,14 +251,14 @@ class LogCase:
         """
         torch = [event for _, event in self.facts.every(TorchMemory)]
         total = next((event.total for event in reversed(torch) if event.total), 0)
-        every, before = self.facts.every(SmiGpu), 0 if torch else self.facts.begun_at or 0
-        table = {gpu.index: (mark.line, gpu, gpu.used or 0) for mark, gpu in every if gpu.total}
+        listed, before = self.facts.every(SmiGpu), 0 if torch else self.facts.begun_at or 0
+        table = {gpu.index: (mark.line, gpu, gpu.used or 0) for mark, gpu in listed if gpu.total}
         if table:
             return [
                 replace(gpu, used=used if line < before and used >= _IN_USE else 0)
                 for _, (line, gpu, used) in sorted(table.items())
             ]
-        cards = {gpu.index: gpu for _, gpu in every}
+        cards = {gpu.index: gpu for _, gpu in listed}
         found = [gpu for _, gpu in sorted(cards.items())] or self._named(total, self._least(torch))
         if self.guessed or len({gpu.name for gpu in found}) != 1:
             return found

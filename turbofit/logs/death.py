@@ -307,28 +307,28 @@ def death(
     course = run if isinstance(run, Course) else Course(run)
     engine, settings = known or (None, Settings())
     kind = kind_of_death(course, account, seen, engine.pinned_call if engine else "")
-    at = _WHEN[course.stage] + (f" (in {course.call})" if course.call else "")
+    when = _WHEN[course.stage] + (f" (in {course.call})" if course.call else "")
     if kind == "hang":
         return _hang(course, engine, settings)
     if kind == "out_of_memory":
         return _ran_out(course, plan, account)
     if kind in ("killed", "host_memory"):
-        return _of_host(course, plan, seen, at)
+        return _of_host(course, plan, seen, when)
     if kind == "raced":
         # The engine tells its port under a lock. The server sometimes closes the lock before the
         # engine releases it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
         message = "LMDeploy's server and its engine lost each other while they started (EOFError)"
         return End(kind=kind, message=message)
-    return _crashed(course, seen, kind, at)
+    return _crashed(course, seen, kind, when)
 
 
-def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
+def _crashed(course: Course, seen: Exit | None, kind: EndKind, when: str) -> End:
     """Return the end of an engine without a known cause: its exit and its last words."""
     words = last_words(course.fault or course.last(events.PythonError))
     loop = seen is not None and seen.code is None
     who = "the engine's loop" if loop else "the engine"
     exits = f" with {exit_words(seen.code)}" if seen and not loop else ""
-    parts = [f"{who} ended {at}{exits}{f': {words}' if words else ''}"]
+    parts = [f"{who} ended {when}{exits}{f': {words}' if words else ''}"]
     if loop:
         parts.append("its server answers 503 until it is restarted")
     if kind == "unknown":
@@ -356,11 +356,12 @@ def _ran_out(course: Course, plan: Plan | None, account: AnyEnd | None) -> End:
     refused = _refused(account or AnyEnd(), torch or TorchMemory())
     phase = course.phase(plan, account)
     call = refused.where or ("" if torch else course.call)
-    at = _WHEN[phase]
+    when = _WHEN[phase]
     if isinstance(fault, events.LegacyCuda):
-        call, at = call or fault.where, at.replace(_WHEN["serving"], "after its cache was made")
+        call = call or fault.where
+        when = when.replace(_WHEN["serving"], "after its cache was made")
     who = "the program" if torch is not None and plan is None else "the engine"
-    message = f"{who} ran out of GPU memory {at}{f' (in {call})' if call else ''}"
+    message = f"{who} ran out of GPU memory {when}{f' (in {call})' if call else ''}"
     end = End(
         kind="out_of_memory", phase=phase, where=call, asked=refused.asked, left=refused.left,
         gpu=refused.gpu, missing=refused.missing, simulated=refused.simulated, hint=hint,
@@ -417,21 +418,21 @@ def _hint(course: Course, plan: Plan | None) -> str:
     )
 
 
-def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> End:
+def _of_host(course: Course, plan: Plan | None, seen: Exit | None, when: str) -> End:
     """Return the end of an engine that lacked host memory, or that SIGKILL ended.
 
     SIGKILL counts as a lack of host memory unless the kernel counts no kill for lack of memory.
     """
     fault, kill = course.fault, course.last(events.HostKill)
     hint = "more RAM or a higher limit of the container; fewer replicas"
-    message = f"the engine was killed {at}: the kernel does so when host memory runs out"
+    message = f"the engine was killed {when}: the kernel does so when host memory runs out"
     if plan is not None:
         hint = (
             f"free host memory; the plan counts {format_bytes(plan.host.pageable)} pageable and"
             f" {format_bytes(plan.host.pinned)} pinned"
         )
     if isinstance(fault, events.CudaError):
-        message = f"the engine got no page-locked host memory {at}: {last_words(fault)}"
+        message = f"the engine got no page-locked host memory {when}: {last_words(fault)}"
     elif kill is not None:
         size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
         of_group = "its container's or service's memory limit was reached"
@@ -439,8 +440,8 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
         message = f"the kernel killed {kill.name or 'a process'}[{kill.pid}]{size}: {limit}"
     elif seen is not None and seen.host_kills == 0:
         message = (
-            f"the engine was killed {at} by SIGKILL; the kernel counts no kill for lack of memory,"
-            " so somebody did it"
+            f"the engine was killed {when} by SIGKILL; the kernel counts no kill for lack of"
+            " memory, so somebody did it"
         )
         return End(kind="killed", message=message)
     where = course.call if isinstance(fault, events.CudaError) else ""

@@ -270,14 +270,14 @@ def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | No
     shares = [engine.settings.cache_max_entry_count for engine in plan.engines] if plan else []
     if plan is None or bound is None or not plan.backend.of_lmdeploy or max(shares) <= bound:
         return plan, verdict
-    bounded, said = _tried(**asked, cache_max_entry_count=bound)
+    bounded, bounded_verdict = _tried(**asked, cache_max_entry_count=bound)
     same = (plan.backend.name, plan.tp) == (case.engine.name, case.tp)
     if not same and not (bounded and bounded.fits):
         return plan, verdict
     if bounded is not None:
         kept = (remedy for remedy in bounded.remedies if SHARE not in remedy.change)
         bounded = replace(bounded, remedies=tuple(kept))
-    return bounded, said
+    return bounded, bounded_verdict
 
 
 def _tried(**asked: Any) -> tuple[Plan | None, str]:
@@ -298,7 +298,7 @@ def _of_plan(
         each = [getattr(engine.settings, name) for engine in plan.engines]
         values[name] = each[0] if len(set(each)) == 1 else " | ".join(sorted(set(map(str, each))))
     limits = {name: getattr(plan.promise.limits, name) for name in _LIMITS}
-    told = {name: limit for name, limit in limits.items() if limit is not None}
+    given_limits = {name: limit for name, limit in limits.items() if limit is not None}
     command = shlex.join(plan.serve.argv) if plan.serve else ""
     if plan.backend.of_lmdeploy and (is_legacy(plan.backend.version) or plan.serve is None):
         first = plan.engines[0].command
@@ -308,7 +308,7 @@ def _of_plan(
         on=case.named(machine),
         fits=plan.fits,
         verdict=plan.verdict,
-        settings={**values, "replicas": plan.replicas, **told} if plan.fits else {},
+        settings={**values, "replicas": plan.replicas, **given_limits} if plan.fits else {},
         command=command,
         note="; ".join(filter(None, (*_notes(case, plan, command), note))),
         remedies=remedies,

@@ -71,8 +71,8 @@ def parse_slo(text: str) -> dict[str, float]:
 
 def meets(figures: SpeedFigures, slo: Mapping[str, float]) -> bool:
     """Return whether figures keep all limits, and nearly all requests were answered."""
-    every = figures.answered + figures.failed
-    if not figures.answered or figures.failed > _FAILING * every:
+    requests = figures.answered + figures.failed
+    if not figures.answered or figures.failed > _FAILING * requests:
         return False
     return all(getattr(figures, LIMITS[name]) <= limit for name, limit in slo.items())
 

@@ -141,13 +141,13 @@ class LoadRun:
 
     async def _arrivals(self, rate: float) -> None:
         """Send requests at random times (Poisson), whether or not earlier requests are answered."""
-        at = time.perf_counter()
+        due = time.perf_counter()
         while True:
-            late = time.perf_counter() - at
+            late = time.perf_counter() - due
             self.late = max(self.late, late)
             await asyncio.sleep(max(0.0, -late))
             self._spawn(self._request())
-            at += random.expovariate(rate)
+            due += random.expovariate(rate)
 
     async def _request(self) -> Answer:
         counts = self.in_window
@@ -221,19 +221,19 @@ def summary(
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
     counted = [answer for answer in run.answers if answer.counts]
     good = [answer for answer in counted if answer.answered]
-    every = [answer for answer in run.answers if answer.answered]
+    answered = [answer for answer in run.answers if answer.answered]
     pieces_only = any(answer.output_tokens is None for answer in good)
     now = datetime.now(timezone.utc)
     split = urlsplit(url)
     without_password = split._replace(netloc=split.netloc.rpartition("@")[2])
     load = to_builtins((asked or run.spec).given())
     warm_up_errors = sum(map(window.failed_before, run.answers))
-    requests_per_second = window.per_second(window.share, every)
-    output_tokens_per_second = window.per_second(window.tokens, every)
+    requests_per_second = window.per_second(window.share, answered)
+    output_tokens_per_second = window.per_second(window.tokens, answered)
     prompt_tokens = _mean([answer.prompt_tokens for answer in good])
     output_tokens = _mean([answer.tokens for answer in good]) or 0.0
     client = ClientShare(busy=round(busy, 3), late=round(run.late, 3))
-    ttft, tpot, e2e = (spread(map(attrgetter(it), good)) for it in ("ttft", "tpot", "e2e"))
+    ttft, tpot, e2e = (spread(map(attrgetter(name), good)) for name in ("ttft", "tpot", "e2e"))
     warnings = _warnings(run, busy, pieces_only=pieces_only, forecast=forecast)
     return LoadResult(
         turbofit_version=__version__,
@@ -249,7 +249,7 @@ def summary(
         warm_up_errors=warm_up_errors,
         requests_per_second=requests_per_second,
         output_tokens_per_second=output_tokens_per_second,
-        running=window.per_second(window.overlap, every),
+        running=window.per_second(window.overlap, answered),
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         counted="pieces" if pieces_only else "usage",
