@@ -159,7 +159,7 @@ def test_help_of_a_request_begins_with_its_keywords_and_their_defaults() -> None
         ({"max_pixels": 10**6}, "max_pixels", "max_pixels limits", "or give max_dynamic_patch"),
         ({"quant_policy": 16, "engine": "turbomind"}, "quant_policy", "quant_policy=16", "leave"),
         ({"images": -1}, "images", "images -1: it should be 0 or more", "images: images a"),
-        ({"gpus": "9"}, "gpus", "gpus: '9' is not one GPU", "stands in on, as 2xrtx3090"),
+        ({"gpus": "9"}, "gpus", "gpus: '9' is not one GPU", "GPUs in on, as in 2xrtx3090"),
         ({"imags": 1}, "imags", "has no field imags", "did you mean images?"),
     ],
 )  # fmt: skip

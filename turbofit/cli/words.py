@@ -78,9 +78,11 @@ def read(
         written, equals, value = word.partition("=")
         name = full_name(written, options) if plans else written
         attached = [value] if equals else []
+        # Several short options in one word, such as -vq, which click splits.
+        are_letters = word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
         if name in options:
             reader.take_own(name, attached, remaining)
-        elif not is_option(word) or _are_letters(word, options):
+        elif not is_option(word) or are_letters:
             reader.own.append(word)
         elif plans and (row := engine_options().get(name)):
             reader.take_lmdeploys(
@@ -187,11 +189,6 @@ def _cut(before: Sequence[str], words: list[str]) -> Typed:
     notes = ["left out: other words before lmdeploy serve api_server"] if left_out else []
     in_place = "".join(before[-1:]).endswith("api_server")
     return Typed(words, [], {match[1]: match[2] for match in found}, notes, [], in_place)
-
-
-def _are_letters(word: str, options: Mapping[str, TypedOption]) -> bool:
-    """Return whether a word is several short options in one, such as -vq, which click splits."""
-    return word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
 
 
 def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
