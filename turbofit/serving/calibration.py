@@ -5,8 +5,8 @@ There are two corrections, in bytes per GPU (`turbofit.memory.calibrated` adds t
 - ``context``: the bytes in use before the engine sized its cache, by the engine's log, minus the
   forecast.
 - ``buffers``: the most bytes in use after the cache was allocated, minus the forecast and minus
-  ``context``. The bytes are measured after the warm-up, after one small request of each kind, which
-  loads the kernels for images or sampling, and under each worst case.
+  ``context``. The bytes are measured after the warm-up, after one small request of each kind, and
+  under each worst case. The small requests load the kernels for images and sampling.
 
 Corrections are rounded up. A correction never removes more bytes than the estimates that it
 corrects, so formulas and worst cases keep their size. A corrected forecast of the measured launch
@@ -59,8 +59,8 @@ class CalibratedGpu(Struct):
 class Observation(Struct):
     """The measurements of the engine of one group of GPUs.
 
-    ``free`` (free memory of the group's fullest GPU) and ``region`` (size of the cache) are bytes
-    from the engine's log, None if the log does not contain the figure. ``steps`` are the engine's
+    ``free`` is the free memory of the group's fullest GPU, ``region`` the size of the cache. Both
+    are bytes from the engine's log, None if the log has no such figure. ``steps`` are the engine's
     timed forwards, None if forwards were not timed.
     """
 

@@ -25,8 +25,8 @@ from turbofit.serving.cluster import ray_adapter
 
 #: Why a drained node gets no plan.
 DRAINED: Final = "it is drained until it leaves the cluster"
-#: Seconds without a call of a controller after which an actor ends itself, seconds between two
-#: looks, and seconds after which the status says so. A controller may plan for a minute.
+#: Seconds without a controller's call until an actor ends itself, between two looks, and until the
+#: status has a warning. A controller may plan for a minute.
 _ALONE: Final = 600.0
 _LOOK: Final = 5.0
 _SILENT: Final = 90.0
@@ -35,8 +35,8 @@ _SILENT: Final = 90.0
 class NodeActor:
     """A Ray actor that runs the server of one node, or says why the node serves nothing.
 
-    ``run`` is the run's name, ``words`` are further options of `turbofit serve`, and ``key`` is the
-    API key that fronts send to the server. ``claim`` identifies the controller's request: a
+    ``run`` is the run's name; ``words`` are further options of `turbofit serve`; ``key`` is the API
+    key that fronts send to the server. ``claim`` identifies the controller's request: a
     controller with another claim does not take the actor over. Create the actor in the main thread:
     the kernel kills the server when the creating thread ends.
     """

@@ -106,9 +106,12 @@ class Silence:
     ) -> Literal["answers", "works", "doubtful", "hung"]:
         """Judge whether the engine lives, by the answers that it owes and by signs of its work.
 
-        Return "answers" if no answer is late, "works" if an answer is late but the engine computes,
-        "doubtful" if the engine has done nothing for a while, and "hung" if the engine must be
-        ended. Time before ``ready_at`` does not make an answer late.
+        Time before ``ready_at`` does not make an answer late. Return:
+
+        - "answers" if no answer is late;
+        - "works" if an answer is late and the engine computes;
+        - "doubtful" if the engine has done nothing for a while;
+        - "hung" if the engine must be ended.
         """
         most = self._timing.silence
         if now - self._seen_at >= _FIRST * most:

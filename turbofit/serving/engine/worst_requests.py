@@ -198,8 +198,8 @@ def cheaper_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> Pr
 
     Some towers encode a whole image again in each forward with a part of the image. The one large
     image of `fullest_forward` then takes long. This request has several smaller images, and fills
-    the pool half a percent less. None if the tower sees one tile at a time, if the engine encodes
-    each image once, or if there is no room for several images.
+    the pool half a percent less. None for a tower that sees one tile at a time, for an engine that
+    encodes each image once, or without room for several images.
     """
     rule = plan.model.image_rule
     if rule is None or not rule.whole_image or not engine_of(plan).encodes_again:
