@@ -112,7 +112,7 @@ def test_it_says_which_gpu_is_short_and_what_helps():
     assert (made.fits, alone.fits) == (False, True)
     assert "GPU 0 is" in made.verdict
     (freed,) = made.remedies  # no other card need be bought
-    assert freed.change == "free what others hold of GPU 0 (9.6 GiB)"
+    assert freed.change == "free the memory that others hold on GPU 0 (9.6 GiB)"
     assert f"one request of {alone.engines[0].settings.session_len:,} tokens" in freed.effect
     longer = plan(on="1xrtx3060:free=6GiB,ram=64GiB", context=32768)
     assert not longer.fits

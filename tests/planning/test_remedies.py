@@ -52,7 +52,7 @@ def test_memory_is_told_as_a_sum_of_the_card_and_what_others_hold_comes_first() 
 
 def test_memory_that_nobody_explains_can_be_freed() -> None:
     effects = remedies("1xt4:free=1GiB", "internvl2-1b")
-    change = "free what others hold of GPU 0 (13.6 GiB)"
+    change = "free the memory that others hold on GPU 0 (13.6 GiB)"
     assert next(iter(effects)) == change
     assert effects[change].startswith("fits: ")
     assert turbofit.plan("internvl2-1b", on="1xt4").fits

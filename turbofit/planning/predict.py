@@ -80,7 +80,7 @@ def make_prediction(
         start.accounts,
         fits=start.serves and keeps_margin,
         verdict=f"{request.model.name}{version}: {start.text}",
-        parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
+        parallel_reason="LMDeploy takes the first GPUs in CUDA's order",
         host=start.host,
         settings=start.settings,
         vision_load=start.vision_load,

@@ -363,7 +363,7 @@ def stopped(request: ResolvedRequest) -> Iterator[Change]:
     freed = {gpu.index: known(gpu.used, 0) for gpu in request.visible if known(gpu.used, 0)}
     if not freed:
         return
-    change = f"free what others hold of GPU {indices(freed)}"
+    change = f"free the memory that others hold on GPU {indices(freed)}"
     if by_process:
         (pid, name), freed = max(by_process.items(), key=lambda item: sum(item[1].values()))
         where = f"GPU{'s' if len(freed) > 1 else ''} {indices(freed)}"

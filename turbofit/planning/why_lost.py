@@ -104,7 +104,7 @@ def why_ranked_lower(request: ResolvedRequest, chosen: Evaluation, candidate: Ev
         return "image requests would queue"
     if candidate.kv_tokens < chosen.kv_tokens:
         return f"{chosen.kv_tokens - candidate.kv_tokens:,} KV tokens fewer"
-    return "equal; the larger prefill and fewer shards are preferred"
+    return "equal; a larger prefill and fewer GPUs an engine are preferred"
 
 
 def _worse_figure(request: ResolvedRequest, chosen: Evaluation, candidate: Evaluation) -> str:
