@@ -125,9 +125,8 @@ def rates_shown(
         )
     ]  # fmt: skip
     shown.sort(key=lambda pair: pair[0].spread, reverse=True)
-    best = {
-        rate.of: (rate, calibration) for rate, calibration in shown
-    }  # of one kind, the last rate stays
+    # Of one kind, the last rate stays.
+    best = {rate.of: (rate, calibration) for rate, calibration in shown}
     what = ", ".join(words for of, words in _RATES.items() if of in best)
     timed = {
         (calibration.when[:10], calibration.model.partition(" ")[0], calibration.where)
