@@ -74,6 +74,7 @@ def test_the_language_model_of_a_vision_model_has_a_section(name: str, path: lis
         ('{"rope_scaling": {"rope_type": "yarn"}}', "factor is missing"),
         ('{"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}', "factor is 0.5"),
         ('{"rope_scaling": 4}', "is not an object"),
+        (json.dumps({"rope_scaling": YARN, "rope_parameters": YARN}), "has both rope_scaling and"),
         ('{"max_position_embeddings": "128k"}', "is not an integer"),
     ],
 )

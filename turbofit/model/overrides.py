@@ -63,7 +63,10 @@ def overridden(model: Model, text: str) -> tuple[Model, str]:
 def _lengthen(model: Model, section: Section) -> int:
     """Return the longest context; add to the section the keys that both engines need for it."""
     longest = section.integer(_LENGTH, model.text.max_position_embeddings, high=_LARGEST)
-    for scaling in [part for name in _SCALINGS if (part := section.section(name))]:
+    given = [part for name in _SCALINGS if (part := section.section(name))]
+    if len(given) > 1:
+        raise _refusal(f"has both {' and '.join(_SCALINGS)}", "give one: they mean the same")
+    for scaling in given:
         kind = scaling.string("rope_type", "") or scaling.string("type", "")
         if kind not in _TYPES:
             raise _refusal(
