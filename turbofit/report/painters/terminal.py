@@ -225,12 +225,14 @@ def legend(bar: Bar) -> list[str]:
 def _fill(parts: Sequence[tuple[int, str]], width: int) -> list[str]:
     """Return the letters of a bar of ``width`` cells; ``parts`` have a size and a letter each.
 
-    Each part has one cell, and a share of the remaining cells in proportion to its size.
+    A part ends where its share of the sizes ends, to the nearest cell. Each part has a cell.
     """
     parts = parts[:width]
     ends = list(accumulate(size for size, _ in parts))
     letters: list[str] = []
     for place, (end, (_, mark)) in enumerate(zip(ends, parts, strict=True), 1):
-        last_cell = place + round((width - len(parts)) * end / ends[-1])
+        last_cell = max(round(width * end / ends[-1]), len(letters) + 1)
+        cells_of_later_parts = len(parts) - place
+        last_cell = min(last_cell, width - cells_of_later_parts)
         letters += [mark] * (last_cell - len(letters))
     return letters
