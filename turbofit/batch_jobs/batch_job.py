@@ -37,11 +37,12 @@ from turbofit.core.version import __version__
 from turbofit.serving.runs import requests_at
 
 SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
-#: Seconds in which a stopped server must drain and free its memory; after them it is killed.
+#: Seconds for a stopped server to drain and free its memory, before the server is killed.
 _END_SECONDS: Final = 90.0
 #: Seconds between two syncs of the output to the disk; each sync also reports the progress.
 _SECONDS: Final = 1.0
-#: For so many running requests, one more request waits at the gateway for the next free place.
+#: For this many running requests, the batch sends one more, which waits at the gateway for the next
+#: free place.
 _WAITING: Final = 8
 #: The number of items that are sent at once to a server whose capacity is unknown.
 _AT_ONCE: Final = 64
@@ -85,6 +86,7 @@ async def serving(
 async def _follow(process: asyncio.subprocess.Process, say: Callable[[str], None]) -> None:
     """Pass the server's messages on; once the server has ended, raise its error."""
     assert process.stderr is not None
+    # `turbofit serve` ends with the lines ``error: …`` and ``hint: …``.
     last_line, error = "it said nothing", {"error": "", "hint": ""}
     while line := await process.stderr.readline():
         last_line = line.decode(errors="replace").rstrip()
@@ -120,7 +122,7 @@ class BatchResult(Struct):
 
 
 class BatchJob:
-    """One run of a batch, from an input to an output.
+    """One run of a batch; ``paths`` are its input and its output.
 
     ``key`` is the API key of the server at the spec's URL. If the spec has no URL, the job starts a
     server, and ``words`` are further arguments of its ``turbofit serve``. ``say`` receives the
@@ -198,6 +200,7 @@ class BatchJob:
         ``stack`` closes the sender, and ends the server of the batch.
         """
         spec, unanswered = self._spec, self._total - self._before
+        # ``watchers`` has the end of the batch's own server; it is empty with a URL.
         url, key, model, watchers = spec.url or "", self._key, spec.model, list[Awaitable[None]]()
         if not url:
             server = serving(self._words, self._say)
@@ -251,6 +254,7 @@ async def send_all(
     async def work() -> None:
         while True:
             async with reading:
+                # The first task that finds no item reads the next 16 for all tasks.
                 ready.extend([] if ready else await in_thread(list, islice(items, 16)))
                 if not ready:
                     return

@@ -205,6 +205,7 @@ class OutputFile:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n") or _NUL in line:
                     # A power cut may have left NUL bytes at the end of the line, or in all of it.
+                    # The file is cut here, so its first line must begin like a line of a batch.
                     begun = line.rstrip(_NUL)
                     if number == 1 and not (
                         begun.startswith(LINE_START) or LINE_START.startswith(begun)

@@ -41,12 +41,12 @@ _LARGEST_ANSWER: Final = 64 << 20
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _LONGEST_RETRY_AFTER: Final = 60.0
-#: If so many seconds pass between two failures, the second failure begins a new outage. Pauses
+#: If this many seconds pass between two failures, the second failure begins a new outage. Pauses
 #: between two tries are shorter.
 _SILENCE: Final = 90.0
-#: An item fails after so many broken connections to a server that the batch did not start.
+#: An item fails after this many broken connections to a server that the batch did not start.
 _MOST_BREAKS: Final = 8
-#: An item fails after so many answers with a status like 500, or too late.
+#: An item fails after this many answers with a status like 500, or tries without an answer in time.
 _MOST_ERRORS: Final = 3
 #: Reasons for a missing answer that count against the item.
 _NO_ANSWER: Final = "no answer in time"
@@ -72,7 +72,7 @@ def request_body(
         ItemError: the item cannot be sent.
     """
     try:
-        body = msgspec.json.decode(msgspec.json.encode(item.body))  # a copy of the body
+        body = msgspec.json.decode(msgspec.json.encode(item.body))  # a copy: the item stays
         if body.get("stream"):
             raise ItemError("bad_stream", "a batch has no streams: leave stream out")
         if replace or body.get("model") is None:
@@ -116,8 +116,8 @@ def _inline(url: str, base: str) -> str:
 class Sender(ServerClient):
     """Sends items to one server, and makes output lines of its answers.
 
-    An answer may take ``timeout`` seconds. The server may be away for ``patience`` seconds; without
-    a limit if this is None: then the batch has started the server.
+    An answer may take ``timeout`` seconds. The server may be away for ``patience`` seconds, or for
+    any time if ``patience`` is None: then the batch has started the server itself.
     """
 
     def __init__(
@@ -192,6 +192,7 @@ class Sender(ServerClient):
                 why = next(why for kinds, why in _REASONS if isinstance(exc, kinds))
                 errors += why == _NO_ANSWER
                 breaks += why == _BROKE and self._patience is not None
+                # Only an item fails; the request for the model's name has no body, and is repeated.
                 if body is not None and (breaks >= _MOST_BREAKS or errors >= _MOST_ERRORS):
                     times = max(breaks, errors)
                     raise ItemError("connection_lost", f"{times} times: {why}") from None
@@ -239,7 +240,7 @@ def _read(status: int, headers: Any, raw: bytes) -> tuple[JsonObject, JsonObject
     """Return the response and the error of an item's line, from a server's answer."""
     error = None
     try:
-        answer = msgspec.json.decode(raw)  # it refuses JSON that `format` below lets pass
+        answer = msgspec.json.decode(raw)  # refuses JSON that `format` below accepts
         body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw)
         if not 200 <= status < 300:
             words = answer.get("error", answer) if isinstance(answer, dict) else {}
