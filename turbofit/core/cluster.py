@@ -116,7 +116,7 @@ class NodeStatus(Struct):
     state: Literal["joining", "starting", "serving", "draining", "drained", "unfit"]
     cards: Annotated[str, doc("The node's GPUs in words.")] = ""
     why_not: Annotated[str, doc("Why the node serves nothing.")] = ""
-    said: Annotated[str, doc("Its server's last line, or that no controller asks.")] = ""
+    said: Annotated[str, doc("Its server's last line, or a warning that no controller asks.")] = ""
     url: Annotated[str, doc("The address that fronts ask.")] = ""
     at_once: Annotated[int, doc("Requests that the node runs at once.")] = 0
     tokens: Annotated[int, doc("KV tokens of the node's caches.")] = 0

@@ -23,7 +23,7 @@ EndKind = Literal[
 ]  # fmt: skip
 
 
-#: The work of an engine when it died, or the use of the memory that was refused.
+#: What the engine did when it ended. After a refused allocation: what the memory was for.
 Phase = Literal[
     "starting", "start", "weights", "cache", "warm-up", "vision", "text", "quantising", "serving",
     "check", "ready", "host", "host RAM", "start-up hang", "configuration", "peer access",
@@ -32,19 +32,19 @@ Phase = Literal[
 
 
 class AnyEnd(Struct):
-    """How an engine ended; on pretend GPUs, ``phase`` has more values."""
+    """How an engine ended; in a rehearsal, ``phase`` may also name a worst case."""
 
     kind: EndKind = "unknown"
     phase: Annotated[
-        str, doc("The engine's work, the use of the refused memory, or case NAME.")
+        str, doc("What the engine did, what the refused memory was for, or case NAME.")
     ] = ""
-    where: Annotated[str, doc("The engine's call, or its reason.")] = ""
+    where: Annotated[str, doc("The call that failed, or why the engine ended.")] = ""
     asked: Annotated[int | None, doc("Bytes of the allocation that was refused.")] = None
     left: Annotated[int | None, doc("Bytes that were left.")] = None
     missing: Annotated[int | None, doc("Bytes by which the card would have to be larger.")] = None
     gpu: Annotated[int | None, doc("The machine's index of the GPU.")] = None
     group: Annotated[int | None, doc("The plan's group of GPUs.")] = None
-    simulated: Annotated[int | None, doc("Which allocation a scenario let fail.")] = None
+    simulated: Annotated[int | None, doc("Number of the allocation that a scenario fails.")] = None
     message: Annotated[str, doc("The end in one sentence for people.")] = ""
     hint: Annotated[str, doc("What a person can do.")] = ""
 

@@ -64,7 +64,7 @@ class TurbofitError(Exception):
     def _set_lines(self, message: str, hint: str) -> None:
         self.message, self.hint = message, hint
         super().__init__(message)
-        self.__notes__ = [f"hint: {hint}"]  # a traceback shows it from Python 3.11 on
+        self.__notes__ = [f"hint: {hint}"]  # a traceback shows notes from Python 3.11 on
 
     def name_keywords(self) -> None:
         """Spell the marked options as keywords: ``tp=4`` instead of ``--tp 4``."""

@@ -16,7 +16,7 @@ class HostImages(Struct):
     """
 
     cores: Annotated[int, doc("Cores whose time the engines' image threads may use.")]
-    seconds_per_image: Annotated[float, doc("Processor seconds of one core.")]
+    seconds_per_image: Annotated[float, doc("Processor seconds of a core for an image.")]
     images_per_second: Annotated[float, doc("Images that these cores prepare.")]
     gpu_images_per_second: Annotated[
         float | None, doc("Images that the GPUs process; null: no forecast is shown.")
@@ -111,10 +111,14 @@ class Throughput(Struct):
     median_error: Annotated[
         float | None, doc("Half of the figures of this kind differ by at most this share.")
     ] = None
-    surety: Annotated[Surety | None, doc("Of requests and tokens a second.")] = None
-    first_token: Annotated[Surety | None, doc("Of the first token among others.")] = None
-    first_token_alone: Annotated[Surety | None, doc("Of the first token alone.")] = None
-    first_token_of_text: Annotated[Surety | None, doc("Of a text's first token alone.")] = None
+    surety: Annotated[Surety | None, doc("Surety of requests and tokens a second.")] = None
+    first_token: Annotated[Surety | None, doc("Surety of `seconds_to_first_token`.")] = None
+    first_token_alone: Annotated[
+        Surety | None, doc("Surety of `seconds_to_first_token_alone`.")
+    ] = None
+    first_token_of_text: Annotated[
+        Surety | None, doc("Surety of `seconds_to_first_token_of_text`.")
+    ] = None
     host: Annotated[
         HostImages | None, doc("Null: no images, or the number of the host's cores is unknown.")
     ] = None
@@ -123,7 +127,8 @@ class Throughput(Struct):
 class UsualImage(Struct):
     """A forecast for requests whose images have a usual size, under the plan's own settings.
 
-    Each figure has the surety of the same figure for the largest images, and is null with it.
+    Each figure has the surety of the same figure for the largest images, and is null if that figure
+    is null.
     """
 
     image_size: Annotated[tuple[int, int], doc("Pixels: width, height.")]

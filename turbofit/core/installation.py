@@ -21,7 +21,7 @@ _NAME: Final = "turbofit"
 _CODE: Final = Path(__file__).resolve().parents[2]
 #: The library that resizes images; pixels.c, its source, and its digest are in the same folder.
 _LIBRARY: Final = _CODE / "turbofit" / "serving" / "images" / "libpixels.so"
-#: What `scripts/without-gpu --pytorch` needs, measured (docs/installation.md).
+#: Measured sizes of the environment of `scripts/without-gpu --pytorch` (docs/installation.md).
 _PYTORCH_SIZES: Final = "1.0 GB to download, 3.2 GB on disk, no GPU and no driver"
 
 

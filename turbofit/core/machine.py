@@ -184,10 +184,11 @@ class StepPoint(Struct):
 
 
 class MeasuredRate(Struct):
-    """A rate of cards, from timed forwards of one model, within the share ``spread``.
+    """A rate that cards reached in timed forwards of one model, exact within the share ``spread``.
 
-    ``bandwidth`` is of weights, ``cache_bandwidth`` of keys and values, in bytes/s. ``flops`` is of
-    prompts, ``vision_flops`` of images, in FLOP/s.
+    ``of`` is the kind of the rate: ``bandwidth`` for reading weights, ``cache_bandwidth`` for
+    reading keys and values, in bytes/s; ``flops`` for prompts, ``vision_flops`` for images, in
+    FLOP/s.
     """
 
     of: RateName
@@ -201,7 +202,7 @@ class MeasuredRate(Struct):
 
 
 class MeasuredSteps(Struct):
-    """Timed forwards of one engine, with 16-bit, int8 or int4 keys by ``quant_policy``."""
+    """Timed forwards of one engine; ``quant_policy`` is the number format of its KV cache."""
 
     quant_policy: int
     points: tuple[StepPoint, ...]
@@ -229,8 +230,8 @@ class Calibration(Struct):
     driver: str
     communicator: str
     when: str
-    context: Annotated[int, doc("For memory taken before the cache is sized.")]
-    buffers: Annotated[int, doc("For memory taken after the cache is sized.")]
+    context: Annotated[int, doc("Bytes for memory taken before the cache is sized.")]
+    buffers: Annotated[int, doc("Bytes for memory taken after the cache is sized.")]
     pretend: Annotated[bool, doc("Measured on pretend GPUs; not valid for real cards.")] = False
     spread: Annotated[int, doc("Bytes by which the measured GPUs and launches differed.")] = 0
     torch: Annotated[str, doc("Version of torch; empty if unknown.")] = ""

@@ -33,7 +33,7 @@ TERMS: Final = {
     "vision_forward": "image requests that meet in one forward",
     "kv_cache": "the cache",
 }
-#: The only term before the cache, if a prediction knows only the free memory of a log.
+#: The term in place of all terms before the cache, in a prediction from a log's free memory alone.
 BEFORE_CACHE: Final = "before_cache"
 #: The suffix of a negative term, which gives back a part of another term.
 _RETURNED: Final = ".returned"
@@ -132,7 +132,8 @@ def memory_label(ledger: GpuLedger) -> str:
         used, whole = ledger.most - ledger.used, f"a budget of {format_bytes(ledger.budget)}"
     card = f"{format_bytes(used)} of {whole} in use {when}"
     left = ledger.headroom - ledger.beyond_budget
-    if left < 0:  # only the verdict says how much is missing: its case may be an earlier one
+    if left < 0:
+        # How much is missing only the verdict says: it may speak of an earlier case than this peak.
         worst = next((term.term for term in ledger.terms if term.worst), "")
         case = f" ({TERMS[worst]})" if worst in TERMS and ledger.most == ledger.peak else ""
         return f"{card}{case}: more than there is"

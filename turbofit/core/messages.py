@@ -12,28 +12,31 @@ from turbofit.core.presets import load_yaml, presets_dir
 
 #: The hint for a command about a server, when no server runs.
 HOW_TO_SERVE: Final = "turbofit serve MODEL; without a GPU add --pretend --on SPEC"
-#: A warning, and the beginning of a second warning; reports show both at each engine's own command.
+#: A warning about the engines' own commands, for a plan whose peak pays for queued image requests.
 QUEUED: Final = (
     "this plan is valid only if image requests are queued: turbofit serve and turbofit.pipeline"
     " queue them"
 )
+#: The beginning of another warning about these commands.
 BEYOND: Final = "requests beyond these limits are not planned for"
+#: Reports show these two warnings at the command of each engine, and not among other warnings.
 BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
 #: The first line of a server on pretend GPUs. It is a warning because --quiet shows warnings.
 PRETEND: Final = (
     "warning: PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean"
     " nothing"
 )
-#: The header of answers from pretend GPUs, and the words that explain this header.
+#: The header of answers from pretend GPUs.
 PRETEND_HEADER: Final = "x-turbofit-pretend"
+#: The words that explain this header.
 PRETEND_WORDS: Final = "PRETEND GPUs: the words of its answers mean nothing"
 PRETEND_SPEED: Final = "PRETEND GPUs: no speed here is real"
-#: Notes that need no action; only the full text of a plan shows these notes.
 OWN_CODE: Final = "LMDeploy runs the checkpoint's own code: --trust-remote-code is set"
 RESERVED: Final = (
     "torch keeps memory that it has reserved: nvidia-smi may show more than the peak, under"
     " turbofit by half the margin at most, else up to the whole card"
 )
+#: Notes that need no action; only the full text of a plan shows these notes.
 HARMLESS: Final = (OWN_CODE, RESERVED)
 #: The least similarity of two names that counts as a misspelling.
 _ALIKE: Final = 0.8
@@ -113,9 +116,11 @@ def neighbours() -> dict[str, Any]:
 def neighbour(
     name: str, known: Iterable[str], spelled: Callable[[str], str], command: str = ""
 ) -> str:
-    """Return words for the ``known`` setting that an unknown option means; else an empty text.
+    """Return a hint for an option that turbofit does not have, but other programs have; else empty.
 
-    ``spelled`` turns a setting's name into the option's name. Rows of ``command`` come first.
+    The hint names turbofit's own option, if ``known`` has its setting, or says what to do.
+    ``spelled`` turns a setting's name into the option's name. Hints for ``command`` alone win over
+    hints for every command.
     """
     rows, word = neighbours()["options"], name.lstrip("-").replace("_", "-").lower()
     row = rows.get(command, {}).get(word) or rows["every"].get(word)
@@ -127,8 +132,8 @@ def neighbour(
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Return up to ``count`` known names that a misspelt name may mean, the nearest first.
 
-    Similar names win over names with the same letters. Known beginnings of ``name`` come last:
-    ``kv-cache`` for ``kv-cache-type``.
+    If no name is similar, names with the same letters in another order are returned. If there are
+    none, known beginnings of ``name`` are: ``kv-cache`` for ``kv-cache-type``.
     """
     from difflib import get_close_matches
 

@@ -33,7 +33,7 @@ _MOST_IMAGES: Final = 64
 _GRAVE: Final = ("out_of_memory", "hang", "failed", "served")
 #: Cards whose used memory differs by fewer bytes get the same settings.
 ALIKE: Final = 64 * MIB
-#: The least limit of answers (`n`) for a chat without images; LMDeploy allows 128 answers.
+#: Every chat without images may ask for this many answers (`n`), as many as LMDeploy allows.
 _TEXT_COPIES: Final = 128
 _TURBOMIND_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
@@ -93,7 +93,7 @@ class Workload(Struct):
     ] = None
     goal: Annotated[Goal, doc("The measure by which turbofit chooses a shape.")] = "throughput"
     queue_images: Annotated[
-        bool | None, doc("Image requests wait for each other: the peak pays for one.")
+        bool | None, doc("Whether image requests wait, so that the peak pays for one of them.")
     ] = None
 
 
@@ -105,7 +105,7 @@ class Settings(Struct):
 
     tp: int = 1
     dtype: Literal["float16", "bfloat16"] = "bfloat16"
-    cache_max_entry_count: Annotated[float, doc("Share of free memory.")] = 0.8
+    cache_max_entry_count: Annotated[float, doc("Share of free memory for the cache.")] = 0.8
     max_prefill_token_num: int = 8192
     max_batch_size: int = 128
     session_len: int = 32768
@@ -120,13 +120,13 @@ class Settings(Struct):
     enable_prefix_caching: bool = False
     model_format: str | None = None
     language_model_only: bool = False
-    num_gpu_blocks: Annotated[int, doc("The PyTorch engine's; 0: the ratio decides.")] = 0
+    num_gpu_blocks: Annotated[int, doc("Blocks of the cache; 0: the ratio decides.")] = 0
     eager_mode: bool = False
     cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
-    hf_overrides: Annotated[str | UnsetType, doc("JSON; only where given.")] = UNSET
+    hf_overrides: Annotated[str | UnsetType, doc("JSON; absent if not given.")] = UNSET
     adapters: Annotated[
-        tuple[str, ...] | UnsetType, doc("NAME=PATH, the PyTorch engine's; only where given.")
+        tuple[str, ...] | UnsetType, doc("NAME=PATH of each adapter; absent if not given.")
     ] = UNSET
     speculative_algorithm: Annotated[str | UnsetType, doc("Only with a draft.")] = UNSET
     speculative_draft_model: Annotated[str | UnsetType, doc("The draft's folder.")] = UNSET
@@ -148,7 +148,7 @@ class Term(Struct):
     term: Annotated[str, doc("The name of the term.")]
     phase: Annotated[TermPhase, doc("When the memory is taken; only the largest transient counts.")]
     bytes: Annotated[int, doc("Bytes of this GPU.")]
-    basis: Annotated[Basis, doc("The source of the bytes; an estimate has its upper end.")]
+    basis: Annotated[Basis, doc("The source of the bytes; an estimate is an upper end.")]
     note: Annotated[str, doc("Details for people.")] = ""
     worst: Annotated[bool, doc("Marks the transient that decides the peak.")] = False
     rehearsed: Annotated[int | None, doc("Bytes of the term on pretend GPUs; null: unknown.")] = (
@@ -247,7 +247,7 @@ class Backend(Struct):
 class Kv(Struct):
     """The KV cache of one engine; each rank holds a part of it."""
 
-    bytes_per_token: Annotated[int, doc("Bytes of a rank.")]
+    bytes_per_token: Annotated[int, doc("Bytes of one KV token on a rank.")]
     tokens: Annotated[int, doc("Tokens of all ranks together."), Meta(ge=0)]
     region_bytes: Annotated[int, doc("Bytes of the cache of a rank.")]
     longest_request_tokens: Annotated[int, doc("Tokens that one request may have.")]
@@ -395,7 +395,7 @@ class Footprint(Struct):
     taken: Annotated[tuple[int, ...], doc("Bytes at most on each GPU, in the ledgers' order.")]
     left: Annotated[int, doc("Bytes for others on the fullest GPU, beyond the margin.")]
     servers: Annotated[
-        int, doc("Sets of these engines that the same GPUs hold, this set included.")
+        int, doc("Engines like these that the GPUs and the host hold, these included.")
     ]
 
 
@@ -437,12 +437,12 @@ class EnginePlan(Struct):
     kv: Kv
     units_per_forward: Annotated[int, doc("Vision units that the peak pays for in one forward.")]
     requests: Annotated[
-        float, doc("Requests at once on average; the gateway shares in proportion.")
+        float, doc("Requests at once on average; the gateway divides requests in this proportion.")
     ]
     ledgers: Annotated[
         tuple[GpuLedger, ...], doc("The ledger of each GPU, in the order of `gpus`.")
     ]
-    command: Annotated[Command | None, doc("LMDeploy's own, without limits.")] = None
+    command: Annotated[Command | None, doc("LMDeploy's own command, without limits.")] = None
     rehearsal: Annotated[Rehearsal | None, doc("Null without a rehearsal.")] = None
     device_map: Annotated[
         dict[str, int | str] | None,

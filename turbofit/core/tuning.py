@@ -39,7 +39,7 @@ class SpeedFigures(Struct):
     tpot_p90: float
     e2e_p50: float
     e2e_p90: float
-    answered: Annotated[int, doc("Requests.")]
+    answered: Annotated[int, doc("Requests with an answer.")]
     failed: Annotated[int, doc("Requests without an answer.")]
     ttft_p99: Annotated[float | None, doc("Null in older documents.")] = None
     tpot_p99: Annotated[float | None, doc("Null in older documents.")] = None
@@ -57,7 +57,7 @@ class TrialRecord(Struct):
     max_prefill_token_num: int
     quant_policy: int
     enable_prefix_caching: bool
-    kv_tokens: Annotated[int, doc("Of all groups.")]
+    kv_tokens: Annotated[int, doc("KV tokens of all groups.")]
     forecast: TrialForecast
     outcome: Literal["measured", "died", "unserved"]
     why: Annotated[str, doc("Why the engine died or was not measured; else empty.")] = ""
@@ -94,7 +94,7 @@ class Capacity(Struct):
     more: Annotated[bool, doc("Whether more clients may keep the SLO: they were not tried.")] = (
         False
     )
-    rate: Annotated[float | None, doc("The largest requests a second that kept the SLO.")] = None
+    rate: Annotated[float | None, doc("The most requests a second that kept the SLO.")] = None
     loads: tuple[CapacityLoad, ...] = ()
     why: Annotated[str, doc("Why the search ended early; else empty.")] = ""
 
@@ -113,7 +113,9 @@ class Tuning(Struct):
     promise: Annotated[dict[str, object], doc("The options of the plan that the person gave.")]
     load: Annotated[dict[str, object], doc("The options of the load that were given.")]
     goal: Goal
-    slo: Annotated[dict[str, float], doc("Seconds, by ttft, tpot, e2e: 90 % may take so long.")]
+    slo: Annotated[
+        dict[str, float], doc("Seconds that 90 % of requests may take: ttft, tpot, e2e.")
+    ]
     best: Annotated[int | None, doc("The best trial's number; null: no trial meets the SLO.")] = (
         None
     )
@@ -121,9 +123,13 @@ class Tuning(Struct):
     stopped: Annotated[str, doc("Which settings were not tried, and why.")] = ""
     seconds: float = 0.0
     forecast: Annotated[
-        str, doc("On pretend GPUs: the forecast behind the clock, and its surety.")
+        str,
+        doc("On pretend GPUs: the forecast that the clock runs by, and the forecast's surety."),
     ] = ""
-    capacity: Annotated[Capacity | None, doc("With an SLO, without a load.")] = None
+    capacity: Annotated[
+        Capacity | None,
+        doc("Only with a clock and an SLO, and with neither a number of clients nor a rate given."),
+    ] = None
 
     @property
     def winner(self) -> TrialRecord | None:

@@ -88,7 +88,7 @@ class Validated(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Show the names and defaults of the fields alone where `help` shows the signature."""
+        """Make the signature that `help` shows: only the names and defaults of the fields."""
         cls.__signature__ = Signature([
             Parameter(
                 name,
@@ -204,6 +204,7 @@ def _field_error(
     error: Mapping[str, Any], kind: type[BaseModel], spelled: Callable[[str], str]
 ) -> UsageError:
     """Make a UsageError of one of pydantic's errors for an instance of ``kind``."""
+    # `parsed` raises a ValueError whose cause is the parser's own UsageError, which says more.
     cause = getattr(error.get("ctx", {}).get("error"), "__cause__", None)
     field = str(error["loc"][0]) if error["loc"] else ""
     if isinstance(cause, UsageError):
@@ -223,6 +224,7 @@ def _field_error(
     should_be = error["msg"].replace("Input should", "it should")
     if expected:
         should_be = f"it should be {expected.format_map(error.get('ctx', {}))}"
+    # In pydantic's message the allowed words are in quotes.
     choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
     near = guess(str(error["input"]), choices)
     known = kind.model_fields.get(field)

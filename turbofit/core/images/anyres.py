@@ -58,6 +58,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         within = self.grids_within(self.max_dynamic_patch if limit is None else limit)
         grid, side = _best(within, width, height), self._side
         rows, columns = side * (grid[0] // self.tile_size), side * (grid[1] // self.tile_size)
+        # Padding is cut off on both sides alike; the preprocessor rounds to 7 digits.
         if width / height > columns / rows:
             rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
         else:
@@ -78,7 +79,8 @@ class AnyresRule(BaseTileRule, tag="anyres"):
                 continue
             full = self._packed(rows, columns)
             if self.most_tiles and rows * columns > _SLACK**2 * self.most_tiles * side**2:
-                # With less padding, an image may have just too few tokens to be resampled.
+                # An image with padding may have just too few tokens to be resampled, and so more
+                # tokens than a full grid.
                 full = max(full, int(_SLACK**2 * self.most_tiles * side**2) + rows)
             most = max(most, full)
         return self.tokens_per_tile + most
@@ -133,7 +135,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
 
 
 def _best(grids: tuple[Grid, ...], width: int, height: int) -> Grid:
-    """Return the grid that the preprocessor chooses for an image, with its rounding."""
+    """Return the grid that the preprocessor chooses for an image; sizes are rounded as there."""
     best, kept, wasted = grids[0], 0, float("inf")
     for grid in grids:
         scale = min(grid[1] / width, grid[0] / height)

@@ -113,14 +113,14 @@ class BaseTileRule(ImageRule):
         if to.cap is not None and to.cap < limit:
             capped = self.units(*size, to.cap)
             limit, units = (to.cap, capped) if capped < units else (limit, units)
-        # The client reads the field that it sent, or the default limit, and the lowered limit.
+        # The client is told what was lowered: the field that it sent, or the default limit.
         change: tuple[str, object] = ("max_dynamic_patch", wanted)
         if number(asked) > limit:
             change = ("max_dynamic_patch", asked)
         elif detail in DETAIL_PATCHES:
             change = ("detail", detail)
         elif wanted == to.default and self.units(*size, wanted) <= units:
-            wanted = limit  # the default gives this image as many units: nothing was lowered
+            wanted = limit  # the default gives this image no more units: nothing was lowered
         lowered = number(asked) > limit or wanted > limit
         return Lowered(self.knobs(limit), units, ((*change, limit),) if lowered else ())
 

@@ -62,6 +62,6 @@ def _canvases(limit: int) -> tuple[tuple[int, int], ...]:
 
 
 def _quotient(first: int, second: int) -> float:
-    """Return the quotient of integers with 32 bits, equal to torch's quotient."""
+    """Return the quotient of two integers, rounded to a float of 32 bits as in torch."""
     value: float = unpack("f", pack("f", first / second))[0]
     return value

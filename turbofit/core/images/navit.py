@@ -70,9 +70,9 @@ class NavitRule(PatchRule, tag="navit"):
     def candidates(self, limit: int) -> Iterator[Size]:
         """Yield image sizes; at least one of them has the most units under the limit.
 
-        The sizes are a strip, and for each width in whole windows the tallest images. The budget
+        The sizes are a strip and, for each number of windows across, the tallest images. The budget
         counts whole patches, so both sides may be almost one patch longer. A width that ends at the
-        beginning of its last window has the fewest patches across and allows the most rows.
+        first pixel of its last window has the fewest patches across, and so allows the most rows.
         """
         patch, last = self.patch_size, self.side - 1
         budget = max(1, limit // patch**2)
@@ -80,9 +80,11 @@ class NavitRule(PatchRule, tag="navit"):
         for window in range(1, self.side // self.merge):
             across = window * self.merge
             width = (across + 1) * patch - 1
-            least = (window * self.edge + 1) / width  # ends at the beginning of the last window
+            # The least scale that keeps the first pixel of the last window.
+            least = (window * self.edge + 1) / width
             most = max(1, int(budget / (across * least**2)))
-            full = max(last, last**2 * across // budget)  # shrunk to about the longest side
+            # The rows of an image that the budget shrinks to about the longest side.
+            full = max(last, last**2 * across // budget)
             for down in {most, min(most, full), min(most, full + 1)}:
                 yield width, (down + 1) * patch - 1
 

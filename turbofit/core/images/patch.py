@@ -181,6 +181,7 @@ class PatchRule(ImageRule, tag="patch"):
             capped = self._between(size, capped_least, to.cap)
             if capped < units:
                 least, limit, units = capped_least, to.cap, capped
+        # Without a client's limit, the default counts as lowered if it would give more units.
         if (
             asked_most < 1
             and self._between(size, min(self.min_pixels, to.default), to.default) > units

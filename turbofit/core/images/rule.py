@@ -51,8 +51,8 @@ class Allowed(NamedTuple):
 
     ``planned`` is the plan's limit. ``default`` is the limit of images without a client's limit.
     ``units`` are the units that the plan counts for an image; an image has more units only if no
-    limit is low enough. ``cap`` is a limit below ``planned``, for images that ``cap`` gives fewer
-    units.
+    limit is low enough. ``cap`` is one more, lower limit: it holds for an image only if the image
+    then has fewer units.
     """
 
     planned: int
@@ -64,8 +64,9 @@ class Allowed(NamedTuple):
 class Lowered(NamedTuple):
     """LMDeploy's fields for a client's image, the image's units, and what was lowered.
 
-    Each of ``changes`` is a field's name, the client's value, and the value for LMDeploy. Without a
-    client's value, the default takes its place if the default gives more units.
+    Each of ``changes`` is a field's name, the client's value, and the value for LMDeploy. If the
+    client sent no value, but the default would give more than ``units``, the default stands in
+    place of the client's value.
     """
 
     knobs: dict[str, int]
@@ -255,10 +256,10 @@ class ImageRule(Struct):
         The images are as large as possible: each has at most ``most`` units, and all images
         together have at most ``tokens``.
         """
-        room, step, units = tokens // count, self.unit_step, most
-        if self.unit_tokens(most) > room:
+        tokens_each, step, units = tokens // count, self.unit_step, most
+        if self.unit_tokens(most) > tokens_each:
             steps, _ = bisect(
-                lambda steps: self.unit_tokens(steps * step) <= room,
+                lambda steps: self.unit_tokens(steps * step) <= tokens_each,
                 self.least_units // step,
                 -(-most // step),
             )
@@ -299,10 +300,10 @@ class ImageRule(Struct):
 
     @abstractmethod
     def limits_below(self, most: int) -> range:
-        """Return all useful limits below ``most`` for images, the smallest first."""
+        """Return the image limits below ``most`` that are worth a trial, the smallest first."""
 
     def with_limit(self, limit: int) -> Self:
-        """Return the rule of a model folder whose own limit is ``limit``."""
+        """Return the rule of a model folder whose default image limit is ``limit``."""
         return replace(self, **{self.limit_name: limit}) if self.varies_by_limit else self
 
     def knobs(self, limit: int) -> dict[str, int]:
@@ -311,7 +312,7 @@ class ImageRule(Struct):
 
     @abstractmethod
     def folder_edits(self, limit: int) -> FolderEdits:
-        """Return the edits that make ``limit`` the own limit of a model folder."""
+        """Return the edits of a model folder that make ``limit`` its default image limit."""
 
     @abstractmethod
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
@@ -369,10 +370,11 @@ class ImageRule(Struct):
     def worst_size(self, limit: int | None = None) -> Size:
         """Return the size of an image with the most units under the limit, as square as possible.
 
-        Except under rules with grids, an engine with the checkpoint's own limit makes the same
-        number of units of this image.
+        An engine that still has the checkpoint's own limit makes the same number of units of this
+        image. This does not hold for the rules that override the method.
         """
         limit = self.checkpoint_limit if limit is None else limit
+        # A lower limit need not have reached the engine; a higher limit must have.
         served = self if limit <= self.checkpoint_limit else self.with_limit(limit)
         wanted, (cells, edge) = self.worst_units(limit), self._cells(limit)
         best, most = (edge, edge), 0
@@ -403,6 +405,7 @@ class ImageRule(Struct):
         if not self.varies_by_size:
             return None
         stretched = self.stretched(size, limit)
+        # A stretched image can reach its own units under the limit, any other image the most units.
         goal = self.with_limit(limit).units(*size) if stretched else self.worst_units(limit)
         if before <= goal:
             return None
@@ -427,7 +430,8 @@ class ImageRule(Struct):
         longer = max(size)
 
         def resized(side: int) -> Size:
-            width, height = (-(-edge * side // longer) for edge in size)  # keeps the shape
+            # Both sides by one factor, rounded up, so that the image keeps its shape.
+            width, height = (-(-edge * side // longer) for edge in size)
             return width, height
 
         side = bisect(lambda side: self._count(resized(side)) <= goal, 0, longer + 1)[0]

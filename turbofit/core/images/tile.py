@@ -68,7 +68,7 @@ class TileRule(BaseTileRule, tag="tile"):
         return limit if limit >= 1 and self._worst_units(limit) <= units else None
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """Return the edits that make ``limit`` the own limit of a model folder.
+        """Return the edits of a model folder that make ``limit`` its default image limit.
 
         The edits are for config.json, or in the Transformers format for the image processor's file.
         """

@@ -109,11 +109,11 @@ class Videos(NamedTuple):
         )
 
     def least_pixels(self, frames: int, largest: int) -> int:
-        """Return a ``min_pixels`` for a video that does not raise its ``max_pixels``, ``largest``.
+        """Return a ``min_pixels`` with which a video keeps its ``max_pixels``, ``largest``.
 
-        A Transformers that limits each frame raises ``max_pixels`` to 1.05 x ``min_pixels`` a
-        frame. The result is small enough for this rule, and at most the checkpoint's own
-        ``min_pixels``.
+        A version of Transformers that limits each frame raises ``max_pixels`` to at least
+        1.05 x ``min_pixels`` for each frame. The result is too small to raise ``largest``, and at
+        most the checkpoint's own ``min_pixels``.
         """
         return max(1, min(self.rule.min_pixels, largest * 9 // (10 * frames)))
 

@@ -86,7 +86,7 @@ def open_beside(path: Path) -> tuple[int, str]:
     except FileNotFoundError:
         return _created(path, 0o666)
     descriptor, name = _created(path, 0o600)
-    if hasattr(os, "fchown"):  # not on Windows, where a mode says only whether it is read-only
+    if hasattr(os, "fchown"):  # not on Windows, which knows no mode but read-only
         with suppress(OSError):
             os.fchown(descriptor, -1, before.st_gid)
         mode = stat.S_IMODE(before.st_mode)
@@ -230,7 +230,7 @@ def private_folder(folder: Path, *, make: bool = True) -> Path:
             shared = facts.st_mode & stat.S_IWOTH
             if facts.st_mode & stat.S_IWGRP:
                 shared = shared or not _is_own_group(facts.st_gid)
-            # In a folder such as /tmp nobody can rename the files of others.
+            # In a folder with the sticky bit, such as /tmp, nobody can rename the files of others.
             sticky = above != path and facts.st_mode & stat.S_ISVTX
             if facts.st_uid not in (0, os.geteuid()) or (shared and not sticky):
                 raise PermissionError(1, "others can write it", os.fspath(above))

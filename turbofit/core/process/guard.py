@@ -26,14 +26,14 @@ def guarded(command: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Become the command, unless the parent has already ended."""
+    """Start the watcher and become the command; exit if the parent has already ended."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None).prctl
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             sys.exit(1)
-        # A watcher in another process's group would kill that group.
+        # If the command shares the group of another process, the watcher would kill that process.
         engine = os.getpid()
         if os.getpgrp() == engine and os.fork() == 0:
             _watch(prctl, engine)
@@ -47,7 +47,7 @@ def _watch(prctl: Callable[[int, int], int], engine: int) -> None:
     """Wait until the command ends, then kill its process group, this process included."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # The log ends only when no process holds the pipe.
+    # A reader of the command's output waits while any process has the pipe open: close it here.
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(nothing, fd)

@@ -21,8 +21,9 @@ _NAME: Final = re.compile(
 _TEXT: Final = re.compile(
     r"--(?:prompt|system|default-(?:chat-template-kwargs|sampling))", re.IGNORECASE
 )
-#: Characters around names and values in a header or a JSON text, and the ends of a secret's name.
+#: Characters around names and values in a header or a JSON text.
 _QUOTES: Final = "{}'\",:"
+#: Ends of a word whose secret is the next word, though the word is no option.
 _BEFORE_SECRET: Final = (":", "Bearer", "bearer")
 #: The user name and password in a URL.
 _USER: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
@@ -83,8 +84,8 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
             continue
         name, equals, value = word.partition("=")
         field = name.strip(_QUOTES)
-        secret = _NAME.search(field) is not None and len(field.split()) < 2
-        is_secret = secret or (texts and bool(_TEXT.fullmatch(field)))
+        names_secret = _NAME.search(field) is not None and len(field.split()) < 2
+        is_secret = names_secret or (texts and bool(_TEXT.fullmatch(field)))
         rest_are_secrets = is_secret and field[:1] == "-" and name.endswith("s")
         awaits = field[:1] == "-" or name.endswith(_BEFORE_SECRET)
         next_is_secret = is_secret and awaits and not equals + value

@@ -25,7 +25,7 @@ class After:
         """
         if name != self._name:
             return None
-        sys.meta_path.remove(self)
+        sys.meta_path.remove(self)  # the next line asks only the other finders
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
             return spec
@@ -41,7 +41,7 @@ class After:
 
 def once_imported(name: str, act: Callable[[Any], object]) -> None:
     """Call ``act`` with the module ``name``: at once if already imported, else after the import."""
-    if name in sys.modules:  # in a process that was a standby
+    if name in sys.modules:  # as in an engine that was a standby
         act(sys.modules[name])
     else:
         sys.meta_path.insert(0, After(name, act))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 USUAL_THRESHOLDS: Final = gc.get_threshold()
-#: The results of `stdout` at the beginning of each open block of `kept_stdout`, in any thread.
+#: The stream to standard output, once for each open block of `kept_stdout` in any thread.
 _KEPT: Final[list[TextIO | None]] = []
 
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 #: The most texts that may wait in a log.
 _MOST: Final = 4096
-#: The time in seconds to write the last lines at the end, and the pause between two checks.
-_LAST_SECONDS, _LOOK = 1.0, 0.001
+#: Seconds to write the last lines of a log at its end.
+_LAST_SECONDS: Final = 1.0
+#: Seconds between two checks whether all lines are written.
+_LOOK: Final = 0.001
 _NOT_READ: Final = "warning: lines are missing here: nobody read them\n"
 
 
@@ -33,6 +35,7 @@ class QueuedLog:
     def __init__(
         self, emit: Callable[[logging.LogRecord], object], lost: str, most: int = _MOST
     ) -> None:
+        # After a loss ``_notice`` is ``lost``, until the next lines come.
         self._emit, self._lost, self._notice = emit, lost, ""
         self._waiting: queue.Queue[Any] = queue.Queue(most)
         self._listener = QueueListener(self._waiting, self)  # type: ignore[arg-type]
@@ -154,7 +157,7 @@ def queued_stderr() -> Iterator[None]:
     """
     before = sys.stderr
     try:
-        # A duplicate, since the stream's number may become another file's while a line still waits.
+        # A duplicate: while a line waits, the stream may close and another file get its number.
         descriptor = os.dup(before.fileno())
         before.flush()
     except (AttributeError, OSError, ValueError):  # closed, or not a file

@@ -41,8 +41,8 @@ def free_ports(count: int, holders: ExitStack, besides: int | None = None) -> li
     """Find ``count`` free ports on loopback other than ``besides``; hold and return these ports.
 
     Until ``holders`` closes, a bound socket that does not listen keeps other programs from each
-    port. An engine can nevertheless listen at its port, because it sets SO_REUSEADDR. On systems
-    without this rule the ports are not held. The ports are below the range for outgoing
+    port. An engine can nevertheless listen at its port, because it sets SO_REUSEADDR. On a
+    system where it cannot, the ports are not held. The ports are below the range for outgoing
     connections: the kernel gives a port of that range to any client, even to turbofit's own request
     to an engine that does not listen yet.
 

@@ -72,14 +72,15 @@ class StopSignal:
         #: The last signal that came; `end` and `end_now` do not set this field.
         self.received: signal.Signals | None = None
         self.urgent = False
-        #: Whether a signal raises `StoppedError`: no engine or server needs an orderly stop.
+        #: Whether a signal raises `StoppedError`: true while no engine or server needs an orderly
+        #: stop.
         self.abrupt = True
         self._handlers: dict[signal.Signals, Any] = {}
         self._before: dict[signal.Signals, Any] = {}
         self._terminals: tuple[int, ...] = ()
         self._urgent_calls: list[Callable[[], None]] = []
-        #: Called by SIGHUP, which then does not end the run, unless a terminal closed. Takes no
-        #: lock.
+        #: SIGHUP makes this call, and does not end the run, unless SIGHUP came because a terminal
+        #: closed. The call must take no lock.
         self.on_hangup: Callable[[], None] | None = None
 
     def __enter__(self) -> StopSignal:

@@ -47,7 +47,7 @@ def members(group: int, leader_started: int) -> list[int]:
     """
     if start_time(group) not in (0, leader_started):
         return []
-    ours = [str(group)] * 2
+    ours = [str(group)] * 2  # the process group and the session
     return [pid for pid, fields in every_stat() if fields[0] not in "ZX" and fields[2:4] == ours]
 
 
