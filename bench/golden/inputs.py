@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from bench.golden.machines import MACHINES, MIB
-from tests.support.checkpoints import write_safetensors
+from tests.support.safetensors_file import write_safetensors
 
 HERE = Path(__file__).parent
 #: Made by turbofit itself: each is the JSON that a command prints.

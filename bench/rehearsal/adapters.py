@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.checkpoints import write_safetensors
+from tests.support.safetensors_file import write_safetensors
 from turbofit.core.model import Model
 from turbofit.model.adapters import lora_modules
 

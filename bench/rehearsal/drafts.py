@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from tests.support.checkpoints import write_safetensors
+from tests.support.safetensors_file import write_safetensors
 from turbofit.core.model import Draft, Model
 from turbofit.model.drafts import draft_tensors
 

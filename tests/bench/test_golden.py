@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -222,6 +225,12 @@ def test_new_keys_are_no_changed_figures():
     assert told(plan(new=3), plan()) == ["gone new: 3"]
     assert told(plan(), plan().replace('"2"', '"4", "--async"')) == ["changed argv: 2 -> 4 --async"]
     assert told(document({"a": [1, 2]}), document({"a": [2, 1]})) == ["changed a: 1 2 -> 2 1"]
+
+
+def test_the_program_imports_no_turbofit_before_a_version_is_chosen() -> None:
+    """`--against COMMIT` runs this program with the other commit's turbofit."""
+    code = "import bench.golden.__main__, sys; sys.exit('turbofit' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
 
 
 def test_a_difference_ends_with_1(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.hostile import hostile
-from tests.support.checkpoints import make_text, write_safetensors
+from tests.support.checkpoints import make_text
+from tests.support.safetensors_file import write_safetensors
 from tests.support.tiny_checkpoints import LLAMA, QWEN, llama_tensors, make, read
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, ModelSource

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.model.test_source import refused
-from tests.support.checkpoints import write_safetensors
 from tests.support.hubs import COMMIT, MODELSCOPE_API, Hub, ModelScope
+from tests.support.safetensors_file import write_safetensors
 from tests.support.tiny_checkpoints import llama_tensors, make
 from turbofit.core.errors import UsageError
 from turbofit.model import hub

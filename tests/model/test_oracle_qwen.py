@@ -10,7 +10,6 @@ from importlib import import_module
 import pytest
 from msgspec.structs import replace
 
-from tests.support.checkpoints import write_safetensors
 from tests.support.front_ends import CHECKPOINTS
 from tests.support.oracles import (
     check_cache,
@@ -27,6 +26,7 @@ from tests.support.oracles import (
     without_fla,
     written,
 )
+from tests.support.safetensors_file import write_safetensors
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.presets import preset_model

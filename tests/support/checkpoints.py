@@ -7,17 +7,16 @@ such a model, and the tokenizer is the stand-in of rehearsals.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.safetensors_file import write_safetensors
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.tokenizer import byte_alphabet, byte_level
 from turbofit.rehearsal.checkpoint.twin import tensors, twin_of, write_model
 
-_BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8, "BOOL": 8}
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -209,22 +208,6 @@ def write_files(folder: Path, **files: dict[str, Any]) -> None:
 def write_checkpoint(name: str, folder: Path) -> Path:
     """The stand-in of a preset."""
     return write_model(twin_of(preset_model(name)), folder)
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> int:
-    """A safetensors file with a real header over a hole; returns the bytes of its tensors."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (dtype, shape) in tensors.items():
-        size = math.prod(shape) * _BITS[dtype] // 8
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    data = json.dumps(header).encode()
-    data += b" " * (-len(data) % 8)
-    with path.open("wb") as file:
-        file.write(len(data).to_bytes(8, "little") + data)
-        file.truncate(8 + len(data) + end)
-    return end
 
 
 def write_tokenizer(folder: Path, more: Sequence[str] = ()) -> None:

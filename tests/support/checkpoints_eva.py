@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.support.checkpoints import write, write_files, write_safetensors
+from tests.support.checkpoints import write, write_files
+from tests.support.safetensors_file import write_safetensors
 
 _HIDDEN, _INNER, _VISION, _WIDE = 128, 256, 64, 96
 

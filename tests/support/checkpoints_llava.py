@@ -7,7 +7,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tests.support.checkpoints import TEXT, write, write_files, write_safetensors
+from tests.support.checkpoints import TEXT, write, write_files
+from tests.support.safetensors_file import write_safetensors
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.twin import tensors, twin_of
 

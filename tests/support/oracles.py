@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support import tiny_checkpoints
-from tests.support.checkpoints import write_safetensors, write_tokenizer
+from tests.support.checkpoints import write_tokenizer
+from tests.support.safetensors_file import write_safetensors
 from turbofit.core.plan import Settings
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.support.checkpoints import write_safetensors
+from tests.support.safetensors_file import write_safetensors
 from turbofit.core.model import ModelSource
 from turbofit.model.checkpoint import Weights, read_checkpoint
 
