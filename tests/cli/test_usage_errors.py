@@ -42,6 +42,16 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--enforce-eager", "here: --eager-mode"),
         ("--limit-mm-per-prompt=4", "here: --images"),
         ("-tp 2", "did you mean --tp?"),
+        (
+            "--tensor-parallel 2",
+            "did you mean --tensor-parallel-size? an option of vLLM; here: --tp",
+        ),
+        (
+            "--tensor_paralel 2",
+            "did you mean --tensor-parallel-size? an option of vLLM; here: --tp",
+        ),
+        ("--max_batchsize 2", "did you mean --max-batch-size?"),
+        ("--max-modellen 8192", "here: --context"),
     ],
 )
 def test_options_of_others_at_plan(words: str, hint: str, capsys: Out) -> None:
@@ -55,6 +65,12 @@ def test_options_of_others_at_plan(words: str, hint: str, capsys: Out) -> None:
     [
         ("tune internvl2-8b --max-model-len 8192", "here: --context"),
         ("gateway --server-port 80", "it is LMDeploy's; here: --port"),
+        (
+            "stop --sever-port 80",
+            "did you mean --server-port? it is LMDeploy's; here: turbofit serve",
+        ),
+        ("serve internvl2-8b --server-prt 80", "it is LMDeploy's; here: --port"),
+        ("serve internvl2-8b --tensor-paralel-size 2", "an option of vLLM; here: --tp"),
         ("stop --server-port 80", "it is LMDeploy's; here: turbofit serve MODEL --server-port"),
         ("models --on 1xt4", "turbofit plan, predict, rehearse have it"),
     ],

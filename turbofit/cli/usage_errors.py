@@ -17,8 +17,9 @@ from typing import Final
 import click
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import guess, neighbour, neighbours, of_vllm
+from turbofit.core.messages import guess, near, neighbour, neighbours, of_vllm
 from turbofit.core.units import grouped
+from turbofit.serving.passthrough import engine_options
 
 #: Options that every command has.
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
@@ -89,8 +90,10 @@ def hint_for_option(name: str, ctx: click.Context) -> str:
 
     The first of these hints: the command's own option for an option of another program, by
     presets/neighbours.yaml; the command's options that begin with the name; the commands that have
-    the option; the command's option with the nearest name; all options, if the command has few.
+    the option; the command's option with the nearest name; the hint on the nearest option of vLLM
+    or LMDeploy; all options, if the command has few.
     """
+    name = name.replace("_", "-")
     params, command = ctx.command.params, ctx.info_name or ""
     own = [option for param in params for option in param.opts if option[:2] == "--"]
     fields = [str(param.name) for param in params]
@@ -101,14 +104,14 @@ def hint_for_option(name: str, ctx: click.Context) -> str:
         return f"did you mean {' or '.join(begun)}?"
     if hint := _who_has(name, own, ctx) or guess(name, own):
         return hint
+    if alike := near(name, [*(f"--{word}" for word in neighbours()["vllm"]), *engine_options()]):
+        return f"did you mean {alike[0]}? {hint_for_option(alike[0], ctx)}"
     its = [option for option in own if option not in _EVERYWHERE]
     return f"its options are {', '.join(its)}" if len(its) <= _LISTED else ""
 
 
 def _who_has(name: str, own: Sequence[str], ctx: click.Context) -> str:
     """Return a hint on an option of other commands or of LMDeploy; "" for any other option."""
-    from turbofit.serving.passthrough import engine_options
-
     having = [command for command, param in options_by_command(ctx) if name in param.opts]
     if having:
         return f"turbofit {', '.join(having[:3])} {'have' if having[1:] else 'has'} it"
