@@ -21,7 +21,7 @@ from turbofit.core.process.variable_names import is_service_address
 _GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
-#: A path, which the command checks.
+#: The type of an option whose value is a path: click checks nothing, since the command does.
 PATH: Final = click.Path(readable=False)
 
 
@@ -56,7 +56,10 @@ class Option(click.Option):
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """Return the text of the option's variable; None if Kubernetes set it for a Service."""
+        """Return the value of the option's environment variable; None for Kubernetes' own.
+
+        Kubernetes sets a variable of such a name to the address of a Service.
+        """
         text = super().resolve_envvar_value(ctx)
         return None if text is None or is_service_address(text) else text
 
@@ -83,9 +86,11 @@ class CliCommand(click.Command):
 
     ``takes_rest``: words after ``--`` are for another program, and are passed on as ``rest``.
     ``first`` are the options of the help page's first section, before options in groups.
-    ``unnamed`` are the options that the help page leaves out. ``only_linux``: on Windows the
-    command runs only with ``--dry-run``; on Linux a reader that leaves standard error unread never
-    blocks the command. ``usage`` replaces click's first line of the help.
+    ``unnamed`` are the options that the help page leaves out. ``usage`` replaces click's first line
+    of the help.
+
+    ``only_linux``: on Windows the command runs only with ``--dry-run``. On Linux a thread writes
+    its standard error, so that the command goes on if nobody reads it.
     """
 
     def __init__(
@@ -125,7 +130,7 @@ class CliCommand(click.Command):
         """Parse the words before ``--``; a command that plans also reads LMDeploy's options."""
         ctx.meta.setdefault(WORDS, tuple(args))
         words, rest = split_rest(args)
-        if ctx.resilient_parsing:
+        if ctx.resilient_parsing:  # a shell asks for completions: a wrong word is no error
             return super().parse_args(ctx, words)
         if rest and not self.takes_rest:
             raise UsageError(
@@ -170,7 +175,7 @@ class CliCommand(click.Command):
             )
         form, typed = ctx.params.get("form", Form()), ctx.meta.get(TYPED)
         if self.only_linux:
-            from turbofit.core.process.log_queue import queued_stderr  # this module imports logging
+            from turbofit.core.process.log_queue import queued_stderr  # here: it imports logging
         try:
             with (
                 queued_stderr() if self.only_linux else nullcontext(),
@@ -252,7 +257,10 @@ class CliCommand(click.Command):
 
 
 def _choose_gpus(typed: Typed, ctx: click.Context) -> None:
-    """Use a pasted line's CUDA_VISIBLE_DEVICES as ``--gpus``, if only ``--on`` is given."""
+    """With ``--on``, use a pasted line's CUDA_VISIBLE_DEVICES as ``--gpus``.
+
+    If ``--gpus`` is given, too, the line's variable is left out. A note says what became of it.
+    """
     if _GPUS in typed.variables and ctx.params.get("on") and "gpus" in ctx.params:
         value, given = typed.variables.pop(_GPUS), ctx.params["gpus"]
         if given is None:

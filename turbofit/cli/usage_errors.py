@@ -69,6 +69,7 @@ def _value_error(exc: click.BadParameter, param: click.Parameter, ctx: click.Con
         name = param.make_metavar(ctx).strip("[].")
         hint = f"for example: {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
     text = f"{name}: {exc.message.rstrip('.')}"
+    # The refused value may be a word of another program, as in `export docker`.
     hint = neighbours()["commands"].get("".join(re.findall("'(.*?)'", exc.message)[:1]), hint)
     if isinstance(exc, click.MissingParameter):
         text = f"{name} is missing"

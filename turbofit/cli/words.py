@@ -20,7 +20,8 @@ from turbofit.serving.passthrough import (
     take_values,
 )
 
-#: The command of LMDeploy's server, or of vLLM's: a hint then answers each option of vLLM.
+#: The words that start LMDeploy's server. Those of vLLM's server are read, too: each option of vLLM
+#: then gets its hint.
 _COMMAND: Final = re.compile(r"(?:.*/)?lmdeploy serve api_server|(?:.*[ /])?vllm serve")
 #: LMDeploy's server as a module that Python runs.
 _MODULE: Final = re.compile(r"lmdeploy\.serve\.(?:openai\.)?api_server")
@@ -91,13 +92,17 @@ def read(
         else:
             typed.unknown.append(written)
     if not serves:
-        sort_options(typed.passed)  # refuses options that no plan counts
+        sort_options(typed.passed)  # only for its errors: some memory is in no plan
         typed.passed.clear()
     return typed._replace(words=reader.words(), notes=[*typed.notes, *reader.notes()])
 
 
 class _Reader:
-    """Takes the options of a command line one by one, and notes the use of LMDeploy's options."""
+    """Takes the options of a command line one by one, and notes the use of LMDeploy's options.
+
+    ``own`` are turbofit's words so far, and ``_lists`` the values of its options that take several
+    words. ``_said`` has the names of LMDeploy's options by the clause on their use.
+    """
 
     def __init__(self, options: Mapping[str, TypedOption], typed: Typed, *, serves: bool) -> None:
         self._options, self._typed, self._serves = options, typed, serves
@@ -126,7 +131,10 @@ class _Reader:
         self._said.setdefault(self._taken(name, row, values), []).append(name)
 
     def _taken(self, name: str, row: EngineOption, values: list[str]) -> str:
-        """Take one option of LMDeploy, and return a clause on its use; "" if it is only planned."""
+        """Take one option of LMDeploy, and return a clause on its use for the note.
+
+        The clause is empty for an option that `sort_options` answers: no plan counts its memory.
+        """
         if row.default is not None and values == [row.default]:
             return f"{values[0]} left out: LMDeploy's own default"
         if row.variables:
@@ -169,7 +177,7 @@ def _pasted(words: Sequence[str]) -> Typed:
                 return _cut(line[:end], [*words[:place], *line[end:], *words[place + 1 :]])
     end = _end_of_program(words)
     if any(word.startswith("-") and word != "-m" for word in words[:end]):
-        end = 0  # these are options of turbofit, and api_server is the value of one option
+        end = 0  # options of turbofit come first, and api_server is the value of one of them
     return _cut(words[:end], list(words[end:]))
 
 
@@ -183,7 +191,10 @@ def _end_of_program(words: Sequence[str]) -> int:
 
 
 def _cut(before: Sequence[str], words: list[str]) -> Typed:
-    """Return the words of a pasted line, with variables and notes from the words ``before``."""
+    """Return the ``words`` that follow the server's name in a pasted line, as a `Typed`.
+
+    Its variables are from the words ``before``. A note tells of other words there, which are lost.
+    """
     found = [match for word in before if (match := _VARIABLE.fullmatch(word))]
     left_out = len(found) < sum(not _OF_PROGRAM.fullmatch(word) for word in before)
     notes = ["left out: other words before lmdeploy serve api_server"] if left_out else []

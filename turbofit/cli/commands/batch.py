@@ -78,7 +78,7 @@ def batch(
             f"no item was answered: {result.failed:,} failed",
             hint=f"see the error of each line of {result.output}",
         )
-        complain(error.to_dict(), as_json=False)  # stdout has the document
+        complain(error.to_dict(), as_json=False)  # on stderr: stdout has the result already
         return error.exit_code
     return 0
 
@@ -97,7 +97,7 @@ def _show(result: BatchResult, form: Form) -> None:
     if form.as_json:
         answer(to_json(result))
         return
-    sent = result.answered + result.failed - result.before
+    sent = result.answered + result.failed - result.before  # now, not by an earlier command
     rate = f"{result.seconds:,.1f} s, {result.items_per_second:,.2f}/s"
     say(
         f"{result.output}: {result.answered:,} of {result.items:,} items answered, "

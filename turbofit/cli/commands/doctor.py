@@ -75,7 +75,11 @@ def diagnose(*, log: str | None, form: Form, **given: Any) -> int:
 
 
 def _chunks(path: str) -> Iterator[bytes]:
-    """Yield the log's lines: of a file, of stdin for ``-``, or the text itself."""
+    """Yield the lines of a log file, of stdin for ``-``, or a log that is given as text.
+
+    ``path`` is such a text if no file has this name, and if it has several words, or is the name of
+    an error.
+    """
     several = any(sign.isspace() for sign in path.strip())
     try:
         if path == "-":

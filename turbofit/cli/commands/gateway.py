@@ -62,6 +62,7 @@ def gateway(
     from turbofit.report.stored_documents import read_plan
 
     options = fields.filled(GatewayOptions, given)
+    # What only a gateway of one plan takes; a front before several servers refuses these.
     of_one = {"plan": plan, "upstream": upstream, "overlay": overlay}
     of_one |= {name: getattr(options, name) for name in _OF_NODES}
     keys = upstream_key or keys_in(UPSTREAM_KEYS)

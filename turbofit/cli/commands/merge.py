@@ -21,6 +21,7 @@ def merge(
     vision_tower: str | None,
     form: Form,
 ) -> int:
+    """Write a checkpoint in which a LoRA is merged, or a LLaVA checkpoint in the hf format."""
     from turbofit.model.merge.merge import merge as merge_checkpoint
     from turbofit.report.views.preset_view import merged_view
 

@@ -15,6 +15,7 @@ from turbofit.core.struct import to_json
 
 @command(Argument("fragments", nargs=-1, metavar="[WORD]..."), *FORMS)
 def models(fragments: tuple[str, ...], form: Form) -> int:
+    """Show the preset models whose names have all ``fragments``, and those without support."""
     from turbofit.model.presets import presets_with
 
     presets = [(name, _read(name)) for name in presets_with(fragments)]
@@ -60,6 +61,7 @@ def gpus(words: tuple[str, ...], form: Form) -> int:
     *FORMS,
 )
 def machine(*, on: str | None, gpus: str | None, save: str | None, form: Form) -> int:
+    """Show the machine here, or the machine of ``--on``; ``save`` is the file for a snapshot."""
     from turbofit.machine.source import machine_from, save_snapshot
     from turbofit.report.views.machine_view import machine_view
 

@@ -37,7 +37,11 @@ def pretend(
     form: Form,
     rest: list[str],
 ) -> int:
-    """Run the command on pretend GPUs, report its memory, and exit with its code."""
+    """Run the command on pretend GPUs, report its memory, and exit with its code.
+
+    ``model`` is what the command opens by `turbofit.pipeline`: if its weights are not here, the
+    command gets a checkpoint without weights.
+    """
     import json
     from pathlib import Path
     from tempfile import TemporaryDirectory

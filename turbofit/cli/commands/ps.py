@@ -95,6 +95,7 @@ class StopOptions(Validated):
     only_linux=True,
 )
 def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
+    """End one server, or all of this user's on this machine, and wait until it has ended."""
     from turbofit.serving.runs import chosen_run, live_runs, stop_server
 
     wait = filled(StopOptions, given).wait
@@ -118,6 +119,7 @@ def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 -
     usage="status|drain [NODE] [--cluster ray:ADDRESS]",
 )
 def cluster(*, action: str, node: str | None, cluster: str, name: str | None, form: Form) -> int:
+    """Show the nodes of what a Ray cluster serves, or let one node finish its requests and end."""
     from turbofit.report.views.cluster_view import status_view
     from turbofit.serving.cluster.actors import drain, statuses
     from turbofit.serving.cluster.ray_adapter import connected

@@ -73,7 +73,7 @@ def report(
 
 
 def _share(run: str | None, out: str | None, form: Form) -> int:
-    """Show a run as `--share` tells it, and what is left out; write the run to ``out``."""
+    """Show what others may read of a run; write that document to ``out``, if a file is given."""
     import msgspec
 
     from turbofit.core.process.files import write_output
@@ -83,7 +83,7 @@ def _share(run: str | None, out: str | None, form: Form) -> int:
     try:
         saved = read_run(run)
     except UsageError as exc:
-        if run is None:  # the hint must not lead to a run on pretend GPUs, which is refused
+        if run is None:  # the usual hint has `--pretend`, and `--share` refuses such a run
             exc.hint = "turbofit serve MODEL, or calibrate MODEL, on real cards makes a run"
         raise
     document = shared(saved)

@@ -39,7 +39,7 @@ OPEN_TO_ALL: Final = (
     " unlike LMDeploy, it refuses pictures by address and web pages of others"
     " (--allowed-media-domains, --allow-origins)"
 )
-#: The model of a request without a model: a saved plan has its own.
+#: Stands for the model in the request of `serve --plan FILE`, since the saved plan has a model.
 NO_MODEL: Final = "-"
 _LAUNCH: Final = (
     "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
@@ -50,7 +50,7 @@ _FIRST: Final = (
     "tp", "images", "image_size", "context", "concurrency", "budget", "host", "port", "api_key",
     "plan", "file", "detach", "pretend", "dry_run",
 )  # fmt: skip
-#: Options that the help page leaves out: LMDeploy's own options, options that the line of
+#: Options that the help page leaves out: LMDeploy's own options, options that the help text of
 #: `--cluster` names, options that every command has, and two options that only the manual explains.
 _NOT_IN_HELP: Final = (
     *ENGINE_OPTIONS, "async", "revision", "model_name", "allow_origins", "allowed_media_domains",
@@ -142,7 +142,7 @@ def serve(
     from turbofit.serving.passthrough import sort_options
     from turbofit.serving.runs import DETACHED
 
-    if DETACHED in os.environ:
+    if DETACHED in os.environ:  # this is the process in the background
         detach = False
     options = fields.filled(launch.ServeOptions, given)
     public = fields.filled(GatewayOptions, given)
@@ -280,7 +280,7 @@ def _reloader(run: Run, arguments: Arguments) -> Callable[[], None] | None:
 
     Return None if the command has no ``-f FILE``.
     """
-    ctx = click.get_current_context(silent=True)  # None if a program calls this function
+    ctx = click.get_current_context(silent=True)  # no context if a program calls this function
     if ctx is None or untyped.FILE not in ctx.meta:
         return None
 

@@ -85,7 +85,8 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     def body(stop: StopSignal) -> Document | signal.Signals:
         if options.pretend:
             note(_PRETEND)
-            # A pretend card shows what its plan says; learned twice, that would be too much.
+            # A pretend card takes what its plan says. With an earlier calibration in that plan, the
+            # same difference would be learned a second time.
             forget_learned(model, pretend=True)
         config = ServeConfig.of(
             request=launch_request(request, pretend=options.pretend),
@@ -208,6 +209,6 @@ def bench(
             f"no request was answered: {worst.count} times {worst.kind}",
             hint=worst.example or "see what the server logs",
         )
-        complain(error.to_dict(), as_json=False)  # stdout has the document
+        complain(error.to_dict(), as_json=False)  # on stderr: stdout has the result already
         return error.exit_code
     return INTERRUPTED if result.stopped.startswith("SIG") else 0

@@ -47,7 +47,12 @@ class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer click
 
 
 class _Syntax(NamedTuple):
-    """How an option is written, as its field's annotation says."""
+    """What a person types for an option, as the annotation of its field says.
+
+    ``metavar`` is the name of the value in help pages. ``flag``: the option has no value.
+    ``optional``: the field may be None; a flag then also has a ``--no-`` form. ``several``: the
+    field is a tuple. ``repeatable``: each item of the tuple has the option before it.
+    """
 
     metavar: str = "TEXT"
     choices: tuple[str, ...] = ()
@@ -85,14 +90,17 @@ def filled(kind: type[T], given: Options) -> T:
     }
     try:
         return kind.of_options(values, option_of)
-    except UsageError:
+    except UsageError:  # help texts are read from a file only now: most lines need none
         ctx = click.get_current_context(silent=True)
         explain_fields(kind, (ctx and ctx.info_name) or "serve")
         return kind.of_options(values, option_of)  # raises again, with the help text as hint
 
 
 def explain_fields(kind: type[Validated], command: str) -> None:
-    """Give each field without a description the help text of its option."""
+    """Give each field without a description the help text of its option.
+
+    Errors of a field have its description in their hint.
+    """
     from turbofit.cli.manual import option_texts
 
     texts = option_texts(command)
@@ -121,7 +129,7 @@ def candidates_or_files(candidates: Iterable[str], incomplete: str) -> list[Any]
 
 
 def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
-    """Make the option that fills a field, written as the field's annotation says."""
+    """Make the option that fills a field; the field's annotation says what people type for it."""
     syntax = _syntax(field.annotation, field.metadata)
     option, name = option_of(name), name.rstrip("_")
     attributes = {"default": None, "help": field.description, "group": group, **attributes}
@@ -148,7 +156,7 @@ def _as_typed(default: Any) -> str:
 
 
 def _syntax(annotation: Any, metadata: Iterable[Any] = ()) -> _Syntax:
-    """Read from a field's annotation how its option is written."""
+    """Read from a field's annotation what a person types for the field's option."""
     for item in metadata:
         if isinstance(item, Metavar):
             return _syntax(annotation)._replace(metavar=item.text, repeatable=item.repeatable)

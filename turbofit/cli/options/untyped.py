@@ -23,7 +23,7 @@ ROOT: Final = PREFIX.rstrip("_")
 _WITH_FILE: Final = ("plan", "serve")
 #: The key, in a context's ``meta``, of the file of options; missing without ``-f``.
 FILE: Final = "turbofit.file"
-#: The key, in a context's ``meta``, of the words that the command got.
+#: The key, in a context's ``meta``, of the words of the command line after the command's name.
 WORDS: Final = "turbofit.words"
 _LARGEST: Final = 1 << 20
 _HINT: Final = "docs/environment.md#a-file-of-options has its form"
@@ -142,7 +142,7 @@ def _entries(path: Path) -> Iterator[tuple[str, list[Any], bool]]:
 
 
 def read_again(ctx: click.Context) -> dict[str, Any]:
-    """Parse the words of a command again, after its file of options may have changed.
+    """Parse the words of a command again, for SIGHUP: its file of options may have changed.
 
     Return the value of each option by its name.
     """
@@ -150,5 +150,5 @@ def read_again(ctx: click.Context) -> dict[str, Any]:
     with ctx.command.make_context(
         ctx.info_name, words, parent=ctx.parent, auto_envvar_prefix=prefix
     ) as again:
-        left_out = ("quiet", "verbose")  # only the command line has these options
+        left_out = ("quiet", "verbose")  # `invoke` took these out of the first reading
         return {name: value for name, value in again.params.items() if name not in left_out}

@@ -33,7 +33,7 @@ T = TypeVar("T")
 INTERRUPTED: Final = 130
 #: Columns of a help page.
 PAGE_WIDTH: Final = 96
-#: The last line of a start with LMDeploy's own command line, if that line has no address.
+#: Told when a server is ready, if a line of LMDeploy's server started it and names no address.
 HERE_ONLY: Final = (
     "ready, on this machine only: LMDeploy would listen on every address (--server-name 0.0.0.0)"
 )
@@ -76,6 +76,7 @@ def answer(text: str) -> None:
     Raises:
         UnwrittenError: standard output cannot be written.
     """
+    # Where a thread writes stderr, what was told before the answer is written before the answer.
     settle = getattr(sys.stderr, "settle", None)
     if settle is not None:
         settle()
@@ -271,8 +272,11 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: Form) -
 
 
 def say_here_only() -> None:
-    """Say that only this machine is served, if LMDeploy's own line would serve other machines."""
-    ctx = click.get_current_context(silent=True)  # None if a program calls this function
+    """Say that only this machine is served, where LMDeploy would have served other machines.
+
+    That is so for a command line of LMDeploy's server that names no address.
+    """
+    ctx = click.get_current_context(silent=True)  # no context if a program calls this function
     if (
         ctx is not None
         and ctx.get_parameter_source("host") is ParameterSource.DEFAULT

@@ -75,7 +75,7 @@ def width(stream: TextIO | None = None) -> int:
 
 def _is_smart(environ: Mapping[str, str]) -> bool:
     """Return whether the terminal understands escape sequences."""
-    if environ.get("TERM") == "dumb":  # such as a screen reader's, which needs lines that stay
+    if environ.get("TERM") == "dumb":  # a screen reader, for one, needs lines that stay
         return False
     return not WINDOWS or "WT_SESSION" in environ or "TERM" in environ
 
@@ -84,6 +84,10 @@ class ProgressDisplay:
     """Shows the current step; a thread of its own keeps the shown time running.
 
     ``in_place``: the display redraws one line; otherwise it writes a new line every ten seconds.
+
+    By the ``clock``, ``_working`` is when the first step began, ``_since`` when the current step
+    began, and ``_told`` when its last line was written. ``_initial`` is the part of the step that
+    counts in no speed. ``_drawn``: the line is on the terminal. ``_runs``: the thread was started.
     """
 
     def __init__(
@@ -110,7 +114,7 @@ class ProgressDisplay:
             if before is None or before.doing != step.doing:
                 self._since, self._told, self._initial = now, float("-inf"), step.done
             elif not before.total:
-                self._initial = step.done  # the amount done before the total was known
+                self._initial = step.done  # the speed counts only what comes after the total
             if not self._runs and not self._ended:
                 self._runs = True
                 _thread.start_new_thread(self._run, ())
