@@ -54,7 +54,7 @@ def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameter
 
 
 def _request(kind: type[_Request], model: Any, options: Any) -> _Request:
-    """Make a request from a caller's model and keywords."""
+    """Make a request from a caller's model and keywords; a whole request gets the keywords, too."""
     if isinstance(model, kind):
         return model.changed(**options)
     return kind.of(model=model, **options)

@@ -32,7 +32,7 @@ LEFT_OUT: Final = (
 )
 _TITLES: Final = ("GPU", "what", "forecast", "measured")
 _PACKAGES: Final = ("torch", "transformers", "triton")
-#: Lists of a plan that are useful only to its owner.
+#: Lists of a plan that are left out, since they are useful only to the owner of the plan.
 _EMPTIED: Final = (
     "considered", "reasons", "warnings", "remedies", "limit_costs"
 )  # fmt: skip
@@ -168,7 +168,7 @@ def _day(when: str) -> str:
 
 
 def share_view(document: SharedRun) -> list[Block]:
-    """Return a run on real cards: its versions and figures, and what was left out."""
+    """Return the blocks on a shared run: its versions and figures, and what was left out."""
     plan, run = document.plan, document.run
     machine = plan.machine
     versions = {"turbofit": run.turbofit_version, "LMDeploy": run.lmdeploy, **document.packages}

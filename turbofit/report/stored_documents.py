@@ -49,7 +49,10 @@ class _Cause(Struct):
 
 
 class _Head(Struct):
-    """The schema name in a document, and the ``error`` if a failed command wrote the document."""
+    """The fields by which a document is known before it is read whole.
+
+    ``error`` is there if a failed command wrote the document; ``serve`` has the options of a plan.
+    """
 
     schema: str = ""
     error: _Cause | None = None
@@ -91,7 +94,7 @@ def read_saved(path: str) -> StoredPlan:
     folder = _run_folder(path)
     if folder:
         return _read_run(folder)
-    # Stdin and a shell's <(turbofit plan …) cannot be read twice.
+    # Read once, since stdin and a shell's <(turbofit plan …) cannot be read a second time.
     data = _bytes(path)
     if _head(data).schema == _RUN_WITH_PLAN:
         both = decode(data, RunDocument, what=f"report {path}")
@@ -146,7 +149,7 @@ def _bytes(path: str) -> bytes:
 
 
 def _run_folder(path: str) -> Path | None:
-    """Find the folder of a run by its path, the path of its record, or its name."""
+    """Return the folder of a run, by its path, its record's path or its name, else None."""
     given = Path(path)
     places = [given, given.parent] if given.name == "run.json" else [given]
     if given.name == path and not os.path.exists(given):

@@ -81,7 +81,7 @@ class Server:
             try:
                 for line in response:
                     event = event_of(line.strip())
-                    if event == {}:
+                    if event == {}:  # [DONE]
                         return
                     # Some servers, such as `transformers serve`, send no [DONE].
                     for choice in (event or {}).get("choices") or []:
@@ -223,7 +223,7 @@ def _print_answer(pieces: Iterator[Piece]) -> str:
             if not thought:
                 came.append(piece.text)
             answer(clean_lines(piece.text))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # ends this answer; the only answer to a pipe ends the command, too
         if not sys.stdin.isatty():
             raise
     answer("\n")

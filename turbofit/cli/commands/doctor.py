@@ -46,6 +46,7 @@ def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -
     holder = server_on(port or DEFAULT_PORT)
     server = "" if holder is None else holder.name
     report = examine(on=on, model=served, port=port, server=server)
+    # --full changes what the blocks contain, not which of them are shown.
     form._replace(full=True).show(report, partial(doctor_view, full=form.full or form.md))
     return report.exit_code
 

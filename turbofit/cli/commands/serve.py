@@ -295,7 +295,10 @@ def _reloader(run: Run, arguments: Arguments) -> Callable[[], None] | None:
 
 
 def _show_commands(arguments: Arguments, form: output.Form) -> int:
-    """Print the engines' commands, which a person can run without a gateway."""
+    """Print the engines' commands, which a person can run without a gateway.
+
+    With ``--json`` or ``--md``, show the whole plan with these commands.
+    """
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
@@ -349,6 +352,7 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     assert options.cluster is not None
     planned = arguments.request
     model = model_of(planned)  # read once, so that no node reads the model again
+    # Options for the `turbofit serve` of each node.
     words = (
         "--port", str(options.node_port), *options.option_arguments(_NOT_OF_NODES),
         *public.option_arguments(tuple({*type(public).model_fields} - {*_OF_NODES})),

@@ -238,7 +238,8 @@ def _write(stream: TextIO | None, text: str) -> None:
             stream.write(text)
             stream.flush()
     except OSError as exc:
-        # The interpreter flushes the stream again at exit: only writing to the null device works.
+        # At exit the interpreter writes the rest of the stream, and would fail again: let this go
+        # to the null device.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)

@@ -139,7 +139,7 @@ class Code(Block, kw_only=False):
 class BarPiece(Struct):
     """A part of a bar: ``mark`` is its letter, ``kind`` its style on a page.
 
-    ``parts`` are parts of this part: the bytes and the words of each.
+    ``parts`` divides the part once more, for a page: the bytes and the text of each term.
     """
 
     mark: str
@@ -188,7 +188,7 @@ def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list
         for text in warnings
         if text not in aside and not any(phrase in text for phrase in hidden)
     ]
-    kept.sort(key=lambda text: "https://" not in text)
+    kept.sort(key=lambda text: "https://" not in text)  # known faults have the address of an issue
     left = len(kept) - _WARNINGS
     shown = [in_brief(text, _WARNING) for text in kept[:_WARNINGS]]
     if left > 0:
@@ -199,7 +199,7 @@ def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list
 def in_brief(text: str, width: int) -> str:
     """Cut a text after the last main clause within ``width`` characters; quotes stay whole.
 
-    The text stays whole if this clause ends in the first half of ``width``.
+    The text stays whole if no more than half of ``width`` would be left of it.
     """
     masked = _QUOTED.sub(lambda quote: "_" * len(quote[0]), text)
     ends = [found.start() for found in re.finditer(r"[:;.] ", masked[: width + 2])]

@@ -88,9 +88,9 @@ def _row(bar: Bar, index: int, scale: int) -> Markup:
     """Draw the bar of one GPU; only the first bar of a set of equal GPUs explains its parts."""
     end = ""
     if bar.need > bar.room:
-        share = f"left:{100 * bar.room / scale:.3f}%"
-        over = f"{share};width:{100 * (bar.need - bar.room) / scale:.3f}%"
-        end = join(tag("span", class_="over", style=over), tag("span", class_="end", style=share))
+        place = f"left:{100 * bar.room / scale:.3f}%"
+        over = f"{place};width:{100 * (bar.need - bar.room) / scale:.3f}%"
+        end = join(tag("span", class_="over", style=over), tag("span", class_="end", style=place))
     phases = [_phase(part, explained=index == bar.gpus[0]) for part in bar.parts]
     inside = tag("div", *phases, class_="stack", style=f"width:{100 * bar.need / scale:.3f}%")
     drawn = tag(
@@ -138,7 +138,7 @@ def page(blocks: list[Block], document: Any) -> str:
 
     The page contains ``document`` as JSON, its version of turbofit and its time.
     """
-    made = getattr(document, "plan", document)
+    made = getattr(document, "plan", document)  # what has the version and the time
     parts: list[tuple[str, list[Block]]] = []
     for block in blocks:
         if block.page and isinstance(block, Heading) and (block.level == 2 or not parts):

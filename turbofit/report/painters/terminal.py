@@ -164,7 +164,10 @@ def _table(block: Table, width: int, colour: bool) -> list[str]:
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Return the widths of the columns; ``wrap`` columns become narrower until the line fits."""
+    """Return the widths of the columns; ``wrap`` columns become narrower until the line fits.
+
+    The widest of these loses one place at a time, but none cuts a word.
+    """
     widths = [max(_display_width(row[i]) for row in rows) for i in range(len(columns))]
     over = sum(widths) + _GAP * (len(widths) - 1) + 2 - width
     least = {

@@ -54,6 +54,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
             known_facts(facts, short=True),
             Heading("Nodes that serve, by kind"),
         ]
+    # A key is a row of the table below, without the number and the names of its nodes.
     serving = grouped((_kind(node.cards, node.plan), node) for node in plan.nodes if node.plan)
     left_out = grouped(
         ((node.cards, node.why_not), node) for node in plan.nodes if node.plan is None
@@ -69,7 +70,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
 
 
 def _kind(cards: str, plan: Plan) -> tuple[str, ...]:
-    """Return the row of all nodes with equal cards and equal plans, without the nodes' names."""
+    """Return the middle cells of the row of all nodes with these cards and an equal plan."""
     rate = plan.throughput.requests_per_second if plan.throughput else None
     return (
         cards, plan.backend.name, f"{plan.tp}x{plan.replicas}", f"{plan.kv_tokens:,}",

@@ -22,6 +22,7 @@ from turbofit.report.painters.document import (
 )
 from turbofit.report.painters.terminal import filled
 
+#: Settings that are listed only if they are neither false nor 0.
 _SAID_WHERE_SET: Final = ("language_model_only", "eager_mode", "num_gpu_blocks")
 _WIDTH: Final = 76
 #: The longest command on one line: with a terminal's indent it fills 80 columns.
@@ -140,7 +141,10 @@ def for_older_release(plan: Plan) -> bool:
 
 
 def serve_note(plan: Plan) -> str:
-    """Return a note for the serving command if the plan is not for a measured machine, else ""."""
+    """Return the words above the command that serves the plan; "" if this machine was measured.
+
+    A plan for a described machine has to say where its command may be run.
+    """
     return "" if plan.machine.source == "nvml" else "on this kind of machine:"
 
 

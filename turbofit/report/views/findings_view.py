@@ -142,7 +142,7 @@ def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:
 
 
 def _missing(missing: Missing | None) -> str:
-    """Return the missing bytes in words, with their source and their doubt."""
+    """Return in words how many bytes were missing, by which source, and how many more it may be."""
     if missing is None:
         return ""
     if missing.bytes is None:

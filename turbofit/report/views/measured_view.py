@@ -52,7 +52,7 @@ def load_view(result: LoadResult) -> list[Block]:
         f"{error.count:,} x {error.kind}: {error.example}".rstrip(": ") for error in result.errors
     ]
     if result.warm_up_errors:
-        wrong.append(f"{result.warm_up_errors:,} requests failed before the window")
+        wrong.append(f"{result.warm_up_errors:,} requests of the warm-up failed")
     wrong += (text for text in result.warnings if text != PRETEND_SPEED)
     return [
         Heading(f"{result.model} at {result.url}"),
@@ -109,7 +109,7 @@ def _notes(result: Tuning) -> list[Block]:
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
         text = f"best: {winner.settings}{gain}"
         speed = winner.measured
-        # The formula has no queue; the clock queues like LMDeploy.
+        # Under the clock no forecast stands beside: it leaves out that requests queue there.
         beside = "" if result.forecast else f", forecast {winner.forecast.words}"
         figures = {
             "requests/s": f"{speed.requests_per_second:.2f}{beside}",

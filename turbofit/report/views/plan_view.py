@@ -52,10 +52,11 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
-#: The numbers of remedies in the short answer, if any remedy fits and if none fits, and the number
-#: of candidates in the whole text. A page has all remedies and candidates.
+#: The most remedies in the short answer.
 _REMEDIES: Final = 3
+#: The most remedies in the short answer if no remedy makes the plan fit.
 _CLOSER: Final = 1
+#: The most candidates in the whole text; a page has all.
 _CANDIDATES: Final = 8
 #: Settings of a candidate that have a column; a terminal leaves out the columns of `_ASIDE`.
 _SETTINGS: Final = {
@@ -71,9 +72,9 @@ _REASON: Final = 68
 _DIED: Final = "turbofit diagnose LOG says why an engine died with these settings"
 #: Settings in the short answer, after the image limit, in this order.
 _FEW: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy")
-#: A lower image limit is shown if the limit serves at least this many times the requests.
+#: A lower image limit is shown if it serves at least this many times the requests of the plan.
 _WORTH: Final = 1.5
-#: Text tokens of the request by which a cache is counted; this request also has largest images.
+#: A cache is also counted in requests of the largest images and this many tokens of text.
 _TEXT: Final = 512
 
 
@@ -335,7 +336,7 @@ def _figure(value: float | None) -> str:
 def _rehearsal_and_run(plan: Plan, run: RunReport | None) -> list[Block]:
     if plan.rehearsal is None and run is None:
         return []
-    # Most plans have neither, and importing the module takes time.
+    # Not at the top: most plans were neither rehearsed nor run, and the import takes time.
     from turbofit.report.views.run_view import rehearsal_and_run_blocks
 
     return rehearsal_and_run_blocks(plan, run)

@@ -28,17 +28,18 @@ if TYPE_CHECKING:
     from turbofit.planning.which import Serving, Which
     from turbofit.report.painters.document import Block
 
-#: The most rows of a summary, and the most names of others in a summary; the whole text lists all.
+#: The most rows of a table in the short answer; the whole text lists all.
 _ROWS: Final = 12
+#: The most names in a line of the short answer, and the most rows of a second table.
 _OTHERS: Final = 3
 _BY_TRANSFORMERS: Final = (
     "Transformers alone runs these: one request at a time, with layers in host memory where the GPU"
     " is too small"
 )
 _MODELS_FIRST: Final = "those with images first, each time the largest first"
-#: Columns that a summary leaves out.
+#: Columns that the short answer leaves out.
 _WIDE: Final = ("engine", "shape", "KV tokens")
-#: A larger limit counts pixels: no preset cuts an image into more tiles.
+#: An image limit above this number is in pixels, since no preset cuts an image into more tiles.
 _MOST_TILES: Final = 1000
 _NUMBERS: Final = (
     "memory", "context", "images", "KV tokens", "at once", "requests/s", "first token",
@@ -151,7 +152,10 @@ def _warned(which: Which) -> list[Block]:
 
 
 def _kept_table(which: Which, kept: list[Serving], most: int) -> list[Block]:
-    """Return the short and the whole table of one kind of rows."""
+    """Return the table of the short answer, with at most ``most`` rows, and the whole table.
+
+    The table of the short answer leaves out machines that are outdone by smaller ones.
+    """
     shown = [row for row in kept if not _outdone(row, kept)][:most] if which.model else kept[:most]
     rows = [_row(which, serving) for serving in kept]
     titles = [name for name in rows[0] if name not in _WIDE]
@@ -194,7 +198,7 @@ def _row(which: Which, serving: Serving) -> dict[str, str]:
         "engine": serving.engine or "",
         "shape": f"tp {serving.tp} x {serving.replicas}",
         "context": f"{serving.context:,}",
-        # A given context may be too short for images of the model's own limit.
+        # With a given context a row may have a lower image limit, so that its images fit.
         **({"images": _image_limit(serving.image_limit)} if "context" in which.request else {}),
         "KV tokens": f"{serving.kv_tokens:,}",
         "at once": f"{serving.requests_at_once:,}",

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _EVENTS: Final = 10
 #: The phases of a rehearsal that belong to loading, before the cache is allocated.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
-#: The prefix of figures whose largest value is the worst; of others the smallest is.
+#: Figures whose names begin so are bytes in use: of several GPUs, the largest is the worst. Of all
+#: other figures the smallest is.
 _IN_USE: Final = "in use"
 #: The only figure that is not in bytes.
 _TOKENS: Final = "KV tokens"
@@ -233,7 +234,8 @@ def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, i
         of_group = 0 <= group < len(groups) and ledger.index in groups[group]
         if of_group and row.gpu in (None, ledger.index):
             figures.setdefault(row.what, row.actual)
-    # A run on pretend GPUs has only the peak of its whole time; the peak may come while loading.
+    # A run on pretend GPUs measures one peak for its whole time. If the forecast has its highest
+    # use after loading, this peak stands for the worst case.
     highest = figures.get("in use at most")
     worst = highest if ledger.most == ledger.peak else None
     return {
@@ -266,5 +268,5 @@ def servers_view(document: Document) -> list[Block]:
         for server in document["servers"]
     )
     titles = ("run", "model", "state", "pid", "address")
-    # The name of the run contains most of the model's name.
+    # A terminal has no column for the model: the name of a run begins with the model's name.
     return [table(titles, rows, right=("pid",), wrap=("state", "address"), aside=("model",))]
