@@ -1,7 +1,7 @@
 """Finds by an engine's account in which phase a logged run ran out of memory.
 
-The account names each byte of a GPU. Take the weights of a rank and the CUDA contexts from the
-bytes that a process held: the rest shows whether the cache existed.
+The account names each byte of a GPU. A process held the weights of its rank, CUDA contexts and a
+rest: the size of this rest shows whether the cache existed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _TENTH: Final = 10
 #: The first release in which TurboMind runs the vision tower; in older releases torch does.
 _NATIVE: Final = (0, 16)
-#: Fewer bytes of other processes may be an error of the account itself.
+#: The account may be wrong by this many bytes, so fewer bytes prove no other process.
 _OTHERS: Final = 2 * GIB
 
 
@@ -69,7 +69,8 @@ class Finding(Struct):
 def logged_cache(case: LogCase) -> Cache | None:
     """Return the KV cache that a log reports, or None.
 
-    The line of the cache's budget decides; without this line, the size and the number of blocks.
+    The bytes are from the line of the cache's budget; without this line, they are the product of
+    the size and the number of blocks.
     """
     for mark, budget in case.facts.every(CacheBudget):
         return Cache(budget.budget, budget.free, ((mark.line, mark.text),))
@@ -119,14 +120,16 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
 def _with_shortage(
     finding: Finding, forecast: Plan, phase: Phase, memory: TorchMemory | None, cached: bool
 ) -> Finding:
-    """Add the bytes that the run lacked by the account to a finding.
+    """Add to a finding the bytes that, by the account, the run lacked.
 
     If these bytes do not explain the death, add a note that something unknown took memory.
     """
     died_in = finding.end.phase if finding.end else phase
     short = most(forecast, died_in) - min(gpu.usable for gpu in forecast.ledgers)
     lacked = memory.missing if memory else None
-    if short <= 0 if lacked is None else lacked > max(short, 0):
+    # Torch's figure, if there is one, must not be larger than the account's.
+    explained = short > 0 if lacked is None else lacked <= max(short, 0)
+    if not explained:
         leave = f"lack at most {format_bytes(short)}" if short > 0 else "leave room"
         rest = (
             f"what took the rest: by the account these settings {leave} on such cards (other"
@@ -169,7 +172,7 @@ def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
         f" that were free ({ratio}): {format_bytes(cache.free - cache.size)} stayed for buffers,"
         " the warm-up and every request, images included"
     )
-    # The log of a newer engine has no blocks; memory of loading is among its ``others``.
+    # A newer engine logs no blocks: its ``others`` may be memory of the load, and prove nothing.
     if not cache.blocks or others <= _OTHERS:
         return Finding(why=(why,), weights=weights)
     held = (
@@ -189,7 +192,11 @@ def _of_torch(
     cached: bool,
     turbomind: bool,
 ) -> Finding:
-    """Find the phase by the bytes that the process held beyond its weights and contexts."""
+    """Find the phase by the bytes that the process held beyond its weights and contexts.
+
+    If this rest is more than a tenth of what the process held, the cache existed; else the run was
+    loading. Figures that contradict each other show no phase.
+    """
     held, allocated = memory.process or 0, memory.allocated or 0
     torch = allocated + (memory.cached or 0)
     weights, context = _weights(ledger), ledger.bytes_in("context")
@@ -197,6 +204,7 @@ def _of_torch(
     torch_tower = turbomind and release(case.engine.version) < _NATIVE
     if turbomind:
         tower = ledger.bytes_of("weights.vision_tower") if torch_tower else 0
+        # Torch's bytes already include a tower that torch runs.
         rest = held - torch - context - (weights - tower)
     doubt, past = held // _TENTH, cached or phase not in ("weights", "unknown")
     of_weights = f"{format_bytes(weights)} and CUDA's context about {format_bytes(context)}"

@@ -160,7 +160,7 @@ class Draft(Diagnosis):
 
     @property
     def loading(self) -> bool:
-        """Whether the run may have loaded its weights."""
+        """Whether the run may have died while it loaded its weights."""
         return self.phase in ("weights", "unknown")
 
     @property

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from turbofit.logs.facts import LogFacts
     from turbofit.memory.account import Engine
 
-#: The card of a log that names a Jetson, or the kernel of a Jetson. No machine has this card.
+#: The card that stands for a Jetson, if a log names a Jetson or its kernel. turbofit makes no
+#: machine of this card, and the refusal has the reason (`LogCase.on_jetson`).
 _JETSON: Final = SmiGpu(index=0, name="Orin")
 #: Events that only some releases print, the release that they show (None: the reference), and the
 #: reason in words.
@@ -61,7 +62,7 @@ class LogCase:
         facts: the log.
         model: the user's name of the model; it overrides the log's.
         on: the user's SPEC or snapshot; it overrides the log's.
-        hangs: whether the user says that the program stands still.
+        hangs: whether the user says (``--hang``) that the program stands still.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class LogCase:
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None
-        #: Why the cards in the log make no machine.
+        #: The reason why turbofit can make no machine of the cards that the log names; else empty.
         self.no_machine = ""
         #: A note on the assumed size of a card that is sold in several sizes; else empty.
         self.assumed = ""
@@ -146,7 +147,7 @@ class LogCase:
 
     @property
     def told_tp(self) -> int | None:
-        """The degree that an option in the log gives; None without the option."""
+        """The degree of tensor parallelism by an option in the log; None without the option."""
         value = self.subject.options.get("tp")
         return value if isinstance(value, int) else None
 
@@ -227,7 +228,7 @@ class LogCase:
         return None if isinstance(read, str) else replace(read, warnings=())
 
     def _take_machine_of_log(self) -> None:
-        """Set ``machine`` to the cards of the log, or ``no_machine`` to the reason against it."""
+        """Set ``machine`` to the log's cards; if that fails, set ``no_machine`` to the reason."""
         cards = [_JETSON] if "jetson" in self.subject.facts else self._cards()
         if not cards:
             return
@@ -265,10 +266,11 @@ class LogCase:
         return [replace(gpu, name=spec_name(gpu.name, total)) for gpu in found]
 
     def _named(self, total: int, least: int) -> list[SmiGpu]:
-        """Return cards of the only kind that the log names, or of a kind with nearly ``total``.
+        """Return cards of the only kind that the log names.
 
-        No cards if the log names several kinds, or no kind and no bytes. ``total``: the bytes of a
-        card; 0 if unknown. ``least``: how many cards there are if the log gives no number.
+        If the log names no kind, the cards are of the kind whose memory is nearest to ``total``,
+        the bytes of a card (0 if unknown). No cards if the log names several kinds, or neither a
+        kind nor bytes. ``least``: how many cards there are if the log gives no number.
         """
         named = list(self.subject.cards.values())
         if len(named) > 1:

@@ -16,7 +16,8 @@ from turbofit.logs.log_reader import Form, zeros
 #: A cause ends a run. A refusal is an exception without a row. A consequence follows a cause or a
 #: refusal. A notice harms nobody.
 Rank = Literal["cause", "refusal", "consequence", "notice"]
-#: A sentence with figures in braces; or a sentence and its form without an unknown figure.
+#: A sentence with figures in braces; or such a sentence, and another one to use if one of its
+#: figures is unknown.
 Sentence = str | tuple[str, str]
 
 #: A line that prints a program's settings, as names with values and commas.
@@ -29,7 +30,7 @@ END: Final = re.compile(
 )
 #: The part of a line that a row without a pattern quotes.
 _WHOLE: Final = r"\S.{0,159}"
-#: Frames of torch. The frame that called torch tells more.
+#: Frames of torch. A row's ``frame`` is compared with the frame that called torch: it tells more.
 _OF_TORCH: Final = re.compile(r"[/\\]torch[/\\]").search
 #: An unbounded repetition in a pattern, such as ``\w+`` or ``\S*``.
 _NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
@@ -59,7 +60,7 @@ class Row(Struct):
 
 
 class Kind(Struct):
-    """A kind of rows: the phase of its proven causes, and whether their answers need a plan."""
+    """The facts of all rows of a kind: the phase of a proven cause; whether answers need a plan."""
 
     phase: Phase = "unknown"
     plan: bool = False
@@ -70,7 +71,7 @@ class _Table(Struct):
     #: Names in Transformers by the release that added them, and by the release that removed them.
     brought: dict[str, tuple[str, ...]]
     dropped: dict[str, tuple[str, ...]]
-    #: Texts on what a user should send, each with the words of a line that select the text.
+    #: Texts on what a user should send, each with the words that select the text (`what_to_send`).
     send: dict[str, tuple[str, ...]]
     texts: dict[str, str]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
@@ -111,9 +112,11 @@ def text_of(name: str) -> str:
 
 
 def what_to_send(about: str) -> tuple[str, ...]:
-    """Return texts on what a user should send to find the cause.
+    """Return the texts on what a user should send, so that the cause can be found.
 
-    ``about`` selects the texts: the quoted line, followed by marks such as ``(still)``.
+    A text of ``send`` in `presets/causes.yaml` is returned if ``about`` has one of its words.
+    ``about`` is the quoted line with marks behind it, which `explain` makes of the whole log: for
+    instance ``(still)`` if the engine stands still, ``(no start)`` if the log lacks the start.
     """
     send = table().send.items()
     return tuple(text for text, words in send if any(word in about for word in words))
@@ -125,9 +128,9 @@ def _words() -> list[tuple[str, Row]]:
 
 
 def _rows_in(form: str) -> tuple[Row, ...]:
-    """Return the rows that have a word of ``form`` in ``says``, in the table's order.
+    """Return the rows with a word (of ``says``) in a line, in the table's order.
 
-    ``form``: a line with 0 for each digit.
+    ``form``: the line with 0 for each digit.
     """
     return tuple(dict.fromkeys([row for word, row in _words() if word in form]))
 
@@ -160,7 +163,7 @@ def hits_of(
         if row.frame and not pattern_of(row.frame).search(_place_of(stack)):
             continue
         match = pattern_of(row.pattern or _WHOLE).search(text)
-        if match is not None and any(word in text for word in row.says):  # not with another digit
+        if match is not None and any(word in text for word in row.says):  # a form fits other digits
             caught = {name: value for name, value in match.groupdict().items() if value}
             hits.append(Hit(row, caught, caught.get("said", match[0].strip())))
     return tuple(hits)

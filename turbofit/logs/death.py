@@ -1,8 +1,9 @@
 """Decides of what an engine died, by the events of its log and the exit of its process.
 
-`kind_of_death` decides the kind (`core.engine_end.EndKind`); `serve`, a rehearsal and `diagnose`
-call it through `death`, which adds the phase, the bytes and a message. Two kinds are in no log:
-`serving.engine.supervised_engine` gives ``stalled`` and ``refused`` to an engine that still runs.
+`kind_of_death` decides the kind (`core.engine_end.EndKind`) for `serve` and a rehearsal. They call
+`death`, which adds the phase (`Course.phase`), the bytes and a message. `diagnose` takes these from
+`death`, too, but `rules` and `out_of_memory` set the kind of its answer. Two kinds are in no log:
+`serving.engine` gives ``stalled`` and ``refused`` to an engine that still runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.account import Engine, LoggedSlab
 
 _T = TypeVar("_T")
-#: ``starting``: no engine exists yet. ``check``, ``ready``: a server knows them, and no log does.
+#: ``starting``: no engine exists yet. ``check`` (worst-case requests run) and ``ready`` are states
+#: that `serve` sets: no line of a log shows them.
 Stage = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
 #: Events that end an engine by themselves.
 Fault = (
@@ -44,7 +46,7 @@ STATES: Final[dict[Stage, tuple[type[Struct], ...]]] = {
 _BEGINS: Final = {kind: stage for stage, kinds in STATES.items() for kind in kinds}
 _ORDER: Final = tuple(STATES)
 #: Kinds that have another name in `turbofit.diagnosis/1`. There a crash has the kind of its row in
-#: `presets/causes.yaml`, or the kind ``crashed`` if no row explains it.
+#: `presets/causes.yaml`, such as ``crashed``; a crash without a row is ``unknown``.
 IN_DIAGNOSIS: Final[dict[EndKind, str]] = {
     "host_memory": "host_out_of_memory",
     "hang": "start_hang",
@@ -65,15 +67,18 @@ _WHEN: Final[dict[str, str]] = {
     "ready": "while it served",
     "unknown": "(the log does not say where)",
 }
-#: The phase of an end, by the phase of a pretend GPU's account; any other phase is a forward.
+#: The phase of an end, by the phase in a pretend GPU's account. Any other phase of an account is a
+#: forward: of images or of text.
 _PRETEND: Final[dict[str, Phase]] = {
     "import": "start", "context": "start", "weights": "weights", "prepare": "weights",
     "engine": "cache", "cache": "cache", "buffers": "cache", "warm-up": "warm-up",
     "after": "serving",
 }  # fmt: skip
 _VISION: Final = ("Vit", "vit", "Vision", "vision", "visual")
-#: Phases, each with words of a Python frame's file name, function or source line. The first phase
-#: with a word in any frame counts: a load computes nothing, and a vision tower calls no text model.
+#: Phases, each with words of a Python frame's file name, function or source line. If frames have
+#: words of several phases, the first of these phases counts. ``weights`` is before the forwards,
+#: since a load also has frames in a model's files, and computes nothing. ``vision`` is before
+#: ``text``, since a text model may call a vision tower, and no tower calls a text model.
 _FRAMES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
     ("quantising", ("lmdeploy/lite/",)),
     # LMDeploy's PyTorch engine makes its cache and warms up inside its own from_pretrained.
@@ -87,7 +92,8 @@ _FRAMES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
     ("vision", ("vision", "intern_vit", "visual", "clip_", "_clip", "clip.py", "siglip", "eva_clip",
                 "moonvit", "patch_embed", "image_encoder", "encode_images", "extract_feature",
                 "get_image_features", "lmdeploy/vl/",
-                # Qwen's towers pack the patches of all images into one sequence without a batch.
+                # Source lines that only Qwen's towers have: a tower packs the patches of all images
+                # into one sequence without a batch.
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("unknown", ("eager_attention_forward",)),
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn", "down_proj",
@@ -238,7 +244,7 @@ def last_words(fault: Struct | None, most: int = 300) -> str:
 def kind_of_death(
     course: Course, account: AnyEnd | None, seen: Exit | None, pinned_call: str
 ) -> EndKind:
-    """Decide of what an engine died: by its log's fatal event, and then by its exit.
+    """Return the kind of a death: by the fatal event of the engine's log, and then by its exit.
 
     Args:
         course: the run, read from its log.

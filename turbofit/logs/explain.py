@@ -173,7 +173,10 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
 
 
 def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
-    """Return what the user should send to find the cause, without what the log has."""
+    """Return what the user should send so that the cause can be found; the log lacks all of this.
+
+    The marks in parentheses say what the log lacks, and select texts (`what_to_send`).
+    """
     still, found = draft.kind == IN_DIAGNOSIS["stalled"], bool(draft.evidence)
     begun, line = case.facts.begun_at or case.facts.command_at, draft.line
     starts = begun is not None and begun < line
@@ -190,7 +193,11 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
 def _worked(
     case: LogCase, draft: Draft, following: NextRun
 ) -> tuple[Advice | None, tuple[str, ...]]:
-    """Return a run that works by the account; or None, with the facts that a plan lacks."""
+    """Return a run that works by the account; or None, with the facts that a plan lacks.
+
+    If changes cure the log's own run (``following.ways``), the run has the first of these changes.
+    Else it is the best plan for the log's model and cards.
+    """
     model, machine, ways = case.model, case.machine, following.ways
     lacks = tuple(_lacks(case, ways)) if draft.planned else ()
     if model is None or machine is None or lacks or not draft.planned:
@@ -204,6 +211,7 @@ def _worked(
     if ways and draft.emptied:
         advice = replace(advice, verdict=f"{_ONCE_FREE}{advice.verdict}")
     elif following.fits and advice.fits:
+        # By the account the log's run fits, too, and yet it died: so the verdict is no proof.
         verdict = f"{advice.verdict.removeprefix(_ONCE_FREE)}, by the account"
         verdict = verdict if draft.all_own else f"{_ONCE_FREE}{verdict}"
         advice = replace(advice, fits=None, verdict=verdict)
@@ -232,9 +240,9 @@ def _planned(
     release. ``bound``: the largest share of the cache that the plan may have; None for no bound.
     """
     version = case.version if case.subject.of_lmdeploy else None
-    first, refused = machine.with_used(draft.by_others), ""
+    beside_others, refused = machine.with_used(draft.by_others), ""
     degrees = dict.fromkeys((case.shown_tp if case.subject.of_lmdeploy else None, None))
-    for tp, on in product(degrees, dict.fromkeys((first, machine))):
+    for tp, on in product(degrees, dict.fromkeys((beside_others, machine))):
         asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
         plan, verdict = _within(case, bound, **asked, on=on, tp=tp)
         if plan is not None and plan.fits:
@@ -242,7 +250,7 @@ def _planned(
         refused = refused or (f"--tp {tp} is not kept: {verdict.partition(' (')[0]}" if tp else "")
     else:
         refused = ""  # nothing fits at any degree
-    if on is not first or draft.emptied:
+    if on is not beside_others or draft.emptied:
         verdict = f"{_ONCE_FREE}{verdict}"
     if plan is None:
         return Advice(model=model.name, on=case.named(on), fits=None, verdict=verdict)
@@ -251,7 +259,10 @@ def _planned(
 
 
 def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:
-    """Return the advice; in doubt if the log's run died while it loaded on as many cards."""
+    """Return the advice of a plan; in doubt if the log's run died while it loaded its weights.
+
+    A plan for more cards than the log's run had is not in doubt.
+    """
     loading = draft.short and draft.phase == "weights" and not draft.by_others
     known = case.subject.of_lmdeploy and case.version
     if plan.fits and loading and known and plan.tp <= case.tp:

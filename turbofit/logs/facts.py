@@ -82,19 +82,20 @@ _COMMAND: Final = re.compile(
 _LOADS: Final = re.compile(
     r"lmdeploy (?:serve|chat)|api_server|turbofit |pipeline\(|Loading|max_context_token_num"
 ).search
-#: The beginning of a comment behind code; a line that is a comment or a heading, and no step of
-#: Docker (#12).
+#: The beginning of a comment behind code.
 _REMARK: Final = "  # "
+#: A line that is a comment or a heading. ``#12`` is neither: so Docker numbers its steps.
 _COMMENT: Final = re.compile(
     r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\[|\W{1,4}$)"
 )
 #: Lines whose sentence goes on in the next line: Python warnings without a text, NCCL's error.
 _GOES_ON: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$|\s*Last error:\s*$")
+#: A line that only warns: by Python's or a logger's prefix, or of a fallback or a retry.
 _WARNS: Final = re.compile(
     r"\S*\.py:\d+: \w*Warning: |\W*(?:INFO|DEBUG|WARN(?:ING)?)\b"
     r"|.{0,240}?(?:\bWARNING\b|[a-z]Warning: |\b[Ff]all(?:s|ing)?[ -]?back|\b[Rr]etrying\b)"
 )
-#: The form of a line without an event that reports an error; of a line that shows progress.
+#: The form of a line without an event that reports an error.
 _COMPLAINT: Final = re.compile(
     r"(?!#|- \[|.{0,60}?\b(?:INFO|DEBUG|WARN(?:ING)?|NOTICE|info|debug|warn(?:ing)?|notice)\b"
     r"|.{0,240}?Warning:|.*\blog[-_]level|.*following error\W*$|.*operation scheduled before its"
@@ -102,6 +103,7 @@ _COMPLAINT: Final = re.compile(
     r".*(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted|Killed|denied|refused"
     r"|Segmentation)\b(?!.*:$)|NCCL WARN|NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
 ).match
+#: The form of a line that shows progress: a logger's INFO, or a progress bar.
 _PROGRESS: Final = re.compile(
     r"(?i:(?!.*(?:shut|exit|terminat|kill|clean|stop|retry|http/|nccl info|throughput)))"
     r"(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
@@ -118,7 +120,7 @@ _NONE_OF_THEM: Final = re.compile(
 )
 #: A request that a server refused, except for a missing key or a wrong route.
 _REFUSED: Final = re.compile(r'"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])|5)\d\d\b').search
-#: TurboMind's time. Its fatal line may stand before lines with an earlier time.
+#: The time in a line of TurboMind. Lines with an earlier time may stand behind a fatal line.
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: Words of faults that no process survives: its CUDA context or its communicator is lost.
 _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
@@ -133,8 +135,8 @@ _ASKED: Final = (*OF_LAUNCH, *FATAL)
 _WEAK: Final = (*OF_LAUNCH, PythonError)
 #: Events that may be the reason for an end.
 _RAISES: Final = (*FATAL, KnownMessage, events.NoCache)
-#: The most further lines of a message; the most runs that are kept from the beginning of a log,
-#: and from its end.
+#: ``_WRAPPED``: the most lines of a message behind its first line. ``_RUNS``: the most runs that
+#: are kept from the beginning of a log, and as many from its end.
 _WRAPPED, _RUNS = 6, 16
 
 
@@ -170,30 +172,36 @@ class LogEvent(NamedTuple):
 
 
 class LogFacts:
-    """The facts of one run; ``subject`` and ``machine`` are of the whole log."""
+    """The facts of one run.
+
+    ``marks`` has the events of the run. ``subject``, and ``machine`` with the events about the
+    machine, are of the whole log.
+    """
 
     def __init__(self, subject: Subject, machine: list[LogEvent]) -> None:
         self.subject, self.machine = subject, machine
         self.marks: list[LogEvent] = []
         self.state: State = "log"
-        #: The number of the line in which an engine begins; of the first line that is a command.
+        #: The number of the line in which an engine begins.
         self.begun_at: int | None = None
+        #: The number of the first line that is a command.
         self.command_at: int | None = None
         #: The first "out of memory at" line since the last event.
         self.waiting: LogEvent | None = None
-        #: The last line that reports an error, by its form or in words; the last line of all.
+        #: The last line without an event that reports an error, by its form or in words.
         self.complaint: LogEvent | None = None
+        #: The last line of the log so far.
         self.last: LogEvent | None = None
-        #: Numbers of lines that show progress. The program survived the errors before the last
-        #: but one.
+        #: Numbers of lines that show progress. With two such lines after an error, the program has
+        #: survived this error.
         self._progress: list[int] = []
         self._stack: tuple[PythonFrame, ...] = ()
         #: The number of the line with the exception that Python handled; 0 outside of a chain.
         self._handled = 0
         self._table = SmiTable()
-        #: The possible texts of torch's message over several lines; the line before this line, if
-        #: its sentence goes on.
+        #: The possible texts of torch's message if the message has several lines.
         self._message: list[str] = []
+        #: The line before this line if its sentence goes on in this line; else empty.
         self._before = ""
 
     def take(self, line: int, text: str, form: Form) -> None:
@@ -305,6 +313,7 @@ class LogFacts:
         known = event is None or isinstance(event, _ASKED)
         hits = hits_of(text.partition(_REMARK)[0], form, self._stack) if known else ()
         short = getattr(event, "out_of_memory", False) or isinstance(event, events.NoCache)
+        # A row tells more than a weak event, except of a lack of memory.
         if event is None or (isinstance(event, _WEAK) and not short):
             other = event if isinstance(event, PythonError) else NoEvent()
             event = self._table.line(text) or (KnownMessage() if hits else other)
@@ -378,7 +387,7 @@ class LogFacts:
     def _counts_until(self, mark: LogEvent, line: int) -> bool:
         """Return whether an event may be the cause of the exception at ``line``.
 
-        An event is no cause if its words report no end, or if the program made progress after it.
+        An event is no cause if its words report no end, or if two lines after it show progress.
         """
         in_words = isinstance(mark.event, KnownMessage)
         if in_words and mark.kind not in _MACHINE and not END.search(mark.text):

@@ -231,7 +231,7 @@ class ServerFigures(Struct):
     succeeded: int
 
 
-#: Events that only a launch needs; some are source lines of a stack.
+#: Events that `serve` and a rehearsal need. Of these `diagnose` heeds only `NoCache`.
 OF_LAUNCH: Final = (
     CacheFrame, EngineFallback, ImagesPrepared, LoadingWeights, LoopFailed, LostLock, NoCache,
     VisionFrame, WarmingUp,

@@ -62,7 +62,8 @@ _REQUEST: Final = re.compile(
 _LONGEST: Final = 8192
 _T = TypeVar("_T")
 _ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
-#: How many forms are kept, and the longest form that is kept. A server prints some hundred forms.
+#: ``_FORMS``: how many forms are kept; a server prints some hundred. ``LONGEST_FORM``: the most
+#: characters of a form that is kept.
 _FORMS, LONGEST_FORM = 4096, 400
 #: A progress bar before an engine's own words in one line.
 _BAR: Final = re.compile(r".*?\d%\|.*?(?=\[TM\]\[)")

@@ -22,12 +22,14 @@ from turbofit.logs.answer import Draft
 from turbofit.logs.case import DEGREES, LogCase
 from turbofit.machine.torch_memory import TorchMemory
 
-#: The share to try after a death is the larger of two: the share less `_LESS`, and its `_PART`.
+#: The share of the cache to try is lower by `_LESS` than the share that died, but at least `_PART`
+#: of this share.
 _LESS, _PART = 0.1, 0.75
-#: Phases in which the cache may have had its share; phases in which images may be the reason.
+#: Phases in which the cache may already have had its share of the card.
 _WITH_SHARE: Final = ("cache", "warm-up", "vision", "text", "serving", "unknown", "communication")
+#: Phases in which images may be the reason of a lack of memory.
 _WITH_LIMIT: Final = ("vision", "serving", "unknown")
-#: Smaller forwards in tokens, smaller batches in requests, and larger shares to try.
+#: Values to try in this order: forwards in tokens, batches in requests, shares of the cache.
 _PREFILLS: Final = (4096, 2048, 1024, 512)
 _BATCHES: Final = (64, 32, 16, 8, 4, 1)
 _LARGER: Final = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
@@ -97,7 +99,7 @@ def _sparing_share(case: LogCase, memory: TorchMemory, lower: float | None) -> f
 class _Search(NamedTuple):
     """Runs of a log with changed settings, by the account of the log's release.
 
-    A changed run lives if it fits, and takes fewer bytes by at least the missing bytes of the log.
+    A changed run lives if it fits, and saves at least the bytes that the log's run lacked.
     ``before``: the run that died. ``kept``: the memory that was free for that run, as arguments of
     a forecast. ``lacked``: the missing bytes; None if the log does not say them.
     """
@@ -128,7 +130,7 @@ class _Search(NamedTuple):
         fits = self.before.fits
         best, plan, too_small = self._share(share) if share else (None, None, "")
         if plan is None and share and fits and self.lacked:
-            # By the account nothing is missing once the cards are free.
+            # By the account the run fits cards that are free, so a share need not save any bytes.
             best, plan, too_small = self._replace(lacked=None)._share(share)
         ways = [] if plan is None else [_way(f"{SHARE} {best:g}", plan)]
         counted = not fits or self.lacked is not None
@@ -199,8 +201,8 @@ class _Search(NamedTuple):
     def _limit(self, share: float | None) -> list[tuple[Remedy, Plan]]:
         """Return the largest common image limit with which the run lives.
 
-        If no limit alone is enough, a lower share of the cache goes with it. ``share``: the largest
-        such share; None if a share alone is enough.
+        If no limit alone is enough, a limit is combined with a lower share of the cache. ``share``
+        is the largest share for this; with None no share is tried.
         """
         rule = self.before.model.image_rule
         if rule is None or self.phase not in _WITH_LIMIT or not rule.varies_by_limit:
@@ -213,7 +215,7 @@ class _Search(NamedTuple):
         return self._first(f"{words}, with {SHARE} {{:g}}", name, limits, share)
 
     def _smaller_forward(self, share: float | None) -> list[tuple[Remedy, Plan]]:
-        """Return a smaller forward with a lower share, whose cache holds a smaller warm-up."""
+        """Return a smaller forward and a lower share: its smaller warm-up needs less cache."""
         now = self.before.smallest.settings.max_prefill_token_num
         smaller = [n for n in _PREFILLS if share and n < now]
         words = f"--max-prefill-token-num {{}} {SHARE} {{:g}}"

@@ -34,21 +34,22 @@ if TYPE_CHECKING:
     from turbofit.logs.case import LogCase
     from turbofit.logs.facts import LogEvent
 
-#: Bytes. Fewer bytes of other processes are not reported.
+#: Bytes of other processes are reported only if they are more than this size.
 _SMALL: Final = GIB // 4
-#: A tensor of a forward is rarely larger.
+#: The size in bytes that a tensor of a forward rarely exceeds.
 _ONE_TENSOR: Final = 4 * GIB
-#: More bytes beyond one copy of a model are no rounding and no cache of torch.
+#: From this size on, neither rounding nor torch's cache explains the bytes that a process held
+#: beyond one copy of a model.
 _BEYOND: Final = GIB
 #: Once a cache exists, torch beside TurboMind holds less than this part of a card.
 _MOST: Final = 0.9
-#: Figures in torch's whole line: the bytes that it asked, the card's size, the free bytes.
+#: The number of figures in torch's whole line: asked bytes, the card's size, free bytes.
 _WHOLE_LINE: Final = 3
 #: Calls that store the whole attention matrix (the last call only without a fused kernel).
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 #: Phases without attention over a long sequence.
 _NO_ATTENTION: Final = ("cache", "quantising")
-#: A card with room for any model, for which the bytes of one copy are computed.
+#: A card with room for any model: the account of a plan on this card has the bytes of one copy.
 _LARGE_CARD: Final = "1xh200:total=1000GiB"
 _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
@@ -59,7 +60,11 @@ _Sign = tuple[str, str, "Evidence | None"]
 
 
 def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
-    """Return the answer to a line that reports a lack of GPU memory."""
+    """Return the answer to a line that reports a lack of GPU memory.
+
+    The line may also report a lack of host memory, which gets an answer without a plan. For GPU
+    memory `death` is asked twice: with the log alone, then with the phase that the account shows.
+    """
     course, known = Course(case.facts.until(mark)), (case.engine, case.settings)
     memory = mark.event if isinstance(mark.event, TorchMemory) else None
     end, finding = death(course, known=known), Finding()

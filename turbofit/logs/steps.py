@@ -29,8 +29,10 @@ def steps_of(
 ) -> tuple[str, ...]:
     """Return the steps in their order, without steps that contradict the plan or the log.
 
-    The step that frees the cards is first. Changes that fit by the account come before general
-    advice. A change of the cache's ratio is left out if no ratio helps.
+    The step that frees the cards is first. Changes that fit by the account (`_own`) come before the
+    advice of a row (`_general`), and replace it where they cure LMDeploy's lack of memory. If only
+    the log gives the next share of the cache, advice comes first. A change of the cache's ratio is
+    left out if no ratio helps.
     """
     own, general = _own(case, draft, worked, following), [*_general(case, draft, worked, following)]
     if draft.emptied and own:
@@ -75,7 +77,10 @@ def _general(
 
 
 def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun) -> list[str]:
-    """Return the changes that fit by the account; the first also says where the account fails."""
+    """Return the changes that fit by the account.
+
+    If by the account the run that died also fits, the first change says so.
+    """
     own = [remedy.change for remedy in worked.remedies] if worked else []
     if own and following.too_small:
         own[0] += " (no lower --cache-max-entry-count starts)"
@@ -91,7 +96,7 @@ def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun)
 
 
 def _in_words(case: LogCase, share: float | None) -> str:
-    """Return the step to a lower share of the cache in words, with the share that died."""
+    """Return the step to a lower share of the cache, with the share that ran out of memory."""
     given = "" if "cache_max_entry_count" in case.subject.options else ", the default,"
     return f"--cache-max-entry-count {share:g}: with {case.ratio:g}{given} it ran out of memory"
 

@@ -120,7 +120,8 @@ class Subject:
         self.of_lmdeploy = self.of_lmdeploy or form.ask(_LMDEPLOY) is not None
         self.quantises = self.quantises or form.ask(_QUANTISES) is not None
         if named := form.ask(_CLASS.search):
-            self.model_class = text[slice(*named.span(1))]  # the form has 0 for its digits
+            # The class is cut out of the text, since the form has 0 for each digit.
+            self.model_class = text[slice(*named.span(1))]
         self.on_pytorch = self.on_pytorch or form.ask(_PYTORCH) is not None
         if not self._other and (match := form.ask(_OTHERS)):
             self._other = str(match.lastgroup)

@@ -73,8 +73,8 @@ def torch_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]:
             worst = account.worst_images(plan.promise, engine, make, _CHAT)
             sizes = [dummy.size for dummy in worst.dummies]
             bound = account.units_bound(rule, vision_load_within(limits), settings)
-            # The pixels of a second request may arrive while a forward runs, unless the gateway
-            # makes the second request wait, or one forward takes the whole batch.
+            # There is a second request if its pixels may arrive while a forward runs: the gateway
+            # does not make this request wait, and one forward does not take the whole batch.
             batch = settings.max_batch_size * limits.units_per_request
             count = 2 if bound <= engine.units_per_forward < batch else 1
             # A prefix cache does not encode a picture twice, so each request has its own colour.

@@ -21,7 +21,7 @@ from turbofit.rehearsal.spec import Spec
 
 def main(arguments: list[str]) -> NoReturn:
     """Run the rehearsal that ``spec.json`` in the folder ``arguments[0]`` describes, then exit."""
-    collect_after(600_000)  # LMDeploy's import makes 520,000 objects that stay until the end
+    collect_after(600_000)  # LMDeploy's import makes 520,000 objects, none of them garbage
     folder = Path(arguments[0])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> NoReturn:
         close()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # the engine's threads are not joined
+    os._exit(code)  # without a wait for the engine's threads
 
 
 if __name__ == "__main__":

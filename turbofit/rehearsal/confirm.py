@@ -87,7 +87,8 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
             return finished(plan, original_request)
     if not result.fits:
         return finished(result, original_request)
-    last = same_shape(request, plan, ratios)  # not rehearsed, so it has the whole margin
+    # Nobody has rehearsed the last plan, so this plan has the whole margin.
+    last = same_shape(request, plan, ratios)
     if last.fits:
         last = replace(last, warnings=(*last.warnings, _UNSETTLED))
     return finished(last, original_request)

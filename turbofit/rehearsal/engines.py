@@ -57,7 +57,7 @@ def _on_torch(driver: str) -> RehearsedEngine:
         after=("kernel_modules", BUFFERS),
         process_context=True,
         environ={
-            "LMDEPLOY_ENABLE_CHECK_ENV": "0",  # the check compares values that a card computes
+            "LMDEPLOY_ENABLE_CHECK_ENV": "0",  # this check needs values that a card computes
             "RAY_ADDRESS": "local",  # workers of a cluster that runs on this host have real GPUs
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",

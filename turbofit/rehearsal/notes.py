@@ -28,7 +28,7 @@ class Notes:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._start = time.monotonic()
-        #: A function that begins a phase, by its name, in the processes of the engine.
+        #: Begins a phase in all processes of the engine; its argument is the name of the phase.
         self.begin: Callable[[str], None] = lambda _: None
         self.phase = "import"
         #: Objects that live until the process ends, so that the last phase includes their memory.

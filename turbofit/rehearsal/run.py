@@ -22,11 +22,13 @@ from turbofit.rehearsal.pretend.run import FinishedRun, PreparedRun, run_pretend
 from turbofit.rehearsal.pretend.usage import read_shared
 from turbofit.rehearsal.spec import Spec
 
-#: Beginnings of variables, also of Ray's, that change what an engine allocates.
+#: Beginnings of the environment variables that a rehearsal removes: such variables, also Ray's,
+#: change what an engine allocates.
 _DROPPED: Final = (*CHANGING, "RAY_")
-#: Variables that a rehearsal keeps, since servers run with them; the document states their values.
+#: Environment variables that a rehearsal keeps all the same, since servers run with them. The
+#: document of the rehearsal states their values.
 KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-_LOOK: Final = 0.5  # seconds
+_LOOK: Final = 0.5  # seconds between two looks at the child
 #: A case may take its limit of seconds this many times, as long as the engine works.
 LIMITS_WHILE_ACTIVE: Final = 5
 # TurboMind prints this line when it can admit no request. In a warm-up without enough cache it
@@ -161,7 +163,7 @@ class _Watch:
         self._stuck = 0
 
     def __call__(self) -> None:
-        """Look at the child's notes and log; end the rehearsal's processes if it hangs."""
+        """Look at the child's notes and log; end all processes if the rehearsal hangs."""
         notes = read_notes(self._folder)
         _tell(self._spec, notes)
         ready = "ready" in notes.get("seconds", {})

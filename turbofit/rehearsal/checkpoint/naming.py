@@ -256,9 +256,9 @@ class Writer(NamedTuple):
                 yield from self._layers(joined, prefix + joined["at"])
 
     def _joined(self, names: JsonObject, layer: int | None) -> dict[str, Any]:
-        """Return lists of tensors by their name in the checkpoint, and inner blocks by their role.
+        """Return the model's tensors by their name in the checkpoint, and inner blocks by role.
 
-        A list has several tensors if the checkpoint joins these tensors into one.
+        Several tensors have the same name if the checkpoint joins them into one tensor.
         """
         found: dict[str, Any] = {}
         for role, name in names.items():

@@ -43,8 +43,8 @@ from turbofit.rehearsal.checkpoint.tokenizer import (
 _PACKED: Final = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
 _SHARD = 8 << 30
-#: Endings of names: of a packed weight, and of a tensor with the two numbers of the weight's shape
-#: before packing. LMDeploy compares these two numbers with the model's own.
+#: Endings of tensors' names. ``_WEIGHT_SHAPE``: a tensor with the two numbers of a weight's shape
+#: before packing, which LMDeploy compares with the model's own. ``_PACKED_WEIGHT``: this weight.
 _WEIGHT_SHAPE, _PACKED_WEIGHT = ".weight_shape", ".weight_packed"
 _IN_A_WORD = 8
 
@@ -105,6 +105,7 @@ def _refuse_packing(model: Model) -> None:
         return
     way = (packed.method, packed.group_size)
     every = not packed.of_experts
+    # All layers together are packed only without latent attention, and not by compressed-tensors.
     unmade = every and (model.text.mla is not None or way == ("compressed-tensors", 32))
     if unmade or way not in _PACKED:
         raise _no_twin(f"{packed.method} weights")
@@ -282,7 +283,7 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
         raise UsageError(
             f"pretend GPUs do not run {model.text.architecture} under torch: its gated delta nets"
             " need kernels of fla and TileLang, which are compiled and tuned on a real card",
-            hint="--engine turbomind, where it runs the model, needs no such kernels; turbofit plan"
-            " needs no rehearsal",
+            hint="--engine turbomind, if TurboMind runs this model; if not, turbofit plan without"
+            " --rehearse",
         )
     return _on_disk(model) or write_model(twin_of(model), folder)

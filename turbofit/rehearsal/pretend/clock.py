@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 #: The variable that names the file for the C side.
 CLOCK: Final = "TURBOFIT_PRETEND_CLOCK"
-#: As in csrc/clock.c: the factor; until, busy, late and idle in nanoseconds; the number of
-#: forwards; pair and context in seconds. Two tables follow.
+#: The head of the file, as in csrc/clock.c: the factor; until, busy, late and idle in nanoseconds;
+#: the number of forwards; pair and context in seconds. Two tables follow.
 _HEAD: Final = struct.Struct("<d5q2d")
 _MOST: Final = 1 << 18
 _SIZE: Final = _HEAD.size + 2 * 8 * _MOST
@@ -59,9 +59,9 @@ class ClockReading(NamedTuple):
     """The time that passed on the first card, in seconds, and the number of forwards.
 
     The cards work until ``until``, by `time.monotonic`. ``busy`` is the sum of the table's seconds
-    of all forwards. ``late`` is the time between the end of a work and the moment in which the host
-    noticed the end. ``idle`` is the time in which the card waited for the host although requests
-    were running. The host causes ``late`` and ``idle``, so no factor divides them.
+    of all forwards. ``late`` is the time from the end of the card's work to the moment in which the
+    host noticed this end. ``idle`` is the time in which the card waited for the host although
+    requests were running. The host causes ``late`` and ``idle``, so no factor divides them.
     """
 
     factor: float = 0.0

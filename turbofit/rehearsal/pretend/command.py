@@ -31,9 +31,10 @@ _GRACE: Final = 3.0
 _OF_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
 #: The variable by which the libraries in C find the scenario file.
 SCENARIO = "TURBOFIT_PRETEND_SCENARIO"
-#: Beginnings of variables that hide GPUs or change their order.
+#: Beginnings of environment variables that hide GPUs or change their order.
 _HIDING = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_")
-#: Beginnings of variables that change an engine's allocations; a rehearsal has the plan's alone.
+#: Beginnings of environment variables that change an engine's allocations. An engine of a plan gets
+#: such variables from the plan, not from this process.
 CHANGING = ("CUDA_", "TM_", "NCCL_", "LMDEPLOY_", "PYTORCH_")
 #: The folder whose modules Python finds first, in processes with a CUDA build of torch.
 _INSIDE = Path(__file__).parent / "inside"

@@ -183,8 +183,8 @@ def _kept(folder: Path) -> Path:
 def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
     """Return the ``site-packages`` folder with the CUDA build of torch that a command will load.
 
-    ``python`` decides; without it the command itself, if the command is a Python. For any other
-    command it is the folder of this process. The result is None if torch is no CUDA build.
+    The Python of this folder is ``python``; else the command, if the command is a Python; else the
+    Python of this process. The result is None if its torch is no CUDA build.
 
     Raises:
         UsageError: there is no Python at this path.

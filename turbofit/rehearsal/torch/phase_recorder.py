@@ -23,7 +23,7 @@ from turbofit.core.struct import Document
 from turbofit.rehearsal.notes import replaced
 from turbofit.rehearsal.pretend.usage import lives
 
-_LOOK: Final = 0.01  # seconds
+_LOOK: Final = 0.01  # seconds between two looks at the child's phase
 _PATIENCE: Final = 5.0  # seconds that the child waits for the processes
 _PHASE, _RECORDS = "phase", "records"
 
@@ -97,6 +97,8 @@ def _has_context() -> bool:
 
 
 class _ProcessRecord:
+    """The record of this process: torch's counters of each ended phase, in a file of the folder."""
+
     def __init__(self, folder: Path) -> None:
         from turbofit.rehearsal.pretend.libraries import LibraryAccount
 

@@ -200,6 +200,7 @@ def card_terms(memory: ProcessMemory, index: int) -> dict[str, int]:
     terms = {}
     with suppress(KeyError):
         default = pools["default"]  # the pool of the weights
+        # Bytes in use on the card before the pool of the weights took any.
         before = end["context"] - default.held_end.get("context", 0)
         terms["weights"] = round_up(default.live_end["prepare"], memory.pool_step)
         terms["load_temporaries"] = end["prepare"] - before - terms["weights"]

@@ -14,8 +14,8 @@ from turbofit.core.units import round_up
 from turbofit.memory.pytorch.activations import attention_parts
 
 _TORCH: Any = torch
-#: The number of vectors, which have a 32-bit integer for each sequence of a batch. The length of a
-#: vector is rounded up to a multiple of the same number.
+#: How many vectors the metadata has. A vector has a 32-bit integer for each sequence of a batch.
+#: Its length is rounded up to a multiple of four, too.
 _VECTORS: Final = 4
 
 
