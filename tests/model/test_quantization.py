@@ -138,7 +138,7 @@ def test_what_no_engine_runs_or_has_no_account_is_refused_by_its_name(quantizati
         ({"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
           "config_groups": {"group_0": {
               "weights": {"num_bits": 4, "type": "int", "group_size": 128}}}},
-         "config_groups without a format", '"format": "pack-quantized"'),
+         "config_groups.group_0 has no format", '"format": "pack-quantized"'),
         # Files that contradict themselves.
         *((packed(*one), "group_size", "check the checkpoint's files") for one in (
             ("channel", 128), ("group", None), ("group", -1), ("group", 0), ("tensor", 32),

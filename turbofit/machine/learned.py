@@ -86,7 +86,7 @@ def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
 
 
 def keep(machine: Machine, measured: Measured) -> Path:
-    """Store the results for later plans on the same GPUs; returns the file's path.
+    """Store measured speeds for later plans on the same GPUs; return the file's path.
 
     Raises:
         OSError, UsageError: the folder or the file cannot be written.
@@ -95,7 +95,7 @@ def keep(machine: Machine, measured: Measured) -> Path:
 
 
 def recall(machine: Machine) -> Machine:
-    """Return the machine with the stored results for exactly these GPUs, if any are stored."""
+    """Return the machine with the stored speeds of exactly these GPUs, if any are stored."""
     measured = _file(machine).read()
     return machine if measured is None else with_measured(machine, measured)
 
@@ -103,7 +103,7 @@ def recall(machine: Machine) -> Machine:
 def _file(machine: Machine) -> StateFile[Measured]:
     """Return the file for these GPUs and their driver, which decides on peer access.
 
-    The GPUs' indices count, too, since results name GPUs by index: moved cards are measured again.
+    The GPUs' indices count, too, since speeds name GPUs by index: moved cards are measured again.
     """
     gpus = sorted(f"{gpu.index} {gpu.uuid}" for gpu in machine.gpus)
     return StateFile("learned/machine", digest_of_parts(*gpus, str(machine.driver)), Measured)

@@ -17,10 +17,11 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 
 #: A line of ``nvidia-smi -L`` or of collect_env, with one GPU; or a line of check_env, with all
-#: equal GPUs. Below, the line of a MIG slice, which follows the line of the slice's GPU.
+#: equal GPUs.
 _LISTED: Final = re.compile(
     r"\s*GPU\s+(\d+(?:,\d+)*):\s*(\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:.*|$)"
 )
+#: The line of a MIG slice, which follows the line of the slice's GPU.
 _LISTED_SLICE: Final = re.compile(r"\s*MIG\s+(\S+)\s+Device\b")
 
 
@@ -67,6 +68,7 @@ class SmiTable:
     """Reads nvidia-smi's table line by line; a GPU takes two lines: its name, then its memory."""
 
     _NAME: Final = re.compile(r"\|\s+(\d+)\s+(\S+(?:\s+\S+)*?)\s{2,}(?:(?:On|Off|N/A)\s*)?\|")
+    #: The same line with a name that fills its column, so only one space follows the name.
     _NAME_CUT: Final = re.compile(r"\|\s+(\d+)\s+(\S+(?:\s+\S+)*?)\s+(?:On|Off|N/A)\s*\|")
     _MEMORY: Final = re.compile(r"\|.*\|\s*(\d+)MiB\s*/\s*(\d+)MiB\s*\|")
     #: A row of the block "MIG devices": GPU, GPU instance, compute instance, device.
@@ -77,6 +79,7 @@ class SmiTable:
     )
 
     def __init__(self) -> None:
+        #: Index and name of the GPU whose line of memory has not come yet.
         self._named: tuple[int, str] | None = None
 
     def line(self, text: str) -> SmiGpu | SmiProcess | MigSlice | None:

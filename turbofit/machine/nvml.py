@@ -26,7 +26,8 @@ _RESET_REQUIRED: Final = 16
 _ELSEWHERE: Final = "describe a machine with `--on SPEC`, e.g. `--on 4xrtx3090`"
 
 _T = TypeVar("_T")
-#: A driver that is not loaded yet is loaded first, which takes seconds for each GPU.
+#: The most seconds that a query takes. The first query loads a driver that is not loaded yet, which
+#: takes seconds for each GPU.
 _SECONDS: Final = 30.0
 #: Queries that the driver has not answered yet.
 _hung: list[Future[Any]] = []
@@ -92,7 +93,7 @@ class Nvml:
         """Call a function of NVML; return the answer or ``NA``, and NVML's error code (0: none)."""
         try:
             return getattr(self._library, function)(*args), 0
-        # The driver lacks the newest version of a function; this error is not an NVMLError.
+        # A text is not UTF-8, or the driver lacks a function's newest version: no NVMLError.
         except (UnicodeDecodeError, self._library.NVMLLibraryMismatchError) as exc:
             _LOG.debug("%s: %s", function, exc)
             return NA, 0

@@ -39,8 +39,8 @@ _SWITCH: Final = 2
 _LONGEST: Final = 120.0
 
 Address = tuple[int, ...]
-#: The number of a GPU's active NVLink lanes by the address of the other end; None: a switch, or
-#: unknown.
+#: The number of a GPU's active NVLink lanes by the address of the other end. The address is None if
+#: the other end is a switch or unknown.
 Lanes = Counter[Address | None]
 
 _MOST_NVLINKS: Final = 18  # NVML_NVLINK_MAX_LINKS
@@ -71,7 +71,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
         cuda = nvml.query("nvmlSystemGetCudaDriverVersion_v2")
     visible, notes = _visible(devices, environ)
     gpus = [gpu for device in devices for gpu in device.gpus]
-    # The order is that of first appearance: ``2x NVIDIA L4 + NVIDIA A10``.
+    # The machine's name has the cards in order of appearance: ``2x NVIDIA L4 + NVIDIA A10``.
     cards = Counter(gpu.name for gpu in gpus if gpu.index in visible or not visible)
     named = [f"{count}x {name}" if count > 1 else name for name, count in cards.items()]
     of_devices = [note for device in devices for note in device.warnings]
@@ -165,7 +165,7 @@ def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
     links = [
         Link(a=first.index, b=part.index, p2p_read=False, p2p_write=False, nvlinks=0)
         for first, part in combinations(sorted(gpus, key=lambda gpu: gpu.index), 2)
-        if part.mig  # the part has the higher index
+        if part.mig  # a MIG instance has a higher index than a whole GPU
     ]
     whole = [
         device
@@ -236,7 +236,7 @@ def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
             state, supported = nvml.query_and_support(
                 "nvmlDeviceGetNvLinkState", device.handle, link
             )
-            if not answered(state):
+            if not answered(state):  # behind the last link, or on a GPU without NVLink, or unread
                 return lanes if link or not supported else None
             if not state:
                 continue
@@ -289,7 +289,7 @@ def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
     except GpuLostError as exc:
         gpu = Gpu(index=index, uuid=NA, name="lost GPU", total=NA, reserved=NA, used=NA, free=NA)
         device.warnings = [f"GPU {index} cannot be read: {exc}"]
-    # CUDA may show another GPU in place of a lost GPU; a user's index means the lost GPU.
+    # A lost GPU keeps its index, by which a user means it, though CUDA may show another GPU there.
     device.gpus, device.default = [gpu], [index]
     device.ids = {} if gpu.uuid == NA else {gpu.uuid: index}
 
@@ -337,6 +337,7 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
         processes = nvml.query(function, handle)
         for process in processes if answered(processes) else ():
             size = NA if process.usedGpuMemory is None else int(process.usedGpuMemory)
+            # A process may be in several lists; its largest size counts.
             known_sizes = (sizes.get(int(process.pid), NA), size)
             sizes[int(process.pid)] = max(known_sizes, key=lambda size: known(size, -1))
     holders = [

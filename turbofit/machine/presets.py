@@ -1,4 +1,4 @@
-"""GPU presets, one YAML file for each card: figures, names, links, and the context's size."""
+"""GPU presets, one YAML file for each card: figures, names, links, size of the CUDA context."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class GpuNames(Struct, forbid_unknown_fields=True):
 
 
 class ContextRule(Struct, forbid_unknown_fields=True):
-    """The content of `presets/gpus/context.yaml`: the context's size on cards without a preset."""
+    """The content of `presets/gpus/context.yaml`: CUDA contexts on cards without a preset."""
 
     low_mib_per_sm: float
     high_base_mib: int
@@ -172,9 +172,9 @@ def find_preset(name: str) -> str | None:
     key = index.get(bare_name(name))
     if key is not None or not gigabytes:
         return key
-    known, like = (index.get(bare_name(f"{rest}{size}")) for size in (f"{gigabytes}g", ""))
-    namesakes = () if like is None else (like, *_names().twins.get(like, ()))
-    return known or next((it for it in namesakes if nominal_gigabytes(it) == gigabytes), None)
+    exact, unsized = (index.get(bare_name(f"{rest}{size}")) for size in (f"{gigabytes}g", ""))
+    namesakes = () if unsized is None else (unsized, *_names().twins.get(unsized, ()))
+    return exact or next((it for it in namesakes if nominal_gigabytes(it) == gigabytes), None)
 
 
 def split_size(name: str) -> tuple[str, int]:
@@ -215,8 +215,8 @@ def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
     wanted = bare_name(name)
     for typed, assumed in _names().assumed.items():
         if bare_name(typed) == wanted:
-            said = not sized if assumed.when == "always" else count > 1
-            return assumed.note if said else None
+            matters = not sized if assumed.when == "always" else count > 1
+            return assumed.note if matters else None
     return None
 
 
@@ -431,8 +431,9 @@ def cards_in(text: str) -> Iterator[NamedCards]:
         if key is None:
             continue
         chip = key.partition("-")[0]
-        said = match["size"] or "0"
-        size = round(int(re.sub(r"\D", "", said)) / (1024 if "MiB" in said else 1))
+        size_text = match["size"] or "0"
+        size = round(int(re.sub(r"\D", "", size_text)) / (1024 if "MiB" in size_text else 1))
+        # The size chooses among the known cards of this name; any other size stays in the name.
         if size and find_preset(f"{name} {size}GB"):
             key = str(find_preset(f"{name} {size}GB"))
         elif size and find_preset(key) and abs(size - nominal_gigabytes(key)) > size / 10:

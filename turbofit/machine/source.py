@@ -64,9 +64,8 @@ def machine_from(
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = replace(on, visible=visible)
     else:
-        is_path = on.endswith(".json") or (
-            "/" in on and "|" not in on
-        )  # nvidia-smi's table has / and |
+        # A pasted table of nvidia-smi has slashes, too, but also |, unlike a path.
+        is_path = on.endswith(".json") or ("/" in on and "|" not in on)
         machine = load_snapshot(on) if is_path else parse_spec(on)
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:

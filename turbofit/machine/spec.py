@@ -61,13 +61,15 @@ _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=
 _COUNT: Final = re.compile(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
 #: A separator between cards; the + of a MIG profile (1g.10gb+me) separates nothing.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)", re.IGNORECASE)
-#: A size in the maker's gigabytes, which means any card; a name with nvidia-smi's memory behind it.
+#: A size in the maker's gigabytes, in place of a name: any card of this size.
 _ANY: Final = re.compile(r"(\d{1,4}(?:\.\d)?)\s*gi?b?", re.IGNORECASE)
+#: A name with the memory behind it, as nvidia-smi gives both.
 _SMI_NAME: Final = re.compile(r"(?P<name>.+?)\s+(?P<mib>\d{3,7})\s*MiB", re.IGNORECASE)
 _CAPABILITY: Final = re.compile(r"(?:sm|cc)?[_ ]?(\d{1,2})\.?(\d)[a-z]?", re.IGNORECASE)
 _PAIR: Final = re.compile(r"\s*(\d{1,3})\s*-\s*(\d{1,3})\s*")
-#: The keys of a card, and the options of a machine, each with an example.
+#: The keys of a card, each with an example of its value.
 _KEYS: Final = {"total": "24GiB", "used": "4GiB", "free": "19GiB", "mig": "3g.40gb", "sm": "8.6"}
+#: The options of a machine, each with an example of its value.
 _OPTIONS: Final = {"nvlink": "0-1+2-3", "p2p": "all", "ram": "64GiB", "cores": "16"}
 
 
@@ -192,7 +194,7 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
     Raises:
         UsageError: no such card is known, or a key does not apply to the card.
     """
-    if "mig" in given:  # nvidia-smi writes slices this way
+    if "mig" in given:  # the name becomes that of a slice in nvidia-smi's list
         name += f" MIG {given['mig']}"
     if profile := MIG_NAME.fullmatch(name):
         return _slice(profile, name, given)

@@ -32,7 +32,8 @@ _VGPU: Final = re.compile(
 #: Words that mark a laptop card, anywhere in its bare name.
 _LAPTOP: Final = re.compile(r"(?:with)?(?:laptop|mobile|notebook|maxq(?:design)?)(?:gpu)?")
 #: The least share of a card's nominal gigabytes that CUDA can allocate. The share is 0.91 on the T4
-#: and the A2, where ECC takes a sixteenth, and 0.98 on most cards. A plan by a low share fits.
+#: and the A2, where ECC takes a sixteenth, and 0.98 on most cards. A plan with
+#: a share below the true one still fits.
 _LEAST_OF_NOMINAL: Final = 0.9
 
 
@@ -66,7 +67,10 @@ class SlowCards(Struct, forbid_unknown_fields=True):
 
 
 class _Unlisted(Struct, forbid_unknown_fields=True):
-    """`presets/gpus/unlisted.yaml`: gigabytes of each card, by its compute capability."""
+    """The content of `presets/gpus/unlisted.yaml`.
+
+    ``cards`` and ``laptops`` have nominal gigabytes by compute capability and the card's name.
+    """
 
     mig: tuple[_MigCards, ...]
     cards: dict[str, dict[str, tuple[int, ...]]]

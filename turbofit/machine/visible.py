@@ -21,7 +21,8 @@ from turbofit.machine.presets import find_preset, load_preset
 
 _NUMBER = re.compile(r"[+-]?\d{1,9}")
 _LIMIT: Final = "CUDA_DEVICE_MEMORY_LIMIT"
-#: The UUID of each limit's number, if the device plugin sets the variable: ``0:GPU-5c1f… 1:GPU-…``.
+#: The variable with the UUID of each limit's GPU, if the device plugin sets the variable:
+#: ``0:GPU-5c1f… 1:GPU-…``.
 _DEVICE_MAP: Final = "NVIDIA_DEVICE_MAP"
 #: A limit as HAMi-core reads it: bytes, or a number with a letter for its unit.
 _SIZE: Final = re.compile(r"(\d+)([kmg]?)b?", re.IGNORECASE)
@@ -43,6 +44,7 @@ def cuda_visible(
     entries = [entry.strip() for entry in value.split(",")]
     if entries == [""]:
         return (), None
+    # All entries must have the form of the first one.
     kind = next((kind for kind in ("GPU-", "MIG-") if entries[0].startswith(kind)), "")
     chosen: list[int] = []
     for position, entry in enumerate(entries):
@@ -91,7 +93,10 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
 
 
 def _resolve(entry: str, kind: str, ordinals: Sequence[int], ids: Mapping[str, int]) -> int | None:
-    """Return the GPU of an entry of ``CUDA_VISIBLE_DEVICES``, or None; ``kind`` begins all ids."""
+    """Return the index of the GPU that an entry of ``CUDA_VISIBLE_DEVICES`` names, or None.
+
+    ``kind`` is the beginning of all entries, ``GPU-`` or ``MIG-``; if empty, entries are ordinals.
+    """
     if kind:
         return _by_prefix(entry, ids) if entry.startswith(kind) else None
     match = _NUMBER.match(entry)
@@ -145,7 +150,7 @@ def slice_limits(
     """Return the limit in bytes that the environment sets for each limited GPU, by its index.
 
     A limit of 0 counts as no limit. The number in a limit's variable is a position among the
-    visible GPUs. If another variable gives a UUID for the number, the limit is that GPU's.
+    visible GPUs. If ``NVIDIA_DEVICE_MAP`` gives a UUID for the number, the limit is that GPU's.
     """
     uuids = dict(re.findall(r"(\d+):(\S+)", environ.get(_DEVICE_MAP, "")))
     by_uuid, found = {gpu.uuid: gpu.index for gpu in gpus}, {}
@@ -183,7 +188,9 @@ def _limited(gpu: Gpu, limit: int | None) -> Gpu:
 
 
 def _note(read: Gpu, gpu: Gpu, limit: int) -> str:
-    """Return the warning about a limited card, with how the whole card's memory is known.
+    """Return the warning about a limited card.
+
+    The warning also tells where the figure for the whole card's memory is from.
 
     ``read`` is the GPU as NVML reports it, ``gpu`` the GPU with its limit.
     """

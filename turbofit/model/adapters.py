@@ -1,8 +1,9 @@
 """Reads LoRA adapters that LMDeploy's PyTorch engine serves beside one base.
 
-The engine's own loader checks little. This module refuses an adapter that the engine would misread,
-leave partly unfilled, or end on. Only headers of files are read until engines start. At the start,
-an adapter with names that the engine does not read is copied with other names.
+The engine's own loader checks little. This module refuses an adapter that the engine would misread
+or leave partly unfilled, or at which the engine would end. Until engines start, only headers of
+files are read. When they start, an adapter with names that the engine does not read is copied, and
+the copy has the names that the engine reads.
 """
 
 from __future__ import annotations
@@ -56,19 +57,22 @@ _IN_TOWER: Final = {
 }
 #: Settings of peft's config that LMDeploy does not read.
 _UNREAD: Final = ("modules_to_save", "use_rslora", *NOT_PLAIN)
-#: The modules by the roles of their tensors.
+#: Names of the modules that adapters change, by the roles of the modules' tensors.
 _MODULES: Final = {
     "q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj",
     "mlp.gate": "gate_proj", "mlp.up": "up_proj", "mlp.down": "down_proj",
 }  # fmt: skip
+#: The key of one matrix in an adapter's file.
 _KEY: Final = re.compile(
     r"base_model\.model\.(?P<layers>.+)\.(?P<layer>\d{1,6})\.(?:self_attn|mlp)\.(?P<module>\w+)"
     r"\.lora_(?P<part>[AB])\.weight"
 )
+#: The name of the decoder's layers within such a key.
 _NAME_OF_LAYERS: Final = re.compile(
     r"(?<=base_model\.model\.).+(?=\.\d{1,6}\.(?:self_attn|mlp)\.\w+\.lora_)"
 )
-#: The smallest block of LMDeploy's kernel, for all smaller ranks; blocks are powers of two.
+#: The smallest block in which LMDeploy's kernel computes a rank, also for all smaller ranks; the
+#: sizes of blocks are powers of two.
 _LEAST_BLOCK: Final = 16  # lmdeploy kernels/cuda/fused_lora.py::fused_lora `max(16, max_rank)`
 _LARGEST_RANK: Final = 1 << 14
 #: Names of LMDeploy's chat templates: an adapter of such a name would get the template. Source:
@@ -107,18 +111,19 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
     adapters = [_adapter(model, name, path, only_text=only_text) for name, _, path in split]
     for module in lora_modules(model.text):
         ranks = {adapter.rank: adapter.name for adapter in adapters if module in adapter.modules}
+        # The kernel computes all adapters of a module in blocks for the largest of their ranks.
         largest = max(ranks, default=0)
         if largest > _LEAST_BLOCK and largest & (largest - 1):
             raise _refusal(
                 f"{ranks[largest]} has rank {largest}: LMDeploy's kernel takes ranks up to"
                 f" {_LEAST_BLOCK} and powers of two"
             )
-    names = {model.name.lower(), (model.hub_id or model.name).rpartition("/")[2].lower()}
+    own_names = {model.name.lower(), (model.hub_id or model.name).rpartition("/")[2].lower()}
     of_another_base = (
         f"adapter {adapter.name} names {adapter.base[:100]} as its base, not {model.name}:"
         " the shapes fit, but only you can tell whether the weights do"
         for adapter in adapters
-        if adapter.base and adapter.base.rstrip("/").rpartition("/")[2].lower() not in names
+        if adapter.base and adapter.base.rstrip("/").rpartition("/")[2].lower() not in own_names
     )
     renamed = (
         f"adapter {adapter.name} names its modules in a way that LMDeploy does not read:"
@@ -178,7 +183,7 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     known = lora_modules(model.text)
     used = tuple(module for module in known if module in modules)
     _check_keys(model, name, stored, dict(_expected_shapes(known, used, rank)))
-    read = {match["layers"] for match in matches if match} == {_LAYERS[model.architecture]}
+    layers_read = {match["layers"] for match in matches if match} == {_LAYERS[model.architecture]}
     return Adapter(
         name=name,
         path=folder,
@@ -186,14 +191,14 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
         modules=used,
         file_bytes=sum(tensor.bytes for tensor in stored.values()),
         base=config.string("base_model_name_or_path", ""),
-        renamed=not (read and _readable_targets(config)),
+        renamed=not (layers_read and _readable_targets(config)),
     )
 
 
 def _readable_targets(config: Section) -> tuple[str, ...]:
     """Return ``target_modules``, if LMDeploy reads the list; else an empty tuple.
 
-    LMDeploy reads last parts of names, but neither expressions nor paths.
+    LMDeploy reads the last parts of modules' names, but neither regular expressions nor paths.
     """
     if isinstance(config.values.get("target_modules"), str):
         return ()
@@ -276,7 +281,7 @@ def _engine_folder(model: Model, adapter: Adapter, folder: Path) -> str:
     The copy has other keys in its header, and other ``target_modules``; the bytes of its matrices
     are the adapter's.
     """
-    config = folder / ADAPTER_CONFIG  # the config is written last
+    config = folder / ADAPTER_CONFIG  # written last, so a copy with a config is complete
     if not adapter.renamed or config.exists():
         return str(folder) if adapter.renamed else adapter.path
     source, layers = Path(adapter.path), _LAYERS[model.architecture]

@@ -55,7 +55,7 @@ _APART: Final = ("audio_tower.", ".global_transformer.")
 _LEAST, _MOST = 0.99, 1.5
 _DIFFER: Final = "config.json and the weights are of different models: download them together"
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-#: Buffers in old checkpoints that are not parameters.
+#: Ends of the names of buffers in old checkpoints; buffers are not parameters.
 _BUFFERS: Final = (".inv_freq", "mask_token")
 #: The prefix of a draft model for speculative decoding.
 _DRAFT: Final = "mtp."
@@ -146,6 +146,7 @@ def _compressed(section: Section) -> Quantization:
     if size not in (None, -1):
         size = weights.integer("group_size")
     strategy = weights.string("strategy", "") or _STRATEGIES.get(size, "group")
+    # A strategy of groups needs a group size, and every other strategy must have none.
     weights.refuse_if(
         (strategy in _OF_GROUPS) == (size in _STRATEGIES),
         "group_size",
@@ -168,8 +169,8 @@ def _compressed(section: Section) -> Quantization:
         # TurboMind raises KeyError 'format'; checkpoints with packed experts alone run on the
         # PyTorch engine. Source: lmdeploy turbomind/converter.py::get_tm_config #7c931e
         raise UsageError(
-            f"{section.what}: LMDeploy {REFERENCE} does not start from config_groups without a"
-            " format",
+            f"{section.what}: LMDeploy {REFERENCE} does not start, since config_groups.group_0 has"
+            " no format",
             hint=f'add "format": "{stored}" to its group_0 in config.json',
         )
     return replace(quantization, asymmetric=not weights.boolean("symmetric", True))
@@ -272,7 +273,7 @@ def read_checkpoint(
             f"{source.where} has no config.json", hint="name a folder in Hugging Face's format"
         )
     warnings: list[str] = []
-    # LMDeploy reads the architecture in this way.
+    # Like LMDeploy: the first of ``architectures``, else the class that ``auto_map`` names.
     mapped = config.part("auto_map").string("AutoModelForCausalLM", "").rpartition(".")[2]
     architecture = next(iter(config.strings("architectures")), mapped)
     config.refuse_if(not architecture, "architectures", "is missing")
@@ -285,9 +286,10 @@ def read_checkpoint(
     if weights.warning:
         warnings.append(weights.warning)
     tensors = weights.tensors
-    if tensors is not None:  # no engine loads drafts, speech output or time series
-        layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
-        unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
+    if tensors is not None:
+        # No engine loads drafts, speech output or time series.
+        drafts = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
+        unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *drafts)
         tensors = {name: tensors[name] for name in tensors if not name.startswith(unused)}
     by_dtype = Counter[str]()
     for tensor in (tensors or {}).values():
@@ -364,8 +366,8 @@ def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dt
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
     """Return whether LMDeploy needs ``--trust-remote-code`` for tokenizer, processor or config.
 
-    Some checkpoints have a config class of their own. Without the class of an InternVLChatModel,
-    LMDeploy fails on ``llm_config``. Without the class of any other model, LMDeploy lacks defaults.
+    Some checkpoints have a config class of their own. Without this class, LMDeploy fails on the
+    ``llm_config`` of an InternVLChatModel, and does not know the default values of other models.
     """
     mapped, name = config.part("auto_map"), "tokenizer_config.json"
     if architecture in _REMOTE_CONFIG and "AutoConfig" in mapped:
@@ -399,9 +401,11 @@ def _surplus(tensors: Mapping[str, Tensor], dims: Dims, packed: Quantization | N
         raise UsageError(
             f"config.json says {known:,} parameters, but the weights hold {stored:,}", hint=_DIFFER
         )
-    said = f"the checkpoint holds {abs(extra):,} elements {'more' if extra > 0 else 'fewer'} than"
+    surplus = (
+        f"the checkpoint holds {abs(extra):,} elements {'more' if extra > 0 else 'fewer'} than"
+    )
     return (
-        f"{said} its config.json explains; the plan counts what config.json explains"
+        f"{surplus} its config.json explains; the plan counts what config.json explains"
         if extra
         else ""
     )

@@ -1,7 +1,8 @@
 """Reads a draft that LMDeploy's PyTorch engine loads beside a model for speculative decoding.
 
-The engine's classes check little: a tensor that a file lacks stays unfilled, and a tensor too many
-ends the start. This module refuses both files. Only the config and headers are read.
+The engine's classes check little. A tensor that the file lacks stays unfilled, and a tensor that
+the class does not have ends the engine's start. This module refuses a file with either fault. Only
+the config and headers are read.
 """
 
 from __future__ import annotations
@@ -33,36 +34,39 @@ _UNPLANNED: Final = {
         "turbofit has no account of layers of the model's own that propose tokens",
     ),
 }
-#: The most tokens that a draft proposes. The engine reserves 16 times as many tokens of the cache,
-#: and one more, for each answer: at most two blocks.
+#: The most tokens that a draft proposes in a step. For each answer, the engine reserves cache
+#: for 16 x (1 + this number) tokens: at most two blocks.
 #: Source: lmdeploy ar_spec/engine.py::ARSpecEngineStrategy.get_prealloc_size #7a6ed7
 _MOST_TOKENS: Final = 6
-#: EAGLE-3 reads three layers: the third, the middle one, and the third from the end.
 EAGLE3: Final = "eagle3"
+#: The number of layers whose states EAGLE-3 reads: the third, the middle one, and the third from
+#: the end.
 STATES: Final = 3
+#: With fewer layers, the middle one is also the third, or the third from the end.
 _LEAST_LAYERS: Final = 7
 _HINT: Final = "name the draft that was trained for this model"
 
 
 def draft_tensors(draft: Draft) -> dict[str, tuple[int, ...]]:
     """Return the shape of each 16-bit tensor that LMDeploy's class loads, by the tensor's name."""
-    text, third = draft.text, draft.algorithm == EAGLE3
-    norm, sources = (text.hidden,), STATES if third else 2
+    text, is_eagle3 = draft.text, draft.algorithm == EAGLE3
+    # The layer fc joins a token's states in EAGLE-3, else the token's embedding and its state.
+    norm, sources = (text.hidden,), STATES if is_eagle3 else 2
     named: dict[str, tuple[int, ...]] = {"fc.weight": (text.hidden, sources * text.hidden)}
     if draft.embeds:
         named["embed_tokens.weight"] = (text.vocab, text.hidden)
-    if third:
+    if is_eagle3:
         named["lm_head.weight"] = (draft.head_rows, text.hidden)
         named["norm.weight"] = named["midlayer.hidden_norm.weight"] = norm
     for layer in range(text.layers):
-        prefix = "midlayer" if third else f"layers.{layer}"
+        prefix = "midlayer" if is_eagle3 else f"layers.{layer}"
         named[f"{prefix}.post_attention_layernorm.weight"] = norm
-        if third or layer:  # EAGLE's first layer has no norm before its attention
+        if is_eagle3 or layer:  # EAGLE's first layer has no norm before its attention
             named[f"{prefix}.input_layernorm.weight"] = norm
         for module, tensor in lora_modules(text).items():
             part = "self_attn" if tensor.part == "attention" else "mlp"
             # In EAGLE-3 these projections take embeddings and states side by side.
-            joined = third and module in ("q_proj", "k_proj", "v_proj")
+            joined = is_eagle3 and module in ("q_proj", "k_proj", "v_proj")
             shape = (tensor.shape[0], tensor.shape[1] * (1 + joined))
             named[f"{prefix}.{part}.{module}.weight"] = shape
     return named
@@ -104,7 +108,7 @@ def with_draft(model: Model, algorithm: str | None, path: str | None, tokens: in
 def _read(model: Model, algorithm: str, path: str, tokens: int) -> Draft:
     """Read and check the draft in the folder or hub id ``path``."""
     folder = located(path, "config.json", "the draft's folder")
-    files, third = FolderFiles(folder), algorithm == EAGLE3
+    files, is_eagle3 = FolderFiles(folder), algorithm == EAGLE3
     config = read_section(files, "config.json", "the draft's config.json") or Section({}, path)
     named = next(iter(config.strings("architectures")), "none")
     if named != _LLAMA:
@@ -113,7 +117,7 @@ def _read(model: Model, algorithm: str, path: str, tokens: int) -> Draft:
             f" for {_LLAMA} alone"
         )
     text = read_text(config, named)
-    rows = config.integer("draft_vocab_size", text.vocab) if third else 0
+    rows = config.integer("draft_vocab_size", text.vocab) if is_eagle3 else 0
     draft = Draft(algorithm=algorithm, path=folder, tokens=tokens, text=text, head_rows=rows)
     _check(model, draft, config)
     return _with_file(draft, files)
@@ -125,13 +129,14 @@ def _with_file(draft: Draft, files: FolderFiles) -> Draft:
     Raises:
         UsageError: the file does not have exactly the tensors that LMDeploy's class loads.
     """
-    stored, third = files.weights().tensors, draft.algorithm == EAGLE3
+    stored, is_eagle3 = files.weights().tensors, draft.algorithm == EAGLE3
     if stored is None:
         size = sum(files.size(name) or 0 for name in files.names() if name.endswith(".bin"))
-        whole = sum(prod(shape) for shape in draft_tensors(draft).values())
-        return replace(draft, embeds=not third or size >= 2 * whole)  # a weight has 16 bits or more
-    draft = replace(draft, embeds=not third or "embed_tokens.weight" in stored)
-    wanted = draft_tensors(draft) | ({"d2t": (draft.head_rows,)} if third else {})
+        elements = sum(prod(shape) for shape in draft_tensors(draft).values())
+        # Only the size of torch's files is known; an element has two bytes or more.
+        return replace(draft, embeds=not is_eagle3 or size >= 2 * elements)
+    draft = replace(draft, embeds=not is_eagle3 or "embed_tokens.weight" in stored)
+    wanted = draft_tensors(draft) | ({"d2t": (draft.head_rows,)} if is_eagle3 else {})
     found = {name: tensor.shape for name, tensor in stored.items() if name != "t2d"}
     unlike = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
     if unlike:
@@ -144,7 +149,7 @@ def _with_file(draft: Draft, files: FolderFiles) -> Draft:
 
 def _check(model: Model, draft: Draft, config: Section) -> None:
     """Refuse a draft whose dimensions do not suit the model."""
-    text, base, third = draft.text, model.text, draft.algorithm == EAGLE3
+    text, base, is_eagle3 = draft.text, model.text, draft.algorithm == EAGLE3
     states = config.integer("target_hidden_size", text.hidden)
     checkpoint = model.source.checkpoint or model.name
     problems = {
@@ -156,10 +161,10 @@ def _check(model: Model, draft: Draft, config: Section) -> None:
             {text.hidden, states} != {base.hidden}
         ),
         f"LMDeploy {REFERENCE} runs EAGLE-3 drafts of one layer, and it has {text.layers}": (
-            third and text.layers > 1
+            is_eagle3 and text.layers > 1
         ),
         f"EAGLE-3 reads three layers of a base of {_LEAST_LAYERS} or more": (
-            third and base.layers < _LEAST_LAYERS
+            is_eagle3 and base.layers < _LEAST_LAYERS
         ),
         f"LMDeploy {REFERENCE} takes no draft whose head is tied to its embeddings": (
             text.tie_word_embeddings

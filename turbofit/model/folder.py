@@ -60,7 +60,7 @@ def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json
         with open(os.path.join(base, "refs", *wanted.split("/")), encoding="ascii") as file:
             commit = file.read(256).strip()
     except (OSError, ValueError):
-        if revision is None:
+        if revision is None:  # a given revision may itself be a commit
             return None
     if not commit.isalnum():
         return None
@@ -154,7 +154,7 @@ class FolderFiles:
 
     def weights(self) -> Weights:
         """Read the headers of the weight files that LMDeploy would choose."""
-        from turbofit.model.checkpoint import Weights  # not needed by presets
+        from turbofit.model.checkpoint import Weights  # imported here, since presets do not need it
 
         index = self.read(INDEX, LARGEST_INDEX)
         if index is not None:

@@ -161,7 +161,7 @@ class HubFiles:
         return data
 
     def _read_bytes(self, answer: HTTPResponse, count: int) -> bytes:
-        """Read ``count`` bytes of an answer, or fewer if the answer ends; the deadline holds."""
+        """Read ``count`` bytes, or to the answer's end; raise an error after the deadline."""
         parts: list[bytes] = []
         while count > 0:
             self._check_deadline()

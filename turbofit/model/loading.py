@@ -38,6 +38,7 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
         tokenizer = library.AutoTokenizer.from_pretrained(checkpoint)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     head = model.get_output_embeddings()
+    # Only the last token's logits are needed; without this, the model computes those of all tokens.
     if head is not None and "logits_to_keep" not in inspect.signature(model.forward).parameters:
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:], *inputs[1:]))
     return model.eval()

@@ -55,9 +55,11 @@ _SPELLINGS: Final = (
     (r"cogvlm", "cogvlm-17b"),
     (r"llama-?3[.-]2-11b-vision", "llama-3.2-11b-vision"),
 )
-#: A path or a name, also between Chinese words; a part with a number; CogVLM, without a number.
+#: A path or a name in a text, also between Chinese words.
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_./-]+")
+#: A part of a path with a number, as in the names of most models.
 _NUMBERED: Final = re.compile(r"[A-Za-z].*\d")
+#: A mention of CogVLM, whose name may have no number.
 _COGVLM: Final = re.compile(r"(?<![A-Za-z])[Cc][Oo][Gg]VLM(?![A-Za-z])")
 
 
@@ -106,7 +108,10 @@ def read_name(typed: str, revision: str | None = None) -> Name:
 
 
 def _address(path: str, kind: str, host: str) -> Name:
-    """Return the model that a hub's address names; ``path`` is the part after the host."""
+    """Return the model that a hub's address names.
+
+    ``path`` is the part of the address after the host, ``kind`` the hub's key in ``_HUBS``.
+    """
     path = unquote(path)
     match = _ADDRESS.fullmatch(path)
     if match is None or not HUB_ID.fullmatch(match["id"]):
@@ -160,7 +165,7 @@ def _split_name(name: str, stored: str | None = None) -> tuple[str | None, list[
     words = re.split(r"[-_. ]+", last)
     preset, end_of = next(_presets_at_start(last, words), (None, 0))
     rest, suffixes = "-".join(words[end_of:]), []
-    # If no preset is known, the formats that an owner stores are unknown, too.
+    # Without a preset the maker is unknown, so no suffix is left out because of the owner.
     by_maker = preset is None or load_preset(preset).hub_id.lower().startswith(f"{owner}/")
     for suffix in _data()["ends"]:
         owners = suffix.get("owners", [suffix.get("owner", owner)])

@@ -20,7 +20,7 @@ _LENGTH: Final = "max_position_embeddings"
 _FIRST_LENGTH: Final = "original_max_position_embeddings"
 #: Both names of the scaling of positions; in Transformers 5 they mean the same.
 _SCALINGS: Final = ("rope_scaling", "rope_parameters")
-#: Types that both engines of LMDeploy compute, without further memory. Source:
+#: Types of scaling that both engines of LMDeploy compute without further memory. Source:
 #: lmdeploy turbomind/models/utils.py::parse_rope_param #c8c8dd
 _TYPES: Final = ("default", "mrope", "linear", "dynamic", "yarn", "llama3")
 _UNSCALED: Final = _TYPES[:2]
@@ -78,7 +78,8 @@ def _lengthen(model: Model, section: Section) -> int:
         original_length = scaling.integer(
             _FIRST_LENGTH, model.text.max_position_embeddings, high=_LARGEST
         )
-        if kind == "dynamic" or _LENGTH in section:  # dynamic scaling begins at this length
+        # A given length is not raised, nor the length at which dynamic scaling begins.
+        if kind == "dynamic" or _LENGTH in section:
             continue
         if int(original_length * factor) > longest:
             scaling.values[_FIRST_LENGTH] = original_length
@@ -87,7 +88,10 @@ def _lengthen(model: Model, section: Section) -> int:
 
 
 def _refuse_unknown(section: Section, known: tuple[str, ...], path: tuple[str, ...]) -> None:
-    """Refuse the first key that is not ``known``; ``path`` leads to the language model's keys."""
+    """Refuse the first key that is not ``known``.
+
+    ``path``: the keys that lead to the language model's section; the error names them.
+    """
     unknown = next((key for key in section.values if key not in known), None)
     if unknown is not None:
         where = f" inside {'.'.join(path)}" if path else ""

@@ -27,7 +27,8 @@ _MODULES: Final = {
     **{f"shared.{name}": f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")},
 }
 
-#: Bytes of the scale and zero point of one group and output, as stored, by method.
+#: Stored bytes of a scale with its zero point, by method. Each output has one scale for each group
+#: of inputs.
 _GROUP_BYTES: Final[dict[str, float]] = {
     "awq": 2.5,  # float16 scale, 4-bit zero point
     "gptq": 2.5,
@@ -97,7 +98,7 @@ def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict
 
 
 def unpacked_bytes(model: Model) -> int:
-    """Return the bytes that layers left in 16 bits add to a quantised checkpoint.
+    """Return by how many bytes layers in 16 bits make a quantised checkpoint larger.
 
     Each toolkit names such layers differently, so the result follows from the sizes of the files,
     if these are known. A difference of at most ``_PAGE`` bytes counts as rounding of scales, and

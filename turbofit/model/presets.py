@@ -62,7 +62,7 @@ class Preset(Struct, forbid_unknown_fields=True):
 def find_preset(name: str) -> str | None:
     """Return the preset id for an alias, an id or a hub id; case and dots do not matter."""
     if _ID.fullmatch(name) and name != "aliases" and is_preset("models", name):
-        return name  # without reading all names
+        return name  # faster than reading aliases.yaml
     return _aliases().get(_plain(name))
 
 
@@ -169,7 +169,10 @@ def fp8_variant(model: Model) -> Model | None:
 
 
 def _variant(model: Model, find: Callable[[str], str | None]) -> Model | None:
-    """Return the model of the preset that ``find`` returns for an unquantised model, or None."""
+    """Return a variant of an unquantised model, or None.
+
+    ``find`` returns the variant's preset for the preset of the model.
+    """
     preset_id = None if model.quantization is not None else _id_of(model)
     variant = find(preset_id) if preset_id else None
     return preset_model(variant) if variant else None

@@ -89,10 +89,9 @@ def refuse_missing_folder(name: str | Model) -> None:
 
 
 def _by_missing_path(path: str) -> Model:
-    """Return the preset that the last part of a missing path names; refuse any other path.
+    """Return the model that a missing path's last part names: a preset, or a fine-tune of one.
 
-    A path may also name a fine-tune of a preset. Such a model has the preset's shapes, and its
-    commands keep the path.
+    A fine-tune has the preset's shapes, and its commands keep the path. Any other path is refused.
     """
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     preset = find_preset(last)
@@ -144,7 +143,7 @@ def _by_name(name: str, revision: str | None, stored: str | None) -> Model:
         cached = _cached(load_preset(preset).hub_id, revision)
         return cached or preset_model(preset, warnings=_unheeded(revision))
     if preset and load_preset(preset).hub_id.lower() == name.lower():
-        name = load_preset(preset).hub_id  # with the hub's capital letters
+        name = load_preset(preset).hub_id  # in the hub's own upper and lower case
     if preset is None:
         from turbofit.model.families.dims import purpose_refusal
 

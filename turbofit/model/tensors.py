@@ -141,6 +141,7 @@ def _norms(text: TextDims) -> list[Tensor]:
 
 
 def _attention(text: TextDims) -> list[Tensor]:
+    """List the tensors of self-attention: projections, to latents or not, norms and sinks."""
     layers, apart = attention_layers(text), text.cross_layers
     if text.mla is not None:
         return _latent(text, text.mla, partial(Tensor, layers=layers))

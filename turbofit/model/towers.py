@@ -45,12 +45,13 @@ def audio_tensors(audio: AudioDims, text_hidden: int) -> tuple[Tensor, ...]:
     hidden, channels, whisper = audio.hidden, audio.channels, not audio.channels
     conv = partial(Tensor, part="embedding", bias=True)
     linear = partial(Tensor, part="projector", bias=True)
-    if whisper:  # Whisper also has embeddings before and after a sound
+    if whisper:
         begin = [
             conv(role="conv1", shape=(hidden, audio.mel_bins, 3)),
             conv(role="conv2", shape=(hidden, hidden, 3)),
         ]
         behind = [
+            # embeddings that stand before and after a sound
             linear(role="bounds", shape=(2, text_hidden), bias=False),
             linear(role="proj", shape=(text_hidden, hidden)),
         ]

@@ -21,7 +21,7 @@ from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct, decode, to_json
 
-#: Jetson by compute capability (developer.nvidia.com/cuda-gpus): Nano, TX2, Xavier, Orin and Thor.
+#: Compute capabilities of Jetson (developer.nvidia.com/cuda-gpus): Nano, TX2, Xavier, Orin, Thor.
 _TEGRA: Final = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
 Version = tuple[int, int, int]
 
@@ -108,6 +108,7 @@ def take_census(library: Path) -> Census:
             counts.setdefault(kernel_family, {}).setdefault(architecture, [0, 0])[empty] += count
     return Census(
         library=library.name,
+        # Sorted by number: 90 stands before 100.
         architectures=tuple(sorted(built, key=lambda name: (len(name.rstrip("af")), name))),
         ptx=tuple(sorted(ptx, key=lambda name: (len(name.rstrip("af")), name))),
         families={
@@ -245,7 +246,7 @@ def census_of(library: Path) -> Census:
     try:
         state_dir("kernels")
         write_atomic(kept, to_json(census))
-    except (OSError, UsageError) as exc:  # the next call must read the library again
+    except (OSError, UsageError) as exc:  # the next call then counts again
         _LOG.info("%s is not kept: %s", kept.name, exc)
     return census
 

@@ -18,8 +18,8 @@ from turbofit.core.errors import PackageError
 
 Buffer = bytes | mmap.mmap
 
-_HEADER: Final = struct.Struct("<Q")  # Elf64_Shdr
-_SECTION: Final = struct.Struct("<IIQQQQIIQQ")
+_HEADER: Final = struct.Struct("<Q")
+_SECTION: Final = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
 _OFFSET_OF_TABLE, _COUNT = 0x28, 0x3C
 
 _FATBIN_SECTIONS: Final = (".nv_fatbin", "__nv_relfatbin")
@@ -29,7 +29,8 @@ _ENTRY: Final = struct.Struct("<HHIQIIHHIIIQQQ")
 _PTX: Final = 1
 _LZ4, _ZSTD, _EXACT = 0x2000, 0x8000, 0x100000
 _ALIGNMENT: Final = 8
-#: The most bytes of one unpacked entry, more than any of LMDeploy's libraries has in all.
+#: The most bytes of one unpacked entry. All entries of any of LMDeploy's libraries have fewer bytes
+#: together.
 _LARGEST: Final = 1 << 30
 #: The most bytes from one compressed byte; LZ4 makes at most 255.
 _MOST_PACKED: Final = 1024
@@ -37,11 +38,13 @@ _MOST_PACKED: Final = 1024
 _TEXT: Final = ".text."
 #: Bytes of one instruction, since Volta.
 _INSTRUCTION: Final = 16
-#: The low 12 bits of an instruction are its opcode, the next 4 its predicate.
+#: The low 12 bits of an instruction are its opcode, the next 4 its predicate; EXIT must have the
+#: predicate that is always true.
 _OPCODE, _PREDICATE, _ALWAYS = 0x0FFF, 0xF000, 0x7000
-#: EXIT, and the instructions before it in an empty function: the stack pointer (MOV or LDC into
-#: R1), the SHFL without effect at the begin of functions of sm_70, NOP.
+#: The opcode of EXIT.
 _EXIT: Final = 0x94D
+#: The opcodes before EXIT in an empty function: the stack pointer (MOV or LDC into R1), the SHFL
+#: without effect at the beginning of functions of sm_70, NOP.
 _PROLOGUE: Final = frozenset({0xA02, 0xB82, 0x389, 0x918})
 
 

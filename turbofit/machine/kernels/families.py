@@ -26,7 +26,8 @@ _TYPES: Final = {
     "__nv_fp8_e4m3": "fp8",
     "turbomind::fp4_e2m1_t": "mxfp4",
 }
-#: Numbers of `turbomind::DataType`: they encode the bits of exponent and mantissa.
+#: Our names of types by their numbers in `turbomind::DataType`, which encode the bits of exponent
+#: and mantissa.
 _DATA_TYPES: Final = {0x1050A: "float16", 0x10807: "bfloat16"}
 _16_BITS: Final = frozenset({"float16", "bfloat16"})
 

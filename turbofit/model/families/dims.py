@@ -29,7 +29,7 @@ _MODEL_TYPES: Final = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "phi3": "Phi3ForCausalLM",
 }
-#: By the key of a vision config: the field of `VisionDims`, and the field's largest valid value.
+#: The field of `VisionDims`, and its largest valid value, by the key in a vision config.
 _TOWER_KEYS: Final = {
     **dict.fromkeys(("num_hidden_layers", "depth"), ("layers", 1 << 10)),
     "hidden_size": ("hidden", 1 << 16),
@@ -162,6 +162,7 @@ def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
     if name not in TEXT_ARCHITECTURES:
         raise inner_refusal(parts.architecture, name)
     text = read_text(section, name, tied=tied)
+    # True in the outer config also wins over false in the inner one.
     return replace(text, tie_word_embeddings=True) if tied else text
 
 
@@ -243,7 +244,10 @@ def purpose_refusal(name: str) -> UsageError | None:
 
 
 def _longest_match(name: str, families: Iterable[UnsupportedFamily]) -> UsageError | None:
-    """Return the error of the family whose word, name or architecture matches at most length."""
+    """Return the error of the family that a name means; None if the name means none of them.
+
+    A family is matched by its words, names and architectures; the longest match decides.
+    """
     typed = re.sub(r"[\s._-]+", "-", name.rstrip("/").rpartition("/")[2].lower())
     matches = [
         (len(known), family)

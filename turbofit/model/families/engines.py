@@ -111,9 +111,10 @@ PROJECTOR_AS_TEXT: Final = frozenset(
 _KIMI: Final = "KimiK25ForConditionalGeneration"
 _KIMI_GROUP: Final = 32
 
-#: Group sizes of TurboMind's 4-bit kernels; channels of a head in its Qwen encoders. Source:
+#: Group sizes of TurboMind's 4-bit kernels. Source:
 #: lmdeploy turbomind/converter.py::_SUPPORTED_GROUP_SIZES #6f4cfa
 _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
+#: Channels that a head may have in TurboMind's Qwen encoders.
 _TURBOMIND_HEADS: Final = {"qwen2vit": {64, 80}, "qwen2_5vit": {64, 80}, "qwen3vit": {64, 72}}
 
 
@@ -251,7 +252,7 @@ def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
         return problem
     return _first_true(
         {
-            # The config exempts layers by name, and these layers do not know their names:
+            # The config exempts layers by name, but this class makes layers without their names:
             # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
             f"LMDeploy {REFERENCE}'s {kind} does not start with compressed-tensors":
                 not kimi and model.text.mla is not None,

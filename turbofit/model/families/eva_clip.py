@@ -24,7 +24,8 @@ _TOWER: Final = {
     ),
     "in_channels": 3,
 }  # fmt: skip
-#: The positions of the first CogVLM's tower, by which LMDeploy knows that no convolution follows.
+#: The number of positions in the first CogVLM's tower, by which LMDeploy knows that no convolution
+#: follows the tower.
 _FIRST_POSITIONS: Final = 1226
 
 

@@ -18,11 +18,12 @@ from turbofit.model.families.dims import (
     whole_windows,
 )
 
-#: Defaults of the checkpoints' remote code, and of the class in Transformers.
+#: The tower's defaults in the checkpoints' remote code.
 _CHAT_TOWER: Final = {
     "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25,
     "intermediate_size": 12800, "image_size": 224, "patch_size": 14, "num_channels": 3,
 }  # fmt: skip
+#: The tower's defaults in Transformers' class.
 _HF_TOWER: Final = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
     "intermediate_size": 4096, "image_size": 448, "patch_size": 14, "num_channels": 3,

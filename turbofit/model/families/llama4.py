@@ -32,7 +32,7 @@ def read(parts: CheckpointConfig) -> Dims:
     vision = _vision(config)
     size = vision.image_size or 0
     images = parts.images
-    # The default size of the processor is 336 pixels.
+    # A processor without a size makes tiles of 336 pixels.
     images.refuse_if(
         images.part("size").integer("height", 336 if parts.processor else size) != size,
         "size",

@@ -14,19 +14,22 @@ from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, nested_text, read_tower, refusal
 
-#: Transformers' defaults: for LLaVA's own tower, and for missing keys of a tower's config.
+#: The CLIP tower that Transformers takes if the config has no section for the tower.
 _CLIP_LARGE: Final = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
     "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
 }  # fmt: skip
+#: Transformers' defaults for the keys that a CLIP tower's section lacks.
 _CLIP: Final = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
     "num_attention_heads": 12, "image_size": 224, "patch_size": 32,
 }  # fmt: skip
+#: As ``_CLIP_LARGE``, for SigLIP.
 _SIGLIP_SO400M: Final = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
     "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
 }  # fmt: skip
+#: As ``_CLIP``, for SigLIP.
 _SIGLIP: Final = {**_CLIP, "patch_size": 16}
 #: Defaults by the kind of the tower, and by whether the config has a section for the tower.
 _DEFAULTS: Final = {

@@ -33,8 +33,8 @@ _GPT_OSS: Final = "GptOssForCausalLM"
 _GLM_MOE: Final = "Glm4MoeForCausalLM"
 _PHI_MOE: Final = "PhiMoEForCausalLM"
 _ATTENTION_BIAS: Final = ("attention_bias", False)
-#: By architecture, which layers have biases: queries, keys and values; outputs; MLPs. Each entry is
-#: a key of the config with its default, or a fixed value.
+#: Whether three kinds of layers have biases, by architecture: queries, keys and values together;
+#: then outputs; then MLPs. Each entry is a key of the config with its default, or a fixed value.
 _BIASES: Final[dict[str, tuple[bool | tuple[str, bool], ...]]] = {
     "LlamaForCausalLM": (_ATTENTION_BIAS, _ATTENTION_BIAS, ("mlp_bias", False)),
     "InternLM2ForCausalLM": (("bias", True), ("bias", True), False),
@@ -69,9 +69,10 @@ TURBOMIND_INNER: Final = frozenset({"Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM
 #: The sliding window of all layers, in tokens, if the key ``sliding_window`` is absent.
 #: Source: transformers 5.17.0 configuration_mistral.py::MistralConfig `sliding_window: int | None`
 _WINDOW_BY_LENGTH: Final = {"MistralForCausalLM": 4096, "MixtralForCausalLM": 0}
-#: Whether some layer has a window if ``use_sliding_window`` is set, from ``max_window_layers`` and
-#: the number of layers. In most families, layers from ``max_window_layers`` on have a window; in
-#: Qwen2-MoE, every other layer below that number has a window; in Qwen3-MoE, every layer has one.
+#: Whether some layer has a sliding window if ``use_sliding_window`` is true. Each function takes
+#: ``max_window_layers`` and the number of layers. In most families, layers from
+#: ``max_window_layers`` on have a window; in Qwen2-MoE, every other layer below that number has a
+#: window; in Qwen3-MoE, every layer has one.
 #: Source: configuration_qwen*.py of Transformers 5.17.
 _WINDOW_BY_SWITCH: Final[dict[str, Callable[[int, int], bool]]] = {
     "Qwen2MoeForCausalLM": lambda first, _: first > 0,
@@ -98,7 +99,7 @@ _LARGEST_LENGTH: Final = 1 << 30
 _GREEDY: Final = frozenset({"DeepseekForCausalLM", "DeepseekV2ForCausalLM"})
 _LINEAR: Final = "linear_attention"
 _FULL: Final = "full_attention"
-#: Layers from one layer with attention to the next, if the config has no ``layer_types``.
+#: The step from one layer with attention to the next, if the config has no ``layer_types``.
 #: Source: transformers 5.17.0 qwen3_next/configuration_qwen3_next.py::Qwen3NextConfig #6732bf
 _INTERVAL: Final = 4
 

@@ -36,6 +36,7 @@ _HINT: Final = "download the file again, or check who made it"
 _WEIGHTS: Final = (
     ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json",
 )  # fmt: skip
+#: Bytes of disk for the headers of weight files and for the texts.
 _SLACK: Final = 1 << 20
 
 
@@ -91,7 +92,7 @@ def torch_library() -> Any:
 
 
 def open_weights(folder: str) -> dict[str, Tensors]:
-    """Return the tensors by their names, by the name of their weight file.
+    """Open a checkpoint's weight files; return the tensors of each file by their names.
 
     The files are sorted by name.
 

@@ -67,11 +67,12 @@ _HEAD: Final = "language_model.lm_head.weight"
 PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 _PROJECTOR: Final = re.compile(r"model\.mm_projector\.([02])\.(weight|bias)")
 _TUNED_TOWER: Final = re.compile(r"model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)")
-#: Keys that CLIP's vision config must have, and keys that it may have.
+#: Keys that CLIP's vision config must have.
 _SIZES: Final = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
     "patch_size",
 )  # fmt: skip
+#: Keys that CLIP's vision config may have.
 _VISION_KEYS: Final = ("num_channels", "hidden_act", "layer_norm_eps", "projection_dim")
 _FIRST: Final = "multi_modal_projector.linear_1.weight"
 _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
@@ -193,7 +194,7 @@ def _with_rows(rows: int, weight: Any) -> Any:
 
 
 def _tower_pieces(folder: str, dtype: Any) -> dict[str, Piece]:
-    """Return the vision tower's tensors in CLIP's checkpoint, by their names in the hf format."""
+    """Read the vision tower from CLIP's checkpoint; return tensors by names in the hf format."""
     pieces = {
         f"vision_tower.{key}": piece(tensor, dtype)
         for tensors in open_weights(folder).values()

@@ -170,7 +170,7 @@ def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
             hint=_HINT,
         )
     alpha = config.values.get("lora_alpha", 8)
-    if type(alpha) is not int:  # peft divides an integer as an integer
+    if type(alpha) is not int:  # an integer is not made a float, as in peft
         alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
     divisor = math.sqrt(rank) if config.boolean("use_rslora", False) else rank
     return Lora(a, b, alpha / divisor)
@@ -240,6 +240,7 @@ def merge(
         }
         for file, tensors in files.items()
     }
+    # The dtype of the largest tensor counts as that of the checkpoint.
     kind = max(stored.values(), key=lambda tensor: int(tensor.nbytes)).dtype
     if original is not None:
         result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
@@ -272,8 +273,8 @@ def _original(
 ) -> Section | None:
     """Return the config of an original LLaVA; None if the merge is of another model.
 
-    If the adapter is an original LLaVA's and the base is an original LLaVA or a plain Llama, this
-    is the adapter's config; else the base's.
+    If the adapter is an original LLaVA's and the base is an original LLaVA or a plain Llama, the
+    adapter's config is returned; else the base's.
     """
     names = config.strings("architectures")
     original = config if llava.ORIGINAL in names else None
@@ -353,9 +354,9 @@ def _assigned(
 ) -> tuple[dict[str, Lora], Tensors, Tensors]:
     """Assign the adapter's changes to tensors of the base; refuse a change without a tensor.
 
-    Return the LoRAs to add and the tensors to replace, by names in the base. If ``projector``, the
-    adapter may have a projector that the base lacks. The third mapping has this projector's
-    tensors, under their names in the original LLaVA.
+    Return three mappings: the LoRAs to add and the tensors to replace, both by names in the base,
+    and the tensors of a projector that the base lacks, by names in the original LLaVA. The adapter
+    may have such a projector only if ``projector``.
     """
     by_common_name = grouped((_common_name(name), name) for name in stored)
     added: dict[str, Lora] = {}
