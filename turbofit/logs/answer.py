@@ -68,7 +68,7 @@ class Others(Struct):
 
 
 class Advice(Struct):
-    """A run that works by the account for the model and machine; else the reason against all runs.
+    """A run that works by the account for the model and machine, or the reason why none works.
 
     The run has the change of the diagnosis's first step. ``fits`` is None if turbofit could make no
     plan, or if the log itself contradicts the plan. ``settings``: LMDeploy's important options.

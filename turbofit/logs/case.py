@@ -137,6 +137,7 @@ class LogCase:
             name = "turbomind"
         for version in (self.version, None):
             with suppress(TurbofitError):
+                # Without a model nothing shows which engine LMDeploy chose.
                 alone = name.replace("auto", "turbomind")
                 return (
                     engine_for(self.model, name, version)

@@ -311,6 +311,7 @@ def _of_plan(
     limits = {name: getattr(plan.promise.limits, name) for name in _LIMITS}
     given_limits = {name: limit for name, limit in limits.items() if limit is not None}
     command = shlex.join(plan.serve.argv) if plan.serve else ""
+    # turbofit serves no plan of an old release: there the command is LMDeploy's own.
     if plan.backend.of_lmdeploy and (is_legacy(plan.backend.version) or plan.serve is None):
         first = plan.engines[0].command
         command = shlex.join(first.argv) if plan.fits and first else ""

@@ -191,7 +191,8 @@ _OTHER: Final = (
          r".{0,160}?[Ss]erver \((?:succeeded/failed|completed)/routed/waiting\): (-?\d+) / -?\d+",
          lambda m: events.ServerFigures(succeeded=int(m[1]))),
     _pattern(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
-    # The exception that ended a process, as libstdc++ prints it; CUB and Thrust name the code.
+    # The exception that ended a process, as libstdc++ prints it. Exceptions of CUB and Thrust have
+    # the name of CUDA's error.
     _pattern("what():", r"\s*what\(\):\s+CUDA ([Dd]river )?error: (.+)",
          lambda m: events.CudaError(message=m[2], driver=bool(m[1]))),
     _pattern("what():", r"\s*what\(\):\s.*cudaErrorMemoryAllocation",

@@ -188,6 +188,7 @@ def _with_torch(
         memory = replace(memory, named=False)
     signs = _signs(case, mark, memory, draft, own)
     others = sum(size for _, size in memory.others)
+    # A bare message has no traceback and not all figures: the user should send its whole line.
     by_others, bare = others + memory.unexplained, not mark.stack and memory.figures < _WHOLE_LINE
     seen = by_others if memory.named and by_others > _SMALL else 0
     draft = _adding(

@@ -245,6 +245,7 @@ def _with_chain(draft: Draft, first: LogEvent, facts: LogFacts) -> Draft:
 def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
     """Return the answer to a warm-up that waits for room in the cache until the log ends."""
     facts = case.facts
+    # `death` takes a run for a hang if its last event is a wait for memory.
     run = [*(mark.event for mark in facts.marks), events.Backpressure(cause="memory")]
     end = death(run, known=(case.engine, case.settings))
     sizes: dict[type[Any], str] = {

@@ -162,6 +162,7 @@ def corrected_ratio(rehearsed: EnginePlan) -> float | None:
     if missing <= 0:
         return None
     free = min((f for f in rehearsal.cache.free if f is not None), default=0)
+    # The fewest steps by which the ratio must fall to free the missing bytes.
     steps = -(-missing * RATIO_STEPS // free) if free > 0 else 1
     ratio = round(rehearsed.settings.cache_max_entry_count * RATIO_STEPS)
     return max(1, ratio - steps) / RATIO_STEPS

@@ -11,8 +11,9 @@ from turbofit.rehearsal.pretend.scenario import Scenario
 Unit = int | tuple[int, int, int]
 #: The value of ``text_tokens`` for a prompt that is as long as the engine allows.
 LONGEST: Final = -1
-#: A token that every vocabulary has, and a letter that is one token of a twin's tokenizer.
+#: A token that every vocabulary has.
 TOKEN: Final = 5
+#: A letter that is one token of a twin's tokenizer.
 LETTER: Final = "a"
 #: The setting with LMDeploy's configuration of a draft; the engine configuration has no such field.
 SPECULATIVE_CONFIG: Final = "speculative_config"

@@ -13,7 +13,8 @@ from turbofit.core.errors import PackageError
 from turbofit.core.version import REFERENCE
 from turbofit.rehearsal.pretend.elf import dynamic_symbols, needed, needed_versions
 
-#: As in csrc/account.h: the version of the interface, and the status of a refused allocation.
+#: As in csrc/account.h. ``_ABI``: the version of the interface. ``_NO_MEMORY``: the status of a
+#: refused allocation.
 _ABI, _NO_MEMORY = 5, 2
 #: NVIDIA's libraries, and how the names of their functions begin; the first match counts.
 FAMILIES: Mapping[str, re.Pattern[str]] = {

@@ -31,7 +31,7 @@ _AFTER: Any = _load_imports().After
 
 
 def _name_compiler(cache: Any) -> None:
-    """Let Triton identify its compiler by size and date, so that it does not read all 460 MB."""
+    """Let Triton identify its compiler by size and date, and not read the compiler's 460 MB."""
     folder = Path(cache.__file__).parents[1] / "_C"
     files = [(file.name, file.stat()) for file in sorted(folder.glob("libtriton.*"))]
     key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])

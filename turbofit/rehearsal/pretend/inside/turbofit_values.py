@@ -32,6 +32,7 @@ _TORCH = f"{os.sep}torch{os.sep}"
 _FRAMES = 5
 
 _aten: Any = torch.ops.aten
+#: Operations whose outputs have a shape that depends on values. Only the CPU runs them.
 _SHAPED_BY_VALUES = {
     _aten.nonzero.default,
     _aten.masked_select.default,
@@ -41,7 +42,9 @@ _SHAPED_BY_VALUES = {
     _aten.repeat_interleave.Tensor,
     _aten.bincount.default,
 }
+#: Operations that take indices: `_without_masks` prepares the indices.
 _BY_INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}
+#: Operations whose outputs have no values, so there is nothing to compute.
 _UNSET = {
     _aten.empty.memory_format,
     _aten.empty_strided.default,
