@@ -131,7 +131,7 @@ class Symbols:
 
     def name(self, offset: int) -> str:
         """Return the short name of the function at an offset; ``?`` if there is no function."""
-        # In a stack trace an offset is the place behind a call: the byte before it is in the caller.
+        # A stack trace has the place behind each call; the byte before this place is in the caller.
         at = bisect.bisect_right(self._starts, offset - 1) - 1
         if at < 0 or offset - 1 >= self._ends[at]:
             return "?"
