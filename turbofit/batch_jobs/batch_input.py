@@ -67,7 +67,7 @@ class BatchInput(NamedTuple):
     """The input of a batch. Each call of ``items`` reads all items again, in the same order.
 
     Relative paths of images begin in the folder ``base``. ``max_tokens`` limits the answers to
-    items without a limit of their own. With None the server decides the limit.
+    items without a limit of their own. If ``max_tokens`` is None, the server decides the limit.
     """
 
     base: str

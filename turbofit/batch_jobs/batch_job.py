@@ -114,7 +114,7 @@ class BatchResult(Struct):
     items: int
     answered: int
     failed: int
-    left: Annotated[int, doc("Items without a line, where a signal ended the run.")]
+    left: Annotated[int, doc("Items without a line, if a signal ended the run.")]
     before: Annotated[int, doc("Items that had their line before this run.")]
     lowered: Annotated[int, doc("Answers to requests that the server says it lowered.")] = 0
     seconds: float

@@ -67,7 +67,7 @@ class ClusterPlan(JsonDocument):
     what: ClassVar[str] = "cluster plan"
     schema: Annotated[str, const(CLUSTER_PLAN_SCHEMA)] = CLUSTER_PLAN_SCHEMA
     turbofit_version: Annotated[str, doc("The version that planned.")]
-    created: Annotated[str, doc("When, ISO 8601 with a zone.")]
+    created: Annotated[str, doc("The time of planning, ISO 8601 with a zone.")]
     fits: Annotated[bool, doc("Whether any node serves.")]
     verdict: Annotated[str, doc("One sentence for people.")]
     model: Model
@@ -79,7 +79,7 @@ class ClusterPlan(JsonDocument):
     nodes: Annotated[tuple[NodePlan, ...], doc("All nodes, in the cluster's order.")]
     warnings: tuple[str, ...] = ()
     remedies: Annotated[tuple[Remedy, ...], doc("If nothing fits: what would fit.")] = ()
-    source: Annotated[str, doc("Where the nodes were read.")] = ""
+    source: Annotated[str, doc("The source of the list of nodes.")] = ""
     serve: Annotated[
         ServeCommand | None,
         doc("The command that serves the plan; null if turbofit serve cannot serve it."),
@@ -117,7 +117,7 @@ class NodeStatus(Struct):
     cards: Annotated[str, doc("The node's GPUs in words.")] = ""
     why_not: Annotated[str, doc("Why the node serves nothing.")] = ""
     said: Annotated[str, doc("Its server's last line, or a warning that no controller asks.")] = ""
-    url: Annotated[str, doc("The address that fronts ask.")] = ""
+    url: Annotated[str, doc("The address to which fronts send requests.")] = ""
     at_once: Annotated[int, doc("Requests that the node runs at once.")] = 0
     tokens: Annotated[int, doc("KV tokens of the node's caches.")] = 0
     folder: Annotated[str, doc("The node's folder with the log and the plan of its server.")] = ""

@@ -40,10 +40,10 @@ class AnyEnd(Struct):
     ] = ""
     where: Annotated[str, doc("The call that failed, or why the engine ended.")] = ""
     asked: Annotated[int | None, doc("Bytes of the allocation that was refused.")] = None
-    left: Annotated[int | None, doc("Bytes that were left.")] = None
+    left: Annotated[int | None, doc("Bytes that were free at this allocation.")] = None
     missing: Annotated[int | None, doc("Bytes by which the card would have to be larger.")] = None
     gpu: Annotated[int | None, doc("The machine's index of the GPU.")] = None
-    group: Annotated[int | None, doc("The plan's group of GPUs.")] = None
+    group: Annotated[int | None, doc("The number of the engine's group of GPUs.")] = None
     simulated: Annotated[int | None, doc("Number of the allocation that a scenario fails.")] = None
     message: Annotated[str, doc("The end in one sentence for people.")] = ""
     hint: Annotated[str, doc("What a person can do.")] = ""
@@ -113,14 +113,16 @@ class RehearsedCase(Struct):
 
     name: str
     peak: Annotated[tuple[int, ...], doc("The most bytes of the engine on each GPU.")]
-    transient: Annotated[tuple[int, ...], doc("The most bytes of the pool on each GPU.")]
+    transient: Annotated[tuple[int, ...], doc("Bytes of the case's transient term, on each GPU.")]
     pinned: Annotated[int, doc("Bytes of pinned host memory.")]
 
 
 class RehearsedCache(Struct):
-    """The sizes of the KV cache that the engine made; ``free`` and ``region`` are per GPU.
+    """The sizes of the KV cache that the engine made, in bytes, and the cache's tokens.
 
-    A value is None if the engine ended before it made this part of the cache.
+    ``free`` is what each GPU had free when the cache was sized, ``region`` what the cache took of
+    it. ``object_size`` and ``slab_size`` are LMDeploy's own units of the cache. A value is None if
+    the engine ended before it made this part of the cache.
     """
 
     free: tuple[int | None, ...]

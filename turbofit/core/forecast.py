@@ -1,4 +1,4 @@
-"""Forecasts of speed with their sureties, and of the speed of the host with images."""
+"""The types of forecasts: of the engines' speed, and of how fast the host prepares images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Surety(Struct):
     figures: Annotated[int, doc("The number of compared figures.")] = 0
     median: Annotated[float | None, doc("Half of the figures differ by at most this share.")] = None
     p90: Annotated[float | None, doc("Nine of ten figures differ by at most this share.")] = None
-    worst: Annotated[float | None, doc("How many times the worst figure is off.")] = None
+    worst: Annotated[float | None, doc("The factor by which the worst figure is off.")] = None
     seen: Annotated[bool, doc("Whether figures of all these cards were compared.")] = False
     measured: Annotated[str, doc("What others measured, if no forecast is shown.")] = ""
 

@@ -59,7 +59,9 @@ class Gpu(Struct):
     pcie: Pcie = Pcie()
     mig: bool = False
     holders: tuple[Holder, ...] = ()
-    limit: Annotated[int | UnsetType, doc("Bytes that a slice allows; only with a slice.")] = UNSET
+    limit: Annotated[int | UnsetType, doc("Bytes that HAMi or Volcano allows; else absent.")] = (
+        UNSET
+    )
 
     @property
     def usable(self) -> int:

@@ -321,9 +321,9 @@ class Adapter(Struct):
 class Draft(Struct):
     """A model that proposes ``tokens`` tokens, which the base then checks in one forward.
 
-    ``algorithm`` is LMDeploy's name of its class. ``text`` has the dimensions of its decoder.
-    ``head_rows`` are the rows of its own head; 0: the draft uses the base's head. ``embeds``: its
-    file has embeddings; else the draft uses the base's embeddings.
+    ``algorithm`` is LMDeploy's name of the draft's class. ``text`` has the dimensions of its
+    decoder. ``head_rows`` are the rows of its own head; 0: the draft uses the base's head.
+    ``embeds``: its file has embeddings; else the draft uses the base's embeddings.
     """
 
     algorithm: str

@@ -375,7 +375,7 @@ class Promise(Struct):
 
 
 class LimitCost(Struct):
-    """Cache, requests and speed under one image limit, on the plan's GPUs with its prefill size.
+    """Cache, requests and speed under one image limit; GPUs and prefill size are the plan's.
 
     Speeds are forecasts for images of the worst size; null if the plan's own speed is null.
     """
@@ -535,7 +535,7 @@ class Plan(JsonDocument):
     schema: Annotated[str, const(PLAN_SCHEMA)] = PLAN_SCHEMA
     turbofit_version: Annotated[str, doc("The version that planned.")]
     created: Annotated[str, doc("The time of planning, ISO 8601 with a zone.")]
-    fits: Annotated[bool, doc("Every GPU keeps its margin; a rehearsed engine served.")]
+    fits: Annotated[bool, doc("Every GPU keeps its margin, and each rehearsed engine served.")]
     verdict: Annotated[str, doc("One sentence for people.")]
     model: Model
     machine: Machine
@@ -559,7 +559,7 @@ class Plan(JsonDocument):
     ] = ()
     usual_image: Annotated[
         UsualImage | UnsetType,
-        doc("Only if images are planned at a larger, worst size."),
+        doc("Absent unless the plan counts larger images than usual."),
     ] = UNSET
     footprint: Annotated[
         Footprint | UnsetType, doc("Only with the option for the least footprint.")

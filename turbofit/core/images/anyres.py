@@ -1,8 +1,8 @@
 """LLaVA-NeXT and OneVision: an image is fitted into the best of a list of grids of tiles.
 
 The whole image, made smaller, is one more tile. The grid with the least loss of resolution wins; of
-equally good grids, the grid with the least padding wins. Tokens in the padding are removed: an
-image gives fewer tokens than its tiles.
+equally good grids, the grid with the least padding wins. Tokens in the padding are removed, so
+that an image gives fewer tokens than all its tiles have.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from turbofit.core.messages import plural
 from turbofit.core.struct import Options
 from turbofit.core.units import number
 
-#: With a larger limit, LMDeploy's search for a grid takes minutes for one image; its time is cubic.
+#: With a larger limit, LMDeploy's search for a grid takes minutes for one image. The time of the
+#: search grows with the cube of the limit.
 LARGEST_PATCH_LIMIT: Final = 4096
 
 #: Limits that LMDeploy's InternVLChatModel reads from ``image_url.detail`` of an OpenAI client;

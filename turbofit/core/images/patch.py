@@ -159,6 +159,10 @@ class PatchRule(ImageRule, tag="patch"):
         return FolderEdits({}, {"min_pixels": least, "max_pixels": most, "size": size})
 
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
+        """Return LMDeploy's fields that lower a client's image to the allowed limits.
+
+        The client's own pixel bounds stay as far as the limits allow.
+        """
         asked_most = number(options.get("max_pixels"))
         asked_least = number(options.get("min_pixels"))
         limit = min(asked_most if asked_most >= 1 else to.default, to.planned)

@@ -87,11 +87,13 @@ class ImageRule(Struct):
     Each rule has a file in this folder and is a member of ``AnyImageRule``.
     """
 
-    #: The name of one unit, as in ``limits.vision_unit``, and the unit of a limit.
+    #: The name of one vision unit, as in ``limits.vision_unit``.
     unit_name: ClassVar[Literal["tile", "patch"]]
+    #: The unit in which image limits are counted.
     limit_unit: ClassVar[Literal["tiles", "pixels"]]
-    #: The limit's name in LMDeploy and in the rule's fields, and its name in ``core.plan.Limits``.
+    #: The limit's name in LMDeploy and in the rule's fields.
     limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels"]]
+    #: The limit's name in ``core.plan.Limits``.
     plan_limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels_per_image"]]
     #: Lower limits; a plan shows the effect of each. The largest limit is the first.
     common_limits: ClassVar[tuple[int, ...]]

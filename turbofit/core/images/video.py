@@ -16,6 +16,7 @@ from turbofit.core.units import bisect
 #: Tokens of the text before one grid, ``<12345.6 seconds>``, and of two marks: an upper bound for
 #: videos of at most LONGEST_SECONDS.
 GRID_TEXT_TOKENS: Final = 12
+#: The longest video, in seconds, for which this number of tokens holds.
 LONGEST_SECONDS: Final = 99_999.0
 #: The largest ratio of the longer side to the shorter side that preprocessors accept.
 LARGEST_RATIO: Final = 200
@@ -67,8 +68,8 @@ class Videos(NamedTuple):
         rule, count, window = self.rule, self.grids(frames), self.patch_size * self.merge
         largest = rule.max_pixels if max_pixels is None else max_pixels
         smallest = rule.min_pixels if min_pixels is None else min_pixels
-        # The preprocessor rounds up frames to grids, but not in this check: it checks five frames
-        # as four and makes six of them.
+        # The preprocessor makes grids of whole frames (six of five), but compares fewer frames with
+        # the bounds (four of five).
         counted_frames = round(frames / rule.merged_frames) * rule.merged_frames
         rows, columns = windows(
             width, height, window, largest, smallest, enlarge=True, what="video", frames=frames,

@@ -4,8 +4,8 @@
 sends this signal when the thread that started this process ends, so the main thread must start the
 process. A watcher in the command's process group kills the rest of the group when the command
 ends: LMDeploy's PyTorch engine is a child of its server and would keep its GPU. This is a separate
-program and imports nothing of turbofit: in a process with threads, code between fork and exec
-could lock up.
+program, since code between fork and exec could lock up in a process with threads. The program
+imports nothing of turbofit.
 """
 
 from __future__ import annotations
