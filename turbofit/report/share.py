@@ -85,6 +85,7 @@ def shared(saved: StoredPlan) -> SharedRun:
 
 
 def _model(model: Model) -> Model:
+    """Return a model without its path; a model in a folder gets the name of its architecture."""
     folder = model.source.kind == "folder"
     return replace(
         model,
@@ -96,6 +97,7 @@ def _model(model: Model) -> Model:
 
 
 def _plan(plan: Plan, model: Model) -> Plan:
+    """Return a plan that others may read: without private facts, of a ``model`` without them."""
     return replace(
         plan,
         created=_day(plan.created),
@@ -134,6 +136,7 @@ def _ledger(gpu: GpuLedger) -> GpuLedger:
 
 
 def _run(run: RunReport, model: str) -> RunReport:
+    """Return a run that others may read: days in place of times, no events, no messages."""
     attempts = tuple(
         RunAttempt(
             started=_day(attempt.started),

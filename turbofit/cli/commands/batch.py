@@ -94,6 +94,7 @@ async def _stoppable(job: BatchJob) -> BatchResult:
 
 
 def _show(result: BatchResult, form: Form) -> None:
+    """Say how many items have answers in all, what this command sent, and how many are left."""
     if form.as_json:
         answer(to_json(result))
         return

@@ -180,7 +180,7 @@ def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list
     """Return the first warnings for the short answer, shortened, with the number of all others.
 
     Known faults come first: their texts name an issue thread. Warnings in ``aside``, harmless
-    warnings, and warnings that the text of commands repeats are left out.
+    warnings, and warnings that stand beside the commands anyway are left out.
     """
     hidden = (*BESIDE_COMMANDS, *HARMLESS)
     kept = [

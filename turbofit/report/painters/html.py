@@ -214,6 +214,7 @@ def _painted(block: Block) -> Markup:
 
 
 def _table(block: Table) -> Markup:
+    """Write a table that scrolls by itself, also by the keyboard, if the page is too narrow."""
     heads = [
         tag("th", column.title, scope="col", class_="n" if column.right else None)
         for column in block.columns

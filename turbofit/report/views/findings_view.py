@@ -128,6 +128,7 @@ def _held(diagnosis: Diagnosis) -> Iterator[Block]:
 
 
 def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:
+    """Return by name what the log says of the engine's end, the model and the machine."""
     read = diagnosis.read
     return {
         "kind": diagnosis.kind,

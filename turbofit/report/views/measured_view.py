@@ -161,6 +161,7 @@ def _capacity_view(result: Tuning, capacity: Capacity, where: str) -> list[Block
 
 
 def _capacity_row(load: CapacityLoad) -> tuple[str, ...]:
+    """Return the row of a load: its clients or rate, its speed, and whether the SLO was kept."""
     speed, rate = load.measured, load.rate
     arrivals = f"{load.clients} at once" if rate is None else f"{three_digits(rate)} a second"
     times = (speed.ttft_p50, speed.ttft_p90, speed.ttft_p99, speed.tpot_p50, speed.tpot_p90)
@@ -178,6 +179,7 @@ def _trials(result: Tuning) -> Table:
 
 
 def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
+    """Return the row of a trial: its forecast beside its figures, or why it has none."""
     forecast = trial.forecast.words
     if trial.measured is None:
         return (str(trial.number), trial.settings, forecast, "-", "-", "-",

@@ -84,7 +84,7 @@ def _piece_text(ledger: GpuLedger, piece: StackPiece) -> str:
         return f"{name}: {size}"
     text = f"{piece.name} ({name}): {size}; {term.basis}" + (f": {term.note}" if term.note else "")
     if term.worst:
-        text += f"; it needs {mib(term.bytes)} MiB in all, what is idle of the pool included"
+        text += f"; it needs {mib(term.bytes)} MiB in all, with the idle memory of the pool"
     if term.rehearsed is not None:
         text += f"; rehearsed: {mib(term.rehearsed)} MiB"
     return text

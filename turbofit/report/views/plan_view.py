@@ -174,7 +174,7 @@ def _few_settings(plan: Plan) -> str:
 
 
 def _trade(plan: Plan) -> str:
-    """Return a note on a lower image limit that serves far more requests; empty without a limit."""
+    """Return a note on a lower image limit that serves far more requests; else an empty text."""
     speed, limit = plan.throughput, plan.promise.limits.image_limit
     if speed is None or limit is None or not plan.fits:
         return ""

@@ -72,6 +72,7 @@ def models_view(
 
 
 def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
+    """Return a table of the cards that turbofit knows by name."""
     numbers = ("cc", "MiB", "reserved", "GB/s", "TFLOP/s")
     rows = (
         (
