@@ -90,8 +90,8 @@ class GatewayConfig(GatewayOptions):
       must send ``body_rate`` bytes a second.
     - An engine is probed after ``idle_seconds`` without a success, or after ``stall_seconds`` of
       silence while requests wait for its answers (`health.Monitor`). After ``hung_seconds`` of
-      silence and failed probes, the engine gets no more requests. With infinity, only the
-      supervisor of the engine decides this.
+      silence and failed probes, the engine gets no more requests. If ``hung_seconds`` is infinite,
+      only the supervisor of the engine gives up a silent engine.
     - ``names`` maps each name that clients may use to the engines' name of the model or adapter. If
       ``names`` is empty, every name is passed on.
     - ``about`` is the part of `/health` that describes the plan. ``memory`` is the plan's memory

@@ -38,8 +38,8 @@ _LOG: Final = LazyLogger(__name__)
 _LOOK_SECONDS, _HEALTH_SECONDS = 0.5, 5.0
 #: The most bytes of a body, before the front knows the limit of any node.
 _LARGEST: Final = 64 << 20
-#: The largest valid numbers on a health page: of engines or of requests, and of bytes of a body.
-_MOST, _MOST_BYTES = 1 << 20, 1 << 34
+#: The largest number of engines, or of requests at once, that a valid health page has.
+_MOST: Final = 1 << 20
 _SILENT: Final = "does not answer"
 #: Seconds after which a client should try again, while a server does not answer.
 _RETRY: Final = 5
@@ -64,13 +64,13 @@ def node_addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
 
 
 class HealthPage(Struct):
-    """The fields of a node's page ``/health`` that a front reads; other values are not valid."""
+    """The fields of a node's page ``/health`` that a front reads, and their valid values."""
 
     draining: bool = False
     at_once: Annotated[float, Meta(ge=0, le=_MOST)] = 1
     up: Annotated[int, Meta(ge=0, le=_MOST)] = 0
     engines: Annotated[int, Meta(ge=0, le=_MOST)] = 1
-    bytes_per_body: Annotated[int, Meta(ge=0, le=_MOST_BYTES)] = 0
+    bytes_per_body: Annotated[int, Meta(ge=0, le=1 << 34)] = 0
 
 
 class Node(RoutedEngine):
@@ -177,6 +177,7 @@ class Front(AsgiApp):
         if trouble != node.trouble:
             _LOG.info("node %s %s", node.index, trouble or "serves")
         node.trouble, node.up = trouble, not trouble
+        # The requests at once of the engines that are up; never 0, since `rank` divides by it.
         node.share = max(1e-3, (page.at_once or 1) * page.up / (page.engines or 1))
         if text and node.about:
             node.bytes_per_body = page.bytes_per_body
@@ -232,7 +233,8 @@ class Front(AsgiApp):
 def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress]:
     """Read the addresses of servers from texts ``NAME=URL``, and their keys from ``NAME=KEY``.
 
-    A text ``KEY`` without a name is the key of all servers that have no key of their own.
+    A text ``KEY`` without the name of a server is the key of all servers that have no key of their
+    own.
 
     Raises:
         UsageError: a text is no ``NAME=URL``, two names are equal, or two keys have no name.

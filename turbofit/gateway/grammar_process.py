@@ -29,8 +29,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-#: The niceness of a fork, so that engines get the cores first, and the most seconds of its life.
-_NICE, _LONGEST = 5, 240
+#: The most seconds of a fork's life; it may wait for a core for most of them.
+_LONGEST = 240
 #: The number of tokens for which each compiled grammar is followed.
 _FOLLOWED = 32
 #: The most characters of an error in an answer.
@@ -90,11 +90,12 @@ def follow(grammar: Any) -> None:
 def attempt(compile_of: Callable[[Any], object], chat: bytes, seconds: int, most: int) -> None:
     """Compile a chat's grammar in a fork, and write the answer.
 
-    ``most`` is the limit of host memory in bytes.
+    The fork may take ``seconds`` of processor time, and ``most`` bytes more of host memory than
+    this process.
     """
     fork = os.fork()
     if fork == 0:
-        os.nice(_NICE)
+        os.nice(5)  # engines get the cores first
         signal.alarm(_LONGEST)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         taken = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
@@ -106,7 +107,8 @@ def attempt(compile_of: Callable[[Any], object], chat: bytes, seconds: int, most
             # XGrammar's messages begin with a time and a place in its sources.
             text = re.sub(r"^\[[\d:]+\] \S+ ", "", str(exc).strip()) or type(exc).__name__
             result = {"wrong": text[:_TOLD]}
-        signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # the fork has one answer only
+        # A fork that ended after its answer would cause a second answer, below.
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)
         answer(result)
         os._exit(0)
     _, status = os.waitpid(fork, 0)
@@ -134,5 +136,6 @@ if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _ANSWERS = os.dup(1)
     os.dup2(2, 1)  # packages may print to stdout; such lines are no answers
-    del sys.path[0]  # this folder: its package ``http`` would hide Python's own
+    # The first entry is this folder, whose package ``http`` would hide Python's own.
+    del sys.path[0]
     main(*sys.argv[1:])

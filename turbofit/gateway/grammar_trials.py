@@ -31,11 +31,13 @@ from turbofit.gateway.limits.rules import refused
 #: ``maxLength`` 255 takes 8 s with a vocabulary of 151,643 (`bench/gateway/GRAMMARS.md`). XGrammar
 #: uses up to eight threads.
 SECONDS: Final = 15
-#: Seconds for an answer: the process is ready after 4 to 9 s, and a trial may wait for a core.
+#: The most seconds to wait for an answer: the process is ready after 4 to 9 s, and a trial may wait
+#: for a core.
 _ANSWER_SECONDS: Final = 180.0
 #: The most grammars that are remembered.
 _REMEMBERED: Final = 4096
-#: Threads of XGrammar would reserve far more address space than they use.
+#: Otherwise each thread of XGrammar would reserve far more address space than it uses, and the
+#: trial would reach its limit of memory too early.
 _ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "2"}
 
 
@@ -51,8 +53,10 @@ class GrammarTrials:
         self, command: Sequence[str], say: Callable[[str], object], *, ours: bool = True
     ) -> None:
         self._command, self._say, self._ours = command, say, ours
-        self._turn = asyncio.Lock()
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        #: Held during a trial.
+        self._trial = asyncio.Lock()
+        #: Held, by client, while a grammar of the client is on trial or waits.
+        self._of_client: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         #: Why a known grammar is refused, or None; by the hash of the grammar, the oldest first.
         self._known: dict[bytes, str | None] = {}
         self._process: asyncio.subprocess.Process | None = None
@@ -73,10 +77,10 @@ class GrammarTrials:
         if grammar is None:
             return
         field, given = grammar
-        chat = msgspec.json.encode(given)  # keeps the order of names, as grammars do
+        chat = msgspec.json.encode(given)  # names in another order make another grammar
         name = sha256(chat).digest()
         if self._unable is None and name not in self._known:
-            async with self._turns.setdefault(who, asyncio.Lock()):
+            async with self._of_client.setdefault(who, asyncio.Lock()):
                 # A cancelled trial would end the process.
                 await until_done(self._learn(name, chat))
         if self._ours and self._unable is not None and self._unable.get("lacks") == "xgrammar":
@@ -94,7 +98,7 @@ class GrammarTrials:
 
     async def _learn(self, name: bytes, chat: bytes) -> None:
         """Try a grammar that is still unknown, and remember whether and why it is refused."""
-        async with self._turn:
+        async with self._trial:
             if self._unable is not None or name in self._known:
                 return
             try:

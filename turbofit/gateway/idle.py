@@ -45,7 +45,8 @@ _RETRY: Final = 10
 _LOOK: Final = 0.05
 #: Seconds to wait for a busy event loop; the waiting thread handles no signal during this time.
 BUSY_SECONDS: Final = 60.0
-#: Seconds after the drain in which the last requests end, since their engines have ended.
+#: The most seconds after the drain until the last requests have ended: their engines have ended, so
+#: their answers break off.
 _BROKEN_OFF: Final = 60.0
 
 
@@ -135,7 +136,7 @@ class IdleGateway(AsgiApp):
         """Pass no more requests to the engines' gateway."""
         self.gateway = None
         if self.state == "ready":
-            self.begin()  # the supervisor starts other engines: it did not call `close_idle`
+            self.begin()  # without `close_idle` before, the supervisor starts other engines
 
     def sleep(self) -> None:
         """Note that the engines have ended and that their memory is free."""
@@ -181,6 +182,7 @@ class IdleGateway(AsgiApp):
             whole = iter([{"type": "http.request", "body": request.body, "more_body": False}])
             self._bodies.forget(request)  # the engines' gateway counts the body from here on
 
+            # The gateway receives the body once more, and then waits until the client has left.
             async def replayed() -> Message:
                 message = next(whole, None)
                 return await asyncio.shield(gone) if message is None else message
@@ -272,7 +274,8 @@ class IdleGateway(AsgiApp):
             for name, explained, value in samples
         )
         page = "" if self.gateway is None else await self.gateway.metrics_text()
-        # The address itself counts the requests that it refused; an empty label is no label.
+        # The page with the empty label has the counters of this address, which also refuses
+        # requests. Prometheus reads an empty label as no label.
         return merge({self.name: page + ours, "": self.metrics.text({})}, "model")
 
 
@@ -283,6 +286,7 @@ class AttachedGateway:
         self, address: GatewayThread[IdleGateway], app: IdleGateway, gateway: Gateway
     ) -> None:
         self._address, self._app, self._gateway = address, app, gateway
+        #: The start or the end of the gateway; the event loop itself keeps no reference to a task.
         self._task: asyncio.Task[Any] | None = None
 
     def start(self) -> None:

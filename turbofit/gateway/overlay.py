@@ -64,7 +64,8 @@ def make_overlay(plan: Plan, root: Path) -> Path:
         edits(folder, rule, plan.promise.limits) if rule and plan.promise.limits.vision_unit else {}
     )
     parts = folder.absolute().parts
-    # The overlay keeps the last part of the path; for a hub cache, the last three parts.
+    # The path of the overlay ends like the checkpoint's path: with the same last part, or with the
+    # same three last parts for a hub cache.
     kept = parts[-3:] if len(parts) > 3 and parts[-2] == "snapshots" else parts[-1:]
     return _build(folder, root / Path(*kept), changed) if changed else folder
 
@@ -75,7 +76,7 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
         existing = set(os.listdir(target))
         for entry in folder.absolute().iterdir():
             if entry.name not in changed and entry.name not in existing:
-                # Link to the file itself: a hub cache has only a link, which may be pruned.
+                # A link to the file itself: in a hub cache ``entry`` is a link, which may vanish.
                 (target / entry.name).symlink_to(entry.resolve())
         for name in changed.keys() - existing:
             text = json.dumps(changed[name], indent=2, ensure_ascii=False)
@@ -102,7 +103,10 @@ def _processor_edits(folder: Path, edited: FolderEdits) -> dict[str, dict[str, A
 
 
 def _edited(values: dict[str, Any], edited: FolderEdits) -> dict[str, Any]:
-    """Return the content of a processor's file with the plan's values."""
+    """Return the content of a processor's file with the plan's values.
+
+    The values may stand in an object of the file, which ``edited.inside`` names.
+    """
     if not edited.inside:
         return {**values, **edited.processor}
     within = values.get(edited.inside)

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 2.0
 #: Seconds in which fronts learn that a node drains; a front reads health pages twice a second.
 _TOLD: Final = 2.0
-#: Seconds in which a gateway's thread must listen, and, after its drain, must end.
+#: The most seconds until a gateway's thread listens, and the most seconds from the end of its drain
+#: to the end of the thread.
 _START_SECONDS, _BEYOND = 30.0, 5.0
 
 _Answer = TypeVar("_Answer")

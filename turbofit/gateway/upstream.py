@@ -86,7 +86,7 @@ class Upstream:
                 method, engine.url + path, data=body, headers=headers, allow_redirects=False
             )
         except aiohttp.ClientConnectorError as exc:
-            # If the engine ends before it accepts a connection, the connection is reset.
+            # Nothing listens: the connection is refused, or reset if the engine ended just then.
             raise Unreachable(str(exc), ended=isinstance(exc.os_error, ConnectionError)) from None
         except aiohttp.ConnectionTimeoutError as exc:
             raise Unreachable(str(exc)) from None

@@ -81,7 +81,7 @@ async def test_a_body_below_the_least_rate_is_given_up(sizes, after) -> None:
     refusal = await upload.refusal()
     assert (refusal.status, refusal.reason, bodies.in_memory) == (408, "slow_body", 0)
     assert time.monotonic() - began <= after + 0.5
-    assert "the least is 1 a second" in refusal.message
+    assert "at least 1 bytes a second must come" in refusal.message
 
 
 async def test_a_body_that_is_here_is_not_late_while_it_waits_for_a_thread(monkeypatch) -> None:

@@ -29,7 +29,7 @@ from tests.support.gateway import (
 from tests.support.waiting import auntil
 from turbofit.gateway.http import body as body_module
 from turbofit.gateway.http.prepare import Preparation
-from turbofit.gateway.media.fetch import FetchTurns, MediaFetcher
+from turbofit.gateway.media.fetch import FetchPermits, MediaFetcher
 from turbofit.gateway.media.pictures import from_base64
 
 
@@ -104,7 +104,7 @@ class Fetched(MediaFetcher):
 
     def __init__(self) -> None:
         super().__init__()
-        self.files, self._turns = 0, FetchTurns(2)
+        self.files, self._permits = 0, FetchPermits(2)
 
     async def _bytes(self, url, most_bytes, names):
         self.files += 1

@@ -159,7 +159,7 @@ def test_copies_intersect_in_one_forward() -> None:
     b = msgspec.structs.replace(bounds(n=9), gate=39)
     image = hold_image(b, (448, 5376), {})
     check_request(b, [image], n=3)
-    with pytest.raises(Refusal, match="52 vision tiles in 4 copies, the limit is 39"):
+    with pytest.raises(Refusal, match="52 vision tiles for 4 answers, the limit is 39"):
         check_request(b, [image], n=4)
 
 

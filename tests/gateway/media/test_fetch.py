@@ -149,7 +149,7 @@ def test_an_inner_address_is_not_dialled_whoever_gave_it(monkeypatch) -> None:
 
 
 def test_silent_names_hold_no_thread_of_others_and_no_turn_of_another_client(monkeypatch) -> None:
-    """A client leaves: its turns end with its look-ups, which nothing can end."""
+    """A client leaves: its permits end with its look-ups, which nothing can end."""
     answer, asked = threading.Event(), []
 
     def silent(host: str, *_: object) -> None:
@@ -167,7 +167,7 @@ def test_silent_names_hold_no_thread_of_others_and_no_turn_of_another_client(mon
             return asyncio.ensure_future(fetcher.fetch_all(urls, MOST, print, who))
 
         one = ask("one")
-        await auntil(lambda: len(asked) == 12, "three quarters of the turns")
+        await auntil(lambda: len(asked) == 12, "three quarters of the permits")
         # The threads that all others share are free.
         assert await asyncio.wait_for(asyncio.to_thread(int, "1"), HANG) == 1
         one.cancel()
@@ -179,21 +179,21 @@ def test_silent_names_hold_no_thread_of_others_and_no_turn_of_another_client(mon
             task.cancel()
         await asyncio.wait({again, other})
         answer.set()
-        await auntil(lambda: fetcher._turns._free == 16, "all turns to be given back")
-        assert (fetcher._turns._held, fetcher._turns._lines) == ({}, {})
+        await auntil(lambda: fetcher._permits._free == 16, "all permits to be given back")
+        assert (fetcher._permits._held, fetcher._permits._lines) == ({}, {})
 
     asyncio.run(main())
 
 
 async def test_a_client_gets_no_turn_that_others_may_need() -> None:
-    turns, got = fetch.FetchTurns(8), []
+    permits, got = fetch.FetchPermits(8), []
 
     async def take(who: str) -> None:
-        await turns.take(who)
+        await permits.take(who)
         got.append(who)
 
     def given(who: str) -> list[str]:
-        turns.give(who)
+        permits.give(who)
         return got
 
     tasks = [asyncio.ensure_future(take(who)) for who in "aaaaaaaabbcde"]
@@ -211,18 +211,18 @@ async def test_a_client_gets_no_turn_that_others_may_need() -> None:
         assert got == list(next_ones), who
     for who in "aaaabce":
         given(who)
-    assert (turns._free, turns._held, turns._lines) == (8, {}, {})
+    assert (permits._free, permits._held, permits._lines) == (8, {}, {})
 
 
 async def test_clients_that_have_no_turn_get_one_in_turn() -> None:
     """Else who came first would get each that it gives back."""
-    turns, got = fetch.FetchTurns(2), []
+    permits, got = fetch.FetchPermits(2), []
 
     async def take(who: str) -> None:
-        await turns.take(who)
+        await permits.take(who)
         got.append(who)
         await asyncio.sleep(1)
-        turns.give(who)
+        permits.give(who)
 
     await asyncio.gather(*(take(who) for who in "aaabbbccc"))
     assert got == list("ababcabcc")

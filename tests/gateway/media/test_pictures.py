@@ -20,7 +20,7 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import pictures
 from turbofit.gateway.media.pictures import (
     LARGEST_PIXELS,
-    PictureTurns,
+    PicturePermits,
     from_base64,
     from_bytes,
     from_url,
@@ -243,11 +243,11 @@ SMALL, PHOTO, LARGEST = (1000, 1000), (4000, 3000), (LARGEST_PIXELS // 9000, 900
     [(0, SMALL, 2), (1, PHOTO, 2), (15, SMALL, 15), (15, PHOTO, 7), (15, LARGEST, 1)],
 )
 async def test_as_many_at_once_as_threads_and_memory_allow(threads, size, at_once) -> None:
-    turns, begun = PictureTurns(threads), list[int]()
+    permits, begun = PicturePermits(threads), list[int]()
     ends = [asyncio.Event() for _ in range(20)]
 
     async def resize(number: int) -> None:
-        async with turns.of(size):
+        async with permits.of(size):
             begun.append(number)
             await ends[number].wait()
 

@@ -17,7 +17,7 @@ from turbofit.gateway.http.routes import hold_name
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.media.clips import video_of
 from turbofit.gateway.media.fetch import MediaFetcher
-from turbofit.gateway.media.pictures import PictureTurns
+from turbofit.gateway.media.pictures import PicturePermits
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine
@@ -90,7 +90,7 @@ class Gateway(AsgiApp):
         self._looking = asyncio.Semaphore(_LOOKED_AT)
         self._working = asyncio.Semaphore(_WORKED_ON)
         cores = usable_cores()
-        self._resizing = PictureTurns(0 if cores == NA else min(int(cores) - 1, _MOST_RESIZED))
+        self._resizing = PicturePermits(0 if cores == NA else min(int(cores) - 1, _MOST_RESIZED))
         self._upstream = upstream or Upstream(serial=bounds.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds,
@@ -103,6 +103,7 @@ class Gateway(AsgiApp):
         self.in_use: Callable[[], dict[int, int]] = dict
         #: Tries the grammars of requests, if not None; `serving.start` sets this attribute.
         self.grammars: GrammarTrials | None = None
+        #: The last call of `in_use`, which may still run.
         self._asked: asyncio.Future[dict[int, int]] | None = None
         self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor.doubt, self.monitor.suspect,
@@ -200,6 +201,11 @@ class Gateway(AsgiApp):
         return facts_of(first.values(), self.bounds, config.defaults.words, config.memory)
 
     async def _prepare(self, request: RequestContext, route: Route) -> None:
+        """Replace a client's body by a body for an engine, with all images and videos inline.
+
+        Raises:
+            Refusal: the request cannot be lowered to the plan.
+        """
         given = (self.bounds, route.kind, request.body, self.config.defaults)
         large = len(request.body) >= LARGE
         prepared = await self._work(large, Preparation, *given)
@@ -290,6 +296,7 @@ class Gateway(AsgiApp):
         """Count a request, its images and what was lowered, and log it."""
         prepared, outcome = request.prepared, request.outcome
         if self.connections.ending:
+            # The server itself has answered the client, without this app.
             request.status, request.reason = 503, "ending"
         super()._record(request)
         for word in dict.fromkeys(word.partition("=")[0] for word in prepared.lowered):

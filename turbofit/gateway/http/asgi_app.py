@@ -144,7 +144,7 @@ class AsgiApp(ABC):
             body, kind = (await self.metrics_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (names := self._names()):
             body = msgspec.json.encode(models_document(names, request.api, route.model))
-        elif route.model:  # only the engines know their models
+        elif route.model:  # of the path `/v1/models/NAME`, but only the engines know their models
             raise Refusal("not_found")
         else:
             return False
@@ -183,7 +183,7 @@ class AsgiApp(ABC):
         except Refusal as refusal:
             await self._refuse(request, refusal, send)
         except asyncio.CancelledError:
-            if not request.gone:
+            if not request.gone:  # the server ends
                 raise
             self.metrics.count("disconnected_total")
             request.reason = "disconnected"

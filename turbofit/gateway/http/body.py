@@ -12,11 +12,12 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.request_context import Receive, RequestContext, uncancel
 
-#: The memory for all bodies holds this number of the largest bodies, and at least these bytes.
+#: All bodies together may take the memory of this number of the largest bodies.
 _LARGEST_AT_ONCE: Final = 16
+#: All bodies together may take at least these bytes of memory.
 _LEAST_AT_ONCE: Final = 512 << 20
-#: A body of at least this many bytes is large: other requests get turns between its parts, and a
-#: thread parses the body.
+#: A body of at least this many bytes is large: other requests go on between its parts, and a thread
+#: parses the body.
 LARGE: Final = 256 << 10
 
 
@@ -62,7 +63,8 @@ class Bodies:
         self._config = config
         self.in_memory = 0
         self._held_bytes: dict[str, int] = {}
-        self._turn = asyncio.Lock()
+        #: Held while a part of a large body is taken in, or while a large body is copied.
+        self._large = asyncio.Lock()
         self.limit(most)
 
     def limit(self, most: int) -> None:
@@ -148,8 +150,8 @@ class Bodies:
             arrival.give_up(Refusal("slow_body", message=why))
         elif came < config.body_rate * window:
             why = (
-                f"{came} bytes of the body came in {window:g} s, the "
-                f"least is {config.body_rate} a second"
+                f"only {came} bytes of the body came in {window:g} s, and at least"
+                f" {config.body_rate} bytes a second must come"
             )
             arrival.give_up(Refusal("slow_body", message=why))
         else:
@@ -172,12 +174,12 @@ class Bodies:
                 # Other due work runs before the next part of a large body is read. Otherwise each
                 # pass of the event loop would copy a part of every large body, and a short text
                 # would wait for all these copies at each of its steps.
-                async with self._turn:
+                async with self._large:
                     await asyncio.sleep(0)
         arrival.timer.cancel()  # the body is complete, so its client cannot be late
         if arrival.size < LARGE:
             return arrival.whole()
-        async with self._turn:  # one copy at a time, since a copy holds Python's lock
+        async with self._large:  # one copy at a time, since a copy holds Python's lock
             return await in_thread(arrival.whole)
 
     def check_room(self, client: str) -> None:

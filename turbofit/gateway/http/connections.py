@@ -31,8 +31,9 @@ _FRONT: Final = "front"
 _IPV6_PREFIX: Final = 64
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_SHOWN: Final = 8
-#: The most connections accepted in a row; seconds between attempts without a free descriptor.
+#: The most connections that are accepted before the event loop does other work.
 _ACCEPTED_AT_ONCE: Final = 64
+#: Seconds after which the server looks again for a free file descriptor.
 _ACCEPT_AGAIN: Final = 0.02
 #: Seconds that a new connection may take to send its request.
 _YOUNG: Final = 1.0
@@ -40,9 +41,9 @@ _YOUNG: Final = 1.0
 _CANDIDATES: Final = 64
 #: The most characters of a host or origin that a refusal repeats.
 _SHOWN: Final = 80
-#: A header ``Host``: an IPv6 address in brackets, or a name or an IPv4 address; and a port.
+#: The form of a header ``Host``: an IPv6 address in brackets, a name or an IPv4 address; a port.
 _HOST: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::\d*)?")
-#: A list of header names, separated by commas.
+#: The form of a list of header names, separated by commas.
 _NAMES: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:, ?[A-Za-z0-9_-]{1,64}){0,63}")
 
 
@@ -209,8 +210,8 @@ class Acceptor:
 
     Without free descriptors, new connections wait in the kernel. They are accepted when an open
     connection ends, when a connection that has waited for a second is closed, or when a slow TLS
-    handshake is cancelled. libuv would accept and close a new connection, and its client's request
-    would be lost. ``most`` is the largest number of `Connections.descriptors`.
+    handshake is cancelled. So no request is lost: libuv would accept a connection without a free
+    descriptor, and close it. ``most`` is the limit of `Connections.descriptors`.
     `uvicorn.Server.servers` lists this object.
     """
 
@@ -225,7 +226,8 @@ class Acceptor:
         self._listener, self._connections, self._most = listener, connections, most
         self._protocol, self._tls = protocol, tls
         self._loop = asyncio.get_running_loop()
-        #: Tasks of TLS handshakes, and the times when they began. `connections` has no handshakes.
+        #: The sockets in a TLS handshake, as tasks, and when each handshake began. `connections`
+        #: does not count these sockets yet.
         self._beginning: dict[asyncio.Task[None], float] = {}
         self._again: asyncio.TimerHandle | None = None
         listener.setblocking(False)

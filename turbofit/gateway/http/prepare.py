@@ -43,7 +43,7 @@ from turbofit.gateway.media.clips import Clip
 from turbofit.gateway.media.fetch import about_url
 from turbofit.gateway.media.pictures import (
     Picture,
-    PictureTurns,
+    PicturePermits,
     from_base64,
     from_bytes,
     from_url,
@@ -140,20 +140,20 @@ class Preparation:
             left = bounds.longest_request_tokens - self._media_tokens
             lower_answer(kind, parsed.body, left, parsed.lowered)
 
-    def _watch(self, clip: Clip, beside: Bounds) -> LimitedImage:
-        """Lower the video to the bounds ``beside``, and write its parameters into the body.
+    def _watch(self, clip: Clip, left: Bounds) -> LimitedImage:
+        """Lower the video to the bounds ``left``, and write its parameters into the body.
 
-        ``beside`` are the plan's bounds without the units that the images of the request take.
+        ``left`` are the bounds that the images of the request leave to the video.
         """
-        video, keywords = hold_clip(beside, clip, self.parsed.watching)
+        video, keywords = hold_clip(left, clip, self.parsed.watching)
         self.parsed.body.update(keywords)
         return video
 
-    async def resize(self, turns: PictureTurns) -> None:
+    async def resize(self, permits: PicturePermits) -> None:
         """Resize, in threads, the pictures that no parameter of the request can limit."""
         for place, (medium, limited) in enumerate(zip(self.media, self.limited, strict=True)):
             if limited.resize is not None and isinstance(medium, Picture):
-                async with turns.of(medium.size):
+                async with permits.of(medium.size):
                     self.media[place] = await in_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:
@@ -173,7 +173,7 @@ class Preparation:
             raise Refusal("bad_json:numbers") from None
         beside = self._beside_images(len(body))
         kv_tokens = UNSTATED if self.generates else 0
-        if bounds.gate is not None and self.generates:
+        if bounds.gate is not None and self.generates:  # only a gate needs the number
             kv_tokens = most_tokens(kind, parsed.body, body, beside, self._media_tokens)
         lowered = [*parsed.lowered, *(word for limited in self.limited for word in limited.lowered)]
         return body, PreparedBody(
@@ -188,6 +188,7 @@ class Preparation:
 
         ``kv_tokens`` is the most tokens of one copy.
         """
+        # A request that only counts tokens sends no image to an engine.
         bounds, copies = self._bounds, self.parsed.copies if self.generates else 0
         units = sum(limited.units for limited in self.limited)
         both = zip(self.media, self.limited, strict=True)
@@ -233,7 +234,7 @@ class Preparation:
         if parsed.of_images and not (together and pictures):
             parsed.lowered.append("mm_processor_kwargs=image->none")
         of_all = request_bounds(bounds, parsed.of_images) if together else {}
-        if together:
+        if together:  # LMDeploy takes no options of single images
             parsed.lowered += [
                 f"{name}={shown(slot.options[name])}->default"
                 for slot, _ in pictures

@@ -50,8 +50,9 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(*args, **keywords)
         self.limits, self.all_connections = limits, connections
-        #: The deadline of the client's next step, and of a client that does not read its answer.
+        #: The deadline of the client's next step.
         self._timer: asyncio.TimerHandle | None = None
+        #: The deadline of a client that does not read its answer.
         self._stuck: asyncio.TimerHandle | None = None
         #: Whether a body is being received, and whether received bytes are dropped.
         self._in_body = self._deaf = False
@@ -82,7 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             pass  # the gateway answers the request without an upgrade
         except httptools.HttpParserError as exc:
-            why = exc.__context__
+            why = exc.__context__  # the error of one of the methods below
             if isinstance(why, _Pipelined):
                 self._end_after_this()
             else:
@@ -137,7 +138,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """
         lengths = [value for name, value in self.headers if name == b"content-length"]
         encodings = [value for name, value in self.headers if name == b"transfer-encoding"]
-        # httptools accepts only digits as a length.
+        # `int` cannot fail, since httptools accepts only digits as a length.
         if self.parser.should_upgrade() and (encodings or any(map(int, lengths))):
             raise Refusal("upgrade")
         hosts = sum(name == b"host" for name, _ in self.headers)
@@ -244,7 +245,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._last_words(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
         else:
             self._close()
-        if not self._in_body:
+        if not self._in_body:  # else the client may still send, and would lose the message
             self._close()
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -268,7 +269,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
+            cycle.disconnected = True  # to the app, the client has left
             cycle.message_event.set()
         self.all_connections.waits(self)
         self._deaf = True
@@ -327,6 +328,7 @@ async def _send_unchunked(cycle: Any, send: Callable[[Any], Any], message: Any) 
     """Send a message of an HTTP/1.0 answer, without chunks.
 
     If the length of the answer is unknown, the end of the connection marks the end of the answer.
+    Then uvicorn must not compare a part of the answer with an expected length.
     """
     if message["type"] == "http.response.start":
         names = {name.lower() for name, _ in message.get("headers", ())}

@@ -115,6 +115,7 @@ def refusal_of_engine(api: Api, status: int, body: bytes) -> Refusal | None:
     except msgspec.MsgspecError:
         document = body.decode("utf-8", "replace")[:_SAID]
     error = document if isinstance(document, dict) else {"message": document}
+    # This answer has the form of the API already.
     if isinstance(error.get("error"), dict) and (api != "anthropic" or error.get("type")):
         return None
     said, param = error.get("message") or error.get("detail") or document, error.get("param")

@@ -42,7 +42,7 @@ class ForwardOutcome:
     """The answer that one engine gave to a request.
 
     ``bytes_out`` is the size of the answer. ``first_byte`` is the time of its first byte, by
-    `time.perf_counter`. ``started``: the client has the headers.
+    `time.perf_counter`. ``started``: the headers of the answer were sent to the client.
     """
 
     status: int = 0
@@ -103,7 +103,7 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
 
 
 def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str, str]:
-    """Return the headers for the engine; ``anthropic-version`` is the only header of the client.
+    """Return the headers for the engine; of the client's headers only ``anthropic-version``.
 
     ``to_node``: add headers that tell a node who the client is.
     """
@@ -121,7 +121,9 @@ def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str,
 def log_record(request: RequestContext, path: str, first: float | None) -> Document:
     """Return a request's record for the access log: numbers and names, no prompt, no image.
 
-    ``first`` is the time of the answer's first byte, by `time.perf_counter`.
+    ``limited`` lists the values that were lowered to the plan, and ``refused`` is the reason of a
+    refusal. ``copies`` is the number of answers that the client asked for. The parameter ``first``
+    is the time of the answer's first byte, by `time.perf_counter`.
     """
     prepared, outcome, now = request.prepared, request.outcome, time.perf_counter()
     engine = None if request.engine is None else request.engine.index

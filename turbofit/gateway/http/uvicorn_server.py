@@ -25,20 +25,21 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.protocol import LimitedProtocol
 
 _BACKLOG: Final = 2048
-#: Seconds after which a thread that handles a large body gives up Python's lock. The event loop may
-#: wait for so long at each step of every other request. Python's default is 5 ms.
+#: Seconds after which a thread that handles a large body gives up Python's lock. Until then the
+#: event loop waits, at each step of every other request. Python's default is 5 ms.
 SWITCH_SECONDS: Final = 0.0005
-#: Open files for everything except connections; open files for connections that get only a refusal,
-#: since there are too many. An accepted connection needs two files: its own and the engine's.
+#: The number of files that may be open in addition to the files of connections.
 _OTHER_FILES: Final = 128
+#: The number of connections beyond the limit of connections. They get only a refusal, so each needs
+#: one open file; any other connection needs two files, one of them for its engine.
 _REFUSED_FILES: Final = 128
-#: glibc's names for `mallopt`. Source: malloc.h.
+#: The numbers of glibc's options for `mallopt`. Source: malloc.h.
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 _ARENA_MAX: Final = -8
-#: Bytes of free memory that stay at the heap's end; bytes of the largest block from the heap, for
-#: which glibc accepts at most 32 MiB.
+#: Bytes of free memory that stay at the heap's end.
 _KEPT: Final = 64 * MIB
+#: Bytes of the largest block that comes from the heap; glibc accepts at most 32 MiB.
 _LARGEST: Final = 32 * MIB
 
 
@@ -74,6 +75,7 @@ def uvicorn_server(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Se
 
     config, limits = gateway.config, gateway.config.connection
     most = 2 * limits.connections + _REFUSED_FILES
+    # The system may allow fewer files; then fewer connections are accepted.
     files = open_files(_OTHER_FILES + most)
     most = min(most, files - min(_OTHER_FILES, files // 2))
     gateway.connections.lower(most // 2)
@@ -126,10 +128,10 @@ def uvicorn_server(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Se
 def keep_large_blocks() -> bool:
     """Let glibc take large blocks from the heap and keep them; return whether this is possible.
 
-    Otherwise glibc returns each block to the kernel, and the next block causes page faults: 2 ms of
-    the 3.6 ms in which a 2 MB image was read, held and written (bench/gateway). Threads that start
-    after this call share one heap. Otherwise each thread would keep as much memory as its largest
-    body (bench/soak).
+    Otherwise glibc returns each block to the kernel, and the next block causes page faults. A
+    request with a 2 MB image took 3.6 ms, and 2 ms of these were page faults (bench/gateway).
+    Threads that start after this call share one heap. Otherwise each thread would keep as much
+    memory as its largest body (bench/soak).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

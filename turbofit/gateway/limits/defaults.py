@@ -98,6 +98,7 @@ class Defaults(Struct):
                 body[names[-1]] = value
         given = body.get(_TEMPLATE) or {}
         if self.template and _TEMPLATE in rules and isinstance(given, dict):
+            # A client's field that sets an argument wins against the default argument.
             beside = {field for field in _ALSO_ARGUMENTS if body.get(field) is not None}
             under = {name: self.template[name] for name in self.template.keys() - beside}
             body[_TEMPLATE] = {**under, **given}

@@ -7,7 +7,8 @@ from typing import Final
 
 from turbofit.core.struct import Struct
 
-#: The tokens of a request that states no length, since it may grow until the engine ends it.
+#: A number of tokens without a limit: of a request that does not state the length of its answer, or
+#: of a KV cache that cannot become full.
 UNSTATED: Final = 1 << 62
 
 #: An upper bound of the tokens that a chat template adds: LMDeploy's longest system prompt has 509

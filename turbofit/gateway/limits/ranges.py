@@ -48,7 +48,7 @@ _UNREAD: Final = ShortRule(most=256)
 
 _SAMPLING: Final[Mapping[str, Rule]] = {
     # lmdeploy lmdeploy/messages.py::GenerationConfig.__post_init__ #4a7ab0
-    # LMDeploy asserts 0 to 2. A division by less than 0.01 makes logits infinite.
+    # LMDeploy accepts 0 to 2. Logits divided by less than 0.01 become infinite.
     "temperature": Number(least=0, most=2, floor=0.01),
     "top_p": Number(least=0, most=1, above=True),
     # Only the chat route checks the range; on other routes a wrong value causes an answer 500.
@@ -60,8 +60,9 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
     # float16 logits finite.
     # lmdeploy 0.16.0 src/turbomind/kernels/sampling_penalty_kernels.cu::RepetitionPenaltyKernel
     "repetition_penalty": Number(least=0, above=True, floor=0.01, most=100),
-    # A Conv1d over a window of 1,024 tokens (lmdeploy pytorch/envs.py `1024`). A longer n-gram
-    # ends the engine's loop. lmdeploy engine/logits_process.py::ngram #c63173
+    # LMDeploy looks for n-grams by a Conv1d over a window of 1,024 tokens
+    # (lmdeploy pytorch/envs.py `1024`). A longer n-gram ends the engine's loop.
+    # lmdeploy engine/logits_process.py::ngram #c63173
     "repetition_ngram_size": IntegerRule(most=1024, over="lower"),
     "repetition_ngram_threshold": IntegerRule(over="lower"),
     "ignore_eos": Flag(),
@@ -421,6 +422,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
     if answer is None:
         return UNSTATED
     tools = body.get("tools")
+    # A template may make the text of tools twice as long.
     again = len(msgspec.json.encode(tools)) if tools else 0
     return images + beside + again + _normalised(raw) + TEMPLATE_TOKENS + answer
 

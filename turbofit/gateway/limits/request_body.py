@@ -41,7 +41,8 @@ _OTHER_PARTS: Final = ("audio_url", "audio", "time_series_url", "time_series")
 _BLOCKS: Final = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
 #: Types of the items of a Responses request.
 _ITEMS: Final = ("message", "function_call", "function_call_output")
-#: Ends of refusals, with the accepted types: of a chat, of the Messages API, and of text.
+#: The ends of sentences that refuse a part of a message: in a chat, in the Messages API, and where
+#: only text is accepted.
 _PARTS_TAKEN: Final = "text, image_url and video_url are taken"
 _BLOCKS_TAKEN: Final = "text, image and tool_result are taken"
 _TEXT_TAKEN: Final = "text is taken"
@@ -344,7 +345,8 @@ def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
 def _processor_fields(parsed: Parsed) -> None:
     """Take the keywords for loaders and processors out of the body.
 
-    ``watching`` gets the keywords for a video, and ``of_images`` the keywords for images.
+    ``watching`` gets the keywords for a video, and ``of_images`` the keywords for images. All other
+    keywords are dropped, and noted.
     """
     watches = any(slot.shape == "clip" for slot in parsed.slots)
     for name in ("media_io_kwargs", "mm_processor_kwargs"):

@@ -31,19 +31,24 @@ from turbofit.memory.engines import engine_of
 KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 
 _SHOWN: Final = 24
-#: Bytes of one value of an image during preprocessing: 4 bytes, and 2 bytes for the result.
+#: Bytes of host memory for one value of an image during preprocessing: 4 bytes, and 2 bytes more
+#: for the value in the result.
 _WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
-#: Bytes of text that LMDeploy gets under every plan: these take 0.5 s of its event loop.
+#: The bytes of text for which LMDeploy takes 0.5 s of its event loop. A longer text is allowed only
+#: if the session is so long that `_BYTES_PER_TOKEN` allows the text.
 _LEAST_TEXT: Final = 256 << 10
-#: Bytes of text for each token of the session, if they are more in all. No language has so many
-#: bytes a token on average. A text with long runs of one character may have more, and is refused.
+#: The most bytes of text for each token of the session. No language has so many bytes a token on
+#: average. A text with long runs of one character may have more, and is refused.
 _BYTES_PER_TOKEN: Final = 8
-#: The most bytes of one token, twice the 128 spaces of common vocabularies. A text with more bytes
-#: for each token of the session cannot fit; `_LEAST_BODY` leaves room for tools and names.
+#: The most bytes of one token: common vocabularies have tokens of up to 128 spaces, and this is
+#: twice as many. A text with more bytes for each token of the session cannot fit.
 _LONGEST_TOKEN: Final = 256
+#: A body may have at least these bytes beside its images, for tools and names.
 _LEAST_BODY: Final = 1 << 16
-#: The fewest bytes of host memory for images; the bytes for a host whose memory is unknown.
-_LEAST_HOST, _UNKNOWN_HOST = 2 * GIB, 4 * GIB
+#: The least limit of host memory for images, in bytes.
+_LEAST_HOST: Final = 2 * GIB
+#: The limit of host memory for images, in bytes, if the free memory of the host is unknown.
+_UNKNOWN_HOST: Final = 4 * GIB
 
 
 class Bounds(Struct):
@@ -79,7 +84,8 @@ class Bounds(Struct):
     def text_bytes(self) -> int:
         """The most bytes of text that a body may have.
 
-        A longer text is refused before its tokens are counted.
+        A longer text is refused before its tokens are counted: the count would take too long, or
+        the text cannot fit the session.
         """
         tokens = self.longest_request_tokens
         cheap = max(_LEAST_TEXT, _BYTES_PER_TOKEN * tokens)
@@ -214,7 +220,7 @@ def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1)
     """
     check_images(bounds, len(images))
     copies = bounds.limits.copies(images=bool(images))
-    demands = [(n, copies, "copies", "n_over_limit"), *_demands(bounds, images, n)]
+    demands = [(n, copies, "answers to one request", "n_over_limit"), *_demands(bounds, images, n)]
     for number, limit, what, key in demands:
         if number > limit:
             raise Refusal(key, number=number, what=what, limit=limit, param=key.partition("_")[0])
@@ -237,7 +243,7 @@ def _demands(
     yield units, limits.units_per_request, f"vision {unit} in a request", key
     yield tokens, limits.image_tokens_per_request, "image tokens in a request", key
     if bounds.gate is not None:
-        yield n * units, bounds.gate, f"vision {unit} in {n} copies", "n_over_limit"
+        yield n * units, bounds.gate, f"vision {unit} for {n} answers", "n_over_limit"
     # At least one token of an answer; `ranges.lower_answer` lowers longer answers.
     least = tokens + sum(image.text_tokens for image in images) + 1
     yield least, bounds.longest_request_tokens, "tokens of images and an answer", key
@@ -246,14 +252,17 @@ def _demands(
 def _uncarried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
-    """Lower an image that cannot carry parameters, by the model's default limit or a new size."""
+    """Lower an image that cannot carry parameters, by the model's default limit or a new size.
+
+    The new size is needed if the default limit allows more units than the plan or ``cap`` allows.
+    """
     default, most = model_default(bounds), bounds.limits.units_per_image
     served = rule.with_limit(default)
     dropped = [f"{name}={shown(options[name])}->default" for name in KNOBS if name in options]
     units, resize = served.units(*size), None
     if units > most:
-        paid = rule.largest_limit(most) or 1
-        cap = paid if cap is None else min(cap, paid)
+        planned = rule.largest_limit(most) or 1
+        cap = planned if cap is None else min(cap, planned)
     if cap is not None and cap < default:
         resize = served.size_within(size, cap)
     if resize is not None:
@@ -290,9 +299,9 @@ def shown(value: Any) -> str:
 
 
 def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
-    """Return the most units in one forward of an engine.
+    """Return the most units in one forward of an engine; None if no engine exceeds its plan.
 
-    The result is None if the engine itself has the same limit.
+    The gateway has to limit the units only for engines that could take more than the plan counts.
     """
     if rule is None:
         return None

@@ -22,7 +22,7 @@ _Value = TypeVar("_Value")
 _BOOLEAN: Final = TypeAdapter(bool)
 _INTEGER: Final = TypeAdapter(int)
 _FLOAT: Final = TypeAdapter[float](FiniteFloat)
-#: Shorter stop strings are in so many tokens that LMDeploy decodes thousands of tokens.
+#: A stop string of fewer characters is in so many tokens that LMDeploy decodes thousands of tokens.
 _SHORT: Final = 3
 
 
@@ -87,8 +87,8 @@ class Flag(Rule):
 class IntegerRule(Rule):
     """A rule for a whole number from ``least`` to ``most``.
 
-    ``over`` says what happens to a larger number: it is refused, or lowered to ``most``. For a
-    seed, ``wrap`` takes any number modulo ``most`` + 1.
+    ``over`` says what happens to a larger number: it is refused, or lowered to ``most``. With
+    ``wrap``, for a seed, any number is taken modulo ``most`` + 1.
     """
 
     least: int = 0
@@ -98,7 +98,7 @@ class IntegerRule(Rule):
     def hold(self, name: str, value: Any, scope: Scope) -> int:
         number, most = _whole(name, value), scope.number(self.most)
         between = f"between {self.least} and {most}"
-        if most == 0 and not isinstance(self.most, int):
+        if most == 0 and not isinstance(self.most, int):  # the plan's number is unknown
             most, between = max(number, self.least), f"at least {self.least}"
         if self.over == "wrap":
             return number % (most + 1)
@@ -136,7 +136,8 @@ class Number(Rule):
 class TextRule(Rule):
     """A rule for a string of at most ``most`` characters.
 
-    If ``most`` is None, only the limit of all text in a body applies.
+    If ``most`` is None, only the limit of all text in a body applies. ``empty``: the string may be
+    empty.
     """
 
     most: int | None = None
@@ -231,8 +232,8 @@ def _within_vocabulary(name: str, least: int, most: int, scope: Scope) -> None:
     last = scope.vocabulary - 1
     if least < 0 or 0 <= last < most:
         wrong = least if least < 0 else most
-        upper = f" and {last}" if last >= 0 else ""
-        raise refused(name, f"has token id {shown(wrong)}, ids are between 0{upper}")
+        allowed = f"between 0 and {last}" if last >= 0 else "at least 0"
+        raise refused(name, f"has token id {shown(wrong)}, ids are {allowed}")
 
 
 def _whole(name: str, value: Any) -> int:

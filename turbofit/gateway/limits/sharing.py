@@ -85,10 +85,11 @@ def hold_images(
 
     limited, rule = limited_at(None), bounds.rule
     if rule is not None and not fits(limited):
-        # The limits below the planned limit, the smallest first: each tile count, or whole windows.
-        # No limit is below a checkpoint's own ``min_pixels``.
+        # All limits below the planned limit, the smallest first. Tiles have each number as a limit;
+        # pixels have steps of whole windows of the vision tower, from ``min_pixels`` on.
         caps = rule.limits_below(max(planned_limit(bounds), model_default(bounds)))
         if caps:
+            # The largest limit with which the images fit, or the smallest limit.
             best = bisect(lambda place: fits(limited_at(caps[place])), 0, len(caps))[0]
             limited = limited_at(caps[best])
             if rule.few_limits and fits(limited):
@@ -109,6 +110,7 @@ def hold_media(
     if hold_video is None:
         return shared, ()
     video = hold_video(_beside_images(bounds, shared.images))
+    # The video has at least its even share of the units; the images get the rest.
     if not within(bounds, (video, *shared.images)):
         shared = hold_images(bounds, wanted, [video])
     return shared, (video,)
@@ -153,8 +155,9 @@ def hold_clip(
     """
     wanted, rate = _sampled_frames(clip, options), clip.rate
     width, height = clip.size
+    # Together the frames may have no more pixels than the largest image.
     frames = min(wanted, MOST_FRAMES, max(1, LARGEST_PIXELS // (width * height)))
-    if rate is None and frames < wanted:
+    if rate is None and frames < wanted:  # LMDeploy takes all frames that a client sampled
         raise Refusal("too_many_frames", wanted=wanted, width=width, height=height, frames=frames)
     loader: dict[str, float] = {"num_frames": frames}
     if rate is None:
@@ -163,7 +166,8 @@ def hold_clip(
             rate = float(fps)
         loader["fps"] = rate
     if clip.frames / rate > LONGEST_SECONDS:
-        raise Refusal("video_too_long", seconds=clip.frames / rate)
+        seconds = clip.frames / rate
+        raise Refusal("video_too_long", seconds=seconds, most=LONGEST_SECONDS)
     limited, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
     if clip.rate is not None and frames < min(number(options.get("num_frames")), clip.frames):
         change = f"num_frames={shown(options['num_frames'])}->{frames}"

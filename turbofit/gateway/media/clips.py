@@ -75,12 +75,12 @@ class Clip(Struct):
 
 
 async def video_of(
-    parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int, turn: asyncio.Semaphore
+    parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int, processes: asyncio.Semaphore
 ) -> Clip | None:
     """Return the request's video, or None if it has no video.
 
-    ``fetched`` has files by URL, ``most_bytes`` limits a video. ``turn`` limits how many processes
-    read the headers of films at once.
+    ``fetched`` has files by URL, ``most_bytes`` limits a video. ``processes`` limits how many
+    processes read the headers of films at once.
     """
     slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
     if slot is None:
@@ -93,7 +93,7 @@ async def video_of(
         if frames is not None:
             return frames
         film = film_of(slot.source, most_bytes)
-    async with turn:
+    async with processes:
         header = await _header(film)
     return film_clip(film, *header)
 

@@ -28,8 +28,8 @@ from turbofit.gateway.http.refusals import Refusal
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
 _AT_ONCE: Final = 16
-#: A client has at most this number of turns for each turn that it leaves to others. The last free
-#: turn goes to a client without a turn.
+#: A client may hold at most this many times as many permits as stay free for other clients. But the
+#: last free permit may go to a client that holds none.
 _SHARE: Final = 3
 _PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
@@ -40,11 +40,13 @@ _INNER: Final = tuple(
 )
 _LONGEST_URL: Final = 4096
 _CHUNK: Final = 1 << 16
-#: The words for an inner address in a URL, for a name of an inner address, and for an unknown name.
+#: What refusals say of an inner address, of a name of an inner address, and of an unknown name: the
+#: same words, so that they do not tell which names exist here.
 _INSIDE: Final = "has no public address that this server finds"
 _UNREADABLE: Final = "has an address that cannot be read"
-#: The parts of a URL that a refusal leaves out, and the most characters that a refusal repeats.
+#: The parts of a URL that a refusal leaves out: user, password and query.
 _SECRETS: Final = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
+#: The most characters of a URL that a refusal repeats.
 _SHOWN: Final = 200
 
 
@@ -133,11 +135,11 @@ def _public_socket(address: Any) -> socket.socket:
     return socket.socket(family, kind, proto)
 
 
-class FetchTurns:
-    """Gives out at most ``most`` turns at once, and keeps some turns free for other clients.
+class FetchPermits:
+    """Permits at most ``most`` fetches at once, and keeps some permits free for other clients.
 
-    A single client gets three quarters of the turns. Two clients that keep asking get equal numbers
-    of turns after a while.
+    A single client gets three quarters of the permits. Two clients that keep asking hold equal
+    numbers of permits after a while.
     """
 
     def __init__(self, most: int) -> None:
@@ -145,32 +147,32 @@ class FetchTurns:
         self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def take(self, who: str) -> None:
-        """Wait for a turn of the client ``who``."""
-        turn = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(who, deque()).append(turn)
+        """Wait for a permit for the client ``who``."""
+        permit = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(who, deque()).append(permit)
         self._next()
         try:
-            await turn
+            await permit
         except asyncio.CancelledError:
-            if not turn.cancelled():  # the client had just got the turn
+            if not permit.cancelled():  # the client had just got the permit
                 self.give(who)
             raise
 
     def give(self, who: str) -> None:
-        """Give a turn of the client ``who`` back."""
+        """Give back a permit of the client ``who``."""
         self._free += 1
         self._held[who] -= 1
-        self._held += Counter()  # forgets clients without a turn
+        self._held += Counter()  # forgets clients without a permit
         self._next()
 
     def _next(self) -> None:
         for who, line in tuple(self._lines.items()):
             while line and self._free and self._held[who] < max(1, _SHARE * (self._free - 1)):
-                turn = line.popleft()
-                if not turn.done():  # the client has not left
+                permit = line.popleft()
+                if not permit.done():  # else the client has left
                     self._held[who] += 1
                     self._free -= 1
-                    turn.set_result(None)
+                    permit.set_result(None)
                     self._lines.move_to_end(who)
             if not line:
                 del self._lines[who]
@@ -181,7 +183,7 @@ class MediaFetcher:
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         self._allowed = tuple(allowed)
-        self._turns = FetchTurns(_AT_ONCE)
+        self._permits = FetchPermits(_AT_ONCE)
 
     def allow(self, domains: Sequence[str]) -> None:
         self._allowed = tuple(domains)
@@ -213,7 +215,8 @@ class MediaFetcher:
         finally:
             for task in tasks:
                 task.cancel()
-            # Before Python 3.12 `wait_for` may swallow a cancellation; wait until no task counts.
+            # Before Python 3.12 `wait_for` may swallow a cancellation. So wait for the tasks, which
+            # might still call ``count``.
             await asyncio.wait(tasks)
 
     async def _fetch(self, url: str, most_bytes: int, who: str) -> bytes:
@@ -221,9 +224,9 @@ class MediaFetcher:
 
         def looked_up(asking: asyncio.Future[list[Any]]) -> None:
             asking.exception()  # otherwise asyncio would report an error that nobody awaits
-            self._turns.give(who)
+            self._permits.give(who)
 
-        await self._turns.take(who)
+        await self._permits.take(who)
         try:
             return await asyncio.wait_for(self._bytes(url, most_bytes, names), _SECONDS)
         except (asyncio.TimeoutError, TimeoutError):
@@ -232,8 +235,8 @@ class MediaFetcher:
             raise _refusal(400, _why(exc)) from None
         finally:
             if names.asking is None:
-                self._turns.give(who)
-            else:  # give the turn back when the thread has ended
+                self._permits.give(who)
+            else:  # give the permit back when the thread of the look-up has ended
                 names.asking.add_done_callback(looked_up)
 
     async def _bytes(self, url: str, most_bytes: int, names: _Names) -> bytes:
@@ -263,6 +266,7 @@ class MediaFetcher:
         host = (parts.raw_host or "").rstrip(".")
         if not host or parts.user is not None or parts.password is not None:
             raise _refusal(400, "has no plain host name")
+        # The option may have an international name in ASCII or in its own letters.
         spellings = (host, (parts.host or "").rstrip("."))
         port = parts.port or _PORTS[parts.scheme]
         if not any(allowed_host(name, port, parts.scheme, self._allowed) for name in spellings):

@@ -12,7 +12,8 @@ import sys
 from io import BytesIO
 from typing import Any
 
-#: Seconds of processor time and bytes of address space; a header needs a fraction of both.
+#: The limits of processor time, in seconds, and of address space, in bytes. A header needs a
+#: fraction of both.
 _SECONDS, _BYTES = 10, 4 << 30
 
 
@@ -27,7 +28,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     # OpenCV 5.0 keeps no reference to the object that it reads from.
     film = BytesIO(sys.stdin.buffer.read())
-    capture: Any = cv2.VideoCapture  # its types lack the accepted readers
+    capture: Any = cv2.VideoCapture  # OpenCV's types do not know this call
     opened = capture(film, videoio_registry.getStreamBufferedBackends()[0], [])
     names = (
         cv2.CAP_PROP_FRAME_COUNT,

@@ -2,7 +2,7 @@
 
 The gateway decodes and resizes only images that no parameter of a request can limit. It resizes as
 LMDeploy does: with Pillow's bicubic filter, in RGB, without turning the image; the result is
-lossless. `PictureTurns` limits how many images are decoded at once. An unusable image raises a
+lossless. `PicturePermits` limits how many images are decoded at once. An unusable image raises a
 `Refusal`.
 """
 
@@ -36,7 +36,8 @@ _BEGINS: Final = (
     (b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF87a", "GIF"),
     (b"GIF89a", "GIF"), (b"BM", "BMP"), (b"RIFF", "WEBP"),
 )  # fmt: skip
-#: Bytes of a file beyond its limit that white space may take in its base64.
+#: The size of a file, as computed from the length of its base64, may exceed the limit by this
+#: number of bytes, since base64 may have white space.
 SPACES: Final = 48 << 10
 _TAKEN: Final = "PNG, JPEG, WebP, GIF and BMP are taken"
 #: The most bytes of host memory for a pixel. Measured while Pillow decodes and converts: 8 for JPEG
@@ -45,8 +46,8 @@ BYTES_OF_PIXEL: Final = 12
 #: The most bytes of host memory for a pixel of a WebP: libwebp has two canvases and a copy. So a
 #: WebP may have fewer pixels than other images.
 _WEBP_BYTES_OF_PIXEL: Final = 16
-#: The most reads of a header, plus one for each 64 bytes of the file; a GIF needs one read for each
-#: 128 bytes.
+#: The number of times that Pillow may read from a file until it has the header. Each 64 bytes of
+#: the file allow one read more; a GIF needs one read for each 128 bytes.
 _PARTS: Final = 1 << 14
 #: The most segments of Exif in a JPEG. For each segment Pillow copies all earlier segments: 300
 #: segments of 64 KB take 0.4 s, and 16 take 1 ms.
@@ -98,7 +99,7 @@ def from_url(url: str, most_bytes: int) -> Picture:
         raise Refusal("bad_image_url:data")
     picture = from_base64(payload, most_bytes)
     if head == f"data:{picture.mime};base64" and picture.base64 is payload:
-        # The client's own text saves a copy of megabytes.
+        # The client's own URL is passed on: to make an equal URL would copy megabytes.
         return replace(picture, url=url)
     return picture
 
@@ -220,7 +221,7 @@ def _bytes_of_pixel(mime: str) -> int:
 
 
 def check_bytes(key: str, size: int, most: int, beyond: int = 0) -> None:
-    """Refuse a file of more than ``most`` bytes; its base64 may take ``beyond`` bytes more.
+    """Refuse a file of more than ``most`` bytes; ``size`` may be ``beyond`` bytes too high.
 
     Raises:
         Refusal: the file is larger; ``key`` names the row of the refusal.
@@ -278,11 +279,11 @@ def resized_image(image: Any, size: tuple[int, int]) -> Any:
     return rgb.resize(size, Image.Resampling.BICUBIC)
 
 
-class PictureTurns:
+class PicturePermits:
     """Limits how many pictures are decoded at once, by their number and by their pixels.
 
     At most ``threads`` pictures (at least two) are decoded at once. Together they have at most the
-    pixels of two pictures of the largest size. Pictures get turns in order of arrival, so small
+    pixels of two pictures of the largest size. Pictures are decoded in order of arrival, so small
     pictures cannot delay a large picture for ever.
     """
 
@@ -294,7 +295,7 @@ class PictureTurns:
 
     @asynccontextmanager
     async def of(self, size: tuple[int, int]) -> AsyncIterator[None]:
-        """Wait until a picture of this size may be decoded; its turn ends with the context."""
+        """Wait until a picture of this size may be decoded; the permit ends with the context."""
         taken = 0
         try:
             async with self._next:

@@ -77,7 +77,7 @@ class Place:
         """
         self._give_back_host()
         if self.turn is not None:
-            self.turn.alone = False
+            self.turn.alone = False  # other requests may come before the turn ends
         loop = asyncio.get_running_loop()
         if after and self.engine.gate.units is not None:
             loop.call_later(after, self._end)
@@ -126,8 +126,8 @@ class _Queue:
         """Make room for one more request of a client, and return whether there is room.
 
         If the queue is full, the newest request of the client with the most waiting requests is
-        refused with ``busy``. But there is no room if ``client`` would then have more waiting
-        requests than that client.
+        refused with ``busy``. But if ``client`` itself would then have the most waiting requests,
+        there is no room.
         """
         if self.waiting < self.longest:
             return True
@@ -173,7 +173,7 @@ class Admission:
         if turn is None and first and self._take(place):
             return place
         queue = self._queue if turn is None else self._suspects
-        full = self._busy(place, f"{queue.waiting} such requests wait already")
+        full = self._busy(place, f"{queue.waiting} requests wait already")
         if not queue.room(client, full):
             raise full
         while True:
@@ -237,7 +237,7 @@ class Admission:
         """Wait in a queue until the place is given; raise a `Refusal` if the wait is too long."""
         place.given = asyncio.get_running_loop().create_future()
         queue.lines.setdefault(place.client, deque()).append(place)
-        # The new request may fit although requests before it wait for other resources.
+        # The new request may fit now: the requests of its queue may wait for other resources.
         self.pump()
         try:
             # `wait_for` may swallow a cancellation that comes together with the result.
@@ -247,7 +247,7 @@ class Admission:
             raise
         if not done:
             self._stop_waiting(queue, place)
-            raise self._busy(place, f"no room within {self._seconds:.0f} s")
+            raise self._busy(place, f"no engine had room within {self._seconds:.0f} s")
         place.given.result()
 
     def _stop_waiting(self, queue: _Queue, place: Place) -> None:

@@ -104,7 +104,7 @@ class DenyList:
     def engine_died(self, engine: RoutedEngine, sent_at: float = float("-inf")) -> None:
         """Accuse the requests of an engine that broke off an answer, or that was given up.
 
-        ``sent_at`` is the time when that request was sent.
+        ``sent_at`` is the time when the broken-off request was sent.
         """
         death = engine.note_death(sent_at)
         requests = [*engine.in_flight, *engine.left_lately()]

@@ -21,11 +21,12 @@ LEFT_SECONDS: Final = 10.0
 _PAUSE: Final = 1.0
 #: The most requests of an engine that are remembered after their clients have left.
 _LEFT: Final = 64
-#: Seconds of `Retry-After` without a forecast of the start; the most seconds, since older SDKs
-#: ignore a longer time.
-_RETRY, _LONGEST_RETRY = 5, 60
+#: Seconds of `Retry-After` if it is unknown when an engine starts.
+_RETRY: Final = 5
+#: The most seconds of `Retry-After`; older SDKs ignore a longer time.
+_LONGEST_RETRY: Final = 60
 _NEVER: Final = float("inf")
-#: Seconds assumed from the expected end of an engine to its next start.
+#: Seconds that are assumed between the end of an engine and its next start.
 _UNSEEN_PAUSE: Final = 2.0
 
 
@@ -101,8 +102,8 @@ class RoutedEngine:
         #: The number of failed probes in a row, and when the first failed.
         self.failures, self.failed_at = 0, float("inf")
         self.model: str | None = None
-        #: When the last byte of a completion came, when the last byte of any answer came, and since
-        #: when the engine has owed answers without a break.
+        #: Three times: when the last byte of a completion came, when the last byte of any answer
+        #: came, and when the engine, which owed no answer before, got a request or a probe.
         self.last_success, self.last_byte_at, self.asked_at = float("-inf"), time.monotonic(), 0.0
         #: When the monitor last probed the engine.
         self.last_check = float("-inf")
@@ -110,7 +111,8 @@ class RoutedEngine:
         self.suspect = True
         #: Whether the monitor waits for the answer to a probe.
         self.check_open = False
-        #: When the supervisor will end the engine without a sign of life; infinity with a sign.
+        #: When the supervisor will end the engine, which seems to hang; `_NEVER` for an engine that
+        #: shows signs of life.
         self.ends_at = _NEVER
         #: The engine's requests in their order, each with the function that ends the request.
         self.in_flight: dict[Present, Callable[[], None]] = {}
@@ -118,7 +120,7 @@ class RoutedEngine:
         self.tokens = 0.0
         #: The turns of the suspects at the engine, by their places (see `deny_list`).
         self.turns: dict[object, Turn] = {}
-        #: The last death and its time; `answered` counts only later answers.
+        #: The last death, and its time. For `answered` only later answers count.
         self.death: EngineDeath | None = None
         self.died_at = float("-inf")
         #: The seconds of the last start, from a death to the next answer; 0 if unknown.
@@ -175,8 +177,8 @@ class RoutedEngine:
     def rank(self) -> tuple[float, float, int | str]:
         """A sort key for the choice of an engine; the engine with the least key is chosen.
 
-        The key is the number of requests, with one more, divided by the share. For equal numbers it
-        is the vision units, divided by the share.
+        The key is the number of requests, with one more, divided by the share. Engines with equal
+        numbers are compared by their vision units, divided by the share.
         """
         return (self.outstanding + 1) / self.share, self.gate.counted / self.share, self.index
 
@@ -218,10 +220,11 @@ class RoutedEngine:
         return max(self.last_byte_at, self.asked_at)
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
-        """Note that the engine died or was given up; return the death, also for its other requests.
+        """Note that the engine died or was given up; return the death.
 
-        ``sent_at`` is the time when a broken-off request was sent. The death is new if the engine
-        answered after its last death, or if that request was sent clearly after the last death.
+        Requests that break off together get the same death. ``sent_at`` is the time when the
+        request that broke off was sent. The death is new if the engine answered after its last
+        death, or if that request was sent clearly after the last death.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
             self.death = EngineDeath(time.monotonic())

@@ -147,6 +147,7 @@ class Monitor:
             works = in_time = False
         if works and engine.dead_since(began):
             return  # the engine has died since its answer
+        # A client's request may have succeeded during the probe.
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return

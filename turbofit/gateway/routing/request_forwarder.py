@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 #: The most engines that are tried for a request, since each unreachable engine may take a timeout.
 _MOST_ENGINES: Final = 16
-#: The most seconds for which a suspect waits for the beginnings of other answers, and the seconds
-#: between two looks.
-_LONGEST_WAIT, _LOOK = 30.0, 0.02
+#: The most seconds for which a suspect waits until the other answers of its engine have begun.
+_LONGEST_WAIT: Final = 30.0
 _LARGEST_ANSWER: Final = 64 << 20
 _RETRY_DIED: Final = 5
 #: The first bytes of a stream that only reports an error.
@@ -123,8 +122,8 @@ class Exchange(ForwardOutcome):
         self._place.leave(LEFT_SECONDS if may_go_on else 0.0, left=left)
         if self.broken or self._failed:
             forwarder.suspect(engine)
-            # An engine that broke off before the first byte will start again soon. The engine is
-            # empty, so it would be chosen first, and would break off every request.
+            # An engine that broke off before the first byte has probably died. It has no other
+            # requests then, so it would be chosen first, and would break off every new request.
             others_open = forwarder.fleet.open - engine.up
             if self.broken and not self.started and others_open:
                 forwarder.doubt(engine)
@@ -194,9 +193,10 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pass_on(self, events: bytes, kind: str) -> None:
-        """Pass complete events on to the client.
+        """Pass complete events on to the client; ``events`` is empty if only a part of one came.
 
-        ``events`` is empty if only a part of an event came.
+        LMDeploy's event about the end of its loop is left out, since turbofit ends the stream with
+        an error event of its own.
         """
         end = _UNAVAILABLE_EVENT.search(events) if _UNAVAILABLE in events else None
         if end is not None:
@@ -219,7 +219,7 @@ class Exchange(ForwardOutcome):
         return Died("the engine's loop has ended")
 
     def _note_events(self, events: bytes) -> None:
-        """Note that events came; at the first output, the engine works and the answer begins."""
+        """Note that events came; at the first output, note that the answer begins."""
         if self.first_byte is not None:
             self._engine.note_byte()
             return
@@ -232,7 +232,7 @@ class Exchange(ForwardOutcome):
             self._failed = True
             return
         self._succeeded()
-        # The engine has encoded all images. Of several copies, the first byte shows only one.
+        # The engine has encoded the images of the copy that answers, but maybe of no other copy.
         if self._request.prepared.cost.copies == 1:
             self._forwarder.deny_list.answered(self.present)
             self._place.begin()
@@ -248,7 +248,7 @@ class Exchange(ForwardOutcome):
                 # 422, since clients would try again after a 5xx.
                 raise Refusal("answer_too_large", most=_LARGEST_ANSWER)
         if response.status == 503 and _UNAVAILABLE in data:
-            self.present.begun = False
+            self.present.begun = False  # this request may have ended the loop
             raise self._loop_ended()
         body = bytes(data)
         if response.status >= 400:
@@ -257,7 +257,7 @@ class Exchange(ForwardOutcome):
         if response.status == 200:
             if self._route.kind not in ("count_tokens", "models"):
                 self._succeeded()
-            if self._route.kind == "count_tokens":
+            if self._route.kind == "count_tokens":  # LMDeploy got the request without its images
                 with suppress(msgspec.MsgspecError, LookupError, TypeError):
                     document = msgspec.json.decode(body)
                     document["input_tokens"] += self._request.prepared.tokens
@@ -354,16 +354,18 @@ class RequestForwarder:
             try:
                 return await exchange.run()
             except Unreachable as exc:
-                # The engine did not receive the request. Other requests get another engine, too.
+                # This request is sent to another engine, and so are new requests.
                 self.doubt(engine)
                 self.metrics.count("engine_failures_total", f"engine={engine.index}")
-                # An equal request may have ended the engine.
-                if exc.ended:
+                if exc.ended:  # perhaps by a request whose client has left
                     self.deny_list.nothing_listens(engine)
         raise self.fleet.dead()
 
     async def _take(self, request: RequestContext, present: Present) -> Place:
-        """Wait for a place at an engine; a suspect also waits for its turn there."""
+        """Wait for a place at an engine; a suspect also waits for its turn there.
+
+        A suspect that must be alone waits until the answers of the other requests have begun.
+        """
         while True:
             turn = self.deny_list.turn(present)
             place = await self.admission.admit(request.who, request.prepared.cost, turn)
@@ -373,7 +375,7 @@ class RequestForwarder:
                     until = time.monotonic() + _LONGEST_WAIT
                     others = place.engine.in_flight
                     while time.monotonic() < until and not all(request.begun for request in others):
-                        await asyncio.sleep(_LOOK)
+                        await asyncio.sleep(0.02)
                 # During the wait, the deny list may have changed.
                 same = self.deny_list.turn(present) == turn
             finally:
