@@ -67,7 +67,7 @@ def test_answers_and_streams_pass_with_their_limits_and_who_asks_is_told_to_the_
     assert stream == b"data: {}\n\n" * 3 + b"data: [DONE]\n\n"
     status, headers, body = asked(front.url, chat(n=999), **bob)
     assert status == 400
-    assert "999 copies" in json.loads(body)["error"]["message"]
+    assert "999 answers" in json.loads(body)["error"]["message"]
     assert "x-request-id" in headers
     assert asked(front.url, chat())[0] == 401
     assert asked(front.url, {}, path="/update_weights", **bob)[0] == 403

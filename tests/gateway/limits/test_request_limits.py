@@ -147,8 +147,8 @@ def test_counts_are_refused_with_number_and_limit() -> None:
     # Text waits in the engine without memory, as LMDeploy's own requests do.
     check_request(b, [], n=128)
     for images, copies, words in (
-        ([image] * 27, 1, "27 images.*limit is 26"), ([image], 5, "5 copies.*4"),
-        ([], 129, "129 copies.*128"), ([image] * 2, 1, "6657.*4000"),
+        ([image] * 27, 1, "27 images.*limit is 26"), ([image], 5, "5 answers.*4"),
+        ([], 129, "129 answers.*128"), ([image] * 2, 1, "6657.*4000"),
     ):  # fmt: skip
         with pytest.raises(Refusal, match=words) as caught:
             check_request(b, images, n=copies)

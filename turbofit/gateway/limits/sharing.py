@@ -166,8 +166,7 @@ def hold_clip(
             rate = float(fps)
         loader["fps"] = rate
     if clip.frames / rate > LONGEST_SECONDS:
-        seconds = clip.frames / rate
-        raise Refusal("video_too_long", seconds=seconds, most=LONGEST_SECONDS)
+        raise Refusal("video_too_long", seconds=clip.frames / rate, most=LONGEST_SECONDS)
     limited, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
     if clip.rate is not None and frames < min(number(options.get("num_frames")), clip.frames):
         change = f"num_frames={shown(options['num_frames'])}->{frames}"
