@@ -1,9 +1,9 @@
 """Derives the rates of cards from the timed forwards of one model, for plans of other models.
 
-The time of a forward is the time of its work at a rate, plus the time of its kernel launches. The
-readings do not separate the two times. The launches may take half as long as the constants say, or
-half as long again. This uncertainty counts in the spread of a rate. A rate with a large spread is
-not kept: for example, small models on fast cards do not show how fast weights are read.
+The time of a forward is the time of its work at a rate, plus the time of its kernel launches. A
+timed forward does not separate the two times. The launches may take half as long as the constants
+say, or half as long again. This uncertainty counts in the spread of a rate. A rate with a large
+spread is not kept: for example, small models on fast cards do not show how fast weights are read.
 """
 
 from __future__ import annotations
@@ -31,8 +31,15 @@ _FEW: Final = 8
 _COMPUTES: Final = 2.0
 #: A step shows how fast weights are read if the cache takes at most this share of the step.
 _MOST_CACHE: Final = 0.1
+#: The work whose rate is derived, in words with a place for the figure.
+_WORK: Final[dict[RateName, str]] = {
+    "bandwidth": "it reads weights at {} GB/s",
+    "cache_bandwidth": "it reads keys and values at {} GB/s",
+    "flops": "it computes prompts at {} GFLOP/s",
+    "vision_flops": "it encodes images at {} GFLOP/s",
+}
 
-#: The least, the likely and the largest rate that are possible by one reading.
+#: The least, the likely and the largest rate that one timed forward allows.
 Ends = tuple[float, float, float]
 
 
@@ -48,9 +55,10 @@ def rates_of(
     slope, work = slope_of(decoded), group.work
 
     def at_rate(point: StepPoint, amount: float) -> Ends:
-        """Return the possible rates of a forward's work, whose bytes or FLOPs are ``amount``.
+        """Return the possible rates of a timed forward that reads or computes ``amount``.
 
-        A rate is infinite if launches and cache may take the whole time of the forward.
+        ``amount`` is in bytes or FLOPs. A rate is infinite if launches and cache may take the whole
+        time of the forward.
         """
         ends = []
         for sign in (1, 0, -1):
@@ -93,8 +101,9 @@ def refuse_impossible(found: Iterable[MeasuredRate], gpus: Sequence[Gpu]) -> Non
         for gpu in gpus:
             if rate.exceeds(gpu):
                 raise UsageError(
-                    f"timed steps contradict the {gpu.name}: they show a {rate.of} of"
-                    f" {three_digits(rate.value / 1e9)} G/s, which is more than its peak",
+                    f"timed steps contradict the {gpu.name}: by them"
+                    f" {_WORK[rate.of].format(three_digits(rate.value / 1e9))}, which is more than"
+                    " its peak",
                     hint="turbofit calibrate MODEL, while nothing else uses the card",
                 )
 
@@ -102,7 +111,8 @@ def refuse_impossible(found: Iterable[MeasuredRate], gpus: Sequence[Gpu]) -> Non
 def _cache(decoded: Sequence[StepPoint], slope: float, token_bytes: float) -> list[Ends]:
     """Return the rate at which steps read keys and values.
 
-    The spread counts how much steps differ from a straight line, and how much readings differ.
+    Equal numbers of sequences are compared: more cached tokens should take more time along a
+    straight line. The spread counts how far steps are off this line, and their own spreads.
     """
     pairs = [(a, b) for a, b in combinations(decoded, 2) if a.sequences == b.sequences]
     seconds = sum((b.seconds - a.seconds) ** 2 for a, b in pairs)
@@ -122,8 +132,8 @@ def _vision(
 ) -> list[Ends]:
     """Return the rates of the vision tower's matrix products, one for each timed image.
 
-    The time of the image's prompt is subtracted. Other prompts show this time, so their spread
-    counts, too.
+    A timed image is a prompt with an image. The time of the prompt without the image is subtracted;
+    it follows from other prompts, so their spread counts, too.
     """
     timed, found = group.measured(steps, ""), []
     others = max((point.spread for point in prompts), default=1.0)
@@ -136,7 +146,10 @@ def _vision(
 
 
 def _rate(of: RateName, readings: Iterable[Ends]) -> MeasuredRate | None:
-    """Return the median of the readings with a small spread; None if all spreads are large."""
+    """Return the median of the readings with a small spread; None if there are none.
+
+    The median's own spread, over all these readings, must be small, too.
+    """
     kept = [reading for reading in readings if _open(reading, reading[1]) <= _MOST_SPREAD]
     if not kept:
         return None

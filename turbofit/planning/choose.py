@@ -115,7 +115,7 @@ def problem_of(fit: EngineFit) -> str:
 
 
 def _why_engine_lost(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
-    """Return why LMDeploy's other engine lost, in two texts; `_worth` compares the engines.
+    """Return why LMDeploy's other engine lost, in two texts; `_best_engine` compared them.
 
     The first text is for that engine's row in ``considered``, the second for the plan's reasons.
     """
@@ -286,14 +286,15 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
 def _best_engine(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
     """Return the first engine's result, or the result of LMDeploy's other engine if it is better.
 
-    ``fit`` is the first engine's result. If no engine fits, the result that holds the most requests
-    is returned. If only the other engine fits, but its kernels may not compile for these cards, the
-    other result becomes the ``rival`` of ``fit``.
+    `_engine_order` decides which result is better. ``fit`` is the first engine's result. If no
+    engine fits, the result that holds the most requests is returned. If only the other engine fits,
+    but its kernels may not compile for these cards, the other result becomes the ``rival`` of
+    ``fit``.
     """
     rivals = list(_fits_of_others(request, fit.engine.name))
     rival = next((other for other in rivals if other.fits), None)
     compiles = _compiles(request)
-    if rival is not None and compiles and _worth(request, rival) > _worth(request, fit):
+    if rival is not None and compiles and _engine_order(rival) > _engine_order(fit):
         return replace(rival, rival=fit)
     if fit.fits:
         return fit
@@ -370,15 +371,15 @@ def _compiles(request: ResolvedRequest) -> bool:
     return all(capability_of(gpu) >= _LEAST_TRITON for gpu in request.visible)
 
 
-def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
-    """Return a key that sorts plans, the best last.
+def _engine_order(fit: EngineFit) -> tuple[float, ...]:
+    """Return the sort key that decides between LMDeploy's two engines: the larger key wins.
 
-    The parts of the key, in order, are: fits or not, units per image, context, less memory, more
-    tokens. Tokens count only if the goal is the context.
+    A result that fits is above a result that does not fit. Then `Evaluation.worth` decides, but
+    without the forecast of speed. `why_ranked_lower` compares the same figures in the same order.
     """
-    tokens = fit.tokens if request.workload.goal == "context" else 0
-    units, context = fit.best.vision_load.units_per_image, fit.best.settings.session_len
-    return fit.fits, units, context, -fit.best.footprint, tokens
+    worth = fit.best.worth
+    by_context = fit.request.workload.goal == "context"  # then the last part is KV tokens
+    return fit.fits, *(worth if by_context else worth[:-1])
 
 
 def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterator[Remedy]:

@@ -60,8 +60,8 @@ def make_cluster_plan(
         if not base.context_given:
             base = base.with_workload(context=promised.longest_request_tokens)
     kinds = _planned_kinds(base, cluster, engine, raises=promised is None)
-    # The best plan's promise is the cluster's. Of equal plans, the plan with the fewest answers of
-    # a request (``n``) is the best, in any order of nodes.
+    # The best plan's promise is the cluster's. Of plans with equal promises, the plan that allows a
+    # request the fewest answers (``n``) comes first, so the order of nodes does not matter.
     plans = [planned.document for _, planned in kinds if planned.fits]
     plans = sorted(
         plans if promised is None else promised.plans, key=lambda plan: plan.promise.limits.n
@@ -165,9 +165,9 @@ def _why_broken(plan: Plan, best: Plan) -> str:
 def _plan_of_node(node: Node, plan: Plan, limits: Limits) -> Plan:
     """Return the plan of a kind of node for one node of this kind.
 
-    The plan gets the node's machine and GPU ids, and the promised ``limits``. If a request asks for
-    more answers (``n``) than an engine's batch, the other answers wait in the engine, and take no
-    memory.
+    The plan gets the node's machine and GPU ids, and the promised ``limits``. These may allow a
+    request more answers (``n``) than the batch of the node's engine: the other answers wait in the
+    engine, and take no memory.
     """
     machine = node.machine
     assert machine is not None

@@ -383,7 +383,7 @@ def _with_limits(request: PlanRequest, model: Model, limits: Limits, context: in
     rule = model.image_rule if limits.vision_unit is not None else None
     if rule is not None:
         more["images"] = limits.images_per_request
-        # A given size determines the limit; some rules have only one limit.
+        # The limit is left out if the image size determines it, or if the rule has only one limit.
         if limits.image_limit is not None and rule.varies_by_limit and not request.image_size:
             more[rule.limit_name] = limits.image_limit
     return request.changed(**more)

@@ -325,7 +325,7 @@ def _reasons(
     yield f"engine transformers: {reason}"
     yield "max_batch_size 1: this engine answers one request after the other"
     context = settings.session_len
-    yield f"session_len {context}: {context_reason(request, context, 'fits')}"
+    yield f"session_len {context}: {context_reason(request, context, held='fits')}"
     gpus = [gpu for group in chosen.copies.groups for gpu in group]
     given = "as set by you" if request.engine_options.get("dtype") else ""
     yield f"dtype {settings.dtype}: {given or dtype_for(request.model, gpus)[1]}"

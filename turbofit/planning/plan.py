@@ -113,9 +113,10 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
 def _first_fit(
     wished: Sequence[ResolvedRequest], asked: str, first: str, version: str
 ) -> EngineFit | None:
-    """Return the result of the first wish that fits on an engine, else the last result, or None.
+    """Return the search's result for the first of the ``wished`` requests that fits on an engine.
 
-    The engine ``first`` is tried first. If ``asked`` is ``auto``, LMDeploy's other engines follow.
+    If none fits, the last result is returned, or None if every search was refused. The engine
+    ``first`` is tried first. If ``asked`` is ``auto``, LMDeploy's other engines follow.
     """
     from turbofit.memory.engines import LMDEPLOY, check_options, engine_for
     from turbofit.planning.search.search import search

@@ -253,7 +253,7 @@ def _footprint(
             # A budget limits only this turbofit, not others.
             margin = min(ledger.margin, request.margin.of(gpu))
             left.append(ledger.headroom - margin)
-            more.append(left[-1] // (ledger.peak - ledger.used))  # bytes of a loaded engine
+            more.append(left[-1] // (ledger.peak - ledger.used))  # divided by one engine's bytes
         servers += 1 + min(more)
     need = host.total / len(accounts)
     if host.available is not None and need:

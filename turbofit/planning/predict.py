@@ -110,7 +110,8 @@ class _Start:
         self.launch = launch_of(request, self.settings, gpus, self.vision_load)
         if problem := engine.problem(self.launch):
             raise UsageError(problem, hint="change the option")
-        # The cache limits the images of a forward, and the images limit the cache.
+        # The cache limits the images of a forward, and these images limit the cache: so accounts
+        # are first made for all images, then for the images that their cache allows.
         accounts = self._accounts(self.vision_load, free_at_cache)
         self.ratio = accounts[0].ratio
         self.load = _within_cache(request, self.vision_load, accounts, self.ratio)
@@ -120,11 +121,11 @@ class _Start:
         self.alone = replace(request, image_threads=request.image_threads or 1)
         self.host = host_of(self.alone, self.accounts, engine)
         outcomes = [outcome_at(account, self.ratio) for account in self.accounts]
-        # The first engine without enough GPU memory decides; otherwise the first engine does.
+        # The outcome is that of the first engine that lacks GPU memory, or else of the first one.
         self.outcome = next((each for each in outcomes if not each.serves), outcomes[0])
         smallest = min(account.tokens_at(self.ratio) for account in self.accounts)
         self.end = self._end(smallest if self.outcome.serves else None)
-        #: Whether nothing ends the engines; the margin may still be missing.
+        #: Whether all engines start and live; they may use memory of the margin.
         self.serves = self.outcome.serves and self.end is None
         self.cache = smallest if self.serves else None
         self.tokens = [self.cache or 0] * len(self.groups)
@@ -221,7 +222,7 @@ def _promised_words(promised: int | None, at_once: int) -> str:
 
 
 def _share_words(forecast: Account, account: Account, ratio: float) -> str:
-    """Say how much of a log's free memory the cache takes, in MiB as in logs."""
+    """Say how much of the free memory that a log reports the cache takes, in MiB as in logs."""
     free, region = account.free, account.region_at(ratio)
     left = (free - region) // MIB
     by_ratio = f" at the ratio {ratio:g}" if ratio < 1 else ""
@@ -260,7 +261,7 @@ def _least_free(
 def _at_the_edge(outcome: StartOutcome, accounts: Sequence[Account], ratio: float) -> str:
     """Say that an older release may start although a little memory is missing; else say nothing.
 
-    The account of an older release is an upper end: torch may keep less memory after loading, and
+    The account of an older release is an upper bound: torch may keep less memory after loading, and
     pools may grow less. The account may be too high by as much as the margin.
     """
     margin = min(ledger.margin for account in accounts for ledger in account.ledgers_at(ratio))
@@ -283,12 +284,12 @@ def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
 def _within_cache(
     request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
 ) -> VisionLoad:
-    """Lower the units in a forward to what a cache holds that is smaller than the context."""
+    """Bound the units in a forward by the tokens of the cache, if it is smaller than a context."""
     rule = request.model.image_rule
     if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
         return vision_load
     if accounts[0].settings.enable_prefix_caching:
-        return vision_load  # prompts share the blocks of one picture
+        return vision_load  # prompts with the same picture share its blocks
     blocks = max(account.region_at(ratio) // account.block_bytes for account in accounts)
     tokens = blocks * accounts[0].block_tokens
     if tokens <= 0 or tokens >= accounts[0].settings.session_len:
@@ -383,7 +384,7 @@ def _exposure(
 
 
 def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
-    """Return LMDeploy's settings for a request if ``tp`` is the only option that LMDeploy gets."""
+    """Return the settings that LMDeploy chooses if ``tp`` is the only option in its command."""
     bare = replace(request, engine_options={}).with_workload(context=None)
     return _settings(bare, _groups(request, engine), engine)
 

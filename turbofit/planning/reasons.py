@@ -152,8 +152,8 @@ def _batch_reason(fit: EngineFit, account: Account) -> str:
     """Return why the batch has its size."""
     request, best, requests = fit.request, fit.best, fit.request.workload.concurrency
     limit = largest_batch(account.launch, fit.engine.name, fit.engine.version)
-    more = requests is None or requests > best.shape.replicas * (limit or requests)
-    if limit == best.settings.max_batch_size and more and not request.least:
+    wants_more = requests is None or requests > best.shape.replicas * (limit or requests)
+    if limit == best.settings.max_batch_size and wants_more and not request.least:
         return "with more at once a fault of LMDeploy ends the engine"
     if requests is not None:
         return _requested_batch_reason(fit, requests)
@@ -190,7 +190,7 @@ def _session_len_reason(fit: EngineFit) -> str:
 
 
 def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
-    """Return the reason for the context; ``held`` says what bounds it, such as "what fits"."""
+    """Return the reason for the context; ``held`` ends it: "fits" ends "lowered to what fits"."""
     longest = request.model.text.max_position_embeddings
     if "session_len" in request.engine_options:
         return "as set by you"
@@ -252,7 +252,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
         return
     if not request.compares_limits:
         return
-    if not rule.varies_by_limit or request.least:  # no limit makes the least cache hold more
+    if not rule.varies_by_limit or request.least:  # with --least, no limit gives more cache
         return
     gpus = best.gpus(request.machine)
     limits = {

@@ -101,8 +101,8 @@ def helpful(
     """Return the changes that make the plan fit, then the changes that only come closer.
 
     For a changed request, ``effect_of`` returns whether the plan fits, and the effect in words. The
-    words are empty if the change does not help. While ``enough`` is true, changes to more cards are
-    left out. ``enough`` becomes true when more cards make the plan fit; with ``cheap``, when any
+    words are empty if the change does not help. With ``enough``, no change to more cards is tried.
+    Otherwise such changes are tried until one of them makes the plan fit; with ``cheap``, until any
     change makes the plan fit.
     """
     helps: list[Remedy] = []

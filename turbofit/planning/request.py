@@ -42,7 +42,7 @@ _QUANT_POLICIES: Final = {
 #: Options that a plan states elsewhere: its model, its machine, its GPUs and its engine.
 _OF_A_PLACE: Final = frozenset({"model", "on", "gpus", "lmdeploy"})
 
-#: The headings of the fields in help pages; `ENGINE_OPTIONS` follow.
+#: The headings of help pages, each with its fields; the fields of `ENGINE_OPTIONS` come after them.
 GROUPS: Final = {
     "shape": ("tp", "replicas", "engine"),
     "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),
@@ -117,16 +117,16 @@ def _context(text: str, name: str) -> str | int:
 
 
 def _dtype(text: str, _name: str) -> str | None:
-    return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy chooses on "auto"
+    return None if text == "auto" else _DTYPES.get(text.lower(), text)  # "auto": as if not given
 
 
 def _json(value: object) -> object:
-    """Write a dict, which LMDeploy's own config has here, as JSON."""
+    """Write a dict as JSON, the form of a command line; configs of LMDeploy have a dict."""
     return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _named_paths(value: object) -> object:
-    """Write a dict of paths by name, which LMDeploy's own config has here, as words NAME=PATH."""
+    """Write a dict of paths by name as words NAME=PATH; configs of LMDeploy have a dict."""
     if isinstance(value, dict):
         return tuple(f"{name}={path}" for name, path in value.items())
     return value

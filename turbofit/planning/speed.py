@@ -31,11 +31,12 @@ from turbofit.planning.tower import BEFORE, Tower, tower_of
 #: The assumed rates of an unknown card: the rates of a slow card, so the forecast is low.
 _UNKNOWN_BANDWIDTH = 200 * 10**9
 _UNKNOWN_FLOPS = 20 * 10**12
-#: The share of a card's peak that a large copy or product reaches. The figures of a measured card
-#: are such rates; divided by the share they give the peak, of which efficiencies are shares.
+#: The shares of a card's peak that a large copy and a large product reach. A measured rate of a
+#: copy or product, divided by its share, gives the peak; the efficiencies in `Rates` are shares of
+#: this peak.
 _COPY_SHARE = 0.9
 _PRODUCT_SHARE = 0.75
-#: The least ``room`` that `crowd_of` divides by; with less room, evictions begin no sooner.
+#: The least ``room`` by which `crowd_of` divides: with less room, evictions grow no faster.
 _LEAST_ROOM = 0.1
 
 
@@ -93,7 +94,8 @@ class GpuRates(Struct):
 def rates(priors: tuple[str, ...] = ()) -> Rates:
     """Return the constants of the presets.
 
-    The constants named in ``priors`` have their values from before the fit.
+    The constants named in ``priors`` have the values that were assumed before constants were fitted
+    to figures.
     """
     entries = load_yaml(preset_path("engines", "throughput"))
     values = {
@@ -348,12 +350,11 @@ class Speed(Struct):
     ``seconds_to_first_token`` is for a request that comes while all others run. If all answers have
     equal lengths, prompts come together, and the figure is their mean. Otherwise the request comes
     at a random time, and waits for the prompt in progress. ``alone`` is the time to the first token
-    on an idle engine. ``running`` is the average
-    number of requests in the batch. ``prefill`` is the seconds of one request's prompt, ``step``
-    the seconds of one token of all running requests, and ``reduce`` the part of these seconds that
-    links take. ``encodings`` is how often the images of a single request are encoded. ``source``
-    says what was timed, where and when; empty for constants. A larger cache never gives fewer
-    requests a second.
+    on an idle engine. ``running`` is the average number of requests in the batch. ``prefill`` is
+    the seconds of one request's prompt, ``step`` the seconds of one token of all running requests,
+    and ``reduce`` the part of ``step`` that links take. ``encodings`` is how often the images of a
+    single request are encoded. ``source`` says what was timed, where and when; empty for constants.
+    A larger cache never gives fewer requests a second.
     """
 
     requests_per_second: float
@@ -437,13 +438,13 @@ class GroupRates(Struct):
         return products + self.launch_seconds(figures, tokens)
 
     def launch_seconds(self, figures: Rates, tokens: float) -> float:
-        """Return the seconds of a forward that no rate of its cards shortens."""
+        """Return the part of a forward that faster cards do not shorten: launches and links."""
         launches = self.work.layers * figures.layer_seconds + figures.step_seconds
         return launches + self.reduces(tokens)
 
     @property
     def pair_seconds(self) -> float:
-        """The seconds of a prompt's token and a token that it attends to."""
+        """The seconds of the attention of one token of a prompt to another token."""
         return self.steps.pair * self.work.pair_flops / self.card.flops
 
     @property
@@ -452,7 +453,10 @@ class GroupRates(Struct):
         return self.steps.context * self.work.kv_read_bytes / self.card.cache_bandwidth
 
     def measured(self, steps: MeasuredSteps, source: str) -> GroupRates:
-        """Return the rates with an engine's own seconds in place of the constants'."""
+        """Return the rates with which a forecast gives the seconds that an engine was timed at.
+
+        ``steps`` has these seconds, and ``source`` says what was timed, where and when.
+        """
         ratios = ratios_of(
             steps,
             forward=lambda tokens: self.forward_seconds(rates(), tokens),
@@ -486,7 +490,8 @@ def group_rates(
 ) -> GroupRates:
     """Return a group's rates, with the seconds that `turbofit calibrate` timed of its engine.
 
-    If it timed only other models, the cards' rates from these models replace the presets' rates.
+    If `turbofit calibrate` timed only other models, the cards' rates that follow from their
+    forwards replace the presets' rates.
     """
     group = GroupRates(
         work=work_of(model, settings, engine),
@@ -564,8 +569,9 @@ def speed_of(
     again = repeated * load.output
     again = again * work.token_flops / card.flops + images * again / whole
 
+    # In one cycle, every running request is read and answered once.
     cycle = running * (prefill + again) + load.output * step
-    # LMDeploy's event loop runs beside the GPU.
+    # LMDeploy's event loop runs beside the GPU, so the slower of the two sets the rate.
     rate = min(min(1.0, admitted) * running / cycle, 1 / figures.request_seconds)
     if load.spread:
         others = (running - 1) * (prefill + again) / cycle
@@ -607,10 +613,10 @@ def _prompt_wait(prefill: float, running: float, load: ClosedLoad, forward: int)
 def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
     """Return how often one request's images are encoded, and how often more if requests wait.
 
-    Waiting prompts are read back to back, so the edges of forwards cut more images. The second
-    number is 0 if no forward has parts of two prompts: if two prompts are longer than a context, or
-    if the gateway queues images. The second number is also 0 for a tower whose attention takes no
-    time.
+    Waiting prompts are read back to back: a forward may end within the images of the next prompt,
+    which are then encoded again in the next forward. The second number is 0 if no forward has parts
+    of two prompts: if two prompts are longer than a context, or if the gateway queues images. The
+    second number is also 0 for a tower whose attention takes no time.
     """
     sent, forward, tower = load.images, work.prompt_tokens(settings), work.tower
     images, tokens = sent.images_per_request, sent.tokens_per_request

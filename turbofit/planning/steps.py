@@ -46,7 +46,7 @@ class StepRatios(Struct):
 
 
 def ratio_at(curve: Curve, place: float) -> float:
-    """Return the ratio at a place, between those of its neighbours by the place's logarithm."""
+    """Return a curve's ratio at a place: interpolated by logarithm, constant beyond the ends."""
     if not curve:
         return 1.0
     above = bisect_left(curve, (place, 0.0))
@@ -68,8 +68,8 @@ def ratios_of(
 
     ``forward`` returns the forecast's seconds of a forward over a number of tokens, without
     attention, and ``tower`` those of an image of a number of vision units. ``pair`` is the
-    forecast's seconds of a prompt's token and a token that it attends to, ``context`` those of a
-    cached token.
+    forecast's seconds of the attention of one token of a prompt to another token, ``context`` those
+    of reading a cached token.
 
     Timed prompts do not separate attention from matrix products: the longest prompt has one ratio
     for both.
@@ -95,6 +95,7 @@ def ratios_of(
     )
 
     def alone(point: StepPoint) -> float:
+        """Return the seconds that a timed image takes beyond the forward over its tokens."""
         tokens = tokens_of(point)
         return point.seconds - attention(point) - forward(tokens) * ratio_at(curve, tokens)
 

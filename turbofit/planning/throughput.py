@@ -31,7 +31,7 @@ from turbofit.planning.speed import Speed, rates
 
 Word = Literal["good", "fair", "rough", "order"]
 
-#: The image that `turbofit calibrate` measures: pixels of a photograph, and of its nine tiles.
+#: The photograph that `turbofit calibrate` prepares: its pixels, and the pixels of its nine tiles.
 _REFERENCE: Final = (1920 * 1080, 9 * 448 * 448)
 #: Nine of ten forecasts of a kind must be within these factors to be good, fair or rough; plans
 #: print no figures of worse kinds.
@@ -39,7 +39,7 @@ TIMES: Final = (1.25, 1.5, 2.0)
 _WORDS: Final[tuple[Word, ...]] = ("good", "fair", "rough", "order")
 #: The conditions of a first token: the request runs among others, or alone.
 _FIRST: Final = ("among others", "alone")
-#: The suffix of kinds whose rows and cards were not used in the fit.
+#: The end of a kind's name if its errors are on cards whose figures were not used in the fit.
 UNSEEN: Final = "other cards"
 
 
@@ -178,8 +178,8 @@ def forecast(
     """Forecast the speed of all engines together, with the certainty of each figure.
 
     ``engine`` and ``gpus`` determine the certainty. Images have this ``size``, or the workload's.
-    If the host's cores are unknown, its work on images is counted in a first token alone, and
-    nowhere else.
+    If the host's cores are unknown, its work on images is only counted in the time to the first
+    token of a request that runs alone.
     """
     figures, images, machine = rates(), load.images_per_request, request.machine
     rule, size = request.model.image_rule, size or request.workload.image_size

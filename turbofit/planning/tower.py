@@ -20,9 +20,9 @@ from turbofit.core.units import round_up
 #: Tokens of a chat's prompt before its images, and after them: typical, and rather too many.
 BEFORE: Final = 32
 _AFTER: Final = 32
-#: By kind of tower, two numbers: one of this many layers attends over the whole image; a window of
-#: the other layers has this many patches. Source: ``fullatt_block_indexes`` and ``window_size`` of
-#: the published Qwen2.5-VL.
+#: By kind of tower, two numbers: the layers of which one attends over the whole image, and the
+#: patches in a window, over which each other layer attends. Source:
+#: ``fullatt_block_indexes`` and ``window_size`` of the published Qwen2.5-VL.
 _WINDOWED: Final = {"qwen2_5vit": (8, 64)}
 
 

@@ -72,7 +72,7 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
 
     The request is unchanged if the plan is not tuned, or if its engines are not alike.
     """
-    if not _reasons(plan) or len(alike(plan.engines)) > 1:
+    if not _reasons_of_tuning(plan) or len(alike(plan.engines)) > 1:
         return request
     settings = {name: getattr(plan.engines[0].settings, name) for name in _TUNED}
     return request.changed(**settings, queue_images=plan.workload.queue_images)
@@ -81,10 +81,11 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
 def same_shape(
     request: PlanRequest, plan: Plan, ratios: Mapping[int, float], **margin: Any
 ) -> Plan:
-    """Plan the same groups and settings again.
+    """Plan the groups of a plan again, after a rehearsal or a start has measured its memory.
 
-    ``ratios`` has the highest cache ratio of each GPU, by index. ``margin`` has the fields of the
-    `Margin` that change.
+    A tuned plan keeps its tuned settings and their reason. ``ratios`` has the highest cache ratio
+    that a rehearsal allows on each GPU, by index. ``margin`` has the fields of the `Margin` that
+    change: ``rehearsed``, or ``over`` after a start.
     """
     resolved = resolve(pinned(request, plan))
     shape = replace(
@@ -95,10 +96,11 @@ def same_shape(
     )
     again = plan_of(search(shape, engine_of(plan))).document
     backend = replace(again.backend, reason=plan.backend.reason)
-    return replace(again, backend=backend, reasons=(*again.reasons, *_reasons(plan)))
+    return replace(again, backend=backend, reasons=(*again.reasons, *_reasons_of_tuning(plan)))
 
 
-def _reasons(plan: Plan) -> tuple[str, ...]:
+def _reasons_of_tuning(plan: Plan) -> tuple[str, ...]:
+    """Return the reason that `with_tuned` added to a tuned plan; empty if the plan is not tuned."""
     return tuple(text for text in plan.reasons if text.startswith(_REASON))
 
 

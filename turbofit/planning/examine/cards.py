@@ -51,7 +51,7 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
         if gpu.free == NA:
             return stops(
                 f"the free memory of GPU {gpu.index} cannot be read",
-                "see turbofit machine; another driver version may tell",
+                "see turbofit machine; another driver version may report it",
                 error=MachineError,
             )
         lacking = plan.machine.gpu(ledger.index).ours - gpu.ours
@@ -72,14 +72,15 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
 
 
 def open_margin(gpu: GpuLedger) -> int:
-    """Return the smaller of a GPU's margin and the default margin, in bytes."""
+    """Return the bytes of a GPU's margin that nobody may take: at most the default margin."""
     return min(gpu.margin, max(256 * MIB, gpu.total // 100))
 
 
 def kept_margin(gpu: GpuLedger) -> int:
     """Return the bytes of a GPU's margin that other processes must leave free.
 
-    With a budget, only `open_margin` must stay free; otherwise the whole margin.
+    With a budget, the margin includes bytes that the budget leaves to other processes, so only
+    `open_margin` must stay free.
     """
     return open_margin(gpu) if gpu.beyond_budget else gpu.margin
 

@@ -24,11 +24,12 @@ from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, u
 #: The oldest driver for each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
-#: By architecture: how pretend GPUs read images if the installed image code fails.
+#: By architecture, where a check adds what pretend GPUs do if Transformers fails with its images.
 _MENDED: Final = {
     "LlavaForConditionalGeneration": "pretend GPUs read its images as Transformers 5.21 does",
 }
-#: The only parser for this architecture: lmdeploy api_server.py::set_parsers #14c093
+#: An architecture, and the module that LMDeploy imports to parse its answers:
+#: lmdeploy api_server.py::set_parsers #14c093
 _HARMONY: Final = ("GptOssForCausalLM", "openai_harmony")
 #: The packages whose versions LMDeploy's engines depend on most.
 _PAIRED: Final = ("torch", "transformers")
@@ -46,7 +47,7 @@ _PACKAGES: Final = {
 
 
 def lmdeploy(sources: Sources, _: Scene) -> Answer:
-    """Check that LMDeploy is installed, in a version with an account."""
+    """Check that LMDeploy is installed, and that the account of memory is of its version."""
     version = sources.version("lmdeploy")
     if version is None:
         return stops(
@@ -254,8 +255,8 @@ def bad_transformers(
 def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     """Check that the installed LMDeploy and Transformers run the model together.
 
-    A plan may be launched on another machine: its answer says which versions to install there, if
-    newer versions fail.
+    Without a plan to launch here, the answer says which versions to install on the other machine
+    if newer versions fail.
     """
     plan = scene.plan
     if plan is not None:
@@ -280,7 +281,7 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     mended = _MENDED.get(model.architecture) if scene.pretend else None
     if mended:
         return warning(f"{text}: {problems}; {mended}", fix)
-    state = stops if len(found) == len(engines) else warning  # another engine serves the model
+    state = stops if len(found) == len(engines) else warning  # warning: the other engine serves
     return state(f"{text}: {problems}", fix)
 
 
@@ -316,7 +317,7 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
     plan = scene.plan
     model, engines = _served(scene)
     if model is None or (plan is not None and (scene.pretend or not plan.backend.of_lmdeploy)):
-        return None  # a pretend machine has replacements
+        return None  # pretend GPUs have stand-ins for these modules
     if sources.version("lmdeploy") is None:
         return unreadable("LMDeploy is not installed here")
     missing = {engine: _missing(sources, model, engine) for engine in engines}

@@ -119,7 +119,7 @@ class Sources:
 
     def torch_architectures(self) -> list[str] | None:
         """Return torch's architectures, from a child process; None if it does not answer."""
-        from turbofit.core.process.processes import output_of  # no plan needs it
+        from turbofit.core.process.processes import output_of  # imported late: plans do without it
 
         words, env = [sys.executable, "-c", _ARCHITECTURES], {"CUDA_VISIBLE_DEVICES": ""}
         output = output_of(words, CHILD_SECONDS, {**self.environ, **env})

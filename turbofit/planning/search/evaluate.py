@@ -172,10 +172,12 @@ class _Unequal:
         return max(wholes, key=lambda whole: (whole.fits, whole.rank))
 
     def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
-        """Return for each set the number of requests on one engine, at most what its cache holds.
+        """Return for each set the number of requests on one engine.
 
-        ``shared`` divides the requests, given the largest number for an engine of each set. Caches
-        count only if requests are promised; if all caches together hold fewer, fewer are divided.
+        ``shared`` divides the requests; its argument has the largest number for one engine of each
+        set. If requests are promised, this number is lowered to what the engine's cache holds,
+        until each cache holds its share. If all caches together hold fewer than all requests, the
+        other requests are left out.
         """
         most = [inf] * len(self.sets)
         shares = shared(most)
@@ -202,7 +204,7 @@ class _Unequal:
     def _best(self, groups: Groups, share: float | None, promised: int | None) -> Evaluation:
         """Evaluate one set with its best prefill, preferably with the promised context."""
 
-        def worth(part: Evaluation) -> tuple[object, ...]:
+        def part_order(part: Evaluation) -> tuple[object, ...]:
             if part.fits:
                 return (1, part.settings.session_len >= (promised or 0), *part.rank)
             return (0, part.held_requests, -part.short, part.shape.max_prefill_token_num)
@@ -214,7 +216,7 @@ class _Unequal:
         def best() -> Evaluation:
             sizes = prefill_sizes(self.request, self.state.engine)
             shapes = [replace(part, max_prefill_token_num=size) for size in sizes]
-            return max((evaluate(self.state, shape) for shape in shapes), key=worth)
+            return max((evaluate(self.state, shape) for shape in shapes), key=part_order)
 
         return self.state.once(("set", part), best)  # many shapes contain the same set
 
@@ -231,7 +233,12 @@ class _Unequal:
         return speed
 
     def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
-        """Join the sets: the weakest set's settings and tokens, and the sum of the rates."""
+        """Join the sets to one evaluation of the whole shape, with a forecast if the shape fits.
+
+        Clients may reach every engine, so settings (with the prefill size) and KV tokens are those
+        of the weakest set: it lacks the most memory, or holds the fewest tokens. The shape's ``tp``
+        is that of its largest group, as `shapes` writes it.
+        """
         wanted = self.request.promised_requests or 0
         held_requests = sum(part.held_requests for part in parts)
         weakest = min(parts, key=lambda part: (part.fits, -part.short, part.kv_tokens))
@@ -309,7 +316,7 @@ def share_out(
     def has_room(place: int) -> bool:
         return shares[place] + steps[place] <= bounds[place]
 
-    def worth(place: int) -> tuple[float, float]:
+    def next_gain(place: int) -> tuple[float, float]:
         """Return a sort key: what the set at this place gains from the next part of requests.
 
         The key is the additional requests a second, then the negative seconds of an answer.
@@ -321,14 +328,15 @@ def share_out(
         gain = (after - before) * sets[place][0] if grows else 0.0
         return gain, -more.seconds_per_request
 
-    for _ in range(parts - engines):
+    for _ in range(parts - engines):  # each engine has one part already
         with_room = list(filter(has_room, range(len(sets))))
         if not with_room:
             break
-        best = max(with_room, key=worth)
+        best = max(with_room, key=next_gain)
         shares[best] += steps[best]
     if all(map(has_room, range(len(sets)))):
         return shares
+    # Some sets are full: the requests that are left are divided over the room of all sets.
     left = concurrency - sum(count * share for count, share in zip(counts, shares, strict=True))
     room = [bound - share for bound, share in zip(bounds, shares, strict=True)]
     more = evenly(counts, left, room)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from operator import attrgetter
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -185,12 +184,14 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
 
 
 class _Search:
+    """The search over the shapes of one engine for one request."""
+
     def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
         self.request, self.engine = request, engine
         self.state = SearchState(request, engine)
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
-        """Return the best evaluation, and all evaluations.
+        """Return the best evaluation by `Evaluation.search_order`, and all evaluations.
 
         If no shape serves, not even with smaller images, the best has the wished image limit.
         """
@@ -203,7 +204,8 @@ class _Search:
         lowers = rule is not None and not given and request.workload.image_size is None
         if lowers and not any(it.serves for it in evaluations):
             evaluations += [self.lowered(shape) for shape in space if shape.image_limit is not None]
-        best = max([it for it in evaluations if it.serves] or whole, key=attrgetter("order"))
+        serving = [it for it in evaluations if it.serves]
+        best = max(serving or whole, key=lambda it: it.search_order)
         if best.serves and best.queues:
             evaluations[evaluations.index(best)] = best = self.widened(best)
         place = evaluations.index(best)
@@ -281,7 +283,7 @@ class _Search:
         yielded shape counts the images of one request.
         """
         request, units = self.request, self.state.requested_load.units_per_request
-        # With `queue_images` every shape is already sized: for one request's units, or for all.
+        # If the person has given `queue_images`, ``whole`` already obeys it.
         if not units or request.workload.queue_images is not None:
             return
         # The shape keeps every promise and needs no more cache, unless the goal is the context or
@@ -325,7 +327,8 @@ class _Search:
         found = self.evaluate(self.limited(shape, limit))
         if not found.serves:
             return found
-        return max(found, self.evaluate(replace(shape, image_limit=limit)), key=attrgetter("order"))
+        unqueued = self.evaluate(replace(shape, image_limit=limit))
+        return max(found, unqueued, key=lambda it: it.search_order)
 
     def limited(self, shape: Shape, image_limit: int) -> Shape:
         """Return the shape with another image limit.

@@ -34,9 +34,9 @@ PREFILL_SIZES = (8192, 4096, 2048, 1024)
 _LARGEST_TP = 8
 #: With more equal GPUs than this, only one grouping is tried, in the order of their links.
 _EXHAUSTIVE = 8
-#: For each kind of card and each tp, at most this many groupings are combined with other kinds;
-#: then the most combinations of kinds.
+#: For each kind of card and each tp, at most this many groupings are combined with other kinds.
 _MIXED = 4
+#: At most this many combinations of kinds are tried, and twice as many groupings returned.
 _MOST_MIXED = 48
 Group = tuple[int, ...]
 
@@ -46,8 +46,10 @@ class Shape(Struct):
 
     ``units_per_forward`` are the vision units that the peak counts; None: the engine's own bound.
     ``promised`` is the context in tokens that engines on other cards hold. ``at_once`` is the
-    average number of requests that each group runs; None: an equal share of the workload's
-    requests, or the best batch. Groups on unequal cards choose their prefill size for themselves.
+    average number of requests that each group runs. If ``at_once`` is None, each group runs an
+    equal share of the workload's requests; if their number is not given either, `best_batch`
+    chooses it (one request for the least memory). Groups on unequal cards choose their prefill size
+    for themselves.
     """
 
     tp: int
@@ -64,9 +66,10 @@ class Shape(Struct):
         return len(self.groups)
 
     def requests(self, concurrency: int | None) -> float:
-        """Return how many requests one group runs at once, of ``concurrency`` over all groups.
+        """Return how many requests one group runs at once: ``at_once``, or else an equal share.
 
-        If ``concurrency`` is None, each group runs one request.
+        The share is of ``concurrency``, the requests of all groups together; None counts as one
+        request for each group.
         """
         if self.at_once is not None:
             return self.at_once
@@ -82,14 +85,14 @@ class Evaluation(Struct):
     """A shape with its settings, and whether it can serve.
 
     ``short``: bytes missing on the tightest GPU, 0 if the shape serves. ``score``: the goal's
-    value. ``served``: the share of the wished vision units. ``queues``: image requests wait
-    although the person did not ask for this. ``joined``: the sets of equal groups if cards are
-    unequal; ``settings`` and ``kv_tokens`` are then those of the weakest set. ``speeds``: one for
-    each group, in order. ``seconds_per_answer``: of the slowest group, for the goal ``latency``.
-    ``wants_cache``: more cache would run more requests at once. ``footprint``: bytes on all GPUs,
-    if the least memory is wished. ``held_requests``: requests that all engines hold at once, if a
-    number is promised; if too few are held, ``settings`` have the largest batch that the caches
-    hold.
+    value. ``served``: the share of a request's wished vision units that is served. ``queues``:
+    image requests wait although the person did not ask for this. ``joined``: the sets of equal
+    groups if cards are unequal; ``settings`` and ``kv_tokens`` are then those of the weakest set.
+    ``speeds``: one for each group, in order. ``seconds_per_answer``: of the slowest group, for the
+    goal ``latency``. ``wants_cache``: more cache would run more requests at once. ``footprint``:
+    bytes on all GPUs, if the least memory is wished. ``held_requests``: requests that all engines
+    hold at once, if a number is promised; if too few are held, ``settings`` have the largest batch
+    that the caches hold.
 
     ``ranked`` is the value that ranks shapes. For throughput, it is the requests a second as if the
     tower's attention took no time: the attention of a worst image would outweigh what a larger
@@ -137,7 +140,7 @@ class Evaluation(Struct):
 
     @property
     def worth(self) -> tuple[float, ...]:
-        """The sort key of what clients get: image size, context, then the goal's value.
+        """The first part of `rank`, what clients get: image size, context, then the goal's value.
 
         Promises precede speed, so that more memory never makes a promise smaller.
         """
@@ -146,7 +149,7 @@ class Evaluation(Struct):
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """The sort key that decides between shapes that fit: the shape with the largest key wins.
+        """The part of `search_order` for shapes that fit.
 
         Shapes of equal worth are ranked by queues, KV tokens, prefill size and GPUs of an engine.
         """
@@ -154,10 +157,12 @@ class Evaluation(Struct):
         return (*self.worth, not self.queues, self.kv_tokens, prefill, -tp)
 
     @property
-    def order(self) -> tuple[object, ...]:
-        """The sort key of all shapes: shapes that fit, by rank, are above shapes that do not fit.
+    def search_order(self) -> tuple[object, ...]:
+        """The sort key by which `_Search.best` takes the best shape: the largest key wins.
 
-        Shapes that do not fit are ordered by the requests that they hold and the missing bytes.
+        Shapes that fit are above all others, and ordered by `rank`. Shapes that do not fit are
+        ordered by the requests that they hold and the missing bytes. Of equal shapes, the shape
+        with the smallest indices of GPUs wins.
         """
         indices = tuple(-index for group in self.shape.groups for index in group)
         if self.fits:
@@ -408,7 +413,10 @@ def ways(
 def _distinct(
     machine: Machine, gpus: tuple[Gpu, ...], tp: int, replicas: int
 ) -> Iterable[tuple[tuple[Gpu, ...], ...]]:
-    """Return one way of all ways whose groups have equal memory and equal links."""
+    """Return ways to form groups; of ways with equal memory and equal links, only the first.
+
+    For many GPUs, only the way of `_in_order` is returned.
+    """
     if len(gpus) > _EXHAUSTIVE:
         return [_in_order(machine, gpus, tp, replicas)]
 

@@ -106,6 +106,8 @@ class SearchState:
 
 
 class Sizer:
+    """Sizes one shape: computes contexts, ratios, missing bytes and speeds of its groups."""
+
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.engine = state, state.request, state.engine
         self.shape = shape
@@ -379,7 +381,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     default = min(default, sizer.largest_batch(alone.settings) or default)
     most = min(default, max(1, alone.settings.requests_in(alone.kv_tokens, need)))
     kept = alone.kv_tokens * _TOKENS_KEPT if sizer.request.workload.goal == "context" else 0
-    least = max(kept, min(session_len, alone.kv_tokens))  # tokens that must remain
+    least = max(kept, min(session_len, alone.kv_tokens))  # tokens that a larger batch must leave
 
     def rate(batch: int) -> float:
         some = sizer.with_batch(batch)
@@ -394,6 +396,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
     wanted = _fastest(rate, most)
     chosen = wanted if wanted == 1 or holds(wanted) else bisect(holds, 1, wanted)[0]
+    # The cache bounds the batch if a larger batch, up to LMDeploy's default, might be faster.
     bound = most < default and wanted == most
     return chosen, bound or chosen < wanted
 
