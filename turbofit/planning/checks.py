@@ -121,8 +121,8 @@ CHECKS: Final = (
           "plans leave used memory to its holders; if a holder takes more, the engine dies. Memory"
           " without a visible process belongs to another container or another user", of="machine"),
     Check("slices", "cards", ("install",),
-          "a slice has no peer access; plans stay below the slice, TurboMind alone sees the card",
-          of="machine"),
+          "a slice has no peer access; plans take no more than the slice, but TurboMind by itself"
+          " sees the whole card", of="machine"),
     Check("peer_access", "cards", ("install",),
           "without peer access tensor parallelism is slower, and cuda-ipc does not work",
           of="machine"),

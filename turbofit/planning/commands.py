@@ -190,7 +190,8 @@ def _option(name: str, value: object) -> Words:
 def left_out(plan: Plan, usual: Settings) -> str | None:
     """Return a warning about the plan's options that its LMDeploy does not know, or None.
 
-    Options with the same value as in ``usual`` settings do not count.
+    Options with the value that they have in the ``usual`` settings do not count: LMDeploy takes
+    these values without an option.
     """
     version = plan.backend.version
     engine, unnamed = plan.engines[0], replace(plan, model=replace(plan.model, revision=None))

@@ -141,7 +141,7 @@ def _search(request: ResolvedRequest) -> Chosen:
             return Chosen(copies, placement, load, limit, tokens)
     copies = groupings[-1]
     for limit, load in possible:
-        # With the shortest context, the fewest layers are off the GPUs.
+        # The shortest context leaves the most GPU memory to layers.
         tokens = _shortest_context(request, load)
         placement = fewest_offloaded(copies, load.of(tokens))
         if placement is not None:

@@ -174,7 +174,7 @@ def found_words(
     running = sum(account.settings.max_batch_size for account in accounts)
     count = requests_held(accounts, tokens, vision_load)
     running_words = f"{count:,} {plural(count, 'request')} at once"
-    if running > count:  # the batch was given
+    if running > count:  # a person gave a batch that the cache does not hold
         running_words += f", as the cache holds no more of a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
     if all(len(group) == 1 for group in groups):

@@ -143,7 +143,7 @@ def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
 class _Unequal:
     """Evaluates unequal groups: first each set of equal groups alone, then all sets together.
 
-    Together, all sets have the same context length.
+    All sets together promise one context: the longest that each of them holds.
     """
 
     def __init__(self, state: SearchState, shape: Shape) -> None:
