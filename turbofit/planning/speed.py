@@ -133,8 +133,8 @@ class StepWork(Struct):
     ``weights`` are bytes that every decode step reads; ``experts`` are bytes of routed experts; one
     token reads the share ``routed`` of these bytes. ``token_flops`` are FLOPs for one token through
     all layers, ``pair_flops`` for the attention of one token to another. A token's keys and values
-    take ``kv_bytes``; reading them takes as long as reading ``kv_read_bytes`` without quantisation.
-    ``prompt_tokens`` returns how many tokens of prompts one forward reads under given settings.
+    take ``kv_bytes``; reading them in int8 or int4 takes as long as reading ``kv_read_bytes`` in 16
+    bits. ``prompt_tokens`` returns how many tokens of prompts one forward reads with some settings.
     """
 
     layers: int
@@ -164,6 +164,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
     if moe is not None:
         routed = moe.experts_per_token / moe.experts
         of_experts = 3.0 * text.hidden * moe.intermediate * moe.experts * moe.layers
+        # The share of the weights that belongs to routed experts.
         share = of_experts / (of_experts + _dense_parameters(model, with_experts=False))
     shards = engine.weights(model, 1).vision / held.vision if held.vision else 1.0
     return StepWork(

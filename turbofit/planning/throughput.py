@@ -135,7 +135,7 @@ def with_host(of_cards: float, at_once: float, host: HostRate, images: int) -> t
 
     ``of_cards`` is the requests a second of the cards alone, with ``at_once`` requests at any time;
     ``images`` is the number of images in a request. While the host works on one request's images,
-    the cards work for other requests, if there are any.
+    the cards work for other requests; with only one request, the times of host and cards add up.
     """
     prepared, seconds = host.images_per_second / images, host.seconds * images
     waits = at_once * max(0.0, 1 / prepared - 1 / of_cards)  # if the host is slower than the cards

@@ -102,7 +102,7 @@ def run_disk(folder: Path, scene: Scene) -> Answer | None:
 def port(sources: Sources, scene: Scene) -> Answer | None:
     """Check that the public port is free; with a plan, check the ports of its engines instead.
 
-    The ports of engines were chosen at launch.
+    The ports of engines were chosen earlier in the launch, and may be taken since.
     """
     if scene.plan is not None:
         problems = (sources.port_problem("127.0.0.1", number) for number in scene.ports)
@@ -138,6 +138,7 @@ def rank_launcher(sources: Sources, scene: Scene) -> Answer:
 
     TurboMind uses all GPUs of a group from one process, so each rank would start a whole engine.
     """
+    # Without a plan, 2 stands for any tp above 1 that a plan may choose.
     tp = 1 if scene.machine is not None and len(scene.machine.visible) < 2 else 2
     tp = tp if scene.plan is None else scene.plan.tp
     world, rank = sources.environ.get("WORLD_SIZE", ""), sources.environ.get("LOCAL_RANK")
