@@ -140,9 +140,10 @@ class Evaluation(Struct):
 
     @property
     def worth(self) -> tuple[float, ...]:
-        """The first part of `rank`, what clients get: image size, context, then the goal's value.
+        """The first part of `rank`: image size, context, less memory, then the goal's value.
 
-        Promises precede speed, so that more memory never makes a promise smaller.
+        Memory counts only if the least is wished. Promises precede speed, so that more memory never
+        makes a promise smaller.
         """
         context = self.settings.session_len
         return (self.served, context, -self.footprint, rounded(self.ranked))
