@@ -200,7 +200,7 @@ class BatchJob:
         ``stack`` closes the sender, and ends the server of the batch.
         """
         spec, unanswered = self._spec, self._total - self._before
-        # ``watchers`` has the end of the batch's own server; it is empty with a URL.
+        # ``watchers`` wait for the end of the batch's own server; with a URL there are none.
         url, key, model, watchers = spec.url or "", self._key, spec.model, list[Awaitable[None]]()
         if not url:
             server = serving(self._words, self._say)

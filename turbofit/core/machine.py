@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from turbofit.core.struct import NA, NaType, Struct, const, doc, known
 
 MACHINE_SCHEMA: Final = "turbofit.machine/1"
-#: Types of figures in a machine that is read from a file: bytes, rates above 0, and counts.
+#: Types that bound the figures of a machine, which may come from a file: bytes, rates and counts.
 Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 Rate = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]

@@ -97,8 +97,8 @@ def _held(ledger: GpuLedger) -> list[StackPiece]:
 def _give_back(sizes: dict[str, int], given: Term, terms: Sequence[Term]) -> None:
     """Subtract a negative term's bytes from the terms that it corrects.
 
-    The order is: the term of the same name, then estimates of the same phase, then other terms of
-    this phase; large terms come before small terms. A calibration corrects estimates.
+    Bytes are taken first from the term of the same name, then from estimates of the same phase
+    (which a calibration corrects), then from other terms of this phase; from large terms first.
     """
     base, alike = given.term.removesuffix(_RETURNED), [t for t in terms if t.phase == given.phase]
     alike.sort(key=lambda term: (term.term != base, term.basis != "estimate", -term.bytes))

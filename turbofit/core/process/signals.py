@@ -79,8 +79,8 @@ class StopSignal:
         self._before: dict[signal.Signals, Any] = {}
         self._terminals: tuple[int, ...] = ()
         self._urgent_calls: list[Callable[[], None]] = []
-        #: SIGHUP makes this call, and does not end the run, unless SIGHUP came because a terminal
-        #: closed. The call must take no lock.
+        #: What SIGHUP calls in place of the end of the run, unless a terminal has closed. The call
+        #: must take no lock.
         self.on_hangup: Callable[[], None] | None = None
 
     def __enter__(self) -> StopSignal:
