@@ -127,7 +127,7 @@ def _with_shortage(
     died_in = finding.end.phase if finding.end else phase
     short = most(forecast, died_in) - min(gpu.usable for gpu in forecast.ledgers)
     lacked = memory.missing if memory else None
-    # Torch's figure, if there is one, must not be larger than the account's.
+    # By the account the run must have lacked bytes; at least as many as torch says, if torch does.
     explained = short > 0 if lacked is None else lacked <= max(short, 0)
     if not explained:
         leave = f"lack at most {format_bytes(short)}" if short > 0 else "leave room"

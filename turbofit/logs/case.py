@@ -162,8 +162,8 @@ class LogCase:
         """The degree of tensor parallelism of the run; 1 if no line shows it.
 
         An option gives the degree. Else the size of a KV block shows it, the number of lines about
-        the cache, or the devices in TurboMind's lines of peers: an engine prints these lines for
-        its own devices alone.
+        the cache, or the devices in TurboMind's lines about peer access: an engine prints these
+        lines for its own devices alone.
         """
         if self.told_tp:
             return self.told_tp

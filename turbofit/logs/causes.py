@@ -67,6 +67,8 @@ class Kind(Struct):
 
 
 class _Table(Struct):
+    """The content of `presets/causes.yaml`; the head of the file explains it."""
+
     kinds: dict[str, Kind]
     #: Names in Transformers by the release that added them, and by the release that removed them.
     brought: dict[str, tuple[str, ...]]
@@ -163,7 +165,8 @@ def hits_of(
         if row.frame and not pattern_of(row.frame).search(_place_of(stack)):
             continue
         match = pattern_of(row.pattern or _WHOLE).search(text)
-        if match is not None and any(word in text for word in row.says):  # a form fits other digits
+        # A form fits any digits, so a row's word is also searched in the text.
+        if match is not None and any(word in text for word in row.says):
             caught = {name: value for name, value in match.groupdict().items() if value}
             hits.append(Hit(row, caught, caught.get("said", match[0].strip())))
     return tuple(hits)

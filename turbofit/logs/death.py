@@ -125,11 +125,13 @@ class Course:
     """What the events of a run show: the state that the run reached, and how the run ended."""
 
     def __init__(self, run: Iterable[Struct], stage: Stage = "starting") -> None:
+        """Read the events up to the first fault; ``stage`` is the state before these events."""
         self.run = tuple(run)
         self.stage: Stage = stage
         self.fault: Fault | None = None
-        #: The Python frames before the fault, and whether the log shows a forward with images.
+        #: The Python frames before the fault.
         self.stack: list[events.PythonFrame] = []
+        #: Whether the log shows a forward with images.
         self.images = False
         for event in self.run:
             if (fault := _fault(event)) is not None:

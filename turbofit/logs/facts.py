@@ -131,7 +131,8 @@ _MACHINE: Final = (
 )  # fmt: skip
 #: Events whose lines are compared with the rows of `presets/causes.yaml`.
 _ASKED: Final = (*OF_LAUNCH, *FATAL)
-#: Events that a row of `presets/causes.yaml` replaces if it matches the line.
+#: Events that give way to a row of `presets/causes.yaml`, except if they report a lack of memory.
+#: Without a row only the `PythonError` counts.
 _WEAK: Final = (*OF_LAUNCH, PythonError)
 #: Events that may be the reason for an end.
 _RAISES: Final = (*FATAL, KnownMessage, events.NoCache)
@@ -195,6 +196,7 @@ class LogFacts:
         #: Numbers of lines that show progress. With two such lines after an error, the program has
         #: survived this error.
         self._progress: list[int] = []
+        #: The frames of the traceback that is being read, the innermost last.
         self._stack: tuple[PythonFrame, ...] = ()
         #: The number of the line with the exception that Python handled; 0 outside of a chain.
         self._handled = 0
@@ -313,7 +315,6 @@ class LogFacts:
         known = event is None or isinstance(event, _ASKED)
         hits = hits_of(text.partition(_REMARK)[0], form, self._stack) if known else ()
         short = getattr(event, "out_of_memory", False) or isinstance(event, events.NoCache)
-        # A row tells more than a weak event, except of a lack of memory.
         if event is None or (isinstance(event, _WEAK) and not short):
             other = event if isinstance(event, PythonError) else NoEvent()
             event = self._table.line(text) or (KnownMessage() if hits else other)

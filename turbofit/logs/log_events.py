@@ -53,7 +53,7 @@ class CacheBudget(Struct):
 class Slab(Struct):
     """The bytes of a slab of the KV cache, and of an object in the slab.
 
-    The first line of a rank describes the KV block of all layers.
+    Of a rank's lines about slabs, the first describes the KV block of all layers.
     """
 
     slab_size: int
@@ -97,7 +97,7 @@ class ServerUp(Struct):
 
 
 class Answered(Struct):
-    """The server answered a request for a text with 200: it served."""
+    """A request for a text was answered with status 200, so the server has served."""
 
 
 class Backpressure(Struct):
@@ -114,6 +114,8 @@ class VisionSetup(Struct):
 
 
 class _CudaFault(Message):
+    """A failed CUDA call, in CUDA's own words."""
+
     @property
     def out_of_memory(self) -> bool:
         """Whether the device's memory or page-locked host memory ran out."""

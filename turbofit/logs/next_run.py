@@ -2,8 +2,8 @@
 
 The log is right, also against the account. If an allocation was refused after the cache had its
 share of the card, no step and no plan has a larger share than the run that died (`largest_share`).
-The same bound holds if the log does not say when. There is no bound if the cache could not be
-sized: then a larger share is one of the cures.
+The same bound holds if the log does not say when the allocation was refused. There is no bound if
+the cache could not be sized: then a larger share is one of the cures.
 """
 
 from __future__ import annotations

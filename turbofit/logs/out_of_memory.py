@@ -1,6 +1,6 @@
 """Answers a line that reports a lack of GPU memory, by `death`, the account and torch's figures.
 
-`lack_of_memory` makes the answer; the functions behind it each add one part.
+`lack_of_memory` makes the answer; each function below it adds one part.
 """
 
 from __future__ import annotations

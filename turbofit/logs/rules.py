@@ -1,8 +1,8 @@
 """Makes the possible answers to one run of a log.
 
 `answer_to_line` decides the answer to a line, by a row of `presets/causes.yaml`. Two kinds of lines
-have no row: `out_of_memory` answers a lack of GPU memory, and `death` a kill by the kernel. A hang
-and a log without a fault have answers, too. Of several answers `explain` takes the best.
+have no row: a lack of GPU memory, which `out_of_memory` answers, and a kill by the kernel. A hang and
+a log without a fault have answers, too. Of several answers `explain` takes the best.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ def possible_answers(case: LogCase) -> Iterator[Draft]:
     """Yield all possible answers to a run, in no particular order.
 
     `lack_of_memory` answers the first line in which CUDA or torch reports a lack of GPU memory.
-    `death` answers a kill by the kernel. `answer_to_line` answers each other fatal line.
+    The answer to a kill by the kernel is made here, with the words of `death`. `answer_to_line`
+    answers each other fatal line.
     """
     facts = case.facts
     if short := next((mark for mark in facts.fatal if mark.short), None):

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from turbofit.logs.case import LogCase
     from turbofit.logs.next_run import NextRun
 
-#: All settings on which a plan's memory depends, and their options where the names differ.
+#: All settings on which a plan's memory depends.
 _TOGETHER: Final = ("engine", "tp", "cache_max_entry_count", "max_prefill_token_num",
                     "max_batch_size", "session_len", "max_dynamic_patch",
                     "max_pixels_per_image")  # fmt: skip
+#: Options of these settings whose names differ from the settings' names.
 _OPTIONS: Final = {"engine": "--backend", "max_pixels_per_image": "--max-pixels"}
 _SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
 _OF_IMAGES: Final = ("fewer image tiles", "smaller images")
@@ -109,7 +110,7 @@ def _together(worked: Advice) -> str:
 
 
 def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
-    """Return whether a step is useless: it changes images, or a ratio, that did no harm.
+    """Return whether a step cannot help: it changes images that no model reads, or a ratio in vain.
 
     ``vain``: no ratio of the cache helps.
     """

@@ -99,11 +99,16 @@ class Subject:
     def __init__(self) -> None:
         #: Cards by chip. A name with a memory size replaces a name without a size.
         self.cards: dict[str, NamedCards] = {}
+        #: The last value of each of LMDeploy's options, by name.
         self.options: dict[str, object] = {}
+        #: The last value of each environment variable that the log sets.
         self.variables: dict[str, str] = {}
         self.version: str | None = None
+        #: How many processes a launcher such as torchrun starts, and the line of its command.
         self.ranks: tuple[int, Place] | None = None
+        #: The first line that sets ``device_map="auto"``.
         self.auto_map: Place | None = None
+        #: The first line by which Accelerate moved weights off the cards.
         self.offloaded: Place | None = None
         #: The last class of a model that a line names.
         self.model_class = ""
@@ -112,6 +117,7 @@ class Subject:
         #: Names of models, each with the index of its surest place in `_MODEL`; 0 is surest.
         self.names: dict[str, int] = {}
         self.of_lmdeploy = self.quantises = self.on_pytorch = False
+        #: The name of another engine that a line shows; else empty.
         self._other = ""
         self.lines = 0
 
@@ -185,6 +191,7 @@ class Subject:
             self.facts |= {name: value for name, value in match.groupdict().items() if value}
 
     def _read_names(self, text: str) -> None:
+        """Note the models that a line names, each with its surest place so far."""
         found = [
             (match[1].rstrip("/"), order)
             for order, pattern in enumerate(_MODEL)

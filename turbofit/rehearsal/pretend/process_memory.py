@@ -105,6 +105,8 @@ class CardMemory:
 
 
 class _Block(NamedTuple):
+    """An allocation that is not freed; ``late`` has its names in `CardMemory.late`, if any."""
+
     device: int
     kind: int
     pool: int

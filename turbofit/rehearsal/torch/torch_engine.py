@@ -84,6 +84,7 @@ def _mark_start(notes: Notes) -> None:
         return ask
 
     def started(self: Any) -> None:
+        """Start the executor: mark its steps, and note its cache even if the start fails."""
         for name, phase in _STEPS.items():
             setattr(self, name, called_after(partial(notes.enter, phase), getattr(self, name)))
         self.gather_free_mem = noted(self.gather_free_mem, "free_at_sizing", list)

@@ -99,6 +99,7 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         return False  # the default makes torch import Dynamo, which skips code under a mode
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and give values to its outputs if they are small."""
         kwargs = kwargs or {}
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if _on_card(leaf)]
         if func in _SHAPED_BY_VALUES and inputs:
