@@ -1,8 +1,8 @@
 """Makes the possible answers to one run of a log.
 
 `answer_to_line` decides the answer to a line, by a row of `presets/causes.yaml`. Two kinds of lines
-have no row: a lack of GPU memory, which `out_of_memory` answers, and a kill by the kernel. A hang and
-a log without a fault have answers, too. Of several answers `explain` takes the best.
+have no row: a lack of GPU memory, which `out_of_memory` answers, and a kill by the kernel. A hang
+and a log without a fault have answers, too. Of several answers `explain` takes the best.
 """
 
 from __future__ import annotations

@@ -110,9 +110,9 @@ def _together(worked: Advice) -> str:
 
 
 def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
-    """Return whether a step cannot help: it changes images that no model reads, or a ratio in vain.
+    """Return whether a step cannot help: it changes the images of a model for text, or a ratio.
 
-    ``vain``: no ratio of the cache helps.
+    A ratio cannot help if ``vain``.
     """
     of_images = case.reads_text_alone and step.startswith(_OF_IMAGES)
     return of_images or (vain and _SHARE.search(step) is not None)
