@@ -56,9 +56,9 @@ class Option(click.Option):
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """Return the value of the option's environment variable; None for Kubernetes' own.
+        """Return the value of the option's environment variable, unless Kubernetes set it.
 
-        Kubernetes sets a variable of such a name to the address of a Service.
+        For a Service ``turbofit-serve`` Kubernetes sets the variable of the option ``--port``.
         """
         text = super().resolve_envvar_value(ctx)
         return None if text is None or is_service_address(text) else text
@@ -175,7 +175,8 @@ class CliCommand(click.Command):
             )
         form, typed = ctx.params.get("form", Form()), ctx.meta.get(TYPED)
         if self.only_linux:
-            from turbofit.core.process.log_queue import queued_stderr  # here: it imports logging
+            # Not at the top: this loads logging, which other commands do without.
+            from turbofit.core.process.log_queue import queued_stderr
         try:
             with (
                 queued_stderr() if self.only_linux else nullcontext(),

@@ -92,7 +92,7 @@ def read(
         else:
             typed.unknown.append(written)
     if not serves:
-        sort_options(typed.passed)  # only for its errors: some memory is in no plan
+        sort_options(typed.passed)  # raises if no plan counts an option
         typed.passed.clear()
     return typed._replace(words=reader.words(), notes=[*typed.notes, *reader.notes()])
 

@@ -81,7 +81,7 @@ class Server:
             try:
                 for line in response:
                     event = event_of(line.strip())
-                    if event == {}:  # [DONE]
+                    if event == {}:  # the server has sent [DONE]
                         return
                     # Some servers, such as `transformers serve`, send no [DONE].
                     for choice in (event or {}).get("choices") or []:
@@ -109,7 +109,7 @@ class Server:
             ) from None
         if response.status != 200:
             hints = {401: "give its key with --api-key", 503: "ask again once its engine is up"}
-            # Not every server lists its models.
+            # Only the list of models is asked without a body, and not every server has a list.
             usual = "see what the server says" if body else "name its model with --model"
             with response:
                 raise UnservedError(

@@ -26,9 +26,10 @@ from turbofit.core.struct import Options, known
 
 #: Bytes of /dev/shm for NCCL between cards without peer access. Source: NCCL's guide, Docker.
 _NCCL_SHM: Final = 1 << 30
-#: LMDeploy gives Ray's object store this share of host memory, but at most these bytes.
+#: The share of host memory that LMDeploy gives Ray's object store.
 #: Source: lmdeploy pytorch/ray.py::_get_obj_store_memory #e802ab
 _RAY_SHARE: Final = 0.3
+#: The most bytes that LMDeploy gives Ray's object store. Source: the same function.
 _RAY_MOST: Final = 80 * 10**9
 _NAME: Final = re.compile(r"[^a-z0-9]+")
 #: A word that systemd reads without quotes.

@@ -51,7 +51,7 @@ class _Syntax(NamedTuple):
 
     ``metavar`` is the name of the value in help pages. ``flag``: the option has no value.
     ``optional``: the field may be None; a flag then also has a ``--no-`` form. ``several``: the
-    field is a tuple. ``repeatable``: each item of the tuple has the option before it.
+    field is a tuple of any length. ``repeatable``: each item of the tuple has the option before it.
     """
 
     metavar: str = "TEXT"

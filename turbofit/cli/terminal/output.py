@@ -33,7 +33,7 @@ T = TypeVar("T")
 INTERRUPTED: Final = 130
 #: Columns of a help page.
 PAGE_WIDTH: Final = 96
-#: Told when a server is ready, if a line of LMDeploy's server started it and names no address.
+#: The last line of a start by a command line of LMDeploy's server that names no address.
 HERE_ONLY: Final = (
     "ready, on this machine only: LMDeploy would listen on every address (--server-name 0.0.0.0)"
 )

@@ -114,7 +114,7 @@ class ProgressDisplay:
             if before is None or before.doing != step.doing:
                 self._since, self._told, self._initial = now, float("-inf"), step.done
             elif not before.total:
-                self._initial = step.done  # the speed counts only what comes after the total
+                self._initial = step.done  # the speed starts with the known total
             if not self._runs and not self._ended:
                 self._runs = True
                 _thread.start_new_thread(self._run, ())

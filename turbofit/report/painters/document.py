@@ -19,10 +19,11 @@ ONLY_WHOLE: Final[Places] = {"short": False, "whole": True, "page": False}
 ONLY_ON_PAGE: Final[Places] = {"short": False, "whole": False, "page": True}
 #: The note with all results of pretend GPUs.
 PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
-#: The most warnings in the short answer, and the most characters of a warning.
+#: The most warnings in the short answer.
 _WARNINGS: Final = 2
+#: The most characters of such a warning.
 _WARNING: Final = 75
-#: Quoted output of a program, and text in parentheses.
+#: What a cut must not divide: quoted output of a program, and text in parentheses.
 _QUOTED: Final = re.compile(r"(?<!\w)'[^']*'(?!\w)|\([^()]*\)")
 
 

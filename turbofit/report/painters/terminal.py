@@ -36,8 +36,9 @@ _LETTERS: Final = {
     "r": "90", "o": "35", "c": "36", "W": "34", "K": "32", "b": "33", "t": "31", "l": "95",
     ".": "2", "m": "37", "!": "1;31", "|": "1",
 }  # fmt: skip
-#: The letters for the end of a card in a bar, and for memory beyond this end.
+#: The letter for the end of a card's memory in a bar.
 END: Final = "|"
+#: The letter for memory that the card does not have.
 OVER: Final = "!"
 #: Control characters, line separators, and characters that change the direction of text.
 _CONTROLS: Final = dict.fromkeys(

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 #: The number of node names that a row lists.
 _NAMES: Final = 3
-#: Columns of numbers, and columns whose text may be broken over lines.
+#: Columns of numbers.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once")
+#: Columns whose text may be broken over lines.
 _WRAPPED: Final = ("cards", "which", "serve nothing, since", "node", "why, or said last")
 
 

@@ -127,7 +127,7 @@ def _short_facts(plan: Plan) -> dict[str, str]:
     """Return by name the facts of the short answer: limits of a request, settings, forecasts."""
     facts = {"promise": _promised(plan), "settings": _few_settings(plan)}
     if plan.considered and plan.promise.context:
-        facts["KV cache"] = _in_cache(plan)  # the verdict of a prediction already has this
+        facts["KV cache"] = _in_cache(plan)  # a prediction has it in its verdict
     if speed := plan.throughput:
         facts["speed" if speed.requests_per_second is None else "forecast"] = _forecast(plan, speed)
         facts["first token"] = _first_tokens(plan, speed)
