@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from turbofit.logs.log_events import CacheBudget, Slab
     from turbofit.memory.account import CacheShape
 
-#: Names of the two readings before the worst cases.
+#: Names of the readings after the warm-up, and after one small request of each kind.
 STEADY: Final = "steady"
 KERNELS: Final = "kernels"
-#: The step of a ratio in the log, which shows three decimals.
+#: The smallest difference of two ratios that the log shows, with three decimals.
 _ROUNDED: Final = 0.001
 #: The file in a run's folder that holds the readings of `calibrate`.
 SEEN_FILE: Final = "seen.json"
@@ -154,8 +154,8 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
         for card, ledger in zip(observation.cards, ledgers, strict=True):
             forecast = most = 0
             for name, used in card.used.items():
-                # Memory pools keep their largest size, so each worst case includes earlier cases.
-                # A restart empties the pools, but the largest size of an earlier start counts.
+                # Memory pools keep their largest size, so a row has the most bytes of its phase and
+                # all earlier phases, also if a restart has emptied the pools meanwhile.
                 forecast = max(forecast, _forecast(ledger, name))
                 most = max(most, _ours(card, ledger, used))
                 rows.append(_row(observation, card.index, name, forecast, most))
@@ -163,6 +163,7 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
 
 
 def document(plan: Plan, observations: Sequence[Observation]) -> Document:
+    """Return the plan's facts and all measurements, which are shown and kept with corrections."""
     return {
         "model": identity(plan.model),
         "limits": to_builtins(plan.promise.limits),
@@ -213,7 +214,7 @@ def _buffers(
     """
     engine = plan.engines[observation.group]
     excesses, lowest, shape = [], [], _shape(plan, engine)
-    # At the same ratio, the next start may allocate one more step of the cache than this start.
+    # At the same ratio, the cache of the next start may be larger by one step of its allocation.
     held, step = None, 0
     if observation.region is not None:
         held, step = shape.held(observation.region), shape.step
@@ -224,7 +225,7 @@ def _buffers(
             excesses.append(_ours(card, ledger, used) - (forecast + context + larger_cache))
         lowest.append(-_estimated(ledger, ("cache", "buffers")))
         if observation.free is None:
-            # Without a reading before the cache, only the memory beyond the cache's share is known.
+            # Without `free`, the cache hides its share of an error in the estimates before it.
             share = 1 - engine.settings.cache_max_entry_count
             lowest[-1] -= int(share * _estimated(ledger, BEFORE_CACHE))
     return max(round_up(max(excesses) + step, MIB), *lowest) if excesses else 0

@@ -61,9 +61,9 @@ _OPTIONS: Final[Mapping[str, JsonObject]] = {
     "--model": {"required": True, "help": "a checkpoint's folder, or a hub id"},
     "--served-name": {"help": "the model's name for clients; default: --model"},
     "--device-map": {"required": True, "help": "JSON"},
-    "--offload-folder": {"help": "for weights that the map puts on disk"},
+    "--offload-folder": {"help": "folder of weights that the map puts on disk"},
     "--dtype": {"default": "bfloat16", "choices": ("float16", "bfloat16", "float32")},
-    "--session-len": {"type": int, "required": True, "help": "tokens of a request"},
+    "--session-len": {"type": int, "required": True, "help": "most tokens of a request"},
     "--host": {"default": "127.0.0.1"},
     "--port": {"type": int, "default": DEFAULT_PORT},
     "--api-keys": {"nargs": "+", "action": "extend", "default": [], "help": "the keys of clients"},
@@ -83,6 +83,7 @@ class ServedModel:
         self.fatal = ""
         #: The time of the present request's last token; None between requests.
         self.moved: float | None = None
+        #: Whether any request has been answered.
         self._answered = False
 
     def generate(
@@ -105,7 +106,7 @@ class ServedModel:
         except Refusal:
             raise
         except torch.OutOfMemoryError as exc:
-            # A process that has never answered fails each time. The process ends with torch's
+            # A process that has never answered would fail at each request. So it ends with torch's
             # message, and the supervisor makes another plan.
             self.fatal = "" if self._answered else f"torch.OutOfMemoryError: {_one_line(exc)}"
             failure = Refusal("out_of_memory", said=_one_line(exc), retry_after=_RETRY_SECONDS)

@@ -23,7 +23,7 @@ from turbofit.planning.examine.cards import kept_margin, who_grew
 _EVERY: Final = 10.0
 #: Growth below this many bytes is noise of drivers and displays.
 _NOISE: Final = 64 * MIB
-#: The level at which no memory is left for the worst request; at level 1 the margin is used.
+#: A warning's level if other processes have taken all headroom; level 1 if a part of it is left.
 _DEADLY: Final = 2
 _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 
@@ -46,6 +46,7 @@ class GpuMonitor(threading.Thread):
         super().__init__(name="gpu-monitor", daemon=True)
         self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
         self._stopped = threading.Event()
+        #: The level of the warning that was given of each present condition.
         self._said: dict[str, int] = {}
         #: UUIDs of the GPUs on which other processes had taken all headroom at the last look.
         self._without_headroom: set[str] = set()

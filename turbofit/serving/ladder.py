@@ -37,10 +37,10 @@ class Rung(Struct):
 
 
 def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
-    """Yield new settings that may help after an engine's end, the best for its phase first.
+    """Yield new settings that may help after an engine's end, the most promising first.
 
-    ``plan`` is the plan of the engine that ended; ``fixed`` has the planner's keywords that the
-    user gave.
+    Which settings come first depends on the phase in which the engine ended. ``plan`` is the plan
+    of the engine that ended; ``fixed`` has the planner's keywords that the user gave.
     """
     steps = {
         "host": (_fewer_engines,),

@@ -47,6 +47,7 @@ class LaunchDescription:
     """
 
     def __init__(self, run: Run, plan: Plan, number: int, holders: ExitStack) -> None:
+        """Fetch the checkpoint, make the overlay, and describe each engine's launch."""
         config, timing = run.config, run.config.timing
         self._run, self._number = run, number
         self.key: str | None = None
@@ -116,7 +117,7 @@ class LaunchDescription:
                 run.say(f"set by the model's family: {words}; an option of yours replaces it")
         # In hexadecimal, no key begins with the dash of an option.
         self.key = secrets.token_hex(32)
-        # Options that the plan does not count may take memory from the margin.
+        # Uncounted options may need the margin, so they leave an engine without a memory limit.
         held, name = not config.unplanned, config.client_name(plan.model)
         folder, plan = str(self.overlay), self._with_adapters()
         return private_commands(plan, ports, folder, name, self.options, held=held)

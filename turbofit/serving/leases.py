@@ -91,7 +91,7 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
 
 
 class Leases(AbstractContextManager["Leases"]):
-    """The shared folder of leases, and our own lease; the context's end removes our lease.
+    """The shared folder of leases, and our own lease; the end of the context removes our lease.
 
     Raises:
         LaunchError: the folder's path is a link or a file, which may be a trap.
@@ -102,6 +102,7 @@ class Leases(AbstractContextManager["Leases"]):
         self._mine = Lease()
         self._pid = os.getpid()
         self._name = f"{self._pid}-{time.monotonic_ns()}"
+        #: The descriptor of our lease's lock file, None without a lease.
         self._lock: int | None = None
         #: Why launches cannot use the folder, or None.
         self.alone = _open_folder(self._folder)
@@ -211,7 +212,7 @@ def _read(path: Path) -> Lease:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
             raise OSError(path)
-        # A second name of a file has no lock, and anybody can make a second name.
+        # Anybody can give our lease a second name, under which no lock shows that we still run.
         uid = facts.st_uid if facts.st_nlink == 1 else -1
         lease = msgspec.json.decode(file.read(_LARGEST), type=Lease)
         return replace(lease, path=str(path), uid=uid)

@@ -101,7 +101,7 @@ class ServeOptions(RunOptions):
 class CalibrateOptions(LaunchOptions):
     """Further options of `calibrate`."""
 
-    usual_clock: ClassVar[float] = 0.0  # calibrations on pretend GPUs time no step
+    usual_clock: ClassVar[float] = 0.0  # on pretend GPUs no forward is measured
 
     minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
 
@@ -109,7 +109,7 @@ class CalibrateOptions(LaunchOptions):
 class TuneOptions(LaunchOptions):
     """Options of `tune`, without the options of a plan and a load."""
 
-    usual_clock: ClassVar[float] = 4.0  # slow enough for this host to send a load
+    usual_clock: ClassVar[float] = 4.0  # so slow that this host can send the load
 
     time: Annotated[str, Metavar("TIME")] = "20m"
     starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 6
@@ -142,7 +142,7 @@ class ServeConfig(RunOptions):
         default=None,
         description="the request to plan; None with a given plan",
     )
-    plan: Plan | None = Field(default=None, description="the plan to launch, which may not change")
+    plan: Plan | None = Field(default=None, description="the plan to launch, unchanged")
     gateway: GatewayConfig | None = Field(
         default=None, description="the public side; None for engines that clients reach themselves"
     )
@@ -157,7 +157,7 @@ class ServeConfig(RunOptions):
     unplanned: tuple[str, ...] = Field(default=(), description="options that no plan counts")
     api_key: str | None = Field(default=None, description="the engines' key, without a gateway")
     access_log: str | None = Field(
-        default=None, description="a file, - for stderr, or none; None is the run's folder"
+        default=None, description="a file, - for stderr, none for no log; None: in the run's folder"
     )
 
     def client_name(self, model: Model) -> str:
@@ -184,7 +184,7 @@ class ClusterServeConfig(ServeConfig):
 
     request: PlanRequest = Field(description="the request to plan, which names no machine")
     gateway: GatewayConfig = Field(description="the front's public side")
-    address: str | None = Field(default=None, description="Ray's; None: this host's cluster")
+    address: str | None = Field(default=None, description="Ray's address; None: the cluster here")
     name: str = Field(description="the run's name, which actors and folders have")
     node_words: tuple[str, ...] = Field(
         default=(), description="options of each node's `turbofit serve`"

@@ -82,11 +82,11 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         if twin is not None and not plan.backend.on_torch:
             from turbofit.rehearsal.turbomind.server import pretend_here
 
-            pretend_here()  # the PyTorch engine needs no preparation
+            pretend_here()  # on pretend GPUs, TurboMind alone needs this
         config = planned_config(with_copies(plan, Path(copies)), backend_config)
         _choose_gpus(plan, config)
         if leases is not None and request.cache_max_entry_count is None:
-            config.cache_max_entry_count = ratio_now(plan, 0)  # a pipeline is one engine
+            config.cache_max_entry_count = ratio_now(plan, 0)  # a pipeline has one group
 
         pipeline = _opened(
             plan,
@@ -151,9 +151,9 @@ def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
     if leases is None:
         plan = best_plan(request)
     else:
-        say = partial(warnings.warn, stacklevel=8)  # the line that calls `api.pipeline`
+        say = partial(warnings.warn, stacklevel=8)  # names the line that calls `api.pipeline`
         plan = Planner(request, leases, say, rehearse=False).make({})
-    # The plan's own warnings are about a server's clients.
+    # The plan's own warnings are left out, since they are about a server's clients.
     for warning in (*plan.machine.warnings, *plan.model.warnings):
         warnings.warn(warning, stacklevel=4)
     if not plan.backend.of_lmdeploy:

@@ -148,7 +148,7 @@ def queued(
         room.set()
         room = asyncio.Event()
 
-    async def in_turn(request: Any, *arguments: Any, **keywords: Any) -> AsyncIterator[Any]:
+    async def with_room(request: Any, *arguments: Any, **keywords: Any) -> AsyncIterator[Any]:
         """Wait for room in the engine, then pass the engine's answer on."""
         cost = _cost(request, units)
         while not gate.fits(cost):
@@ -167,7 +167,7 @@ def queued(
             gate.end(share)
             look_again()
 
-    return in_turn
+    return with_room
 
 
 def _cost(request: Any, units: int) -> Cost:

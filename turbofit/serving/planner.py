@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
     from turbofit.serving.options import ServeConfig
 
+#: The most characters of a failed rehearsal's reason that are shown.
 _SHOWN: Final = 200
 _WAITING: Final = "waiting: another turbofit is planning"
 
@@ -106,27 +107,28 @@ class Planner:
 
         To double the margin, the request is planned a second time.
         """
-        pretend = self.pretend or None  # selects the tunings and calibrations
+        pretend = self.pretend or None  # None: tunings and calibrations of this machine
         plan = best_plan(request, pretend=pretend)
         if self.doubled and request.margin is None and plan.fits:
             request = request.changed(margin=doubled_margin(plan))
             plan = best_plan(request, pretend=pretend)
         if self.rehearse and plan.fits:
-            kept = Rehearsals(plan)
-            before = kept.recall(plan.machine)
-            if before is not None:
+            rehearsals = Rehearsals(plan)
+            rehearsed_before = rehearsals.recall(plan.machine)
+            if rehearsed_before is not None:
                 self.say("rehearsed before: the versions are the same, and no less memory is free")
-                plan = before
+                plan = rehearsed_before
             else:
                 plan = self._rehearsed(request, plan)
                 if plan.fits and plan.rehearsal is not None and plan.rehearsal.outcome == "served":
-                    kept.keep(plan)
+                    rehearsals.keep(plan)
         return self._raised(request, plan)
 
     def _raised(self, request: PlanRequest, plan: Plan) -> Plan:
         """Return the plan with a higher cache ratio if a start here proved a smaller margin."""
-        usual = not self.pretend and request.margin is None
-        over = self.over(plan) if usual and plan.fits else None
+        # Pretend GPUs prove nothing about memory, and the user's own margin stays.
+        may_raise = not self.pretend and request.margin is None
+        over = self.over(plan) if may_raise and plan.fits else None
         if over is None:
             return plan
         here = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
@@ -138,10 +140,14 @@ class Planner:
         return raised
 
     def _rehearsed(self, request: PlanRequest, plan: Plan) -> Plan:
-        """Return the plan with its rehearsal's corrections; unchanged without a rehearsal."""
+        """Rehearse a plan that fits; return the plan with the rehearsal's corrections.
+
+        A rehearsal that cannot run, or that fails itself, says nothing about the plan's memory. The
+        plan then still fits, with the ratios that earlier rehearsals of this call have lowered.
+        """
         from turbofit.rehearsal.confirm import rehearsed
 
-        self.meanwhile(plan)
+        self.meanwhile(plan)  # work that can be done beside the rehearsal
         self.say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")
         try:
             checked = rehearsed(request, plan)
@@ -151,12 +157,13 @@ class Planner:
         rehearsal = checked.rehearsal
         if rehearsal is None or rehearsal.outcome != "failed":
             return checked
-        # The rehearsal itself failed, so the plan's memory may still be right.
+        # `where` is the engine's call in which the rehearsal failed, or the reason.
         why = rehearsal.death.where if rehearsal.death is not None else "no reason given"
         self.say(f"not rehearsed: the rehearsal failed: {why[:_SHOWN]}")
         if ratios(checked) == ratios(plan):
             return plan
-        # An earlier rehearsal lowered the ratio before the failure; the lower ratio stays.
+        # An earlier rehearsal lowered the ratios; the lower ratios stay. The failure alone made
+        # `checked` a plan that does not fit and has no command to serve: both are set back.
         text = f"fits: {checked.kv_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
         return replace(checked, fits=True, verdict=text, serve=plan.serve)
 
@@ -233,7 +240,7 @@ def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
     from turbofit.rehearsal.confirm import refuse_untwinned
 
     refuse_untwinned(request)
-    assert not isinstance(request.on, Machine)  # the command line gives a text
+    assert not isinstance(request.on, Machine)  # the command line names a machine by a text
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source != "nvml":
         machine = with_calibrations(machine, pretend=True)

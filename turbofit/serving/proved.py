@@ -35,7 +35,7 @@ _MOVING: Final = ("before", "cache")
 
 
 class Learned(Struct, tag_field="schema", tag="turbofit.learned/2"):
-    """Results of starts and rehearsals here; each kind of file has its own fields of these.
+    """Results of starts and rehearsals here; a file of one kind has only some of these fields.
 
     ``days``: the days on which engines answered the worst cases, by the plan's cache ratios.
     ``over``: the most bytes on a GPU that these engines held beyond the forecast, negative if the
@@ -53,6 +53,7 @@ class Proof:
     """The record that engines here answered a plan's worst cases; `keep` writes the record."""
 
     def __init__(self, plan: Plan, config: ServeConfig, lmdeploy: str) -> None:
+        """Find the file for the facts that decide the memory of the plan's engines."""
         uuids = [gpu.uuid for gpu in plan.ledgers]
         here = (lmdeploy, installed("torch") or "", plan.machine.driver, uuids)
         allocator = [os.environ.get(name, "") for name in _ALLOCATOR]
@@ -110,6 +111,7 @@ class Rehearsals:
     """Keeps a plan with its rehearsal's corrections, for these cards and installed versions."""
 
     def __init__(self, plan: Plan) -> None:
+        """Find the file for the facts that decide what a rehearsal of the plan shows."""
         versions = (__version__, *(installed(name) or "" for name in ("lmdeploy", "torch")))
         ledgers = [
             [gpu.uuid, gpu.total, gpu.reserved, gpu.margin]

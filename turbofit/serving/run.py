@@ -58,7 +58,7 @@ class Run:
     if the engine had served or is started again. ``on_tick`` is called at each look at the engines.
     If ``lmdeploy`` is None, the installed LMDeploy is used. An ``examiner`` sends requests to the
     engines, which then have private ports and no gateway. ``publish`` makes a gateway public; None
-    gives the gateway an address of its own. ``standby`` starts the engines.
+    gives the gateway an address of its own. ``standby`` starts the engines' processes.
 
     Raises:
         PackageError: the request needs LMDeploy, which is missing or too old.
@@ -78,6 +78,7 @@ class Run:
         publish: Callable[[Gateway], PublicSide] | None = None,
         standby: StandbyStarter | None = None,
     ) -> None:
+        """Find LMDeploy and make the planner; `prepare` makes the plan."""
         self.config, self.leases, self._say = config, leases, say
         self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
         self.examiner, self.publish, self.standby = examiner, publish, standby
@@ -139,10 +140,11 @@ class Run:
         if plan.why_engine:
             self._say(f"engine {plan.why_engine}")
         for reason in plan.reasons:
-            if reason.startswith("margin "):  # calibrations and earlier runs lower the margin
+            # Calibrations and earlier runs may have lowered the margin, so its reason is shown.
+            if reason.startswith("margin "):
                 self._say(reason)
         for warning in (*plan.warnings, *self._doubts()):
-            if not warning.startswith(BESIDE_COMMANDS):  # the gateway meets these warnings
+            if not warning.startswith(BESIDE_COMMANDS):  # the gateway does what these ask
                 self._say(f"warning: {warning}")
         return plan
 

@@ -28,11 +28,11 @@ from turbofit.core.version import __version__
 
 _MOST_EVENTS = 1000
 _HINT = "set XDG_STATE_HOME to a folder that can be written"
-#: This variable is set for a server in the background, so that this server starts no other.
+#: Set for a server in the background, so that it does not start another one there.
 DETACHED: Final = "_TURBOFIT_DETACHED"
-#: Seconds between two readings of that server's log.
+#: Seconds between two readings of the log of a server in the background.
 _LOOK: Final = 0.2
-#: Beginnings of log lines that the command in front replaces by its own words.
+#: Beginnings of lines of this log that `serve_detached` does not show: its caller has other words.
 _TO_OTHERS: Final = ("to ask: ", "ready at ", "ready, ")
 
 

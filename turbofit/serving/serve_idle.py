@@ -60,7 +60,7 @@ def serve_idle(
     Raises:
         TurbofitError: the address cannot be bound, or the first start fails.
     """
-    keep_large_blocks()  # before the first thread, since each thread has its own heap
+    keep_large_blocks()  # before the first thread: only later threads share one heap
     assert config.gateway is not None
     plan = preview(config)
     public = config.gateway.changed(
@@ -78,7 +78,11 @@ def serve_idle(
 
 
 class IdleServer:
-    """Keeps an address open, and serves one run after another of the same model there."""
+    """Keeps an address open, and serves one run after another of the same model there.
+
+    ``idle``: seconds without a request after which the engines end. ``folders`` are the folders of
+    the last runs.
+    """
 
     def __init__(
         self, run: Run, app: IdleGateway, address: GatewayThread[IdleGateway], idle: float
@@ -93,7 +97,7 @@ class IdleServer:
         run.say(f"{address.url} is open: requests wait until the model, which starts now, is ready")
 
         def opened(_: list[str]) -> None:
-            run.on_open = lambda _: None
+            run.on_open = lambda _: None  # later starts open nothing: the address stays
             on_open(address.url)
 
         run.on_open, run.on_tick = opened, partial(self._end_unused_engines, stop)

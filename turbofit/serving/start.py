@@ -58,14 +58,17 @@ class Start:
     """Start ``number`` of a run, counted from 0: its engines, gateway and GPU watch."""
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
+        """Launch nothing yet; `run` launches the engines."""
         self._run, self._plan, self._number = run, plan, number
         #: `run` sets the next four attributes.
         self._described: LaunchDescription
         self._supervisor: Supervisor
+        #: Whether this start sends the worst cases, whose answers prove the plan.
         self._proves = False
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
         self._began = time.monotonic()
+        #: The phases of the start so far, with the bytes in use at their beginnings.
         self._moments: list[RunMoment] = []
         #: Bytes in use on each GPU before our engines start.
         self._before: dict[int, int] = {}
@@ -156,12 +159,12 @@ class Start:
     def _open(self, urls: list[str]) -> None:
         """Compare the ready engines with the plan, open the gateway, and report both."""
         run, plan, supervisor = self._run, self._plan, self._supervisor
-        self._tell_progress()  # the progress of the start ends before that of `on_open` begins
+        self._tell_progress()  # the display of the start ends here; `on_open` may begin another
         used = self._used()
         engines = []
         for engine in supervisor.engines:
             rows = engine.tracker.figures
-            if self._proves or run.examiner is not None:  # else the engine has not reached its peak
+            if self._proves or run.examiner is not None:  # only worst cases show an engine's peak
                 rows = compared_figures(plan, engine, used)
             for row in rows:
                 if row.gpu is not None:
@@ -178,7 +181,7 @@ class Start:
             self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn)
             self._gpu_monitor.start()
         if self._proves:
-            # Torch keeps memory until an allocation fails, so its use shows no need.
+            # Torch keeps freed memory until an allocation fails: its use is more than its need.
             measurable = not run.config.pretend and not plan.backend.on_torch
             self._proof.keep(beyond_forecast(plan, self._pids()) if measurable else None)
         run.record.attempt(engines=tuple(engines))
@@ -193,9 +196,9 @@ class Start:
 
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
-        # With `liveness`, the supervisor ends a hanging engine.
         own, described = serve_config.gateway, self._described
         slower = max(1.0, described.clock.factor)
+        # With `liveness`, the supervisor ends a hanging engine, so the gateway need not judge it.
         hung = math.inf if serve_config.timing.liveness else slower * own.hung_seconds
         config = own.changed(
             upstream_key=described.key,
@@ -218,7 +221,7 @@ class Start:
             self._routed[index] = engine
             engine.start_seconds = started.start_seconds
             if serve_config.check != "none":
-                engine.succeeded()  # the engine has just answered: /health needs no probe
+                engine.succeeded()  # the engine has just answered a check
         run.public = (run.publish or GatewayThread)(gateway)
         run.public.start()
         return run.public
@@ -285,7 +288,7 @@ class Start:
 
     def _check_memory_back(self) -> None:
         """Check that the memory of the ended engines is free again."""
-        # On shared cards, engines of other servers come and go.
+        # On shared cards, engines of other servers come and go, so a comparison says nothing.
         before = {} if self._plan.shares_cards else self._before
         late = memory_back(self._plan, before) if before else []
         for text in late:
@@ -342,7 +345,7 @@ def follow(run: Run, stop: StopSignal) -> signal.Signals:
         TurbofitError: the run ended without a signal; the record contains the reason.
     """
     assert run.plan is not None
-    keep_large_blocks()  # before the first thread, since each thread has its own heap
+    keep_large_blocks()  # before the first thread: only later threads share one heap
     try:
         ended = _follow(run, run.plan, stop)
     except StoppedError as exc:
@@ -358,7 +361,7 @@ def follow(run: Run, stop: StopSignal) -> signal.Signals:
 
 
 def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
-    """Start the run's plan, then lower plans while memory runs out; return the signal."""
+    """Start the run's plan, then plans that need less memory if it runs out; return the signal."""
     failed, why = 0, ""
     while True:
         start = Start(run, plan, failed)

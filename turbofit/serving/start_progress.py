@@ -40,6 +40,7 @@ class StartProgress:
         self, plan: Plan, before: Mapping[int, int], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._plan, self._before, self._clock = plan, before, clock
+        #: The time of the last reading of the GPUs, and the bytes of weights by this reading.
         self._looked, self._loaded = float("-inf"), 0
         #: Whether the progress of the start is shown now.
         self._shown = False

@@ -30,11 +30,16 @@ class Supervisor:
     def __init__(
         self, plan: Plan, launches: Sequence[Launch], folder: Path, supervision: Supervision
     ) -> None:
+        """Prepare an engine for each launch; `run` starts the engines."""
         self._supervision = supervision
         self._timing, self._clock = supervision.timing, supervision.clock
-        self._opened = False
+        #: Whether all engines have been ready at one time: the server opens then, and stays open.
+        self._server_open = False
+        #: The last outage that the gateway was told of, None after its end.
         self._outage: Outage | None = None
-        self._minutes = f"{self._timing.window / 60:.2g}"
+        #: The minutes of `Timing.window`, in which ends are counted and for which an engine rests.
+        self._rest_minutes = f"{self._timing.window / 60:.2g}"
+        #: The time from which `_tell` counts seconds.
         self._began = self._clock()
         self.engines: list[SupervisedEngine] = []
         for index, launch in enumerate(launches):
@@ -93,25 +98,26 @@ class Supervisor:
             now = self._clock()
             for engine in self.engines:
                 if engine.state in ("waiting", "broken"):
+                    # No start while a process of the last start is left and may hold memory.
                     if now >= engine.again_at and engine.end(0.0):
                         self._start(engine)
                     continue
                 before, ended = engine.state, engine.look(now)
-                if self._opened and engine.state == "ready" and before != "ready":
+                if self._server_open and engine.state == "ready" and before != "ready":
                     self._supervision.on_back(engine)
-                # A second signal may have killed the engine meanwhile.
+                # A second signal (`urgent`) kills the engines: such an end needs no restart.
                 if ended is not None and not stop.urgent:
                     self._handle_end(engine, ended, now)
             self._tell_of_rest()
-            if not self._opened and self.ready:
-                self._opened = True
+            if not self._server_open and self.ready:
+                self._server_open = True
                 on_ready([engine.url for engine in self.engines])
             on_tick()
             time.sleep(self._timing.tick)
         return stop.signal
 
     def _start(self, engine: SupervisedEngine) -> None:
-        """Start an engine; if the start of an engine that had served fails, schedule another.
+        """Start an engine; if the start of an engine that had served fails, schedule another start.
 
         Raises:
             OSError, TurbofitError: an engine that had never served cannot be started.
@@ -127,9 +133,11 @@ class Supervisor:
     def _handle_end(self, engine: SupervisedEngine, ended: End, now: float) -> None:
         """Schedule an engine's restart, or raise an `EndedError` if a restart would not help."""
         self._end(engine)
+        # An engine that was never ready would end in the same way again, unless a signal from
+        # outside or a race ended it.
         restart = ended.retryable and (engine.was_ready or ended.kind in ("killed", "raced"))
         if restart or engine.was_ready:
-            self._supervision.on_end(engine, ended)  # before the pause of the restart
+            self._supervision.on_end(engine, ended)  # now, not after the pause of the restart
         ended = replace(ended, group=engine.group)
         if not restart:
             # Other engines may have ended meanwhile, and this is the last look at the engines.
@@ -144,12 +152,12 @@ class Supervisor:
             self._tell(engine.name, f"starting again in {pause:.1f} s")
             return
         serves = any(other.state == "ready" for other in self.engines)
-        if not serves and not self._opened:
+        if not serves and not self._server_open:
             raise EndedError(ended)
         meanwhile = "the other engines serve" if serves else "no engine serves until then"
         self._tell(
             engine.name,
-            f"ended {self._timing.restarts + 1} times: the next start is in {self._minutes} "
+            f"ended {self._timing.restarts + 1} times: the next start is in {self._rest_minutes} "
             f"minutes; {meanwhile}",
             warning=True,
         )
@@ -163,7 +171,7 @@ class Supervisor:
         if broken:
             reason = (
                 f"the inference engine ended {self._timing.restarts + 1} times within "
-                f"{self._minutes} minutes and rests"
+                f"{self._rest_minutes} minutes and rests"
             )
             until = min(engine.again_at for engine in self.engines)
             self._outage = Outage(reason, until, self._clock)
@@ -205,6 +213,6 @@ class Supervisor:
                 engine.process.kill_group()
 
     def _tell(self, name: str, text: str, *, warning: bool = False) -> None:
-        """Print a line with the time since the start; ``--quiet`` shows warnings alone."""
+        """Print a line with the time since the start; ``--quiet`` shows only warnings."""
         sign = "warning: " if warning else ""
         self._supervision.say(f"{sign}[{self._clock() - self._began:7.1f} s] {name}: {text}")

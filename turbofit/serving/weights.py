@@ -28,12 +28,14 @@ from turbofit.planning.examine.scene import Sources
 
 _LOOK_SECONDS: Final = 1.0
 _SAY_SECONDS: Final = 10.0
-#: Seconds that a download has to end after SIGKILL.
+#: Seconds to wait for the end of a killed download.
 _LAST_SECONDS: Final = 10.0
+#: Bytes that stay free on the disk beside the weights.
 _SPARE: Final = GIB
 
 #: A program that downloads a model and prints the model's folder. Weights in other formats are
-#: skipped, and so are torch's files if there are safetensors. Both packages take these arguments.
+#: skipped, and so are torch's files if there are safetensors. Both hubs' packages take these
+#: arguments.
 _CODE: Final = """
 import glob, sys
 from {package} import snapshot_download
@@ -112,7 +114,13 @@ def _communicated(
 
 
 def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -> str:
-    """Download a model's weights in a process; return the folder of the checkpoint."""
+    """Download a model's weights in a process; return the folder of the checkpoint.
+
+    ``size`` is the number of bytes of all weights.
+
+    Raises:
+        LaunchError: the disk is too small, or the download failed.
+    """
     disk, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
     if disk is not None and disk[0] < need + _SPARE:
         raise LaunchError(

@@ -20,7 +20,7 @@ from turbofit.serving.cluster import ray_adapter
 
 #: The largest number of simulated nodes; a larger number is a typing error.
 _MOST_NODES: Final = 10_000
-#: Seconds in which actors answer.
+#: Seconds to wait for the answers of actors.
 _ANSWER_SECONDS: Final = 3.0
 
 
@@ -91,7 +91,7 @@ def raylet_environment() -> Mapping[str, str]:
 
 
 def cluster_from(text: str) -> Cluster:
-    """Return the cluster of a value of ``--cluster``; the nodes of a Ray cluster are measured.
+    """Return the cluster that ``--cluster`` names; the nodes of a Ray cluster are measured.
 
     Raises:
         UsageError: the text names no cluster, or its file cannot be read.

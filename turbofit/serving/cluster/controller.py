@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from turbofit.serving.options import ClusterServeConfig
 
 _TICK: Final = 0.5
-#: Seconds that nodes have for their measurement.
+#: The most seconds to wait for the measurement of nodes.
 _MEASURE_SECONDS: Final = 45.0
-#: Seconds until an unfit node joins again, in which the memory of a killed server becomes free.
+#: Seconds until an unfit node joins again. Meanwhile the memory of a killed server becomes free.
 _PAUSE: Final = 15.0
-#: Seconds that servers have to end after the drain.
+#: Seconds to wait for the servers' end after the drain.
 _LAST_SECONDS: Final = 20.0
-#: Seconds until the actors of an earlier controller count as silent.
+#: Seconds to wait for the answers of an earlier controller's actors.
 _TAKE_SECONDS: Final = 20.0
 #: States of a node that serves nothing until the node gets another plan.
 _EMPTY: Final = {"drained", "unfit"}
@@ -85,6 +85,7 @@ class Controller:
         self._address, self._config, self._stop, self._say = address, config, stop, say
         self.nodes: dict[str, NodeState] = {}
         self.plan: ClusterPlan | None = None
+        #: Identifies the request: an actor with another claim is not taken over.
         self._claim = digest_of_parts(
             __version__, config.request.model_dump_json(), *config.node_words
         )
@@ -101,15 +102,15 @@ class Controller:
         for node, planned in answers:
             if isinstance(planned, NodePlan) and node in alive:
                 self.nodes[node] = NodeState(alive[node], actors.pop(node), planned=planned)
-        kept = [node.planned for node in self.nodes.values() if node.planned is not None]
-        plans = [planned.plan for planned in kept if planned.plan is not None]
+        taken_over = [node.planned for node in self.nodes.values() if node.planned is not None]
+        plans = [planned.plan for planned in taken_over if planned.plan is not None]
         if plans:
             self.plan = ClusterPlan(
                 turbofit_version=__version__, created=plans[0].created, fits=True,
                 verdict=f"taken over from an earlier controller, with its promise: {len(plans)} "
                 f"{plural(len(plans), 'node')}",
                 model=plans[0].model, workload=plans[0].workload, limits=plans[0].promise.limits,
-                longest_request_tokens=plans[0].promise.context, nodes=tuple(kept),
+                longest_request_tokens=plans[0].promise.context, nodes=tuple(taken_over),
             )  # fmt: skip
             self._say(self.plan.verdict)
         if actors:
@@ -171,8 +172,8 @@ class Controller:
         self._end({node.ray.id: node.actor for node in nodes if node.actor is not None})
 
     def _end(self, actors: Mapping[str, Any]) -> None:
-        # Even an urgent end tells the actors first; otherwise their servers would continue.
         """End the servers of these actors normally, wait for their drain, then end the actors."""
+        # Even an urgent end tells the actors first; otherwise their servers would continue.
         ray_adapter.outcomes([actor.end.remote() for actor in actors.values()], 10.0)
         end = time.monotonic() + self._config.timing.drain + _LAST_SECONDS
         while not self._stop.urgent and time.monotonic() < end:
@@ -207,9 +208,10 @@ class Controller:
                 self._say(f"node {ray.name}: {status.state} {status.url or status.why_not}")
             if ray.leaving:
                 node.actor.end.remote()
-            if status.at_once:  # the GPUs are held by the node's own actor
+            if status.at_once:  # the job that holds the GPUs is our own actor
                 node.ray = replace(ray, why_not="")
-            if status.state == "drained" and status.at_once:  # a new actor gives the GPUs back
+            # The new actor of a drained node takes no GPUs, so they become free for other jobs.
+            if status.state == "drained" and status.at_once:
                 left = NodePlan(node=identity, name=ray.name, address=ray.address, why_not=DRAINED)
                 self._keep(node, left)
             elif status.state != "unfit":
@@ -227,7 +229,7 @@ class Controller:
         node.actor = ray_adapter.start_actor(
             NodeActor, run, planned, self._config.node_words, token_hex(32), self._claim,
             node=node.ray.id, gpus=gpus,
-            name=f"{run}/{node.ray.id}/{time.time():.3f}",  # the newest actor has the last name
+            name=f"{run}/{node.ray.id}/{time.time():.3f}",  # names sort by the time of the start
         )  # fmt: skip
 
 
@@ -246,7 +248,7 @@ def serve_cluster(
         LaunchError: the cluster has a run of this name already, or no node can serve.
     """
     with ray_adapter.connected(config.address) as address:
-        stop.rearm()  # Ray sets its own handler of SIGTERM
+        stop.rearm()  # Ray has replaced the handler of SIGTERM
         controller = Controller(address, config, stop, say)
         public = config.gateway.changed(drain_seconds=config.timing.drain, pretend=config.pretend)
         folder = needed_state_dir(f"clusters/{config.name}")

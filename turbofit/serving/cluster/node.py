@@ -25,10 +25,11 @@ from turbofit.serving.cluster import ray_adapter
 
 #: Why a drained node gets no plan.
 DRAINED: Final = "it is drained until it leaves the cluster"
-#: Seconds without a controller's call until an actor ends itself, between two looks, and until the
-#: status has a warning. A controller may plan for a minute.
+#: Seconds without a controller's call until an actor ends itself.
 _ALONE: Final = 600.0
+#: Seconds between two looks at the time of the last call.
 _LOOK: Final = 5.0
+#: Seconds without a call until the status has a warning. A controller may plan for a minute.
 _SILENT: Final = 90.0
 
 
@@ -44,8 +45,9 @@ class NodeActor:
     def __init__(
         self, run: str, planned: NodePlan, words: Sequence[str], key: str, claim: str
     ) -> None:
+        """Start the node's server if the node has a plan, and wait for the controller's calls."""
         self._key, self._claim, self._planned, plan = key, claim, planned, planned.plan
-        #: When a controller last asked.
+        #: The time of a controller's last call.
         self._asked_at = time.monotonic()
         self._folder = state_dir(f"nodes/{run}-{planned.node[:12]}")
         self._log = self._folder / "serve.log"
@@ -113,7 +115,7 @@ class NodeActor:
         # With Ray's variables, LMDeploy's PyTorch engine would join this cluster and wait for GPUs.
         # RAY_ADDRESS=local makes the engine start a Ray cluster of its own.
         environ = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
-        if plan.machine.source != "nvml":  # another pretend node may run on this host
+        if plan.machine.source != "nvml":  # each pretend node has leases of its own
             environ["TURBOFIT_LEASES"] = f"{folder}/cards/leases"
         with self._log.open("wb") as log:
             return child(argv, environ | {"RAY_ADDRESS": "local"}, stderr=log, cwd=folder)

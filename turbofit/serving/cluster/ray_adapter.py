@@ -23,9 +23,9 @@ from turbofit.core.process.interpreter import kept_stdout
 #: Ray's namespaces for the actors of nodes and for held names; a name is unique in its namespace.
 _NAMESPACE: Final = "turbofit"
 _HELD: Final = "turbofit-held"
-#: How often a held name is tried, and the seconds between two tries. Ray notices a killed holder
-#: late.
+#: How often a process tries to hold a name, since Ray frees the name of a killed process late.
 _TRIES: Final = 20
+#: Seconds between two tries.
 _PAUSE: Final = 0.5
 
 
@@ -42,8 +42,8 @@ def connected(address: str | None) -> Iterator[str]:
         MachineError: no cluster answers at the address.
         UsageError: the address is an address of Ray Client.
     """
-    # Ray reads these variables at its import. A client sends its token only in this mode; a cluster
-    # without a token ignores the client's token.
+    # Ray reads the variables at its import, so they are set before. A client sends its token only
+    # in the mode "token"; a cluster without a token ignores the client's token.
     token = Path.home() / ".ray" / "auth_token"
     if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} or token.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -73,7 +73,8 @@ def connected(address: str | None) -> Iterator[str]:
             raise MachineError(
                 f"no Ray cluster answers{place}: {_one_line(exc)}",
                 hint="start a cluster with ray start --head, or write --cluster ray:HOST:6379; "
-                "copy a cluster's token to ~/.ray/auth_token here (RAY_AUTH_TOKEN_PATH: a file)",
+                "copy a cluster's token to ~/.ray/auth_token here, or name its file in "
+                "RAY_AUTH_TOKEN_PATH",
             ) from None
         try:
             yield str(ray.get_runtime_context().gcs_address)
@@ -143,7 +144,7 @@ def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
 
 
 class _Holder:
-    """An actor that only holds its name while the actor lives."""
+    """An actor without methods; while the actor lives, no other process can have its name."""
 
 
 def held_name(name: str) -> Any:

@@ -1,4 +1,8 @@
-"""The cache ratio with which the cache gets its planned bytes in one start."""
+"""The cache ratio with which the cache gets its planned bytes in one start.
+
+The ratio is a share of the free memory at the start. This memory may differ from the plan's, since
+other processes grow, or sleep and take memory later.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,9 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-#: LMDeploy's option for the share of free memory that becomes the cache. The free memory may differ
-#: from the plan's, since other processes grow, or sleep and take memory later.
+#: LMDeploy's option for the share of free memory that becomes the cache.
 RATIO: Final = "--cache-max-entry-count"
-#: Steps in a ratio: a step is 24 KiB of a card with 24 GiB.
+#: The number of steps from a ratio of 0 to 1. On a card with 24 GiB, one step is 24 KiB.
 _STEPS: Final = 10**6
 
 
@@ -33,7 +36,7 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
         return ratio
     planned = [gpu.free_for_cache for gpu in gpus]
     now = [gpu.free_for_cache + free.get(gpu.uuid, gpu.free) - gpu.free for gpu in gpus]
-    # The bytes to which LMDeploy will apply the ratio: the planned bytes, and the change since.
+    # The bytes to which LMDeploy will apply the ratio: the planned bytes, plus the change since.
     shared = region / ratio + min(now) - min(planned)
     steps = ceil(region / shared * _STEPS) if shared > region else _STEPS
     return steps / _STEPS if steps < _STEPS else ratio
@@ -67,6 +70,6 @@ def shared_ratio(plan: Plan, group: int) -> float:
     from turbofit.serving.gpu_monitor import used_now
 
     used = used_now(plan)
-    gpus = [gpu for gpu in plan.ledgers if gpu.index in used]  # without unreadable GPUs
+    gpus = [gpu for gpu in plan.ledgers if gpu.index in used]  # GPUs that can be read
     free = {gpu.uuid: gpu.usable - used[gpu.index] for gpu in gpus}
     return fitted_ratio(plan, group, free)

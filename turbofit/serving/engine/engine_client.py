@@ -77,7 +77,7 @@ class EngineClient:
 class Timing(Struct):
     """Deadlines and pauses, in seconds.
 
-    After more than ``restarts`` ends within ``window``, an engine rests for ``window``.
+    An engine that has ended more than ``restarts`` times within ``window`` rests for ``window``.
     ``liveness`` is the time between two test completions; a completion may take ``patience``. See
     `supervised_engine.Silence` for ``silence`` and ``longest_silence``. After ``quiet`` without a
     line of a starting engine, a message explains the silence.
@@ -100,11 +100,12 @@ class Timing(Struct):
 class Probe(threading.Thread):
     """Asks an engine during one start until the engine is ready, then tests the engine regularly.
 
-    ``worst_cases`` sends the worst-case requests; ``ready`` is set after their answers. ``error``
-    is the reason if the engine cannot become ready. ``unanswered`` is set after three tests in a
-    row that failed with an error. ``owes`` is True while the engine owes an answer: a starting
-    engine that listens owes its first answer, a ready engine the answer to a test. ``serial``: the
-    engine answers one request at a time.
+    ``healthy`` is set when the engine answers its health page. ``worst_cases`` sends the worst-case
+    requests; ``ready`` is set after their answers. ``error`` is the reason if the engine cannot
+    become ready. ``unanswered`` is set after three tests in a row that failed with an error.
+    ``owes`` is True while the engine owes an answer: a starting engine that listens owes its first
+    answer, a ready engine the answer to a test. ``serial``: the engine answers one request at a
+    time.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Probe(threading.Thread):
         """Wait for a healthy engine, send the worst-case requests, then test the engine."""
         if not self._comes_up():
             return
-        if self._stopped.is_set():  # worst cases would delay the engine's end
+        if self._stopped.is_set():  # an engine that is to end gets no worst cases
             return
         self.healthy.set()
         try:
@@ -150,7 +151,7 @@ class Probe(threading.Thread):
         except LaunchError as exc:
             self.error = exc
         except FAILURES as exc:
-            # If the engine died of the request, the supervisor finds the reason first.
+            # If the engine died of the request, the supervisor finds the reason during this pause.
             time.sleep(_DEATH_SECONDS)
             self.error = LaunchError(
                 f"a worst-case request got no answer: {exc}", hint="see the engine's log"
@@ -187,7 +188,7 @@ class Probe(threading.Thread):
             if ask(self._timing.patience):
                 self.last_byte_at = self._clock()
                 failures, self.lived, self.owes = 0, began, False
-            elif self._clock() - began < self._timing.patience:
+            elif self._clock() - began < self._timing.patience:  # `Silence` judges late answers
                 failures += 1
             if failures >= _LIVENESS_FAILURES:
                 self.unanswered = True
@@ -195,7 +196,7 @@ class Probe(threading.Thread):
 
     def _ask(self, question: ProbeRequest) -> int:
         """Send a request; return the tokens of its prompt, or 0 if the answer has no count."""
-        # The largest image may take a small card an hour. Only the supervisor ends a slow start.
+        # A small card may take an hour for the largest image, so the whole start's limit counts.
         status, answer = self._client.call(question.path, question.body, timeout=self._timing.start)
         if status != http.client.OK:
             text = answer[:300].decode(errors="replace")

@@ -41,13 +41,15 @@ from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.engines import engine_of
 from turbofit.serving.calibration import compare_cache, compare_tokens, in_words
 
-#: Lines and seconds of a hang, which prints tens of thousands of lines a second. A healthy warm-up
-#: never waits for memory, since its requests come one at a time.
+#: The warm-up hangs if it waits for memory in so many lines and for so many seconds. A hang prints
+#: tens of thousands of lines a second. A healthy warm-up never waits for memory, since its requests
+#: come one at a time.
 _HANG_LINES: Final = 1000
 _HANG_SECONDS: Final = 2.0
 #: Seconds in which the PyTorch engine prints the reason after its loop has ended.
 _WORDS_SECONDS: Final = 2.0
-#: Events of LMDeploy's PyTorch engine. The log has no figures of this engine: INFO prints prompts.
+#: Events that count only with LMDeploy's PyTorch engine. The log has no figures of this engine,
+#: since the level INFO would also print clients' prompts.
 _OF_PYTORCH: Final = (
     LoadingWeights, WarmingUp, LoopFailed, NoCache, LostLock, CacheFrame, VisionFrame,
 )  # fmt: skip
@@ -64,21 +66,25 @@ _OF_CACHE: Final = (CacheBudget, Slab, WarmupLengths, WarmupLength)
 
 
 class StartupTracker:
-    """Follows the log of one start of an engine; `see` takes each line or run of equal lines."""
+    """Follows the log of one start of an engine; `see` takes a line, and how often it came."""
 
     def __init__(self, plan: Plan, engine: EnginePlan, log: Path, began: float = 0.0) -> None:
         self.plan, self.engine, self.log = plan, engine, log
         #: The start's phases so far, with the time of each beginning.
         self.phases: list[tuple[Stage, float]] = [("starting", began)]
+        #: The cache's size by the log.
         self.budget: CacheBudget | None = None
         #: The engine's figures so far, each with the plan's forecast.
         self.figures: list[RunFigure] = []
+        #: The tokens of the warm-up's present forward, if the log shows them.
         self.warming: int | None = None
         #: LMDeploy's reason to run its PyTorch engine instead of TurboMind; empty without a reason.
         self.fallback = ""
+        #: The warm-up's lines in a row about a wait for memory, and the time of the first of them.
         self._waits = 0
         self._waiting_since: float | None = None
         self._of_cache: dict[type, Struct] = {}
+        #: The time at which the PyTorch engine's loop failed.
         self._loop_failed: float | None = None
         self._begin_evidence()
 
@@ -88,7 +94,7 @@ class StartupTracker:
         if event is None or (isinstance(event, _OF_PYTORCH) and not self.plan.backend.is_pytorch):
             return []
         if isinstance(event, TorchMemory) and not _RAISED.match(text):
-            return []  # another message quotes torch's words
+            return []  # a message that only quotes torch's exception
         if isinstance(event, Backpressure):
             if self.phase == "warm-up" and event.cause == "memory":
                 self._waits += count
@@ -110,7 +116,7 @@ class StartupTracker:
         return self.phases[-1][0]
 
     def enter(self, phase: Stage, now: float) -> list[str]:
-        """Enter a phase and return a line for people; do nothing in the present phase."""
+        """Enter a phase and return a line for people; return no line if the phase is not new."""
         if self.phase == phase:
             return []
         self.phases.append((phase, now))
@@ -179,7 +185,7 @@ class StartupTracker:
             case WarmupLength():
                 self.warming = event.tokens
         lines = self.enter(after(self.phase, event), now)
-        # The PyTorch engine prints no line at the allocation of its cache; only a traceback does.
+        # Only a traceback shows that the PyTorch engine was allocating its cache: too late to tell.
         return [] if isinstance(event, CacheFrame) else [*lines, *self._figures(event)]
 
     def _figures(self, event: Struct) -> list[str]:

@@ -26,12 +26,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-#: The process of a model with images has this variable: `serving.images.preparation.THREADS`.
+#: Set for engines that prepare images; the same name as `serving.images.preparation.THREADS`.
 _IMAGES = "TURBOFIT_IMAGE_THREADS"
 #: The prefix of files that a process opens when it begins to use a card.
 _CARD = "/dev/nvidia"
-#: First words of processes that import LMDeploy. Transformers' engine needs early collections of
-#: its freed tensors, and is left out.
+#: First words of command lines with which this program imports LMDeploy. Transformers' engine is
+#: left out: its freed tensors need early garbage collections.
 _WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearsal.turbomind.server", "--standby")
 
 
@@ -59,14 +59,14 @@ def stand_by(names: Sequence[str]) -> list[str]:
             found = pkgutil.resolve_name(name)
             if ":" in name:
                 found()
-    # With an open card, CUDA has chosen cards that may be other cards than the engine's.
+    # If a card is open, CUDA has chosen its cards already, and they may not be the engine's.
     opened = any(map(_of_card, os.listdir("/proc/self/fd")))
     if opened and not select.select([0], [], [], 0)[0]:
         sys.exit("turbofit: importing has opened a GPU: no standby")
     line = sys.stdin.buffer.readline()
     if not line:
         sys.exit(0)
-    with suppress(OSError):  # a server that has seen the imports waits for no answer
+    with suppress(OSError):  # a server that saw the imports work has closed its end
         os.write(0, b"begun\n")
     message = json.loads(line)
     for name, value in message["environment"].items():
@@ -77,7 +77,7 @@ def stand_by(names: Sequence[str]) -> list[str]:
     os.dup2(nothing, 0)
     os.close(nothing)
     words: list[str] = message["words"]
-    if opened:  # the message came during the imports: begin again with the engine's cards
+    if opened:  # by an import, before the engine's cards were known: begin again with these cards
         os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), *words])
     return words
 
@@ -99,7 +99,7 @@ def main() -> None:
     if words[0] in _WITH_LMDEPLOY:
         from turbofit.core.process.interpreter import collect_after
 
-        collect_after(600_000)  # the import of LMDeploy makes 520,000 lasting objects
+        collect_after(600_000)  # not during the import, which makes 520,000 lasting objects
     if words[0] == "--standby":
         words = stand_by(words[1:])
     module, *arguments = words

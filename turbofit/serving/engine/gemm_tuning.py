@@ -21,7 +21,7 @@ from turbofit.memory.engines import engine_of
 
 _ROOM: Final = "gemm-tuning"
 _IMPORT, _EXPORT = "TM_GEMM_IMPORT", "TM_GEMM_EXPORT"
-#: Environment variables that an engine reads late in the start.
+#: Environment variables for the tuning, which an engine reads after its imports.
 VARIABLES: Final = (_IMPORT, _EXPORT)
 #: The file's head: a magic word, the format's number, bytes of a record, number of records. For the
 #: engine, an incomplete file or a file of another format is empty; the engine then chooses
@@ -33,7 +33,7 @@ _WORD: Final = b"TMGEMM2\0"
 class GemmTuning:
     """The file with TurboMind's GEMM tuning for one group's model, cards and LMDeploy version.
 
-    ``imports``: starts may read the file, since the plan's peak is measured.
+    ``imports``: the next start may read the file; False for a start that must show the plan's peak.
     """
 
     def __init__(self, plan: Plan, group: int, lmdeploy: str, *, imports: bool) -> None:
@@ -46,6 +46,7 @@ class GemmTuning:
             *(f"{gpu.name} {gpu.compute_capability}" for gpu in gpus),
         )  # fmt: skip
         self.imports = imports
+        #: The file's name, and the name of the file that one start exports.
         self._name, self._part = name, f"{name}.{os.getpid()}-{group}"
 
     def environment(self) -> dict[str, str]:

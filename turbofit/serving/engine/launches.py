@@ -40,10 +40,11 @@ class Launch:
     """An engine on real GPUs, which can be started again and again.
 
     ``group`` is the engine's place in the plan. ``runner`` are the words that start LMDeploy, in
-    place of the command's first word. The engine gets a ``key`` that is not in the command by its
-    environment. ``ratio`` returns the cache ratio of a start; None keeps the command's ratio.
-    ``images`` are variables for the preparation of images. ``spawn`` starts the process; None means
-    `core.process.processes.child`. ``tuning`` keeps the GEMM tuning; None keeps nothing.
+    place of the command's first word. If the command does not contain the API key ``key``, the
+    engine's environment does. ``ratio`` returns the cache ratio of a start; None keeps the
+    command's ratio. ``images`` are variables for the preparation of images. ``spawn`` starts the
+    process; None means `core.process.processes.child`. ``tuning`` keeps the GEMM tuning; None keeps
+    nothing.
     """
 
     command: Command
@@ -85,7 +86,7 @@ class Launch:
 def port_of(command: Command) -> int:
     """Return the port in an engine's command."""
     argv = command.argv
-    for option in ("--server-port", "--port"):  # LMDeploy's, the fallback engine's
+    for option in ("--server-port", "--port"):  # of LMDeploy, of the fallback engine
         if option in argv:
             return int(argv[argv.index(option) + 1])
     return DEFAULT_PORT

@@ -45,7 +45,9 @@ class LogFile:
     def __init__(self, path: Path, *, cap: int = _CAP, required: bool = True) -> None:
         #: Writes the lines that are kept.
         self.kept = FileLog(path, cap, _LOST, _ROOM, required=required)
+        #: The beginning of a line whose end has not come.
         self._tail = b""
+        #: The last written line without its time, and how often it came again since.
         self._last = b""
         self._repeats = 0
 

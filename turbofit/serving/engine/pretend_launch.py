@@ -105,8 +105,9 @@ class PretendReader:
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
         self.timeline = timeline
         self._plan, self._group = plan, group
+        #: The pretend machine, with the bytes that other processes hold.
         self._machine = charged(plan, group)
-        #: The supervisor's thread and the gateway's thread read the timeline.
+        #: One thread reads at a time: the supervisor's or the gateway's.
         self._reading = Lock()
         self._memory: ProcessMemory | None = None
         self._events: TimelineReader | None = None

@@ -55,8 +55,10 @@ class EngineProcess:
         *,
         log_required: bool = True,
     ) -> None:
+        """Open the log, start the command, and begin to read its output."""
+        #: Lines that nobody has taken yet, each with how often it came in a row.
         self.runs: deque[Run] = deque()
-        try:  # before the start, since a running engine would have to be ended
+        try:  # first, so that an error need not end an engine
             self._file = LogFile(log, required=log_required)
         except OSError as exc:
             raise LaunchError(
@@ -91,7 +93,7 @@ class EngineProcess:
         return [self.runs.popleft() for _ in range(len(self.runs))]
 
     def send(self, number: signal.Signals) -> None:
-        with suppress(PermissionError):  # `kill_group` comes later
+        with suppress(PermissionError):  # `kill_group` ends such an engine later
             self._process.send_signal(number)
 
     def wait(self, seconds: float) -> None:

@@ -43,7 +43,7 @@ _LMDEPLOY: Final = (
     "lmdeploy.serve.parsers.tool_parser", "lmdeploy.serve.parsers.reasoning_parser",
     "lmdeploy.hf_configs", "prometheus_client", "uvicorn.protocols.websockets.wsproto_impl",
 )  # fmt: skip
-#: Imports of each module that runs an engine.
+#: What a standby imports, by the module that will run the engine.
 _IMPORTS: Final = {
     "lmdeploy": _LMDEPLOY,
     "turbofit.rehearsal.turbomind.server": (
@@ -55,13 +55,15 @@ _LATE: Final = (
     KEY, THREADS, CACHE, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "TURBOFIT_PRETEND_SCENARIO",
     "TURBOFIT_PRETEND_MACHINE", *VARIABLES,
 )  # fmt: skip
-#: Libraries in this variable read a pretend machine during the import of torch.
+#: With this variable there is no standby: libraries in it read the engine's pretend machine during
+#: the import of torch.
 _PRELOADED: Final = "LD_PRELOAD"
-#: Bytes of host memory that must be available for a standby, and bytes that a standby takes.
+#: Bytes of host memory that must be available before a standby is started.
 LEAST_AVAILABLE: Final = 8 * GIB
+#: Bytes of host memory that a standby takes.
 STANDBY_BYTES: Final = 1 * GIB
 _LOOK_SECONDS: Final = 1.0
-#: Seconds in which a standby must answer the message or go on importing.
+#: Seconds in which a standby must answer the message, or use processor time for its imports.
 _ANSWER_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.02
 #: Seconds between the unexpected end of a standby and the start of another standby.
@@ -96,6 +98,7 @@ class Standby:
     def __init__(self, kind: Kind) -> None:
         argv = (sys.executable, ENTRY, "--standby", *_IMPORTS[kind.module])
         self.kind = kind
+        #: Our end of the socket that is the standby's input.
         self._talk, its_end = socket.socketpair()
         with its_end:
             self._process = child(argv, dict(kind.environment), stdin=its_end.fileno())
@@ -157,8 +160,10 @@ class StandbyStarter:
     def __init__(self, available: Callable[[], int], say: Callable[[str], None]) -> None:
         self._available, self._say = available, say
         self._lock = Lock()
+        #: The kind of the last started or expected engine; None if no standby can become it.
         self._kind: Kind | None = None
         self._standby: Standby | None = None
+        #: The earliest time of the next look.
         self._again = 0.0
 
     def expect(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
@@ -181,7 +186,7 @@ class StandbyStarter:
         return child(argv, env)
 
     def look(self, needed: int = 0) -> None:
-        """Start a missing standby; end a standby that does not fit, or if host memory runs short.
+        """Start a missing standby; end a standby that does not fit, or that takes scarce memory.
 
         ``needed``: bytes of host memory that must stay free for sleeping engines. Outside the main
         thread nothing happens, since the kernel ends a standby together with its creating thread.
@@ -193,7 +198,7 @@ class StandbyStarter:
         available, least = self._available(), max(LEAST_AVAILABLE, needed + STANDBY_BYTES)
         with self._lock:
             kind, standby = self._kind, self._standby
-            # A running standby may stay with half of this memory, so that it does not come and go.
+            # A running standby stays with half of `least`, so that standbys do not come and go.
             if standby is not None and standby.fits(kind) and available >= least // 2:
                 return
             self._standby = None

@@ -45,7 +45,8 @@ _FORECASTS: Final = 4
 #: The share of a processor above which a process counts as working. An idle LMDeploy takes a
 #: hundredth of a processor.
 _SHARE: Final = 0.05
-#: Parts of `Timing.silence`: the beginning and the interval of observing, the beginning of doubt.
+#: Shares of `Timing.silence`: how long an answer is late before the first observation, the time
+#: between two observations, and how long an engine does nothing before it is doubtful.
 _FIRST, _EVERY, _DOUBT = 0.25, 0.1, 0.5
 _LOG: Final = LazyLogger(__name__)
 
@@ -89,6 +90,7 @@ class Silence:
     ) -> None:
         self._plan, self._engine, self._timing = plan, engine, timing
         self._group, self._clock = group, clock
+        #: The real GPUs whose work is a sign of life; empty on pretend GPUs.
         self._uuids = () if pretend else tuple(ledger.uuid for ledger in engine.ledgers)
         #: The times of the engine's last sign of life and of the last observation, and the
         #: processor seconds at the last observation.
@@ -114,6 +116,7 @@ class Silence:
         - "hung" if the engine must be ended.
         """
         most = self._timing.silence
+        # After a long time without looks, for example of a suspended machine, silence begins anew.
         if now - self._seen_at >= _FIRST * most:
             self._awake_at = now
         self._seen_at = now
@@ -138,7 +141,7 @@ class Silence:
         self._observed_at, self._used = now, used
         if works or (self._uuids and any_busy(self._uuids) is not False):
             self._worked_at = now
-        if self._clock is not None:  # a pretend card works without processor time
+        if self._clock is not None:  # a pretend GPU's work takes no processor time
             reading = self._clock.read()
             self._worked_at = max(self._worked_at, min(now, reading.until))
             self._slower = max(1.0, reading.factor)
@@ -177,7 +180,8 @@ class Supervision:
 
     - ``on_end`` when an engine ends that had served, or that will be started again;
     - ``on_back`` when an engine is ready again while the server is open;
-    - ``on_doubt`` when the engine with this index gives no sign of life, with the time of its end;
+    - ``on_doubt``, with an engine's index and the time at which the engine will be ended, when the
+      engine gives no sign of life;
     - ``on_rest`` when all engines rest, and with None when an engine is started again.
     """
 
@@ -211,14 +215,18 @@ class SupervisedEngine:
         index: int = 0,
         name: str = "engine",
     ) -> None:
+        """Prepare the engine; `start` starts its process."""
         self.plan, self.launch, self._tell, self.name = plan, launch, tell, name
         self._supervision, self.index = supervision, index
         self._timing, self._clock = supervision.timing, supervision.clock
         self.log = folder / f"engine-{launch.group}.log"
         self.url = f"http://{LOOPBACK}:{launch.port}"
         self.state: EngineState = "waiting"
+        #: The number of starts so far.
         self.starts = 0
+        #: The time of the next start of an engine that waits or rests.
         self.again_at = 0.0
+        #: Whether the engine has been ready in any start.
         self.was_ready = False
         self.process: EngineProcess | None = None
         #: Reads the memory in use on pretend GPUs; None on real GPUs.
@@ -233,10 +241,13 @@ class SupervisedEngine:
         self._ready_at = 0.0
         #: The time of the engine's end that `on_doubt` got last.
         self._doubted = float("inf")
+        #: The times of the ends within `Timing.window`.
         self._ends: list[float] = []
+        #: The times of the start, of the last count of kills, and of the engine's last output.
         self._began = self._counted = self._heard = 0.0
         #: The kernel's count of killed processes, at the last two readings.
         self._kills: tuple[int | None, int | None] = (None, None)
+        #: Whether the present silence of a starting engine has been explained.
         self._silence_told = False
 
     @property
@@ -279,7 +290,7 @@ class SupervisedEngine:
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
-        # After a restart, a worst case beside clients' requests would exceed the plan.
+        # No worst cases after a restart: beside clients' requests, these would exceed the plan.
         worst_cases = self._supervision.worst_cases
         asks = None if worst_cases is None or self.was_ready else partial(worst_cases, self)
         self.silence = Silence(
@@ -305,7 +316,7 @@ class SupervisedEngine:
             return None
         code = process.poll()
         self._read(process, code, now)
-        # After the end of the engine's loop, a signal to the other processes is not the cause.
+        # If the engine's loop has failed, this failure is the cause, and not a later exit code.
         if code is not None and not self.tracker.failing:
             return self._explained_end(code)
         if self.tracker.fallback:
@@ -333,7 +344,8 @@ class SupervisedEngine:
     def _loop_ended(self, code: int | None) -> End | None:
         """Return the end of an engine whose loop failed; None if the engine still answers."""
         if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
-            self.tracker.survived(float("inf"))  # another program's line looked like the engine's
+            # Since the engine answers, the line about a failed loop is of another program.
+            self.tracker.survived(float("inf"))
             return None
         return self._explained_end(None)
 
@@ -341,7 +353,7 @@ class SupervisedEngine:
         """Return an end for a running engine that cannot serve; None if the engine is well."""
         if self.tracker.hangs(now):
             return self.tracker.death()
-        # A loop that ends fails its requests first; the log shows the reason later.
+        # A loop that ends fails its requests first (`error`), and logs the reason later.
         if probe.error is not None and not self.tracker.failing:
             hint = f"{probe.error.hint} ({self.log})"
             kind: EndKind = "crash" if self.was_ready else "refused"
@@ -359,7 +371,7 @@ class SupervisedEngine:
         if silence is None or not self._timing.liveness:
             return None
         if self.state != "ready":
-            # The engine does not listen yet, answers the worst cases, or waits for a restart.
+            # Nothing is owed before the engine listens, during worst cases, and before a restart.
             if self.state != "starting" or not probe.owes:
                 return None
             clients = None
@@ -431,7 +443,7 @@ class SupervisedEngine:
         if probe.ready.is_set():
             self._move("ready")
             self.was_ready, self._ready_at = True, now
-            if self.clock is not None:  # the worst cases of a start take no time
+            if self.clock is not None:  # until now, forwards on pretend GPUs took no time
                 self.clock.run()
             lines = self.tracker.enter("ready", now)
         elif probe.worst_cases is not None and probe.healthy.is_set():

@@ -28,7 +28,7 @@ _AFTER: Final = 8
 _AROUND: Final = 2
 #: The error of the estimates above, in tokens.
 _SLACK: Final = 15
-#: The share of the fullest forward's units that a cheaper request must have.
+#: The least share of the fullest forward's vision units that a cheaper request must have.
 _NEARLY: Final = 0.98
 #: Tokens of a row of a full batch: at least a block of the cache. A row's answer must last until
 #: all rows have arrived; each row takes at most one step of decoding to arrive.
@@ -41,9 +41,10 @@ _SMALL_ANSWER: Final = 8
 _TOKEN: Final = 100
 _WORD: Final = " a"
 _PROBE_TOKENS: Final = 64
-#: A short prompt's words are at most this part of a session; a word has at most two tokens.
+#: A short prompt has at most an eighth of a session in words; a word has at most two tokens.
 _SHORT: Final = 8
-#: The filled share of the context: a tokenizer may split a long prompt's words differently.
+#: The share of the room that a long prompt fills. The rest is for words of which a tokenizer makes
+#: more tokens in a long prompt.
 _SHARE: Final = 0.99
 #: The check: ``auto`` sends the worst cases of a plan without a proof, else one small request.
 #: ``full`` always sends the worst cases, ``quick`` always the small request.
@@ -244,6 +245,7 @@ def longest_request(
     images of ``worst``; ``tokens`` is the length of the prompt of ``worst``. None if the engine's
     answers have no counts, or if no room is left.
     """
+    # The second prompt has twice the words: the difference is the tokens of `least` words.
     least = max(1, min(_PROBE_TOKENS, engine.settings.session_len // _SHORT))
     few, twice = (count(_prompt_of("a short prompt", model, n)) for n in (least, 2 * least))
     word_tokens = (twice - few) / least

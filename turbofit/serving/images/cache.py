@@ -31,6 +31,8 @@ def name_images() -> None:
 
 
 def _with_hashes(base: Any) -> Any:
+    """Return a subclass of ``base``, LMDeploy's image reader, that keeps hashes of images."""
+
     class NamedImageIO(base):  # type: ignore[misc]
         """LMDeploy's image reader, with a hash of an image's bytes and late decoding."""
 
@@ -100,7 +102,10 @@ def _give_fingerprints(given: Sequence[Any], prepared: Sequence[Any], options: A
 
 
 class ImageCache:
-    """A cache of at most ``most`` bytes, which drops the least recently used value first."""
+    """A cache of at most ``most`` bytes, which drops the least recently used value first.
+
+    ``held`` is the number of bytes in the cache.
+    """
 
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
@@ -114,7 +119,7 @@ class ImageCache:
                 return None
             self._kept.move_to_end(key)
             value = self._kept[key]
-        return deepcopy(value)  # without the lock, since other threads wait for the lock
+        return deepcopy(value)  # outside the lock, for which other threads wait
 
     def put(self, key: bytes, value: Any) -> None:
         """Keep a copy of a value, unless the value is larger than the cache."""

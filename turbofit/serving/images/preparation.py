@@ -31,7 +31,8 @@ SAYS: Final = "turbofit: images: "
 
 _MODULE: Final = "lmdeploy.vl.engine"
 #: LMDeploy's functions that run on these threads, and the first digits of their sources' SHA-256,
-#: which are equal in 0.16.0, 0.17.0 and 0.18.0. By their sources, no call changes data of another.
+#: which are equal in 0.16.0, 0.17.0 and 0.18.0. By these sources, no call changes data that
+#: another call uses.
 _KNOWN: Final = {
     "ImageEncoder.__init__": "40144cf72212",
     "ImageEncoder.preprocess": "8fe21f773a29",
@@ -91,7 +92,7 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
 
     from turbofit.serving.images.resize import quicken
 
-    @wraps(make)  # `unlike` reads the wrapped function's source
+    @wraps(make)  # so that `unlike` still finds the source of LMDeploy's function
     def made(encoder: Any, *arguments: Any, **keywords: Any) -> None:
         """Make LMDeploy's encoder, then change its preparation of images."""
         make(encoder, *arguments, **keywords)
@@ -117,7 +118,7 @@ def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
 
 
 def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
-    """Do the work of `prepare`; errors pass."""
+    """Do the work of `prepare`, without catching errors."""
     import torch
 
     why = unlike(type(encoder).__init__, _KNOWN) or unlike(type(encoder).preprocess, _KNOWN)
@@ -203,7 +204,7 @@ def _use_one_core(others: int) -> None:
     """
     import torch
 
-    torch.get_num_threads()  # torch's first reading of the number would undo a change
+    torch.get_num_threads()  # a first reading after the change would undo the change
     torch.set_num_threads(1)
     restore = threading.Thread(target=torch.set_num_threads, args=(others,))
     # At the limit of pids no thread starts, and later threads have one core until the next call. An

@@ -18,11 +18,11 @@ from turbofit.serving.images.values import NotUsableError, Pixels, TableTransfor
 #: Attributes with a transform of torchvision, in models that resize by Pillow.
 _TRANSFORMS: Final = ("transform", "image_transform")
 _OURS: Final = "turbofit_resizes"
-#: The first releases of Pillow with an address of pixels, with columns resized first if a picture
-#: loses much height, and with unknown code.
+#: Three releases of Pillow: the first that gives the address of pixels; the first that resizes
+#: columns before rows if a picture loses much height; the first whose code is unknown.
 #: Source: Pillow 13.0.0 libImaging/Resample.c::ImagingResampleInner `int horizontal_first =`
 _FIRST, _COLUMNS_FIRST, _UNREAD = (11, 3), (13, 0), (13, 1)
-#: Sizes of trial images and their new sizes; some images are resized columns first.
+#: Sizes of trial images and their new sizes. Pillow resizes some of them columns before rows.
 _TRIED: Final = (
     ((61, 47), (448, 96)), ((131, 53), (61, 97)), ((97, 61), (97, 40)), ((40, 90), (33, 90)),
     ((64, 300), (56, 284)), ((64, 300), (56, 283)), ((37, 211), (90, 16)), ((300, 41), (16, 33)),

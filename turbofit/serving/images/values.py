@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
     import torch
 
-_PIXEL: Final = 4  # bytes
+#: Bytes of a pixel in Pillow's memory.
+_PIXEL: Final = 4
+#: The number of values of a byte.
 _BYTES: Final = 256
 #: The size of a picture on which a table is tested before it is used.
 _TRIED: Final = (61, 47)
-#: LMDeploy's models with float32 pixel values, and for each backend: the files that read these
-#: values; the cast to the engine's dtype, which each file contains once, before the tower; and the
-#: quantisations with another dtype than the checkpoint's.
+#: LMDeploy's models with float32 pixel values. For each backend: the files that read these values;
+#: the cast to the engine's dtype, which each of these files contains once, before the tower; and
+#: the quantisations with which the engine's dtype is not the checkpoint's.
 #: Source: lmdeploy pytorch/config.py::_update_torch_dtype `quant_method == 'awq'`
 _CASTS: Final = {
     "Qwen2VLModel": {
@@ -101,6 +103,7 @@ class Pixels:
             self._capsule = core.__arrow_c_array__()
         except ValueError:
             return
+        # The address counts only if one array has all bytes, without gaps.
         array = _Array.from_address(_described(self._capsule, b"arrow_array"))
         if array.children == 1:
             values = array.child[0][0]
@@ -166,7 +169,7 @@ def with_table(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) 
     try:
         table = TableTransform(steps[:cut], steps[cut:], dtype)
         alike = torch.equal(table(tried), transform(tried).to(table.dtype))
-    except (RuntimeError, ValueError, TypeError, KeyError):  # the steps are of another kind
+    except (RuntimeError, ValueError, TypeError, KeyError):  # no table can replace these steps
         return transform
     return table if alike else transform
 
@@ -182,7 +185,11 @@ def _trial_picture() -> Any:
 
 
 class TableTransform:
-    """A transform that makes the shape of an image by steps, and its pixel values by a table."""
+    """A transform that makes the shape of an image by steps, and its pixel values by a table.
+
+    ``shaping`` are the steps for the shape. The table has the results of the later steps,
+    ``numbering``, for a picture with every value of a byte.
+    """
 
     def __init__(
         self, shaping: Sequence[Any], numbering: Sequence[Any], dtype: torch.dtype | None
