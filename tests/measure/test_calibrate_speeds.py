@@ -94,12 +94,12 @@ def test_a_wrong_copy_is_said_and_ends_peer_access(tmp_path: Path) -> None:
 def test_a_program_that_dies_has_its_results_and_one_without_any_says_why(tmp_path: Path) -> None:
     on = machine()
     kept, said = measure(tmp_path, TWO, on, ending="os._exit(7)")
-    assert (kept, said[0]) == (True, "not measured: all after it ended with exit code 7")
+    assert (kept, said[0]) == (True, "not measured: all after the program ended with exit code 7")
     no_torch = [TWO[0], {"left_out": "cards and links: there is no torch with CUDA"}]
     kept, said = measure(tmp_path, no_torch, on)
     assert (kept, said[0]) == (True, "not measured: cards and links: there is no torch with CUDA")
     assert measure(tmp_path, [], on, ending="os.kill(os.getpid(), 9)") == (
-        False, ["not measured: all after it ended with exit code -9"],
+        False, ["not measured: all after the program ended with exit code -9"],
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_a_program_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(subprocess.Popen, "wait", wait)
     hang = f"open({str(printed)!r}, 'w'); import signal; signal.pause()"
     kept, said = measure(tmp_path, TWO, machine(), ending=hang)
-    assert (kept, said[0]) == (True, "not measured: all after it ended with exit code -9")
+    assert (kept, said[0]) == (True, "not measured: all after the program ended with exit code -9")
 
 
 def test_what_the_driver_holds_is_not_waited_for(

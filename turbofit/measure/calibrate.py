@@ -28,7 +28,7 @@ from turbofit.serving.planner import leases_for
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
 
-#: Bytes. While a launch is measured, the use of other processes may change by so many.
+#: The most bytes by which the use of other processes may change while a launch is measured.
 _MOVED: Final = 32 * MIB
 
 

@@ -150,7 +150,7 @@ class Cards:
                 self._torch.cuda.synchronize(device)
             return time.perf_counter() - begun
 
-        spent(1)
+        spent(1)  # the first call may load kernels
         count = max(1, min(200, int(least / max(spent(1), 1e-7))))
         return min(spent(count) for _ in range(3)) / count
 

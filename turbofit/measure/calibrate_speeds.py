@@ -30,8 +30,9 @@ from turbofit.machine.learned import keep, with_measured
 PROGRAM: Final = Path(__file__).with_name("calibrate_program.py")
 #: Seconds; the program begins no task later.
 _SECONDS: Final = 60.0
-#: More seconds for the program's imports, contexts and last task; seconds to end after SIGKILL.
+#: Seconds in addition, for the program's imports, contexts and last task.
 _GRACE: Final = 60.0
+#: Seconds to wait for the program's end after SIGKILL.
 _LAST: Final = 10.0
 
 
@@ -95,7 +96,7 @@ def _measured(machine: Machine, gpus: Sequence[int], command: Sequence[str]) -> 
     if child.returncode is None:
         fields["left_out"].append(f"process {child.pid} was killed and hangs in the driver")
     elif child.returncode:
-        fields["left_out"].append(f"all after it ended with exit code {child.returncode}")
+        fields["left_out"].append(f"all after the program ended with exit code {child.returncode}")
     single = {"torch": "", "image_seconds": 0.0}
     values = {name: next(iter(fields[name]), empty) for name, empty in single.items()}
     return decode(to_json({**fields, **values}), Measured, what="the measurement")

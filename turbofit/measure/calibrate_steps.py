@@ -44,13 +44,15 @@ _BESIDE: Final = ((512, 8), (512, 32), (2048, 8))
 #: Pixels of pictures with one, two, four, six and twelve tiles of InternVL2; from two tiles on a
 #: thumbnail is added.
 _SIZES: Final = ((448, 448), (896, 448), (896, 896), (1344, 896), (1792, 1344))
-#: Pieces of the watched answer beside other answers; the fewest gaps of a reading.
+#: The most gaps of a reading beside other answers.
 _PIECES: Final = 24
+#: The fewest gaps of such a reading.
 _LEAST_PIECES: Final = 8
-#: Pieces before the watched answer meets prompts; its tokens at most. The answer is left once it
-#: has met all prompts.
+#: Pieces of a watched answer before it meets the first prompt or image.
 _FIRST: Final = 6
+#: The most tokens of a watched answer; it is ended early, once it has met all prompts or images.
 _WATCHED: Final = 1024
+#: How often a watched answer meets the same prompt or image.
 _REPEATS: Final = 3
 #: Forwards that pass while requests arrive, besides one forward for each request.
 _AHEAD: Final = 64
@@ -58,7 +60,7 @@ _AHEAD: Final = 64
 _MOST_SPREAD: Final = 0.1
 #: Seconds of the card; no point begins later.
 _SECONDS: Final = 180.0
-#: Ids of tokens that are not special: the first id, and how many are used.
+#: Prompts are made of tokens that are not special: the first id, and the number of ids used.
 _TOKEN: Final = 100
 _KINDS: Final = 900
 #: Tokens of the question beside an image, with its template, at most.
@@ -74,7 +76,7 @@ class EngineAddress(NamedTuple):
 
 
 class _HeldUpError(Exception):
-    """A reading is not the time of a forward; the message says why."""
+    """Raised if a reading is not the time of a forward; the message says why."""
 
 
 class StepTimer:
@@ -100,7 +102,7 @@ class StepTimer:
         return self._with_rates(steps)
 
     def _with_rates(self, steps: MeasuredSteps) -> MeasuredSteps:
-        """Return the steps with the rates of the cards that follow for other models."""
+        """Return the steps with the cards' rates that they show, for forecasts of other models."""
         machine, weights = self._plan.machine, weights_of(self._plan.model)
         if not weights:
             return steps
@@ -111,6 +113,7 @@ class StepTimer:
         return replace(steps, weights=weights, rates=found)
 
     async def _measured(self, tell: Callable[[str], None]) -> MeasuredSteps:
+        """Take one measurement after another; a failed or late one is left out, with the reason."""
         key, points, left_out = self._address.key, list[StepPoint](), list[str]()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # A server may end an idle connection at the moment when a request uses it.
@@ -166,7 +169,10 @@ class StepTimer:
 
     @property
     def _decodings(self) -> list[tuple[int, int]]:
-        """Numbers of sequences up to the plan's own, each with contexts that fit the cache."""
+        """The decoding steps to time: numbers of sequences, each with contexts that fit the cache.
+
+        The numbers go up to the plan's batch.
+        """
         settings, found = self._engine.settings, list[tuple[int, int]]()
         reached = [sequences for sequences in _SEQUENCES if sequences < settings.max_batch_size]
         for sequences in (*reached[:1], settings.max_batch_size, *reached[1:]):
@@ -178,7 +184,7 @@ class StepTimer:
 
     @property
     def _pictures(self) -> dict[int, DummyImage]:
-        """The images that fit into one forward, by their vision units."""
+        """The images to time, which fit into one forward, by their vision units."""
         rule, limits = self._plan.model.image_rule, self._plan.promise.limits
         if rule is None or limits.image_limit is None or limits.vision_unit is None:
             return {}
@@ -207,8 +213,8 @@ class StepTimer:
     async def _decode(self, sequences: int, context: int) -> StepPoint:
         """Watch one of ``sequences`` equal answers, while all of them run.
 
-        The last gaps before the first answer ends are steps of all answers, since an answer is as
-        long as `_answer` says.
+        The last gaps before the first answer ends are steps of all answers: an answer of `_answer`
+        tokens is long enough that all others have begun by then.
         """
         answer = self._answer(sequences)
         others = (self._ended(self._body(context, answer)) for _ in range(sequences - 1))
@@ -218,6 +224,7 @@ class StepTimer:
         first_end = min(ends, default=pieces[-1])
         beside_all = [piece for piece in pieces if piece <= first_end][-_PIECES - 1 :]
         seconds, spread = self._median([after - before for before, after in pairwise(beside_all)])
+        # The cache at the middle of the gaps: all tokens, without those that come later.
         middle = (beside_all[0] + beside_all[-1]) / 2
         tokens_to_come = sum((end - middle) / seconds for end in (*ends, pieces[-1]))
         cached = round(sequences * (context + answer) - tokens_to_come)
@@ -238,7 +245,11 @@ class StepTimer:
     async def _beside(
         self, ask: Callable[[], Awaitable[int]], prompt: int, units: int = 0, answers: int = 1
     ) -> StepPoint:
-        """Watch answers that meet a request several times; each request makes one gap longer."""
+        """Watch answers that meet a request several times; each request makes one gap longer.
+
+        ``prompt``: the request's tokens, if the engine does not count them; ``units``: the vision
+        units of the request's image.
+        """
         context, enough = _CONTEXTS[0], asyncio.Event()
         length = min(_WATCHED, self._engine.settings.session_len - context)
         started = [asyncio.Event() for _ in range(answers)]

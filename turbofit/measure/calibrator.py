@@ -66,7 +66,7 @@ class Calibrator:
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        usage, observations = self.usage, self._observations  # `begin` may replace both meanwhile
+        usage, observations = self.usage, self._observations  # `begin` may replace them meanwhile
         assert usage is not None
         observations.pop(engine.group, None)  # an engine that starts again is measured again
         try:
@@ -80,10 +80,12 @@ class Calibrator:
         self, usage: GpuUsage, engine: SupervisedEngine, model: str,
         ask: Callable[[ProbeRequest], int],
     ) -> Observation:  # fmt: skip
+        """Send an engine small requests and all worst cases; note the memory after each."""
         plan = usage.plan
         used: dict[int, dict[str, int]] = {}
 
         def take(name: str) -> None:
+            """Note the bytes in use on the engine's GPUs under ``name``."""
             sizes: dict[int, int] = {}
             for index, span in usage.read(engine).items():
                 # The memory that stays in use after a worst case also counts, since pools keep
@@ -94,6 +96,7 @@ class Calibrator:
             self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(sizes[most])} in use")
 
         def drive(question: ProbeRequest, name: str) -> int:
+            """Send a worst case and note the memory; return the tokens of the prompt."""
             tell(Step(f"{engine.name}: measuring {name}"))
             tokens = ask(question)
             take(name)
@@ -121,8 +124,8 @@ class Calibrator:
     def _steps(self, plan: Plan, engine: SupervisedEngine, model: str) -> MeasuredSteps | None:
         """Return the timed forwards of an engine.
 
-        None if an engine on such cards was timed, or on pretend GPUs without a clock, where a
-        forward takes no time.
+        None if an engine on cards of the same names was timed before. None also on pretend GPUs
+        without a clock, where a forward takes no time.
         """
         names = tuple(sorted(gpu.name for gpu in engine.planned.ledgers))
         with self._timing:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from turbofit.measure.load.spec import LoadSpec
     from turbofit.measure.tune_runner import Loads
 
-#: The most loads with a number of clients at once, and the most loads with a rate after them.
+#: The most loads with a number of clients at once, which come first.
 _CLIENTS: Final = 4
+#: The most loads with a rate of requests, which come next.
 _RATES: Final = 2
-#: The rate of the second load, as a share of the first: if that kept the SLO, and if not.
+#: Factors of the next load's rate: after a load that kept the SLO, and after one that did not.
 _HIGHER, _LOWER = 1.15, 0.8
 #: The fewest requests of a load at a rate.
 _LEAST: Final = 12
@@ -29,8 +30,9 @@ _LEAST: Final = 12
 class CapacitySearch:
     """Chooses at most six loads, each by the results of the loads before.
 
-    ``load``: a request. ``first``: the number of clients to begin with; ``most``: the largest
-    number to try. ``host_rate``: the most requests a second for which the host prepares images.
+    ``load``: the requests that all loads have. ``first``: the number of clients to begin with;
+    ``most``: the largest number to try. ``host_rate``: the most requests a second for which the
+    host prepares images.
     """
 
     def __init__(
@@ -71,11 +73,13 @@ class CapacitySearch:
             rate *= _HIGHER if self._tried[-1].keeps else _LOWER
 
     def _next(self) -> int:
+        """Return the clients to try next: twice as many, or between kept and missed SLO."""
         if self._bad > self._most:
             return min(2 * self._good, self._most)
         return round(math.sqrt(max(self._good, self._bad / 4) * self._bad))
 
     def _load_of(self, *, clients: int | None = None, rate: float | None = None) -> Loads:
+        """Yield one load, and note whether it kept the SLO."""
         load = self._load.changed(concurrency=clients, rate=rate)
         if rate is not None and load.seconds is not None:
             load = load.changed(seconds=max(load.seconds, _LEAST / rate))
@@ -102,7 +106,7 @@ class CapacitySearch:
 
 
 def within_host(figures: SpeedFigures, rate: float) -> SpeedFigures:
-    """Return the figures, lowered to ``rate`` requests a second, the most that a host prepares."""
+    """Return the figures for at most ``rate`` requests a second, which the host can prepare."""
     share = min(1.0, rate / max(figures.requests_per_second, 1e-9))
     return replace(
         figures,

@@ -102,6 +102,7 @@ def tune_model(
     candidates, at_once = _choices(wanted, on_here, usual, load, say)
 
     def trial(plan: Plan, load: LoadSpec) -> TrialEnd:
+        """Run a trial. A slow clock gives the host too much time for images: bound the rate."""
         end = run_trial(run, plan, load)
         if slower == 1 or end.measured is None:
             return end
@@ -156,8 +157,8 @@ def _capacity(
     most = max(1, min(_MOST_CLIENTS, 4 * usual.requests_at_once))
     limit = wanted.slo.get("ttft", math.inf)
     keeps = (n for n in range(most, 0, -1) if forecast_of(usual, load, n).ttft <= limit)
-    # The formula does not know how long images wait for this host, and few clients take little
-    # time: the search begins with a quarter.
+    # The formula does not know how long images wait for this host: the true number may be far
+    # lower. The search begins with a quarter, since a load of few clients takes little time.
     first = max(1, min(next(keeps, 1), usual.requests_at_once) // 4)
     search = CapacitySearch(
         load, wanted.slo, first=first, most=most, host_rate=_host_rate(usual, load), say=say
@@ -317,6 +318,7 @@ class Tuner:
         return sorted(good, key=self._value, reverse=True)
 
     def _most_promising(self, left: Sequence[TrialChoice]) -> TrialChoice:
+        """Return the choice to try next, by all forecasts and the first measured trial."""
         measured = next(
             ((choice.forecast, trial.measured)
              for trial in self._trials
@@ -351,6 +353,7 @@ class Tuner:
         )
 
     def _try(self, choice: TrialChoice, load: LoadSpec, *, again: bool = False) -> TrialRecord:
+        """Run one trial, and say how it begins and ends; return its record."""
         number, begun = len(self._trials) + 1, self.clock()
         plan, settings = choice.plan, choice.plan.smallest.settings
         what = f"trial {number}, the best again" if again else f"trial {number} of {self.starts}"
@@ -389,6 +392,7 @@ class Tuner:
         )
 
     def _end_of(self, options: Options, load: LoadSpec, what: str) -> TrialEnd:
+        """Run the options' plan if it fits now; return how the trial ended."""
         try:
             plan = self.plan_of(options)
             if not plan.fits:

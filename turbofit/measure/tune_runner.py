@@ -45,7 +45,7 @@ _FAILING: Final = 0.01
 #: The length of the gateway's queue: more requests than a load may have under way.
 _QUEUE: Final = 4096
 _BENCH: Final = (sys.executable, "-m", "turbofit", "bench")
-#: Seconds that a load has to end normally.
+#: Seconds to wait for a load's end after SIGINT; then the load is killed.
 _PATIENCE: Final = 10.0
 _TIMING: Final = Timing(start=3600.0, drain=1.0, liveness=0.0, restarts=0)
 Outcome = Literal["measured", "died", "unserved"]
@@ -156,7 +156,7 @@ def run_loads(common: Run, plan: Plan, loads: Loads) -> TrialEnd:
         common.leases, common.say,
         on_open=drive.begin, on_tick=drive.look, on_death=drive.died, lmdeploy=common.lmdeploy,
     )  # fmt: skip
-    run.plan = plan  # it is reserved already
+    run.plan = plan  # the plan's memory is reserved already
     run.begin()
     with stop:
         try:
@@ -201,6 +201,7 @@ class _Load:
             self._next(lambda: next(self._loads))
 
     def _next(self, choose: Callable[[], LoadSpec]) -> None:
+        """Start the load that ``choose`` returns; end the engines if there is no further load."""
         tell(Step("the load"))
         try:
             words = [*_BENCH, self._url, "--json", *choose().option_arguments()]

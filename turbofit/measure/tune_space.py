@@ -30,9 +30,9 @@ _PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
 
 
 class LoadForecast(NamedTuple):
-    """The forecast of a plan's speed under a load, by which trials are ordered, in seconds.
+    """What a plan is expected to do under a load; trials are ordered by it.
 
-    ``told``: the part of the forecast that people see.
+    ``ttft`` and ``tpot`` are in seconds. ``told`` has the figures as people see them.
     """
 
     requests_per_second: float
@@ -104,7 +104,7 @@ class TrialChoice(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """The forecast of requests a second."""
+        """The requests a second that the forecast expects."""
         return self.forecast.requests_per_second
 
 
@@ -145,7 +145,7 @@ def _every(
     shapes = {planned}
     shapes |= {(row.engine, row.tp, row.replicas) for row in usual.considered if row.fits}
     gpus = len(usual.machine.visible)
-    # Only shapes that use all cards; with unequal cards the plan's own shape.
+    # Only shapes that use all cards; if none does, all that fit.
     whole = {shape for shape in shapes if shape[1] * shape[2] == gpus} or shapes
     axes: dict[str, Sequence[Any]] = {
         "max_prefill_token_num": _PREFILLS,

@@ -36,7 +36,7 @@ from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
 from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_by_side
 
-#: For each decoder layer, the device by its place in a group; None: the layer is on no device.
+#: For each decoder layer, the position of its device in the group; None: no device has the layer.
 Placement: TypeAlias = tuple[int | None, ...]
 #: The compute capabilities of two architectures; cards older than Ampere have no bfloat16.
 AMPERE, HOPPER = (8, 0), (9, 0)
@@ -83,7 +83,7 @@ class CacheShape(Struct):
 
 
 class LoggedSlab(NamedTuple):
-    """A line of a log about the engine's cache: bytes of a slab, and of each object in it.
+    """What a line of an engine's log says about the cache: bytes of a slab, and of an object in it.
 
     The first line is about KV blocks. Other lines are about states: ``each`` is then the number of
     objects for one sequence.
@@ -326,7 +326,8 @@ class Account(ABC):
             size - memory.temporaries + max(memory.staged, memory.temporaries)
             for size, memory in zip(before, static, strict=True)
         ]
-        #: Bytes for the cache on each GPU; the largest transient, or the pool, is deducted.
+        #: Bytes that are left for the cache on each GPU, beside the margin and all other memory: of
+        #: the pool and the transients, only the largest counts.
         self._rooms = [
             usable - margin - (size - memory.temporaries + total_bytes(memory.buffers))
             - _largest((*self._pool, *transients, *memory.transients))
@@ -386,6 +387,7 @@ class Account(ABC):
         """Return the largest multiple of 0.001 that keeps all margins; None if no cache fits."""
         if self.ratio_base <= 0 or self._missing_while_loading() > 0:
             return None
+        # No more steps than these can fit; whether they do, only the whole account shows.
         steps = min(RATIO_STEPS - 1, max(0, min(self._rooms)) * RATIO_STEPS // self.ratio_base + 1)
         while steps > 0 and not self.fits_at(steps / RATIO_STEPS):
             steps -= 1
@@ -404,8 +406,8 @@ class Account(ABC):
         """Return the most bytes that the engine takes on each GPU, either loading or serving."""
         taken = []
         for i, gpu in enumerate(self.gpus):
-            serving = self._usable[i] - self.margins[i] - self._rooms[i]
-            peak = serving + self._cache_bytes(i, ratio)
+            beside_cache = self._usable[i] - self.margins[i] - self._rooms[i]
+            peak = beside_cache + self._cache_bytes(i, ratio)
             taken.append(max(peak, self._load_peaks[i]) - known(gpu.used, 0))
         return tuple(taken)
 
@@ -414,7 +416,11 @@ class Account(ABC):
         return tuple(self._ledger(i, ratio) for i in range(len(self.gpus)))
 
     def _cache_bytes(self, i: int, ratio: float) -> int:
-        """Return the bytes allocated for the cache, without deducting freed temporaries."""
+        """Return the bytes that the driver allocates for the cache on GPU ``i``.
+
+        The terms of the cache subtract the temporaries of loading, which are freed before the first
+        request. The sum adds these bytes back, since `_rooms` already counts them as free.
+        """
         return total_bytes(self.cache_terms(i, ratio)) + self._static_memory[i].temporaries
 
     def _missing_while_loading(self) -> int:
@@ -576,6 +582,7 @@ class Engine(ABC):
             longest = 0 if largest is None else largest.tokens + text.around
             tokens = min(room - text.before, max(forward - text.before, longest))
             return side_by_side(lambda u, t: make(min(u, most), t), units, tokens, text)
+        # One image is enough if the plan or a request's fields let an image have so many units.
         if single is not None and not several and (units <= most or single.units > most):
             return Meeting(single.units, [single])
         return over_edges(make, units, room, forward, text, share=0.99 if several else 1.0)
@@ -603,7 +610,7 @@ class Engine(ABC):
 
     @abstractmethod
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """Return the permanent weights of one rank, without formats of a single type of card."""
+        """Return the permanent weights of one rank, without formats that only some cards have."""
 
     def environment(
         self,
@@ -621,7 +628,7 @@ class Engine(ABC):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Return the host memory of one replica, without the machine's available memory."""
+        """Return the host memory that one replica takes; ``available`` stays unknown."""
 
     def warnings(self, settings: Settings) -> tuple[str, ...]:  # noqa: ARG002 - an engine's own
         """Return warnings for people about this engine with these settings."""

@@ -125,7 +125,7 @@ def rates_shown(
         )
     ]  # fmt: skip
     shown.sort(key=lambda pair: pair[0].spread, reverse=True)
-    # Of one kind, the last rate stays.
+    # The smallest spread is last now, and replaces the earlier rates of the same kind.
     best = {rate.of: (rate, calibration) for rate, calibration in shown}
     what = ", ".join(words for of, words in _RATES.items() if of in best)
     timed = {

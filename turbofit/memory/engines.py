@@ -186,7 +186,8 @@ def _check_version(model: Model, version: str) -> None:
     versions.check_release(version)
     if not versions.is_legacy(version):
         return
-    # TurboMind 0.12 cached a latent for each head. This left 42,880 tokens for GLM-4.7-Flash, a
+    # Older versions lack these parts, or have them in another form. For example, TurboMind 0.12
+    # cached a latent for each head. This left 42,880 tokens for GLM-4.7-Flash, a
     # twentieth of the tokens with one latent for each token (lmdeploy#4367).
     parts = {
         "an audio tower": model.vision and model.vision.audio,

@@ -32,7 +32,7 @@ _SAMPLING: Final = 64
 #: embeddings, a copy with the features, the features, the mask, and a 64-bit sum over the mask,
 #: which finds each feature's place.
 _SCATTER: Final = 12
-#: The cuBLAS workspace that torch allocates, once for the library and once for cuBLASLt; by Hopper.
+#: The workspaces that torch allocates for cuBLAS and cuBLASLt; True: on Hopper or newer cards.
 _WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
 #: Rounding of torch's allocator, in segments of weights; measured 8 to 57 MiB.
 _ROUNDING: Final = 64 * MIB

@@ -115,7 +115,7 @@ def _nearest(names: Iterable[str], version: str) -> str | None:
 
 
 def doubt(engine: str, version: str | None) -> str | None:
-    """Return a warning if the account is that of an older version; None if it is the version's."""
+    """Return a warning if a version has only the account of an older version; else None."""
     preset = account_version(engine, version)
     if preset is None or release(preset) == release(version or REFERENCE):
         return None
@@ -140,14 +140,14 @@ def _formulas(engine: str) -> tuple[str, ...]:
 
 
 class _Changes(Struct, forbid_unknown_fields=True):
-    """The architectures that came into a release's list, and the architectures that left it."""
+    """The architectures that a release added to an engine's list, and those that it removed."""
 
     came: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
 
 
 class _Architectures(Struct, forbid_unknown_fields=True):
-    """The changes of the lists, by engine and release, oldest first."""
+    """How each engine's list of supported architectures changed, by release, oldest first."""
 
     source: str
     turbomind: dict[str, _Changes]
@@ -155,7 +155,10 @@ class _Architectures(Struct, forbid_unknown_fields=True):
 
 
 class _Span(NamedTuple):
-    """The releases that list an architecture: from ``came`` on, but not from ``left`` on."""
+    """A span of releases that list an architecture: ``came`` is the first of them.
+
+    ``left`` is the first later release without the architecture; None: there is none.
+    """
 
     came: str
     left: str | None
@@ -172,10 +175,9 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
     wanted = written(version)
     if not wanted:
         return None
-    oldest = wanted if len(wanted) > 2 else (*wanted, 0)
-    newest = (
-        wanted if len(wanted) > 2 else (*wanted, 1_000_000)
-    )  # above every release's third number
+    # A short version stands for all releases between the lowest and the highest third number.
+    short = len(wanted) == 2
+    oldest, newest = ((*wanted, 0), (*wanted, 1_000_000)) if short else (wanted, wanted)
     for architecture in dict.fromkeys((model.architecture, model.text.architecture)):
         spans = listings(engine).get(architecture, ())
         if not spans and architecture != model.architecture:
@@ -213,6 +215,7 @@ def listings(engine: str) -> dict[str, tuple[_Span, ...]]:
     spans: dict[str, tuple[_Span, ...]] = {}
     for release, change in changes.items():
         for name in change.came:
+            # What the oldest list has counts for all releases before it, too.
             first = "0.0.0" if release == oldest else release
             spans[name] = (*spans.get(name, ()), _Span(first, None))
         for name in change.left:

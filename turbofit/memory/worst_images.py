@@ -98,26 +98,28 @@ def over_edges(
 ) -> Meeting:
     """Return images of one prompt that bring as many units as possible into one forward.
 
-    The prompt has at most ``room`` tokens, a forward at most ``forward`` tokens and ``units``
-    vision units. An image counts whole in each forward that has one of the image's tokens. The
-    fullest forward therefore begins with the last tokens of one image, and ends with the first
-    tokens of another image. Mostly the second forward is the fullest. It is a later forward if
-    images are longer than a forward, and the first forward if the prompt has room for no other.
-    Among the prompts with at least ``share`` of the most units, the prompt with the smallest images
-    is returned.
+    An image counts whole in each forward that has one of the image's tokens. The fullest forward
+    therefore begins with the last tokens of one image, goes on with whole images, and ends with the
+    first tokens of another image. The prompt has at most ``room`` tokens, a forward at most
+    ``forward`` tokens and ``units`` vision units.
+
+    Three forwards are tried as the fullest: the second, which mostly is; the one after the end of
+    the largest image, for images longer than a forward; and the first, for prompts that have only
+    one forward. Of the prompts that reach at least ``share`` of the most units, the prompt with the
+    smallest images is returned.
     """
     largest, tried = make(units, room), [Meeting(0, [])]
     if largest is None:
         return tried[0]
     slack = text.around + max(1, text.slack)
     ends = text.before + largest.tokens + slack
-    for edge in (forward, -(-ends // forward) * forward, 0):
+    for edge in (forward, -(-ends // forward) * forward, 0):  # tokens before the tried forward
         before: list[Image] = []
-        place = text.before
+        place = text.before  # tokens before the next image
         if edge:
             before = _until(make, largest, edge + slack - place, text)
             place += sum(image.tokens + text.around for image in before)
-        fullest = before[-1:]  # the images of the fullest forward
+        fullest = before[-1:]  # the image that reaches into the tried forward
         left = units - sum(image.units for image in fullest)
         inside = side_by_side(make, left, min(edge + forward - slack, room) - place, text)
         place += sum(image.tokens + text.around for image in inside.images)

@@ -62,7 +62,7 @@ class Answer:
     pretend: bool = False
 
     def divide(self, by: float) -> None:
-        """Divide all times by ``by``: the server is so many times slower than the card."""
+        """Divide all times by ``by``: a request takes ``by`` times as long as on the card."""
         self.begun /= by
         self.ended = None if self.ended is None else self.ended / by
         self.pieces = array("d", (at / by for at in self.pieces))
@@ -104,6 +104,7 @@ class StreamReader:
         self._answer, self._rest = answer, b""
         #: The times of all events, with or without text. They count if no event has text.
         self._events: array[float] = array("d")
+        #: Whether ``[DONE]`` came; whether a choice named its reason to end.
         self._done = self._finished = False
 
     def feed(self, data: bytes, at: float) -> None:

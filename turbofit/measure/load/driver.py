@@ -39,11 +39,10 @@ if TYPE_CHECKING:
     from turbofit.measure.load.client import Answer
     from turbofit.measure.load.spec import LoadSpec
 
-#: Seconds from a failed request to the next request of its place; each further failure doubles the
-#: pause.
+#: Seconds of pause after a failed request of a closed loop; each further failure doubles the pause.
 _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
-#: The number of failures in a row (per place, in a closed loop) that ends a load.
+#: The failures in a row that end a load, for each request at once of a closed loop.
 _HOPELESS: Final = 4
 _LEAST_HOPELESS: Final = 8
 #: The share of a CPU above which the client may limit the server.
@@ -69,13 +68,16 @@ class LoadRun:
         self.spec, self._ask, self._tick = spec, ask, tick
         #: The answers of all requests that ended, in the order of their ends.
         self.answers: list[Answer] = []
+        #: When the measured window opened (before: when the load began), and when it closed.
         self.opened = time.perf_counter()
         self.closed: float | None = None
         #: Why the load ended early; empty if it did not.
         self.stopped = ""
         #: The largest delay of an arrival, in seconds.
         self.late = 0.0
+        #: Whether the window has opened; the requests of the window without an answer so far.
         self._open, self._left = False, 0
+        #: Requests that began in the window; failed requests in a row.
         self._begun = self._failures = 0
         self._end = asyncio.Event()
         self._tasks: set[asyncio.Future[object]] = set()
@@ -87,7 +89,7 @@ class LoadRun:
         self._end.set()
 
     def divide(self, by: float) -> None:
-        """Divide all times by ``by``: the server is so many times slower than the card."""
+        """Divide all times by ``by``: a request takes ``by`` times as long as on the card."""
         for answer in self.answers:
             answer.divide(by)
         self.opened, self.late = self.opened / by, self.late / by
@@ -114,6 +116,7 @@ class LoadRun:
         return self._open and self.closed is None
 
     def step(self) -> Step:
+        """Return how far the load is, in words for people."""
         good = sum(answer.answered for answer in self.answers)
         counts = f"{good:,} answered, {len(self.answers) - good:,} failed"
         if not self._open:
@@ -129,7 +132,7 @@ class LoadRun:
     async def _place(self) -> None:
         """Send requests one after another, each after the last answer; pause after errors.
 
-        A closed loop runs this method once for each of its requests at once.
+        A closed loop with N requests at once runs this method N times, side by side.
         """
         failures = 0
         while True:
@@ -150,6 +153,7 @@ class LoadRun:
             due += random.expovariate(rate)
 
     async def _request(self) -> Answer:
+        """Send one request and count its answer; end the load if too many fail in a row."""
         counts = self.in_window
         self._left += counts
         self._begun += counts
@@ -187,15 +191,15 @@ class LoadRun:
         """Close the window in time, and call ``tick`` each second."""
         seconds, ticked = self.spec.measured_seconds, 0.0
         while True:
-            now, ends = time.perf_counter(), 1.0
+            now, left = time.perf_counter(), 1.0
             if self.in_window and seconds is not None:
-                ends = self.opened + seconds - now
-                if ends <= 0:
+                left = self.opened + seconds - now
+                if left <= 0:
                     self._close()
             if now >= ticked + 1.0:
                 ticked = now
                 self._tick(self)
-            await asyncio.sleep(min(max(ends, 0.001), 0.2))
+            await asyncio.sleep(min(max(left, 0.001), 0.2))
 
     def _spawn(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work)
@@ -278,6 +282,7 @@ def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
 
 
 def _warnings(run: LoadRun, busy: float, *, pieces_only: bool, forecast: str) -> Iterator[str]:
+    """Yield the reasons why people should trust the results less."""
     if forecast and run.spec.stop_early:
         yield "answers on pretend GPUs have no true length: leave --stop-early out"
     elif any(answer.pretend for answer in run.answers) and not forecast:

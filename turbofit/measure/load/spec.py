@@ -71,7 +71,7 @@ class LoadSpec(Validated):
             )
 
     def slower(self, times: float) -> LoadSpec:
-        """Return the load for a server on which all takes ``times`` as long."""
+        """Return the load for a server on which everything takes ``times`` as long."""
         seconds, rate = self.measured_seconds, self.rate
         return self.changed(
             timeout=times * self.timeout,

@@ -61,7 +61,7 @@ class VisionRule(Struct, forbid_unknown_fields=True):
 
 
 class BufferRule(Struct, forbid_unknown_fields=True):
-    """Sizes of the persistent buffers; the file describes each."""
+    """Sizes of the persistent buffers; `generations.yaml` describes each."""
 
     hidden: int
     kv_copies: int
@@ -141,7 +141,7 @@ class Generation(_Entry):
 
 
 class RuntimeRule(Struct, forbid_unknown_fields=True):
-    """Memory reserved before the ratio: ``bytes`` × vocabulary × (prefill + ``rows`` × batch)."""
+    """Memory reserved before the ratio: bytes × vocabulary × (prefill + ``batch_rows`` × batch)."""
 
     bytes: int
     batch_rows: int

@@ -102,8 +102,8 @@ class LegacyTorchAccount(GroupAccount):
         linked = launch.machine.nvlinked(launch.gpus)
         yield from before_terms(gpu, launch.settings, linked, self.constants)
         if tp > 1:
-            # Ranks are separate processes. The size is too high if the server does not use a rank's
-            # GPU: on two T4 (0.7), each of the GPUs held as much as GPU 0.
+            # Ranks are separate processes; the server's process has a context on each GPU, too. On
+            # two T4 (0.7), both GPUs held the same. Over for GPUs that the server does not use.
             size, _ = context_bytes(gpu)
             note = "the server's process, in addition to the rank's"
             yield term("server_context", "context", size, "estimate", note)
@@ -112,7 +112,7 @@ class LegacyTorchAccount(GroupAccount):
         body = stored_bytes(text, None, "float16", model.quantization) - heads
         for name, size in (("embeddings", heads), ("layers", -(-body // tp))):
             yield term(f"weights.{name}", "weights", round_up(size, PAGE), "formula")
-        # The whole tower on each rank: too high for families that divide attention and MLP.
+        # Each rank counts the whole tower: over for families that divide attention and MLP.
         size = tower_bytes(model, tp, spread=spread)[i if spread else 0]
         if size:
             note = f"part of the {self.generation.tower.replace('_', ' ')}"

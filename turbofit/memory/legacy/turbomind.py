@@ -150,10 +150,10 @@ class _Forward:
         return round_up(size + _SAMPLING * lm_head_rows(text, tp), PAGE)
 
     def batch(self, rows: int) -> int:
-        """Return the bytes for sampling and decoding ``rows`` rows, without those of one row.
+        """Return the bytes for sampling and decoding ``rows`` rows that `pool` does not count.
 
-        The number is an upper bound. In some versions, the workspace for split decoding grows with
-        the batch.
+        `pool` already counts the sampling of one row. The number is an upper bound. In some
+        versions, the workspace for split decoding grows with the batch.
         """
         text, tp = self._text, self._tp
         sampling = _SAMPLING * (rows - 1) * lm_head_rows(text, tp)
@@ -198,7 +198,8 @@ def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, i
     small = pointers + batch * (_WORDS + 4 * CURAND_STATE + 2 * text.hidden * HALF)
     small += tokens * INT
     if model.mrope:
-        small += 3 * 3 * batch * session_len * INT  # M-RoPE positions in three states
+        # M-RoPE has 3 positions for each token, in each of the batch's 3 states.
+        small += 3 * 3 * batch * session_len * INT
     yield "small_buffers", small, "block pointers, stop words, random states, positions"
 
 
@@ -239,7 +240,8 @@ class LegacyAccount(GroupAccount):
         self._towers = self._tower_terms(len(gpus))
         #: Whether a log's free memory already excludes the buffers.
         self._buffers_given = generation.cache.after_buffers and free_at_cache is not None
-        # Upper ends, with a cache that is large enough for every session.
+        # Before the ratio is known, the sizes are those with a cache that limits no forward: over.
+        # `_late` makes the terms again, with the cache that the ratio gives.
         most = max(settings.session_len, _Forward(self, 1).buffer_tokens)
         forward = _Forward(self, most)
         if generation.cache.objects:
@@ -341,10 +343,8 @@ class LegacyAccount(GroupAccount):
         if self._buffers_given:
             return ()
         early, kernels = self.generation.first_layers, self.constants.kernel_modules
-        note, growth = (
-            f"as in {FIRST_CURRENT}: older figures are unknown",
-            legacy_constants().pool_growth,
-        )
+        note = f"as in {FIRST_CURRENT}: older figures are unknown"
+        growth = legacy_constants().pool_growth
         tower = [replace(self._towers[i], phase="buffers")]
         return (
             *(buffer for buffer in self._buffer_terms(forward) if buffer.term not in early),
@@ -425,7 +425,7 @@ class LegacyTurbomind(Turbomind):
         }
 
     def account(self, launch: EngineLaunch) -> Account:
-        """Make the account; versions with a native tower (0.16, 0.17) use that of 0.18."""
+        """Make the account; versions with a native tower (0.16, 0.17) use the account of 0.18."""
         generation = self.generation
         if generation.vision.runs != "native":
             return LegacyAccount(launch, self.constants, generation)
@@ -489,12 +489,12 @@ class LegacyTurbomind(Turbomind):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Return the host memory as in 0.18, with the pixels that some versions pin.
+        """Return the host memory as in 0.18, and the pixels that only some older versions pin.
 
-        There, each rank pins the pixels of two whole forwards in addition.
+        In these versions, each rank also pins the pixels of two whole forwards.
         """
         memory = super().host_memory(model, settings, units_per_forward=units_per_forward)
-        # Pixel buffers exist only for tiles. A patch is a unit of one tower token.
+        # These buffers exist only for tiles; a unit of one tower token is a patch.
         if not self.generation.vision.pinned_pixels or model.unit_tower_tokens == 1:
             return memory
         tokens = settings.max_prefill_token_num + settings.max_batch_size

@@ -74,8 +74,10 @@ from turbofit.memory.pytorch.weights import (
     weight_classes,
 )
 
-#: The first compute capability without kernels of FlashAttention-3; the SMs of a card if unknown.
-_AFTER_HOPPER, _MOST_PROCESSORS = (10, 0), 132
+#: The first compute capability without kernels of FlashAttention-3.
+_AFTER_HOPPER = (10, 0)
+#: The multiprocessors (SMs) of a card if their number is unknown.
+_MOST_PROCESSORS = 132
 #: The least bytes of a block in a segment of 20 MiB (kMinLargeAlloc of torch's allocator).
 _LARGE_BLOCK = MIB
 #: The first compute capability for which Triton compiles fp8.
@@ -96,7 +98,7 @@ _NO_REPEAT = frozenset(
 _UNEQUAL_HEADS = "internvit"
 #: The model that keeps states in bfloat16 with every dtype.
 _BFLOAT_STATES = "Qwen3NextForCausalLM"
-#: Methods with groups of a scale that ranks cannot divide.
+#: Quantisation methods with groups of elements (one scale each) that ranks cannot divide.
 _CUT_METHODS = frozenset({"awq", "fp8"})
 #: The fewest tokens of a block that the kernels take.
 _LEAST_BLOCK = 16  # lmdeploy lmdeploy/messages.py::PytorchEngineConfig `kernel_block_size >= 16`
@@ -109,8 +111,8 @@ def before_terms(
 
     ``linked``: NVLink joins every pair of the group. On pretend GPUs, LMDeploy's front end makes no
     CUDA context; the terms therefore have no context for the front end. If the front end makes a
-    context on a real card, the account is too low by a part of that context: the cache shrinks by
-    the ratio's share of the context.
+    context on a real card, the cache shrinks by the ratio's share of the context, and the account
+    is too low by the rest.
     """
     context, note = context_bytes(gpu)
     terms = [
@@ -145,8 +147,8 @@ def weight_terms(
     kind = segments(settings)
     fragmented = constants.load_fragmentation[kind]
     if model.text.moe is not None or model.draft:
-        # Experts that are copied to a new layout leave a part unused: 33 MiB on pretend GPUs. The
-        # freed tensors of a draft leave 9 MiB.
+        # Unusable memory: 33 MiB after experts are copied to a new layout (on pretend GPUs), 9 MiB
+        # after tensors of a draft are freed.
         fragmented += constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
@@ -210,8 +212,8 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
     """
     size, note = _step_pool(work, settings, constants), "an eager pass"
     if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:
-        # Over: the size contains the MLP's block. The choice of the experts' kernels leaves one
-        # more segment; seen on pretend GPUs: 143 of 152 MiB.
+        # A segment for blocks of this size. Over: the size contains the MLP's block, too. Choosing
+        # the experts' kernels leaves one more segment; seen on pretend GPUs: 143 of 152 MiB.
         size += constants.segment * (2 if work.text.moe else 1)
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     size += work.further_pool()
@@ -236,8 +238,8 @@ def transient_terms(
 ) -> tuple[Term, ...]:
     """Return the most bytes in torch's allocator beyond permanent terms, in each worst case.
 
-    The bytes include unusable memory between live blocks: at least the last page of large blocks,
-    and the last page of small blocks.
+    The bytes include unusable memory between live blocks: a share of the bytes, but at least one
+    `segment`.
     """
     sequences = settings.max_batch_size
     # Whole prompts join a forward; the forward may therefore have more tokens than a session. The
@@ -258,7 +260,7 @@ def transient_terms(
         ("sampling", work.sampling(sequences) + tables, f"{sequences} rows with top_k=0"),
     ]
     if rule is not None and vision_load.units_per_image:
-        # Chunks never cut an image: a chunk grows to contain the longest one.
+        # A chunk never cuts an image, and is therefore at least as long as the longest image.
         image = vision_load.tokens_per_request // max(1, vision_load.images_per_request)
         forward = Prefill(
             tokens=max(prompt, image),
@@ -324,7 +326,7 @@ def _divided(model: Model) -> Iterator[tuple[int, str]]:
 
 
 def _cut_groups(model: Model, tp: int) -> Iterator[str]:
-    """Yield the layers that fail to load, as ranks would cut a group of quantised weights.
+    """Yield the layers that fail to load because ranks would cut a group of quantised weights.
 
     Experts in fp8 are divided in whole groups, also unequally. Source:
     lmdeploy linear/awq.py::AwqLinear._get_io_features #f23fcc
@@ -465,9 +467,10 @@ class PytorchAccount(Account):
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         vision_load = launch.vision_load
         self.constants = constants
+        #: Bytes of a draft's keys and values in one block; 0 without a draft.
         self._drafts = draft_block(model, settings)
         shape = self.cache_shape(model.text, settings, constants)
-        # A draft has as many blocks, on the first GPU alone.
+        # The first GPU has a draft's cache, too, with as many blocks as the model's cache.
         self.shape = replace(shape, block_bytes=shape.block_bytes + self._drafts)
         # With fewer blocks the engine lowers max_prefill_token_num, or stops.
         self.least_blocks = constants.least_blocks

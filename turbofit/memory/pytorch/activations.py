@@ -35,28 +35,29 @@ _EXPERT_COPIES = 2
 #: new layout and after the sigmoid, the normed queries, and the product. Source:
 #: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5Attention.forward #2f2417
 _GATED = 5
-#: Pixels are sent with 32 bits, twice the bits of `pixel_bytes`: seen for a next forward on pretend
-#: GPUs, exact for Qwen2-VL.
+#: The size of pixels on the way to the card, as a multiple of `pixel_bytes`: they have 32 bits, not
+#: 16. Seen for a next forward on pretend GPUs, exact for Qwen2-VL.
 _AS_SENT = 2
 _LLAMA4 = "Llama4ForCausalLM"
 _PHI_MOE = "PhiMoEForCausalLM"
 #: The model with one projection for queries, keys, values and z of a delta net. Source:
 #: lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
 _NEXT = "Qwen3NextForCausalLM"
-#: gpt-oss's activation has more products of the experts' width than a fused activation. The figure
-#: is too high if torch compiles the activation. Source:
+#: The model with experts whose activation is not fused. Source:
 #: lmdeploy pytorch/models/gpt_oss.py::GateupAct._impl #3cf648
 _GPT_OSS = "GptOssForCausalLM"
+#: Products of the experts' width that this activation has in addition to a fused activation. Too
+#: high if torch compiles the activation.
 _UNFUSED = 3
 #: Copies of queries and keys in Llama 4's rotation, an upper bound. Source:
 #: lmdeploy models/llama4.py::Llama4TextAttention.forward #f6045e
 _TURNED = 3
-#: Memory that TurboQuant adds to attention, in channels of the queries: the rotated queries; of the
-#: output's rotation the 32-bit copy, the 32-bit product and the result. Counted without the package
-#: fast_hadamard_transform; too high with the package.
+#: Memory that TurboQuant adds to attention, in channels of the queries: the rotated queries, and
+#: for the rotation of the output a 32-bit copy, a 32-bit product and the result. The figure is too
+#: high with the package fast_hadamard_transform.
 #: lmdeploy turbo_quant.py::hadamard_rotate #5d1844
 _ROTATED = 6
-#: Torch sorts fewer rows at once, with more memory for each. Source: torch 2.12's Sort.cu.
+#: With fewer rows than this, torch's sort takes more memory a row. Source: torch 2.12's Sort.cu.
 _SEGMENTED_SORT = 128
 #: Parts of keys and values in a decode step's attention, which keeps a 32-bit output of each part.
 #: A batch of few rows has more parts, but needs less memory. Source:
@@ -67,34 +68,36 @@ _SPLITS = 4
 #: lmdeploy kimi_k25_vision.py::Rope2DPosEmbRepeated._precompute_freqs_cis #534474
 _MOONVIT = "moonvit"
 _TABLE_SIDE, _COMPLEX = 512, 8
-#: Tables alive during the computation: frequencies, numbers and the stack; an upper bound.
+#: Tables alive while MoonViT's tables are made: frequencies, numbers, the stack; an upper bound.
 _TABLES_MADE = 3
 #: Hidden states of a patch in MoonViT's attention, which rotates queries and keys at 32 bits.
 _TURNED_WIDE = 15
 #: Tokens in one chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
 _CHUNK = 64
 
-#: Tensors of each head: projected queries; queries, keys and padded values in a new layout; output.
+#: Tensors of each head in MiniCPM3's attention: projected queries; queries, keys and padded values
+#: in a new layout; output.
 _LAID_OUT = 5
-#: Hidden states of a token in attention: the scaled embeddings, the previous layer's output, the
-#: residual, and the norm.
+#: Hidden states of a token in MiniCPM3's attention: the scaled embeddings, the previous layer's
+#: output, the residual, and the norm.
 _COPIES = 4
 #: The module with an input that adapters copy:
 #: lmdeploy cuda/lora.py `x.flatten(0, -2).contiguous()`
 _DOWN = "down_proj"
-#: Hidden states that are alive with the logits: from the last norm, and scaled.
+#: Hidden states that are alive with MiniCPM3's logits: those from the last norm, and scaled ones.
 _HEAD_COPIES = 2
 
-#: The most parts of keys and values in FlashAttention-3. FlashAttention-3 takes the fewest parts
-#: with at least 0.85 of the best use of the SMs; with a use of 0.8 or more by whole sequences, one
-#: part.
+#: The most parts into which FlashAttention-3 cuts keys and values.
 _MOST_PARTS = 128
+#: FlashAttention-3 cuts nothing if whole sequences use at least 0.8 of the SMs. Otherwise it takes
+#: the fewest parts whose use of the SMs is at least 0.85 of the best use.
 _BUSY, _GOOD = 0.8, 0.85
-#: Additional hidden states of a draft's layer, which joins embeddings and states; the most copies
-#: of the base's states that are alive. Source:
+#: Additional hidden states of a draft's layer, which joins embeddings and states. Source:
 #: lmdeploy models/llama_eagle3.py::Eagle3LlamaModel.forward #0ff5db
+_JOINED = 2
+#: The most copies of the base's states that are alive. Source:
 #: lmdeploy spec_decode/spec_agent.py::SpecModelAgent._prepare_inputs_from_main #66b53a
-_JOINED, _STATES = 2, 3
+_STATES = 3
 
 
 def attention_parts(kv_heads: int, processors: int) -> int:
@@ -145,12 +148,12 @@ class Activations:
         self.constants = constants
         self.tp = settings.tp
         self.expert = expert_channels(model, self.tp)
-        #: Elements of a token's states that the base's layers collect for EAGLE-3; below, the
-        #: tokens of one step.
         reads_layers = model.draft and model.draft.algorithm == EAGLE3
+        #: Elements of a token's hidden states that the model keeps for a draft of EAGLE-3; else 0.
         self.collected = STATES * model.text.hidden if reads_layers else 0
+        #: Tokens of a sequence in one decoding step: one, and those that a draft proposes.
         self.step_tokens = 1 + model.draft.tokens if model.draft else 1
-        #: Multiprocessors of the largest card, which the account sets.
+        #: The multiprocessors of the group's largest card; `PytorchAccount` sets them.
         self.processors = 0
 
     def graph_buffers(self, captured: Sequence[int]) -> int:
@@ -370,7 +373,7 @@ class Activations:
         text, constants = self.text, self.constants
         heads = text.heads * text.head_dim / self.tp
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
-        # Hidden states as in the MLP without the MLP's own two, and the projections.
+        # One hidden state fewer than in the MLP; the projections are added below.
         alive = (constants.hidden_copies - 1) * text.hidden + self._token_elements()
         extra = _GATED * heads if text.output_gate else 0
         if text.architecture == _LLAMA4:

@@ -82,7 +82,10 @@ def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants)
 
 
 def draft_block(model: Model, settings: Settings) -> int:
-    """Return the bytes of a draft's keys and values in one block, on the draft's rank; or 0."""
+    """Return the bytes of a draft's keys and values in one block; 0 without a draft.
+
+    The first rank has the whole draft; other ranks have none of these bytes.
+    """
     return block_bytes(model.draft.text, replace(settings, tp=1)) if model.draft else 0
 
 
@@ -110,7 +113,7 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
 
 
 def runtime_bytes(text: TextDims, settings: Settings) -> int:
-    """Return the bytes that the engine keeps free for logits at the size of the cache.
+    """Return the bytes for logits that the engine leaves free when it sizes the cache.
 
     The engine subtracts the bytes from free memory, but never allocates the bytes.
     """

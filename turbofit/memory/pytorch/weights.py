@@ -2,8 +2,9 @@
 
 Attention, delta nets and MLPs are sharded, in the decoder and in the vision tower. Embeddings,
 head, norms, patch embedding and projector are whole on every rank, and nothing is padded.
-Exceptions: embeddings and head are sharded with latent attention, and the projectors of Qwen3-VL
-and of InternVL in Transformers' format; head and tower of Kimi-K2.5 are whole. Source:
+There are exceptions. With latent attention, embeddings and head are sharded, too. The projectors of
+Qwen3-VL, and of InternVL in Transformers' format, are sharded. Head and tower of Kimi-K2.5 are
+whole. Source:
 lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = False`
 """
 
@@ -269,7 +270,7 @@ def rows_held(text: TextDims, tp: int) -> int:
 
 
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
-    """Return the bytes of the audio tower on one rank, with sharded attention and a whole rest.
+    """Return the bytes of the audio tower on one rank: its attention is sharded, the rest whole.
 
     lmdeploy models/qwen3_omni_moe_thinker.py::Qwen3OmniMoeAudioEncoderLayer.__init__ #7477d6
     """
@@ -302,7 +303,7 @@ def largest_loaded(model: Model, tp: int) -> int:
     tied = text.vocab * text.hidden * HALF if text.tie_word_embeddings else 0
     if moe is not None and text.architecture in _ONE_TENSOR:  # gate and up, before the ranks' split
         experts = moe.experts * text.hidden * 2 * moe.intermediate * HALF
-    if moe is not None and model.quantization is None:  # a layer's, on all ranks
+    if moe is not None and model.quantization is None:  # all experts of a layer
         experts = max(experts, moe.experts * 3 * text.hidden * moe.intermediate * HALF // tp)
     if tp == 1:
         return max(tied, experts)
@@ -317,8 +318,8 @@ def draft_weights(draft: Draft) -> int:
     """Return the bytes of a draft, which the first rank has whole, and other ranks have not.
 
     EAGLE-3's class first makes the projections of a plain layer, and frees these projections after
-    the engine sizes the cache. The map to the base's vocabulary has 64 bits an entry; words and
-    bits for grammars have 64 bits an entry, too. Source:
+    the engine sizes the cache. Each row of the head has three entries of 64 bits: in the map to the
+    base's vocabulary, and as a word and a bit for grammars. Source:
     lmdeploy pytorch/spec_decode/__init__.py::build_spec_agent #bb0341
     lmdeploy models/llama_eagle3.py::Eagle3LlamaDecoderLayer.__init__ #4e5c93
     """

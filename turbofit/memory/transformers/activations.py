@@ -20,19 +20,20 @@ from turbofit.model.tensors import elements, text_tensors
 
 _INSIDE: Final = "model.language_model"
 _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
-#: Parts that only some layers have: a dense MLP, or experts; routers are divided evenly.
+#: Tensors that only some layers have: a dense MLP, or experts. All others are divided evenly.
 _MLPS: Final = ("mlp", "expert", "shared")
 #: Towers with attention that rotates nothing; other towers rotate in 32 bits.
 _UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama", "idefics3"})
 #: Towers that get a mask of the pixels that belong to the image.
 _PIXEL_MASKS: Final = frozenset({"idefics3"})
 #: Channels of a token in a vision block's attention, in units of the block's width: residual, norm,
-#: queries, keys, values, output; below, with the rotation. Rehearsed with Qwen2-VL: 17.6.
+#: queries, keys, values, output.
 _VISION_PLAIN: Final = 10
+#: The same for attention that rotates queries and keys. Rehearsed with Qwen2-VL: 17.6.
 _VISION_ROTATED: Final = 20
 #: Channels of a token in addition to the block's MLP. Rehearsed with SigLIP: 2.5.
 _VISION_BESIDE_MLP: Final = 4
-#: The projector, in units of the language model's width.
+#: Channels of an image token in the projector, in units of the language model's width.
 _PROJECTOR: Final = 4
 #: Channels of a token in addition to the MLP: the prompt's embeddings, the layer's input, the
 #: residual, the norm, and rotary tables. Rehearsed with Qwen2, Llama and Mistral: 4.0 to 4.3.
@@ -41,9 +42,10 @@ _BESIDE_MLP: Final = 5
 _ROTATED: Final = 4
 #: Bytes of one element in the attention matrix: three copies with 32 bits.
 _MATRIX: Final = 12
-#: Copies of a mask over all pairs of positions in a tower; and of prompt and image in a decoder,
-#: rehearsed with Llama-3.2-Vision: 2.1.
+#: Copies of a mask over all pairs of positions in a tower.
 _TOWER_MASKS: Final = 4
+#: Copies of a decoder's mask over all pairs of a prompt's and an image's positions. Rehearsed with
+#: Llama-3.2-Vision: 2.1.
 _CROSS_MASKS: Final = 3
 #: Bytes of a pair of positions while a sliding window's mask is computed: three booleans. Rehearsed
 #: with Mistral and Qwen2-MoE, with Transformers 5.17: 3.0.
@@ -52,7 +54,7 @@ _MASK_MADE: Final = 3
 #: accepts no booleans; it needs a second, longer copy if the length is no multiple of 16. Rehearsed
 #: with Mistral: 2 copies, or 1 with a multiple of 16.
 _MASK_NUMBERS: Final = 2
-#: Classes that always make the mask, even if no layer has a window.
+#: Classes that make a sliding window's mask even if no layer has a window.
 _ALWAYS_MASKED: Final = frozenset({"Qwen2MoeForCausalLM"})
 
 

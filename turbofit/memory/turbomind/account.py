@@ -67,7 +67,7 @@ from turbofit.memory.turbomind.weights import (
     weight_classes,
 )
 
-#: A capability for `capability_of` with which no layer fuses gate and up: forwards are largest.
+#: What `capability_of` takes for an unknown card: no layer then fuses gate and up, which is over.
 FUSES_NOTHING: Final = (8, 0)
 #: Buffers outside all pools: the communicator's, and one from cudaMalloc.
 _APART = ("symmetric_buffer", "l2_flush")
@@ -134,8 +134,8 @@ def weight_terms(
     total = sum(classes.values())
     rounded = round_up(total, constants.pool_granularity)
     terms.append(term("weights.rounding", "weights", rounded - total, "formula", _STEPS))
-    # Temporaries share the weights' pool. If a step too many counted, the real cache would be
-    # larger than the planned cache.
+    # Temporaries share the weights' pool, so that only further steps of the pool count. A step too
+    # many would make the planned cache smaller than the real cache.
     waiting = round_up(total + temporaries, constants.pool_granularity) - rounded
     if waiting:
         note = "freed, but not returned yet when free memory is read"
@@ -182,6 +182,7 @@ def buffer_terms(
     if workspace:
         lines.append(("delta_workspace", workspace, "gated delta nets, for the warm-up's prompt"))
     terms = [term(name, "buffers", size, "formula", note) for name, size, note in lines]
+    # The memory of buffers that do not share the pool of all others.
     apart = {name: round_up(size, PAGE) for name, size, _ in lines if name in _APART}
     gemm = sum(constants.gemm_workspace)
     steps = round_up(weights + gemm, step) - round_up(weights, step)
@@ -289,7 +290,7 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
     dealt = [
         (text.heads, f"{text.heads} attention heads"),
         (text.hidden, f"{text.hidden} hidden channels"),
-        (groups, f"the output projection's groups of {group}"),
+        (groups, f"the output projection's {groups} groups of {group} channels"),
     ]
     if text.delta is not None:
         dealt.append((text.delta.key_heads, f"the delta nets' {text.delta.key_heads} key heads"))

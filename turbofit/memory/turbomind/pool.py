@@ -71,9 +71,11 @@ class PoolModel:
         self.symm = symmetric_buffer(text, settings)
         quantization = model.quantization
         packed = constants.packed_format(quantization, capability) if quantization else None
+        #: Tensors of the MLP's width: gate and up, or only their product if a kernel fuses them.
         self.ffn_streams = 1 if packed and packed.fused_silu else 2
         #: Bytes of one element in the quantised input of a linear layer; 0 if inputs have 16 bits.
         self.input_bytes = packed.input if packed else 0.0
+        #: The same for an expert.
         self.expert_streams = 1 if constants.expert_format(capability).fused_silu else 2
         if text.architecture in _UNFUSED:
             self.expert_streams = 2
@@ -177,9 +179,9 @@ class PoolModel:
         """
         text = self.text
         side = (vision.image_size or 0) // vision.patch_size  # patches along a tile's side
-        sequence = side * side + 1
+        sequence = side * side + 1  # tower tokens of a tile
         out_tokens = self.model.features(1)
-        chunk = tiles
+        chunk = tiles  # that run at once
         if self.tp > 1:
             row = max(sequence * vision.hidden, out_tokens * text.hidden)
             chunk = min(tiles, max(1, self.symm // HALF // row))
@@ -191,6 +193,7 @@ class PoolModel:
         patches = side * side * (patch_in + vision.hidden) * HALF
         merged = out_tokens * vision.hidden * vision.merge**2 * HALF
         inner = out_tokens * text.hidden // self.tp * HALF
+        # The stages of a tile: patch embedding, attention, MLP, projector.
         stage = max(
             pixels + patches + token,
             token * streams + token * 6 // ranks,
@@ -216,6 +219,7 @@ class PoolModel:
         streams = 1 if in_symm else 2
         rotary = vision.head_dim * HALF
         mlp = vision_mlp_width(vision, self.tp) // self.tp * HALF * (2 if vision.gated_mlp else 1)
+        # A layer: attention or MLP.
         stage = rotary + hidden * streams + max(6 * width, mlp)
         merged = vision.merge**2
         inner = vision.hidden * merged // self.tp * HALF
@@ -344,6 +348,7 @@ def _most_segments(
         limit = kernel.most_heads(longest)
         if heads > limit:
             continue
+        # The longest sequence has one token in its last chunk; each chunk of the others has two.
         left = tokens - (longest - 1) * kernel.chunk - 1
         others = min(int(longest * (limit / heads - 1)), left // 2)
         segment = kernel.segment_chunks(heads, longest, sm_count)

@@ -157,9 +157,10 @@ class EngineConstants(Struct):
     delta_rule: dict[str, DeltaKernel]
     host_process: int
     pinned_call: str
-    #: Only in older generations: the GEMM workspace that is made with the context, and the compute
-    #: capabilities on which dense 16-bit linear layers are prepared through a copy.
+    #: The GEMM workspace, if it is made with the context: only in older generations.
     gemm_in_context: tuple[int, ...] = ()
+    #: Only in older generations: the compute capabilities on which dense 16-bit linear layers are
+    #: prepared through a copy.
     copied_16bit: tuple[int, ...] = ()
 
     def packed_format(
