@@ -62,6 +62,7 @@ class Bodies:
     def __init__(self, most: int, config: GatewayConfig) -> None:
         self._config = config
         self.in_memory = 0
+        #: The bytes of the bodies in memory, by client.
         self._held_bytes: dict[str, int] = {}
         #: Held while a part of a large body is taken in, or while a large body is copied.
         self._large = asyncio.Lock()

@@ -111,6 +111,7 @@ class Connections:
     ) -> None:
         self._most, self._most_of_one = limits.connections, limits.connections_per_address
         self._proxies, self.count = proxies, count
+        #: The address of each open connection, or `_FRONT`.
         self._of: dict[ClientConnection, str] = {}
         self._number_of: Counter[str] = Counter()
         #: Waiting connections and the times when their waits began, the longest wait first.

@@ -100,6 +100,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[tuple[str, ...], int]] = {}
+        #: For each bucket, the requests whose first byte came in a time of this bucket.
         self._first = [0] * (len(_BUCKETS) + 1)
         self._first_sum = 0.0
 

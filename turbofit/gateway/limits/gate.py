@@ -36,10 +36,11 @@ class Cost(Struct):
 
 
 class KvCache(Struct):
-    """Sizes of an engine's KV cache: tokens in all, of the longest request, and of a block.
+    """Sizes of an engine's KV cache.
 
-    For each copy of a request the engine takes ``ahead`` blocks in addition to the blocks for its
-    tokens.
+    ``tokens``, ``longest`` and ``block`` are numbers of tokens: of the cache, of the longest
+    request, and of a block. For each copy of a request the engine takes ``ahead`` blocks in
+    addition to the blocks for its tokens.
     """
 
     tokens: int = 0
@@ -67,7 +68,7 @@ class KvCache(Struct):
 class Share:
     """The vision units and KV tokens that a running request takes of its engine.
 
-    ``number`` counts the requests of the engine. ``begun``: the first token has come.
+    ``number``: how many requests the engine has had so far. ``begun``: the first token has come.
     """
 
     number: int

@@ -14,9 +14,9 @@ import msgspec
 from turbofit.core.struct import JsonObject
 from turbofit.gateway.limits.rules import refused
 
-#: The most bytes of the schemas of a field, and their greatest depth: LMDeploy parses schemas on
-#: its event loop.
+#: The most bytes of the schemas of a field, since LMDeploy parses schemas on its event loop.
 _BYTES: Final = 64 << 10
+#: The greatest depth of schemas: how many lists and objects are inside each other.
 _DEPTH: Final = 64
 #: The most tools of a request. A model's template writes the tools into the prompt: this takes
 #: 0.04 s for 64 KiB of tools and 1 s for 1 MiB (`bench/gateway/STALLS.md`).

@@ -181,6 +181,7 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
     rule = bounds.rule
     if rule is None:
         raise Refusal("no_images")
+    # The parameters are the image's own, or pixel bounds for all images of the request.
     carried = not bounds.serial and (image.carries if rule.client_knobs else image.by_request)
     hold = _carried if carried else _uncarried
     try:

@@ -166,6 +166,7 @@ class FetchPermits:
         self._next()
 
     def _next(self) -> None:
+        """Give free permits to waiting clients; a client with a new permit becomes the last one."""
         for who, line in tuple(self._lines.items()):
             while line and self._free and self._held[who] < max(1, _SHARE * (self._free - 1)):
                 permit = line.popleft()

@@ -72,11 +72,11 @@ class DenyList:
             Refusal: engines ended in two turns of this request (422).
         """
         name = request.fingerprint
-        met, in_turn = self._ends(name) if name is not None else ([], 0)
+        ended_at, in_turn = self._ends(name) if name is not None else ([], 0)
         if in_turn >= _REFUSED:
-            minutes = max(1, round((met[0] + _HOUR - time.monotonic()) / 60))
-            raise Refusal("convicted", deaths=len(met), minutes=minutes)
-        if name is None or not met:
+            minutes = max(1, round((ended_at[0] + _HOUR - time.monotonic()) / 60))
+            raise Refusal("convicted", deaths=len(ended_at), minutes=minutes)
+        if name is None or not ended_at:
             return None
         newest = next(death for death in reversed(self._deaths) if name in death.accused)
         return Turn(name, together=1 if in_turn else newest.together, alone=in_turn > 0)
@@ -87,14 +87,14 @@ class DenyList:
         ``name`` is the request's fingerprint. The newest time is first, by `time.monotonic`. An end
         counts for an hour; each later end with the same request renews the hour.
         """
-        met: list[float] = []
+        ended_at: list[float] = []
         in_turn, since = 0, time.monotonic() - _HOUR
         for death in reversed(self._deaths):
             if name in death.accused and death.at > since:
-                met.append(death.at)
+                ended_at.append(death.at)
                 in_turn += name in death.in_turn
                 since = death.at - _HOUR
-        return met, in_turn
+        return ended_at, in_turn
 
     def answered(self, request: Present) -> None:
         """Clear a request of suspicion, since its answer has begun."""
@@ -161,6 +161,6 @@ class DenyList:
     def numbers(self) -> tuple[int, int]:
         """The number of suspected requests, and the number of refused requests."""
         names = {name for death in self._deaths for name in death.accused}
-        in_turn = [turns for met, turns in map(self._ends, names) if met]
+        in_turn = [turns for ended_at, turns in map(self._ends, names) if ended_at]
         refused = sum(turns >= _REFUSED for turns in in_turn)
         return len(in_turn) - refused, refused

@@ -64,7 +64,8 @@ class EngineDeath:
 
     ``at`` is its time by `time.monotonic`. ``accused``: fingerprints of the requests that may be
     the cause; ``together``: the most accused requests at an engine at once. ``in_turn``:
-    fingerprints of the suspects that had their turn. ``noted``: these three are filled in.
+    fingerprints of the suspects that had their turn. ``noted``: the three fields
+    before are filled in.
     ``ended``: a supervisor has seen the end of the process.
     """
 
