@@ -107,7 +107,7 @@ def attempt(compile_of: Callable[[Any], object], chat: bytes, seconds: int, most
             # XGrammar's messages begin with a time and a place in its sources.
             text = re.sub(r"^\[[\d:]+\] \S+ ", "", str(exc).strip()) or type(exc).__name__
             result = {"wrong": text[:_TOLD]}
-        # A fork that ended after its answer would cause a second answer, below.
+        # If the limit of time ended the fork after its answer, a second answer would follow, below.
         signal.signal(signal.SIGXCPU, signal.SIG_IGN)
         answer(result)
         os._exit(0)

@@ -144,7 +144,7 @@ class AsgiApp(ABC):
             body, kind = (await self.metrics_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (names := self._names()):
             body = msgspec.json.encode(models_document(names, request.api, route.model))
-        elif route.model:  # of the path `/v1/models/NAME`, but only the engines know their models
+        elif route.model:  # `/v1/models/NAME`, but only the engines know the names
             raise Refusal("not_found")
         else:
             return False

@@ -28,8 +28,8 @@ from turbofit.gateway.http.refusals import Refusal
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
 _AT_ONCE: Final = 16
-#: A client may hold at most this many times as many permits as stay free for other clients. But the
-#: last free permit may go to a client that holds none.
+#: The most permits that one client may hold for each permit that stays free. But the last free
+#: permit may go to a client that holds none.
 _SHARE: Final = 3
 _PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")

@@ -357,7 +357,7 @@ class RequestForwarder:
                 # This request is sent to another engine, and so are new requests.
                 self.doubt(engine)
                 self.metrics.count("engine_failures_total", f"engine={engine.index}")
-                if exc.ended:  # perhaps by a request whose client has left
+                if exc.ended:  # perhaps because of a request whose client has left
                     self.deny_list.nothing_listens(engine)
         raise self.fleet.dead()
 
