@@ -42,6 +42,7 @@ class Nvml:
 
     Raises:
         NoGpuError: there is no NVML library, no driver, or the driver does not answer.
+        PackageError: nvidia-ml-py is not installed.
     """
 
     #: The driver's words for the last error of a query.

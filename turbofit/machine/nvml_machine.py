@@ -29,9 +29,9 @@ _ANCESTOR: Final = {
     40: "node",
     50: "system",
 }
-#: Values of nvmlGpuP2PCapsIndex (pynvml's constant for READ is a tuple by mistake) and of the
-#: answer.
+#: Values of nvmlGpuP2PCapsIndex (pynvml's constant for READ is a tuple by mistake).
 _P2P_READ, _P2P_WRITE, _P2P_NVLINK = 0, 1, 2
+#: Values of nvmlGpuP2PStatus, the answer.
 _P2P_OK: Final = 0
 _P2P_UNKNOWN: Final = 6
 _SWITCH: Final = 2
@@ -236,7 +236,7 @@ def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
             state, supported = nvml.query_and_support(
                 "nvmlDeviceGetNvLinkState", device.handle, link
             )
-            if not answered(state):  # behind the last link, or on a GPU without NVLink, or unread
+            if not answered(state):  # no more links, no NVLink, or not readable
                 return lanes if link or not supported else None
             if not state:
                 continue
@@ -289,7 +289,7 @@ def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
     except GpuLostError as exc:
         gpu = Gpu(index=index, uuid=NA, name="lost GPU", total=NA, reserved=NA, used=NA, free=NA)
         device.warnings = [f"GPU {index} cannot be read: {exc}"]
-    # A lost GPU keeps its index, by which a user means it, though CUDA may show another GPU there.
+    # A lost GPU keeps its index: a user means it by this index, even if CUDA shows another GPU.
     device.gpus, device.default = [gpu], [index]
     device.ids = {} if gpu.uuid == NA else {gpu.uuid: index}
 

@@ -353,7 +353,7 @@ def _matched(name: str, total: int | Literal["NA"]) -> str | None:
 
 
 def spec_name(name: str, total: int) -> str:
-    """Return the SPEC of a card with the chip of ``name`` and ``total`` bytes of memory.
+    """Return the SPEC of a card with the chip of ``name`` and about ``total`` usable bytes.
 
     If no known card of the chip has this memory, the SPEC states the size. An unknown name, or any
     name if ``total`` is 0, is returned unchanged.

@@ -61,7 +61,7 @@ _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=
 _COUNT: Final = re.compile(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
 #: A separator between cards; the + of a MIG profile (1g.10gb+me) separates nothing.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)", re.IGNORECASE)
-#: A size in the maker's gigabytes, in place of a name: any card of this size.
+#: A size in the maker's gigabytes in place of a name, which means any card of this size.
 _ANY: Final = re.compile(r"(\d{1,4}(?:\.\d)?)\s*gi?b?", re.IGNORECASE)
 #: A name with the memory behind it, as nvidia-smi gives both.
 _SMI_NAME: Final = re.compile(r"(?P<name>.+?)\s+(?P<mib>\d{3,7})\s*MiB", re.IGNORECASE)

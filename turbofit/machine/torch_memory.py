@@ -30,7 +30,7 @@ _THIS: Final = re.compile(rf"this process has {_SIZE} memory in use")
 _OTHER_PROCESS: Final = re.compile(rf"Process (\d+) has {_SIZE} memory in use")
 _ALLOCATED: Final = re.compile(rf"allocated memory {_SIZE} is allocated by PyTorch")
 _CACHED: Final = re.compile(rf"and {_SIZE} is reserved by PyTorch but unallocated")
-#: Torch's text in a longer one, without the exception's name before it.
+#: Torch's message within a text, without the exception's name before the message.
 _TEXT: Final = re.compile(
     r"(?:CUDA|HIP) out of memory.*|Tried to allocate.*|Allocation on device.*"
 )

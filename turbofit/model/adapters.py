@@ -115,8 +115,8 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
         largest = max(ranks, default=0)
         if largest > _LEAST_BLOCK and largest & (largest - 1):
             raise _refusal(
-                f"{ranks[largest]} has rank {largest}: LMDeploy's kernel takes ranks up to"
-                f" {_LEAST_BLOCK} and powers of two"
+                f"{ranks[largest]} has rank {largest}: above {_LEAST_BLOCK}, LMDeploy's kernel"
+                " takes only ranks that are powers of two"
             )
     own_names = {model.name.lower(), (model.hub_id or model.name).rpartition("/")[2].lower()}
     of_another_base = (
@@ -176,7 +176,7 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     if of_tower and not only_text:
         raise _refusal(
             f"adapter {name}: LMDeploy {REFERENCE} would also change the vision tower's"
-            f" {min(of_tower)}, at the prompt's positions, and misread pictures",
+            f" {min(of_tower)} by positions in the prompt, and misread pictures",
             f"{_MERGE}; `--language-model-only` serves it without pictures",
         )
     rank = config.integer("r", high=_LARGEST_RANK)
@@ -209,7 +209,7 @@ def _readable_targets(config: Section) -> tuple[str, ...]:
 def _expected_shapes(
     tensors: Mapping[str, Tensor], used: Sequence[str], rank: int
 ) -> Iterator[tuple[tuple[str, int, str], tuple[int, ...]]]:
-    """Yield the shape of each matrix of an adapter, by module, layer and A or B."""
+    """Yield the shape of each matrix of an adapter, by module, layer and letter (A or B)."""
     for module in used:
         outputs, inputs = tensors[module].shape
         for layer in tensors[module].layers or ():

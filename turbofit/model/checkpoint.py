@@ -50,8 +50,8 @@ _VISION: Final = re.compile(
 _LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
 #: Names of further stacks of layers; the layers of each stack are numbered from 0.
 _APART: Final = ("audio_tower.", ".global_transformer.")
-#: The fewest and the most elements of a checkpoint, as shares of the model's parameters: a copy of
-#: a tied head, a draft, or a head for another task adds elements.
+#: The fewest and the most elements of a checkpoint, as shares of the model's parameters. A copy of
+#: a tied head, a draft, or a head for another task makes the number of elements larger.
 _LEAST, _MOST = 0.99, 1.5
 _DIFFER: Final = "config.json and the weights are of different models: download them together"
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -63,7 +63,7 @@ _DRAFT: Final = "mtp."
 _SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
 #: Intern-S2's encoder and head for time series; no engine of LMDeploy loads them.
 _TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
-#: A tensor of a draft that is stored as a layer after the model's last layer.
+#: A tensor's name by which a draft is known that is stored as a layer after the model's last one.
 _DRAFT_LAYER: Final = ".eh_proj.weight"
 
 
@@ -350,6 +350,7 @@ def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dt
     )
     if floats:
         (_, stored), *others = floats
+        # A hundredth of the bytes or less in another dtype needs no warning.
         if others and others[0][0] > 0.01 * sum(size for size, _ in floats):
             second = others[0][1]
             mixed = f"the checkpoint mixes {stored} and {second}"
@@ -376,6 +377,7 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     named = bool(tokenizer.string("tokenizer_class", ""))
     if "AutoTokenizer" in tokenizer.part("auto_map") or ("AutoTokenizer" in mapped and not named):
         return True
+    # For these models, LMDeploy loads no processor that is code of the checkpoint.
     if architecture in TEXT_ARCHITECTURES or architecture == "InternVLChatModel":
         return False
     processors = (read_section(files, "processor_config.json"), images)

@@ -23,7 +23,7 @@ from turbofit.model.families.text import read_text
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.files import located
 
-#: The architecture of bases and drafts. Source:
+#: The architecture that a base and its draft must have. Source:
 #: lmdeploy configurations/llama.py::LlamaModelConfigBuilder.build #815ffa
 _LLAMA: Final = "LlamaForCausalLM"
 #: Algorithms that LMDeploy has and turbofit does not plan, with the reason.
@@ -31,7 +31,7 @@ _UNPLANNED: Final = {
     "dflash": "turbofit has no account of drafts that propose a block at once",
     **dict.fromkeys(
         ("deepseek_mtp", "hy3_mtp", "qwen3_5_mtp"),
-        "turbofit has no account of layers of the model's own that propose tokens",
+        "turbofit has no account of drafts that are layers of the model itself",
     ),
 }
 #: The most tokens that a draft proposes in a step. For each answer, the engine reserves cache

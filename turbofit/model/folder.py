@@ -159,6 +159,7 @@ class FolderFiles:
         index = self.read(INDEX, LARGEST_INDEX)
         if index is not None:
             return Weights(sharded(parse_index(index, INDEX), INDEX, self.header))
+        # LMDeploy prefers model*.safetensors to pytorch_model*, and both to all other names.
         names = self.names()
         safe = [name for name in names if name.endswith(".safetensors")]
         torch = [name for name in names if name.endswith((".bin", ".pt"))]

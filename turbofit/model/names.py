@@ -168,6 +168,7 @@ def _split_name(name: str, stored: str | None = None) -> tuple[str | None, list[
     # Without a preset the maker is unknown, so no suffix is left out because of the owner.
     by_maker = preset is None or load_preset(preset).hub_id.lower().startswith(f"{owner}/")
     for suffix in _data()["ends"]:
+        # A row may hold for some owners only, or for one --model-format.
         owners = suffix.get("owners", [suffix.get("owner", owner)])
         if owner not in owners or suffix.get("format", stored) != stored:
             continue

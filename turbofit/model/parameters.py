@@ -125,7 +125,7 @@ def packed_bytes(linear: Tensor, quantization: Quantization) -> int:
     """Return the bytes of packed weights, scales and zero points of these layers."""
     outputs, inputs = linear.shape
     weights = linear.weights * quantization.bits // 8
-    if quantization.method == "fp8":
+    if quantization.method == "fp8":  # with a float32 scale for each block of 128 x 128
         return weights + 4 * -(-inputs // 128) * -(-outputs // 128) * linear.count
     groups = -(-inputs // (quantization.group_size or inputs))
     group_bytes = _GROUP_BYTES[quantization.method] + quantization.asymmetric * _ZERO_BYTES

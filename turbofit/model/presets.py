@@ -76,6 +76,7 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
     from turbofit.core.messages import near
 
     known, wanted = _aliases(), _plain(name.rpartition("/")[2])
+    # Names that the typed one begins with, the longest of them; then similar and longer names.
     begins = [key for key in known if wanted.startswith(key)]
     family = [key for key in known if wanted and key.startswith(wanted)]
     close = [*sorted(begins, key=len)[-1:], *near(wanted, known, count * 9), *family]

@@ -118,7 +118,9 @@ def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[st
         raise UsageError(f"{what} names no tensors", hint=_HINT)
     for file in set(files.values()):
         if not (file.endswith(suffix) and _PLAIN_FILE.fullmatch(file.removesuffix(suffix))):
-            raise UsageError(f"{what} names {file[:60]!r}, which is not a file of it", hint=_HINT)
+            raise UsageError(
+                f"{what} names {file[:60]!r}, which is no name of a weight file", hint=_HINT
+            )
     return files
 
 

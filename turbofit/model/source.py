@@ -64,6 +64,7 @@ def _find_model(name: str, revision: str | None, stored: str | None) -> Model:
         raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
     if _is_path(name):
         return _by_missing_path(path)
+    # A preset's name wins over a folder of this name without a config.
     if find_preset(name) is not None:
         return _by_name(name, revision, stored)
     if exists:
@@ -124,6 +125,7 @@ def _fine_tune_by_path(path: str, last: str) -> Model:
         raise refused
     if elsewhere := READ_ELSEWHERE.get(os.path.splitext(path)[1]):
         raise UsageError(f"{path[:160]!r} is no model", hint=elsewhere + near_by_name(path))
+    # Such a text is neither a path nor a hub id.
     if not _is_path(path) and ("/" not in path or " " in path):
         hint = f"it is a machine: --on {path}" if is_spec(path) else _nearest_hint(path)
         raise UsageError(f"no model is known as {path[:80]!r}", hint=hint)

@@ -297,6 +297,7 @@ def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
         *gates,
         _projector("1", text_hidden, hidden * vision.outputs),
     ]
+    # No projection of attention has a bias, not even that of the output.
     return [
         replace(tensor, bias=False) if tensor.part == "attention" else tensor for tensor in tensors
     ]

@@ -102,6 +102,7 @@ def take_census(library: Path) -> Census:
         for name, empty in functions(cubin) if cubin is not None else ():
             functions_of[name, architecture, empty] += 1
     names = {name: family(demangle(name)) for name in {name for name, _, _ in functions_of}}
+    # By family and architecture: the number of functions with code, and of empty ones.
     counts: dict[str, dict[str, list[int]]] = {}
     for (name, architecture, empty), count in functions_of.items():
         if kernel_family := names[name]:
@@ -246,7 +247,7 @@ def census_of(library: Path) -> Census:
     try:
         state_dir("kernels")
         write_atomic(kept, to_json(census))
-    except (OSError, UsageError) as exc:  # the next call then counts again
+    except (OSError, UsageError) as exc:  # without the file, the next call counts again
         _LOG.info("%s is not kept: %s", kept.name, exc)
     return census
 

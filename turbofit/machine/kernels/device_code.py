@@ -127,7 +127,7 @@ def _headers_between(data: mmap.mmap, offset: int, stop: int) -> Iterator[_Heade
     """Yield the headers of the entries between two offsets of the library, in one ELF section."""
     while offset < stop:
         magic, _, header, size = _FATBIN.unpack_from(data, offset)
-        if magic != _MAGIC:
+        if magic != _MAGIC:  # bytes between two fat binaries
             offset += _ALIGNMENT
             continue
         end = offset + _at_least(header, _FATBIN) + size

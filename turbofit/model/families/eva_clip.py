@@ -43,7 +43,7 @@ def read_eva_clip(
     section.refuse_if(
         section.integer("num_positions") != positions,
         "num_positions",
-        f"is not the {positions} of the image's patches",
+        f"is not {positions}, one more than the image has patches",
     )
     return vision
 

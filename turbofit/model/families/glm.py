@@ -95,6 +95,10 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
 
 
 def _vision(config: Section, text_hidden: int) -> VisionDims:
+    """Read GLM-4.1V's tower, whose MLPs are as wide as its output.
+
+    The key ``intermediate_size`` is the width of the projector's MLP.
+    """
     vision = config.part("vision_config")
     vision.refuse_if(
         vision.integer("out_hidden_size", 4096, high=1 << 18) != text_hidden,

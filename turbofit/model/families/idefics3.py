@@ -43,7 +43,7 @@ def read(parts: CheckpointConfig) -> Dims:
     section.refuse_if(
         size % 2 or size // patch < 1 or size // patch % merge,
         "image_size",
-        f"{size} is not whole squares of {merge} patches",
+        f"{size} is not whole squares of {merge} x {merge} patches",
     )
     return Dims(text, vision, _rule(parts.images, vision))
 

@@ -70,6 +70,7 @@ def _text(config: Section) -> TextDims:
         step=step,
         shared_gate=False,
     )
+    # The key intermediate_size is the width of experts; layers without experts have their own key.
     dense = section.integer("intermediate_size_mlp", 16384, high=1 << 20)
     return replace(text, intermediate=dense, moe=moe if layers else None)
 

@@ -24,12 +24,12 @@ _CLIP: Final = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
     "num_attention_heads": 12, "image_size": 224, "patch_size": 32,
 }  # fmt: skip
-#: As ``_CLIP_LARGE``, for SigLIP.
+#: The SigLIP tower that Transformers takes if the config has no section for the tower.
 _SIGLIP_SO400M: Final = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
     "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
 }  # fmt: skip
-#: As ``_CLIP``, for SigLIP.
+#: Transformers' defaults for the keys that a SigLIP tower's section lacks.
 _SIGLIP: Final = {**_CLIP, "patch_size": 16}
 #: Defaults by the kind of the tower, and by whether the config has a section for the tower.
 _DEFAULTS: Final = {
@@ -101,7 +101,7 @@ def _pinpoints(section: Section, vision: VisionDims) -> tuple[Grid, ...]:
         and all(type(size) is int and 0 < size <= 1 << 16 and size % side == 0 for size in pair)
         for pair in pairs
     )  # fmt: skip
-    what = f"is no list of pairs of pixels, whole tiles of {side}"
+    what = f"is no list of pairs of a height and a width, in whole tiles of {side} pixels"
     section.refuse_if(not whole or not 0 < len(pairs) <= _MOST_GRIDS, "image_grid_pinpoints", what)
     return tuple((height, width) for height, width in pairs)
 

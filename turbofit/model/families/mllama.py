@@ -35,7 +35,7 @@ def read(parts: CheckpointConfig) -> Dims:
     section.refuse_if(
         len(set(cross)) != len(cross) or not all(0 <= layer < text.layers for layer in cross),
         "cross_attention_layers",
-        f"are not some of {text.layers} layers",
+        f"are not different layers from 0 to {text.layers - 1}",
     )
     vision = _vision(config)
     size = vision.image_size or 0

@@ -144,5 +144,6 @@ def _frequencies(text: Section, head_dim: int) -> int:
     theta = (scaling if "rope_theta" in scaling else text).number(
         "rope_theta", 5e6, low=2, high=1e12
     )
+    # Waves that are longer than the longest context are left out.
     least = tau / text.integer("max_position_embeddings", 128000, high=1 << 30)
     return sum(theta ** (-i / head_dim) > least for i in range(0, head_dim, 2))

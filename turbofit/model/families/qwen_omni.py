@@ -55,6 +55,7 @@ def _rule(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
 
 
 def _audio(audio: Section, text_hidden: int) -> AudioDims:
+    """Read the audio tower; missing keys take Transformers' defaults."""
     hidden = audio.integer("d_model", 1280, high=1 << 16)
     audio.refuse_if(
         audio.integer("output_dim", 3584, high=1 << 18) != text_hidden,

@@ -177,6 +177,7 @@ def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int,
     heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
     kv_default = defaults["num_key_value_heads"] or heads
     kv_heads = config.divisor("num_key_value_heads", heads, "heads", kv_default)
+    # Without a given or default number of channels in a head, the heads divide the hidden channels.
     divided = not {"head_dim", "latent"} & defaults.keys()
     config.refuse_if(
         "head_dim" not in config and divided and hidden % heads,
@@ -260,7 +261,7 @@ def _latents(config: Section, hidden: int, heads: int, *, expanded: bool) -> Mla
     does a missing key of the config have a default. Source:
     lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
     """
-    values, usual = hidden // heads, (256, 64, 32) if expanded else (None, None, None)
+    values, default_dims = hidden // heads, (256, 64, 32) if expanded else (None, None, None)
     for key, only in (("v_head_dim", values), ("num_key_value_heads", heads)):
         config.refuse_if(
             expanded and config.integer(key, only) != only,
@@ -274,9 +275,9 @@ def _latents(config: Section, hidden: int, heads: int, *, expanded: bool) -> Mla
     )
     ranked = expanded or "q_lora_rank" in config
     return MlaDims(
-        kv_rank=config.integer("kv_lora_rank", usual[0], high=1 << 16),
-        nope_dim=config.integer("qk_nope_head_dim", usual[1], high=1 << 12),
-        rope_dim=config.integer("qk_rope_head_dim", usual[2], high=1 << 12),
+        kv_rank=config.integer("kv_lora_rank", default_dims[0], high=1 << 16),
+        nope_dim=config.integer("qk_nope_head_dim", default_dims[1], high=1 << 12),
+        rope_dim=config.integer("qk_rope_head_dim", default_dims[2], high=1 << 12),
         v_dim=values if expanded else config.integer("v_head_dim", high=1 << 12),
         q_rank=config.integer("q_lora_rank", 768, high=1 << 16) if ranked else 0,
         expanded=expanded,

@@ -36,7 +36,7 @@ _HINT: Final = "download the file again, or check who made it"
 _WEIGHTS: Final = (
     ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json",
 )  # fmt: skip
-#: Bytes of disk for the headers of weight files and for the texts.
+#: Bytes of disk for the headers of weight files and for small text files.
 _SLACK: Final = 1 << 20
 
 

@@ -138,6 +138,7 @@ def converted(
     where = located(name, "config.json", "CLIP's folder: --vision-tower FOLDER")
     what = "the vision tower's config.json"
     tower = read_section(FolderFiles(where), "config.json", what) or Section({}, what)
+    # A checkpoint without tensors of the tower has CLIP's own tower.
     tuned = any(name.startswith(_TOWER) for pieces in renamed for name in pieces)
     if not tuned:
         besides |= _tower_pieces(where, dtype)

@@ -380,8 +380,8 @@ def _assigned(
         if shapes[0] != shapes[1]:
             new, old = (" × ".join(map(str, shape)) or "one number" for shape in shapes)
             raise UsageError(
-                f"the adapter {'changes' if is_lora else 'replaces'} {name[:100]} by {new}, the"
-                f" base has {old}",
+                f"the adapter {'changes' if is_lora else 'replaces'} {name[:100]}, which is {old}"
+                f" in the base, by {new}",
                 hint=f"{base_hint}; if tokens were added, resize and save the base first",
             )
         if is_lora:
