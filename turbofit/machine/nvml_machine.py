@@ -216,7 +216,9 @@ def _shared_lanes(
 ) -> int | NaType:
     """Return the number of NVLink lanes between two GPUs; `NA` if it is unknown.
 
-    If the GPUs have no direct lanes, the lanes through switches count.
+    ``first`` and ``second`` are the lanes of each GPU, ``bus`` is the second one's address. If the
+    GPUs have no direct lanes, the lanes through switches count. ``over_nvlink`` says whether the
+    driver allows peer access over NVLink.
     """
     if first is None or second is None:
         return NA

@@ -257,10 +257,10 @@ def _any_card(text: str, given: dict[str, str]) -> _Card:
     shown = f"{size[1]} GB card" if size else name
     gpu = replace(_unused(shown, least_usable(gigabytes)), compute_capability=capability or NA)
     total = f" of {format_bytes(int(gpu.total))} (nine tenths of {three_digits(gigabytes)} GB),"
-    known = "{}.{}".format(*capability) if capability else "8.0 to 9.0 (write another as sm=12.0)"
+    assumed = "{}.{}".format(*capability) if capability else "8.0 to 9.0 (write another as sm=12.0)"
     note = (
         f"{name} has no preset: it was read as any card{'' if 'total' in given else total} with "
-        f"compute capability {known} and without peer access; unknown figures count in memory as "
+        f"compute capability {assumed} and without peer access; unknown figures count in memory as "
         "the most of all cards, in speed as a slow card"
     )
     if slow := slow_card(name):

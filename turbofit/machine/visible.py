@@ -155,6 +155,7 @@ def slice_limits(
     uuids = dict(re.findall(r"(\d+):(\S+)", environ.get(_DEVICE_MAP, "")))
     by_uuid, found = {gpu.uuid: gpu.index for gpu in gpus}, {}
     for place, index in enumerate(visible):
+        # A card's own limit wins over the limit of all cards.
         if size := _size(environ.get(_LIMIT, "")):
             found[index] = size
         if (of_card := _size(environ.get(f"{_LIMIT}_{place}", ""))) and str(place) not in uuids:

@@ -230,9 +230,11 @@ def by_its_name(
     """
     preset, suffixes, rest = _split_name(hub_id, model_format)
     model = preset_model(preset) if preset else None
+    # How the layers are stored, if a suffix of the name says so.
     runs = next((suffix["runs"] for suffix in suffixes if "runs" in suffix), None)
     of_another_shape = any(re.fullmatch(_data()["others"], word) for word in rest.split("-"))
     if not guess or model is None or of_another_shape or (runs and model.quantization):
+        # A size in the rest of the name means another preset than the one at the start.
         nearest = nearest_names(hub_id)[:1] if sizes_of(rest) else []
         return f"; the preset {(*nearest, preset)[0]} has a similar name" if preset else ""
     warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"

@@ -157,7 +157,7 @@ def _file(first: Version) -> dict[str, Any]:
 
 @cache
 def _census(first: Version) -> Census:
-    """Return the stored census that begins with a release."""
+    """Return the stored census whose first release is ``first``."""
     data = _file(first)
     architectures = tuple(data["architectures"].split())
     return Census(

@@ -369,6 +369,7 @@ def _assigned(
         is_lora = isinstance(change, Lora)
         plain = key.removeprefix("base_model.").removeprefix("model.")
         exact = [name for name in (key, plain, f"model.{plain}") if name in stored]
+        # The exact name wins; else a name may differ in the parts that releases name differently.
         names = exact[:1] or by_common_name.get(_common_name(key), [])
         if len(names) != 1:
             if projector and not is_lora and ".mm_projector." in key:
