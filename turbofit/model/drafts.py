@@ -163,7 +163,7 @@ def _check(model: Model, draft: Draft, config: Section) -> None:
         f"LMDeploy {REFERENCE} runs EAGLE-3 drafts of one layer, and it has {text.layers}": (
             is_eagle3 and text.layers > 1
         ),
-        f"EAGLE-3 reads three layers of a base of {_LEAST_LAYERS} or more": (
+        f"EAGLE-3 reads three layers, of a base of {_LEAST_LAYERS} layers or more": (
             is_eagle3 and base.layers < _LEAST_LAYERS
         ),
         f"LMDeploy {REFERENCE} takes no draft whose head is tied to its embeddings": (
