@@ -80,13 +80,13 @@ def rates_of(
 
 
 def _reading(decoded: Iterable[StepPoint], slope: float) -> list[StepPoint]:
-    """Return the steps that read weights for nearly all of their time."""
+    """Return the steps whose time shows how fast weights are read: few sequences, little cache."""
     few = (point for point in decoded if point.sequences <= _FEW)
     return [point for point in few if point.cached * slope <= _MOST_CACHE * point.seconds]
 
 
 def _computing(prompts: Iterable[StepPoint], decoded: Iterable[StepPoint]) -> list[StepPoint]:
-    """Return the prompts that take much longer than a step that reads all weights."""
+    """Return the prompts whose time shows how fast the card computes, not how fast it reads."""
     alone = min((point.seconds for point in decoded if point.sequences == 1), default=inf)
     return [point for point in prompts if point.seconds >= _COMPUTES * alone]
 

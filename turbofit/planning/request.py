@@ -363,7 +363,7 @@ _NAMES: Final = tuple(PlanRequest.model_fields)
 ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
 
 
-class PredictRequest(PlanRequest, defer_build=True):  # plans do not need it
+class PredictRequest(PlanRequest, defer_build=True):  # built when it is first used
     """The request of a prediction: settings that are not given have LMDeploy's defaults."""
 
     free_at_cache: Bytes | None = Field(

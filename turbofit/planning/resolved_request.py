@@ -22,6 +22,7 @@ from turbofit.memory.engines import LMDEPLOY
 #: estimates: of seven real plans, three took 76, 138 and 206 MiB more than forecast.
 CONTEXTS_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
+#: The share of the default margin that stays after a rehearsal or a proved start.
 _CHECKED_SHARE = 3 / 8
 #: The least margin, even with a calibration.
 LEAST_MARGIN = 64 * MIB

@@ -17,8 +17,9 @@ from turbofit.core.model import Model
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
 
-#: Tokens of a chat's prompt before its images, and after them: typical, and rather too many.
+#: Tokens of a chat's prompt before its images: a typical number, rather too large.
 BEFORE: Final = 32
+#: Tokens of a chat's prompt after its images: likewise.
 _AFTER: Final = 32
 #: By kind of tower, two numbers: the layers of which one attends over the whole image, and the
 #: patches in a window, over which each other layer attends. Source:

@@ -45,7 +45,7 @@ def why_not_served(request: ResolvedRequest, evaluation: Evaluation, engine: Eng
         return why_not_served(request, worst, engine)
     sizer = Sizer(SearchState(request, engine), evaluation.shape)
     outcome = _worst_outcome(sizer, evaluation)
-    starts = outcome.kind in ("serves", "request", "margin")  # only then do smaller images help
+    starts = outcome.kind in ("serves", "request", "margin")  # else the lack of memory is named
     if starts and excess_tokens(request, evaluation.vision_load):
         return too_long(request, evaluation.vision_load)
     if outcome.kind != "serves":

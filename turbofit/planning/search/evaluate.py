@@ -31,8 +31,9 @@ from turbofit.planning.search.sizing import (
 )
 from turbofit.planning.speed import Speed, request_tokens
 
-#: The least number of parts into which the workload is divided, in all and for each engine.
+#: The least number of parts into which `share_out` divides the requests.
 _SHARES = 32
+#: The least number of these parts for each engine.
 _EACH = 4
 #: A rate that grows by a smaller share counts as constant.
 _GROWS = 1e-9
@@ -98,6 +99,7 @@ def _with_forecasts(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) 
     speeds = tuple(speed(at_once) for speed in curves)
     evaluation = replace(evaluation, speeds=speeds, wants_cache=wants_cache)
     if request.workload.goal == "latency":
+        # Without a given number of requests, an engine answers one request at a time.
         alone = speeds if request.workload.concurrency else [speed(1.0) for speed in curves]
         slowest = max(speed.seconds_per_request for speed in alone)
         evaluation = replace(evaluation, seconds_per_answer=slowest)
@@ -118,6 +120,7 @@ def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
     if not given and not request.least:
         batch, wants_cache = best_batch(sizer, session_len)
     elif request.promised_requests is not None and "max_batch_size" not in request.engine_options:
+        # If the cache holds fewer requests than are wanted, the batch is what the cache holds.
         held_requests = held_by(sizer.evaluation(session_len))
         batch = most_held(sizer, wanted) or None if held_requests < wanted else None
         session_len = session_len if batch is None else sizer.with_batch(batch).session_len()

@@ -25,14 +25,14 @@ from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.planning.speed import Speed, group_class, reduce_class
 from turbofit.planning.tower import whole_image_prefill
 
-#: The digits of a value that ranks shapes.
+#: The significant digits to which a value that ranks shapes is rounded.
 _DIGITS: Final = 9
 _CANDIDATE_SETTINGS: Final = (
     "max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count"
 )  # fmt: skip
 PREFILL_SIZES = (8192, 4096, 2048, 1024)
 _LARGEST_TP = 8
-#: With more equal GPUs than this, only one grouping is tried, in the order of their links.
+#: With more equal GPUs than this, only the grouping of `_in_order` is tried.
 _EXHAUSTIVE = 8
 #: For each kind of card and each tp, at most this many groupings are combined with other kinds.
 _MIXED = 4

@@ -33,8 +33,9 @@ Groups = tuple[tuple[int, ...], ...]
 
 #: The search tries only contexts that are multiples of this.
 CONTEXT_STEP: Final = 64
-#: A context is rounded down to a multiple of 1,024 if the rounded context keeps 95 % of its length.
+#: A context is rounded down to a multiple of this, unless too much would be lost.
 ROUND_CONTEXT: Final = 1024
+#: The share of its length that a rounded context must keep.
 _ROUND_KEEPS: Final = 0.95
 #: The tokens of text and answer that a context must hold in addition to the images.
 MIN_TEXT_TOKENS: Final = 1024
