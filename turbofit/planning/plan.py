@@ -175,7 +175,8 @@ def plan_cluster(
     """Make one promise for several machines, and the best plan for each of them.
 
     The request names no machine; its ``tp`` and ``replicas`` are for each node, ``concurrency`` is
-    for all nodes together. ``promised`` is an earlier plan of the cluster: joining nodes must keep its promise.
+    for all nodes together. ``promised`` is an earlier plan of the cluster: joining nodes must keep
+    its promise.
 
     Raises:
         As :func:`plan`, if every node raises an error.
