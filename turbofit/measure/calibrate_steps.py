@@ -86,7 +86,9 @@ class StepTimer:
         self, plan: Plan, engine: EnginePlan, address: EngineAddress, clock: ClockFile | None
     ) -> None:
         self._plan, self._engine, self._address, self._clock = plan, engine, address, clock
+        #: How many times as long as on the card everything takes.
         self._slower = 1.0 if clock is None else clock.factor
+        #: The numbers of requests; each number makes a prompt that no other request has.
         self._serial = count()
 
     def measure(self, tell: Callable[[str], None]) -> MeasuredSteps:

@@ -66,6 +66,7 @@ class Calibrator:
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
+        """Measure an engine that is up; its observation replaces an earlier one of its group."""
         usage, observations = self.usage, self._observations  # `begin` may replace them meanwhile
         assert usage is not None
         observations.pop(engine.group, None)  # an engine that starts again is measured again

@@ -50,6 +50,7 @@ class CapacitySearch:
         self._tried: list[CapacityLoad] = []
         #: The most clients that kept the SLO, and the fewest that did not.
         self._good, self._bad = 0, most + 1
+        #: Why the last load has no figures; empty if it has figures.
         self._why = ""
 
     def loads(self) -> Loads:

@@ -96,6 +96,7 @@ class LoadRun:
         self.closed = None if self.closed is None else self.closed / by
 
     async def run(self) -> None:
+        """Send requests until the load ends; then break off the requests that are under way."""
         self.opened = time.perf_counter()
         self._open_if_warm()
         self._spawn(self._heartbeat())
@@ -348,6 +349,7 @@ def bench(
     open_files(_FILES)  # each request needs a socket; shells often allow 1,024
 
     async def drive() -> LoadResult:
+        """Ask the server for its model and clock, then drive the load at the pace of the clock."""
         async with LoadClient(url, key, timeout=spec.timeout, silence=_SILENCE) as client:
             name = model or await client.model()
             before = await client.clock()

@@ -231,6 +231,7 @@ class LegacyAccount(GroupAccount):
         free_at_cache = launch.free_at_cache
         self.model, self.settings, self.vision_load = model, settings, launch.vision_load
         self.generation, self.constants = generation, constants
+        #: Bytes of the smallest GPU, of which some versions take a share for the cache.
         self._total = min(gpu.usable for gpu in gpus)
         self.shape = older_cache(model.text, settings, generation, constants)
         #: Units of one torch forward: these servers encode one image at a time.

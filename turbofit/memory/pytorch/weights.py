@@ -34,11 +34,14 @@ from turbofit.model.towers import audio_tensors, vision_tensors
 #: Terms and phases that are not in torch's allocator.
 _BEFORE: Final = ("before", "context")
 OUTSIDE_TORCH: Final = frozenset({"kernel_modules", "packed_kernels", BUFFERS})
+#: The least bytes beside the plan's peak that torch's allocator may take of a card.
 _LEAST_ROOM: Final = 128 * MIB
 #: The compute capability on which TurboMind's kernels multiply AWQ's packed weights. Source:
 #: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #7d9834
 _COPIED_ON = (9, 0)
+#: The group size of AWQ that these kernels take.
 _COPIED_GROUP = 128
+#: Bytes of a head's row in the three tables of a draft (`draft_weights`).
 _MAPPED = 3 * 8
 #: Sharded rows of the vocabulary are padded to a multiple of `VOCAB_ROWS`.
 VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3b77b2
@@ -131,6 +134,7 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
     shares = []
     for ledger in ledgers:
         lines = ledger.terms
+        # What is not in torch's allocator, before the weights and after the cache, does not count.
         early = sum(t.bytes for t in lines if t.phase in _BEFORE)
         late = sum(t.bytes for t in lines if t.term in OUTSIDE_TORCH)
         held = max(ledger.load_peak, ledger.peak - late) - early

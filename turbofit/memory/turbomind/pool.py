@@ -65,9 +65,11 @@ class PoolModel:
         self.constants = constants
         self.forward_tokens = forward_tokens(settings)
         self.vocab_padded = lm_head_rows(text, tp)
+        #: On one rank: attention heads, KV heads, and the MLP's channels.
         self.local_heads = text.heads // tp
         self.local_kv = kv_heads_held(text.kv_heads, tp) // tp
         self.ffn = ffn_width(text.intermediate, tp, model.quantization, constants) // tp
+        #: Bytes of the symmetric buffer.
         self.symm = symmetric_buffer(text, settings)
         quantization = model.quantization
         packed = constants.packed_format(quantization, capability) if quantization else None
@@ -79,6 +81,7 @@ class PoolModel:
         self.expert_streams = 1 if constants.expert_format(capability).fused_silu else 2
         if text.architecture in _UNFUSED:
             self.expert_streams = 2
+        #: An expert's channels on one rank.
         self.expert = 0
         if text.moe is not None:
             inner = text.moe.intermediate
