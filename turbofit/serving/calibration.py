@@ -263,12 +263,12 @@ def _forecast(ledger: GpuLedger, name: str) -> int:
 
 
 def _shape(plan: Plan, engine: EnginePlan) -> CacheShape:
-    """Return how an engine of the plan divides its cache."""
+    """Return the layout of an engine's cache in the plan."""
     return engine_of(plan).cache(plan.model, engine.settings)
 
 
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
-    """Return the bytes of the estimated terms in these phases.
+    """Return the bytes of a ledger's estimated terms in ``phases``, which are phases of terms.
 
     These bytes are the most that a correction may remove.
     """
@@ -295,7 +295,7 @@ def compare_cache(engine: EnginePlan, budget: CacheBudget) -> tuple[RunFigure, .
     The first is the memory that was free when the engine sized its cache, the second is the cache.
     """
     free = min(ledger.free_for_cache for ledger in engine.ledgers)
-    # A start changes the ratio if other engines share the GPU, so that the cache keeps its size.
+    # A start on shared GPUs has another ratio, with which the cache keeps its planned size.
     if abs(engine.settings.cache_max_entry_count - budget.ratio) >= _ROUNDED and budget.ratio:
         free = round(engine.kv.region_bytes / budget.ratio)
     return (

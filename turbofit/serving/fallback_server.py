@@ -133,6 +133,7 @@ class ServedModel:
         if room <= 0:
             raise Refusal("bad_request:prompt", tokens=prompt, most=self.session_len)
         config = copy.deepcopy(self._model.generation_config)
+        # As in LMDeploy, the first of these fields that a body has limits the answer.
         lengths = [body[name] for name in ANSWER_LENGTHS[kind] if name in body]
         biases, temperature = body.get("logit_bias", {}).items(), body.get("temperature")
         config.update(
@@ -288,7 +289,7 @@ class FallbackApp(AsgiApp):
         """Answer a chat or a completion; stop the generation when the client leaves."""
         if route.kind not in ("chat", "completions"):
             raise Refusal("not_found:transformers", path=route.path)
-        body = self._held(route.kind, await self._bodies.read(request.headers, receive))
+        body = self._checked_body(route.kind, await self._bodies.read(request.headers, receive))
         left, loop = threading.Event(), asyncio.get_running_loop()
         streamer = import_module("transformers").AsyncTextIteratorStreamer(
             self._model.tokenizer, skip_prompt=True, skip_special_tokens=True
@@ -303,7 +304,7 @@ class FallbackApp(AsgiApp):
                 left.set()
                 generated.cancel()
 
-    def _held(self, kind: Kind, raw: bytes) -> JsonObject:
+    def _checked_body(self, kind: Kind, raw: bytes) -> JsonObject:
         """Return a body with its images inline; raise a `Refusal` for a body that breaks a rule."""
         parsed = read_body(kind, decode(raw))
         hold_name(self.config.names, parsed.body)

@@ -353,7 +353,7 @@ def _still_to_take(gpu: Gpu, lease: Lease) -> int:
     growth = lease.growth.get(gpu.uuid, need)
     holders = [h for h in gpu.holders if isinstance(h.pid, int) and lease.holds(h.pid)]
     known = [h.bytes for h in holders if isinstance(h.bytes, int)]
-    if holders and len(known) == len(holders):
+    if holders and len(known) == len(holders):  # NVML shows what each of the engines holds
         return max(growth if lease.larger else 0, need - sum(known))
     return growth if lease.settled else need
 

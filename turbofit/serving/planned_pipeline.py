@@ -145,6 +145,7 @@ def queued(
     def look_again() -> None:
         """Wake the waiting requests, which look for room in order of arrival."""
         nonlocal room
+        # Each event wakes its waiters once; requests that wait on need a new event.
         room.set()
         room = asyncio.Event()
 
@@ -345,7 +346,7 @@ def _close(pipeline: ref[PlannedPipeline]) -> None:
 
 
 def _count(messages: Any, kinds: tuple[str, ...]) -> int:
-    """Return the number of images or videos in all turns, which each request encodes again."""
+    """Return the number of images or videos in all messages, which each request encodes again."""
     listed = [messages] if isinstance(messages, dict) else messages
     return sum(
         1

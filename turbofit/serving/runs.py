@@ -276,6 +276,7 @@ def _say_until_open(stdout: IO[bytes], log: Path, say: Callable[[str], None]) ->
     opened, rest = False, ""
     with log.open(encoding="utf-8", errors="replace") as printed:
         while not opened:
+            # The output becomes readable with the address, or with the end of the server.
             opened = bool(select.select([stdout], [], [], _LOOK)[0])
             *lines, rest = (rest + printed.read()).split("\n")
             for line in lines:

@@ -116,6 +116,7 @@ class Controller:
         if actors:
             self._say("ending the other actors that an earlier controller left")
             self._end(actors)
+            # Ray frees the GPUs of ended actors late; until then, these nodes could serve nothing.
             end = time.monotonic() + _PAUSE
             while self._hold_gpus(actors) and time.monotonic() < end:
                 time.sleep(_TICK)
@@ -191,7 +192,10 @@ class Controller:
         )
 
     def _look(self) -> None:
-        """Update all nodes; print which nodes have left the cluster or changed their state."""
+        """Update all nodes from Ray and their actors, and print what has changed.
+
+        The server of a leaving node is ended, and the GPUs of a drained node become free.
+        """
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
         statuses = {status.id: status for status in ask_statuses(actors, "keep_alive")}
         for identity in self.nodes.keys() - alive.keys():
@@ -215,6 +219,7 @@ class Controller:
                 left = NodePlan(node=identity, name=ray.name, address=ray.address, why_not=DRAINED)
                 self._keep(node, left)
             elif status.state != "unfit":
+                # The pause before an unfit node joins again begins when the node becomes unfit.
                 node.again = time.monotonic() + _PAUSE
 
     def _keep(self, node: NodeState, planned: NodePlan) -> None:
@@ -223,7 +228,7 @@ class Controller:
         node.planned, node.again = planned, time.monotonic() + _PAUSE
         if node.actor is not None:
             if planned.plan is None and planned == before:
-                return
+                return  # the present actor gives the same reason
             ray_adapter.kill_actor(node.actor)
         gpus = 0 if planned.plan is None else node.ray.gpus
         node.actor = ray_adapter.start_actor(

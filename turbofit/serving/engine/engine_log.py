@@ -158,13 +158,13 @@ class StartupTracker:
     def death(self, seen: Exit | None = None) -> End:
         """Return the engine's end with the reason in its log; the hint names the log file.
 
-        ``seen`` is the exit of the engine's process, None if unknown.
+        ``seen`` is how the engine's process exited, None if unknown.
         """
-        run = [*self._of_cache.values(), *self._evidence]
+        events = [*self._of_cache.values(), *self._evidence]
         if self._waits and not self._evidence:
-            run.append(Backpressure(cause="memory"))
+            events.append(Backpressure(cause="memory"))
         known = engine_of(self.plan), self.engine.settings
-        end = death(Course(run, self.phase), self.plan, seen=seen, known=known)
+        end = death(Course(events, self.phase), self.plan, seen=seen, known=known)
         hints = (end.hint, f"the engine's log is {self.log}")
         return replace(end, hint="; ".join(filter(None, hints)))
 

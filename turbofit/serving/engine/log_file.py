@@ -78,6 +78,7 @@ class LogFile:
         A progress bar redraws its line after carriage returns; only the last state is yielded.
         """
         lines = whole.split(b"\n")
+        # Lines are equal if they differ only in their times.
         keys = _TIME.sub(rb"\1", whole).split(b"\n")
         written: list[bytes] = []
         place = 0

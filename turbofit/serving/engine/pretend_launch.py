@@ -59,6 +59,7 @@ class PretendLaunch(Launch):
     def start_command(self, number: int) -> StartCommand:
         """Make the pretend machine of this start; return the command, environment and timeline."""
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
+        # The files of the start before this one are large.
         shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
         machine = charged(self.plan, self.group)
         if self.plan.backend.on_torch:
@@ -75,14 +76,14 @@ class PretendLaunch(Launch):
         self, machine: Scenario, folder: Path, base: Mapping[str, str]
     ) -> dict[str, str]:
         """Make ``folder``; return an environment in which LMDeploy's server finds pretend cards."""
-        plan, path = self.plan, dict(base)
+        plan, env = self.plan, dict(base)
         need_engine(plan)
         if plan.backend.of_lmdeploy:
-            put_first(path, "PYTHONPATH", str(SERVED))
+            put_first(env, "PYTHONPATH", str(SERVED))
             if plan.model.draft:
-                put_first(path, "PYTHONPATH", str(DRAFT))
-            find_turbofit(path)
-        prepared = prepare(machine, folder, path, site=cuda_site())
+                put_first(env, "PYTHONPATH", str(DRAFT))
+            find_turbofit(env)
+        prepared = prepare(machine, folder, env, site=cuda_site())
         alone = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_ADDRESS": "local"}
         return {**prepared.env, **alone}
 

@@ -146,6 +146,7 @@ def _full_batch(_plan: Plan, engine: EnginePlan, model: str, _text: int) -> Prob
     All tokens of the vocabulary may be sampled in each answer.
     """
     rows = max(1, min(engine.settings.max_batch_size, engine.kv.tokens // _LEAST_ROW))
+    # Each row has its share of the cache, of which half a `_LEAST_ROW` is for the prompt.
     room = min(engine.settings.session_len, engine.kv.tokens // rows) - _LEAST_ROW // 2
     answer = max(1, min(max(_ROW_ANSWER, _STEPS_A_ROW * rows), room))
     body = {
@@ -282,7 +283,8 @@ class Examined(Protocol):
 def ask_worst(examined: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
     """Send requests that bring an engine's memory to the plan's peak, before clients come.
 
-    ``ask`` sends a request and returns the number of tokens of its prompt, 0 if unknown.
+    ``ask`` sends a request and returns the number of tokens of its prompt, 0 if unknown. The first
+    answer shows how many tokens the engine counts; the last request fills the executor's pool.
     """
     plan, engine = examined.plan, examined.planned
     if cheaper_check(plan, engine, model):

@@ -145,7 +145,10 @@ def byte_size(value: Any) -> int:
 
 
 def keep_prepared(model: Any, cache: ImageCache) -> None:
-    """Have a model of LMDeploy cache its processor's results for clients' images."""
+    """Have a model of LMDeploy cache its processor's results for clients' images.
+
+    LMDeploy's models prepare images by ``image_transform``, by a method, or by a processor object.
+    """
     if hasattr(model, "image_transform"):
         model.image_transform = cached(model.image_transform, cache)
     elif ismethod(model.processor):
