@@ -32,7 +32,8 @@ _LOOK: Final = 0.5  # seconds between two looks at the child
 #: A case may take its limit of seconds this many times, as long as the engine works.
 LIMITS_WHILE_ACTIVE: Final = 5
 # TurboMind prints this line when it can admit no request. In a warm-up without enough cache it
-# repeats the line for ever: with one rank 36,000 times a second, with many ranks on few cores less.
+# repeats the line for ever: with one rank 36,000 times a second, with many ranks on few cores
+# less often.
 _STUCK: Final = "out of memory at 0/"
 _STUCK_LINES: Final = 60
 _STUCK_LOOKS: Final = 2

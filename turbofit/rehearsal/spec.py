@@ -61,9 +61,10 @@ class Spec:
         engine: a key of `turbofit.rehearsal.engines.REHEARSED_ENGINES`.
         settings: fields of LMDeploy's engine configuration, or ``dtype`` and ``device_map`` of
           Transformers. With a draft, also ``SPECULATIVE_CONFIG``.
-        cases: the cases in their order; a case begins when the requests of the last one have ended.
-        start_seconds, case_seconds: an engine hangs if it makes no progress for so many seconds, at
-          its start or in a case.
+        cases: the cases in their order; a case begins when the requests of the case before have
+          ended.
+        start_seconds, case_seconds: an engine hangs if it makes no progress for this many seconds,
+          at its start or in a case.
     """
 
     machine: Scenario

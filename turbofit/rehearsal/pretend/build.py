@@ -34,7 +34,7 @@ _FORM = "2"
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
-#: Seconds that the compiler may take for one library; on a dead file system it never ends.
+#: Seconds that the compiler may take for one library: on a dead file system it would never end.
 _COMPILER_SECONDS: Final = 60.0
 #: The name of the file that has the digest of all libraries in its folder.
 _SHA256: Final = "SHA256"
@@ -138,7 +138,7 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
     """Return the folder of the libraries; build them if they are missing (one to three seconds).
 
     Only this user and root can change the files. ``site`` is the ``site-packages`` folder of the
-    program that will run. None is for TurboMind with CPU torch.
+    program that will run; None for TurboMind with CPU torch.
 
     Raises:
         PretendError: other users can change the folder, or the libraries cannot be built.

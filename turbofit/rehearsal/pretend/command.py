@@ -121,7 +121,7 @@ def _forwarding(pid: int) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:
-    """End all descendants except ``others``; with ``scenario``, only descendants that have it."""
+    """End all descendants except ``others``; with ``scenario``, only those on this scenario."""
     descendants = {process.pid}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE
@@ -130,7 +130,8 @@ def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | Non
             process.poll()
             new = set(_descendants(os.getpid())) - others
             descendants |= {pid for pid in new if scenario is None or _is_on(pid, scenario)}
-            alive = new & descendants  # a process that has just ended shows no environment
+            # A process that has just ended shows no environment, so earlier findings count, too.
+            alive = new & descendants
             if not alive:
                 return
             for pid in alive:

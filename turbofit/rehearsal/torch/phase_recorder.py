@@ -3,7 +3,7 @@
 The child writes the name of a phase into a file. Each process with a CUDA context, also a worker of
 Ray or ``mp``, has a thread. The thread reads the name, marks the phase in the account, and records
 torch's counters of the last phase. The child waits up to five seconds for the threads of all
-processes. The thread turns cuDNN's attention off: torch prefers it on Hopper, but cuDNN
+processes. The thread turns cuDNN's attention off, which torch prefers on Hopper: cuDNN
 finds no plan on a pretend GPU. So a rehearsal does not see the memory that cuDNN takes. Sizes are
 in bytes, devices are the machine's own numbers.
 """

@@ -108,7 +108,7 @@ def _longest(engine: Any) -> int:
 
 
 async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) -> bool:
-    """Prepare all requests of a case, then submit them in one turn of the engine's event loop.
+    """Prepare all requests of a case, then submit them in one step of the event loop.
 
     Return whether the engine can take another case.
     """

@@ -25,8 +25,8 @@ from turbofit.rehearsal.notes import called_after
 from turbofit.rehearsal.pretend.libraries import LibraryAccount
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 
-_ROUND: Final = 512  # bytes to whose multiple torch's caching allocator rounds each block up
-_SEGMENT: Final = 2 << 20  # bytes to whose multiple this allocator rounds each segment up
+_ROUND: Final = 512  # bytes: torch's caching allocator makes each block a multiple of this size
+_SEGMENT: Final = 2 << 20  # bytes: this allocator makes each segment a multiple of this size
 _KEPT: Final[list[Any]] = []
 
 
@@ -141,7 +141,7 @@ def install(
     tokenizer: bool = False,
     ready: Callable[[Any], None] = lambda _engine: None,
 ) -> None:
-    """Make a start mark its phases, and install the stand-ins that CPU torch needs.
+    """Make an engine's start mark its phases, and install the stand-ins that CPU torch needs.
 
     ``first_device`` is the card on which the loader stages tensors. ``tokenizer`` keeps the model's
     own tokenizer, which a server needs. ``ready`` is called with the TurboMind object after its

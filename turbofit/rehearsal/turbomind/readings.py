@@ -196,7 +196,8 @@ def card_terms(memory: ProcessMemory, index: int) -> dict[str, int]:
     If the engine ended earlier, the result lacks the terms of the later phases.
     """
     end = memory.cards[index].end
-    pools = {pool.owner: pool for pool in reversed(memory.of_card(index))}  # the first of an owner
+    # Of several pools of an owner the first counts.
+    pools = {pool.owner: pool for pool in reversed(memory.of_card(index))}
     terms = {}
     with suppress(KeyError):
         default = pools["default"]  # the pool of the weights
