@@ -209,6 +209,7 @@ def hold_frames(
         text_tokens = videos.grids(frames) * GRID_TEXT_TOKENS
     except UsageError as exc:
         raise Refusal("bad_video", cause=exc.message, hint=exc.hint) from None
+    # The client's limit, or without one the model's, if this gives the video more units.
     unlowered = max_pixels
     if not unlowered and videos.most_units(frames, *size, videos.rule.max_pixels) > count:
         unlowered = videos.rule.max_pixels

@@ -79,6 +79,7 @@ class Place:
         if self.turn is not None:
             self.turn.alone = False  # other requests may come before the turn ends
         loop = asyncio.get_running_loop()
+        # Limited units stay taken until the engine has surely dropped the request.
         if after and self.engine.gate.units is not None:
             loop.call_later(after, self._end)
         else:
@@ -189,7 +190,7 @@ class Admission:
             client, line = next(iter(lines.items()))
             if not self._settle(self._queue, line[0]):
                 break
-            if client in lines:
+            if client in lines:  # the other clients come before the rest of its requests
                 lines.move_to_end(client)
         while self._let_suspects_in():
             pass
@@ -200,7 +201,7 @@ class Admission:
         Suspects that must be alone come first, since others would keep the engines from them.
         """
         lines, went = self._suspects.lines, False
-        if self._fleet.open and not self._fleet.turns_left:
+        if self._fleet.open and not self._fleet.turns_left:  # no engine takes another suspect
             return False
         lone = [place for line in lines.values() for place in line if place.alone]
         for client, line in tuple(lines.items()):

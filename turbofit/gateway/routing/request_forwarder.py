@@ -100,6 +100,7 @@ class Exchange(ForwardOutcome):
         except asyncio.CancelledError:
             if not self.broken:  # not cancelled by `abort`
                 left = True
+                # If the engine has died since, its death was noted with this request already.
                 if not engine.dead_since(self.present.sent_at):
                     self.present.left_at = time.monotonic()
                     engine.left.append(self.present)
