@@ -93,8 +93,8 @@ def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: 
     Args:
         model: as for `plan`.
         cluster: the nodes as they were measured; each is planned for its own cards.
-        options: as for `plan`, without the machine; ``tp``, ``replicas`` and ``concurrency`` are
-            for each node.
+        options: as for `plan`, without the machine; ``tp`` and ``replicas`` are for each node,
+            ``concurrency`` is for all nodes together.
 
     Raises:
         TurbofitError: as `plan`, if every node has the error.
