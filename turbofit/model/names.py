@@ -207,7 +207,7 @@ def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
         return None
     last = name.rpartition("/")[2]
     what = f"LMDeploy {REFERENCE} does not run {last}: by its name it is {suffix['why']}"
-    if suffix.get("owner") == "":  # a folder of this name may contain other weights
+    if suffix.get("owner") == "":  # this row is for folders: a folder that exists is read itself
         what = f"no folder {last} is here; by its name it is {suffix['why']}"
     return UsageError(what, hint=_checkpoints_hint(preset))
 

@@ -96,6 +96,7 @@ def load_preset(preset_id: str) -> Preset:
     if preset.base is None:
         return preset
     base = load_preset(preset.base)
+    # The AWQ variant of the base is not also a variant of this preset.
     inherited = {
         field: getattr(base, field)
         for field in Preset.__struct_fields__

@@ -60,7 +60,7 @@ def _text(config: Section) -> TextDims:
         named = set(section.integers("moe_layers"))
         layers = sum(1 for layer in range(text.layers) if layer in named)
     per_token = section.integer("num_experts_per_tok", 1, high=1 << 10)
-    experts = section.integer("num_local_experts", _TILES, low=per_token, high=1 << 13)
+    experts = section.integer("num_local_experts", 16, low=per_token, high=1 << 13)
     moe = MoeDims(
         experts=experts,
         experts_per_token=per_token,

@@ -333,7 +333,7 @@ def _refuse_tied(config: Section, stored: Iterable[str], replaced: Iterable[str]
 
 
 def _common_name(name: str) -> str:
-    """Return a tensor's name without the parts that differ between releases.
+    """Return a tensor's name for comparison: without the parts that differ between releases.
 
     Since Transformers 4.52, a checkpoint's ``language_model.model.layers`` are called
     ``model.language_model.layers`` in modules, and so in adapters. Transformers 5 dropped
