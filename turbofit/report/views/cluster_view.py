@@ -33,7 +33,7 @@ _NAMES: Final = 3
 #: Columns of numbers.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once")
 #: Columns whose text may be broken over lines.
-_WRAPPED: Final = ("cards", "which", "serve nothing, since", "node", "why, or said last")
+_WRAPPED: Final = ("cards", "which", "serve nothing, since", "node", "why not, or last line")
 
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
@@ -97,7 +97,7 @@ def _kinds(
 
 def status_view(nodes: Sequence[NodeStatus]) -> Iterator[Block]:
     """Yield a table for each served model, with its nodes and their states."""
-    names = ("node", "cards", "state", "at once", "KV tokens", "why, or said last")
+    names = ("node", "cards", "state", "at once", "KV tokens", "why not, or last line")
     for serves in dict.fromkeys(node.serves for node in nodes):
         members = [node for node in nodes if node.serves == serves]
         up = sum(node.state == "serving" for node in members)

@@ -293,7 +293,7 @@ def _capacity(plan: Plan) -> list[Block]:
         unit = plural(units, limits.vision_unit)
         facts["paid for"] = f"{units:,} {unit} in one forward pass"
         if plan.takes_videos:
-            facts["videos"] = "1 a request, in the place of an image and held to its size"
+            facts["videos"] = "1 a request, in place of an image and no larger than one"
     host = plan.host
     have = "unknown" if host.available is None else format_bytes(host.available)
     pinned, pageable = format_bytes(host.pinned), format_bytes(host.pageable)

@@ -36,7 +36,7 @@ _BY_TRANSFORMERS: Final = (
     "Transformers alone runs these: one request at a time, with layers in host memory where the GPU"
     " is too small"
 )
-_MODELS_FIRST: Final = "those with images first, each time the largest first"
+_MODELS_FIRST: Final = "those with images first, larger ones before smaller ones"
 #: Columns that the short answer leaves out.
 _WIDE: Final = ("engine", "shape", "KV tokens")
 #: An image limit above this number is in pixels, since no preset cuts an image into more tiles.
