@@ -286,6 +286,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     def __init__(
         self, plan: Plan, model_path: str, leases: Leases | None = None, **keywords: Any
     ) -> None:
+        #: Ends the lease; also called when the pipeline is collected. None without a lease.
         self._end_lease = finalize(self, leases.close) if leases is not None else None
         super().__init__(model_path, **keywords)
         self.plan, self._open = plan, True

@@ -143,8 +143,9 @@ def compared_figures(
 def with_real_caches(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
     """Return the plan with the KV tokens of its engines' real caches, if these have fewer tokens.
 
-    The gateway lets requests reserve no more tokens. After a restart, an engine may have fewer
-    tokens again. ``cached``: tokens by group, None if an engine's log does not show the number.
+    The gateway lets requests reserve no more tokens than the returned plan has. After a restart, an
+    engine's cache may be smaller still. ``cached``: tokens by group, None if an engine's log does
+    not show the number.
     """
     engines = []
     for number, engine in enumerate(plan.engines):

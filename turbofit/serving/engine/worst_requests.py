@@ -43,8 +43,8 @@ _WORD: Final = " a"
 _PROBE_TOKENS: Final = 64
 #: A short prompt has at most an eighth of a session in words; a word has at most two tokens.
 _SHORT: Final = 8
-#: The share of the room that a long prompt fills. The rest is for words of which a tokenizer makes
-#: more tokens in a long prompt.
+#: The share of the room that a long prompt fills: a tokenizer may make more tokens of a word there
+#: than in a short prompt.
 _SHARE: Final = 0.99
 #: The check: ``auto`` sends the worst cases of a plan without a proof, else one small request.
 #: ``full`` always sends the worst cases, ``quick`` always the small request.

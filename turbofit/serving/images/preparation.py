@@ -207,8 +207,8 @@ def _use_one_core(others: int) -> None:
     torch.get_num_threads()  # a first reading after the change would undo the change
     torch.set_num_threads(1)
     restore = threading.Thread(target=torch.set_num_threads, args=(others,))
-    # At the limit of pids no thread starts, and later threads have one core until the next call. An
-    # error here would end the preparation of images for ever.
+    # At the limit of pids no thread starts, and later threads have one core until the next call.
+    # That is better than an error, which would end the preparation of images for ever.
     with suppress(RuntimeError):
         restore.start()
         restore.join()
