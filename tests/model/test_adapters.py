@@ -51,7 +51,7 @@ def test_the_base_that_it_names(tmp_path: Path) -> None:
         ({"bias": "all"}, "it has biases"),
         ({"peft_type": "IA3"}, "IA3 is not LoRA"),
         ({"init_lora_weights": "pissa"}, "changed the base too"),
-        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}, "has no place for its"),
+        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}, "has no place for the"),
         ({"r": 4}, "of another base"),
         ({"r": 0}, "not within"),
     ],

@@ -72,7 +72,8 @@ def _seconds(text: str, name: str) -> str | float:
 
 #: The validator of a field in seconds, which may be a number, or 500ms, 2s, 20m, 1h30m.
 SECONDS: Final = parsed(_seconds)
-#: A path. ~ is expanded: a shell leaves ~ in quotes, in a file of options and in a variable.
+#: A path. ~ is expanded here: a shell does not expand it in quotes or in variables, and does not
+#: read a file of options.
 FilePath = Annotated[str, parsed(lambda text, _: os.path.expanduser(text)), Metavar("FILE")]
 
 

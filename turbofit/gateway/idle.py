@@ -246,8 +246,9 @@ class IdleGateway(AsgiApp):
         """Return the health page of the engines' gateway, or without a gateway a page of its own.
 
         The status of the own page is ``starting`` until the engines were ready once. Later the
-        status is ``unavailable`` after a failed start, else ``healthy``, since a request would
-        start the engines. The page does not say why a start failed: everybody may read the page.
+        status is ``healthy``, since a request would start the engines; but for some seconds after a
+        failed start (until `rested`) it is ``unavailable``. The page does not say why a start
+        failed: everybody may read the page.
         """
         if self.gateway is not None:
             page, retry = self.gateway._health(request)

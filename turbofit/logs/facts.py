@@ -132,7 +132,7 @@ _MACHINE: Final = (
 #: Events whose lines are compared with the rows of `presets/causes.yaml`.
 _ASKED: Final = (*OF_LAUNCH, *FATAL)
 #: Events that give way to a row of `presets/causes.yaml`, except if they report a lack of memory.
-#: Without a row only the `PythonError` counts.
+#: If no row matches, a `PythonError` stays the line's event, and the other events are dropped.
 _WEAK: Final = (*OF_LAUNCH, PythonError)
 #: Events that may be the reason for an end.
 _RAISES: Final = (*FATAL, KnownMessage, events.NoCache)

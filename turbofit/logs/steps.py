@@ -110,9 +110,10 @@ def _together(worked: Advice) -> str:
 
 
 def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
-    """Return whether a step cannot help: it changes the images of a model for text, or a ratio.
+    """Return whether a step cannot help.
 
-    A ratio cannot help if ``vain``.
+    A step that changes images cannot help a model that reads text alone. If ``vain``, a step that
+    changes the cache ratio cannot help either.
     """
     of_images = case.reads_text_alone and step.startswith(_OF_IMAGES)
     return of_images or (vain and _SHARE.search(step) is not None)

@@ -31,9 +31,10 @@ _ANCESTOR: Final = {
 }
 #: Values of nvmlGpuP2PCapsIndex (pynvml's constant for READ is a tuple by mistake).
 _P2P_READ, _P2P_WRITE, _P2P_NVLINK = 0, 1, 2
-#: Values of nvmlGpuP2PStatus, the answer.
+#: Values of nvmlGpuP2PStatus, which NVML answers to a query of peer access.
 _P2P_OK: Final = 0
 _P2P_UNKNOWN: Final = 6
+#: The type of an NVLink's other end that means a switch.
 _SWITCH: Final = 2
 #: The most seconds for reading all GPUs.
 _LONGEST: Final = 120.0

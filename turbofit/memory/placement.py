@@ -90,7 +90,10 @@ class ModelCopies:
         return gpu.usable - known(gpu.used, 0) - margin - fixed
 
     def vision(self, place: int, load: Load) -> int:
-        """Return the bytes of the tower's forward: 0 except at the first place of the groups."""
+        """Return the bytes of the tower's forward on the GPU at index ``place`` of each group.
+
+        Only the first GPU of a group runs the tower.
+        """
         if place:
             return 0
         return _rounded(vision_bytes(self.model, self.layout, load.units, self._width))

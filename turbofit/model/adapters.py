@@ -231,13 +231,14 @@ def _check_keys(
         place = (match["module"], int(match["layer"]), match["part"]) if match else None
         if match is None or place not in wanted:
             raise _refusal(
-                f"adapter {name}: LMDeploy has no place for its tensor {key[:120]}, and would end",
+                f"adapter {name}: LMDeploy would stop, since it has no place for the tensor"
+                f" {key[:120]}",
                 f"was it trained on another base than {model.name}? {_MERGE}",
             )
         if match["layers"] not in called:
             raise _refusal(
-                f"adapter {name} calls the decoder's layers {match['layers'][:60]}, LMDeploy"
-                f" {REFERENCE}'s class calls them {layers}, and would end",
+                f"adapter {name}: LMDeploy would stop, since the adapter calls the decoder's layers"
+                f" {match['layers'][:60]}, and LMDeploy {REFERENCE} calls them {layers}",
             )
         if tensor.shape != wanted.pop(place):
             raise _refusal(

@@ -101,9 +101,8 @@ def refuse_impossible(found: Iterable[MeasuredRate], gpus: Sequence[Gpu]) -> Non
         for gpu in gpus:
             if rate.exceeds(gpu):
                 raise UsageError(
-                    f"timed steps contradict the {gpu.name}: by them"
-                    f" {_WORK[rate.of].format(three_digits(rate.value / 1e9))}, which is more than"
-                    " its peak",
+                    f"the timed steps cannot be right for the {gpu.name}: they say that"
+                    f" {_WORK[rate.of].format(three_digits(rate.value / 1e9))}, more than its peak",
                     hint="turbofit calibrate MODEL, while nothing else uses the card",
                 )
 

@@ -347,7 +347,10 @@ def _close(pipeline: ref[PlannedPipeline]) -> None:
 
 
 def _count(messages: Any, kinds: tuple[str, ...]) -> int:
-    """Return the number of images or videos in all messages, which each request encodes again."""
+    """Return the number of images or videos in all messages of a chat, earlier messages included.
+
+    A request encodes the images of all its messages.
+    """
     listed = [messages] if isinstance(messages, dict) else messages
     return sum(
         1

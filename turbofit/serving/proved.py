@@ -1,9 +1,9 @@
 """Remembers the proofs of a plan by engines and rehearsals on these cards.
 
-A plan is proved when its engines have answered its worst cases. The bytes that engines then held
-beyond the forecast are valid for the same plan with any cache ratio. Two plans are the same if the
-model's shape, settings, cards, driver, LMDeploy and torch are equal; another plan is checked again.
-A rehearsal's result is used again for the same plan if as much memory is free.
+A plan is proved when its engines have answered its worst cases. Two plans are the same if the
+model's dimensions, the cards, the driver, LMDeploy, torch and all settings except the cache ratio
+are equal; another plan is checked again. So the bytes that engines held beyond the forecast are
+valid at any ratio. A rehearsal's result is used again for the same plan if as much memory is free.
 """
 
 from __future__ import annotations

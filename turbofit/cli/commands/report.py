@@ -42,7 +42,7 @@ def report(
     if share and not schema:
         return _share(what, out, form)
     if out is not None:
-        raise UsageError("--out is for --share", hint="add it, or leave --out out")
+        raise UsageError("--out is for --share", hint="add --share, or remove --out")
     if schema:
         from turbofit.report.schema import schema_text
 

@@ -93,7 +93,9 @@ class Gate:
         self._number = self._doubtful = 0
 
     def fits(self, cost: Cost) -> bool:
-        """Return whether a request may be sent to the engine now.
+        """Return whether a request may be sent to the engine now, so that no forward is too large.
+
+        The rule, and then the proof that no forward ever has more units than the gate.
 
         The units of a request *count* until its first token. If the request ran together with
         requests that reserved more tokens than the cache has, it is *in doubt*, and its units count
@@ -104,18 +106,17 @@ class Gate:
         new request, of requests before their first token, and of requests in doubt.
         - Otherwise the new request puts all running requests in doubt, so all units count.
 
-        No forward ever has more units than the gate. The engine encodes an image before the first
-        token of its request, and again only after it has evicted the request's blocks.
+        The proof: the engine encodes an image before the first token of its request, and again only
+        after it has evicted the request's blocks.
 
         1. The engine evicts a block of an unfinished request only if the unfinished requests need
         more blocks than the cache has. Each request needs at most its reservation, in whole blocks.
         Blocks of a prefix cache and of finished requests are evicted first. A block that several
         requests share is part of each reservation. So if any request is evicted, the requests that
         run at that moment have reserved more than the cache has.
-        2. Reservations exceed the cache only after a request was let in by the second rule, and
-        until enough of the requests have ended. The second rule puts all running requests and the
-        new request in doubt. While reservations exceed the cache, every new request is let in by
-        the second rule. So an evicted request is in doubt until its end.
+        2. While reservations exceed the cache, every request is let in by the second case above,
+        which puts the new request and all running requests in doubt. So a request that may be
+        evicted is in doubt, and stays so until its end.
         3. So every request counts whose images may be in one forward: the request is before its
         first token, or in doubt. The counted units are within the gate when a request is let in,
         and grow at no other time.

@@ -1,1 +1,4 @@
-"""LMDeploy's engines before 0.18: their generations are data, and each engine has one account."""
+"""The memory accounts of LMDeploy's engines before 0.18: one account for each engine.
+
+Releases that allocate alike are one generation, a row of `presets/engines/generations.yaml`.
+"""

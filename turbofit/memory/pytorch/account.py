@@ -591,7 +591,7 @@ class Pytorch(Engine):
         return next(_refused(launch), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
-        """Return a sentence about a lack of Triton or of a card for this launch, or None.
+        """Return a sentence if a card of the launch cannot run the kernels that it needs, or None.
 
         LMDeploy's fp8 weights, and keys and values with ``quant_policy 16``, have the type
         ``fp8e4nv``, which Triton compiles from sm_89 on. The type ``fp8e5`` (``quant_policy 17``)

@@ -116,6 +116,7 @@ def open_weights(folder: str) -> dict[str, Tensors]:
         raise UsageError(
             f"{folder} holds no weights to merge into", hint="finish the checkpoint's download"
         )
+    # A tensor that several files hold is read from the file that the index names.
     return {
         name: {key: tensor for key, tensor in tensors.items() if where.get(key, name) == name}
         for name, tensors in opened.items()

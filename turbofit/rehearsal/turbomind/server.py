@@ -97,6 +97,10 @@ def preload() -> None:
 def pretend_here() -> None:
     """Make TurboMind in this process run on the pretend machine that the environment names.
 
+    LMDeploy reads a stand-in tokenizer, downloads no vocabulary to parse answers, and answers with
+    a sentence that says that this is no answer. With a clock, the server's own work is as slow as
+    the engine's forwards.
+
     Raises:
         UsageError: turbofit did not make the environment.
     """

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _EVENTS: Final = 10
 #: The phases of a rehearsal that belong to loading, before the cache is allocated.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
-#: Figures whose names begin so are bytes in use: of several GPUs, the largest is the worst. Of all
-#: other figures the smallest is.
+#: The first words of the names of figures that are bytes in use. Of several GPUs the largest such
+#: figure is the worst. Of any other figure the smallest value is the worst.
 _IN_USE: Final = "in use"
 #: The only figure that is not in bytes.
 _TOKENS: Final = "KV tokens"
