@@ -177,7 +177,8 @@ class Front(AsgiApp):
         if trouble != node.trouble:
             _LOG.info("node %s %s", node.index, trouble or "serves")
         node.trouble, node.up = trouble, not trouble
-        # The requests at once of the engines that are up; never 0, since `rank` divides by it.
+        # How many requests the engines that are up serve at once; never 0, since `rank` divides by
+        # this number.
         node.share = max(1e-3, (page.at_once or 1) * page.up / (page.engines or 1))
         if text and node.about:
             node.bytes_per_body = page.bytes_per_body

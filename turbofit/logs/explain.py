@@ -108,9 +108,9 @@ def _in_order(cases: Sequence[LogCase]) -> list[tuple[Draft, LogCase]]:
     ended = [case for draft, case in drafts if draft.rank in ("cause", "refusal")]
 
     def order(pair: tuple[Draft, LogCase]) -> tuple[bool, int, int]:
-        """Return the sort key: whether another run died last, the rank, the line.
+        """Return the sort key: whether another run died last, the kind of answer, the line.
 
-        Of refusals (exceptions without a row) the last line comes first, since Python prints the
+        A cause comes first, a notice last. Of refusals (exceptions without a row) the last line comes first, since Python prints the
         decisive exception last.
         """
         draft, case = pair
@@ -235,9 +235,9 @@ def _planned(
 ) -> Advice:
     """Return the best plan for the log's model and cards.
 
-    A plan with the log's ``tp``, beside the memory of other programs, comes before all others. It
-    is a plan for the log's release of LMDeploy if that release is old, else for the reference
-    release. ``bound``: the largest share of the cache that the plan may have; None for no bound.
+    The first choice is a plan with the log's ``tp``, while other programs keep their memory. It is
+    a plan for the log's release of LMDeploy if that release is old, else for the reference
+    release. ``bound``: the highest cache ratio that the plan may have; None for no bound.
     """
     version = case.version if case.subject.of_lmdeploy else None
     beside_others, refused = machine.with_used(draft.by_others), ""

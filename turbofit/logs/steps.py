@@ -78,9 +78,9 @@ def _general(
 
 
 def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun) -> list[str]:
-    """Return the changes that fit by the account.
+    """Return the changes of settings with which the model fits, according to the account.
 
-    If by the account the run that died also fits, the first change says so.
+    If the account says that the run that died fits too, a note in the first change says this.
     """
     own = [remedy.change for remedy in worked.remedies] if worked else []
     if own and following.too_small:

@@ -280,9 +280,10 @@ def _capability(name: str, given: str | None) -> tuple[int, int] | None:
 
 
 def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
-    """Apply ``total`` (what CUDA can allocate, so nothing is reserved), ``used`` and ``free``.
+    """Apply ``total``, ``used`` and ``free``.
 
-    A share in ``used`` is of the total; a share in ``free`` is of what CUDA can allocate.
+    A given ``total`` is all that CUDA can allocate: nothing is reserved then. A percentage in
+    ``used`` is of the card's total, a percentage in ``free`` of the total less the reserved bytes.
     """
     total, reserved = int(gpu.total), int(gpu.reserved)
     if "total" in given:

@@ -250,7 +250,8 @@ def _footprint(
         cards = zip(account.gpus, account.taken_at(ratio), account.ledgers_at(ratio), strict=True)
         for gpu, size, ledger in cards:
             taken[gpu.index] = size
-            # A budget limits only this turbofit, not others.
+            # A budget raises the margin of this server alone. Further servers on the card need the
+            # margin that was asked for, and no more.
             margin = min(ledger.margin, request.margin.of(gpu))
             left.append(ledger.headroom - margin)
             more.append(left[-1] // (ledger.peak - ledger.used))  # divided by one engine's bytes

@@ -268,7 +268,7 @@ def _open_lock(path: Path) -> int:
         except FileNotFoundError:  # noqa: PERF203 - the loop exists to try again
             with suppress(FileExistsError):
                 return _create(path)
-        except OSError as exc:  # for example, a new file that only its owner may read yet
+        except OSError as exc:  # for example, a new file that only its owner may read so far
             why = exc.strerror or str(exc)
     raise LaunchError(
         f"{path} cannot be opened: {why}",

@@ -22,7 +22,7 @@ def test_cards_in_each_form(capsys, monkeypatch) -> None:
     question = ["which", "internvl2-26b-awq", "--concurrency", "2"]
     assert main(question) == 0
     told = capsys.readouterr().out
-    assert "preset cards keep the promise (concurrency 2), each with the fewest of" in told
+    assert "preset cards keep the promise (concurrency 2), each with as few GPUs" in told
     assert "tp 1 x 1" not in told
     assert main([*question, "--full"]) == 0
     assert "tp 1 x 1" in capsys.readouterr().out

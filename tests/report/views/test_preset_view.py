@@ -23,6 +23,6 @@ def test_the_short_answer_leaves_out_more_gpus_that_serve_no_more() -> None:
         counts=(1, 2, 4), keep=rows, others=(row(8), row(9)),
     )  # fmt: skip
     short = paint(which_view(answer), short=True)
-    assert "3 of 5 preset cards keep the promise (images 2), each with the fewest of 1, 2" in short
+    assert "3 of 5 preset cards keep the promise (images 2), each with as few GPUs" in short
     assert ["1xl4" in short, "2xl4" in short, "4xl4" in short] == [True, False, True]
     assert "warned of: 1xl4 (turbofit plan says why)" in short

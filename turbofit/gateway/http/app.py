@@ -204,7 +204,7 @@ class Gateway(AsgiApp):
         """Replace a client's body by a body for an engine, with all images and videos inline.
 
         Raises:
-            Refusal: the request cannot be lowered to the plan.
+            Refusal: the request cannot be reduced to the limits of the plan.
         """
         given = (self.bounds, route.kind, request.body, self.config.defaults)
         large = len(request.body) >= LARGE

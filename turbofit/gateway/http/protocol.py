@@ -318,7 +318,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _writes(self) -> None:
-        """Cancel the deadline of a client that did not read its answer."""
+        """Cancel the deadline for reading an answer: the client reads again, or has gone."""
         if self._stuck is not None:
             self._stuck.cancel()
             self._stuck = None

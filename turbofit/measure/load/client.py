@@ -20,7 +20,7 @@ from turbofit.gateway.http.about import About, ClockFacts
 from turbofit.gateway.http.routes import first_model
 from turbofit.measure.load.prompt import LARGEST_ERROR, NO_JSON, StreamError, event_of
 
-#: The most bytes of a line in a stream; a server of text sends no longer line.
+#: The most bytes of a line in a stream; a server of text never sends a longer line.
 _LONGEST_LINE: Final = 1 << 20
 _TEXTS: Final = ("content", "reasoning_content", "reasoning")
 _SHOWN: Final = 200

@@ -68,7 +68,8 @@ _SPLITS = 4
 #: lmdeploy kimi_k25_vision.py::Rope2DPosEmbRepeated._precompute_freqs_cis #534474
 _MOONVIT = "moonvit"
 _TABLE_SIDE, _COMPLEX = 512, 8
-#: Tables alive while MoonViT's tables are made: frequencies, numbers, the stack; an upper bound.
+#: How many tensors of a rotary table's size are alive at once while MoonViT makes the table: its
+#: frequencies, their complex numbers, and the stacked copy. An upper bound.
 _TABLES_MADE = 3
 #: Hidden states of a patch in MoonViT's attention, which rotates queries and keys at 32 bits.
 _TURNED_WIDE = 15

@@ -42,8 +42,8 @@ _CLASSES: Final = {
 }  # fmt: skip
 #: Queries, keys and values, which rotary embeddings reorder by heads.
 _TURNED: Final = frozenset({"q", "k", "v"})
-#: The matrix of which a tensor becomes a part. A delta net's inputs have 16 bits, since the two
-#: gates have too few outputs for quantisation. Source:
+#: The matrix of which a tensor becomes a part. The fused input projections of a delta net stay in
+#: 16 bits, since its two gates have too few outputs for quantisation. Source:
 #: lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
 _JOINED: Final = {
     **dict.fromkeys(("q", "k", "v"), "qkv"),

@@ -185,7 +185,7 @@ def _answer(which: Which) -> str:
     counts = ", ".join(map(str, which.counts))
     order = "; the fewest bytes of GPU memory first" if count else ""
     condition = (
-        f", each with the fewest of {counts} GPUs that do" if count else f", with {counts} GPUs"
+        f", each with as few GPUs as are enough (of {counts})" if count else f", with {counts} GPUs"
     )
     return f"{count} of {everything} preset cards {keep}{condition}{order}"
 

@@ -30,10 +30,12 @@ _AROUND: Final = 2
 _SLACK: Final = 15
 #: The least share of the fullest forward's vision units that a cheaper request must have.
 _NEARLY: Final = 0.98
-#: Tokens of a row of a full batch: at least a block of the cache. A row's answer must last until
-#: all rows have arrived; each row takes at most one step of decoding to arrive.
+#: The fewest tokens of the cache for a row of a full batch: one block.
 _LEAST_ROW: Final = 64
+#: The fewest tokens of a row's answer, if the cache has room for them.
 _ROW_ANSWER: Final = 256
+#: Tokens of a row's answer for each row of the batch, so that the first row still decodes when the
+#: last row arrives. A row arrives within one step of decoding; four are on the safe side.
 _STEPS_A_ROW: Final = 4
 #: Tokens of a small answer.
 _SMALL_ANSWER: Final = 8
