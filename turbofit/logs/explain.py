@@ -110,8 +110,8 @@ def _in_order(cases: Sequence[LogCase]) -> list[tuple[Draft, LogCase]]:
     def order(pair: tuple[Draft, LogCase]) -> tuple[bool, int, int]:
         """Return the sort key: whether another run died last, the kind of answer, the line.
 
-        A cause comes first, a notice last. Of refusals (exceptions without a row) the last line comes first, since Python prints the
-        decisive exception last.
+        A cause comes first, a notice last. Of refusals (exceptions without a row) the last line
+        comes first, since Python prints the decisive exception last.
         """
         draft, case = pair
         rank = _RANKS[draft.rank]
