@@ -159,8 +159,6 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     guess = next((kind for begin, kind in _BEGINS if data.startswith(begin)), None)
     if guess is None:
         raise Refusal("unknown_image_type", taken=_TAKEN)
-    if guess == "JPEG" and data.count(b"Exif\0\0") > _EXIF_SEGMENTS:
-        raise Refusal("broken_image:header")
     _drop_warnings()
     file = _File(data)
     try:
@@ -179,20 +177,23 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
 
 
 class _File(BytesIO):
-    """A file in memory that raises an OSError after too many reads.
+    """A file in memory that raises an OSError after too many reads, or too many segments of Exif.
 
-    Without this limit, Pillow could split a stranger's file into millions of empty parts.
+    Without these limits, Pillow could split a stranger's file into millions of empty parts, or copy
+    its Exif for hours. Pillow reads a segment of Exif at once.
     """
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._left = _PARTS + len(data) // 64
+        self._left, self._exif_segments = _PARTS + len(data) // 64, 0
 
     def read(self, size: int | None = -1, /) -> bytes:
+        part = super().read(size)
         self._left -= 1
-        if self._left < 0:
+        self._exif_segments += part.startswith(b"Exif\0\0")
+        if self._left < 0 or self._exif_segments > _EXIF_SEGMENTS:
             raise OSError("a file of too many parts")
-        return super().read(size)
+        return part
 
 
 @cache
