@@ -126,12 +126,13 @@ class ImageCache:
         size = byte_size(value)
         if size > self.most:
             return
+        copied = deepcopy(value)  # outside the lock, as in `get`
         with self._lock:
             self.held -= byte_size(self._kept.pop(key, ()))
             while self.held + size > self.most:
                 _, dropped = self._kept.popitem(last=False)
                 self.held -= byte_size(dropped)
-            self._kept[key] = deepcopy(value)
+            self._kept[key] = copied
             self.held += size
 
 
