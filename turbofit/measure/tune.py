@@ -83,12 +83,6 @@ def tune_model(
     load = _load(wanted.load, usual)
     clock = clock_for(usual, config.clock or 0.0)
     facts = _facts(wanted, usual, load, run.lmdeploy.version, clock)
-    alike = (
-        tuning
-        for tuning in recall_tuned(pretend=wanted.apart)
-        if all(getattr(tuning, name) == value for name, value in facts.items())
-    )
-    known = next(alike, None)
     assert config.request is not None
     blank = Tuning(turbofit_version=__version__, created="", pretend=wanted.apart, **facts)
     slower = max(1.0, clock.factor)
@@ -117,7 +111,12 @@ def tune_model(
     result = tuner.tune()
     if result.winner is None:
         return result
-    if why := why_not_kept(result, known):
+    alike = (
+        tuning
+        for tuning in recall_tuned(pretend=wanted.apart)
+        if all(getattr(tuning, name) == value for name, value in facts.items())
+    )
+    if why := why_not_kept(result, next(alike, None)):
         say(f"not kept for later plans: {why}")
         return result
     try:
