@@ -168,7 +168,7 @@ class ProcessMemory:
             case "R":
                 self._pool(number(0), number(1)).held = number(2)
                 self._hold(number(0), number(3))
-            case "G" if self.phases[-1] == "engine":
+            case "G" if self._sites and self.phases[-1] == "engine":
                 if self.cards[number(0)].free_at_cache is None:
                     self.cards[number(0)].free_at_cache = number(1)
                     self._begin_phase(number(0), "cache")
