@@ -97,3 +97,10 @@ def test_of_a_death(name: str) -> None:
 def test_of_a_story(path) -> None:
     text = path.read_text()
     assert against(explain(text), text) == ""
+
+
+def test_no_step_sets_a_variable_that_the_run_had_set_so() -> None:
+    died = "lmdeploy serve api_server m\nWatchdog caught collective operation timeout: Work\n"
+    assert "NCCL_P2P_DISABLE=1" in explain(f"$ {died}").first
+    assert "NCCL_P2P_DISABLE=1" not in explain(f"$ NCCL_P2P_DISABLE=1 {died}").first
+    assert "NCCL_P2P_DISABLE=1" in explain(f"$ NCCL_P2P_DISABLE=0 {died}").first

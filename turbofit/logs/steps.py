@@ -21,6 +21,8 @@ _TOGETHER: Final = ("engine", "tp", "cache_max_entry_count", "max_prefill_token_
                     "max_pixels_per_image")  # fmt: skip
 #: Options of these settings whose names differ from the settings' names.
 _OPTIONS: Final = {"engine": "--backend", "max_pixels_per_image": "--max-pixels"}
+#: A variable with a value in a step.
+_VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
 _SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
 _OF_IMAGES: Final = ("fewer image tiles", "smaller images")
 
@@ -112,8 +114,11 @@ def _together(worked: Advice) -> str:
 def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
     """Return whether a step cannot help.
 
-    A step that changes images cannot help a model that reads text alone. If ``vain``, a step that
-    changes the cache ratio cannot help either.
+    A step that sets a variable cannot help if the run had set it so. A step that changes images
+    cannot help a model that reads text alone. If ``vain``, a step that changes the cache ratio
+    cannot help either.
     """
+    variables = case.subject.variables
+    done = any(variables.get(name) == value for name, value in _VARIABLE.findall(step))
     of_images = case.reads_text_alone and step.startswith(_OF_IMAGES)
-    return of_images or (vain and _SHARE.search(step) is not None)
+    return done or of_images or (vain and _SHARE.search(step) is not None)
