@@ -45,7 +45,7 @@ def test_a_child_that_was_told_to_end_did_not_fail(
     number: signal.Signals, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Whoever ends turbofit ends its child: nothing was seen of the engine's own end."""
-    ended = SimpleNamespace(code=-number, usages=())
+    ended = SimpleNamespace(code=-number)
     monkeypatch.setattr(run, "run_pretend", lambda *_, **__: ended)
     with pytest.raises(KeyboardInterrupt):
         run.run_child(Spec(Scenario(()), str(tmp_path)), tmp_path, {}, ())

@@ -5,17 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from tests.rehearsal.test_planned import ended, seen
 from turbofit.rehearsal.planned import outcome_and_end
-from turbofit.rehearsal.run import Readings
 from turbofit.rehearsal.turbomind import readings
-
-
-def ended(code: int = 0, stopped: str = "", **told: Any) -> Any:
-    return SimpleNamespace(notes=told, ran=SimpleNamespace(code=code), stopped=stopped)
-
-
-def seen(**end: Any) -> Readings:
-    return Readings([], [], {}, [], {"phase": "context", "where": "Check failed", **end})
 
 
 def test_turbominds_silent_hang_refuses_nothing_that_matters() -> None:
