@@ -152,7 +152,7 @@ class ProcessMemory:
                 self.command = event.fields[0]
             case "K":
                 self.cards[number(0)].context = number(1)
-            case "S" if self.deaths:
+            case "S" if self.deaths and self.deaths[-1]["where"] is None:
                 self.deaths[-1]["where"] = event.fields[0]
             case "P":
                 self.phases.append(event.fields[0])
