@@ -20,6 +20,11 @@ from turbofit.core.process.hidden import hide_secrets, without_secrets
         ("HF_TOKEN=k1 x", "HF_TOKEN=*** x"),
         ("x --api-key-file keys --ssl-keyfile f", "x --api-key-file keys --ssl-keyfile f"),
         ("x --max-tokens 8k --token-num 9", "x --max-tokens 8k --token-num 9"),
+        ("x --max-tokens 8k in out", "x --max-tokens 8k in out"),
+        ("x --max-tokens=8k in", "x --max-tokens=8k in"),
+        ("x --auth-tokens k1 2 k3 -q", "x --auth-tokens *** *** *** -q"),
+        ("HF_TOKENS=k1 x", "HF_TOKENS=*** x"),
+        ("x --api-keys 123456 7", "x --api-keys *** ***"),
         ("x --api-key 123456", "x --api-key ***"),
         ("x http://me:k1@host/v1", "x http://***@host/v1"),
         ("'l serve m --api-keys k1 --tp 2' -q", "'l serve m --api-keys *** --tp 2' -q"),
@@ -53,13 +58,13 @@ def test_what_somebody_writes_for_a_model_is_hidden_where_it_is_asked(
 
 
 def test_a_text_loses_what_is_secret_on_its_command_line_and_in_its_environment() -> None:
-    text = "open(sk-long-1) env-1 env-2 hf_xyz http://u:pass@h x"
+    text = "open(sk-long-1) env-1 (env-2) hf_xyz http://u:pass@h x"
     environ = {
-        "TURBOFIT_API_KEYS": "env-1,env-2",
+        "TURBOFIT_API_KEYS": "env-1, env-2",
         "HF_TOKEN": "hf_xyz",
         "HOME": "open",
         "A_KEY": "x",
     }
     hidden = hide_secrets(text, ["serve", "--api-key", "sk-long-1"], environ)
-    assert hidden == "open(***) *** *** *** http://***@h x"
+    assert hidden == "open(***) *** (***) *** http://***@h x"
     assert hide_secrets("a key-1 b", ["serve --api-key 'key-1' m"], {}) == "a *** b"

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 #: The text that replaces a secret.
 HIDDEN: Final = "***"
 #: Options and variables whose value is a secret; LMDeploy's ``--api-keys`` may be shortened.
-_NAME: Final = re.compile(
-    r"(?i)(?:token|keys?|passwords?|secrets?)$|^--api(?:-(?:ke?)?)?$|^bearer$"
-)
+_NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$|^bearer$")
+#: A number of tokens, as of ``--max-tokens``: a few digits, fewer than a token of access has.
+_COUNT: Final = re.compile(r"(?i)\d[\d.,_]{,11}[km]?i?")
 #: Options whose value is a text for a model.
 _TEXT: Final = re.compile(
     r"--(?:prompt|system|default-(?:chat-template-kwargs|sampling))", re.IGNORECASE
@@ -57,7 +57,7 @@ def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) ->
     secrets = {secret for _, found in _split(words, texts=True) for secret in found}
     for name, value in environ.items():
         if _NAME.search(name):
-            secrets.update(value.split(","))
+            secrets.update(map(str.strip, value.split(",")))
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, HIDDEN)
@@ -73,18 +73,25 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
     """Yield each word with its secrets hidden, and a list of these secrets.
 
     The value of a secret option follows ``=`` or is the next word. All words up to the next option
-    are values of an option in the plural, such as LMDeploy's ``--api-keys``. A word may be a pasted
-    command line, a header or a JSON text, and may contain several secrets.
+    are values of an option in the plural, such as LMDeploy's ``--api-keys``. A number after a name
+    such as ``--max-tokens`` is no secret. A word may be a pasted command line, a header or a JSON
+    text, and may contain several secrets.
     """
-    next_is_secret = rest_are_secrets = False
+    next_is_secret = rest_are_secrets = may_be_count = False
     for word in words:
+        if may_be_count and _COUNT.fullmatch(word.strip(_QUOTES)):
+            next_is_secret = rest_are_secrets = may_be_count = False
+            yield word, []
+            continue
         if next_is_secret or (rest_are_secrets and not word.startswith("-")):
-            next_is_secret = False
+            next_is_secret = may_be_count = False
             yield HIDDEN, [word, word.strip(_QUOTES), *_secrets(word)]
             continue
         name, equals, value = word.partition("=")
         field = name.strip(_QUOTES)
         names_secret = _NAME.search(field) is not None and len(field.split()) < 2
+        may_be_count = names_secret and field.lower().endswith("tokens")
+        names_secret = names_secret and not (may_be_count and _COUNT.fullmatch(value))
         is_secret = names_secret or (texts and bool(_TEXT.fullmatch(field)))
         rest_are_secrets = is_secret and field[:1] == "-" and name.endswith("s")
         awaits = field[:1] == "-" or name.endswith(_BEFORE_SECRET)
