@@ -31,6 +31,9 @@ def test_a_key_that_no_header_carries_is_refused_and_not_shown(
     assert caught.value.message.startswith(f"{name}: character ")
     assert key not in f"{caught.value.message}{caught.value.hint}"
     assert key[:2] not in caught.value.message.removeprefix(name)
+    monkeypatch.setenv(name, " , ")
+    with pytest.raises(UsageError, match=f"{name} has no key"):
+        keys_in((name,))
 
 
 @pytest.mark.parametrize(

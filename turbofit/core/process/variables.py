@@ -21,10 +21,12 @@ def keys_in(names: tuple[str, ...]) -> tuple[str, ...]:
     Commas separate keys. Messages do not show a key, since it is a secret.
 
     Raises:
-        UsageError: a character of a key is no visible ASCII character.
+        UsageError: a character of a key is no visible ASCII character, or a variable has commas
+            alone: its keys are missing, and a server would be open to all.
     """
     for name in names:
-        keys = tuple(filter(None, map(str.strip, os.environ.get(name, "").split(","))))
+        text = os.environ.get(name, "").strip()
+        keys = tuple(filter(None, map(str.strip, text.split(","))))
         for key in keys:
             bad = next((place for place, char in enumerate(key, 1) if not "!" <= char <= "~"), 0)
             if bad:
@@ -35,6 +37,8 @@ def keys_in(names: tuple[str, ...]) -> tuple[str, ...]:
                 )
         if keys:
             return keys
+        if text:
+            raise UsageError(f"{name} has no key", hint=f"write a key into it, or unset {name}")
     return ()
 
 
