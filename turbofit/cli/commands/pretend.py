@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options.common_options import spec_option
 from turbofit.cli.terminal.output import Form, answer, note
 from turbofit.core.errors import UsageError
 from turbofit.core.units import parse_bytes
-
-if TYPE_CHECKING:
-    pass
 
 _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
 

@@ -54,7 +54,7 @@ NOT_PLAIN: Final = (
     "lora_bias", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
 )  # fmt: skip
 #: Initialisations that also change the base, so that W must be the changed base's weight.
-RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _HINT: Final = "merge it with peft's own merge_and_unload, if the base fits into RAM"
 #: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
 _PREFIXES: Final = ("base_model", "model", "language_model")
@@ -143,7 +143,7 @@ def beyond_lora(config: Section, settings: Iterable[str] = NOT_PLAIN) -> str | N
     if key := next((key for key in settings if config.values.get(key)), None):
         return f"LoRA with {key} is more than plain LoRA"
     begun = config.values.get("init_lora_weights")
-    if isinstance(begun, str) and begun.lower().startswith(RESIDUAL):
+    if isinstance(begun, str) and begun.lower().startswith(_RESIDUAL):
         return (
             f"init_lora_weights is {begun[:30]!r}, which changed the base too: save the adapter"
             " with path_initial_model_for_weight_conversion, as peft's guide says"
