@@ -29,6 +29,7 @@ PACKAGES = [
     ("lmdeploy", "warning", lambda s: s.packages.update(lmdeploy="0.19.0")),
     ("lmdeploy", "ok", lambda s: s.packages.update(lmdeploy="0.17.1")),
     ("kernels", "stops", lambda s: setattr(s, "census", None)),
+    ("kernels", "unreadable", lambda s: (s.packages.pop("lmdeploy"), setattr(s, "census", None))),
     ("pairing", "warning", lambda s: s.packages.update(torch="2.13.0+cpu")),
     ("pairing", "warning", lambda s: s.packages.update(transformers="5.0.2")),
     ("pairing", "unreadable", lambda s: s.packages.pop("lmdeploy")),

@@ -178,11 +178,15 @@ def kernels(machine: Machine, scene: Scene) -> Answer | None:
     if not cards:
         return None
     census = scene.sources.kernels()
+    if census is None and scene.sources.version("lmdeploy") is None:
+        return unreadable("the kernels of TurboMind")
     if census is None:
         return stops(
             "TurboMind's library is not installed",
-            "install LMDeploy's wheel for this Python version instead of a source checkout",
-            "without it LMDeploy falls back to PyTorch, which turbofit does not plan",
+            "install LMDeploy's wheel for this Python version instead of a source checkout, or plan"
+            " with --engine pytorch",
+            "without the library LMDeploy starts its PyTorch engine in TurboMind's place, and a"
+            " plan for TurboMind does not hold",
         )
     without = [name for name, version in cards.items() if not census.runs(version)]
     if without:
