@@ -115,7 +115,7 @@ def test_runs_of_layers_are_folded_and_what_is_no_map_is_refused():
     assert '"model.language_model.layers.0-1":0' in text
     assert '"model.language_model.layers.2":"cpu"' in text
     assert read_map(text) == placed
-    for wrong in ("{", "nowhere.json", '{"m": "gpu"}', "[" * 9999):
+    for wrong in ("{", "nowhere.json", '{"m": "gpu"}', '{"m.layers.3-1": 0}', "[" * 9999):
         with pytest.raises(UsageError, match="device map"):
             read_map(wrong)
 

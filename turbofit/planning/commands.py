@@ -295,6 +295,8 @@ def read_map(text: str) -> dict[str, int | str]:
     for name, where in data.items():
         if run := _RUN.fullmatch(name):
             layers = range(int(run[2]), int(run[3]) + 1)
+            if not layers:
+                raise UsageError(f"the device map has no layers in {name}", hint=_MAP_HINT)
             placed.update({f"{run[1]}.{layer}": where for layer in layers})
         else:
             placed[name] = where
