@@ -64,9 +64,12 @@ def test_a_later_measurement_tells_how_far_they_lie_apart() -> None:
 
 
 def test_another_lmdeploy_has_learned_nothing(monkeypatch) -> None:
+    snapshot = replace(HERE, calibrations=(ONE,))
+    assert known(snapshot) == (ONE,)  # it has its own where nothing is kept here
     calibrations.keep(ONE, {})
     installs(monkeypatch, lmdeploy="0.18.1")
     assert not known()
+    assert known(snapshot) == (ONE,)
     installs(monkeypatch)
     assert known()
 

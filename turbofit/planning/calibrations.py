@@ -67,20 +67,23 @@ def recall(*, pretend: bool) -> tuple[Calibration, ...]:
 def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
     """Return the machine with the stored calibrations that fit its cards, driver and packages.
 
+    If none fits, the machine keeps its calibrations: a snapshot of a machine has its own.
     ``pretend`` selects the calibrations that were made on pretend GPUs.
     """
+    if not (kept := recall(pretend=pretend)):
+        return machine
     names = {gpu.name for gpu in machine.gpus}
     lmdeploy, torch, cuda = installed("lmdeploy"), installed("torch"), installed(*_CUDA)
     matching = tuple(
         calibration
-        for calibration in recall(pretend=pretend)
+        for calibration in kept
         if names.issuperset(calibration.gpus)
         and calibration.driver == str(machine.driver)
         and lmdeploy in (None, calibration.lmdeploy)
         and torch in (None, calibration.torch)
         and cuda in (None, calibration.cuda)
     )
-    return msgspec.structs.replace(machine, calibrations=matching)
+    return msgspec.structs.replace(machine, calibrations=matching) if matching else machine
 
 
 def _file(calibration: Calibration) -> StateFile[_Page]:
