@@ -66,6 +66,7 @@ def test_size_and_type_come_from_the_content(kind, size) -> None:
         (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "unknown_image_type"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unknown_image_type"),
         (b"\x1f\x8b" + bytes(50), "unknown_image_type"), (b"%PDF-1.4", "unknown_image_type"),
+        (b"RIFF\x10\x00\x00\x00AVI LIST", "unknown_image_type"),
         (b"BM", "broken_image"), (b"\xff\xd8\xff", "broken_image"), (b"GIF89a", "broken_image"),
         (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "broken_image"), (b"\x89PNG\r\n\x1a\n", "broken_image"),
         (png(1, 100_000), "bad_image_size"), (png(0, 5), "broken_image"),
@@ -115,7 +116,7 @@ def with_segments(*segments: bytes, size: tuple[int, int] = (8, 8)) -> bytes:
     return whole[:2] + b"".join(segments) + whole[2:]
 
 
-def test_the_end_of_a_thumbnail_is_not_that_of_its_photograph() -> None:
+def test_the_end_of_a_thumbnail_is_not_that_of_its_photograph(tmp_path) -> None:
     thumbnail = segment(0xE1, b"Exif\0\0" + picture(16, 16, "JPEG"))
     photograph = with_segments(thumbnail, size=(300, 300))
     assert from_bytes(photograph, MOST).size == (300, 300)
@@ -123,6 +124,9 @@ def test_the_end_of_a_thumbnail_is_not_that_of_its_photograph() -> None:
     assert from_bytes(photograph + b"\xff\xda" * 9, MOST).size == (300, 300)
     for cut in (2, 200, 900):
         assert refused(photograph[:-cut]).reason == "truncated_image"
+    several = frames("MPO", tmp_path / "several")
+    cut_short = several[:2] + thumbnail + several[2 : several.index(b"\xff\xd9")]
+    assert refused(cut_short).reason == "truncated_image"
 
 
 def test_segments_of_a_jpeg_are_read_as_pillow_reads_them() -> None:

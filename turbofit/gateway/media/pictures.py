@@ -157,14 +157,13 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     from PIL import Image
 
     guess = next((kind for begin, kind in _BEGINS if data.startswith(begin)), None)
-    if guess is None:
+    if guess is None or (guess == "WEBP" and data[8:12] != b"WEBP"):
         raise Refusal("unknown_image_type", taken=_TAKEN)
     _drop_warnings()
     file = _File(data)
     try:
         with Image.open(file) as image:
             kind, size = str(image.format), (int(image.width), int(image.height))
-            header_size = file.tell()
     except Image.DecompressionBombError:
         raise Refusal("too_many_pixels:header", most=LARGEST_PIXELS) from None
     except MemoryError:
@@ -173,7 +172,7 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
         raise Refusal("broken_image:header") from None
     if kind not in _MIMES or (kind != guess and (kind, guess) != ("MPO", "JPEG")):
         raise Refusal("unknown_image_type", taken=_TAKEN)
-    return kind, size, header_size
+    return kind, size, file.read_to
 
 
 class _File(BytesIO):
@@ -186,10 +185,12 @@ class _File(BytesIO):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self._left, self._exif_segments = _PARTS + len(data) // 64, 0
+        #: Where the last read ended; for an MPO, Pillow then seeks to the beginning of the file.
+        self.read_to = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         part = super().read(size)
-        self._left -= 1
+        self._left, self.read_to = self._left - 1, self.tell()
         self._exif_segments += part.startswith(b"Exif\0\0")
         if self._left < 0 or self._exif_segments > _EXIF_SEGMENTS:
             raise OSError("a file of too many parts")
