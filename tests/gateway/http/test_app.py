@@ -26,10 +26,14 @@ ANTHROPIC = anthropic(picture(448, 5376))
 
 
 async def test_streams_pass_event_by_event() -> None:
-    parts = (EVENT, EVENT[:9], EVENT[9:] + EVENT, 0.02, DONE)
+    long = b"data: " + b"x" * (1 << 20)  # too long to be kept until its end
+    parts = (EVENT, EVENT[:9], EVENT[9:] + EVENT, 0.02, long, 0.02, b"\n\n" + DONE)
     app, _ = gateway(recorder=Recorder(lambda *_: stream(*parts)))
     reply = await call(app, body=chat(stream=True))
-    assert (reply.body, reply.chunks[:2]) == (EVENT * 3 + DONE, [EVENT, EVENT + EVENT])
+    assert (reply.body, reply.chunks[:3]) == (
+        EVENT * 3 + long + b"\n\n" + DONE,
+        [EVENT, EVENT + EVENT, long],
+    )
     assert reply.headers["content-type"].startswith("text/event-stream")
     assert reply.headers["x-accel-buffering"] == "no"
     assert reply.done

@@ -35,6 +35,9 @@ _MOST_ENGINES: Final = 16
 #: The most seconds for which a suspect waits until the other answers of its engine have begun.
 _LONGEST_WAIT: Final = 30.0
 _LARGEST_ANSWER: Final = 64 << 20
+#: An event of more bytes is passed on in pieces: one event may have the routed experts of a whole
+#: answer, and the search for its end would begin anew with each part.
+_LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
 #: The first bytes of a stream that only reports an error.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
@@ -309,9 +312,12 @@ class Exchange(ForwardOutcome):
 
 
 def _events(data: bytes) -> tuple[bytes, bytes]:
-    """Split a stream's data into its complete events and the rest."""
+    """Split a stream's data into its complete events and the rest.
+
+    A very long rest counts as a complete event.
+    """
     events, end, rest = data.rpartition(b"\n\n")
-    return events + end, rest
+    return (data, b"") if len(rest) > _LONGEST_EVENT else (events + end, rest)
 
 
 @dataclass
