@@ -149,6 +149,15 @@ def test_the_address_of_a_server_on_every_address_can_be_asked(engine) -> None:
         assert asked(gateway.url, path="/health")[0] in (200, 503)  # it is reached
 
 
+def test_what_a_busy_gateway_was_asked_too_late_is_not_done_later(served) -> None:
+    free, done = threading.Event(), []
+    served._loop.call_soon_threadsafe(free.wait, HANG)
+    with pytest.raises(LaunchError, match="did not answer"):
+        served.call(done.append, 0.05)
+    free.set()
+    assert served.call(lambda _: done.copy()) == []
+
+
 def test_tls(engine, tmp_path) -> None:
     files = certificate(tmp_path, "127.0.0.1")
     context = ssl.create_default_context(cafile=files["ssl_certfile"])

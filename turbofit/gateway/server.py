@@ -240,11 +240,14 @@ class GatewayThread(Generic[_App]):
     def call(self, ask: Callable[[_App], _Answer], seconds: float = 10.0) -> _Answer:
         """Run ``ask(gateway)`` in the gateway's event loop; return its result or raise its error.
 
+        If the loop is busy for ``seconds``, ``ask`` does not run later.
+
         Raises:
             LaunchError: the gateway does not serve, or is busy for ``seconds``.
         """
 
         async def answer() -> _Answer:
+            await asyncio.sleep(0)  # a cancellation that waits in the loop comes first
             return ask(self._gateway)
 
         silent = LaunchError("the gateway does not serve", hint="start the gateway first")
