@@ -9,22 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
+from tests.machine.test_learned import machine
 from tests.support.waiting import HANG, until
 from turbofit.core.machine import Machine
 from turbofit.core.process.files import state_dir
 from turbofit.machine.learned import recall
-from turbofit.machine.spec import parse_spec
 from turbofit.measure import calibrate_speeds
 from turbofit.measure.calibrate_speeds import measure_speeds
 
 pytestmark = pytest.mark.usefixtures("state")
-
-
-def machine(spec: str = "2xrtx3090") -> Machine:
-    made = parse_spec(spec)
-    return replace(made, gpus=tuple(replace(g, uuid=f"GPU-{g.index}") for g in made.gpus))
 
 
 def card(index: int) -> dict[str, Any]:
