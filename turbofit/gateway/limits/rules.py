@@ -38,6 +38,7 @@ class Scope(Struct):
     session: int = 0
 
     def number(self, most: Most) -> int:
+        """Return a limit as a number; 0 if the plan does not know this number."""
         if isinstance(most, int):
             return most
         return self.vocabulary if most == "vocabulary" else self.session
@@ -80,6 +81,8 @@ class RefusedRule(Rule):
 
 
 class Flag(Rule):
+    """A rule for true or false, in any spelling that pydantic reads, such as ``"yes"`` and 1."""
+
     def hold(self, name: str, value: Any, scope: Scope) -> bool:  # noqa: ARG002 - see Rule
         return _read(_BOOLEAN, name, value, "neither true nor false")
 
@@ -136,8 +139,8 @@ class Number(Rule):
 class TextRule(Rule):
     """A rule for a string of at most ``most`` characters.
 
-    If ``most`` is None, only the limit of all text in a body applies. ``empty``: the string may be
-    empty.
+    If ``most`` is None, only the limit of all text in a body applies. ``empty`` says whether the
+    string may be empty.
     """
 
     most: int | None = None
@@ -225,10 +228,12 @@ class Biases(Rule):
 
 
 def refused(name: str, what: str) -> Refusal:
+    """Return the refusal of the field ``name``; ``what`` follows the name in the message."""
     return Refusal("bad_request:field", what=what, param=name)
 
 
 def _within_vocabulary(name: str, least: int, most: int, scope: Scope) -> None:
+    """Refuse token ids from ``least`` to ``most`` unless all are in the model's vocabulary."""
     last = scope.vocabulary - 1
     if least < 0 or 0 <= last < most:
         wrong = least if least < 0 else most
