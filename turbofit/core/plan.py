@@ -339,6 +339,15 @@ class Limits(Struct):
         """The image limit, in tiles or pixels; None if the model takes no images."""
         return self.max_dynamic_patch or self.max_pixels_per_image
 
+    def with_image_limit(self, rule: ImageRule, limit: int | None) -> Limits:
+        """Return the limits with another image limit, in the unit of ``rule``."""
+        tiles = rule.plan_limit_name == "max_dynamic_patch"
+        return replace(
+            self,
+            max_dynamic_patch=limit if tiles else None,
+            max_pixels_per_image=None if tiles else limit,
+        )
+
     def copies(self, *, images: bool) -> int:
         """Return the most answers that a request may ask for (``n``).
 

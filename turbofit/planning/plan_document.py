@@ -125,7 +125,7 @@ def _promise(
         bytes_per_body=int(images * _BYTES_PER_IMAGE * _BASE64) + _BODY_BESIDE_IMAGES,
     )
     if rule is not None and vision_load.units_per_image:
-        limits = replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
+        limits = replace(limits, vision_unit=rule.unit_name).with_image_limit(rule, image_limit)
     return Promise(
         context=min(settings.session_len, *tokens),
         images=images,
