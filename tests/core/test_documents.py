@@ -15,8 +15,7 @@ def test_the_plan_of_a_cluster_survives_json() -> None:
     plan = plausible_plan()
     whole = ClusterPlan(
         turbofit_version="0.1.0", created="2026-11-21T08:00:00Z", fits=True, verdict="fits",
-        model=model(), workload=Workload(), limits=plan.promise.limits,
-        longest_request_tokens=plan.promise.context,
+        model=model(), workload=Workload(), promise=plan.promise,
         nodes=(
             NodePlan(node="a", name="host-a", address="10.0.0.1", cards="1x L4", plan=plan),
             NodePlan(node="b", name="host-b", address="10.0.0.2", cards="", why_not="no GPU"),

@@ -25,6 +25,7 @@ from tests.support.gateway import (
     image_part,
     limits_for,
     picture,
+    promise_for,
 )
 from tests.support.oracles import front_end, glm, qwen3
 from tests.support.oracles import picture as drawn
@@ -238,7 +239,7 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
     rule = resolved.image_rule
     limit = rule.max_pixels * 3 // 4
     limits = limits_for(rule, limit=limit, images=1)
-    bounds = Bounds(rule=rule, limits=limits, longest_request_tokens=10**9, overlay=overlaid)
+    bounds = Bounds(rule=rule, promise=promise_for(limits), overlay=overlaid)
     over = make_overlay(plausible_plan(model=resolved, limits=limits), tmp_path / "overlays")
     front = front_end(over if overlaid else folder)
     for count in (1, 1, 2, 2, 3):

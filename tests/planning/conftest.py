@@ -70,7 +70,7 @@ def keeps_promises(plan: Plan) -> None:
     """What holds of each plan that fits."""
     assert Plan.from_json(plan.to_json()) == plan
     assert all(ledger.fits for ledger in plan.ledgers)
-    assert plan.promise.context <= plan.smallest.kv.tokens
+    assert plan.promise.context <= min(it.kv.tokens for it in plan.engines)
     for own in plan.engines:
         assert plan.promise.context == own.settings.session_len
         ratio = own.settings.cache_max_entry_count

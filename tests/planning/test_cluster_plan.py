@@ -16,7 +16,8 @@ from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Calibration
-from turbofit.core.plan import Limits, Plan
+from turbofit.core.plan import Plan
+from turbofit.core.promise import Limits, Promise
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.spec import parse_spec
 from turbofit.model.presets import preset_model
@@ -41,9 +42,13 @@ def own(one: NodePlan) -> Plan:
     return one.plan
 
 
+def promise(plan: ClusterPlan) -> Promise:
+    assert plan.promise is not None
+    return plan.promise
+
+
 def limits(plan: ClusterPlan) -> Limits:
-    assert plan.limits is not None
-    return plan.limits
+    return promise(plan).limits
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,7 @@ def test_one_node_is_planned_as_the_machine_that_it_is(
     made = own(plan.nodes[0])
     assert replace(made, created="", warnings=alone.warnings) == told
     assert set(made.warnings) <= set(alone.warnings)
-    assert plan.limits == alone.promise.limits
+    assert limits(plan) == alone.promise.limits
 
 
 def test_asked_images_come_before_more_nodes() -> None:
@@ -85,7 +90,7 @@ def test_asked_images_come_before_more_nodes() -> None:
 def test_a_weak_node_does_not_take_context_from_all_for_nothing() -> None:
     other = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "2xrtx2080ti"))
     assert serving(other) == ["host-1"]
-    assert other.longest_request_tokens == 32768
+    assert promise(other).context == 32768
     assert "holds 31,744 tokens" in why(other, "host-2")
     shorter = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "2xrtx2080ti"), context=31744)
     assert serving(shorter) == ["host-1", "host-2"]
@@ -111,7 +116,7 @@ def test_nodes_that_cannot_be_planned_for_say_why() -> None:
 def test_nothing_fits_and_what_would() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("1xt4"))
     assert not plan.fits
-    assert plan.limits is None
+    assert plan.promise is None
     assert "on none of 1 node" in plan.verdict
     assert any("AWQ" in one.change and one.effect.startswith("1 node of") for one in plan.remedies)
     assert not api.plan_cluster("internvl2-8b", Cluster(source="", nodes=())).fits
@@ -157,7 +162,7 @@ def test_a_lower_promise_is_kept_by_a_node_that_could_more() -> None:
     plan = api.plan_cluster("qwen2-vl-7b", cluster("1xl4:free=19GiB"))
     made = own(joining(plan, node(2, "2xa100")))
     assert made.promise.limits.max_pixels_per_image == limits(plan).max_pixels_per_image
-    assert made.engines[0].settings.session_len == plan.longest_request_tokens
+    assert made.engines[0].settings.session_len == promise(plan).context
     # Settings that the cluster was given are kept too.
     plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"), session_len=8192)
     made = own(joining(plan, node(2, "2xrtx3090"), session_len=8192))
@@ -167,7 +172,7 @@ def test_a_lower_promise_is_kept_by_a_node_that_could_more() -> None:
 def test_who_cannot_join_is_told_why() -> None:
     large = api.plan_cluster("internvl2-8b", cluster("8xh100"))
     told = joining(large, node(2, "2xrtx2080ti")).why_not
-    assert "--context 32768: the cache holds 31744 tokens" in told
+    assert told == "holds 31,744 tokens under the promised images, 32,768 are promised"
     plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"), tp=2)
     assert "2 GPUs are needed" in joining(plan, node(2, "1xrtx3090"), tp=2).why_not
     assert "runs out of memory" in joining(plan, node(2, "1xt4")).why_not
@@ -259,10 +264,9 @@ def holds(own: Plan, plan: ClusterPlan) -> None:
         gpu = own.machine.gpu(ledger.index)
         assert ledger.fits
         assert (ledger.uuid, ledger.used, ledger.free) == (gpu.uuid, gpu.used, gpu.free)
-    assert own.promise.context >= plan.longest_request_tokens
-    assert plan.limits is not None
+    assert own.promise.context >= promise(plan).context
     for field in fields(Limits):
-        assert getattr(own.promise.limits, field.name) == getattr(plan.limits, field.name)
+        assert getattr(own.promise.limits, field.name) == getattr(limits(plan), field.name)
 
 
 @settings(max_examples=part(5, 4))
@@ -279,7 +283,6 @@ def test_who_joins_keeps_the_promise_or_says_what_it_lacks(cluster: Cluster, mod
     assert joined.plan.machine == last.machine
     assert joined.plan.fits
     assert all(ledger.fits for ledger in joined.plan.ledgers)
-    assert joined.plan.promise.context >= plan.longest_request_tokens
-    assert plan.limits is not None
+    assert joined.plan.promise.context >= promise(plan).context
     for name in ("units_per_image", "images_per_request", "n", "image_tokens_per_request"):
-        assert getattr(joined.plan.promise.limits, name) >= getattr(plan.limits, name)
+        assert getattr(joined.plan.promise.limits, name) >= getattr(limits(plan), name)

@@ -45,10 +45,10 @@ def test_where_the_engine_may_evict_the_cache_decides_who_runs_beside_whom() -> 
         queued.engines[0].settings.max_batch_size * queued.engines[0].settings.session_len
         > queued.engines[0].kv.tokens
     )
-    assert bounds_of(queued).kv.tokens == queued.engines[0].kv.tokens
+    assert bounds_of(queued).engines[0].kv.tokens == queued.engines[0].kv.tokens
     assert any("that state max_tokens run beside" in warning for warning in queued.warnings)
     _, roomy = both("qwen2-vl-7b", "1xrtx3090", context=18432, max_batch_size=4)
-    assert bounds_of(roomy).kv.tokens == UNSTATED
+    assert bounds_of(roomy).engines[0].kv.tokens == UNSTATED
     assert not any("that state max_tokens" in warning for warning in roomy.warnings)
 
 

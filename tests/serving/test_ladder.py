@@ -16,7 +16,10 @@ from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.engine_end import End, Phase
 from turbofit.core.plan import Plan
-from turbofit.core.units import MIB
+from turbofit.core.promise import Promise
+from turbofit.core.units import GIB, MIB
+from turbofit.planning.plan import plan as plan_of
+from turbofit.planning.request import PlanRequest
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import Supervision
 from turbofit.serving.ladder import learned_file, recall, rungs
@@ -185,7 +188,7 @@ def test_a_smaller_prefill_gives_no_engine_more_than_it_had() -> None:
 def test_one_engine_less_is_another_plan_though_its_settings_are_the_same() -> None:
     make = partial(api.plan, "internvl2-2b", on="2xrtx3090")
     two, config = make(replicas=2, tp=1), SimpleNamespace(plan=None)
-    planner = SimpleNamespace(make=lambda changes: make(**changes))
+    planner = SimpleNamespace(make=lambda changes, _promise: make(**changes))
     run: Any = SimpleNamespace(config=config, planner=planner, fixed={}, changes={})
     step = _step_down(run, two, died("host", kind="host_memory", group=1), 1)
     assert step is not None
@@ -199,3 +202,30 @@ def test_a_saved_plan_is_launched_with_the_settings_of_each(pair, tmp_path, caps
     shown = capsys.readouterr().out
     for group_plan in pair.engines:
         assert f"--cache-max-entry-count {group_plan.settings.cache_max_entry_count:.3f}" in shown
+
+
+def test_a_step_down_keeps_the_promise_or_says_that_none_does() -> None:
+    """A smaller cache shortened the context, or half the image limit was promised, in silence."""
+    request = PlanRequest.of(model="internvl2-8b", on="1xrtx3090")
+    first, said, asked = plan_of(request), list[str](), list[Promise | None]()
+
+    def make(changes: dict[str, Any], promise: Promise | None) -> Plan:
+        asked.append(promise)
+        return plan_of(request.changed(**changes), promise=promise)
+
+    config, planner = SimpleNamespace(plan=None), SimpleNamespace(make=make)
+    run: Any = SimpleNamespace(
+        config=config, planner=planner, fixed={}, changes={}, say=said.append
+    )
+    step = _step_down(run, first, died("vision", missing=256 * MIB), 1)
+    assert step is not None
+    assert step[0].promise == replace(first.promise, requests=step[0].promise.requests)
+    assert (asked, said) == ([first.promise], [])
+    # A cache that held no more than the context holds less now.
+    request = PlanRequest.of(model="internvl2-8b", on="1xl4:free=19GiB")
+    first = plan_of(request)
+    step = _step_down(run, first, died("weights", missing=GIB), 1)
+    assert step is not None
+    assert not step[0].promise.keeps(first.promise, first.model.image_rule)
+    assert asked[-1] is None
+    assert said[-1].startswith("ladder: no settings keep the promise")

@@ -15,7 +15,7 @@ from turbofit.gateway.limits.gate import UNSTATED, Gate, KvCache
 from turbofit.gateway.limits.ranges import GENERATION
 from turbofit.gateway.limits.rules import Scope
 
-SCOPE = Scope(engine="turbomind", vocabulary=512, session=4096)
+SCOPE = Scope(engine="turbomind", vocabulary=512, context=4096)
 
 
 #: LMDeploy warns of its own imports.

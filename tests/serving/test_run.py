@@ -72,7 +72,7 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
     assert "the worst-case requests will take about" in child.stderr
     terminate(child)
     attempts = record(tmp_path)["attempts"]
-    first, second = (attempt["settings"]["max_prefill_token_num"] for attempt in attempts)
+    first, second = (attempt["settings"][0]["max_prefill_token_num"] for attempt in attempts)
     assert second == first // 2
     assert (attempts[0]["ended"]["kind"], attempts[0]["ended"]["phase"]) == ("hang", "warm-up")
     assert attempts[1]["changes"] == {"max_prefill_token_num": second}
@@ -92,7 +92,7 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
     assert "checked on 20" in again.stderr
     assert "the worst-case requests will take about" not in again.stderr
     terminate(again)
-    assert record(tmp_path)["attempts"][0]["settings"]["max_prefill_token_num"] == second
+    assert record(tmp_path)["attempts"][0]["settings"][0]["max_prefill_token_num"] == second
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from PIL import Image
 
 from tests.support.plans import model, plausible_plan
 from turbofit.core.images import PatchRule, TileRule
-from turbofit.core.plan import Limits, Plan
+from turbofit.core.plan import Plan
+from turbofit.core.promise import Limits, Promise
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.limits.request_limits import bounds_of
@@ -43,6 +44,14 @@ def limits_for(rule, *, limit=None, images=2, n=4, **changes) -> Limits:
         "bytes_per_body": images * (6 << 20) + (1 << 20),
     }
     return Limits(**{**facts, **changes})
+
+
+def promise_for(limits: Limits, context: int = 10**9) -> Promise:
+    """A promise with these limits."""
+    return Promise(
+        context=context, images=limits.images_per_request, image_limit=limits.image_limit,
+        requests=1, request_tokens=1, limits=limits,
+    )  # fmt: skip
 
 
 def plan_for(rule=TILES, *, units_per_forward=10**9, **changes) -> Plan:

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import Limits, Plan, Remedy, ServeCommand, Workload
+from turbofit.core.plan import Plan, Remedy, ServeCommand, Workload
+from turbofit.core.promise import Promise
 from turbofit.core.struct import JsonDocument, Struct, const, doc
 
 CLUSTER_PLAN_SCHEMA: Final = "turbofit.cluster-plan/2"
@@ -58,10 +59,9 @@ class NodePlan(Struct):
 
 
 class ClusterPlan(JsonDocument):
-    """The plan for a cluster: limits that hold on every serving node, and a plan for each node.
+    """The plan for a cluster: one promise that every serving node keeps, and a plan for each node.
 
-    Every node that serves keeps ``limits`` and ``longest_request_tokens``, so a request may go to
-    any of these nodes.
+    A request within ``promise`` may go to any node that serves.
     """
 
     what: ClassVar[str] = "cluster plan"
@@ -72,9 +72,9 @@ class ClusterPlan(JsonDocument):
     verdict: Annotated[str, doc("One sentence for people.")]
     model: Model
     workload: Annotated[Workload, doc("What was asked of each node.")]
-    limits: Annotated[Limits | None, doc("Limits of every serving node; null if no node serves.")]
-    longest_request_tokens: Annotated[
-        int, doc("The longest request that fits on every serving node.")
+    promise: Annotated[
+        Promise | None,
+        doc("The promise of every serving node, with the requests of all; null if none serves."),
     ]
     nodes: Annotated[tuple[NodePlan, ...], doc("All nodes, in the cluster's order.")]
     warnings: tuple[str, ...] = ()

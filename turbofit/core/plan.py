@@ -12,12 +12,11 @@ from msgspec.structs import replace
 from turbofit.core.engine_end import Rehearsal
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.forecast import Throughput, UsualImage
-from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
-from turbofit.core.messages import plural
 from turbofit.core.model import Model
+from turbofit.core.promise import Promise
 from turbofit.core.struct import JsonDocument, Options, Struct, const, doc, to_builtins
-from turbofit.core.units import MIB, round_up, three_digits
+from turbofit.core.units import MIB, round_up
 
 PLAN_SCHEMA: Final = "turbofit.plan/2"
 
@@ -26,17 +25,12 @@ Goal = Literal["throughput", "latency", "context"]
 T = TypeVar("T")
 TermPhase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
-#: The most images of a request if the plan does not promise more. An image takes at least 2 ms of a
-#: thread of LMDeploy's process, a photograph 30 to 100 ms; all clients wait for a single thread.
-_MOST_IMAGES: Final = 64
 #: Outcomes of a rehearsal, the gravest first; the gravest outcome of all engines is the plan's.
 _GRAVE: Final = ("out_of_memory", "hang", "failed", "served")
 #: Width and height of a photograph, as clients usually send one: the picture of a screen.
 PHOTOGRAPH: Final = (1920, 1080)
 #: Cards whose used memory differs by fewer bytes get the same settings.
 ALIKE: Final = 64 * MIB
-#: Every chat without images may ask for this many answers (`n`), as many as LMDeploy allows.
-_TEXT_COPIES: Final = 128
 _TURBOMIND_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
     "session_len", "quant_policy", "cache_block_seq_len", "communicator", "async_",
@@ -318,86 +312,6 @@ class Candidate(Struct):
     why_not: Annotated[str, doc("The reason; empty for the chosen shape.")]
 
 
-class Limits(Struct):
-    """The limits that the gateway enforces; an image limit that does not apply is None."""
-
-    vision_unit: Annotated[
-        Literal["tile", "patch"] | None, doc("The unit of images; null: no images.")
-    ]
-    max_dynamic_patch: int | None
-    max_pixels_per_image: int | None
-    images_per_request: int
-    units_per_image: int
-    units_per_request: int
-    image_tokens_per_request: int
-    n: Annotated[int, doc("Answers of one request.")]
-    bytes_per_image: int
-    bytes_per_body: int
-
-    @property
-    def image_limit(self) -> int | None:
-        """The image limit, in tiles or pixels; None if the model takes no images."""
-        return self.max_dynamic_patch or self.max_pixels_per_image
-
-    def with_image_limit(self, rule: ImageRule, limit: int | None) -> Limits:
-        """Return the limits with another image limit, in the unit of ``rule``."""
-        tiles = rule.plan_limit_name == "max_dynamic_patch"
-        return replace(
-            self,
-            max_dynamic_patch=limit if tiles else None,
-            max_pixels_per_image=None if tiles else limit,
-        )
-
-    def copies(self, *, images: bool) -> int:
-        """Return the most answers that a request may ask for (``n``).
-
-        ``images`` says whether the request has images. Answers that exceed an engine's batch wait
-        in the engine like requests, and take no memory.
-        """
-        return self.n if images else max(self.n, _TEXT_COPIES)
-
-    def promise(self, context: int, units: int, tokens: int, size: str = "") -> str:
-        """Return a sentence on the limits of each request.
-
-        ``context`` is the most tokens of a request, ``tokens`` the tokens of all its images. An
-        image has up to ``units`` units; with ``size``, the sentence names this size instead.
-        """
-        if self.vision_unit is None:
-            return f"{context:,} tokens a request, with its answer"
-        count, largest = (
-            self.images_per_request,
-            size or f"{units:,} {plural(units, self.vision_unit)}",
-        )
-        if not size and self.max_pixels_per_image is not None:
-            largest = f"{three_digits(self.max_pixels_per_image / 1e6)} MP"
-        images = f"{count} {plural(count, 'image')} of up to {largest} ({tokens:,} tokens)"
-        return f"{images}, {context:,} tokens in all"
-
-    def most_images(self, rule: ImageRule | None) -> int:
-        """Return the most images of a request, if all are as small as ``rule`` allows."""
-        if rule is None or self.vision_unit is None:
-            return 0
-        sharing = min(_MOST_IMAGES, self.units_per_request // rule.least_units)
-        return max(self.images_per_request, sharing)
-
-
-class Promise(Struct):
-    """The plan's promise to clients; planning makes the promise, and nothing changes it later."""
-
-    context: Annotated[
-        int, doc("Tokens of one request, with its answer; 0: no request."), Meta(ge=0)
-    ]
-    images: Annotated[int, doc("Images of one request, each as large as the limits allow.")]
-    image_limit: Annotated[
-        int | None, doc("The most tiles or pixels of an image; null: no images.")
-    ]
-    requests: Annotated[
-        int, doc("Requests that run at once over all engines, with all their tokens.")
-    ]
-    request_tokens: Annotated[int, doc("Tokens of each such request, with images at their limit.")]
-    limits: Annotated[Limits, doc("What the gateway enforces.")]
-
-
 class LimitCost(Struct):
     """Cache, requests and speed under one image limit; GPUs and prefill size are the plan's.
 
@@ -623,11 +537,6 @@ class Plan(JsonDocument):
         """The rehearsal with the gravest outcome; None without a rehearsal."""
         found = [engine.rehearsal for engine in self.engines if engine.rehearsal is not None]
         return min(found, key=lambda rehearsal: _GRAVE.index(rehearsal.outcome), default=None)
-
-    @property
-    def smallest(self) -> EnginePlan:
-        """The engine with the smallest cache."""
-        return min(self.engines, key=lambda engine: engine.kv.tokens)
 
     @property
     def shares_cards(self) -> bool:

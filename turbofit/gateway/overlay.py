@@ -20,7 +20,8 @@ from turbofit.model.config import parse_json
 if TYPE_CHECKING:
     from turbofit.core.images import ImageRule
     from turbofit.core.images.rule import FolderEdits
-    from turbofit.core.plan import Limits, Plan
+    from turbofit.core.plan import Plan
+    from turbofit.core.promise import Limits
     from turbofit.core.struct import JsonObject
 
 _CONFIG: Final = "config.json"

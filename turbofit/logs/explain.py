@@ -313,8 +313,8 @@ def _of_plan(
     command = shlex.join(plan.serve.argv) if plan.serve else ""
     # turbofit serves no plan of an old release: there the command is LMDeploy's own.
     if plan.backend.of_lmdeploy and (is_legacy(plan.backend.version) or plan.serve is None):
-        first = plan.engines[0].command
-        command = shlex.join(first.argv) if plan.fits and first else ""
+        own = [engine.command for engine in plan.engines if engine.command]
+        command = shlex.join(own[0].argv) if plan.fits and own else ""
     return Advice(
         model=plan.model.name,
         on=case.named(machine),

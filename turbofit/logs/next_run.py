@@ -146,7 +146,8 @@ class _Search(NamedTuple):
 
     def of_unsized(self) -> tuple[tuple[Remedy, Plan], ...]:
         """Return the changes that make room for the first blocks of a cache."""
-        batches = [n for n in _BATCHES if n < self.before.smallest.settings.max_batch_size]
+        now = max(engine.settings.max_batch_size for engine in self.before.engines)
+        batches = [n for n in _BATCHES if n < now]
         shares = [n for n in _LARGER if n > self.case.ratio]
         smaller = self._first("--max-batch-size {}", "max_batch_size", batches)
         larger = self._first(f"{SHARE} {{}}", "cache_max_entry_count", shares)
@@ -216,7 +217,7 @@ class _Search(NamedTuple):
 
     def _smaller_forward(self, share: float | None) -> list[tuple[Remedy, Plan]]:
         """Return a smaller forward and a lower share: its smaller warm-up needs less cache."""
-        now = self.before.smallest.settings.max_prefill_token_num
+        now = max(engine.settings.max_prefill_token_num for engine in self.before.engines)
         smaller = [n for n in _PREFILLS if share and n < now]
         words = f"--max-prefill-token-num {{}} {SHARE} {{:g}}"
         return self._first(words, "max_prefill_token_num", smaller, share)
@@ -242,4 +243,5 @@ class _Search(NamedTuple):
 
 
 def _way(change: str, plan: Plan) -> tuple[Remedy, Plan]:
-    return Remedy(change=change, effect=f"lives, with {plan.smallest.kv.tokens:,} KV tokens"), plan
+    tokens = min(engine.kv.tokens for engine in plan.engines)
+    return Remedy(change=change, effect=f"lives, with {tokens:,} KV tokens"), plan

@@ -354,7 +354,7 @@ class Tuner:
     def _try(self, choice: TrialChoice, load: LoadSpec, *, again: bool = False) -> TrialRecord:
         """Run one trial, and say how it begins and ends; return its record."""
         number, begun = len(self._trials) + 1, self.clock()
-        plan, settings = choice.plan, choice.plan.smallest.settings
+        plan, settings = choice.plan, [engine.settings for engine in choice.plan.engines]
         what = f"trial {number}, the best again" if again else f"trial {number} of {self.starts}"
         trial = TrialRecord(
             number=number,
@@ -362,10 +362,10 @@ class Tuner:
             engine=plan.backend.name,
             tp=plan.tp,
             replicas=plan.replicas,
-            max_batch_size=settings.max_batch_size,
-            max_prefill_token_num=settings.max_prefill_token_num,
-            quant_policy=settings.quant_policy,
-            enable_prefix_caching=settings.enable_prefix_caching,
+            max_batch_size=min(each.max_batch_size for each in settings),
+            max_prefill_token_num=min(each.max_prefill_token_num for each in settings),
+            quant_policy=settings[0].quant_policy,
+            enable_prefix_caching=settings[0].enable_prefix_caching,
             kv_tokens=plan.kv_tokens,
             forecast=choice.forecast.told,
             outcome="unserved",

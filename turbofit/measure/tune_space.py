@@ -15,7 +15,6 @@ from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.speed import ClosedLoad, engine_rates, rates, speed_of
 from turbofit.planning.throughput import host_rate, kind_of, surety_of, with_host
-from turbofit.planning.tuned import promises_no_less
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -126,11 +125,11 @@ def choices(
     kinds = {_kind(usual, at_once)}
     for options in _every(request, usual, kv_types, prefix=prefix):
         try:
-            plan = best_plan(request.changed(**options))
+            plan = best_plan(request.changed(**options), promise=usual.promise)
         except TurbofitError:
             continue
         kind = _kind(plan, at_once)
-        if plan.fits and promises_no_less(plan, usual) and kind not in kinds:
+        if plan.fits and kind not in kinds:
             kinds.add(kind)
             chosen.append(TrialChoice(options, plan, forecast_of(plan, load, at_once)))
     return [chosen[0], *sorted(chosen[1:], key=lambda choice: -choice.rate)]
@@ -163,14 +162,15 @@ def _every(
 
 def _rows(plan: Plan, at_once: float) -> int:
     """Return how many requests of the load run at once in one engine's batch."""
-    return min(plan.smallest.settings.max_batch_size, math.ceil(at_once / plan.replicas))
+    least = min(engine.settings.max_batch_size for engine in plan.engines)
+    return min(least, math.ceil(at_once / plan.replicas))
 
 
 def _kind(plan: Plan, at_once: float) -> tuple[object, ...]:
     """Return the settings that matter under the load; plans with the same settings are alike."""
-    settings = plan.smallest.settings
-    return (
-        plan.backend.name, plan.tp, plan.replicas, _rows(plan, at_once),
-        settings.max_prefill_token_num, settings.quant_policy, settings.enable_prefix_caching,
-        max(engine.units_per_forward for engine in plan.engines),
-    )  # fmt: skip
+    each = (
+        (it.max_prefill_token_num, it.quant_policy, it.enable_prefix_caching)
+        for it in (engine.settings for engine in plan.engines)
+    )
+    units = max(engine.units_per_forward for engine in plan.engines)
+    return plan.backend.name, plan.tp, plan.replicas, _rows(plan, at_once), *each, units

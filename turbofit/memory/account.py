@@ -26,12 +26,11 @@ from turbofit.core.plan import (
     EnginePlan,
     GpuLedger,
     HostMemory,
-    Limits,
-    Promise,
     Settings,
     Term,
     TermPhase,
 )
+from turbofit.core.promise import Limits, Promise
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
 from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_by_side

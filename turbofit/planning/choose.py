@@ -18,6 +18,7 @@ from turbofit.core.errors import NoKernelError, TurbofitError, option_of
 from turbofit.core.forecast import UsualImage
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Candidate, Plan, Remedy, may_evict
+from turbofit.core.promise import Promise
 from turbofit.memory.account import Engine, capability_of
 from turbofit.memory.engines import (
     ENGINES,
@@ -33,6 +34,7 @@ from turbofit.planning.plan_document import (
     found_words,
     group_words,
     idle_words,
+    make_promise,
 )
 from turbofit.planning.reasons import (
     beyond_model,
@@ -64,11 +66,20 @@ _MOST_CANDIDATES = 24
 _LEAST_TRITON: Final = (7, 5)
 
 
+def promise_of(fit: EngineFit) -> Promise:
+    """Return the promise of a search's result."""
+    best = fit.best
+    return make_promise(
+        fit.request, best.settings, best.vision_load, best.shape.image_limit, fit.accounts
+    )
+
+
 def plan_of(fit: EngineFit) -> Planned:
     """Make the plan of a search's result, with its verdict, reasons, warnings and remedies."""
     request, best, accounts, fits = fit.request, fit.best, fit.accounts, fit.fits
     over_rival = [_why_engine_lost(fit, fit.rival)[1]] if fits and fit.rival is not None else []
-    helps, causes = Remedies() if fits else remedies(fit)
+    # A later plan that does not keep a promise is no plan that a person asked for.
+    helps, causes = Remedies() if fits or request.promise else remedies(fit)
     usual = usual_image(fit) if fits else UNSET
     verdict = _verdict(fit, causes, usual)
     requests = request.workload.concurrency
@@ -90,7 +101,7 @@ def plan_of(fit: EngineFit) -> Planned:
         throughput=fit.throughput if fits else None,
         considered=_considered(fit),
         reasons=why,
-        warnings=_warnings(fit),
+        warnings=_warnings(fit, promise_of(fit)),
         remedies=helps,
         limit_costs=limit_costs(request, best, fit.engine) if fits else (),
         usual_image=usual,
@@ -182,11 +193,11 @@ def _parallel_reason(fit: EngineFit) -> str:
     return f"{goal} of {len(fit.evaluations)} shapes, the promises kept first"
 
 
-def _warnings(fit: EngineFit) -> Iterator[str]:
+def _warnings(fit: EngineFit, promise: Promise) -> Iterator[str]:
     """Yield the plan's warnings, for example about known faults, idle cards or unequal cards."""
     request, best, shape, engine = fit.request, fit.best, fit.best.shape, fit.engine
     if fit.fits:
-        yield from unkept(request, best.settings.session_len, fit.tokens)
+        yield from unkept(request, promise.context)
         yield from beyond_model(request, best.settings.session_len)
     if best.fits:
         yield from known_warnings(fit)

@@ -1,4 +1,4 @@
-"""Plans a cluster: one plan for each kind of node, and one promise that all nodes keep.
+"""Plans a cluster: one promise, and a plan that keeps it for each kind of node.
 
 The promise is an image limit and a context. A promise that the person gives is kept. Otherwise the
 best kind of node sets the promise: the kind with the largest image limit, then with the largest
@@ -20,7 +20,8 @@ from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import TurbofitError
 from turbofit.core.machine import Host, Machine
 from turbofit.core.messages import plural
-from turbofit.core.plan import EnginePlan, Limits, Plan, Remedy
+from turbofit.core.plan import EnginePlan, Plan, Remedy
+from turbofit.core.promise import Promise
 from turbofit.core.struct import NA, known
 from turbofit.core.units import GIB, grouped
 from turbofit.core.version import __version__
@@ -54,11 +55,6 @@ def make_cluster_plan(
     base = replace(base, compares_limits=False)
     at_once = base.workload.concurrency
     base = base.with_workload(concurrency=None)
-    if promised is not None and promised.limits is not None:
-        if base.image_limit is None and base.workload.image_size is None:
-            base = replace(base, image_limit=promised.limits.image_limit)
-        if not base.context_given:
-            base = base.with_workload(context=promised.longest_request_tokens)
     kinds = _planned_kinds(base, cluster, engine, raises=promised is None)
     # The best plan's promise is the cluster's. Of plans with equal promises, the plan that allows a
     # request the fewest answers (``n``) comes first, so the order of nodes does not matter.
@@ -66,7 +62,7 @@ def make_cluster_plan(
     plans = sorted(
         plans if promised is None else promised.plans, key=lambda plan: plan.promise.limits.n
     )
-    best = max(plans, key=_promise, default=None)
+    best = max(plans, key=_order, default=None)
     found = {
         node.id: NodePlan(
             node=node.id, name=node.name, address=node.address, cards=_cards(node.machine),
@@ -76,14 +72,10 @@ def make_cluster_plan(
     }  # fmt: skip
     for nodes, planned in kinds:
         why, plan = planned.verdict.reason, None
-        if best is not None and not why:
-            why, plan = _why_broken(planned.document, best), planned.document
+        if best is not None and planned.plan is not None:
+            why, plan = _kept(base, planned, best, engine)
         for node in nodes:
-            served = (
-                None
-                if plan is None or best is None or why
-                else _plan_of_node(node, plan, best.promise.limits)
-            )
+            served = None if plan is None else _plan_of_node(node, plan)
             if served is not None and node is not nodes[0]:
                 served = replace(served, considered=())
             found[node.id] = replace(found[node.id], plan=served, why_not=why)
@@ -139,52 +131,56 @@ def _cards(machine: Machine | None) -> str:
     return " + ".join(f"{n}x {name}" for name, n in names.items())
 
 
-def _promise(plan: Plan) -> tuple[bool, int, int]:
-    """Return a plan's promise as a sort key: LMDeploy or not, then image limit, then context."""
-    image_limit = plan.promise.limits.image_limit or 0
-    return plan.backend.of_lmdeploy, image_limit, plan.promise.context
+def _order(plan: Plan) -> tuple[bool, int, int]:
+    """Return a sort key of plans: LMDeploy or not, then the promised image limit and context."""
+    return plan.backend.of_lmdeploy, plan.promise.image_limit or 0, plan.promise.context
 
 
-def _why_broken(plan: Plan, best: Plan) -> str:
-    """Return the reason why a plan does not keep the promise of the best plan; empty if it does."""
-    of_lmdeploy, image_limit, held = _promise(plan)
-    on_lmdeploy, promised_limit, promised_context = _promise(best)
-    rule = plan.model.image_rule
-    if of_lmdeploy != on_lmdeploy:
-        return (
-            f"only {plan.backend.name} serves on the node, but the cluster runs {best.backend.name}"
-        )
-    if rule is not None and image_limit < promised_limit:
-        unit = rule.limit_unit
-        return f"serves images of {image_limit:,} {unit} at most, {promised_limit:,} are promised"
-    if held < promised_context:
-        return f"holds {held:,} tokens under the promised images, {promised_context:,} are promised"
-    return ""
+def _kept(
+    base: ResolvedRequest, planned: Planned, best: Plan, engine: str
+) -> tuple[str, Plan | None]:
+    """Plan a kind of node again with the promise of the ``best`` plan.
 
-
-def _plan_of_node(node: Node, plan: Plan, limits: Limits) -> Plan:
-    """Return the plan of a kind of node for one node of this kind.
-
-    The plan gets the node's machine and GPU ids, and the promised ``limits``. These may allow a
-    request more answers (``n``) than the batch of the node's engine: the other answers wait in the
-    engine, and take no memory.
+    Returns an empty text and the plan, or the reason why the kind does not keep the promise.
     """
+    own = planned.document
+    if own is best:
+        return "", own
+    if own.backend.of_lmdeploy != best.backend.of_lmdeploy:
+        only = f"only {own.backend.name} serves on the node"
+        return f"{only}, but the cluster runs {best.backend.name}", None
+    try:
+        again = plan_best(replace(base, machine=own.machine).keeping(best.promise), engine)
+    except TurbofitError as error:
+        return error.message, None
+    if again.fits and again.document.backend.of_lmdeploy == best.backend.of_lmdeploy:
+        return "", again.document
+    broken = best.promise.why_broken(own.promise, own.model.image_rule) if own.fits else ""
+    return broken or planned.verdict.reason or again.verdict.reason, None
+
+
+def _plan_of_node(node: Node, plan: Plan) -> Plan:
+    """Return the plan of a kind of node for one node of this kind: with its machine and GPU ids."""
     machine = node.machine
     assert machine is not None
-    promise = replace(
-        plan.promise,
-        limits=limits,
-        images=limits.images_per_request,
-        image_limit=limits.image_limit,
-    )
     engines = tuple(_engine_on(machine, engine) for engine in plan.engines)
-    return replace(plan, machine=machine, engines=engines, promise=promise)
+    return replace(plan, machine=machine, engines=engines)
 
 
 def _engine_on(machine: Machine, engine: EnginePlan) -> EnginePlan:
     """Return the engine of a plan with the GPU ids of a machine."""
     ledgers = (replace(it, uuid=machine.gpu(it.index).uuid) for it in engine.ledgers)
     return replace(engine, ledgers=tuple(ledgers))
+
+
+def common_promise(plans: Sequence[Plan]) -> Promise | None:
+    """Return the one promise of the serving nodes' plans, with the requests of all nodes.
+
+    Returns None without plans.
+    """
+    if not plans:
+        return None
+    return replace(plans[0].promise, requests=sum(plan.promise.requests for plan in plans))
 
 
 def _document(
@@ -201,9 +197,9 @@ def _document(
     concurrent requests.
     """
     plans = [node.plan for node in nodes if node.plan is not None]
-    at_once, asked = sum(plan.promise.requests for plan in plans), base.workload.concurrency or 0
+    promise, asked = common_promise(plans), base.workload.concurrency or 0
+    at_once = promise.requests if promise else 0
     fits = bool(plans) and (at_once >= asked or not whole)
-    longest = plans[0].promise.context if plans else 0
     left = Counter(node.why_not for node in nodes if node.why_not).most_common()
     if plans and not fits:
         why = f"{len(plans):,} of {_count(len(nodes), 'node')} run {at_once:,} requests at once"
@@ -218,9 +214,10 @@ def _document(
         fits=fits,
         verdict=verdict.text,
         model=base.model,
-        workload=replace(base.workload, context=base.workload.context or longest or None),
-        limits=plans[0].promise.limits if plans else None,
-        longest_request_tokens=longest,
+        workload=replace(
+            base.workload, context=base.workload.context or (promise.context if promise else None)
+        ),
+        promise=promise,
         nodes=nodes,
         warnings=tuple(_warnings(plans, left)),
         remedies=() if plans else tuple(_remedies(kinds)),
@@ -249,7 +246,7 @@ def _warnings(plans: Sequence[Plan], left: Sequence[tuple[str, int]]) -> Iterato
     """Yield which nodes are left out and why, then the warnings of all plans."""
     for why, n in left if plans else ():
         yield f"{_count(n, 'node')} left out: {why}"
-    runs = sorted({f"{plan.backend.name} in {plan.engines[0].settings.dtype}" for plan in plans})
+    runs = sorted({f"{it.backend} in {it.settings.dtype}" for plan in plans for it in plan.engines})
     if len(runs) > 1:
         yield f"nodes run {' and '.join(runs)}: the same request may be answered differently"
     texts = dict.fromkeys(text for plan in plans for text in plan.warnings)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
-    from turbofit.core.plan import Backend, EnginePlan, Limits, Plan, Settings
+    from turbofit.core.plan import Backend, EnginePlan, Plan, Settings
+    from turbofit.core.promise import Promise
 
 
 #: Fields of a request that a command line has without an option, or not at all.
@@ -316,8 +317,7 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
     model = _model_word(plan.model, request.model)
     served = request_of(plan, model).changed(revision=plan.model.revision, gpus=request.gpus)
     if not is_prediction(plan) and plan.machine.source != _MEASURED:
-        context = plan.promise.context or plan.smallest.settings.session_len
-        served = _with_limits(served, plan.model, plan.promise.limits, context)
+        served = _with_limits(served, plan.model, plan.promise)
     return _serving(model, served)
 
 
@@ -327,13 +327,13 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
     Returns None if the plan does not fit. If the cluster was not reported by Ray, the command
     states the context and the image limits, as in `serve_command`.
     """
-    if not plan.fits or plan.limits is None:
+    if not plan.fits or plan.promise is None:
         return None
     model, cluster = _model_word(plan.model, request.model), "ray"
     if plan.source.startswith(_RAY):
         cluster = plan.source.replace(" ", ":", 1)
     else:
-        request = _with_limits(request, plan.model, plan.limits, plan.longest_request_tokens)
+        request = _with_limits(request, plan.model, plan.promise)
     return _serving(model, request, "--cluster", cluster)
 
 
@@ -346,7 +346,7 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
     request = PlanRequest.of(**{**options, "model": model, "on": None, "gpus": None})
     if not is_prediction(plan):
         return request
-    settings = to_builtins(plan.smallest.settings)
+    settings = to_builtins(plan.engines[0].settings)  # a prediction's engines have equal settings
     names = [
         name for name, _ in config_names(plan.backend.name) if name not in ("tp", "model_format")
     ]
@@ -374,19 +374,19 @@ def _model_word(model: Model, given: str | Model) -> str:
     return given if isinstance(given, str) else model.hub_id or model.name
 
 
-def _with_limits(request: PlanRequest, model: Model, limits: Limits, context: int) -> PlanRequest:
-    """Return the request with the plan's context and image limits as options.
+def _with_limits(request: PlanRequest, model: Model, promise: Promise) -> PlanRequest:
+    """Return the request with the promised context and image limits as options.
 
     A context that the request gives is kept. If the request gives an image size, no image limit is
     added.
     """
     more: dict[str, Any] = {}
     if not request.given().keys() & {"context", "session_len"}:
-        more["context"] = context
-    rule = model.image_rule if limits.vision_unit is not None else None
+        more["context"] = promise.context
+    rule = model.image_rule if promise.takes_images else None
     if rule is not None:
-        more["images"] = limits.images_per_request
+        more["images"] = promise.images
         # The limit is left out if the image size determines it, or if the rule has only one limit.
-        if limits.image_limit is not None and rule.varies_by_limit and not request.image_size:
-            more[rule.limit_name] = limits.image_limit
+        if promise.image_limit is not None and rule.varies_by_limit and not request.image_size:
+            more[rule.limit_name] = promise.image_limit
     return request.changed(**more)

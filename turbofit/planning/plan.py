@@ -1,4 +1,10 @@
-"""Makes plans and predictions, with their command lines and warnings."""
+"""Makes plans and predictions, with their command lines and warnings.
+
+What is promised: an image limit, images and a context (`plan_document.make_promise`), made once.
+How it is kept: the engines, with their ratio, prefill, batch and type of cache.
+A later plan of the same request (a step down, a tuning, a rehearsal, a node) is given the promise.
+It may choose other engines and settings; it never has another promise: else it does not fit.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +40,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from turbofit.core.cluster import Cluster, ClusterPlan
+    from turbofit.core.promise import Promise
     from turbofit.planning.request import PlanRequest, PredictRequest
     from turbofit.planning.resolved_request import ResolvedRequest
     from turbofit.planning.search.search import EngineFit
 
 
 def plan(
-    request: PlanRequest, *, pretend: bool | None = None, compares_limits: bool = True
+    request: PlanRequest,
+    *,
+    pretend: bool | None = None,
+    compares_limits: bool = True,
+    promise: Promise | None = None,
 ) -> Plan:
     """Make the best plan, which may not fit, with the settings that `turbofit tune` found for it.
 
     ``pretend``: True uses tunings from pretend GPUs, False tunings from real GPUs. None uses the
     tunings of this machine, if the plan is for this machine. Without ``compares_limits`` the plan
-    does not compare other image limits, and takes half the time.
+    does not compare other image limits, and takes half the time. ``promise`` is the promise of an
+    earlier plan of this request, which the plan keeps if it fits.
 
     Raises:
         UsageError: two options contradict each other, or one cannot be used.
@@ -59,6 +71,8 @@ def plan(
         _say_of_merged(exc, request)
         raise
     resolved = replace(resolved, compares_limits=compares_limits)
+    if promise is not None:
+        resolved = resolved.keeping(promise)
     if request.lmdeploy is not None:
         return finished(_for_version(resolved, request, request.lmdeploy), request)
     best = best_plan(resolved, request.engine)

@@ -19,12 +19,11 @@ from turbofit.core.plan import (
     HostMemory,
     Kv,
     LimitCost,
-    Limits,
     Plan,
-    Promise,
     Remedy,
     Settings,
 )
+from turbofit.core.promise import Limits, Promise
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
 from turbofit.memory.account import Account, Engine, VisionLoad
@@ -76,7 +75,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     context = request.workload.context or settings.session_len
     communicator = engine.communicator(settings)
     backend = replace(engine.backend, communicator=communicator, reason=parallel_reason)
-    promise = _promise(request, settings, vision_load, image_limit, accounts)
+    promise = make_promise(request, settings, vision_load, image_limit, accounts)
     now = datetime.now(timezone.utc)
     return Plan(
         turbofit_version=__version__,
@@ -102,16 +101,23 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     )
 
 
-def _promise(
+def make_promise(
     request: ResolvedRequest,
     settings: Settings,
     vision_load: VisionLoad,
     image_limit: int | None,
     accounts: Sequence[Account],
 ) -> Promise:
-    """Return what clients may count on, whichever engine answers: no more than the peak allows."""
+    """Return what clients may count on, whichever engine answers: no more than the peak allows.
+
+    Only this function makes promises. A promise that the request must keep stays as it is; how many
+    requests run at once is a figure of the engines.
+    """
     rule, images = request.model.image_rule, vision_load.images_per_request
     tokens = [account.tokens_at(account.ratio) for account in accounts]
+    requests = requests_held(accounts, tokens, vision_load)
+    if request.promise is not None:
+        return replace(request.promise, requests=requests)
     limits = Limits(
         vision_unit=None,
         max_dynamic_patch=None,
@@ -130,7 +136,7 @@ def _promise(
         context=min(settings.session_len, *tokens),
         images=images,
         image_limit=limits.image_limit,
-        requests=requests_held(accounts, tokens, vision_load),
+        requests=requests,
         request_tokens=counted_tokens(vision_load, settings.session_len),
         limits=limits,
     )

@@ -481,7 +481,7 @@ def _warnings(
     gpus, settings = launch.gpus, launch.settings
     tokens, room = launch.vision_load.tokens_per_request, settings.session_len
     if cache is not None:
-        yield from unkept(request, room, cache)
+        yield from unkept(request, min(room, cache))
     yield from beyond_model(request, room)
     if cache is not None and cache < tokens < room:
         yield (

@@ -20,9 +20,7 @@ from turbofit.planning.plan_document import requests_held
 from turbofit.planning.resolved_request import ResolvedRequest, photographs, vision_load_of
 from turbofit.planning.search.search import EngineFit, at_limit
 from turbofit.planning.search.shapes import Evaluation, dtype_for
-from turbofit.planning.search.sizing import (
-    longest_context,
-)
+from turbofit.planning.search.sizing import longest_context, most_context
 from turbofit.planning.throughput import forecast
 from turbofit.planning.why_lost import forecast_name, speed_is_known
 
@@ -197,6 +195,8 @@ def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str
     longest = request.model.text.max_position_embeddings
     if "session_len" in request.engine_options:
         return "as set by you"
+    if request.promise is not None:
+        return "as promised"
     if request.workload.context is not None:
         return "the context asked for"
     if request.least:
@@ -213,7 +213,7 @@ def _image_limit_line(request: ResolvedRequest, best: Evaluation) -> Iterator[st
         return
     why = f"the largest that can be served; the model's own is {request.requested_image_limit}"
     if request.image_limit is not None:
-        why = "as set by you"
+        why = "as set by you" if request.promise is None else "as promised"
     elif image_limit == request.requested_image_limit:
         why, more = "the model's own", rule.exposed_limit
         if more > rule.checkpoint_limit:
@@ -221,14 +221,15 @@ def _image_limit_line(request: ResolvedRequest, best: Evaluation) -> Iterator[st
     yield f"{rule.limit_name} {image_limit}: {why}"
 
 
-def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterator[str]:
-    """Yield a warning if the person gave a context that the smallest cache does not hold.
+def unkept(request: ResolvedRequest, promised: int) -> Iterator[str]:
+    """Yield a warning if the person gave a context that is longer than the promised one.
 
-    ``session_len`` is this context, and ``kv_tokens`` the size of the cache, both in tokens.
+    The smallest cache then holds only the ``promised`` tokens.
     """
-    if request.context_given and session_len > kv_tokens:
+    asked = most_context(request)
+    if request.context_given and asked > promised:
         yield (
-            f"the cache holds {kv_tokens:,} tokens, a session may have {session_len:,}: no"
+            f"the cache holds {promised:,} tokens, a session may have {asked:,}: no"
             " request is served that is longer than the cache"
         )
 

@@ -20,6 +20,7 @@ from turbofit.core.plan import (
     Workload,
     image_threads,
 )
+from turbofit.core.promise import Promise
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.machine.presets import is_measured
@@ -91,6 +92,7 @@ class ResolvedRequest(Struct):
     ``options`` are the person's own options, for the plan. ``image_threads`` and ``image_cache``
     (bytes) are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``: the plan
     says what other image limits would give, which takes over half of the time of planning.
+    ``promise`` is the promise of an earlier plan of the same request, which this plan must keep.
     """
 
     model: Model
@@ -109,6 +111,7 @@ class ResolvedRequest(Struct):
     image_threads: int | None = None
     image_cache: int | None = None
     compares_limits: bool = True
+    promise: Promise | None = None
 
     @property
     def visible(self) -> tuple[Gpu, ...]:
@@ -140,6 +143,17 @@ class ResolvedRequest(Struct):
             if rule is None or self.image_limit is not None
             else rule.checkpoint_limit
         )
+
+    def keeping(self, promise: Promise) -> ResolvedRequest:
+        """Return the request of a later plan, whose engines must keep an earlier plan's promise.
+
+        The plan has this promise, or does not fit.
+        """
+        rule, limit = self.model.image_rule, self.image_limit
+        if rule is not None and rule.varies_by_limit and self.workload.image_size is None:
+            limit = promise.image_limit or limit
+        kept = replace(self, promise=promise, image_limit=limit)
+        return kept.with_workload(context=promise.context)
 
     def with_workload(self, **fields: Any) -> ResolvedRequest:
         return replace(self, workload=replace(self.workload, **fields))

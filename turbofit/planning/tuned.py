@@ -6,7 +6,7 @@ Results of pretend GPUs are stored separately: a real plan never reads them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,17 +86,30 @@ def same_shape(
     A tuned plan keeps its tuned settings and their reason. ``ratios`` has the highest cache ratio
     that a rehearsal allows on each GPU, by index. ``margin`` has the fields of the `Margin` that
     change: ``rehearsed``, or ``over`` after a start.
+
+    The promise of the plan is kept. If its groups cannot, the plan has a smaller promise, and a
+    warning that says so.
     """
-    resolved = resolve(pinned(request, plan))
+    resolved, engine = resolve(pinned(request, plan)), engine_of(plan)
     shape = replace(
         resolved,
         ratio_caps=dict(ratios),
         groups=plan.groups,
         margin=replace(resolved.margin, **margin),
     )
-    again = plan_of(search(shape, engine_of(plan))).document
+    again = plan_of(search(shape.keeping(plan.promise), engine)).document
+    if not again.fits:
+        again = plan_of(search(shape, engine)).document
+        again = replace(again, warnings=(*again.warnings, *_less(plan, again)))
     backend = replace(again.backend, reason=plan.backend.reason)
     return replace(again, backend=backend, reasons=(*again.reasons, *_reasons_of_tuning(plan)))
+
+
+def _less(plan: Plan, again: Plan) -> Iterator[str]:
+    """Yield a warning if a plan that fits promises less than an earlier plan."""
+    why = plan.promise.why_broken(again.promise, plan.model.image_rule)
+    if again.fits and why:
+        yield f"the plan before this one promised more than its memory allows: it now {why}"
 
 
 def _reasons_of_tuning(plan: Plan) -> tuple[str, ...]:
@@ -118,7 +131,7 @@ def _is_for(tuning: Tuning, plan: Plan, request: PlanRequest) -> bool:
 def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning: Tuning) -> Plan:
     """Return the plan with the settings of a tuning.
 
-    If these settings do not fit or promise less, return the old plan with a warning.
+    If these settings do not keep the plan's promise, return the old plan with a warning.
     """
     winner = tuning.winner
     assert winner is not None
@@ -133,25 +146,16 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning
         wanted = {**winner.options, "on": resolved.machine, "gpus": None}
         changed = request.changed(**wanted)
         try:
-            tuned = best_plan(resolve(changed), changed.engine)
+            tuned = best_plan(resolve(changed).keeping(plan.promise), changed.engine)
         except TurbofitError as exc:
             return _unused(plan, exc.message)
         if not tuned.fits:
             return _unused(plan, tuned.verdict)
-        if not promises_no_less(tuned, plan):
-            return _unused(plan, "the plan would promise a smaller context or image limit")
     policy = tuned.engines[0].settings.quant_policy
     if policy != plan.engines[0].settings.quant_policy:
         text += f"; --quant-policy {policy} changes answers a little"
     reason = f"{_REASON}{text} (--no-tuned ignores it)"
     return replace(tuned, reasons=(*tuned.reasons, reason))
-
-
-def promises_no_less(other: Plan, plan: Plan) -> bool:
-    """Return whether another plan keeps the context and the image limit of ``plan``."""
-    least, limit = plan.promise.image_limit, other.promise.image_limit
-    now, then = (it.smallest.settings.session_len for it in (plan, other))
-    return then >= now and (least is None or (limit is not None and limit >= least))
 
 
 def _unused(plan: Plan, why: str) -> Plan:

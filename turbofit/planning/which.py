@@ -17,6 +17,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.process.progress import Step, tell
+from turbofit.core.promise import Promise
 from turbofit.core.struct import JsonDocument, Struct, const, doc, known, to_builtins
 from turbofit.core.units import GIB, three_digits
 from turbofit.core.version import __version__
@@ -24,8 +25,7 @@ from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.model.presets import known_presets, preset_model
-from turbofit.planning.choose import choose, known_warnings, problem_of
-from turbofit.planning.plan_document import requests_held
+from turbofit.planning.choose import choose, known_warnings, problem_of, promise_of
 from turbofit.planning.reasons import unkept, usual_image
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
@@ -93,11 +93,17 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
     """
     chosen = choose(resolved, request.engine)
     if isinstance(chosen, EngineFit):
-        row, tokens, speed = _of_fit(blank, chosen), chosen.tokens, chosen.throughput
+        row, promise, speed = _of_fit(blank, chosen), promise_of(chosen), chosen.throughput
     else:
-        row, tokens, speed = _of_planned(blank, chosen), chosen.document.smallest.kv.tokens, None
+        row, promise, speed = _of_planned(blank, chosen), chosen.document.promise, None
     if row.why_not:
         return row
+    row = replace(
+        row,
+        context=promise.context,
+        image_limit=promise.image_limit,
+        requests_at_once=promise.requests,
+    )
     if speed is not None and isinstance(chosen, EngineFit):
         usual = usual_image(chosen) or speed
         row = replace(
@@ -106,7 +112,7 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
             output_tokens_per_second=speed.output_tokens_per_second,
             seconds_to_first_token=usual.seconds_to_first_token_alone,
         )
-    why_not = next(_broken_promises(request, resolved, row, tokens), "")
+    why_not = next(_broken_promises(request, resolved, row, promise), "")
     return replace(row, keeps=not why_not, why_not=why_not)
 
 
@@ -115,13 +121,9 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
     row = replace(blank, engine=fit.engine.name, tp=shape.tp, replicas=shape.replicas)
     if not fit.fits:
         return replace(row, why_not=problem_of(fit), missing=fit.best.short)
-    tokens = [account.tokens_at(account.ratio) for account in fit.accounts]
     return replace(
         row,
-        kv_tokens=sum(tokens),
-        context=fit.best.settings.session_len,
-        image_limit=fit.image_limit,
-        requests_at_once=requests_held(fit.accounts, tokens, fit.best.vision_load),
+        kv_tokens=sum(account.tokens_at(account.ratio) for account in fit.accounts),
         warnings=(*fit.request.model.warnings, *known_warnings(fit)),
     )
 
@@ -137,35 +139,21 @@ def _of_planned(blank: Serving, planned: Planned) -> Serving:
         why_not=planned.verdict.reason,
         missing=max(0, *(gpu.margin - gpu.headroom for gpu in plan.ledgers)),
     )
-    if not planned.fits:
-        return row
-    return replace(
-        row,
-        kv_tokens=plan.kv_tokens,
-        context=plan.smallest.settings.session_len,
-        image_limit=plan.promise.image_limit,
-        requests_at_once=plan.requests_at_once,
-    )
+    return replace(row, kv_tokens=plan.kv_tokens) if planned.fits else row
 
 
 def _broken_promises(
-    request: WhichRequest, resolved: ResolvedRequest, row: Serving, tokens: int
+    request: WhichRequest, resolved: ResolvedRequest, row: Serving, promise: Promise
 ) -> Iterator[str]:
-    """Yield the parts of the request that the plan does not keep.
-
-    ``tokens`` is the size of the smallest cache.
-    """
-    rule, requested, image_limit = (
-        resolved.model.image_rule,
-        resolved.requested_image_limit,
-        row.image_limit,
-    )
+    """Yield the parts of the request that the plan does not keep."""
+    rule, requested = resolved.model.image_rule, resolved.requested_image_limit
+    image_limit = promise.image_limit
     if rule is not None and requested is not None and image_limit not in (None, requested):
         larger = vision_load_of(resolved, image_limit + rule.limit_step)
         if not excess_tokens(resolved, larger):  # else no context holds larger images
             unit = plural(requested, rule.limit_unit.removesuffix("s"))
             yield f"serves images of {image_limit:,} {unit} at most, not {requested:,}"
-    yield from unkept(resolved, row.context or 0, tokens)
+    yield from unkept(resolved, promise.context)
     wanted, speed = request.images_per_second, row.requests_per_second
     if wanted is None:
         return

@@ -308,7 +308,7 @@ class FallbackApp(AsgiApp):
         """Return a body with its images inline; raise a `Refusal` for a body that breaks a rule."""
         parsed = read_body(kind, decode(raw))
         hold_name(self.config.names, parsed.body)
-        scope = Scope(engine="transformers", session=self._model.session_len)
+        scope = Scope(engine="transformers", context=self._model.session_len)
         hold_parameters(kind, parsed.body, scope)
         if parsed.copies > 1:
             raise refused("n", f"is {parsed.copies}: this engine answers one request at a time")

@@ -30,10 +30,14 @@ _LEAST_PREFILL: Final = 512
 
 
 class Rung(Struct):
-    """New settings after a failed start: changes of the planner's keywords, and their reason."""
+    """New settings after a failed start: changes of the planner's keywords, and their reason.
+
+    ``promises_less``: clients may then send less than the last plan promised.
+    """
 
     changes: dict[str, Any]
     why: str
+    promises_less: bool = False
 
 
 def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
@@ -96,9 +100,9 @@ def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung |
 
     All engines get the same number of tokens, at most the present number of each engine.
     """
-    engine = plan.smallest if ended.group is None else plan.engines[ended.group]
-    now = [each.settings.max_prefill_token_num for each in plan.engines]
-    tokens = min([engine.settings.max_prefill_token_num // 2, *now])
+    now = [engine.settings.max_prefill_token_num for engine in plan.engines]
+    failed = max(now) if ended.group is None else now[ended.group]
+    tokens = min([failed // 2, *now])
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
         return None
     if plan.backend.serial:  # these engines read a whole prompt in one forward
@@ -117,7 +121,8 @@ def _fewer_units(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
     if now is None or now // 2 < rule.least_limit:
         return None
     name, half = rule.limit_name, now // 2
-    return Rung(changes={name: half}, why=f"images did not fit: {name} {half}")
+    why = f"images did not fit: {name} {half}"
+    return Rung(changes={name: half}, why=why, promises_less=True)
 
 
 def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001

@@ -178,7 +178,7 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
 
     from turbofit.planning.commands import visible_devices
 
-    engine = plan.engines[0]
+    (engine,) = plan.engines
     if plan.machine.source == "preset":
         return
     pytorch = plan.backend.on_torch
@@ -213,7 +213,7 @@ def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
     counts. In both cases the allocator serves more than the plan and must have no limit.
     """
     more = uncounted_fields() & changed_fields(config).keys()
-    return () if more or plan.shares_cards else plan.engines[0].ledgers
+    return () if more or plan.shares_cards else plan.ledgers
 
 
 def _trust(plan: Plan, trust: bool | None) -> bool:
@@ -284,7 +284,7 @@ def planned_config(plan: Plan, config: Any) -> Any:
     """Return a deep copy of the caller's config, or a new one, with the plan's settings."""
     from copy import deepcopy
 
-    engine = plan.engines[0]
+    (engine,) = plan.engines
     out = engine.engine_config() if config is None else deepcopy(config)
     for name, value in engine.lmdeploy_settings().items():
         setattr(out, name, value)

@@ -318,7 +318,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             warnings.warn(f"images are prepared in LMDeploy's own way: {why}", stacklevel=2)
         self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
         if bounds.gate is not None:
-            gate = Gate(bounds.gate, bounds.kv)
+            gate = Gate(bounds.gate, bounds.engine_bounds(0, 1).kv)
             units = min(bounds.gate, bounds.limits.units_per_request)
             self.async_engine.generate = queued(self.async_engine.generate, gate, units)
 
@@ -372,5 +372,4 @@ def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
         return bounds
     most = min(planned_limit(bounds), rule.largest_limit(bounds.limits.units_per_image) or 1)
     setattr(model.processor.image_processor, name, most)
-    limits = bounds.limits.with_image_limit(rule, most)
-    return replace(bounds, limits=limits, overlay=True)
+    return replace(bounds, promise=bounds.promise.with_image_limit(rule, most), overlay=True)

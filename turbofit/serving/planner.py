@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
+    from turbofit.core.promise import Promise
     from turbofit.core.struct import Options
     from turbofit.planning.request import PlanRequest
     from turbofit.serving.options import ServeConfig
@@ -63,13 +64,16 @@ class Planner:
     meanwhile: Callable[[Plan], None] = lambda _plan: None
     over: Callable[[Plan], int | None] = lambda _plan: None
 
-    def make(self, changes: Options) -> Plan:
-        """Plan the user's request with ``changes``; reserve the memory of a plan that fits."""
+    def make(self, changes: Options, promise: Promise | None = None) -> Plan:
+        """Plan the user's request with ``changes``; reserve the memory of a plan that fits.
+
+        ``promise`` is an earlier plan's; None: the plan makes its own.
+        """
         assert self.request is not None
         request = self.request.changed(**changes)
         with under_way("planning"), self.leases.locked(partial(self.say, _WAITING)):
             plan = self._plan_and_rehearse(
-                request.changed(on=self._machine(request.gpus), gpus=None)
+                request.changed(on=self._machine(request.gpus), gpus=None), promise
             )
             if plan.fits:
                 self.leases.reserve(plan)
@@ -102,16 +106,16 @@ class Planner:
         here = machine_from(pretend if self.pretend else None, gpus=gpus)
         return counted(here, self.leases)
 
-    def _plan_and_rehearse(self, request: PlanRequest) -> Plan:
+    def _plan_and_rehearse(self, request: PlanRequest, promise: Promise | None) -> Plan:
         """Make and rehearse the plan of a request, and raise its cache ratio where possible.
 
         To double the margin, the request is planned a second time.
         """
         pretend = self.pretend or None  # None: tunings and calibrations of this machine
-        plan = best_plan(request, pretend=pretend)
+        plan = best_plan(request, pretend=pretend, promise=promise)
         if self.doubled and request.margin is None and plan.fits:
             request = request.changed(margin=doubled_margin(plan))
-            plan = best_plan(request, pretend=pretend)
+            plan = best_plan(request, pretend=pretend, promise=promise)
         if self.rehearse and plan.fits:
             rehearsals = Rehearsals(plan)
             rehearsed_before = rehearsals.recall(plan.machine)

@@ -39,10 +39,10 @@ _TO_OTHERS: Final = ("to ask: ", "ready at ", "ready, ")
 class AttemptRecord(RunAttempt):
     """One start of a run; the start's plan is a file in the same folder.
 
-    ``requests_at_once`` is 0 if unknown.
+    ``settings`` are of each engine; ``requests_at_once`` is 0 if unknown.
     """
 
-    settings: Settings | None = None
+    settings: tuple[Settings, ...] = ()
     requests_at_once: int = 0
 
 

@@ -41,11 +41,12 @@ from turbofit.serving.supervisor import Supervisor
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
     from turbofit.core.process.signals import StopSignal
+    from turbofit.core.promise import Promise
     from turbofit.gateway.http.about import ClockFacts
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
@@ -366,8 +367,8 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
     while True:
         start = Start(run, plan, failed)
         run.record.begin(
-            number=failed, changes=run.changes, why=why, settings=plan.smallest.settings,
-            requests_at_once=plan.requests_at_once,
+            number=failed, changes=run.changes, why=why, requests_at_once=plan.requests_at_once,
+            settings=tuple(engine.settings for engine in plan.engines),
         )  # fmt: skip
         try:
             with ExitStack() as holders:
@@ -404,15 +405,29 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
 def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
     """Return the next plan after a lack of memory, and the rung that led to this plan.
 
-    The first plan that fits and differs from the last plan is returned. None if the plan was given,
-    if the engine did not run out of memory, or if no rung helps.
+    The first plan that fits and differs from the last plan is returned. Plans that keep the promise
+    are tried first. If no settings keep it, a plan makes a smaller promise, and the run says so.
+    None if the plan was given, if the engine did not run out of memory, or if no rung helps.
     """
     if run.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
         return None
     run.plan = None  # the last plan must not serve again
-    for rung in rungs(end, plan, run.fixed):
+    steps = list(rungs(end, plan, run.fixed))
+    kept = [rung for rung in steps if not rung.promises_less]
+    step = _first_step(run, plan, kept, plan.promise)
+    if step is None and steps:
+        run.say("ladder: no settings keep the promise of the last plan: a smaller one is made")
+        step = _first_step(run, plan, steps, None)
+    return step
+
+
+def _first_step(
+    run: Run, plan: Plan, steps: Sequence[Rung], promise: Promise | None
+) -> tuple[Plan, Rung] | None:
+    """Return the first rung whose plan fits and differs from ``plan``, with this plan."""
+    for rung in steps:
         try:
-            planned = run.planner.make({**run.changes, **rung.changes})
+            planned = run.planner.make({**run.changes, **rung.changes}, promise)
         except TurbofitError as exc:
             run.say(f"ladder: {rung.why}: {exc.message}")
             continue

@@ -27,7 +27,7 @@ from turbofit.core.images import (
     AnyImageRule,
     ImageRule,
 )
-from turbofit.core.plan import Limits
+from turbofit.core.promise import Limits
 from turbofit.core.struct import decode, to_json
 from turbofit.gateway.limits.request_limits import KNOBS
 from turbofit.model.presets import known_presets, load_preset

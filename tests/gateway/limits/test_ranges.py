@@ -19,7 +19,7 @@ from turbofit.gateway.limits.rules import Scope
 
 
 def of(engine: str) -> Scope:
-    return Scope(engine=engine, vocabulary=512, session=4096)
+    return Scope(engine=engine, vocabulary=512, context=4096)
 
 
 SCOPE = of("turbomind")

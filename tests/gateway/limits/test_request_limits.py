@@ -14,6 +14,7 @@ from tests.support.gateway import (
     TILES,
     limits_for,
     plan_for,
+    promise_for,
 )
 from tests.support.plans import changed
 from turbofit.core.images import TileRule
@@ -23,6 +24,7 @@ from turbofit.gateway.limits.gate import UNSTATED, KvCache
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.request_limits import (
     Bounds,
+    EngineBounds,
     RequestedImage,
     bounds_of,
     check_images,
@@ -39,8 +41,8 @@ details = st.one_of(values, st.sampled_from(["low", "medium", "high", "auto"]))
 
 
 def bounds(rule=TILES, *, overlay=True, longest=10**9, **changes) -> Bounds:
-    limits = limits_for(rule, **changes)
-    return Bounds(rule=rule, limits=limits, longest_request_tokens=longest, overlay=overlay)
+    promise = promise_for(limits_for(rule, **changes), longest)
+    return Bounds(rule=rule, promise=promise, overlay=overlay)
 
 
 def hold_image(b: Bounds, size, parameters, *, carries=True):
@@ -156,7 +158,7 @@ def test_counts_are_refused_with_number_and_limit() -> None:
 
 
 def test_copies_intersect_in_one_forward() -> None:
-    b = msgspec.structs.replace(bounds(n=9), gate=39)
+    b = msgspec.structs.replace(bounds(n=9), engines=(EngineBounds(units=39),))
     image = hold_image(b, (448, 5376), {})
     check_request(b, [image], n=3)
     with pytest.raises(Refusal, match="52 vision tiles for 4 answers, the limit is 39"):
@@ -173,13 +175,14 @@ def test_no_images_without_a_plan_for_them() -> None:
 
 def test_gate_and_cache_count_only_where_the_plan_paid_less_and_it_may_run_out() -> None:
     paid = bounds_of(plan_for(units_per_forward=10**6))
-    assert (paid.gate, paid.kv) == (None, KvCache())
+    assert (paid.gate, paid.engines[0].kv) == (None, KvCache())
     plan = plan_for(units_per_forward=20)
     assert not plan.may_evict()
-    assert (bounds_of(plan).gate, bounds_of(plan).kv.tokens) == (20, UNSTATED)
+    assert (bounds_of(plan).gate, bounds_of(plan).engines[0].kv.tokens) == (20, UNSTATED)
     settings = msgspec.structs.replace(plan.engines[0].settings, max_batch_size=1024)
     more = bounds_of(changed(plan, settings=settings))
-    assert more.kv == KvCache(tokens=plan.engines[0].kv.tokens, longest=32768, block=64, ahead=2)
+    kv = KvCache(tokens=plan.engines[0].kv.tokens, longest=32768, block=64, ahead=2)
+    assert more.engines[0].kv == kv
 
 
 def refused(kind: Any, body: Any) -> Refusal:

@@ -25,6 +25,7 @@ from tests.support.gateway import (
     limits_for,
     picture,
     plan_for,
+    promise_for,
 )
 from tests.support.plans import changed, model, plausible_plan
 from tests.sweep import part
@@ -61,8 +62,7 @@ SIZES = st.tuples(st.integers(20, 4500), st.integers(20, 4500)).filter(
 
 
 def bounds(rule, *, images: int = 1, **changes: Any) -> Bounds:
-    limits = limits_for(rule, images=images, **changes)
-    return Bounds(rule=rule, limits=limits, longest_request_tokens=10**9)
+    return Bounds(rule=rule, promise=promise_for(limits_for(rule, images=images, **changes)))
 
 
 def taken_by(b: Bounds, image: RequestedImage, fit, request: dict[str, int]) -> tuple[int, int]:

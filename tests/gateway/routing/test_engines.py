@@ -99,8 +99,27 @@ def test_requests_are_held_to_the_poorest_card(plan: Plan) -> None:
         *((one.kv.longest_request_tokens, one.settings.max_batch_size) for one in plan.engines),
         strict=True,
     )
-    assert (bounds.longest_request_tokens, bounds.limits.n) == (min(longest), min(batches))
+    assert (bounds.promise.context, bounds.limits.n) == (min(longest), min(batches))
     assert bounds.gate is None  # it is paid for on each card
     first, second = plan.engines
     poorer = replace(second, units_per_forward=20, requests=3)
     assert bounds_of(replace(plan, engines=(first, poorer))).gate == 20
+
+
+def test_each_engine_has_its_own_gate_and_cache(plan: Plan) -> None:
+    """All engines were held to the smallest cache and to the least units of any engine."""
+    first, second = plan.engines
+    poorer = replace(second, units_per_forward=20, kv=replace(second.kv, tokens=40_000))
+    gateway = make_gateway(replace(plan, engines=(first, poorer)), URLS, GatewayConfig())
+    one, two = gateway.engines
+    assert (one.gate.units, two.gate.units) == (None, 20)
+    assert (two.gate.kv.tokens, two.gate.kv.longest) == (40_000, 32_768)
+    for engine in gateway.engines:
+        engine.gate.take(Cost(units=13))
+    large = Cost(units=13)
+    assert (one.fits(large), two.fits(large)) == (True, False)
+    richer = replace(first, units_per_forward=26)
+    gateway = make_gateway(replace(plan, engines=(richer, poorer)), URLS, GatewayConfig())
+    assert [engine.gate.units for engine in gateway.engines] == [26, 20]
+    caches = [engine.gate.kv.tokens for engine in gateway.engines]
+    assert caches == [richer.kv.tokens, poorer.kv.tokens]

@@ -47,7 +47,7 @@ def test_each_card_holds_more_than_under_common_settings_and_one_promise_stands(
     assert plan.fits
     assert plan.kv_tokens > before
     assert plan.kv_tokens == sum(own.kv.tokens for own in plan.engines)
-    weakest = plan.smallest
+    weakest = min(plan.engines, key=lambda engine: engine.kv.tokens)
     assert weakest.kv.tokens == min(own.kv.tokens for own in plan.engines)
     assert plan.promise.context == weakest.settings.session_len
     for own in plan.engines:

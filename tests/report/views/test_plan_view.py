@@ -38,7 +38,9 @@ def is_a_first_answer(plan: Plan) -> None:
     assert len(text.splitlines()) <= MOST_LINES, text
     words = " ".join(text.split())
     assert plan.verdict in words
-    assert f"{plan.engines[0].settings.session_len:,} tokens" in words
+    # What does not fit is no promise.
+    assert (f"{plan.promise.context:,} tokens" in words) or not plan.fits
+    assert ("tokens in all" in words) <= plan.fits
     if plan.backend.of_lmdeploy:
         assert "settings cache_max_entry_count " in words
         assert f"tp {plan.tp} x {plan.replicas}" in words

@@ -269,13 +269,13 @@ def test_a_controller_takes_over_what_a_killed_one_left(world: World) -> None:
     assert world.said[0] == "taken over from an earlier controller, with its promise: 2 nodes"
     assert first.plan is not None
     assert made.plan is not None
-    assert made.plan.longest_request_tokens == first.plan.longest_request_tokens
+    assert made.plan.promise == first.plan.promise
     world.add(4, "1xl4")
     ticks(made)
     joined = world.actor("host-4").planned.plan
     assert joined is not None
     assert joined.promise.image_limit == first.plan.plans[0].promise.image_limit
-    assert joined.promise.context == first.plan.longest_request_tokens
+    assert joined.promise.context == first.plan.promise.context
 
 
 @pytest.mark.parametrize("other", [{"context": 8192}, {"words": ("--drain", "60")}])

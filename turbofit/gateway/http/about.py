@@ -154,8 +154,7 @@ def facts_of(
 def limits_in_words(bounds: Bounds) -> list[str]:
     """Return phrases that tell the reader of the chat page what a request may contain."""
     limits, rule = bounds.limits, bounds.rule
-    units, tokens = limits.units_per_image, limits.image_tokens_per_request
-    words = [limits.promise(bounds.longest_request_tokens, units, tokens)]
+    words = [bounds.promise.words(rule)]
     if (most := limits.most_images(rule)) > limits.images_per_request:
         words.append(f"or {most} smaller images")
     if limits.image_limit is not None and most:

@@ -70,20 +70,18 @@ class Gateway(AsgiApp):
     ) -> None:
         super().__init__(config, bounds.limits.bytes_per_body, log)
         self.bounds = bounds
-        # The shares are unknown for engines that were not planned.
-        planned = len(bounds.shares) == len(upstreams)
-        shares = bounds.shares if planned else (1.0,) * len(upstreams)
+        engines = [bounds.engine_bounds(number, len(upstreams)) for number in range(len(upstreams))]
         self.fleet = Fleet(
             [
                 RoutedEngine(
                     number,
                     url,
-                    share,
+                    engine.share,
                     key=config.upstream_key,
-                    gate=Gate(bounds.gate, bounds.kv),
+                    gate=Gate(engine.units, engine.kv),
                     host_limit=bounds.host_bytes,
                 )
-                for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))
+                for number, (url, engine) in enumerate(zip(upstreams, engines, strict=True))
             ]
         )
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)

@@ -137,7 +137,7 @@ class Preparation:
         )
         if self.generates:
             check_request(bounds, self.limited, n=parsed.copies)
-            left = bounds.longest_request_tokens - self._media_tokens
+            left = bounds.promise.context - self._media_tokens
             lower_answer(kind, parsed.body, left, parsed.lowered)
 
     def _watch(self, clip: Clip, left: Bounds) -> LimitedImage:
@@ -211,7 +211,7 @@ class Preparation:
         bounds, beside = self._bounds, body - (self.payload if self.generates else 0)
         if beside > (most := bounds.beside_images):
             key = "text_too_big" if most == bounds.text_bytes else "text_too_big:beside"
-            context = bounds.longest_request_tokens
+            context = bounds.promise.context
             raise Refusal(key, beside=beside, most=most, context=context)
         return beside
 

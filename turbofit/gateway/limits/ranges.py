@@ -35,7 +35,7 @@ from turbofit.gateway.limits.rules import (
 _STOP: Final = Texts(most=16, characters=1024, short=4)
 #: The length of the answer. Engines lower it to the tokens that the prompt leaves of the session:
 #: lmdeploy serve/core/async_engine.py::AsyncEngine._determine_gen_config #a7a408
-_LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
+_LENGTH: Final = IntegerRule(least=1, most="context", over="lower")
 _NAME: Final = TextRule(most=4096)
 #: Fields that other functions limit: `request_body` the images and the keywords of processors,
 #: `request_body` and `_check_conversation` the messages, `grammars` the schemas and tools, and
@@ -93,7 +93,7 @@ _RETURNS: Final[Mapping[str, Rule]] = {
     "return_routed_experts": Flag(),
 }
 #: With a token id outside the vocabulary, an engine would read memory outside the embedding.
-_INPUT: Final = Ids(most="session")
+_INPUT: Final = Ids(most="context")
 
 _CHAT: Final[Mapping[str, Rule]] = {
     **_SAMPLING,
@@ -116,7 +116,7 @@ _CHAT: Final[Mapping[str, Rule]] = {
     "reasoning_effort": TextRule(most=64),
     # The engine adds the length of the prompt:
     # lmdeploy 0.16.0 src/turbomind/engine/request.h `int min_new_tokens`
-    "min_new_tokens": IntegerRule(most="session", over="lower"),
+    "min_new_tokens": IntegerRule(most="context", over="lower"),
     "enable_thinking": Flag(),
     "return_token_ids": Flag(),
     "chat_template_kwargs": _LIMITED_ELSEWHERE,
@@ -148,7 +148,7 @@ _GENERATE: Final[Mapping[str, Rule]] = {
     # lmdeploy 0.16.0 src/turbomind/utils/constant.h `kMaxLogProb = 1024`. In the PyTorch engine,
     # torch.topk raises above the vocabulary.
     "top_logprobs_num": IntegerRule(most=1024, over="lower"),
-    "logprob_start_len": IntegerRule(least=-1, most="session"),
+    "logprob_start_len": IntegerRule(least=-1, most="context"),
 }
 _MESSAGES: Final[Mapping[str, Rule]] = {
     **{name: _SAMPLING[name] for name in ("stream", "top_k")},
@@ -256,7 +256,7 @@ GENERATION: Final[Mapping[str, Rule]] = {
         Rule(),
     ),
     "top_p": Number(least=0, most=1),
-    "max_new_tokens": IntegerRule(most="session", over="lower"),
+    "max_new_tokens": IntegerRule(most="context", over="lower"),
     "min_new_tokens": _CHAT["min_new_tokens"],
     "random_seed": _OPENAI["seed"],
     "stop_token_ids": _GENERATE["stop_token_ids"],
@@ -308,7 +308,7 @@ def scope_of(bounds: Bounds) -> Scope:
     return Scope(
         engine=bounds.engine,
         vocabulary=bounds.vocabulary,
-        session=bounds.longest_request_tokens,
+        context=bounds.promise.context,
     )
 
 
@@ -318,7 +318,7 @@ def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
     ``body`` has only known fields, and no null; ``kind`` is a `routes.Kind`.
     """
     changes = hold_fields(RULES[kind], body, scope)
-    _check_conversation(body, scope.session)
+    _check_conversation(body, scope.context)
     check_template(body.get(_TEMPLATE))
     check_grammars(body)
     return changes
@@ -358,12 +358,12 @@ def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> 
             changes.append(f"{asked}->{left}")
 
 
-def _check_conversation(body: Mapping[str, Any], session: int) -> None:
+def _check_conversation(body: Mapping[str, Any], context: int) -> None:
     """Refuse a body with too many messages or parts of messages.
 
-    Each message takes at least one token, so there may be at most ``session`` messages.
+    Each message takes at least one token, so there may be at most ``context`` messages.
     """
-    most = min(_MOST_MESSAGES, session or _MOST_MESSAGES)
+    most = min(_MOST_MESSAGES, context or _MOST_MESSAGES)
     parts = 0
     for name in _CONVERSATIONS:
         listed = body.get(name)

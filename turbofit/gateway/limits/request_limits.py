@@ -12,13 +12,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule, ImageRule
 from turbofit.core.images.rule import Allowed, Size
 from turbofit.core.messages import plural
 from turbofit.core.model import DTYPE_BYTES
-from turbofit.core.plan import Limits, Plan
+from turbofit.core.plan import EnginePlan, Plan, may_evict
+from turbofit.core.promise import Limits, Promise
 from turbofit.core.struct import Options, Struct
 from turbofit.core.units import GIB
 from turbofit.gateway.http.refusals import Refusal
@@ -51,34 +53,63 @@ _LEAST_HOST: Final = 2 * GIB
 _UNKNOWN_HOST: Final = 4 * GIB
 
 
+class EngineBounds(Struct):
+    """The limits of one engine.
+
+    - ``units``: the most units in one forward; None if the engine itself has the same limit.
+    - ``kv``: the engine's KV cache (see `gate.Gate`).
+    - ``share``: the average number of requests that the plan expects.
+    """
+
+    units: int | None = None
+    kv: KvCache = KvCache()
+    share: float = 1.0
+
+
 class Bounds(Struct):
-    """The limits of a plan for requests.
+    """What a plan promises to requests, and the limits of its engines.
 
     - ``overlay``: the engines run on a model folder whose default limit is the plan's limit
       (`gateway.overlay`).
-    - ``gate``: the most units in one forward of an engine; None if the engine itself has the same
-      limit. ``kv`` is the engine's KV cache (see `gate.Gate`).
     - ``bytes_per_unit``: bytes of host memory for the preprocessing of one unit.
     - ``watches``: the engine and its model take videos; a video takes the place of one image.
     - ``serial``: engines answer one request after another, and read no parameters of images.
     - ``vocabulary``: the number of tokens that the model knows, 0 if unknown.
     - ``host_bytes``: the most bytes of host memory for the images of all requests at one engine.
-    - ``shares``: for each engine, the average number of requests that the plan expects.
+    - ``engines``: the limits of each engine of the plan.
     """
 
     rule: AnyImageRule | None
-    limits: Limits
-    longest_request_tokens: int
+    promise: Promise
     overlay: bool = True
-    gate: int | None = None
-    kv: KvCache = KvCache()
     bytes_per_unit: int = 0
     watches: bool = False
     engine: str = "turbomind"
     vocabulary: int = 0
     serial: bool = False
     host_bytes: int = _UNKNOWN_HOST
-    shares: tuple[float, ...] = ()
+    engines: tuple[EngineBounds, ...] = (EngineBounds(),)
+
+    @property
+    def limits(self) -> Limits:
+        """The promise's limits."""
+        return self.promise.limits
+
+    @property
+    def gate(self) -> int | None:
+        """The most units that every engine takes in one forward; None if no engine has a gate."""
+        units = (engine.units for engine in self.engines if engine.units is not None)
+        return min(units, default=None)
+
+    def engine_bounds(self, number: int, count: int) -> EngineBounds:
+        """Return the limits of one of ``count`` engines.
+
+        Engines that were not planned have equal shares, and the limits that hold for every engine.
+        """
+        if count == len(self.engines):
+            return self.engines[number]
+        smallest = min(self.engines, key=lambda engine: engine.kv.tokens)
+        return EngineBounds(units=self.gate, kv=smallest.kv)
 
     @property
     def text_bytes(self) -> int:
@@ -87,7 +118,7 @@ class Bounds(Struct):
         A longer text is refused before its tokens are counted: the count would take too long, or
         the text cannot fit the session.
         """
-        tokens = self.longest_request_tokens
+        tokens = self.promise.context
         cheap = max(_LEAST_TEXT, _BYTES_PER_TOKEN * tokens)
         return min(cheap, max(_LEAST_BODY, _LONGEST_TOKEN * tokens))
 
@@ -135,22 +166,18 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
     ``overlay``: the engines run on the folder that `gateway.overlay` makes.
     """
     rule = plan.model.image_rule if plan.promise.limits.vision_unit is not None else None
-    gate = _gate(plan, rule)
     bytes_per_unit = 0 if rule is None else plan.model.unit_values * _WIDE
     return Bounds(
         rule=rule,
-        limits=plan.promise.limits,
-        longest_request_tokens=plan.promise.context,
+        promise=plan.promise,
         overlay=overlay,
-        gate=gate,
-        kv=KvCache() if gate is None else _kv(plan),
         bytes_per_unit=bytes_per_unit,
         watches=plan.takes_videos,
         engine=plan.backend.name,
         vocabulary=plan.model.text.vocab,
         serial=plan.backend.serial,
         host_bytes=images_in_flight(plan, bytes_per_unit),
-        shares=tuple(engine.requests for engine in plan.engines),
+        engines=tuple(_engine_bounds(plan, engine, rule) for engine in plan.engines),
     )
 
 
@@ -247,7 +274,7 @@ def _demands(
         yield n * units, bounds.gate, f"vision {unit} for {n} answers", "n_over_limit"
     # At least one token of an answer; `ranges.lower_answer` lowers longer answers.
     least = tokens + sum(image.text_tokens for image in images) + 1
-    yield least, bounds.longest_request_tokens, "tokens of images and an answer", key
+    yield least, bounds.promise.context, "tokens of images and an answer", key
 
 
 def _uncarried(
@@ -299,21 +326,29 @@ def shown(value: Any) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-+") else "?" for c in text)
 
 
-def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
-    """Return the most units in one forward of an engine; None if no engine exceeds its plan.
+def _engine_bounds(plan: Plan, engine: EnginePlan, rule: ImageRule | None) -> EngineBounds:
+    """Return the limits of one engine.
 
-    The gateway has to limit the units only for engines that could take more than the plan counts.
+    Only an engine that could take more units than the plan counts needs a gate. Without a gate no
+    tokens are counted.
     """
-    if rule is None:
-        return None
-    vision_load = vision_load_within(plan.promise.limits)
     account = engine_of(plan)
-    gates = (
-        engine.units_per_forward
-        for engine in plan.engines
-        if engine.units_per_forward < account.units_bound(rule, vision_load, engine.settings)
+    bounds = EngineBounds(share=engine.requests)
+    if rule is None:
+        return bounds
+    vision_load = vision_load_within(plan.promise.limits)
+    if engine.units_per_forward >= account.units_bound(rule, vision_load, engine.settings):
+        return bounds
+    # A cache with space for a full batch of the longest requests cannot become full. Requests
+    # beyond the batch wait in the engine and use no cache.
+    evicts = may_evict(engine.settings, engine.kv.tokens)
+    kv = KvCache(
+        tokens=engine.kv.tokens if evicts else UNSTATED,
+        longest=engine.kv.longest_request_tokens,
+        block=engine.settings.cache_block_seq_len,
+        ahead=account.blocks_ahead,
     )
-    return min(gates, default=None)
+    return replace(bounds, units=engine.units_per_forward, kv=kv)
 
 
 def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
@@ -329,18 +364,3 @@ def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
         return max(least, _UNKNOWN_HOST)
     free = available - plan.host.pinned - plan.host.pageable
     return max(least, _LEAST_HOST, free // 4 // max(1, plan.replicas))
-
-
-def _kv(plan: Plan) -> KvCache:
-    """Return the sizes of the smallest KV cache, which hold for every engine.
-
-    If every cache has space for a full batch of the longest requests, no cache can become full.
-    Then the size is `UNSTATED`. Requests beyond an engine's batch wait in the engine and use no
-    cache.
-    """
-    return KvCache(
-        tokens=plan.smallest.kv.tokens if plan.may_evict() else UNSTATED,
-        longest=max(engine.settings.session_len for engine in plan.engines),
-        block=max(engine.settings.cache_block_seq_len for engine in plan.engines),
-        ahead=engine_of(plan).blocks_ahead,
-    )

@@ -15,7 +15,7 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import shown
 
 #: A number, or the name of a number of the plan.
-Most: TypeAlias = int | Literal["vocabulary", "session"]
+Most: TypeAlias = int | Literal["vocabulary", "context"]
 
 _Value = TypeVar("_Value")
 
@@ -29,19 +29,19 @@ _SHORT: Final = 3
 class Scope(Struct):
     """The plan's numbers that rules need; an unknown number is 0, and limits nothing.
 
-    ``vocabulary``: the number of tokens that the model knows. ``session``: the tokens of the
+    ``vocabulary``: the number of tokens that the model knows. ``context``: the tokens of the
     longest request.
     """
 
     engine: str = ""
     vocabulary: int = 0
-    session: int = 0
+    context: int = 0
 
     def number(self, most: Most) -> int:
         """Return a limit as a number; 0 if the plan does not know this number."""
         if isinstance(most, int):
             return most
-        return self.vocabulary if most == "vocabulary" else self.session
+        return self.vocabulary if most == "vocabulary" else self.context
 
 
 class Rule(Struct):

@@ -125,7 +125,7 @@ def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
     left = limits.units_per_request - sum(image.units for image in images)
     most = max(left, limits.units_per_request // (len(images) + 1))
     limits = replace(limits, units_per_image=min(limits.units_per_image, most))
-    return replace(bounds, limits=limits)
+    return replace(bounds, promise=replace(bounds.promise, limits=limits))
 
 
 def check_clips(bounds: Bounds, count: int) -> None:

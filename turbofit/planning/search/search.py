@@ -352,10 +352,10 @@ class _Search:
         return tried[bisect(costs_nothing, 0, steps)[0]]
 
     def lowered(self, space: list[Shape]) -> tuple[Evaluation, list[Evaluation]]:
-        """Return the result of a search with the largest lower limit with which a shape fits.
+        """Return the result of a search with a lower image limit.
 
-        If no shape fits with any limit, a shape that serves is enough: it holds fewer requests at
-        once than are promised. If no shape serves, the result is that of the least limit.
+        Each shape has the largest limit that it serves, and the best of these shapes decides on the
+        limit. If no shape serves any limit, the limit is the least.
         """
         rule = self.request.model.image_rule
         assert rule is not None
@@ -367,17 +367,16 @@ class _Search:
                 searches[limit] = _Search(lower, self.engine, self.state.requested_load)
             return searches[limit]
 
-        def tried(limit: int) -> Iterator[Evaluation]:
-            here = under(limit)
-            return (here.evaluate(here.limited(shape, limit)) for shape in space)
+        def at(shape: Shape, limit: int) -> Evaluation:
+            return under(limit).evaluate(under(limit).limited(shape, limit))
 
-        def largest(good: Callable[[Evaluation], bool]) -> int | None:
-            return _largest_limit(rule, space[0], lambda limit: any(map(good, tried(limit))))
+        def lowered(shape: Shape) -> Evaluation:
+            most = _largest_limit(rule, shape, lambda limit: at(shape, limit).serves)
+            return at(shape, most or rule.least_limit)
 
-        limit = largest(lambda it: it.fits)
-        if limit is None and self.request.promised_requests is not None:
-            limit = largest(lambda it: it.serves)
-        return under(limit or rule.least_limit).best()
+        limit = max(map(lowered, space), key=_order).shape.image_limit
+        assert limit is not None
+        return under(limit).best()
 
     def limited(self, shape: Shape, image_limit: int) -> Shape:
         """Return the shape with another image limit.

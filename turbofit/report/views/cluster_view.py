@@ -47,7 +47,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         Verdict(plan.verdict, "good" if plan.fits else "bad", short=True),
     ]
     if plan.fits:
-        context = f"{plan.longest_request_tokens:,} tokens with the answer"
+        context = f"{plan.plans[0].promise.context:,} tokens with the answer"
         facts = {**promise_facts(plan.plans[0]), "context": context}
         blocks += [
             *first_warnings(plan.warnings),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 from turbofit.core.messages import QUEUED, groups_of, indices
@@ -29,23 +30,6 @@ _WIDTH: Final = 76
 _ONE_LINE: Final = 78
 
 
-def largest_images(plan: Plan) -> tuple[int, int]:
-    """Return the tiles or patches of the largest image served, and the image tokens of a request.
-
-    The request has the most images of this size that the plan allows. Larger images are refused by
-    LMDeploy: image tokens and one token of text must fit into ``session_len``.
-    """
-    limits, rule, room = (
-        plan.promise.limits,
-        plan.model.image_rule,
-        plan.smallest.settings.session_len - 1,
-    )
-    whole = limits.units_per_image, limits.image_tokens_per_request
-    if rule is None or plan.throughput is None or limits.image_tokens_per_request <= room:
-        return whole
-    return rule.images_in(limits.images_per_request, room, limits.units_per_image)
-
-
 def settings_of(engine: EnginePlan) -> dict[str, str]:
     """Return the settings that are set, as text, by LMDeploy's names."""
     out = {}
@@ -57,12 +41,20 @@ def settings_of(engine: EnginePlan) -> dict[str, str]:
     return out
 
 
+def shared_settings(plan: Plan, other: str = "by GPU (--full)") -> dict[str, str]:
+    """Return the settings that all engines share, and ``other`` for those that differ."""
+    settings: dict[str, str] = {}
+    for engine in plan.engines:
+        settings = settings_of(engine) | settings
+    return settings | dict.fromkeys(differing(plan), other)
+
+
 def differing(plan: Plan) -> tuple[str, ...]:
     """Return the names of the settings that differ between the plan's engines."""
     all_settings = [settings_of(engine) for engine in plan.engines]
     return tuple(
         name
-        for name in all_settings[0]
+        for name in dict.fromkeys(chain.from_iterable(all_settings))
         if len({settings.get(name) for settings in all_settings}) > 1
     )
 

@@ -34,13 +34,11 @@ from turbofit.report.painters.document import (
 )
 from turbofit.report.views.figures import (
     command_blocks,
-    differing,
     for_older_release,
-    largest_images,
     limits_not_kept,
     per_engine_blocks,
     serve_note,
-    settings_of,
+    shared_settings,
     shell_words,
 )
 from turbofit.report.views.machine_view import ways_text
@@ -74,8 +72,6 @@ _DIED: Final = "turbofit diagnose LOG says why an engine died with these setting
 _FEW: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy")
 #: A lower image limit is shown if it serves at least this many times the requests of the plan.
 _WORTH: Final = 1.5
-#: A cache is also counted in requests of the largest images and this many tokens of text.
-_TEXT: Final = 512
 
 
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
@@ -125,7 +121,7 @@ def _answer(plan: Plan) -> list[Block]:
 
 def _short_facts(plan: Plan) -> dict[str, str]:
     """Return by name the facts of the short answer: limits of a request, settings, forecasts."""
-    facts = {"promise": _promised(plan), "settings": _few_settings(plan)}
+    facts = {"promise": _promised(plan) if plan.fits else "", "settings": _few_settings(plan)}
     if plan.considered and plan.promise.context:
         facts["KV cache"] = _in_cache(plan)  # a prediction has it in its verdict
     if speed := plan.throughput:
@@ -148,14 +144,12 @@ def _promised(plan: Plan) -> str:
     """Return in words the limits of a request: its images and its tokens."""
     sides = plan.workload.image_size
     size = _size(sides) if sides is not None else ""
-    return plan.promise.limits.promise(
-        plan.smallest.settings.session_len, *largest_images(plan), size
-    )
+    return plan.promise.words(plan.model.image_rule, size)
 
 
 def _few_settings(plan: Plan) -> str:
     """Return the settings that decide the memory, under LMDeploy's names, as a text."""
-    settings, limits = settings_of(plan.smallest), plan.promise.limits
+    settings, limits = shared_settings(plan), plan.promise.limits
     if not plan.backend.of_lmdeploy:
         return ""
     few = {"cache_max_entry_count": settings["cache_max_entry_count"]}
@@ -164,7 +158,6 @@ def _few_settings(plan: Plan) -> str:
     if rule is not None and rule.varies_by_limit and limits.image_limit is not None:
         few[rule.limit_name] = str(limits.image_limit)
     few |= {name: settings[name] for name in _FEW if settings.get(name) not in (None, "0")}
-    few |= {name: "by GPU (--full)" for name in differing(plan) if name in few}
     if plan.serve is None and for_older_release(plan):
         # An older LMDeploy has only the settings that its own command sets.
         commands = [engine.command.argv for engine in plan.engines if engine.command]
@@ -239,8 +232,7 @@ def _in_cache(plan: Plan, of: str = "") -> str:
     one by one, because no request is divided over two caches.
     """
     longest, counts = plan.promise.context, list[str]()
-    images = largest_images(plan)[1] if plan.promise.limits.vision_unit else 0
-    for size in sorted({images + _TEXT, longest}):
+    for size in sorted({plan.promise.request_tokens, longest}):
         if 0 < size <= longest:
             requests = sum(
                 min(1, engine.kv.tokens // size)
@@ -256,14 +248,19 @@ def _in_cache(plan: Plan, of: str = "") -> str:
 
 def promise_facts(plan: Plan) -> dict[str, str]:
     """Return by name the limits of a request: its context and its images."""
-    limits, rule, settings = plan.promise.limits, plan.model.image_rule, plan.smallest.settings
-    context = f"{settings.session_len:,} tokens with the answer"
+    promise, limits, rule = plan.promise, plan.promise.limits, plan.model.image_rule
+    context = f"{promise.context:,} tokens with the answer"
     if plan.backend.of_lmdeploy:
-        context += f"; prefill reads {settings.max_prefill_token_num:,} at a time"
-    facts = {"context": context}
+        sizes = sorted({engine.settings.max_prefill_token_num for engine in plan.engines})
+        context += f"; prefill reads {' or '.join(f'{size:,}' for size in sizes)} at a time"
+    facts = {"context": context if promise.context else ""}
     if limits.vision_unit is not None and rule is not None:
-        unit, side, (units, tokens) = limits.vision_unit, rule.unit_side, largest_images(plan)
-        count = limits.images_per_request
+        unit, side, (units, tokens) = (
+            limits.vision_unit,
+            rule.unit_side,
+            promise.largest_image(rule),
+        )
+        count = promise.images
         facts["images"] = (
             f"{count} {plural(count, 'image')} a request, of at most {units:,}"
             f" {plural(units, unit)} of {side}x{side} ({tokens:,} {plural(tokens, 'token')})"
@@ -278,12 +275,13 @@ def promise_facts(plan: Plan) -> dict[str, str]:
 
 def _capacity(plan: Plan) -> list[Block]:
     """Return the cache, the limits of a request, and the host memory."""
-    kv, limits, rule = plan.smallest.kv, plan.promise.limits, plan.model.image_rule
-    cache = _in_cache(plan, f" of {format_bytes(kv.bytes_per_token)}")
+    limits, rule = plan.promise.limits, plan.model.image_rule
+    sizes = sorted({format_bytes(engine.kv.bytes_per_token) for engine in plan.engines})
+    cache = _in_cache(plan, f" of {' or '.join(sizes)}")
     facts = {"KV cache": cache, **promise_facts(plan)}
     if plan.replicas > 1:
         least = "at least " if len(alike(plan.engines)) > 1 else ""
-        facts["each KV cache"] = f"{least}{kv.tokens:,} tokens"
+        facts["each KV cache"] = f"{least}{min(it.kv.tokens for it in plan.engines):,} tokens"
     if limits.vision_unit:
         if limits.max_dynamic_patch is not None and rule is not None and rule.varies_by_limit:
             facts["max_dynamic_patch"] = str(limits.max_dynamic_patch)
@@ -394,13 +392,12 @@ def _settings(plan: Plan) -> list[Block]:
     """Return each setting with the reasons that begin with its name, then all other reasons."""
     rest = list(plan.reasons)
     rows = []
-    differ = differing(plan)
-    for name, value in settings_of(plan.smallest).items():
+    for name, value in shared_settings(plan, "see below").items():
         matching = [reason for reason in rest if reason.split(" ", 1)[0].rstrip(":,=") == name]
         rest = [reason for reason in rest if reason not in matching]
         texts = [reason[len(name) :].lstrip(" :,=") for reason in matching]
         why = "; ".join(text.removeprefix(f"{value}: ") for text in texts)
-        rows.append((name, "see below" if name in differ else value, why))
+        rows.append((name, value, why))
     settings = table(("setting", "value", "why"), rows, wrap=("why",))
     others = [Items(tuple(rest))] if rest else []
     return [Heading("Settings"), settings, *others]

@@ -25,6 +25,7 @@ from turbofit.core.version import __version__
 from turbofit.gateway.front import Front
 from turbofit.gateway.http.metrics import access_log
 from turbofit.gateway.server import GatewayThread
+from turbofit.planning.cluster_plan import common_promise
 from turbofit.planning.plan import plan_cluster, refusal
 from turbofit.serving.cluster import ray_adapter
 from turbofit.serving.cluster.actors import address_source, ask_statuses, measured, node_actors
@@ -109,8 +110,8 @@ class Controller:
                 turbofit_version=__version__, created=plans[0].created, fits=True,
                 verdict=f"taken over from an earlier controller, with its promise: {len(plans)} "
                 f"{plural(len(plans), 'node')}",
-                model=plans[0].model, workload=plans[0].workload, limits=plans[0].promise.limits,
-                longest_request_tokens=plans[0].promise.context, nodes=tuple(taken_over),
+                model=plans[0].model, workload=plans[0].workload, promise=common_promise(plans),
+                nodes=tuple(taken_over),
             )  # fmt: skip
             self._say(self.plan.verdict)
         if actors:
