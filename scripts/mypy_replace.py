@@ -1,7 +1,8 @@
 """A plugin for mypy: the fields that `msgspec.structs.replace` changes have their declared types.
 
 msgspec takes any value for any field, and a record that is null where its type says otherwise
-becomes a document that nobody can read.
+becomes a document that nobody can read. A plan's promise is no field that may be changed: planning
+makes it once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from mypy.typeops import bind_self
 from mypy.types import CallableType, FunctionLike, Instance, get_proper_type
 
 _REPLACE = "msgspec.structs.replace"
+#: Fields that no call may change, by their class.
+_KEPT = {"turbofit.core.plan.Plan": "promise"}
 
 
 def _signature(context: FunctionSigContext) -> FunctionLike:
@@ -25,11 +28,13 @@ def _signature(context: FunctionSigContext) -> FunctionLike:
     made = get_proper_type(struct.type["__init__"].type)
     if not isinstance(made, CallableType):
         return default
-    fields = bind_self(made, struct)
+    fields, kept = bind_self(made, struct), _KEPT.get(struct.type.fullname)
+    pairs = zip(fields.arg_names, fields.arg_types, strict=True)
+    free = [(name, kind) for name, kind in pairs if name != kept]
     return default.copy_modified(
-        arg_names=[default.arg_names[0], *fields.arg_names],
-        arg_types=[struct, *fields.arg_types],
-        arg_kinds=[ARG_POS, *(ARG_NAMED_OPT for _ in fields.arg_names)],
+        arg_names=[default.arg_names[0], *(name for name, _ in free)],
+        arg_types=[struct, *(kind for _, kind in free)],
+        arg_kinds=[ARG_POS, *(ARG_NAMED_OPT for _ in free)],
         ret_type=struct,
         variables=(),
     )

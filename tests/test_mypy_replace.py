@@ -17,6 +17,7 @@ def changed(plan: Plan) -> tuple[Plan, ...]:
         replace(plan, usual_image=UNSET, fits=False),
         replace(plan, usual_image=None),
         replace(plan, no_field=1),
+        replace(plan, promise=plan.promise),
     )
 """
 
@@ -29,6 +30,7 @@ def test_a_record_is_not_null_where_its_type_says_otherwise(tmp_path: Path) -> N
     found, _, status = api.run(["--config-file", config, "--cache-dir", cache, str(program)])
     errors = [line for line in found.splitlines() if "error:" in line]
     assert status == 1
-    assert [line.split(":")[1] for line in errors] == ["8", "9"], found
+    assert [line.split(":")[1] for line in errors] == ["8", "9", "10"], found
     assert '"usual_image"' in errors[0]
     assert '"no_field"' in errors[1]
+    assert '"promise"' in errors[2]  # planning alone makes promises

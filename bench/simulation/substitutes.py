@@ -451,11 +451,16 @@ def _remembered(real: Any) -> Any:
         real: `planner.best_plan` itself.
     """
 
-    def best_plan(request: Any, *, pretend: None) -> Any:  # noqa: ARG001 - no world pretends
-        key = _question(request)
+    def best_plan(
+        request: Any,
+        *,
+        pretend: None,  # noqa: ARG001 - no world pretends
+        promise: Any = None,
+    ) -> Any:
+        key = _question(request, promise)
         plan = _PLANS.get(key)
         if plan is None:
-            plan = _found(real, request)
+            plan = _found(real, request, promise)
         elif not isinstance(plan, TurbofitError):
             plan = _with_holders(plan, request.on)
         if key not in _PLANS:
@@ -482,17 +487,17 @@ def _told(real: Any) -> Any:
     return raised
 
 
-def _question(request: Any) -> bytes:
-    """Return all that a plan depends on: the request, and the machine without its holders."""
+def _question(request: Any, promise: Any) -> bytes:
+    """Return all that a plan depends on: request, promise, and the machine without its holders."""
     gpus = tuple(msgspec.structs.replace(one, holders=()) for one in request.on.gpus)
     bare = msgspec.structs.replace(request.on, gpus=gpus)
     asked = {name: one for name, one in request.given().items() if name != "on"}
-    return msgspec.json.encode([bare, asked], enc_hook=str)
+    return msgspec.json.encode([bare, asked, promise], enc_hook=str)
 
 
-def _found(real: Any, request: Any) -> Any:
+def _found(real: Any, request: Any, promise: Any) -> Any:
     try:
-        return real(request)
+        return real(request, promise=promise)
     except TurbofitError as exc:
         return exc
 
