@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,7 @@ from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.files import located
 from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, beyond_lora
+from turbofit.model.presets import find_preset
 from turbofit.model.safetensors import PREFIX, header_length
 from turbofit.model.safetensors import Tensor as Stored
 from turbofit.model.tensors import Tensor, text_tensors
@@ -93,10 +94,10 @@ def lora_modules(text: TextDims) -> dict[str, Tensor]:
     return {_MODULES[one.role]: one for one in text_tensors(text) if one.role in _MODULES}
 
 
-def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Model:
+def with_adapters(model: Model, words: Sequence[str], *, only_text: bool, typed: str = "") -> Model:
     """Return the model with the adapters that ``words`` name, each as NAME=PATH or PATH.
 
-    ``only_text``: the engine loads no vision tower.
+    ``only_text``: the engine loads no vision tower. ``typed``: what a person called the model.
 
     Raises:
         UsageError: with an adapter, LMDeploy would end, or would compute other values than peft.
@@ -107,7 +108,7 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
             f" {model.name}, or turbofit has not read this class"
         )
     split = [word.partition("=") if "=" in word else (_UNNAMED, "", word) for word in words]
-    _check_names(model, [name for name, _, _ in split])
+    _check_names([name for name, _, _ in split], {typed, *_names_of(model)})
     adapters = [_adapter(model, name, path, only_text=only_text) for name, _, path in split]
     for module in lora_modules(model.text):
         ranks = {adapter.rank: adapter.name for adapter in adapters if module in adapter.modules}
@@ -118,7 +119,7 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
                 f"{ranks[largest]} has rank {largest}: above {_LEAST_BLOCK}, LMDeploy's kernel"
                 " takes only ranks that are powers of two"
             )
-    own_names = {model.name.lower(), (model.hub_id or model.name).rpartition("/")[2].lower()}
+    own_names = {name.lower() for name in (model.name, _names_of(model)[-1])}
     of_another_base = (
         f"adapter {adapter.name} names {adapter.base[:100]} as its base, not {model.name}:"
         " the shapes fit, but only you can tell whether the weights do"
@@ -135,14 +136,20 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
     return replace(model, adapters=tuple(adapters), warnings=tuple(warnings))
 
 
-def _check_names(model: Model, names: Sequence[str]) -> None:
+def _names_of(model: Model) -> tuple[str, ...]:
+    """Return the names of a model: its own, its preset's, its hub id, and the last part of it."""
+    hub_id = model.hub_id or model.name
+    return model.name, find_preset(hub_id) or model.name, hub_id, hub_id.rpartition("/")[2]
+
+
+def _check_names(names: Sequence[str], of_model: Collection[str]) -> None:
     """Refuse empty and equal names, and names of the model or of LMDeploy's chat templates."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise _refusal(f"two adapters are called {twice}", "write each as NAME=PATH")
     reserved = {
         **dict.fromkeys(_TEMPLATES, "a chat template of LMDeploy, which the adapter would get"),
-        **dict.fromkeys((model.name, model.hub_id or model.name), "the model"),
+        **dict.fromkeys(of_model, "the model, and clients could ask only one of the two"),
     }
     for name in names:
         if not name:
