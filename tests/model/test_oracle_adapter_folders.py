@@ -14,7 +14,7 @@ from bench.rehearsal.adapters import write_adapter
 from tests.support.serving import needs
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Plan
-from turbofit.model.adapters import with_copies
+from turbofit.model.adapter_folders import with_copies
 from turbofit.model.safetensors import PREFIX
 from turbofit.model.source import resolve_model
 
