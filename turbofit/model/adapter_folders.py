@@ -1,7 +1,8 @@
-"""Makes the folders of adapters that engines open.
+"""Makes the folders of adapters that engines open, with the files that were checked alone.
 
-An adapter with names that the engine does not read is copied, and the copy has the names that the
-engine reads.
+Each adapter is read again first: it must be what the plan counts. The folder has a link to the
+adapter's file. If the engine cannot read the adapter's names, the folder has a copy with the names
+that the engine reads.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError
 from turbofit.core.model import Adapter, Model
 from turbofit.core.plan import Plan
-from turbofit.model.adapters import FILE, LAYERS
+from turbofit.model.adapters import FILE, LAYERS, read_again
 from turbofit.model.merge.merge import ADAPTER_CONFIG
 from turbofit.model.safetensors import PREFIX, header_length
 
@@ -28,21 +29,22 @@ _NAME_OF_LAYERS: Final = re.compile(
 
 
 def with_copies(plan: Plan, root: Path) -> Plan:
-    """Return the plan with copies of adapters that are ``renamed``; engines open the copies.
+    """Return the plan with the folders of its adapters that engines open, below ``root``.
 
-    Copies stand below ``root``. A copy from an earlier call stays unchanged, since an engine may be
-    reading it.
+    Call this before each start of an engine. A folder from an earlier call stays unchanged, since
+    an engine may be reading it.
 
     Raises:
-        LaunchError: a copy cannot be written.
+        UsageError: an adapter is not what the plan counts any more.
+        LaunchError: a folder cannot be made.
     """
-    loras = plan.model.loras
-    if not any(adapter.renamed for adapter in loras):
-        return plan
+    only_text = plan.engines[0].settings.language_model_only
     words = tuple(
-        f"{one.name}={_engine_folder(plan.model, one, root / str(number))}"
-        for number, one in enumerate(loras)
+        f"{one.name}={_engine_folder(plan.model, one, root / str(number), only_text=only_text)}"
+        for number, one in enumerate(plan.model.loras)
     )
+    if not words:
+        return plan
     engines = (
         replace(engine, settings=replace(engine.settings, adapters=words))
         for engine in plan.engines
@@ -50,30 +52,37 @@ def with_copies(plan: Plan, root: Path) -> Plan:
     return replace(plan, engines=tuple(engines))
 
 
-def _engine_folder(model: Model, adapter: Adapter, folder: Path) -> str:
-    """Return the folder that engines open: the adapter's own, or ``folder`` with a copy.
-
-    The copy has other keys in its header, and other ``target_modules``; the bytes of its matrices
-    are the adapter's.
-    """
-    config = folder / ADAPTER_CONFIG  # written last, so a copy with a config is complete
-    if not adapter.renamed or config.exists():
-        return str(folder) if adapter.renamed else adapter.path
-    source, layers = Path(adapter.path), LAYERS[model.architecture]
+def _engine_folder(model: Model, planned: Adapter, folder: Path, *, only_text: bool) -> Path:
+    """Return ``folder`` with an adapter's config, and a link to its file or a renamed copy."""
+    adapter = read_again(model, planned, only_text=only_text)
+    config = folder / ADAPTER_CONFIG  # written last, so a folder with a config is complete
+    if config.exists():
+        return folder
+    source = Path(adapter.path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(source / FILE, "rb") as old, open(folder / FILE, "wb") as new:
-            header = json.loads(old.read(header_length(old.read(PREFIX), None, FILE)))
-            renamed = {_NAME_OF_LAYERS.sub(layers, key): entry for key, entry in header.items()}
-            text = json.dumps(renamed).encode()
-            text += b" " * (-len(text) % PREFIX)
-            new.write(len(text).to_bytes(PREFIX, "little") + text)
-            shutil.copyfileobj(old, new)
         given = json.loads((source / ADAPTER_CONFIG).read_bytes())
-        config.write_text(json.dumps({**given, "target_modules": adapter.modules}))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).unlink(missing_ok=True)
+        if adapter.renamed:
+            _write_renamed(source / FILE, folder / FILE, LAYERS[model.architecture])
+            given["target_modules"] = adapter.modules
+        else:
+            (folder / FILE).symlink_to((source / FILE).resolve())
+        config.write_text(json.dumps(given))
     except OSError as exc:
         raise LaunchError(
-            f"the copy of adapter {adapter.name} cannot be written: {exc.strerror or exc}",
+            f"the folder of adapter {adapter.name} cannot be made: {exc.strerror or exc}",
             hint="set XDG_STATE_HOME to a folder that can be written and has room",
         ) from None
-    return str(folder)
+    return folder
+
+
+def _write_renamed(source: Path, target: Path, layers: str) -> None:
+    """Copy a file of matrices with other names of the decoder's layers, and the same bytes."""
+    with open(source, "rb") as old, open(target, "wb") as new:
+        header = json.loads(old.read(header_length(old.read(PREFIX), None, FILE)))
+        renamed = {_NAME_OF_LAYERS.sub(layers, key): entry for key, entry in header.items()}
+        text = json.dumps(renamed).encode()
+        text += b" " * (-len(text) % PREFIX)
+        new.write(len(text).to_bytes(PREFIX, "little") + text)
+        shutil.copyfileobj(old, new)

@@ -149,6 +149,34 @@ def _check_names(names: Sequence[str], of_model: Collection[str]) -> None:
             )
 
 
+def read_again(model: Model, planned: Adapter, *, only_text: bool) -> Adapter:
+    """Read an adapter of a plan again, since its files may have changed after the plan was made.
+
+    Raises:
+        UsageError: the adapter has another rank, other modules or bytes than the plan counts, or is
+            one that would be refused today.
+    """
+    adapter = _adapter(model, planned.name, planned.path, only_text=only_text)
+    counted, found = _what_counts(planned), _what_counts(adapter)
+    for before, now in zip(counted, found, strict=True):
+        if before != now:
+            raise _refusal(
+                f"adapter {planned.name} has changed: the plan counts {before}, and now it has"
+                f" {now}",
+                "make a new plan, with the adapter as it is now",
+            )
+    return adapter
+
+
+def _what_counts(adapter: Adapter) -> tuple[str, ...]:
+    """Return in words what a plan counts of an adapter."""
+    return (
+        f"rank {adapter.rank}",
+        f"modules {', '.join(adapter.modules)}",
+        f"{adapter.file_bytes:,} bytes",
+    )
+
+
 def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     """Read and check one adapter in the folder or hub id ``path``."""
     folder = located(path.strip(), ADAPTER_CONFIG)
