@@ -14,8 +14,9 @@ from turbofit.core.messages import PRETEND_WORDS
 from turbofit.core.struct import Document
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.about import About, ClockFacts, ModelFacts, chat_page
+from turbofit.gateway.http.access import Hosts, Keys, Origins
 from turbofit.gateway.http.body import Bodies
-from turbofit.gateway.http.connections import Connections, Hosts, Keys, Networks, Origins
+from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.metrics import AccessLog, Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
