@@ -5,10 +5,12 @@ from __future__ import annotations
 import hmac
 import socket
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.http import access
 from turbofit.gateway.http.access import Hosts, Keys, Origins
 from turbofit.gateway.http.refusals import Refusal
 
@@ -73,3 +75,37 @@ def test_only_names_of_the_server_are_its_own_where_nobody_needs_a_key(name, saf
         Hosts(named).check(headers)
     Hosts(named).check({b"host": b"chat.example:443"})
     Hosts(named).check({})
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("lmdeploy-svc:23333", True), ("LMDEPLOY_SVC", True), ("box.local", True),
+        ("box.lan.", True), ("svc.ns.svc", True), ("svc.ns.svc.cluster.local:80", True),
+        ("nas.home.arpa", True), ("a.internal", True), ("a.test", True), ("10.0.0.7", True),
+        ("gpu-7.cards.example", True), ("gpu-7.lab.example", True), ("gpu-7", True),
+        ("evil.example", False), ("127.0.0.1.nip.io", False), ("lan.evil.example", False),
+        ("", False), ("a b", False), ("[::1", False), ("x.notlocal", False), ("home.arpa", False),
+        ("gpu-7.evil.example", False),
+    ],
+)  # fmt: skip
+def test_names_that_nobody_outside_can_own(
+    name: str, own: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A page of such a name is of the machine's own network; others may be rebound."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "gpu-7")
+    for file, text in {
+        "hosts": "127.0.0.1 localhost\n127.0.1.1 gpu-7.cards.example gpu-7 # this one\n",
+        "resolv.conf": "nameserver 10.0.0.1\nsearch lab.example\n",
+    }.items():
+        (tmp_path / file).write_text(text)
+    monkeypatch.setattr(access, "_NAME_FILES", (tmp_path / "hosts", tmp_path / "resolv.conf"))
+    hosts, headers = Hosts(GatewayConfig(host="0.0.0.0")), {b"host": name.encode()}
+    hosts.check(headers)
+    with nullcontext() if own else pytest.raises(Refusal, match="--allowed-hosts"):
+        hosts.check(headers, tells_of_use=True)
+
+
+def test_a_machine_without_these_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(access, "_NAME_FILES", (tmp_path / "none", tmp_path))
+    Hosts(GatewayConfig(host="0.0.0.0")).check({b"host": b"localhost"}, tells_of_use=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hmac
 import re
 import socket
+from contextlib import suppress
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.connections import ip_address, is_loopback
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
 _SHOWN: Final = 80
 #: The form of a header ``Host``: an IPv6 address in brackets, a name or an IPv4 address; a port.
 _HOST: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::\d*)?")
+#: A name of one label.
+_LABEL: Final = re.compile(r"[a-z0-9_-]{1,63}")
+#: Suffixes of names that nobody outside can own.
+_PRIVATE: Final = (
+    ".local", ".lan", ".internal", ".home.arpa", ".svc", ".cluster.local", ".test",
+)  # fmt: skip
+#: Files with the names of this machine, and the domains in which it looks names up.
+_NAME_FILES: Final = (Path("/etc/hosts"), Path("/etc/resolv.conf"))
 #: The form of a list of header names, separated by commas.
 _NAMES: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:, ?[A-Za-z0-9_-]{1,64}){0,63}")
 
@@ -29,29 +39,35 @@ _ID_SHOWN: Final = 8
 class Hosts:
     """The host names under which a server without a key answers; every IP address is accepted, too.
 
-    A web page can let its own name lead to its visitor's loopback (DNS rebinding). Then the browser
-    takes this server for the page's own server. So the page's requests have no ``Origin``, and have
-    the page's name as ``Host``. A server that is reachable from other machines answers under every
-    name, unless ``allowed_hosts`` has names; ``*`` allows all names. Names under ``internal`` are
-    accepted, since ICANN delegates this domain to nobody; a container calls its host
-    ``host.docker.internal``.
+    A web page can let its own name lead to its visitor's loopback or network (DNS rebinding). Then
+    the browser takes this server for the page's own server. So the page's requests have no
+    ``Origin``, and have the page's name as ``Host``. Names under ``internal`` are accepted, since
+    ICANN delegates this domain to nobody; a container calls its host ``host.docker.internal``.
+
+    A server that other machines reach answers programs under every name. What tells of its use, it
+    answers only under names that nobody outside can own: also names of one label, as services of
+    Compose and Kubernetes have, and names under private suffixes. With ``allowed_hosts``, these
+    names alone are accepted in addition, with keys and everywhere; ``*`` allows all names.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
         allowed = {name.lower().rstrip(".") for name in config.allowed_hosts}
         self._keyed = bool(config.api_key or config.front_keys)
-        safe = not allowed and (self._keyed or not is_loopback(config.host))
-        self._any = safe or "*" in allowed
-        self._names = {"localhost", config.host.lower(), socket.gethostname().lower(), *allowed}
+        self._any = "*" in allowed or (self._keyed and not allowed)
+        #: Whether everybody in a network may use the server.
+        self._open = not (self._keyed or allowed or is_loopback(config.host))
+        self._names = {config.host.lower(), *_own_names(), *allowed}
 
-    def check(self, headers: Mapping[bytes, bytes]) -> None:
+    def check(self, headers: Mapping[bytes, bytes], *, tells_of_use: bool = False) -> None:
         """Refuse a request whose ``Host`` is no name of this server; HTTP/1.0 may have no ``Host``.
+
+        ``tells_of_use``: the answer tells of the server and of its use.
 
         Raises:
             Refusal: the ``Host`` is not accepted.
         """
         host = headers.get(b"host")
-        if self._any or host is None:
+        if self._any or host is None or (self._open and not tells_of_use):
             return
         name = _name_of(host)
         if not self._knows(name):
@@ -59,6 +75,8 @@ class Hosts:
 
     def _knows(self, name: str) -> bool:
         """Return whether a name belongs to this server, or cannot belong to a web page."""
+        if self._open and (_LABEL.fullmatch(name) or name.endswith(_PRIVATE)):
+            return True
         private = name.endswith((".localhost", ".internal"))
         return name in self._names or private or ip_address(name) is not None
 
@@ -72,6 +90,21 @@ class Hosts:
         if headers[b"origin"].partition(b"://")[2].lower() != host.lower() or not host:
             return False
         return self._keyed or self._knows(_name_of(host))
+
+
+def _own_names() -> set[str]:
+    """Return the names of this machine, by its own files: a name server is not asked."""
+    host = socket.gethostname().lower()
+    names = {"localhost", host}
+    for path in _NAME_FILES:
+        with suppress(OSError, UnicodeDecodeError):
+            for line in path.read_text(encoding="utf-8").lower().splitlines():
+                first, *words = line.partition("#")[0].split() or [""]
+                if first in ("search", "domain"):
+                    names.update(f"{host}.{domain.strip('.')}" for domain in words)
+                elif host in words:
+                    names.update(words)
+    return names
 
 
 def _name_of(host: bytes) -> str:
