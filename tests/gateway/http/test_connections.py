@@ -15,10 +15,12 @@ from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import ConnectionLimits
 from turbofit.gateway.http.connections import (
+    BACKLOG,
     Acceptor,
     Connections,
     Networks,
     address_of,
+    young_seconds,
 )
 
 
@@ -83,6 +85,14 @@ def test_without_descriptors_clients_wait_and_none_is_reset(monkeypatch) -> None
         assert health(gateway) == 200  # one that asks for nothing makes room
         for client in idle:
             client.close()
+
+
+def test_idle_connections_make_room_soon_where_few_have_room() -> None:
+    """However many wait in the kernel, the last of them has its turn after ten seconds."""
+    for descriptors in (32, 200, 600):
+        assert young_seconds(descriptors) * BACKLOG / (descriptors // 2) <= 10.0
+    assert young_seconds(32) > 0.05  # a request that comes behind its connection is waited for
+    assert young_seconds(8192) == young_seconds(1024) == 1.0
 
 
 def test_a_tls_handshake_that_never_ends_makes_room(monkeypatch) -> None:
