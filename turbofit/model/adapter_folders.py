@@ -38,7 +38,7 @@ def with_copies(plan: Plan, root: Path) -> Plan:
         UsageError: an adapter is not what the plan counts any more.
         LaunchError: a folder cannot be made.
     """
-    only_text = plan.engines[0].settings.language_model_only
+    only_text = any(engine.settings.language_model_only for engine in plan.engines)
     words = tuple(
         f"{one.name}={_engine_folder(plan.model, one, root / str(number), only_text=only_text)}"
         for number, one in enumerate(plan.model.loras)
