@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.struct import NA
+from turbofit.gateway.first_tokens import FirstTokens
 from turbofit.gateway.http.about import ModelFacts, facts_of
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.body import LARGE
@@ -105,9 +106,10 @@ class Gateway(AsgiApp):
         self.grammars: GrammarTrials | None = None
         #: The last call of `in_use`, which may still run.
         self._asked: asyncio.Future[dict[int, int]] | None = None
+        self._first_tokens = FirstTokens(self._upstream)
         self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor.doubt, self.monitor.suspect,
-            self.deny_list, self._bodies, self.metrics,
+            self.deny_list, self._first_tokens, self._bodies, self.metrics,
         )  # fmt: skip
 
     @property
@@ -165,9 +167,11 @@ class Gateway(AsgiApp):
 
     async def startup(self) -> None:
         self.monitor.start()
+        self._first_tokens.start(self.engines if not self.bounds.serial else ())
 
     async def shutdown(self) -> None:
         await self.monitor.stop()
+        await self._first_tokens.stop()
         await self._upstream.close()
         if self.grammars is not None:
             await self.grammars.end()

@@ -128,6 +128,8 @@ class RoutedEngine:
         self.start_seconds = 0.0
         #: Whether the supervisor let the engine rest since its death; then the start is not timed.
         self.rested = False
+        #: Whether the engine tells the first tokens of answers in one piece, too (`first_tokens`).
+        self.tells_first_tokens = False
         #: Requests whose clients have left.
         self.left: deque[Present] = deque(maxlen=_LEFT)
 
