@@ -402,7 +402,7 @@ class SimulatedEngine:
             return
         one.encoding = 0
         for page in [page for page in self.pages if page.open]:
-            page.answer("data", f"{one.name}\n".encode())
+            page.answer("data", f"{one.name} 600\n".encode())
         request = one.request
         if request is not None and request.stream:
             one.answer("head", (200, "text/event-stream"))

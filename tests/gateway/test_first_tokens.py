@@ -61,7 +61,7 @@ class Story:
         return [headers[EXCHANGE] for *_, headers in self.recorder.seen]
 
     def tell(self, name: str) -> None:
-        self.page.lines.put_nowait(f"{name}\n".encode())
+        self.page.lines.put_nowait(f"{name} 700\n".encode())
 
 
 async def test_the_next_picture_goes_once_the_first_token_of_the_one_before_is_there() -> None:
@@ -92,14 +92,14 @@ async def test_a_page_that_ends_is_no_word_any_more() -> None:
 
 
 async def test_copies_begin_when_each_of_them_has_a_token() -> None:
-    begun: list[str] = []
+    begun: list[object] = []
     tokens = FirstTokens(Recorder())
-    name = tokens.expect(2, lambda: begun.append("both"))
-    forgotten = tokens.expect(1, lambda: begun.append("none"))
+    name = tokens.expect(2, begun.append)
+    forgotten = tokens.expect(1, lambda _: begun.append("none"))
     tokens.forget(forgotten)
-    for told in (name, forgotten, "unknown"):
+    for told in (f"{name} 7", f"{forgotten} 7", "unknown 7", "", "no line"):
         tokens._hear(told)
     assert begun == []
-    for told in (name, name):
+    for told in (f"{name} 5", f"{name} 5"):
         tokens._hear(told)
-    assert begun == ["both"]
+    assert begun == [7]

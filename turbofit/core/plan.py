@@ -76,6 +76,10 @@ def config_names(engine: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, others.get(name, name)) for name in of_engine.get(engine, _TURBOMIND_NAMES))
 
 
+#: Tokens of an answer whose request states no length, where images wait for each other.
+UNSTATED_ANSWER: Final = 1024
+
+
 class Workload(Struct):
     """The requests that a person asks a plan for.
 
@@ -644,6 +648,11 @@ class Plan(JsonDocument):
     def requests_at_once(self) -> int:
         """The number of requests that all engines together run at once."""
         return sum(engine.settings.max_batch_size for engine in self.engines)
+
+    @property
+    def unstated_answer(self) -> int:
+        """Tokens of an answer whose request states no length, where images wait for each other."""
+        return UNSTATED_ANSWER
 
     def may_evict(self) -> bool:
         """Return whether the KV cache of an engine may run out while requests generate."""

@@ -1,9 +1,9 @@
 """Hears from engines when the first token of a request is there, also of answers in one piece.
 
-An engine that turbofit starts has a page of lines, the names of requests whose first token came
-(`serving.engine.first_tokens`). Other engines have no such page: then only streams show their first
-tokens. A line that is lost delays other requests, and is never wrong: the units of a request count
-until its first token is known, or until its end.
+An engine that turbofit starts has a page of lines: the names of requests whose first token came,
+each with the number of its prompt's tokens (`serving.engine.first_tokens`). Other engines have no
+such page: then only streams show their first tokens. A line that is lost delays other requests, and
+is never wrong: the units of a request count until its first token is known, or until its end.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class FirstTokens:
         self._upstream = upstream
         # No other gateway before the same engine has these names.
         self._prefix, self._numbers = secrets.token_hex(8), itertools.count()
-        #: For each name, the copies without a first token, and the function to call at the last.
-        self._awaited: dict[str, tuple[int, Callable[[], None]]] = {}
+        #: For each name: the copies without a first token, the most tokens of a copy's prompt so
+        #: far, and the function to call at the last first token.
+        self._awaited: dict[str, tuple[int, int, Callable[[int], None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, engines: Iterable[RoutedEngine]) -> None:
@@ -53,24 +54,29 @@ class FirstTokens:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def expect(self, copies: int, begun: Callable[[], None]) -> str:
-        """Return a new name for a request; ``begun`` is called when all copies have a token."""
+    def expect(self, copies: int, begun: Callable[[int], None]) -> str:
+        """Return a new name for a request.
+
+        When all copies have a token, ``begun`` is called with the tokens of the longest prompt.
+        """
         name = f"{self._prefix}-{next(self._numbers)}"
-        self._awaited[name] = copies, begun
+        self._awaited[name] = copies, 0, begun
         return name
 
     def forget(self, name: str) -> None:
         self._awaited.pop(name, None)
 
-    def _hear(self, name: str) -> None:
+    def _hear(self, line: str) -> None:
         """Count a first token; an unknown name is that of a request that has ended."""
-        left, begun = self._awaited.pop(name, (0, None))
-        if begun is None:
+        name, _, tokens = line.partition(" ")
+        if name not in self._awaited or not tokens.isdecimal():
             return
+        left, prompt, begun = self._awaited.pop(name)
+        prompt = max(prompt, int(tokens))
         if left > 1:
-            self._awaited[name] = left - 1, begun
+            self._awaited[name] = left - 1, prompt, begun
         else:
-            begun()
+            begun(prompt)
 
     async def _listen(self, engine: RoutedEngine) -> None:
         """Read an engine's page, and ask for it again whenever it ends."""

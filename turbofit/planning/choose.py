@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, option_of
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
-from turbofit.core.plan import Candidate, Plan, Remedy, may_evict
+from turbofit.core.plan import UNSTATED_ANSWER, Candidate, Plan, Remedy, may_evict
 from turbofit.memory.account import Engine, capability_of
 from turbofit.memory.engines import (
     ENGINES,
@@ -201,8 +201,8 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
             yield QUEUED
             if any(may_evict(part.settings, part.kv_tokens) for part in best.parts):
                 yield (
-                    "image requests that state max_tokens run beside each other while the cache"
-                    " holds them all; other image requests run one after the other"
+                    f"an answer ends after {UNSTATED_ANSWER:,} tokens if its request states no"
+                    " max_tokens, so that image requests run beside each other"
                 )
         if fit.requested_load.units_per_image:
             yield (

@@ -92,7 +92,7 @@ class Server:
 
 
 def part(tokens: int) -> SimpleNamespace:
-    return SimpleNamespace(generate_token_len=tokens)
+    return SimpleNamespace(generate_token_len=tokens, input_token_len=30)
 
 
 async def test_a_name_is_told_once_at_the_first_token_and_the_answer_is_what_it_was(monkeypatch):
@@ -106,7 +106,7 @@ async def test_a_name_is_told_once_at_the_first_token_and_the_answer_is_what_it_
         for one in (*parts[1:], None):
             server.parts.put_nowait(one)
         await asked
-        await auntil(lambda: lines == ["", "", "7-1"], "the name")
+        await auntil(lambda: lines == ["", "", "7-1 30"], "the name")
     assert scope["answer"] == parts
     assert server.closed == 1
 
@@ -118,7 +118,7 @@ async def test_a_request_without_a_name_is_not_told(monkeypatch):
             server.parts.put_nowait(part(1))
             server.parts.put_nowait(None)
             await server.ask(name)[1]
-        await auntil(lambda: lines == ["", "", "8"], "the name")
+        await auntil(lambda: lines == ["", "", "8 30"], "the name")
 
 
 async def test_a_request_that_is_cancelled_ends_in_the_engine(monkeypatch):

@@ -118,7 +118,7 @@ class Gateway(AsgiApp):
 
     def _waits(self) -> list[str]:
         if healthy(self.engines):
-            return []
+            return [self.admission.waits_for] if self.admission.waits_for else []
         return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
 
     def rest(self, outage: Outage | None) -> None:

@@ -58,6 +58,8 @@ class Bounds(Struct):
       (`gateway.overlay`).
     - ``gate``: the most units in one forward of an engine; None if the engine itself has the same
       limit. ``kv`` is the engine's KV cache (see `gate.Gate`).
+    - ``answer_tokens``: the most tokens of an answer whose request states no length; 0 if such an
+      answer may fill the session.
     - ``bytes_per_unit``: bytes of host memory for the preprocessing of one unit.
     - ``watches``: the engine and its model take videos; a video takes the place of one image.
     - ``serial``: engines answer one request after another, and read no parameters of images.
@@ -72,6 +74,7 @@ class Bounds(Struct):
     overlay: bool = True
     gate: int | None = None
     kv: KvCache = KvCache()
+    answer_tokens: int = 0
     bytes_per_unit: int = 0
     watches: bool = False
     engine: str = "turbomind"
@@ -144,6 +147,7 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         overlay=overlay,
         gate=gate,
         kv=KvCache() if gate is None else _kv(plan),
+        answer_tokens=plan.unstated_answer if gate is not None and plan.may_evict() else 0,
         bytes_per_unit=bytes_per_unit,
         watches=plan.takes_videos,
         engine=plan.backend.name,

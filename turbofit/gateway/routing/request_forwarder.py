@@ -247,12 +247,16 @@ class Exchange(ForwardOutcome):
         if self._request.prepared.cost.copies == 1:
             self._begin()
 
-    def _begin(self) -> None:
-        """Note that the first token of every copy came, so that all images are encoded."""
+    def _begin(self, prompt: int = 0) -> None:
+        """Note that the first token of every copy came, so that all images are encoded.
+
+        ``prompt`` are the tokens before the answer of a copy, 0 if unknown.
+        """
         self.present.begun = True
         self._succeeded()
         self._forwarder.deny_list.answered(self.present)
-        self._place.begin()
+        images = self._request.prepared.tokens
+        self._place.begin(prompt if prompt > images else 0)  # a prompt without them is no bound
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """Read an answer until it is complete, then pass it on in one piece."""

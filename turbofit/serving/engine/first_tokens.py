@@ -4,7 +4,8 @@ An engine encodes a request's images before its first token, so a gateway that l
 for this token (`gateway.limits.gate`). A stream shows the token; an answer in one piece does not,
 though LMDeploy reads both token by token. So a request may carry the header ``EXCHANGE`` with a
 name, and ``GET PATH`` answers with an endless text: at the first token of each copy of such a
-request, a line with its name (`gateway.first_tokens` reads the lines). No answer is changed.
+request, a line with its name and the number of its prompt's tokens (`gateway.first_tokens` reads
+the lines). No answer is changed.
 
 If LMDeploy's functions are not the ones that were read, the server has no such page.
 """
@@ -66,7 +67,7 @@ async def _telling(answer: Any, name: str) -> AsyncIterator[Any]:
             if not told and part.generate_token_len:
                 told = True
                 for page in _PAGES:
-                    page.put_nowait(f"{name}\n".encode())
+                    page.put_nowait(f"{name} {part.input_token_len}\n".encode())
             yield part
     finally:
         await answer.aclose()
