@@ -46,10 +46,10 @@ def test_where_the_engine_may_evict_the_cache_decides_who_runs_beside_whom() -> 
         > queued.engines[0].kv.tokens
     )
     assert bounds_of(queued).kv.tokens == queued.engines[0].kv.tokens
-    assert any("that state max_tokens run beside" in warning for warning in queued.warnings)
+    assert bounds_of(queued).answer_tokens == queued.workload.unstated_answer == 1024
     _, roomy = both("qwen2-vl-7b", "1xrtx3090", context=18432, max_batch_size=4)
     assert bounds_of(roomy).kv.tokens == UNSTATED
-    assert not any("that state max_tokens" in warning for warning in roomy.warnings)
+    assert bounds_of(roomy).answer_tokens == 0
 
 
 def test_a_prediction_pays_for_one_too() -> None:
@@ -133,3 +133,12 @@ def test_a_context_that_is_asked_for_is_kept_and_images_give_way(engine: str) ->
     assert plan.fits
     assert plan.engines[0].settings.session_len == 4096
     assert plan.promise.limits.image_tokens_per_request + TEXT <= 4096
+
+
+def test_where_no_first_token_is_told_nothing_queues_unless_a_person_asks() -> None:
+    """An answer in one piece would hold the next picture back until its end."""
+    asked = {"model": "internvl2-8b", "on": "1xl4"}
+    queued, older = turbofit.plan(**asked), turbofit.plan(**asked, lmdeploy="0.17")
+    wanted = turbofit.plan(**asked, lmdeploy="0.17", queue_images=True)
+    assert bounds_of(queued).gate is not None
+    assert [bounds_of(plan).gate for plan in (older, wanted)] == [None, 13]

@@ -78,8 +78,14 @@ def config_names(engine: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, others.get(name, name)) for name in of_engine.get(engine, _TURBOMIND_NAMES))
 
 
-#: Tokens of an answer whose request states no length, where images wait for each other.
-UNSTATED_ANSWER: Final = 1024
+#: The tokens of text and of an answer that a plan supposes of each request, and of the answer of a
+#: model whose chat template lets it think.
+PROMPT_TOKENS: Final = 256
+OUTPUT_TOKENS: Final = 256
+THINKING_TOKENS: Final = 1024
+#: Where images wait for each other, an answer whose request states no length may be this often as
+#: long as is supposed.
+_UNSTATED: Final = 4
 
 
 class Workload(Struct):
@@ -114,6 +120,15 @@ class Workload(Struct):
     queue_images: Annotated[
         bool | None, doc("Whether image requests wait, so that the peak pays for one of them.")
     ] = None
+    prompt_tokens: Annotated[int, doc("Tokens of text that a request has beside its images.")] = (
+        PROMPT_TOKENS
+    )
+    output_tokens: Annotated[int, doc("Tokens of an answer.")] = OUTPUT_TOKENS
+
+    @property
+    def unstated_answer(self) -> int:
+        """Tokens of an answer whose request states no length, where images wait for each other."""
+        return _UNSTATED * self.output_tokens
 
 
 class Settings(Struct):
@@ -667,7 +682,7 @@ class Plan(JsonDocument):
     @property
     def unstated_answer(self) -> int:
         """Tokens of an answer whose request states no length, where images wait for each other."""
-        return UNSTATED_ANSWER
+        return self.workload.unstated_answer
 
     def may_evict(self) -> bool:
         """Return whether the KV cache of an engine may run out while requests generate."""

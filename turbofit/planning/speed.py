@@ -66,8 +66,6 @@ class Rates(Struct):
     pcie_latency: float
     nvlink_efficiency: float
     nvlink_latency: float
-    text_tokens: int
-    output_tokens: int
     tile_source_seconds: float
     tile_prepared_seconds: float
     tile_float_seconds: float
@@ -381,9 +379,9 @@ class Speed(Struct):
 
 
 def request_tokens(vision_load: VisionLoad) -> int:
-    """Return the tokens of the workload's request: its images, and the assumed text and answer."""
-    figures = rates()
-    return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
+    """Return the tokens of the workload's request: its images, and the supposed text and answer."""
+    load = vision_load
+    return load.tokens_per_request + load.text_tokens + load.output_tokens
 
 
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
@@ -531,15 +529,14 @@ def group_speed(
     Image requests wait for each other if ``requested_load`` has a bound of units per forward. A
     request longer than a session gets a shorter prompt.
     """
-    figures = rates()
-    longest = max(1, settings.session_len - figures.output_tokens)
+    output = min(requested_load.output_tokens, max(1, settings.session_len - 1))
     load = ClosedLoad(
-        prompt=min(requested_load.tokens_per_request + figures.text_tokens, longest),
-        output=figures.output_tokens,
+        prompt=min(request_tokens(requested_load), settings.session_len) - output,
+        output=output,
         at_once=float(at_once),
         images=requested_load,
     )
-    speed = speed_of(group, figures, load, settings, kv_tokens)
+    speed = speed_of(group, rates(), load, settings, kv_tokens)
     return speed if requested_load.units_per_forward is None else speed.queued()
 
 

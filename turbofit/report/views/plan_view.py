@@ -13,7 +13,6 @@ from turbofit.core.messages import groups_of, plural
 from turbofit.core.plan import alike
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.machine.presets import usual_assumptions
-from turbofit.planning.speed import rates
 from turbofit.planning.verdict import all_fitting
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
@@ -74,8 +73,6 @@ _DIED: Final = "turbofit diagnose LOG says why an engine died with these setting
 _FEW: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy")
 #: A lower image limit is shown if it serves at least this many times the requests of the plan.
 _WORTH: Final = 1.5
-#: A cache is also counted in requests of the largest images and this many tokens of text.
-_TEXT: Final = 512
 
 
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
@@ -196,7 +193,8 @@ def _forecast(plan: Plan, speed: Throughput) -> str:
     if usual and usual.requests_per_second is not None:
         texts.append(f"{two_digits(usual.requests_per_second)} of {_size(usual.image_size)}")
     word = f" ({sure.word})" if sure else ""
-    texts.append(f"answers of {rates().output_tokens} tokens{word}")
+    thinks = ", as the model thinks" if plan.model.thinks else ""
+    texts.append(f"answers of {plan.workload.output_tokens:,} tokens{thinks}{word}")
     return ", ".join(texts)
 
 
@@ -239,8 +237,9 @@ def _in_cache(plan: Plan, of: str = "") -> str:
     one by one, because no request is divided over two caches.
     """
     longest, counts = plan.promise.context, list[str]()
+    tokens = plan.workload.prompt_tokens + plan.workload.output_tokens
     images = largest_images(plan)[1] if plan.promise.limits.vision_unit else 0
-    for size in sorted({images + _TEXT, longest}):
+    for size in sorted({images + tokens, longest}):
         if 0 < size <= longest:
             requests = sum(
                 min(1, engine.kv.tokens // size)
