@@ -85,7 +85,7 @@ OUTPUT_TOKENS: Final = 256
 THINKING_TOKENS: Final = 1024
 #: Where images wait for each other, an answer whose request states no length may be this often as
 #: long as is supposed.
-_UNSTATED: Final = 4
+UNSTATED_ANSWERS: Final = 4
 
 
 class Workload(Struct):
@@ -128,7 +128,7 @@ class Workload(Struct):
     @property
     def unstated_answer(self) -> int:
         """Tokens of an answer whose request states no length, where images wait for each other."""
-        return _UNSTATED * self.output_tokens
+        return UNSTATED_ANSWERS * self.output_tokens
 
 
 class Settings(Struct):

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu, Link, Machine, Measured, MeasuredSteps
 from turbofit.core.model import Model
-from turbofit.core.plan import EnginePlan, Plan, Settings
+from turbofit.core.plan import UNSTATED_ANSWERS, EnginePlan, Plan, Settings
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
@@ -36,6 +36,8 @@ _UNKNOWN_FLOPS = 20 * 10**12
 #: this peak.
 _COPY_SHARE = 0.9
 _PRODUCT_SHARE = 0.75
+#: The forms of a client's requests are told apart if one has fewer requests at once by this share.
+_MUCH_FEWER = 0.2
 #: The least ``room`` by which `crowd_of` divides: with less room, evictions grow no faster.
 _LEAST_ROOM = 0.1
 
@@ -387,9 +389,15 @@ def request_tokens(vision_load: VisionLoad) -> int:
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
     """Return the tokens of the workload's request, at most ``session_len``.
 
-    Verdicts count how many requests of this size fit.
+    Verdicts count how many requests of this size fit. If images wait for each other, a request that
+    states no length may have a longer answer. If by more than a fifth fewer of these requests fit,
+    they are counted.
     """
-    return min(request_tokens(vision_load), session_len)
+    load, tokens = vision_load, request_tokens(vision_load)
+    unstated = tokens + (UNSTATED_ANSWERS - 1) * load.output_tokens
+    if load.units_per_forward is not None and tokens < (1 - _MUCH_FEWER) * unstated:
+        tokens = unstated
+    return min(tokens, session_len)
 
 
 class ClosedLoad(Struct):

@@ -463,7 +463,7 @@ def _wanted_rows(sizer: Sizer, sized: Evaluation, photograph: VisionLoad) -> int
     model, gpus = sizer.request.model, [gpu for group in sizer.groups for gpu in group]
 
     def most(images: VisionLoad) -> int:
-        size = counted_tokens(images, settings.session_len)
+        size = min(request_tokens(images), settings.session_len)
         return min(default, max(1, settings.requests_in(tokens, size)))
 
     def rate(batch: int, images: VisionLoad) -> float:

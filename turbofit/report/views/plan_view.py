@@ -237,9 +237,7 @@ def _in_cache(plan: Plan, of: str = "") -> str:
     one by one, because no request is divided over two caches.
     """
     longest, counts = plan.promise.context, list[str]()
-    tokens = plan.workload.prompt_tokens + plan.workload.output_tokens
-    images = largest_images(plan)[1] if plan.promise.limits.vision_unit else 0
-    for size in sorted({images + tokens, longest}):
+    for size in sorted({plan.promise.request_tokens, longest}):
         if 0 < size <= longest:
             requests = sum(
                 min(1, engine.kv.tokens // size)
