@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 import turbofit
 import turbofit.api
@@ -11,7 +12,9 @@ from turbofit.core.images import CrossRule
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.memory.account import VisionLoad
 from turbofit.model.presets import known_presets, load_preset
+from turbofit.planning.speed import counted_tokens
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
 
@@ -142,3 +145,13 @@ def test_where_no_first_token_is_told_nothing_queues_unless_a_person_asks() -> N
     wanted = turbofit.plan(**asked, lmdeploy="0.17", queue_images=True)
     assert bounds_of(queued).gate is not None
     assert [bounds_of(plan).gate for plan in (older, wanted)] == [None, 13]
+
+
+def test_where_images_wait_requests_without_a_stated_length_count_if_a_fifth_fewer_fit() -> None:
+    largest = VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=13 * 256)
+    photograph = replace(largest, tokens_per_request=9 * 256)
+    loads = [largest, photograph, replace(largest, tokens_per_request=0)]
+    assert [counted_tokens(load, 32768) for load in loads] == [3840, 2816, 512]
+    waiting = [replace(load, units_per_forward=13) for load in loads]
+    assert [counted_tokens(load, 32768) for load in waiting] == [3840, 3584, 1280]
+    assert counted_tokens(waiting[1], 3000) == 3000
