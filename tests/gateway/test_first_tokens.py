@@ -64,9 +64,15 @@ class Story:
         self.page.lines.put_nowait(f"{name} 700\n".encode())
 
 
+async def notices(story: Story) -> list[str]:
+    await auntil(lambda: story.app.engines[0].serves, "the first probe")
+    return (await call(story.app, "/about")).json["notices"]
+
+
 async def test_the_next_picture_goes_once_the_first_token_of_the_one_before_is_there() -> None:
     async with Story() as story:
         await auntil(lambda: story.app.engines[0].tells_first_tokens, "the page")
+        assert await notices(story) == []
         await story.ask(sent=1)
         await story.ask(sent=1)
         story.tell("another gateway's")
@@ -80,6 +86,7 @@ async def test_without_the_page_the_next_picture_waits_for_the_end() -> None:
         await story.ask(sent=1)
         await story.ask(sent=1)
         assert not story.app.engines[0].tells_first_tokens
+        assert any("in one piece" in text for text in await notices(story))
         story.end.set()
         await auntil(lambda: len(story.names) == 2, "the second picture")
 

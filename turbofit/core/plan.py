@@ -94,15 +94,16 @@ class Workload(Struct):
     =================================  ====================================================
     a client                           what the plan supposes, and the sign
     =================================  ====================================================
-    streams, or wants one piece        streams; if images queue, other answers are slower
-    states ``max_tokens``, or not      states it; if images queue, others reserve a session
+    streams, or wants one piece        either: the engine tells the gateway each first token
+    states ``max_tokens``, or not      either; if images queue, others have a stated default
     asks once, or holds a conversation asks once; no memory or time is saved by a past
     sends new images, or known ones    new images; a known image is prepared once
     sends large images or photographs  memory: the largest; the batch: `PHOTOGRAPH` and text
     =================================  ====================================================
 
-    Text and answers have the lengths of `presets/engines/throughput.yaml`, where the share of the
-    rate that queueing costs (``queued_share``) is, too.
+    Requests at once and speeds are of texts of ``prompt_tokens`` and answers of ``output_tokens``;
+    the account of memory and the batch do not depend on these. The share of the rate that queueing
+    costs is in `presets/engines/throughput.yaml` (``queued_share``).
 
     If ``context`` is None, turbofit takes the model's maximum, or less if the cache holds less. If
     ``concurrency`` or ``queue_images`` is None, turbofit chooses a value.

@@ -48,6 +48,11 @@ _LOOKED_AT: Final = 2
 _WORKED_ON: Final = 1
 #: The largest number of pictures that are resized at once, whatever the number of cores.
 _MOST_RESIZED: Final = 16
+#: What a gateway says of itself before engines that turbofit did not start, if images queue.
+_UNTOLD: Final = (
+    "an answer in one piece holds image requests back until its end, since the engines do not tell"
+    " its first token; a plan with --no-queue-images has no such wait"
+)
 
 _T = TypeVar("_T")
 
@@ -118,7 +123,9 @@ class Gateway(AsgiApp):
 
     def _waits(self) -> list[str]:
         if healthy(self.engines):
-            return [self.admission.waits_for] if self.admission.waits_for else []
+            told = all(engine.tells_first_tokens for engine in self.engines if engine.up)
+            untold = "" if told or self.bounds.gate is None else _UNTOLD
+            return [text for text in (self.admission.waits_for, untold) if text]
         return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
 
     def rest(self, outage: Outage | None) -> None:
