@@ -300,6 +300,9 @@ class Gateway(AsgiApp):
             "units_in_flight": [(label, engine.gate.counted) for label, engine in labelled],
             "kv_tokens_reserved": [(label, engine.gate.reserved) for label, engine in gated],
             "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
+            "first_tokens_told": [
+                (label, int(engine.tells_first_tokens)) for label, engine in labelled
+            ],
             "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
         }
 
