@@ -102,8 +102,7 @@ class Workload(Struct):
     =================================  ====================================================
 
     Requests at once and speeds are of texts of ``prompt_tokens`` and answers of ``output_tokens``;
-    the account of memory and the batch do not depend on these. The share of the rate that queueing
-    costs is in `presets/engines/throughput.yaml` (``queued_share``).
+    the account of memory and the batch do not depend on these.
 
     If ``context`` is None, turbofit takes the model's maximum, or less if the cache holds less. If
     ``concurrency`` or ``queue_images`` is None, turbofit chooses a value.

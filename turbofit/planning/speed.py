@@ -73,7 +73,6 @@ class Rates(Struct):
     tile_float_seconds: float
     processor_source_seconds: float
     processor_prepared_seconds: float
-    queued_share: float
 
 
 class GpuRates(Struct):
@@ -369,16 +368,6 @@ class Speed(Struct):
     encodings: int = 0
     source: str = ""
 
-    def queued(self) -> Speed:
-        """Return the forecast for image requests that wait in the gateway for each other."""
-        kept = rates().queued_share
-        return replace(
-            self,
-            requests_per_second=self.requests_per_second * kept,
-            seconds_per_request=self.seconds_per_request / kept,
-            seconds_to_first_token=self.seconds_to_first_token / kept,
-        )
-
 
 def request_tokens(vision_load: VisionLoad) -> int:
     """Return the tokens of the workload's request: its images, and the supposed text and answer."""
@@ -534,8 +523,8 @@ def group_speed(
 ) -> Speed:
     """Forecast one group's speed for the workload's request, with the image limit that was wished.
 
-    Image requests wait for each other if ``requested_load`` has a bound of units per forward. A
-    request longer than a session gets a shorter prompt.
+    A request longer than a session gets a shorter prompt. Images that wait for each other cost
+    nothing: the engine works on other requests meanwhile (docs/speed.md has the measurement).
     """
     output = min(requested_load.output_tokens, max(1, settings.session_len - 1))
     load = ClosedLoad(
@@ -544,8 +533,7 @@ def group_speed(
         at_once=float(at_once),
         images=requested_load,
     )
-    speed = speed_of(group, rates(), load, settings, kv_tokens)
-    return speed if requested_load.units_per_forward is None else speed.queued()
+    return speed_of(group, rates(), load, settings, kv_tokens)
 
 
 def speed_of(
