@@ -524,7 +524,7 @@ def group_speed(
     """Forecast one group's speed for the workload's request, with the image limit that was wished.
 
     A request longer than a session gets a shorter prompt. Images that wait for each other cost
-    nothing: the engine works on other requests meanwhile (docs/speed.md has the measurement).
+    nothing here, and 1 % under the clock (docs/speed.md): the engine works on other requests.
     """
     output = min(requested_load.output_tokens, max(1, settings.session_len - 1))
     load = ClosedLoad(
