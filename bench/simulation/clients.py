@@ -31,9 +31,10 @@ def _image(width: int, height: int) -> str:
 class Request:
     """A request of a client, and its outcome.
 
-    ``leaves``: seconds after which its client goes away. ``poison``: it ends its engine, after
-    ``ends_after`` seconds. ``tries``: how often it is sent again after a 503. ``end`` is a status,
-    ``left``, ``lost`` (turbofit ended) or ``closed`` (nothing listened).
+    ``stated``: it states the length of its answer. ``leaves``: seconds after which its client goes
+    away. ``poison``: it ends its engine, after ``ends_after`` seconds. ``tries``: how often it is
+    sent again after a 503. ``end`` is a status, ``left``, ``lost`` (turbofit ended) or ``closed``
+    (nothing listened).
     """
 
     number: int
@@ -42,6 +43,7 @@ class Request:
     units: int = 0
     stream: bool = False
     tokens: int = 3
+    stated: bool = True
     leaves: float | None = None
     poison: bool = False
     ends_after: float = 0.03
@@ -66,8 +68,10 @@ class Request:
         ]
         document = {
             "model": "m", "messages": [{"role": "user", "content": parts}],
-            "stream": self.stream, "max_tokens": self.tokens,
+            "stream": self.stream,
         }  # fmt: skip
+        if self.stated:
+            document["max_tokens"] = self.tokens
         return msgspec.json.encode(document)
 
     async def run(self, world: World, gateway: Gateway) -> None:

@@ -20,6 +20,7 @@ import msgspec
 from bench.simulation.machine import OutOfDeviceMemory
 from bench.simulation.scheduler import Event
 from tests.support.standin.standin_engine import STARTING, budget_line, lengths_line, slab_line
+from turbofit.core.messages import FIRST_TOKENS
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
 
 if TYPE_CHECKING:
@@ -173,9 +174,9 @@ class Exchange:
 
     def __init__(
         self, engine: SimulatedEngine, answer: Callable[[str, Any], None],
-        request: Request | None,
+        request: Request | None, name: str = "",
     ) -> None:  # fmt: skip
-        self.engine, self.answer, self.request = engine, answer, request
+        self.engine, self.answer, self.request, self.name = engine, answer, request, name
         self.open = True
         #: Vision units; vision units that the next forward may encode.
         self.units = self.encoding = 0
@@ -221,6 +222,8 @@ class SimulatedEngine:
         self.failing = False
         self.connections: list[Any] = []
         self.exchanges: list[Exchange] = []
+        #: Readers of its page of first tokens.
+        self.pages: list[Exchange] = []
         #: When a client's request was last left, and which.
         self.last_left: tuple[float, Request] | None = None
         self.said: deque[tuple[str, int]] = deque()
@@ -358,12 +361,17 @@ class SimulatedEngine:
     # -- its service
 
     def take(
-        self, method: str, path: str, body: bytes, answer: Callable[[str, Any], None]
-    ) -> Exchange:
-        """Begin to work on a request that arrived."""
+        self, method: str, path: str, body: bytes, answer: Callable[[str, Any], None],
+        name: str = "",
+    ) -> Exchange:  # fmt: skip
+        """Begin to work on a request that arrived; the page of first tokens tells its ``name``."""
         request = self.world.request_in(body)
-        one = Exchange(self, answer, request)
+        one = Exchange(self, answer, request, name)
         self.exchanges.append(one)
+        if path == FIRST_TOKENS:
+            self.pages.append(one)
+            one.answer("head", (200, "text/plain"))
+            return one
         if request is not None:
             self.world.invariants.arrived(self, request)
             if request.poison and not self.failing:
@@ -393,6 +401,8 @@ class SimulatedEngine:
             one.end()
             return
         one.encoding = 0
+        for page in [page for page in self.pages if page.open]:
+            page.answer("data", f"{one.name} 600\n".encode())
         request = one.request
         if request is not None and request.stream:
             one.answer("head", (200, "text/event-stream"))
@@ -400,7 +410,7 @@ class SimulatedEngine:
         else:
             tokens = request.tokens if request is not None else 1
             page = {"choices": [{"text": "ok"}], "usage": {"prompt_tokens": 9}}
-            self._after(one, 0.02 * tokens, lambda: self._made(one, page))
+            self._after(one, 0.4 * tokens, lambda: self._made(one, page))
 
     def _made(self, one: Exchange, page: Any) -> None:
         """Send an answer in one piece, which is now made."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.simulation.scheduler import Event
 from turbofit.core.errors import LaunchError
+from turbofit.core.messages import EXCHANGE
 
 if TYPE_CHECKING:
     from bench.simulation.clients import Request
@@ -180,17 +181,17 @@ class EngineConnection(asyncio.Transport):
         if not found:
             return
         lines = head.decode("latin-1").split("\r\n")
-        length = 0
-        for line in lines[1:]:
-            name, _, value = line.partition(":")
-            if name.lower() == "content-length":
-                length = int(value)
+        parts = (line.partition(":") for line in lines[1:])
+        headers = {name.lower(): value.strip() for name, _, value in parts}
+        length = int(headers.get("content-length", 0))
         if len(rest) < length:
             return
         self._received = rest[length:]
         method, path, _ = lines[0].split(" ")
         if not self._broken:
-            self._exchange = self._engine.take(method, path, rest[:length], self._answer)
+            self._exchange = self._engine.take(
+                method, path, rest[:length], self._answer, headers.get(EXCHANGE, "")
+            )
 
     def _answer(self, kind: str, value: Any) -> None:
         """Pass a part of the engine's answer on as HTTP/1.1 bytes."""

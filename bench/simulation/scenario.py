@@ -171,7 +171,8 @@ class Day:
         sizes = rng.choices(_SIZES, k=rng.choice((0, 0, 1, 1, 1, 2)))
         one = Request(
             number=0, client=f"10.0.0.{rng.randrange(20)}", images=tuple(sizes),
-            stream=rng.random() < 0.5, tokens=rng.randrange(1, 6), text=f"ask {rng.random()}",
+            stream=rng.random() < 0.5, tokens=rng.randrange(1, 6), stated=rng.random() < 0.5,
+            text=f"ask {rng.random()}",
             leaves=leaves if leaves is not None else rng.choice((None, None, None, 2.0)),
         )  # fmt: skip
         self.later(rng.uniform(0, within), lambda: self._send(one))

@@ -162,7 +162,7 @@ def test_a_preset_costs_little_and_imports_nothing_heavy():
     assert heavy == []
     # Counted, since milliseconds differ between machines; turbofit's alone, since those of Python's
     # imports differ between its versions: 279 calls, with nine image rules.
-    assert ours <= 32
+    assert ours <= 33
     assert [Path(name).name for name in read if name.endswith(".yaml")] == [
         "internvl2-26b-awq.yaml", "internvl2-26b.yaml",
     ]  # fmt: skip

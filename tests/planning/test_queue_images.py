@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 import turbofit
 import turbofit.api
@@ -11,7 +12,9 @@ from turbofit.core.images import CrossRule
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.memory.account import VisionLoad
 from turbofit.model.presets import known_presets, load_preset
+from turbofit.planning.speed import counted_tokens
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
 
@@ -46,10 +49,10 @@ def test_where_the_engine_may_evict_the_cache_decides_who_runs_beside_whom() -> 
         > queued.engines[0].kv.tokens
     )
     assert bounds_of(queued).engines[0].kv.tokens == queued.engines[0].kv.tokens
-    assert any("that state max_tokens run beside" in warning for warning in queued.warnings)
+    assert bounds_of(queued).answer_tokens == queued.workload.unstated_answer == 1024
     _, roomy = both("qwen2-vl-7b", "1xrtx3090", context=18432, max_batch_size=4)
     assert bounds_of(roomy).engines[0].kv.tokens == UNSTATED
-    assert not any("that state max_tokens" in warning for warning in roomy.warnings)
+    assert bounds_of(roomy).answer_tokens == 0
 
 
 def test_a_prediction_pays_for_one_too() -> None:
@@ -133,3 +136,22 @@ def test_a_context_that_is_asked_for_is_kept_and_images_give_way(engine: str) ->
     assert plan.fits
     assert plan.engines[0].settings.session_len == 4096
     assert plan.promise.limits.image_tokens_per_request + TEXT <= 4096
+
+
+def test_where_no_first_token_is_told_nothing_queues_unless_a_person_asks() -> None:
+    """An answer in one piece would hold the next picture back until its end."""
+    asked = {"model": "internvl2-8b", "on": "1xl4"}
+    queued, older = turbofit.plan(**asked), turbofit.plan(**asked, lmdeploy="0.17")
+    wanted = turbofit.plan(**asked, lmdeploy="0.17", queue_images=True)
+    assert bounds_of(queued).gate is not None
+    assert [bounds_of(plan).gate for plan in (older, wanted)] == [None, 13]
+
+
+def test_where_images_wait_requests_without_a_stated_length_count_if_a_fifth_fewer_fit() -> None:
+    largest = VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=13 * 256)
+    photograph = replace(largest, tokens_per_request=9 * 256)
+    loads = [largest, photograph, replace(largest, tokens_per_request=0)]
+    assert [counted_tokens(load, 32768) for load in loads] == [3840, 2816, 512]
+    waiting = [replace(load, units_per_forward=13) for load in loads]
+    assert [counted_tokens(load, 32768) for load in waiting] == [3840, 3584, 1280]
+    assert counted_tokens(waiting[1], 3000) == 3000

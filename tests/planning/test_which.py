@@ -73,7 +73,7 @@ def same_as_plan(row: Serving, plan: turbofit.Plan) -> None:
     assert (row.engine, row.image_limit) == (plan.backend.name, plan.promise.limits.image_limit)
     assert (row.kv_tokens, row.context) == (plan.kv_tokens, plan.engines[0].settings.session_len)
     assert (row.tp, row.replicas) == (plan.tp, plan.replicas)
-    assert row.requests_at_once == plan.requests_at_once
+    assert row.requests_at_once == plan.promise.requests
     assert set(row.warnings) <= set(plan.warnings)
     if plan.throughput:
         for figure in ("requests_per_second", "output_tokens_per_second"):

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -19,7 +20,7 @@ from bench.gateway.edge_values import BASE, COSTLY, PATHS
 from tests.support.open_clients import OpenClient
 from tests.support.processes import Child, gone, pids
 from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
-from tests.support.waiting import until
+from tests.support.waiting import HANG, until
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.rehearsal.no_answer import SENTENCE
@@ -64,10 +65,16 @@ def test_internvl2_at_its_planned_peak(eight: Served) -> None:
     assert (status, headers["x-turbofit-limited"][:21]) == (200, "max_dynamic_patch=12-")
     assert 5 * 256 < answer["usage"]["prompt_tokens"] < 13 * 256 + 300
     log_probabilities_are_those_of_token_0(eight)
+    until(lambda: first_tokens_are_told(eight.url), "the page of first tokens")
     what_meets_is_within_the_plan(eight)
     for pid in pids(eight.child):
         assert b"--api-keys" not in Path(f"/proc/{pid}/cmdline").read_bytes()
     eight.clean()
+
+
+def first_tokens_are_told(url: str) -> bool:
+    with urlopen(f"{url}/metrics", timeout=HANG) as page:
+        return b'turbofit_gateway_first_tokens_told{engine="0"} 1' in page.read()
 
 
 VERSION = {"anthropic-version": "2023-06-01"}

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.support.plans import model, plausible_plan
 from turbofit.core.images import PatchRule, TileRule
+from turbofit.core.messages import FIRST_TOKENS
 from turbofit.core.plan import Plan
 from turbofit.core.promise import Limits, Promise
 from turbofit.gateway.config import GatewayConfig
@@ -133,6 +134,21 @@ class Answer:
 
     release = close
 
+    async def __aenter__(self) -> Answer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+class FirstTokensPage(Answer):
+    """An engine's page of first tokens; ``lines`` are the names that it tells, b"" its end."""
+
+    def __init__(self) -> None:
+        super().__init__(kind="text/plain")
+        self.lines: asyncio.Queue[bytes] = asyncio.Queue()
+        self.content.readline = self.lines.get  # type: ignore[attr-defined]
+
 
 def stream(*parts: Any) -> Answer:
     return Answer(*parts, kind="text/event-stream; charset=utf-8")
@@ -146,6 +162,8 @@ class Recorder:
         self.answer = answer or (lambda *_: Answer(b'{"choices":[]}'))
         self.answers: list[Answer] = []
         self.works, self.probes, self.pages = True, 0, ""
+        #: The page on which engines tell first tokens; LMDeploy's own server has none.
+        self.tokens_page = Answer(status=404)
         #: Engines where nothing listens, and those whose probes fail.
         self.down: set[int] = set()
         self.failing: set[int] = set()
@@ -153,6 +171,8 @@ class Recorder:
     async def open(self, engine, method, path, body, headers):
         if engine.index in self.down:
             raise Unreachable("down", ended=True)
+        if path == FIRST_TOKENS:
+            return self.tokens_page
         self.seen.append((engine.index, method, path, body, headers))
         answer = self.answer(engine, path, body)
         if asyncio.iscoroutine(answer):

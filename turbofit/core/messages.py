@@ -28,6 +28,10 @@ PRETEND: Final = (
 )
 #: The header of answers from pretend GPUs.
 PRETEND_HEADER: Final = "x-turbofit-pretend"
+#: The header that names a request at its engine, and the engine's page of the names whose first
+#: token is there (`serving.engine.first_tokens`, `gateway.first_tokens`).
+EXCHANGE: Final = "x-turbofit-exchange"
+FIRST_TOKENS: Final = "/turbofit/first_tokens"
 #: The words that explain this header.
 PRETEND_WORDS: Final = "PRETEND GPUs: the words of its answers mean nothing"
 PRETEND_SPEED: Final = "PRETEND GPUs: no speed here is real"

@@ -340,7 +340,8 @@ class Model(Struct):
     ``dtype`` is the 16- or 32-bit type of the unquantised tensors in the files. ``tensor_bytes``
     are the bytes in the files for each safetensors dtype (such as ``BF16``); empty if the sizes
     come from a formula. ``needs_remote_code``: the engine needs remote code for tokenizer,
-    processor or config. ``revision`` is the branch, tag or commit that was asked for. The PyTorch
+    processor or config. ``thinks``: by its chat template, the model thinks before it answers.
+    ``revision`` is the branch, tag or commit that was asked for. The PyTorch
     engine loads ``adapters`` and ``draft`` together with the model.
     """
 
@@ -355,6 +356,7 @@ class Model(Struct):
     quantization: Quantization | None = None
     tensor_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     needs_remote_code: bool = False
+    thinks: bool = False
     hub_id: str | None = None
     revision: str | None = None
     source: ModelSource

@@ -72,21 +72,31 @@ def config_names(engine: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, others.get(name, name)) for name in of_engine.get(engine, _TURBOMIND_NAMES))
 
 
+#: The tokens of text and of an answer that a plan supposes of each request, and of the answer of a
+#: model whose chat template lets it think.
+PROMPT_TOKENS: Final = 256
+OUTPUT_TOKENS: Final = 256
+THINKING_TOKENS: Final = 1024
+#: Where images wait for each other, an answer whose request states no length may be this often as
+#: long as is supposed.
+UNSTATED_ANSWERS: Final = 4
+
+
 class Workload(Struct):
     """The requests that a person asks a plan for, and what a plan supposes of clients beside them.
 
     =================================  ====================================================
     a client                           what the plan supposes, and the sign
     =================================  ====================================================
-    streams, or wants one piece        streams; if images queue, other answers are slower
-    states ``max_tokens``, or not      states it; if images queue, others reserve a session
+    streams, or wants one piece        either: the engine tells the gateway each first token
+    states ``max_tokens``, or not      either; if images queue, others have a stated default
     asks once, or holds a conversation asks once; no memory or time is saved by a past
     sends new images, or known ones    new images; a known image is prepared once
     sends large images or photographs  memory: the largest; the batch: `PHOTOGRAPH` and text
     =================================  ====================================================
 
-    Text and answers have the lengths of `presets/engines/throughput.yaml`, where the share of the
-    rate that queueing costs (``queued_share``) is, too.
+    Requests at once and speeds are of texts of ``prompt_tokens`` and answers of ``output_tokens``;
+    the account of memory and the batch do not depend on these.
 
     If ``context`` is None, turbofit takes the model's maximum, or less if the cache holds less. If
     ``concurrency`` or ``queue_images`` is None, turbofit chooses a value.
@@ -104,6 +114,15 @@ class Workload(Struct):
     queue_images: Annotated[
         bool | None, doc("Whether image requests wait, so that the peak pays for one of them.")
     ] = None
+    prompt_tokens: Annotated[int, doc("Tokens of text that a request has beside its images.")] = (
+        PROMPT_TOKENS
+    )
+    output_tokens: Annotated[int, doc("Tokens of an answer.")] = OUTPUT_TOKENS
+
+    @property
+    def unstated_answer(self) -> int:
+        """Tokens of an answer whose request states no length, where images wait for each other."""
+        return UNSTATED_ANSWERS * self.output_tokens
 
 
 class Settings(Struct):
@@ -577,6 +596,11 @@ class Plan(JsonDocument):
     def requests_at_once(self) -> int:
         """The number of requests that all engines together run at once."""
         return sum(engine.settings.max_batch_size for engine in self.engines)
+
+    @property
+    def unstated_answer(self) -> int:
+        """Tokens of an answer whose request states no length, where images wait for each other."""
+        return self.workload.unstated_answer
 
     def may_evict(self) -> bool:
         """Return whether the KV cache of an engine may run out while requests generate."""

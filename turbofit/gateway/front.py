@@ -22,6 +22,7 @@ from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Document, Struct
 from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.first_tokens import FirstTokens
 from turbofit.gateway.http.about import About, ModelFacts
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal
@@ -118,8 +119,8 @@ class Front(AsgiApp):
     def _forwarder_to(self, fleet: Fleet) -> RequestForwarder:
         admission = Admission(fleet, at_once=self.config.max_concurrent_requests)
         return RequestForwarder(
-            fleet, admission, self._upstream, self.doubt, self.suspect, DenyList(), self._bodies,
-            self.metrics, before_nodes=True,
+            fleet, admission, self._upstream, self.doubt, self.suspect, DenyList(),
+            FirstTokens(self._upstream), self._bodies, self.metrics, before_nodes=True,
         )  # fmt: skip
 
     async def startup(self) -> None:

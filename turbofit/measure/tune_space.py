@@ -45,10 +45,10 @@ def forecast_of(plan: Plan, load: LoadSpec, at_once: float) -> LoadForecast:
 
     As in a plan's own forecast (`throughput.forecast`), the host prepares images at the same time.
     """
-    images = _vision_load(plan, load)
+    images, output = _vision_load(plan, load), load.output_tokens or plan.workload.output_tokens
     closed = ClosedLoad(
         prompt=load.prompt_tokens + images.tokens_per_request,
-        output=load.output_tokens,
+        output=output,
         at_once=at_once / len(plan.groups),
         images=images,
     )
@@ -60,7 +60,7 @@ def forecast_of(plan: Plan, load: LoadSpec, at_once: float) -> LoadForecast:
         ttft = max(ttft, speed.seconds_to_first_token)
         # After its first token a request also waits for the prefills of later requests.
         taken = speed.seconds_per_request - speed.seconds_to_first_token
-        tpot = max(tpot, taken / load.output_tokens, speed.step)
+        tpot = max(tpot, taken / output, speed.step)
     host = host_of(plan, load)
     if host is not None:
         rate, waits = with_host(max(rate, 1e-9), at_once, host, load.images)

@@ -20,6 +20,8 @@ from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.memory_stack import BEFORE_CACHE
 from turbofit.core.model import Model
 from turbofit.core.plan import (
+    OUTPUT_TOKENS,
+    PROMPT_TOKENS,
     Backend,
     Basis,
     EngineName,
@@ -33,6 +35,8 @@ from turbofit.core.plan import (
 from turbofit.core.promise import Limits, Promise
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
+from turbofit.core.version import REFERENCE
+from turbofit.memory.versions import release
 from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_by_side
 
 #: For each decoder layer, the position of its device in the group; None: no device has the layer.
@@ -105,17 +109,31 @@ class VisionLoad(Struct):
     """The images of the worst request: vision units (tiles or patches), images and image tokens.
 
     ``units_per_forward`` is the most units that the peak must allow for in one forward; None means
-    the engine's own bound.
+    the engine's own bound. ``text_tokens`` and ``output_tokens`` are the text and the answer beside
+    the images that a plan supposes; no byte of an account depends on these two.
     """
 
     units_per_image: int
     images_per_request: int
     tokens_per_request: int
     units_per_forward: int | None = None
+    text_tokens: int = PROMPT_TOKENS
+    output_tokens: int = OUTPUT_TOKENS
 
     @property
     def units_per_request(self) -> int:
         return self.units_per_image * self.images_per_request
+
+    @property
+    def text_alone(self) -> VisionLoad:
+        """The same request without its images."""
+        none = replace(self, units_per_image=0, images_per_request=0, tokens_per_request=0)
+        return replace(none, units_per_forward=None)
+
+    @property
+    def usual(self) -> VisionLoad:
+        """The same images beside a text and an answer of the lengths that plans suppose."""
+        return replace(self, text_tokens=PROMPT_TOKENS, output_tokens=OUTPUT_TOKENS)
 
     def of(self, tokens: int) -> Load:
         """Return the worst request with ``tokens`` tokens of prompt and answer."""
@@ -521,6 +539,14 @@ class Engine(ABC):
     def backend(self) -> Backend:
         """The engine as a plan names it."""
         return Backend(name=self.name, version=self.version)
+
+    @property
+    def tells_first_tokens(self) -> bool:
+        """Whether this engine, started by turbofit, tells the first token of each answer.
+
+        `serving.engine.first_tokens` knows the functions of one release.
+        """
+        return release(self.version) == release(REFERENCE)
 
     def check_options(self, engine_options: Mapping[str, object]) -> None:  # noqa: B027 - most have all
         """Refuse options that only other engines have.

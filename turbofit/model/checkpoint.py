@@ -19,6 +19,7 @@ from turbofit.model.families.registry import WATCHING, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.parameters import parameters, stored_bytes
 from turbofit.model.safetensors import Tensor
+from turbofit.model.thinking import thinks
 
 #: Group sizes that at least one engine of LMDeploy can run.
 _GROUPS: Final = {"awq": {32, 64, 128}, "gptq": {128}, "compressed-tensors": {32, 128}}
@@ -302,8 +303,9 @@ def read_checkpoint(
         weight_bytes = stored_bytes(dims.text, dims.vision, dtype, quantization)
     else:
         weight_bytes = sum(sizes.values())
+    name = hub_id.rpartition("/")[2] if hub_id else os.path.basename(source.where)
     return Model(
-        name=hub_id.rpartition("/")[2] if hub_id else os.path.basename(source.where),
+        name=name,
         architecture=architecture,
         parameters=parameters(dims.text, dims.vision),
         weight_bytes=weight_bytes,
@@ -315,9 +317,20 @@ def read_checkpoint(
         tensor_bytes=sizes,
         needs_remote_code=_remote_code(files, config, architecture, processor),
         hub_id=hub_id,
+        thinks=thinks(name, _chat_template(files)),
         source=replace(source, sizes="formula" if tensors is None else "file"),
         warnings=tuple(warnings),
     )
+
+
+def _chat_template(files: Files) -> str:
+    """Return the checkpoint's chat template; empty if it has none, or several."""
+    file = files.read("chat_template.jinja")
+    if file is not None:
+        return file.decode(errors="replace")
+    tokenizer = read_section(files, "tokenizer_config.json")
+    template = tokenizer.values.get("chat_template") if tokenizer else None
+    return template if isinstance(template, str) else ""
 
 
 def read_section(files: Files, name: str, what: str = "") -> Section | None:

@@ -18,6 +18,7 @@ from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDim
 from turbofit.core.presets import is_preset, load_yaml, preset_path, presets_dir, read_preset
 from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, stored_bytes
+from turbofit.model.thinking import thinks
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
@@ -129,6 +130,7 @@ def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
         quantization=preset.quantization,
         needs_remote_code=bool(preset.needs_remote_code),
         hub_id=preset.hub_id,
+        thinks=thinks(preset.hub_id or preset.name),
         source=ModelSource(kind="preset", where=preset_id, sizes="formula"),
         warnings=warnings,
     )

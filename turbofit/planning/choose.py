@@ -49,7 +49,6 @@ from turbofit.planning.resolved_request import ResolvedRequest, launch_of
 from turbofit.planning.search.search import EngineFit, fit_on_host
 from turbofit.planning.search.shapes import Evaluation
 from turbofit.planning.search.sizing import longest_context
-from turbofit.planning.speed import rates
 from turbofit.planning.verdict import Planned, Verdict, fitting
 from turbofit.planning.why_lost import (
     forecast_name,
@@ -187,7 +186,7 @@ def _parallel_reason(fit: EngineFit) -> str:
         others = (it for it in others if speed_is_known(request, it))
         rival = max(others, key=lambda it: it.score, default=None)
         beside = f"; tp {rival.shape.tp}: {1 / rival.score:.1f} s" if rival else ""
-        goal += f" ({rates().output_tokens} tokens in {1 / best.score:.1f} s{beside})"
+        goal += f" ({request.workload.output_tokens} tokens in {1 / best.score:.1f} s{beside})"
     if request.least:
         goal = "the least memory"
     return f"{goal} of {len(fit.evaluations)} shapes, the promises kept first"
@@ -213,9 +212,10 @@ def _warnings(fit: EngineFit, promise: Promise) -> Iterator[str]:
         if shape.units_per_forward is not None:
             yield QUEUED
             if any(may_evict(part.settings, part.kv_tokens) for part in best.parts):
+                tokens = request.workload.unstated_answer
                 yield (
-                    "image requests that state max_tokens run beside each other while the cache"
-                    " holds them all; other image requests run one after the other"
+                    f"an answer ends after {tokens:,} tokens if its request states no max_tokens,"
+                    " so that image requests run beside each other"
                 )
         if fit.requested_load.units_per_image:
             yield (

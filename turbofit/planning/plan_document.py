@@ -180,7 +180,8 @@ def found_words(
     ledgers = [ledger for account in accounts for ledger in account.ledgers_at(account.ratio)]
     running = sum(account.settings.max_batch_size for account in accounts)
     count = requests_held(accounts, tokens, vision_load)
-    running_words = _at_once_words(count, running, vision_load, usual)
+    texts = requests_held(accounts, tokens, replace(vision_load, tokens_per_request=0))
+    running_words = _at_once_words(count, texts, vision_load, usual)
     if "max_batch_size" in request.engine_options and running > count:
         running_words += f", as the cache holds no more of a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
@@ -191,11 +192,11 @@ def found_words(
 
 
 def _at_once_words(
-    count: int, running: int, vision_load: VisionLoad, usual: UsualImage | UnsetType
+    count: int, texts: int, vision_load: VisionLoad, usual: UsualImage | UnsetType
 ) -> str:
     """Say how many requests run at once: ``count`` of the largest, and more of smaller ones.
 
-    ``running`` is the batch of all engines together.
+    ``texts`` is the number of requests without images that run at once.
     """
     if usual and usual.requests_at_once > count:
         size, smaller = "{}x{}".format(*usual.image_size), usual.requests_at_once
@@ -203,11 +204,7 @@ def _at_once_words(
             f"{smaller:,} {plural(smaller, 'request')} at once of {size}, {count:,} of the largest"
         )
     words = f"{count:,} {plural(count, 'request')} at once"
-    return (
-        f"{words}, {running:,} of text"
-        if vision_load.units_per_image and running > count
-        else words
-    )
+    return f"{words}, {texts:,} of text" if vision_load.units_per_image and texts > count else words
 
 
 def free_words(

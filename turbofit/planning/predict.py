@@ -14,7 +14,6 @@ from turbofit.core.messages import QUEUED, plural
 from turbofit.core.plan import Plan, Remedy, Settings
 from turbofit.core.units import MIB, bisect, format_bytes
 from turbofit.memory.account import (
-    NO_IMAGES,
     POOL_WARMUP,
     Account,
     Engine,
@@ -179,7 +178,7 @@ class _Start:
             tokens = account.tokens_at(account.ratio)
             share = at_once / len(self.accounts)
             speeds.append(group_speed(rates, settings, load, tokens, share))
-            texts.append(group_speed(rates, settings, NO_IMAGES, tokens, share))
+            texts.append(group_speed(rates, settings, load.text_alone, tokens, share))
         gpus = [gpu for account in self.accounts for gpu in account.gpus]
         engine = self.engine.name
         found = forecast(self.alone, speeds, load, engine=engine, gpus=gpus)

@@ -12,7 +12,14 @@ from pydantic import BeforeValidator, Field
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import EngineName, Goal, Workload
+from turbofit.core.plan import (
+    OUTPUT_TOKENS,
+    PROMPT_TOKENS,
+    THINKING_TOKENS,
+    EngineName,
+    Goal,
+    Workload,
+)
 from turbofit.core.units import parse_bytes, parse_share, plain_number
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.core.version import REFERENCE
@@ -45,7 +52,10 @@ _OF_A_PLACE: Final = frozenset({"model", "on", "gpus", "lmdeploy"})
 #: The headings of help pages, each with its fields; the fields of `ENGINE_OPTIONS` come after them.
 GROUPS: Final = {
     "shape": ("tp", "replicas", "engine"),
-    "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),
+    "workload": (
+        "images", "image_size", "context", "concurrency", "goal", "queue_images",
+        "prompt_tokens", "output_tokens",
+    ),
     "limits and budgets": (
         "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin", "budget",
         "least", "no_tuned",
@@ -138,6 +148,7 @@ AtOnce = Annotated[int, Field(ge=1, le=_MOST_AT_ONCE), parsed(_whole), Metavar("
 Pixels = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_pixels), Metavar("PIXELS")]
 Count = Annotated[int, Field(ge=0, le=_LARGEST), parsed(_whole), Metavar("N")]
 Tokens = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_tokens), Metavar("TOKENS")]
+TokensOrNone = Annotated[int, Field(ge=0, le=_LARGEST), parsed(_tokens), Metavar("TOKENS")]
 Context = Annotated[
     Annotated[int, Field(ge=1, le=_LARGEST)] | Literal["max"] | None,
     parsed(_context),
@@ -203,6 +214,17 @@ class PlanRequest(Validated):
         default=None,
         description="image requests wait for each other's prefill in the gateway; the peak pays "
         "for one request's images, and the cache gets the rest (default: if this serves more)",
+    )
+
+    prompt_tokens: Tokens | None = Field(
+        default=None,
+        description=f"tokens of text of a request, by which requests at once and the forecast are"
+        f" counted (default {PROMPT_TOKENS})",
+    )
+    output_tokens: Tokens | None = Field(
+        default=None,
+        description=f"tokens of an answer, likewise (default {OUTPUT_TOKENS}; {THINKING_TOKENS:,}"
+        " of a model that thinks)",
     )
 
     max_dynamic_patch: Positive | None = Field(
@@ -332,6 +354,8 @@ class PlanRequest(Validated):
             concurrency=self.concurrency,
             goal=self.goal,
             queue_images=self.queue_images,
+            prompt_tokens=self.prompt_tokens or PROMPT_TOKENS,
+            output_tokens=self.output_tokens or OUTPUT_TOKENS,
         )
 
     @property

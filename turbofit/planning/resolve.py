@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
+from turbofit.core.plan import THINKING_TOKENS, Workload
 from turbofit.machine.source import machine_from
 from turbofit.model.adapters import with_adapters
 from turbofit.model.drafts import with_draft
@@ -59,7 +60,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
     resolved = ResolvedRequest(
         model=model,
         machine=machine,
-        workload=request.workload,
+        workload=_workload_of(request, model),
         engine_options=request.engine_options,
         tp=request.tp,
         replicas=request.replicas,
@@ -73,6 +74,14 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
     resolved = with_image_limit(resolved, request.max_dynamic_patch, request.max_pixels)
     _check(request, resolved)
     return resolved
+
+
+def _workload_of(request: PlanRequest, model: Model) -> Workload:
+    """Return the request's workload; a model that thinks has longer answers by default."""
+    workload = request.workload
+    if request.output_tokens is None and model.thinks:
+        return replace(workload, output_tokens=THINKING_TOKENS)
+    return workload
 
 
 def model_of(request: PlanRequest) -> Model:

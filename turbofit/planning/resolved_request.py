@@ -179,19 +179,23 @@ def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionL
         UsageError: images are requested of a model that takes none.
     """
     rule, workload = request.model.image_rule, request.workload
+    words = replace(
+        NO_IMAGES, text_tokens=workload.prompt_tokens, output_tokens=workload.output_tokens
+    )
     if rule is None or image_limit is None or request.engine_options.get("language_model_only"):
         if workload.image_size is not None:
             raise UsageError(
                 f"{request.model.name} takes no images",
                 hint="leave `--image-size` out",
             )
-        return NO_IMAGES
+        return words
     if workload.images == 0:
-        return NO_IMAGES
+        return words
     units = rule.worst_units(image_limit)
     if workload.image_size is not None:
         units = min(units, rule.units(*workload.image_size, image_limit))
-    return VisionLoad(
+    return replace(
+        words,
         units_per_image=units,
         images_per_request=workload.images,
         tokens_per_request=rule.unit_tokens(units) * workload.images,

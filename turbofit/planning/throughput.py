@@ -145,7 +145,7 @@ def with_host(of_cards: float, at_once: float, host: HostRate, images: int) -> t
 def server_seconds(load: VisionLoad) -> float:
     """Return the seconds of one request in the server and the tokenizer, before any forward."""
     figures = rates()
-    tokens = load.tokens_per_request + figures.text_tokens
+    tokens = load.tokens_per_request + load.text_tokens
     return figures.server_seconds + tokens * figures.server_token_seconds
 
 
@@ -180,7 +180,7 @@ def forecast(
     If the host's cores are unknown, its work on images is only counted in the time to the first
     token of a request that runs alone.
     """
-    figures, images, machine = rates(), load.images_per_request, request.machine
+    images, machine = load.images_per_request, request.machine
     rule, size = request.model.image_rule, size or request.workload.image_size
     threads = request.image_threads
     host = host_rate(machine, rule, load, len(speeds), size=size, threads=threads)
@@ -203,11 +203,11 @@ def forecast(
         alone += images * _seconds_here(machine, rule, load, size, by_float=threads == 1)
     return Throughput(
         basis=(
-            f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
-            f"{figures.output_tokens} answered; {rests}; {surety.words}"
+            f"estimate: {load.text_tokens} text tokens beside the workload's images, "
+            f"{load.output_tokens} answered; {rests}; {surety.words}"
         ),
         requests_per_second=surety.shown(rate, 4),
-        output_tokens_per_second=surety.shown(rate * figures.output_tokens, 1),
+        output_tokens_per_second=surety.shown(rate * load.output_tokens, 1),
         concurrent_requests=round(sum(speed.running for speed in speeds)),
         seconds_to_first_token=among.shown(seconds, 3),
         seconds_to_first_token_alone=first.shown(alone, 3),

@@ -37,7 +37,17 @@ _TUNED: Final = (
 #: Options of LMDeploy that a launch may add without changing the promise.
 _BESIDE: Final = ("cache_max_entry_count", "communicator", "async_", "model_format", "dtype")
 #: Options that do not influence which settings are best.
-_NO_PROMISE: Final = ("model", "revision", "on", "gpus", "no_tuned", "margin", "goal")
+_NO_PROMISE: Final = (
+    "model",
+    "revision",
+    "on",
+    "gpus",
+    "no_tuned",
+    "margin",
+    "goal",
+    "prompt_tokens",
+    "output_tokens",
+)
 
 
 def with_tuned(

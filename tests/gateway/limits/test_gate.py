@@ -59,6 +59,7 @@ class Sequence:
 
     share: Share
     most: int
+    prompt: int
     length: int = 1
     encoded: bool = False
     evicted: bool = False
@@ -103,17 +104,20 @@ def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
         sequence = engine.any(evicted=what == "back")
         if what == "come":
             stated = dice.choice((64, 64, 200, 500, UNSTATED))
-            cost = Cost(units=dice.choice((0, 5, 9, 13, 13)), tokens=stated)
+            answer = 0 if stated == UNSTATED else dice.randrange(64)
+            cost = Cost(units=dice.choice((0, 5, 9, 13, 13)), tokens=stated, answer=answer)
             if door.fits(cost):
-                # Two tokens beyond its end, and a block that it copies.
-                most = min(stated, kv.longest) + 2 + 64
-                engine.there.append(Sequence(door.take(cost), most))
+                # Its prompt may have fewer tokens than bytes; two tokens beyond its end, and a
+                # block that it copies.
+                prompt = 0 if stated == UNSTATED else dice.randrange(stated - answer)
+                most = (prompt + answer if prompt else min(stated, kv.longest)) + 2 + 64
+                engine.there.append(Sequence(door.take(cost), most, prompt))
                 came += 1
         elif sequence is None:
             pass
         elif what == "token":
             sequence.encoded = True
-            door.begin(sequence.share)
+            door.begin(sequence.share, sequence.prompt)
         elif what == "grow":
             sequence.length = sequence.most
         elif what == "back":
@@ -146,3 +150,17 @@ def test_a_line_before_the_gate_comes_to_its_end() -> None:
         assert there
         door.end(there.pop(0))
     assert door.reserved == 0
+
+
+def test_the_prompt_s_true_tokens_take_the_place_of_its_bytes() -> None:
+    door = gate(kv=KvCache(tokens=2000 + 640, longest=1024, block=64))
+    shares = [door.take(Cost(units=5, tokens=900, answer=100)) for _ in range(2)]
+    another = Cost(units=4, tokens=900)
+    door.begin(shares[0])
+    assert (door.reserved, door.lacks(another)) == (2 * 960, "room in the KV cache")
+    for share in shares:
+        door.begin(share, prompt=300)
+    assert (door.reserved, door.lacks(another)) == (2 * 448, "")
+    for share in shares:
+        door.end(share)
+    assert (door.reserved, door.counted) == (0, 0)

@@ -13,7 +13,13 @@ import pytest
 from tests.support.gateway import chat
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED
-from turbofit.gateway.limits.ranges import RULES, hold_parameters, lower_answer, most_tokens
+from turbofit.gateway.limits.ranges import (
+    RULES,
+    hold_parameters,
+    lower_answer,
+    most_tokens,
+    state_answer,
+)
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope
 
@@ -150,3 +156,19 @@ def test_of_two_lengths_the_longer_counts_and_tools_twice() -> None:
 def test_a_token_of_a_normalised_text_has_a_byte_at_least(text: str) -> None:
     room = most("chat", text, max_tokens=1) - most("chat", "", max_tokens=1)
     assert room >= len(unicodedata.normalize("NFC", text).encode())
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "tokens", "stated", "changes"),
+    [
+        ("chat", {}, 1024, {"max_tokens": 1024}, ["max_tokens=none->1024"]),
+        ("responses", {}, 8, {"max_output_tokens": 8}, ["max_output_tokens=none->8"]),
+        ("chat", {"max_completion_tokens": 9}, 1024, {"max_completion_tokens": 9}, []),
+        ("chat", {}, 0, {}, []),
+        ("count_tokens", {}, 1024, {}, []),
+    ],
+)
+def test_an_answer_without_a_stated_length_is_given_one(kind, given, tokens, stated, changes):
+    body, said = dict(given), []
+    state_answer(kind, body, tokens, said)
+    assert (body, said) == (stated, changes)

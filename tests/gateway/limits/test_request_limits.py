@@ -181,6 +181,7 @@ def test_gate_and_cache_count_only_where_the_plan_paid_less_and_it_may_run_out()
     assert (bounds_of(plan).gate, bounds_of(plan).engines[0].kv.tokens) == (20, UNSTATED)
     settings = msgspec.structs.replace(plan.engines[0].settings, max_batch_size=1024)
     more = bounds_of(changed(plan, settings=settings))
+    assert (paid.answer_tokens, bounds_of(plan).answer_tokens, more.answer_tokens) == (0, 0, 1024)
     kv = KvCache(tokens=plan.engines[0].kv.tokens, longest=32768, block=64, ahead=2)
     assert more.engines[0].kv == kv
 

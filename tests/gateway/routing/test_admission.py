@@ -100,8 +100,8 @@ async def test_turns_go_round_the_clients_and_small_requests_starve_no_large_one
 
 
 BIG = image_part(448, 5376)
-SHORT, LONG = chat(BIG, stream=True, max_tokens=64), chat(BIG, stream=True)
-TEXT, STATED = chat(stream=True), chat(stream=True, max_tokens=64)
+SHORT, LONG = chat(BIG, stream=True, max_tokens=64), chat(BIG, stream=True, max_tokens=30_000)
+TEXT, STATED = chat(stream=True, max_tokens=30_000), chat(stream=True, max_tokens=64)
 #: More than its tokens by what a text and a template may take, which nobody counts.
 FEW_TOKENS = 4 * 13 * 256
 
@@ -145,7 +145,9 @@ async def test_where_no_engine_may_evict_the_next_image_goes_on_at_the_first_tok
         # Images run beside each other where the cache holds what they state,
         (FEW_TOKENS, [SHORT] * 5, 2),
         (3 * FEW_TOKENS, [SHORT] * 5, 5),
-        # and where an answer's length is not stated, wait for the end of the one before.
+        # also where the length of an answer is not stated, which the gateway then states,
+        (FEW_TOKENS, [chat(BIG, stream=True)] * 2, 2),
+        # and where an answer may be long, wait for the end of the one before.
         (FEW_TOKENS, [LONG, LONG], 1),
         (FEW_TOKENS, [SHORT, LONG, SHORT], 1),
         # Text waits where it could evict several: one alone is paid for.
@@ -171,7 +173,7 @@ async def test_who_leaves_before_the_answer_is_counted_on_for_a_while(
         return stream(EVENT, 60.0) if streamed and len(came) == 1 else Answer(60.0, b"{}")
 
     app, _ = gateway(queued_plan(), recorder=Recorder(answer))
-    big = chat(BIG, stream=streamed)
+    big = chat(BIG, stream=streamed, max_tokens=30_000)
     first = asyncio.ensure_future(call(app, body=big, leave=gone))
     await settled()
     second = asyncio.ensure_future(call(app, body=big))
@@ -195,3 +197,33 @@ async def test_clients_that_wait_in_line_may_leave_and_a_long_wait_ends_with_429
     assert int(busy.headers["retry-after"]) >= 1
     assert busy.json["error"]["type"] == "rate_limit_error"
     assert (app.admission.waiting, len(recorder.seen)) == (0, 1)
+
+
+async def test_a_request_is_not_refused_while_the_engine_works_on_and_in_all_waits_600_s() -> None:
+    engine = RoutedEngine(0, "http://e0", gate=Gate(10))
+    door = Admission(Fleet([engine]))
+    first = await door.admit("a", Cost(units=10))
+    waiting = [asyncio.ensure_future(door.admit("b", Cost(units=10))) for _ in range(2)]
+    for _ in range(29):
+        await asyncio.sleep(20)
+        engine.note_byte()
+    assert door.waits_for == "2 requests wait for the first tokens of the image requests before it"
+    first.begin()
+    await asyncio.sleep(19)
+    assert [task.done() for task in waiting] == [True, False]
+    await asyncio.sleep(2)
+    refusal = waiting[1].exception()
+    assert (refusal.status, refusal.retry_after) == (429, 8)
+    assert "600 s: 1 request waits for the first tokens" in refusal.message
+
+
+async def test_a_request_is_refused_once_nothing_has_moved_for_30_s() -> None:
+    engine = RoutedEngine(0, "http://e0", gate=Gate(10))
+    door = Admission(Fleet([engine]))
+    await door.admit("a", Cost(units=10))
+    waiting = asyncio.ensure_future(door.admit("b", Cost(units=10)))
+    await asyncio.sleep(29)
+    assert not waiting.done()
+    await asyncio.sleep(2)
+    assert "nothing has moved for 30 s" in waiting.exception().message
+    assert (door.waiting, door.waits_for) == (0, "")

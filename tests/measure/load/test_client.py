@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.measure.load.client import Answer, StreamReader
+from turbofit.measure.load.client import Answer, StreamReader, read_whole
 from turbofit.measure.load.prompt import StreamError
 
 TEXT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
@@ -75,3 +75,29 @@ def test_odd_events_count_for_nothing() -> None:
     ):  # fmt: skip
         answer = read(TEXT, b"data: " + event + b"\n\n", DONE)
         assert (len(answer.pieces), answer.output_tokens) == (1, None), event
+
+
+WHOLE = (
+    b'{"choices":[{"message":{"content":"x y"}}],"usage":{"prompt_tokens":9,"completion_tokens":4}}'
+)
+
+
+def test_an_answer_in_one_piece_has_its_usage_and_no_first_token() -> None:
+    answer = Answer(0.0, whole=True)
+    read_whole(WHOLE, answer)
+    assert (answer.tokens, answer.prompt_tokens, answer.ttft, answer.tpot) == (4, 9, None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"<html>", "garbage"),
+        (b'{"choices":[]}', "garbage"),
+        (b'{"choices":[{"message":{"content":""}}]}', "empty answer"),
+        (WHOLE.replace(b":4}", b":0}"), "empty answer"),
+    ],
+)
+def test_what_is_no_answer_in_one_piece_is_named(body: bytes, kind: str) -> None:
+    with pytest.raises(StreamError) as caught:
+        read_whole(body, Answer(0.0, whole=True))
+    assert caught.value.kind == kind

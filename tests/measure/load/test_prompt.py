@@ -31,3 +31,10 @@ def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
     body = PromptWriter("m", LoadSpec.of(images=0, stop_early=True)).body()
     assert "ignore_eos" not in body
     assert len(body["messages"][0]["content"].split()) == 256
+
+
+def test_a_request_may_state_no_length_and_ask_for_one_piece() -> None:
+    body = PromptWriter("m", LoadSpec.of(images=0, output_tokens=0, whole=True)).body()
+    assert not {"max_tokens", "ignore_eos", "stream", "stream_options"} & body.keys()
+    stated = PromptWriter("m", LoadSpec.of(images=0, output_tokens=7)).body()
+    assert (stated["max_tokens"], stated["ignore_eos"], stated["stream"]) == (7, True, True)

@@ -41,12 +41,15 @@ _PRETEND_SPEED: Final = (
     "PRETEND GPUs: no speed is measured on a card, and the results are kept for pretend GPUs alone"
 )
 #: Options of the load; a plan has options of the same names with another meaning.
-_BOTH: Final = ("images", "image_size", "concurrency")
+_BOTH: Final = ("images", "image_size", "concurrency", "prompt_tokens", "output_tokens")
+#: Those of them that a plan takes from the load.
+_SAME: Final = ("images", "prompt_tokens", "output_tokens")
 #: Options of a plan that make no sense here: one ignores tunings, one puts memory before speed.
 _OTHER_GOALS: Final = ("no_tuned", "least")
 _LOAD_GROUPS: Final = {
     "requests": (
-        "images", "image_size", "prompt_tokens", "shared_prefix", "output_tokens", "stop_early",
+        "images", "image_size", "prompt_tokens", "shared_prefix", "output_tokens", "whole",
+        "stop_early",
     ),
     "arrivals": ("concurrency", "rate"),
     "window": ("requests", "seconds", "warm_up", "timeout"),
@@ -143,9 +146,15 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     if options.forget:
         say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
         return 0
+    slo = parse_slo(options.slo) if options.slo else {}
+    if load.whole and slo.keys() - {"e2e"}:
+        raise UsageError(
+            "answers in one piece have no time of a first token, nor of a token",
+            hint="leave `--whole` out, or limit e2e",
+        )
     wanted = TuneRequest(
         request, load,
-        slo=parse_slo(options.slo) if options.slo else {},
+        slo=slo,
         kv_types=options.kv_policies,
         starts=options.starts,
         seconds=parse_seconds(options.time, "--time"),
@@ -171,12 +180,13 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 
 
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
-    """Make the request for a plan that allows as many images as a request of the load has."""
+    """Make the request for a plan, for as many images and tokens as requests of the load have."""
     planned = {name: value for name, value in given.items() if name not in _BOTH}
     request = fields.filled(PlanRequest, {**planned, "model": model, "no_tuned": True})
-    if "images" in load.model_fields_set:
-        request = request.changed(images=load.images)
-    return request
+    same = {name: getattr(load, name) for name in _SAME if name in load.model_fields_set}
+    if not load.output_tokens:  # the requests state none
+        same.pop("output_tokens")
+    return request.changed(**same) if same else request
 
 
 @command(

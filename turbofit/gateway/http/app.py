@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.struct import NA
+from turbofit.gateway.first_tokens import FirstTokens
 from turbofit.gateway.http.about import ModelFacts, facts_of
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.body import LARGE
@@ -47,6 +48,11 @@ _LOOKED_AT: Final = 2
 _WORKED_ON: Final = 1
 #: The largest number of pictures that are resized at once, whatever the number of cores.
 _MOST_RESIZED: Final = 16
+#: What a gateway says of itself before engines that turbofit did not start, if images queue.
+_UNTOLD: Final = (
+    "an answer in one piece holds image requests back until its end, since the engines do not tell"
+    " its first token; a plan with --no-queue-images has no such wait"
+)
 
 _T = TypeVar("_T")
 
@@ -103,9 +109,10 @@ class Gateway(AsgiApp):
         self.grammars: GrammarTrials | None = None
         #: The last call of `in_use`, which may still run.
         self._asked: asyncio.Future[dict[int, int]] | None = None
+        self._first_tokens = FirstTokens(self._upstream)
         self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor.doubt, self.monitor.suspect,
-            self.deny_list, self._bodies, self.metrics,
+            self.deny_list, self._first_tokens, self._bodies, self.metrics,
         )  # fmt: skip
 
     @property
@@ -114,7 +121,9 @@ class Gateway(AsgiApp):
 
     def _waits(self) -> list[str]:
         if healthy(self.engines):
-            return []
+            told = all(engine.tells_first_tokens for engine in self.engines if engine.up)
+            untold = "" if told or self.bounds.gate is None else _UNTOLD
+            return [text for text in (self.admission.waits_for, untold) if text]
         return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
 
     def rest(self, outage: Outage | None) -> None:
@@ -163,9 +172,11 @@ class Gateway(AsgiApp):
 
     async def startup(self) -> None:
         self.monitor.start()
+        self._first_tokens.start(self.engines if not self.bounds.serial else ())
 
     async def shutdown(self) -> None:
         await self.monitor.stop()
+        await self._first_tokens.stop()
         await self._upstream.close()
         if self.grammars is not None:
             await self.grammars.end()
@@ -287,6 +298,9 @@ class Gateway(AsgiApp):
             "units_in_flight": [(label, engine.gate.counted) for label, engine in labelled],
             "kv_tokens_reserved": [(label, engine.gate.reserved) for label, engine in gated],
             "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
+            "first_tokens_told": [
+                (label, int(engine.tells_first_tokens)) for label, engine in labelled
+            ],
             "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
         }
 

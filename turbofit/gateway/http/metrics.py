@@ -52,6 +52,7 @@ _HELP: Final = {
     "convicted": ("gauge", "Requests that are refused because engines died of them."),
     "gpu_bytes_in_use": ("gauge", "Bytes in use on a GPU, by all processes."),
     "engine_up": ("gauge", "Whether an engine answers."),
+    "first_tokens_told": ("gauge", "Whether an engine tells first tokens of answers in one piece."),
     "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
 }
 

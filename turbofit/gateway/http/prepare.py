@@ -21,6 +21,8 @@ from turbofit.gateway.limits.ranges import (
     most_tokens,
     passed_fields,
     scope_of,
+    state_answer,
+    stated_answer,
 )
 from turbofit.gateway.limits.request_body import MediaSlot, read_body
 from turbofit.gateway.limits.request_limits import (
@@ -138,6 +140,7 @@ class Preparation:
         if self.generates:
             check_request(bounds, self.limited, n=parsed.copies)
             left = bounds.promise.context - self._media_tokens
+            state_answer(kind, parsed.body, bounds.answer_tokens, parsed.lowered)
             lower_answer(kind, parsed.body, left, parsed.lowered)
 
     def _watch(self, clip: Clip, left: Bounds) -> LimitedImage:
@@ -201,6 +204,7 @@ class Preparation:
             host_bytes=host_bytes,
             tokens=kv_tokens,
             copies=self.parsed.copies,
+            answer=stated_answer(self.kind, self.parsed.body) or 0,
         )
 
     def _beside_images(self, body: int) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from turbofit.core.struct import Struct
 
-#: A number of tokens without a limit: of a request that does not state the length of its answer, or
-#: of a KV cache that cannot become full.
+#: A number of tokens without a limit: of a request whose answer has no stated length, or of a KV
+#: cache that cannot become full.
 UNSTATED: Final = 1 << 62
 
 #: An upper bound of the tokens that a chat template adds: LMDeploy's longest system prompt has 509
@@ -21,13 +23,14 @@ class Cost(Struct):
     """The amounts of an engine's resources that one request uses.
 
     ``units`` and ``host_bytes`` count all ``copies`` of the request; ``tokens`` is the most tokens
-    of the KV cache that one copy can use.
+    of the KV cache that one copy can use, and ``answer`` the part of them that is its answer.
     """
 
     units: int = 0
     host_bytes: int = 0
     tokens: int = 0
     copies: int = 1
+    answer: int = 0
 
     @property
     def light(self) -> bool:
@@ -72,9 +75,13 @@ class Share:
     """
 
     number: int
-    units: int
+    cost: Cost
     tokens: int
     begun: bool = False
+
+    @property
+    def units(self) -> int:
+        return self.cost.units
 
 
 class Gate:
@@ -110,7 +117,8 @@ class Gate:
         after it has evicted the request's blocks.
 
         1. The engine evicts a block of an unfinished request only if the unfinished requests need
-        more blocks than the cache has. Each request needs at most its reservation, in whole blocks.
+        more blocks than the cache has. Each request needs at most its reservation, in whole blocks:
+        the engine itself ends an answer at its stated length.
         Blocks of a prefix cache and of finished requests are evicted first. A block that several
         requests share is part of each reservation. So if any request is evicted, the requests that
         run at that moment have reserved more than the cache has.
@@ -121,8 +129,14 @@ class Gate:
         first token, or in doubt. The counted units are within the gate when a request is let in,
         and grow at no other time.
 
+        A request that states no length may fill the rest of its session. No rule that watches its
+        answer grow keeps the promise: whatever the gateway sees is late, and an engine does not
+        wait for who watches. When several long answers have filled the cache, the engine evicts
+        others, and encodes all their images again at once. Only a length that the engine keeps is a
+        bound, so such a request is given one (`Bounds.answer_tokens`).
+
         Copies (``n``) are separate requests to the engine. The caller counts the units of every
-        copy and does not call `begin`, since the first byte belongs to only one copy. The requests
+        copy, and calls `begin` when it knows the first token of each of them. The requests
         of an engine's last process count until their connections are closed, which may be longer
         than necessary. A request whose client leaves ends when the engine has dropped the request;
         the caller waits for this moment (`Exchange`).
@@ -132,13 +146,21 @@ class Gate:
         over = self.reserved + self.kv.reservation(cost) > self.kv.room
         return (self._all if over else self.counted) + cost.units <= self.units
 
+    def lacks(self, cost: Cost) -> str:
+        """Return what a request waits for that does not fit; empty if it fits."""
+        if self.units is None or self.fits(cost):
+            return ""
+        if self.counted + cost.units <= self.units:
+            return "room in the KV cache"
+        return "the first tokens of the image requests before it"
+
     def take(self, cost: Cost) -> Share:
         """Count a request that is sent to the engine, even if it does not fit.
 
         Return the request's share; the caller passes the share to `end` when the request ends.
         """
         self._number += 1
-        share = Share(self._number, cost.units, self.kv.reservation(cost))
+        share = Share(self._number, cost, self.kv.reservation(cost))
         self.reserved += share.tokens
         self._all += share.units
         self.counted += share.units
@@ -147,11 +169,17 @@ class Gate:
             self._doubtful, self.counted = self._number, self._all
         return share
 
-    def begin(self, share: Share) -> None:
-        """Note that a request's first token came.
+    def begin(self, share: Share, prompt: int = 0) -> None:
+        """Note that the first token of each copy of a request came.
 
-        From now on the units of the request do not count, unless it is in doubt (see `fits`).
+        From now on the units of the request do not count, unless it is in doubt (see `fits`). If
+        the tokens of its ``prompt`` are known, it reserves these and its answer: the gateway itself
+        has no tokenizer, and reserved a token for each byte.
         """
+        if prompt:
+            needed = replace(share.cost, tokens=prompt + share.cost.answer)
+            less = share.tokens - self.kv.reservation(needed)
+            share.tokens, self.reserved = share.tokens - less, self.reserved - less
         if not share.begun and share.number > self._doubtful:
             self.counted -= share.units
         share.begun = True

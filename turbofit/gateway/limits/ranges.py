@@ -341,6 +341,23 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
     return changes
 
 
+def state_answer(kind: str, body: JsonObject, tokens: int, changes: list[str]) -> None:
+    """State the length of the answer, in ``tokens``, in a body that states none; note the change.
+
+    If ``tokens`` is 0, the answer may fill the session.
+    """
+    names = ANSWER_LENGTHS.get(kind, ())
+    if tokens and names and stated_answer(kind, body) is None:
+        body[names[-1]] = tokens
+        changes.append(f"{names[-1]}=none->{tokens}")
+
+
+def stated_answer(kind: str, body: Mapping[str, Any]) -> int | None:
+    """Return the most tokens of an answer that the body states; None if it states none."""
+    stated = [body.get(name) for name in ANSWER_LENGTHS.get(kind, ())]
+    return max((length for length in stated if isinstance(length, int)), default=None)
+
+
 def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> None:
     """Lower the stated length of the answer to ``left`` tokens, in place, and note the change.
 
@@ -417,8 +434,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
     Each byte of text is counted as one token. The result is too low for a tokenizer that normalises
     by NFKC, and for a template that makes the text of tools more than twice as long.
     """
-    stated = [body.get(name) for name in ANSWER_LENGTHS.get(kind, ())]
-    answer = max((length for length in stated if isinstance(length, int)), default=None)
+    answer = stated_answer(kind, body)
     if answer is None:
         return UNSTATED
     tools = body.get("tools")

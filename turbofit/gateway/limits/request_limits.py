@@ -71,6 +71,8 @@ class Bounds(Struct):
 
     - ``overlay``: the engines run on a model folder whose default limit is the plan's limit
       (`gateway.overlay`).
+    - ``answer_tokens``: the most tokens of an answer whose request states no length; 0 if such an
+      answer may fill the session.
     - ``bytes_per_unit``: bytes of host memory for the preprocessing of one unit.
     - ``watches``: the engine and its model take videos; a video takes the place of one image.
     - ``serial``: engines answer one request after another, and read no parameters of images.
@@ -82,6 +84,7 @@ class Bounds(Struct):
     rule: AnyImageRule | None
     promise: Promise
     overlay: bool = True
+    answer_tokens: int = 0
     bytes_per_unit: int = 0
     watches: bool = False
     engine: str = "turbomind"
@@ -167,17 +170,20 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
     """
     rule = plan.model.image_rule if plan.promise.limits.vision_unit is not None else None
     bytes_per_unit = 0 if rule is None else plan.model.unit_values * _WIDE
+    engines = tuple(_engine_bounds(plan, engine, rule) for engine in plan.engines)
+    has_gate = any(engine.units is not None for engine in engines)
     return Bounds(
         rule=rule,
         promise=plan.promise,
         overlay=overlay,
+        answer_tokens=plan.unstated_answer if has_gate and plan.may_evict() else 0,
         bytes_per_unit=bytes_per_unit,
         watches=plan.takes_videos,
         engine=plan.backend.name,
         vocabulary=plan.model.text.vocab,
         serial=plan.backend.serial,
         host_bytes=images_in_flight(plan, bytes_per_unit),
-        engines=tuple(_engine_bounds(plan, engine, rule) for engine in plan.engines),
+        engines=engines,
     )
 
 

@@ -10,6 +10,9 @@ A request without images may pass the queue if it fits, unless another request w
 Such requests do not delay image requests for ever: when the requests before it have ended, the
 first image request fits, however many tokens are reserved.
 
+A waiting request is refused only if nothing moves: no engine has sent a byte for a while, and the
+monitor has seen none that works on. In all it waits no longer than clients do.
+
 Suspects (see `deny_list`) have a queue of their own, which delays no other request. An engine has
 few suspects at a time, and equal suspects run one after another.
 """
@@ -17,10 +20,12 @@ few suspects at a time, and equal suspects run one after another.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.messages import plural
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -29,6 +34,11 @@ if TYPE_CHECKING:
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
+#: The longest wait, as a multiple of the wait in which nothing moves: 600 s of 30 s. After 600 s
+#: OpenAI's SDK gives a request up.
+_LONGEST_WAIT: Final = 20
+#: Bounds of ``Retry-After`` in seconds, and the let-in requests by whose times it is estimated.
+_LEAST_RETRY, _MOST_RETRY, _LET_IN = 1, 60, 32
 
 
 class Place:
@@ -59,13 +69,14 @@ class Place:
         if self.turn is not None:
             engine.turns[self] = self.turn
 
-    def begin(self) -> None:
+    def begin(self, prompt: int = 0) -> None:
         """Note that the answer begins, and free the request's host memory and units at the engine.
 
-        Waiting requests that now fit are let in.
+        ``prompt`` are the tokens before the answer, 0 if unknown. Waiting requests that now fit are
+        let in.
         """
         self._give_back_host()
-        self.engine.gate.begin(self._share)
+        self.engine.gate.begin(self._share, prompt)
         self._end_turn()
         self._admission.pump()
 
@@ -143,7 +154,9 @@ class _Queue:
 
 
 class Admission:
-    """Lets requests through to engines; up to ``longest`` requests wait, each up to ``seconds``.
+    """Lets requests through to engines; up to ``longest`` requests wait.
+
+    A waiting request is refused after ``seconds`` in which nothing moves.
 
     ``at_once`` limits the requests at all engines together, like LMDeploy's
     ``--max-concurrent-requests``.
@@ -154,11 +167,29 @@ class Admission:
     ) -> None:
         self._fleet, self._seconds, self._at_once = fleet, seconds, at_once
         self.under_way = 0
+        #: When requests of the queue were let in lately.
+        self._let_in: deque[float] = deque(maxlen=_LET_IN)
         self._queue, self._suspects = _Queue(longest), _Queue(_SUSPECTS)
 
     @property
     def waiting(self) -> int:
         return self._queue.waiting + self._suspects.waiting
+
+    @property
+    def waits_for(self) -> str:
+        """A sentence about the requests in the queue, and what they wait for; empty if none waits.
+
+        The first request decides, since all others wait behind it.
+        """
+        count = self._queue.waiting
+        if not count:
+            return ""
+        first = next(iter(self._queue.lines.values()))[0]
+        if self._at_once is not None and self.under_way >= self._at_once:
+            lacks = "one of the requests at once that the server may have"
+        else:
+            lacks = self._fleet.lacks(first.cost)
+        return f"{count} {plural(count, 'request')} {'wait' if count > 1 else 'waits'} for {lacks}"
 
     async def admit(self, client: str, cost: Cost, turn: Turn | None = None) -> Place:
         """Wait until the request gets a place at an engine, and return the place.
@@ -174,7 +205,7 @@ class Admission:
         if turn is None and first and self._take(place):
             return place
         queue = self._queue if turn is None else self._suspects
-        full = self._busy(place, f"{queue.waiting} requests wait already")
+        full = self._busy(place, "the queue is full")
         if not queue.room(client, full):
             raise full
         while True:
@@ -222,6 +253,7 @@ class Admission:
                 place.given.set_exception(self._fleet.dead())
             elif self._take(place):
                 place.given.set_result(None)
+                self._let_in.append(time.monotonic())
             else:
                 return False
         queue.drop(place)
@@ -240,16 +272,32 @@ class Admission:
         queue.lines.setdefault(place.client, deque()).append(place)
         # The new request may fit now: the requests of its queue may wait for other resources.
         self.pump()
+        began = time.monotonic()
+        latest, why = began + _LONGEST_WAIT * self._seconds, ""
+        while not place.given.done() and not why:
+            # What the engines do for others does not help a suspect, which waits for its turn.
+            moved_at = self._fleet.moved_at if place.turn is None else began
+            now, patience = time.monotonic(), max(began, moved_at) + self._seconds
+            if now >= latest:
+                why = f"the request has waited for {now - began:.0f} s"
+            elif now >= patience:
+                why = f"nothing has moved for {self._seconds:.0f} s"
+            else:
+                await self._until(queue, place, min(patience, latest) - now)
+        if why:
+            refusal = self._busy(place, why)
+            self._stop_waiting(queue, place)
+            raise refusal
+        place.given.result()
+
+    async def _until(self, queue: _Queue, place: Place, seconds: float) -> None:
+        """Wait for a place for some seconds; a cancellation takes the request out of the queue."""
         try:
             # `wait_for` may swallow a cancellation that comes together with the result.
-            done, _ = await asyncio.wait((place.given,), timeout=self._seconds)
+            await asyncio.wait((place.given,), timeout=seconds)
         except asyncio.CancelledError:
             self._stop_waiting(queue, place)
             raise
-        if not done:
-            self._stop_waiting(queue, place)
-            raise self._busy(place, f"no engine had room within {self._seconds:.0f} s")
-        place.given.result()
 
     def _stop_waiting(self, queue: _Queue, place: Place) -> None:
         """Take a request out of the queue, and free its place if it has just got a place."""
@@ -277,4 +325,13 @@ class Admission:
         """Return the refusal of a request that finds no place; ``why`` ends its sentence."""
         if place.turn is not None:
             return Refusal("suspect_waits", why=why, retry_after=_SUSPECT_RETRY)
-        return Refusal("busy:engines", why=why, retry_after=max(1, round(self._seconds / 4)))
+        why = ": ".join(filter(None, (why, self.waits_for)))
+        return Refusal("busy:engines", why=why, retry_after=self._retry_after())
+
+    def _retry_after(self) -> int:
+        """Return the seconds after which the queue will have moved on, by its pace until now."""
+        waiting, let_in = self._queue.waiting, self._let_in
+        seconds = self._seconds / 4
+        if len(let_in) > 1:
+            seconds = waiting * (time.monotonic() - let_in[0]) / len(let_in)
+        return min(max(_LEAST_RETRY, round(seconds)), _MOST_RETRY)

@@ -128,6 +128,8 @@ class RoutedEngine:
         self.start_seconds = 0.0
         #: Whether the supervisor let the engine rest since its death; then the start is not timed.
         self.rested = False
+        #: Whether the engine tells the first tokens of answers in one piece, too (`first_tokens`).
+        self.tells_first_tokens = False
         #: Requests whose clients have left.
         self.left: deque[Present] = deque(maxlen=_LEFT)
 
@@ -314,6 +316,19 @@ class Fleet:
         """
         fitting = [engine for engine in self.engines if engine.fits(cost, turn)]
         return min(fitting, key=lambda engine: engine.rank, default=None)
+
+    @property
+    def moved_at(self) -> float:
+        """The time when an engine that takes requests last sent a byte, or was seen to work on."""
+        return max((engine.last_byte_at for engine in self.engines if engine.up), default=-_NEVER)
+
+    def lacks(self, cost: Cost) -> str:
+        """Return what a request that no engine takes waits for, as words for people."""
+        up = [engine for engine in self.engines if engine.up]
+        if not up:
+            return "an engine"
+        lacks = [engine.gate.lacks(cost) for engine in up]
+        return lacks[0] if all(lacks) else "host memory for its images"
 
     def dead(self) -> Refusal:
         """Return the refusal that clients get while no engine is up."""

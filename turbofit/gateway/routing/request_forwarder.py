@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 
+from turbofit.core.messages import EXCHANGE
 from turbofit.gateway.http.refusals import Refusal, refusal_body, refusal_event, refusal_of_engine
 from turbofit.gateway.http.request_context import OF_NODES, ForwardOutcome, sent_headers, uncancel
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
@@ -20,6 +21,7 @@ from turbofit.gateway.upstream import Died, Unreachable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from turbofit.gateway.first_tokens import FirstTokens
     from turbofit.gateway.http.body import Bodies
     from turbofit.gateway.http.metrics import Metrics
     from turbofit.gateway.http.request_context import RequestContext, Send
@@ -77,6 +79,8 @@ class Exchange(ForwardOutcome):
         self._route = request.route
         self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
+        #: The request's name at the engine, which tells the first token by this name.
+        self._name = forwarder.first_tokens.expect(request.prepared.cost.copies, self._begin)
         #: Whether the engine answered with a failure of its own.
         self._failed = False
 
@@ -111,6 +115,7 @@ class Exchange(ForwardOutcome):
             uncancel(self._task)
             await self._end_broken()
         finally:
+            self._forwarder.first_tokens.forget(self._name)
             engine.outstanding -= 1
             engine.in_flight.pop(self.present, None)
             self._leave(left)
@@ -121,8 +126,9 @@ class Exchange(ForwardOutcome):
         ``left``: the client has left.
         """
         engine, forwarder = self._engine, self._forwarder
-        # A connection may break while the engine lives and continues with the request.
-        may_go_on = not self.present.begun and (left or self.broken)
+        # A connection may break while the engine lives and continues with the request. An engine
+        # notices soon only that the reader of a stream has left.
+        may_go_on = not self.started and (left or self.broken)
         self._place.leave(LEFT_SECONDS if may_go_on else 0.0, left=left)
         if self.broken or self._failed:
             forwarder.suspect(engine)
@@ -157,6 +163,7 @@ class Exchange(ForwardOutcome):
         """Send the request, and pass the engine's answer on as a stream or in one piece."""
         request, route, forwarder = self._request, self._route, self._forwarder
         headers = sent_headers(request, to_node=forwarder.before_nodes)
+        headers[EXCHANGE] = self._name
         response = await forwarder.upstream.open(
             self._engine, route.method, route.path, request.body or None, headers
         )
@@ -238,8 +245,18 @@ class Exchange(ForwardOutcome):
         self._succeeded()
         # The engine has encoded the images of the copy that answers, but maybe of no other copy.
         if self._request.prepared.cost.copies == 1:
-            self._forwarder.deny_list.answered(self.present)
-            self._place.begin()
+            self._begin()
+
+    def _begin(self, prompt: int = 0) -> None:
+        """Note that the first token of every copy came, so that all images are encoded.
+
+        ``prompt`` are the tokens before the answer of a copy, 0 if unknown.
+        """
+        self.present.begun = True
+        self._succeeded()
+        self._forwarder.deny_list.answered(self.present)
+        images = self._request.prepared.tokens
+        self._place.begin(prompt if prompt > images else 0)  # a prompt without them is no bound
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """Read an answer until it is complete, then pass it on in one piece."""
@@ -339,6 +356,7 @@ class RequestForwarder:
     #: Notes that a request failed at an engine.
     suspect: Callable[[RoutedEngine], None]
     deny_list: DenyList
+    first_tokens: FirstTokens
     bodies: Bodies
     metrics: Metrics
     before_nodes: bool = False

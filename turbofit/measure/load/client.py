@@ -47,7 +47,8 @@ class Answer:
 
     ``counts``: the request began in the measured window. ``kind``: the name of the error; empty
     without an error. ``example``: the error's text. ``pieces``: the times at which pieces of text
-    came. ``pretend``: the server has pretend GPUs.
+    came. ``pretend``: the server has pretend GPUs. ``whole``: the answer came in one piece, so that
+    nobody knows when its tokens came.
     """
 
     begun: float
@@ -60,6 +61,7 @@ class Answer:
     output_tokens: int | None = None
     retry_after: float = 0.0
     pretend: bool = False
+    whole: bool = False
 
     def divide(self, by: float) -> None:
         """Divide all times by ``by``: a request takes ``by`` times as long as on the card."""
@@ -149,8 +151,29 @@ class StreamReader:
             self._finished = True
         usage = event.get("usage")
         if isinstance(usage, dict):
-            self._answer.prompt_tokens = _count(usage.get("prompt_tokens"))
-            self._answer.output_tokens = _count(usage.get("completion_tokens"))
+            _note_usage(usage, self._answer)
+
+
+def read_whole(body: bytes, answer: Answer) -> None:
+    """Read a chat completion that came in one piece into an `Answer`.
+
+    Raises:
+        StreamError: the bytes are no completion, or its answer is empty.
+    """
+    try:
+        document = msgspec.json.decode(body)
+        message = document["choices"][0]["message"]
+    except (*NO_JSON, LookupError, TypeError):
+        raise StreamError("garbage", body) from None
+    if isinstance(document.get("usage"), dict):
+        _note_usage(document["usage"], answer)
+    if answer.output_tokens == 0 or (answer.output_tokens is None and not _has_text(message)):
+        raise StreamError("empty answer")
+
+
+def _note_usage(usage: JsonObject, answer: Answer) -> None:
+    answer.prompt_tokens = _count(usage.get("prompt_tokens"))
+    answer.output_tokens = _count(usage.get("completion_tokens"))
 
 
 def _has_text(delta: Any) -> bool:
@@ -258,7 +281,7 @@ class LoadClient(ServerClient):
     async def ask(self, body: JsonObject) -> Answer:
         """Send one request and return its answer; an error is noted in the answer."""
         data = msgspec.json.encode(body)
-        answer = Answer(time.perf_counter())
+        answer = Answer(time.perf_counter(), whole=not body.get("stream"))
         try:
             async with self._session.post(
                 self._url + _CHAT, data=data, headers={"Content-Type": "application/json"}
@@ -274,6 +297,10 @@ class LoadClient(ServerClient):
         if response.status != 200:
             answer.retry_after = stated_pause(response.headers, _LONGEST_PAUSE)
             raise StreamError(f"status {response.status}", await body_of(response, LARGEST_ERROR))
+        if answer.whole:
+            read_whole(await response.read(), answer)
+            answer.ended = time.perf_counter()
+            return
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
             raise StreamError("no stream", await body_of(response, LARGEST_ERROR))
         reader = StreamReader(answer)

@@ -284,8 +284,9 @@ def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
 
 def _warnings(run: LoadRun, busy: float, *, pieces_only: bool, forecast: str) -> Iterator[str]:
     """Yield the reasons why people should trust the results less."""
-    if forecast and run.spec.stop_early:
-        yield "answers on pretend GPUs have no true length: leave --stop-early out"
+    if forecast and run.spec.ends_early:
+        option = "--stop-early" if run.spec.stop_early else "--output-tokens 0"
+        yield f"answers on pretend GPUs have no true length: leave {option} out"
     elif any(answer.pretend for answer in run.answers) and not forecast:
         yield PRETEND_SPEED
     if run.stopped:

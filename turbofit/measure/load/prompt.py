@@ -77,21 +77,24 @@ class PromptWriter:
         self._common = _text(spec.shared_prefix)
 
     def body(self) -> JsonObject:
-        """Return the body of one request, which asks for a stream with the usage at its end."""
+        """Return the body of one request; a stream has its usage at its end."""
         spec = self._spec
         width, height = spec.image_size
         pictures = [png(width, height, random.getrandbits(24)) for _ in range(spec.images)]
         images = [f"data:image/png;base64,{b64encode(data).decode()}" for data in pictures]
         prompt = f"{self._common} {_text(spec.prompt_tokens - spec.shared_prefix)}".lstrip()
-        return {
+        body: JsonObject = {
             "model": self._model,
             "messages": [user_message(prompt, images)],
-            "max_tokens": spec.output_tokens,
             "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **({} if spec.stop_early else {"ignore_eos": True}),
         }
+        if spec.output_tokens:
+            body["max_tokens"] = spec.output_tokens
+        if not spec.ends_early:
+            body["ignore_eos"] = True
+        if not spec.whole:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return body
 
 
 def user_message(text: str, images: Iterable[str]) -> JsonObject:

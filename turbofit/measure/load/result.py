@@ -102,8 +102,11 @@ class Window(NamedTuple):
     def tokens(self, answer: Answer) -> float:
         """Return how many tokens of an answer came in the window.
 
-        It assumes that all pieces of the answer have equally many tokens.
+        It assumes that all pieces of a stream have equally many tokens, and that the tokens of an
+        answer in one piece come evenly.
         """
+        if answer.whole:
+            return answer.tokens * self.share(answer)
         if not answer.pieces:
             return 0.0
         came = bisect_left(answer.pieces, self.end) - bisect_left(answer.pieces, self.begin)

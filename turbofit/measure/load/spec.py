@@ -8,7 +8,7 @@ from pydantic import Field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import SECONDS, Metavar, Validated
-from turbofit.planning.request import Count, Positive, Size, Tokens
+from turbofit.planning.request import Count, Positive, Size, Tokens, TokensOrNone
 
 Seconds = Annotated[float, Field(gt=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
@@ -27,7 +27,10 @@ class LoadSpec(Validated):
     shared_prefix: Count = Field(
         default=0, description="tokens with which all prompts begin alike, of --prompt-tokens"
     )
-    output_tokens: Tokens = Field(default=128, description="tokens of an answer")
+    output_tokens: TokensOrNone = Field(
+        default=128, description="tokens of an answer; 0: a request states none, as SDKs do"
+    )
+    whole: bool = Field(default=False, description="answers come in one piece, as SDKs ask for")
     stop_early: bool = Field(
         default=False,
         description="an answer may end before its --output-tokens (else ignore_eos is sent)",
@@ -83,6 +86,11 @@ class LoadSpec(Validated):
     def at_once(self) -> int | None:
         """The number of requests at once in a closed loop; None in an open loop."""
         return None if self.rate is not None else self.concurrency or _CONCURRENCY
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether answers end where the model ends them."""
+        return self.stop_early or not self.output_tokens
 
     @property
     def measured_seconds(self) -> float | None:

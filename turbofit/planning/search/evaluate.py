@@ -38,6 +38,9 @@ _SHARES = 32
 _EACH = 4
 #: A rate that grows by a smaller share counts as constant.
 _GROWS = 1e-9
+#: The share of its value by which a shape whose images queue is compared: a queue bounds answers
+#: whose requests state no length (`gateway.limits.gate`), so it has to serve more.
+_QUEUED_WORTH = 0.95
 #: A set of equal engines: their number, and one engine's speed as a function of its requests.
 Set = tuple[int, Callable[[float], Speed]]
 
@@ -147,12 +150,10 @@ def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
         score, ranked = sum(speed.requests_per_second for speed in speeds), evaluation.ranked
     elif goal == "latency":
         score = ranked = 1 / evaluation.seconds_per_answer
-    return replace(
-        evaluation,
-        score=rounded(score),
-        ranked=ranked,
-        queues=evaluation.shape.units_per_forward is not None and not request.workload.queue_images,
-    )
+    queues = evaluation.shape.units_per_forward is not None and not request.workload.queue_images
+    if queues and goal != "context":
+        ranked *= _QUEUED_WORTH
+    return replace(evaluation, score=rounded(score), ranked=ranked, queues=queues)
 
 
 class _Unequal:

@@ -22,7 +22,7 @@ from turbofit.core.plan import HostMemory
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect
-from turbofit.memory.account import NO_IMAGES, Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
 from turbofit.model.families.engines import engine_problem
@@ -103,7 +103,7 @@ class EngineFit(Struct):
         if not speeds:
             return None
         engine, gpus = self.engine.name, self.best.gpus(self.request.machine)
-        texts = self.speeds_of(NO_IMAGES) if load.units_per_image else ()
+        texts = self.speeds_of(load.text_alone) if load.units_per_image else ()
         found = forecast(self.request, speeds, load, engine=engine, gpus=gpus)
         return with_text(found, self.request.model, engine, gpus, texts)
 
@@ -318,7 +318,7 @@ class _Search:
         """
         request, units = self.request, self.state.requested_load.units_per_request
         # If the person has given `queue_images`, ``whole`` already obeys it.
-        if not units or request.workload.queue_images is not None:
+        if not units or request.workload.queue_images is not None or not self._may_queue:
             return
         # The shape keeps every promise and needs no more cache, unless the goal is the context or
         # the least memory is wished.
@@ -378,13 +378,23 @@ class _Search:
         assert limit is not None
         return under(limit).best()
 
+    @property
+    def _may_queue(self) -> bool:
+        """Whether image requests may wait for the first tokens of those before them.
+
+        Unless a person asks for it, an engine must tell first tokens also of answers in one piece:
+        else each of them would hold the next one back until its end.
+        """
+        asked = self.request.workload.queue_images
+        return self.engine.tells_first_tokens if asked is None else asked
+
     def limited(self, shape: Shape, image_limit: int) -> Shape:
         """Return the shape with another image limit.
 
-        Unless the person refuses queued images, one forward has at most one request's units.
+        If images may queue, one forward has at most one request's units.
         """
         lower = replace(shape, image_limit=image_limit)
-        if self.request.workload.queue_images is False:
+        if not self._may_queue:
             return lower
         units = vision_load_of(self.request, image_limit).units_per_request
         return replace(lower, units_per_forward=units)

@@ -396,7 +396,8 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     alone = sizer.evaluation(session_len)
     if not alone.fits:
         return 1, True
-    need = request_tokens(sizer.state.requested_load)
+    usual = sizer.state.requested_load.usual  # other lengths never make the batch smaller
+    need = request_tokens(usual)
     default = _most_rows(sizer, alone.settings)
     most = min(default, max(1, alone.settings.requests_in(alone.kv_tokens, need)))
     kept = alone.kv_tokens * _TOKENS_KEPT if sizer.request.workload.goal == "context" else 0
@@ -405,7 +406,10 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     def rate(batch: int) -> float:
         some = sizer.with_batch(batch)
         settings = shape_settings(sizer.request, some.shape, session_len)
-        speeds = [some.speed(settings, gpus, alone.kv_tokens, plain=True) for gpus in some.distinct]
+        tokens = alone.kv_tokens
+        speeds = [
+            some.speed(settings, gpus, tokens, plain=True, images=usual) for gpus in some.distinct
+        ]
         return sum(speed.requests_per_second for speed in speeds)
 
     def holds(batch: int) -> bool:
@@ -437,7 +441,7 @@ def client_batch(sizer: Sizer, sized: Evaluation) -> int:
     rule, limit = sizer.request.model.image_rule, sizer.shape.image_limit
     if rule is None or limit is None or not load.units_per_image:
         return least
-    wanted = _wanted_rows(sizer, sized, photographs(rule, limit, load))
+    wanted = _wanted_rows(sizer, sized, photographs(rule, limit, load.usual))
 
     def costs_nothing(batch: int) -> bool:
         return _takes_no_more(sizer, sizer.with_batch(batch), sized)
@@ -459,7 +463,7 @@ def _wanted_rows(sizer: Sizer, sized: Evaluation, photograph: VisionLoad) -> int
     model, gpus = sizer.request.model, [gpu for group in sizer.groups for gpu in group]
 
     def most(images: VisionLoad) -> int:
-        size = counted_tokens(images, settings.session_len)
+        size = min(request_tokens(images), settings.session_len)
         return min(default, max(1, settings.requests_in(tokens, size)))
 
     def rate(batch: int, images: VisionLoad) -> float:

@@ -13,7 +13,6 @@ from turbofit.core.messages import groups_of, plural
 from turbofit.core.plan import alike
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.machine.presets import usual_assumptions
-from turbofit.planning.speed import rates
 from turbofit.planning.verdict import all_fitting
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
@@ -189,7 +188,8 @@ def _forecast(plan: Plan, speed: Throughput) -> str:
     if usual and usual.requests_per_second is not None:
         texts.append(f"{two_digits(usual.requests_per_second)} of {_size(usual.image_size)}")
     word = f" ({sure.word})" if sure else ""
-    texts.append(f"answers of {rates().output_tokens} tokens{word}")
+    thinks = ", as the model thinks" if plan.model.thinks else ""
+    texts.append(f"answers of {plan.workload.output_tokens:,} tokens{thinks}{word}")
     return ", ".join(texts)
 
 

@@ -109,9 +109,10 @@ def main() -> None:
     forget_urls()
     logging.getLogger("lmdeploy").addFilter(without_texts)
     if module in _WITH_LMDEPLOY:
-        from turbofit.serving.engine import grammar_threads
+        from turbofit.serving.engine import first_tokens, grammar_threads
 
         grammar_threads.install()
+        first_tokens.install()
     if _IMAGES in os.environ:
         from turbofit.serving.images.preparation import install
 
