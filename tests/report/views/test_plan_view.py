@@ -121,7 +121,7 @@ def test_the_engine_stands_in_the_short_answer_and_why_it_is_not_the_usual_one(
     model: str, options: dict[str, Any], engine: str, why: str | None
 ) -> None:
     text = told(turbofit.plan(model, on="1xrtx4090", **options))
-    assert f" on 1xrtx4090 with {engine} " in text
+    assert f" with {engine} fits: " in text
     assert (" engine " + (why or "") in text) == (why is not None)
 
 

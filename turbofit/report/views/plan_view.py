@@ -12,7 +12,7 @@ from turbofit.core.errors import option_of
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.plan import alike
 from turbofit.core.units import format_bytes, three_digits, two_digits
-from turbofit.machine.presets import usual_assumptions
+from turbofit.machine.presets import other_sizes, usual_assumptions
 from turbofit.planning.speed import rates
 from turbofit.planning.verdict import all_fitting
 from turbofit.report.painters.document import (
@@ -104,7 +104,7 @@ def _answer(plan: Plan) -> list[Block]:
     # The plan's own warnings come before warnings of the machine.
     warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
-        Heading(plan.title, short=True),
+        Heading(_title(plan), short=True),
         Verdict(plan.verdict, tone, short=True),
         *first_warnings(warnings, usual_assumptions()),
     ]
@@ -121,6 +121,16 @@ def _answer(plan: Plan) -> list[Block]:
         blocks += remedies_table(shown, **ONLY_SHORT)
         blocks += remedies_table(plan.remedies, "What would fit, cheapest first")
     return [*blocks, known_facts(_short_facts(plan), short=True, whole=False, page=plan.fits)]
+
+
+def _title(plan: Plan) -> str:
+    """Return the plan's title, in which a card's name of two sizes has both of them."""
+    found = other_sizes(plan.machine.warnings)
+    sizes = [f"{size.taken} GB; for {size.gigabytes} GB write {size.spec}" for size in found]
+    if len(found) > 1:
+        sizes = [f"{size.name}: {text}" for size, text in zip(found, sizes, strict=True)]
+    on = f"{plan.machine.name} ({', '.join(sizes)})" if sizes else plan.machine.name
+    return f"{plan.model.name} on {on} with {plan.backend.name}"
 
 
 def _short_facts(plan: Plan) -> dict[str, str]:
