@@ -166,7 +166,9 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     form.show(tuning, tune_view)
     if tuning.interrupted:
         return INTERRUPTED
-    found = tuning.best is not None or (tuning.capacity is not None and tuning.capacity.clients)
+    found = (
+        tuning.best or tuning.started or (tuning.capacity is not None and tuning.capacity.clients)
+    )
     return 0 if found else DoesNotFitError.exit_code
 
 
