@@ -29,7 +29,7 @@ CALLS = {
     "unique": lambda x: torch.unique(x).tolist(),
     "consecutive": lambda x: torch.unique_consecutive(x).tolist(),
     "sum": lambda x: repr(x.sum()),
-    "mean": lambda x: repr(x.abs().float().mean()),
+    "mean": lambda x: repr(x.to(torch.float32).mean()),
     "graph": lambda x: repr((x.float().clone().requires_grad_() * 2).mean()),
 }
 
