@@ -7,7 +7,6 @@ import pytest
 import turbofit
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.messages import OWN_CODE
-from turbofit.machine.presets import other_sizes
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.plan_view import plan_view
 
@@ -117,35 +116,3 @@ def test_an_option_that_a_version_lacks_is_not_said_to_be_set() -> None:
         plan = turbofit.plan("internvl2-2b", on="1xrtx4090", lmdeploy=version)
         assert (OWN_CODE in plan.warnings) is said
         assert ("--trust-remote-code" in plan.engines[0].command.argv) is said
-
-
-@pytest.mark.parametrize(
-    ("model", "on", "size", "fits"),
-    [
-        ("internvl2-8b", "v100", "v100-32g", True), ("internvl2-8b", "t4+V100", "v100-32g", True),
-        ("internvl2-4b", "4060ti", "rtx4060ti-8g", False),
-    ],
-)  # fmt: skip
-def test_another_size_of_a_card_is_named_where_it_changes_the_verdict(model, on, size, fits):
-    plan = turbofit.plan(model, on=on)
-    (told,) = (text for text in plan.warnings if text.startswith(f"on {size}: "))
-    there = turbofit.plan(model, on="+".join((*on.split("+")[:-1], size)))
-    assert (plan.fits, there.fits) == (not fits, fits)
-    if fits:
-        assert f"fits, {there.promise.requests} request" in told
-    assert told in paint(plan_view(plan), short=True)
-
-
-@pytest.mark.parametrize("on", ["4090", "a100", "rtx3060:total=7823MiB", "v100-32g"])
-def test_another_size_with_the_same_verdict_is_not_planned(on: str) -> None:
-    warnings = turbofit.plan("internvl2-2b", on=on).warnings
-    assert not [text for text in warnings if text.startswith("on ")]
-
-
-@pytest.mark.parametrize("on", ["v100", "2xa100", "4090:free=20GiB", "2080ti"])
-def test_the_first_line_names_the_size_that_was_taken_and_the_other_card(on: str) -> None:
-    plan = turbofit.plan("internvl2-2b", on=on)
-    first = paint(plan_view(plan), short=True, width=200).splitlines()[0]
-    (size,) = other_sizes(plan.machine.warnings)
-    assert f"{size.taken} GB" in first
-    assert size.spec in first

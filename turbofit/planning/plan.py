@@ -10,16 +10,15 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
 from turbofit.core.machine import Machine
-from turbofit.core.messages import OWN_CODE, plural
+from turbofit.core.messages import OWN_CODE
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
-from turbofit.machine.presets import other_sizes
-from turbofit.machine.spec import in_other_size
 from turbofit.memory.versions import OLDEST_SERVED, is_legacy, release
 from turbofit.model.presets import find_preset, load_preset
+from turbofit.planning.alternatives import alternatives
 from turbofit.planning.checks import plan_warnings
-from turbofit.planning.choose import best_plan, choose, plan_of
+from turbofit.planning.choose import best_plan, plan_of
 from turbofit.planning.commands import (
     came_later,
     cluster_serve_command,
@@ -30,7 +29,6 @@ from turbofit.planning.commands import (
 from turbofit.planning.remedies import OTHER_CARDS
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import Margin
-from turbofit.planning.verdict import Planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +46,7 @@ def plan(
 
     ``pretend``: True uses tunings from pretend GPUs, False tunings from real GPUs. None uses the
     tunings of this machine, if the plan is for this machine. Without ``compares_limits`` the plan
-    does not compare other image limits, and takes half the time.
+    does not compare other image limits and shapes, and takes half the time.
 
     Raises:
         UsageError: two options contradict each other, or one cannot be used.
@@ -64,37 +62,13 @@ def plan(
     if request.lmdeploy is not None:
         return finished(_for_version(resolved, request, request.lmdeploy), request)
     best = best_plan(resolved, request.engine)
-    best = replace(best, warnings=(*_in_other_sizes(best, request), *best.warnings))
-    if pretend is None and resolved.machine.source != "nvml":
-        return finished(best, request)
-    from turbofit.planning.tuned import with_tuned
+    if pretend is not None or resolved.machine.source == "nvml":
+        from turbofit.planning.tuned import with_tuned
 
-    return finished(with_tuned(best, request, resolved, pretend=pretend), request)
-
-
-def _in_other_sizes(best: Plan, request: PlanRequest) -> Iterator[str]:
-    """Yield the verdict on a card of the same name and another size, where it is another verdict.
-
-    A larger card is planned if ``best`` does not fit, a smaller card if it fits.
-    """
-    if not isinstance(request.on, str):
-        return
-    for size in other_sizes(best.machine.warnings):
-        if (size.gigabytes > size.taken) == best.fits:
-            continue
-        try:
-            changed = request.changed(on=in_other_size(best.machine.name, size))
-            found = choose(resolve(changed), request.engine)
-        except TurbofitError:
-            continue
-        if found.fits == best.fits:
-            continue
-        if not found.fits:
-            yield f"on {size.spec}: does not fit"
-            continue
-        other = (found if isinstance(found, Planned) else plan_of(found)).document
-        requests = other.promise.requests
-        yield f"on {size.spec}: fits, {requests:,} {plural(requests, 'request')} at once"
+        best = with_tuned(best, request, resolved, pretend=pretend)
+    if compares_limits:
+        best = replace(best, warnings=(*alternatives(best, request), *best.warnings))
+    return finished(best, request)
 
 
 def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) -> Plan:

@@ -16,6 +16,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
+from turbofit.core.plan import LimitCost, roomier_limit
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import JsonDocument, Struct, const, doc, known, to_builtins
 from turbofit.core.units import GIB, three_digits
@@ -26,7 +27,7 @@ from turbofit.memory.engines import LMDEPLOY
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.choose import choose, known_warnings, problem_of
 from turbofit.planning.plan_document import requests_held
-from turbofit.planning.reasons import unkept, usual_image
+from turbofit.planning.reasons import limit_costs, unkept, usual_image
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
@@ -68,6 +69,9 @@ class Serving(Struct):
         float | None, doc("Of one request alone, with images of a usual size; null: none.")
     ] = None
     warnings: Annotated[tuple[str, ...], doc("Known faults of the model on this machine.")] = ()
+    smaller: Annotated[
+        LimitCost | None, doc("A lower image limit for 8 requests at once; null: 8 run, or none.")
+    ] = None
 
     @property
     def of_lmdeploy(self) -> bool:
@@ -116,12 +120,15 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
     if not fit.fits:
         return replace(row, why_not=problem_of(fit), missing=fit.best.short)
     tokens = [account.tokens_at(account.ratio) for account in fit.accounts]
+    requests, limit = requests_held(fit.accounts, tokens, fit.best.vision_load), fit.image_limit
+    costs = limit_costs(fit.request, fit.best, fit.engine)
     return replace(
         row,
         kv_tokens=sum(tokens),
         context=fit.best.settings.session_len,
-        image_limit=fit.image_limit,
-        requests_at_once=requests_held(fit.accounts, tokens, fit.best.vision_load),
+        image_limit=limit,
+        requests_at_once=requests,
+        smaller=None if limit is None else roomier_limit(costs, limit, requests),
         warnings=(*fit.request.model.warnings, *known_warnings(fit)),
     )
 
