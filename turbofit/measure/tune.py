@@ -85,8 +85,8 @@ def tune_model(
     load = _load(wanted.load, usual)
     clock = clock_for(usual, config.clock or 0.0)
     timed = clock.factor > 0 or not wanted.apart
-    if wanted.slo and not timed:
-        raise UsageError(_without_clock(usual, clock), hint="leave `--slo` out: see what starts")
+    if not timed:
+        _refuse_slo(wanted, usual, clock)
     facts = _facts(wanted, usual, load, run.lmdeploy.version, clock)
     assert config.request is not None
     blank = Tuning(turbofit_version=__version__, created="", pretend=wanted.apart, **facts)
@@ -133,12 +133,21 @@ def tune_model(
     return result
 
 
-def _without_clock(plan: Plan, clock: ClockChoice) -> str:
-    """Say why these pretend GPUs keep or miss no SLO."""
-    if clock == NO_CLOCK:
-        return "`--slo` has no answer with `--clock 0`, where forwards take no time"
+def _refuse_slo(wanted: TuneRequest, plan: Plan, clock: ClockChoice) -> None:
+    """Refuse an SLO, which pretend GPUs without a clock neither keep nor miss.
+
+    Raises:
+        UsageError: the person gave an SLO.
+    """
+    if not wanted.slo:
+        return
     cards = " + ".join(dict.fromkeys(cards_of(plan.machine)))
-    return f"`--slo` has no answer: nobody knows how fast {plan.model.name} is on {cards}"
+    why = f": nobody knows how fast {plan.model.name} is on {cards}"
+    if clock == NO_CLOCK:
+        why = " with `--clock 0`, where forwards take no time"
+    raise UsageError(
+        f"`--slo` has no answer{why}", hint="leave `--slo` out, to see which settings start"
+    )
 
 
 def without_figures(measured: SpeedFigures) -> TrialEnd:

@@ -72,20 +72,26 @@ def _without_options(plan: Plan, request: PlanRequest) -> Iterator[str]:
         other = best_plan(replace(resolved, compares_limits=False))
     except TurbofitError:
         return
+    if other.fits and (gain := _gain(plan, other)):
+        options = " ".join(f"{option_of(name)} {getattr(request, name)}" for name in given)
+        yield f"{WITHOUT}{options[2:]}: {_shape_words(plan, other)}, {gain}, same promise"
+
+
+def _gain(plan: Plan, other: Plan) -> str:
+    """Return how many times the requests or KV tokens another plan has; empty if not far more."""
     here, there = _requests_per_second(plan), _requests_per_second(other)
     what = "requests/s"
     if here is None or there is None:
         here, there, what = plan.kv_tokens, other.kv_tokens, "KV tokens"
-    if not other.fits or here >= _LITTLE * there:
-        return
-    options = " ".join(f"{option_of(name)} {getattr(request, name)}" for name in given)
-    shape = f"{other.replicas} engines" if other.replicas > 1 else f"tp {other.tp}"
+    return "" if here >= _LITTLE * there else f"{two_digits(there / here)} times the {what}"
+
+
+def _shape_words(plan: Plan, other: Plan) -> str:
+    """Return how the engines of another plan differ from the engines of ``plan``, in words."""
+    words = f"{other.replicas} engines" if other.replicas > 1 else f"tp {other.tp}"
     if (other.tp, other.replicas) == (plan.tp, plan.replicas):
-        shape = f"a batch of {other.smallest.settings.max_batch_size}"
-    if other.backend.name != plan.backend.name:
-        shape += f" of {other.backend.name}"
-    times = f"{two_digits(there / here)} times the {what}"
-    yield f"{WITHOUT}{options[2:]}: {shape}, {times}, same promise"
+        words = f"a batch of {other.smallest.settings.max_batch_size}"
+    return words if other.backend.name == plan.backend.name else f"{words} of {other.backend.name}"
 
 
 def _with_promise(plan: Plan, request: PlanRequest) -> PlanRequest:

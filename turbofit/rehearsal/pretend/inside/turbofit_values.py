@@ -133,13 +133,17 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         outputs = _tensors(out)
         touches_card = inputs or any(map(_on_card, outputs))
         if touches_card and outputs and func not in _UNSET and not _is_view(func):
-            filled = _compute(func, args, kwargs, inputs, outputs)
-            for tensor in filter(_on_card, outputs):
-                if filled or _is_small((tensor,)):
-                    _uncomputed.discard(_memory(tensor))
-                else:
-                    _uncomputed.add(_memory(tensor))
+            _remember(outputs, filled=_compute(func, args, kwargs, inputs, outputs))
         return out
+
+
+def _remember(outputs: Sequence[Any], *, filled: bool) -> None:
+    """Note whether the memory of these outputs has values; small outputs always have values."""
+    for tensor in filter(_on_card, outputs):
+        if filled or _is_small((tensor,)):
+            _uncomputed.discard(_memory(tensor))
+        else:
+            _uncomputed.add(_memory(tensor))
 
 
 def _refuse_uncomputed(func: Any, value: Any) -> None:
@@ -174,10 +178,15 @@ def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> bo
                 if id(place) in new and place.numel():
                     _alias(place).copy_(result)
             return True
-    for tensor in fresh:
+    _clear_small(fresh)
+    return func in _COPIES and not all(map(_on_card, _tensors(args)))
+
+
+def _clear_small(tensors: Sequence[Any]) -> None:
+    """Make small tensors of a card 0."""
+    for tensor in tensors:
         if _on_card(tensor) and tensor.numel() and _is_small((tensor,)):
             _alias(tensor).zero_()
-    return func in _COPIES and not all(map(_on_card, _tensors(args)))
 
 
 def _on_host(func: Any, args: Any, kwargs: Any) -> Any:
