@@ -24,11 +24,9 @@ def test_the_errors_are_told_with_the_cards_that_had_them() -> None:
     errors = f"{KIND}: median error 4.0%, p90 10.0%, worst 1.2 times over 7 figures"
     assert (SURE.words, replace(SURE, seen=False).words) == (errors, f"{errors} of other cards")
     assert replace(SURE, p90=None).words == f"{KIND}: no figure is known"
-    why = f"forecasts of {KIND} were up to 1.2 times off"
-    assert SURE.why == why
-    assert replace(SURE, seen=False, measured="3 on an L4").why == (
-        f"{why}, of other cards (3 on an L4)"
-    )
+    assert SURE.why == f"not known: forecasts of {KIND} are too far off"
+    assert replace(SURE, seen=True, measured="3 on it").why == f"{SURE.why} (3 on it)"
+    assert replace(SURE, seen=False, measured="3 on an L4").why == SURE.why
     assert replace(SURE, worst=None).why == f"nobody has measured {KIND}"
 
 

@@ -72,17 +72,15 @@ def test_a_word_is_of_its_kind_and_cards(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_why_no_speed_is_told() -> None:
     model, gpus = preset_model("qwen3-30b-a3b"), parse_spec("1xa100-80g").gpus
-    assert surety_of_speed(model, "turbomind", gpus, images=False).why == (
-        "nobody has measured text of experts with turbomind (Qwen3.6-35B-A3B-AWQ on 1 x Tesla"
-        " V100-SXM2-32GB gave 37 to 40.8 tokens/s, 1 at once)"
-    )
+    why = surety_of_speed(model, "turbomind", gpus, images=False).why
+    assert why == "nobody has measured text of experts with turbomind"
     dense, cards = preset_model("qwen2.5-1.5b-awq"), parse_spec("gtx1660super:total=6GiB").gpus
     why = surety_of_speed(dense, "turbomind", cards, images=False).why
     assert "on cards without tensor cores" in why
-    assert "times off" in why
+    assert "too far off" in why
     assert "gave 20.6 to 217 tokens/s, 1 to 32 at once" in why
     other = parse_spec("1xrtx3090").gpus
-    assert "of other cards" in surety_of_speed(model, "pytorch", other, images=False).why
+    assert "gave" not in surety_of_speed(model, "pytorch", other, images=False).why  # other cards
 
 
 def figures_of(plan: Plan) -> Iterator[tuple[float | None, Surety]]:

@@ -80,6 +80,11 @@ def same_as_plan(row: Serving, plan: turbofit.Plan) -> None:
             assert getattr(row, figure) == getattr(plan.throughput, figure)
         usual = plan.usual_image or plan.throughput
         assert row.seconds_to_first_token == usual.seconds_to_first_token_alone
+    few = row.requests_at_once < 8 and row.image_limit is not None
+    assert few or row.smaller is None
+    if row.smaller is not None:
+        assert row.smaller.requests_at_once > row.requests_at_once
+        assert row.smaller.limit < row.image_limit
 
 
 def line(model: str, on: str) -> Serving:

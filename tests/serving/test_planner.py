@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -211,15 +212,20 @@ def test_the_hangup_reloads_and_ends_the_run_where_the_terminal_closed(job, monk
 
 
 @pytest.mark.parametrize(
-    "name", ["./internvl2-26b", "../internvl2-26b", "/nowhere/internvl2-26b", "~/internvl2-26b"]
-)
+    "name",
+    [
+        "./internvl2-26b", "../internvl2-26b", "/nowhere/internvl2-26b", "~/internvl2-26b",
+        "a/b/internvl2-26b", "models/internvl2-26b",
+    ],
+)  # fmt: skip
 def test_a_launch_downloads_no_preset_for_a_path_that_is_not_here(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plan notes it, and plans for the preset."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert "is here: by its name it is the preset" in resolve_model(name).warnings[0]
+    (tmp_path / "models").mkdir()
+    assert f"no folder {os.path.expanduser(name)} is here" in resolve_model(name).warnings[0]
     request = PlanRequest.of(model=name, on="1xa100-80g")
     for pretend in (True, False):
         with pytest.raises(UsageError, match="is here") as caught:

@@ -183,6 +183,20 @@ def test_other_commands_know_a_server_that_runs(servers) -> None:
         server_of(None, None)
 
 
+def test_of_several_servers_one_must_be_named_and_a_trial_is_no_server(servers, capsys) -> None:
+    first, second = servers
+    with pytest.raises(UsageError, match="2 servers run here") as caught:
+        server_of(None, None)
+    assert all(f"http://127.0.0.1:{port}" in caught.value.hint for port in (1, 2))
+    path = state_dir("runs") / first / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "command": "tune"}))
+    assert server_of(None, None)[0] == runs.chosen_run(None).record.urls[0]
+    assert runs.chosen_run(None).name == second
+    assert runs.chosen_run(first).name == first
+    assert main(["ps"]) == 0
+    assert "no server: tune" in capsys.readouterr().out
+
+
 def test_a_log_is_followed_until_its_server_ends(servers) -> None:
     first, _ = servers
     words = [sys.executable, "-m", "turbofit", "logs", first, "--lines", "1", "-f"]

@@ -39,6 +39,19 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     assert len(told) == noted
 
 
+@pytest.mark.parametrize(
+    ("importing", "starting", "looks"),
+    [(True, True, []), (False, True, [PLAN.host.total]), (False, False, [0])],
+)
+def test_the_standby_imports_before_ready_once_no_engine_imports(importing, starting, looks):
+    asked: list[int] = []
+    start = start_of([])
+    start._run.standby = SimpleNamespace(look=asked.append)
+    start._supervisor.importing, start._supervisor.starting = importing, starting
+    start._tick()
+    assert asked == looks
+
+
 def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:
     """A start whose engines are these."""
     run = SimpleNamespace(

@@ -9,12 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from tests.support.cloud import STAND_IN
 from tests.support.processes import Child, free_port
 from tests.support.serving import needs, start_turbofit
 from turbofit.cli.main import main
+from turbofit.core.tuning import SpeedFigures, Tuning
+from turbofit.planning.tuned import keep_tuned
 
 pytestmark = [pytest.mark.lmdeploy]
 needs("lmdeploy", "fastapi", "torchvision")
@@ -27,6 +31,7 @@ ONE = (
 
 
 ONE_MACHINE = ("internvl2-8b", "--on", "1xrtx3090")
+UNTIMED = ("internvl2-8b", "--on", "1xv100-32g", "--pretend")
 FULL = ("internvl2-8b", "--on", "1xrtx3090:free=8GiB", "--pretend")
 FALLBACK = ("qwen2.5-vl-3b", "--engine", "transformers", "--on", "1xrtx3090", "--pretend")
 
@@ -49,10 +54,18 @@ def tune(
     return child, json.loads(child.process.stdout.read())
 
 
-def test_it_tries_keeps_the_best_and_serve_uses_it(children, tmp_path) -> None:
-    _, result = tune(children, tmp_path, "--starts", "1", **STAND_IN)
-    assert [one["outcome"] for one in result["trials"]] == ["measured"]
-    assert result["trials"][0]["measured"]["failed"] == 0
+def test_without_a_clock_its_settings_start_and_no_speed_is_told(
+    children, tmp_path, monkeypatch
+) -> None:
+    child, result = tune(children, tmp_path, "--starts", "1", **STAND_IN)
+    assert [one["outcome"] for one in result["trials"]] == ["started"]
+    assert result["trials"][0]["measured"] is result["best"] is None
+    assert "not kept" not in child.stderr
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    found = msgspec.convert(result, Tuning)
+    measured = SpeedFigures(**dict.fromkeys(SpeedFigures.__struct_fields__, 1))
+    trial = replace(found.trials[0], outcome="measured", measured=measured, meets_slo=True)
+    keep_tuned(replace(found, best=1, trials=(trial,)))
     serve_begins_with_the_best(children, tmp_path, **STAND_IN)
 
 
@@ -75,6 +88,8 @@ def serve_begins_with_the_best(children: list[Child], tmp_path: Path, **environ:
         ("tune", (*ONE_MACHINE, "--clock", "2"), 2, "--clock is the time of pretend GPUs"),
         ("tune", (*ONE, "--slo", "ttft"), 2, "no limit"),
         ("tune", (*ONE, "--time", "20GiB"), 2, "--time '20GiB' is no time"),
+        ("tune", (*ONE, "--slo", "ttft=2s"), 2, "no answer with `--clock 0`"),
+        ("tune", (*UNTIMED, "--slo", "ttft=2s"), 2, "nobody knows how fast InternVL2-8B"),
         ("tune", (*ONE, "--budget", "1GiB"), 3, "does not fit"),
         ("tune", (*ONE, "--goal", "context"), 2, "does not measure context"),
         ("tune", (*ONE, "--kv-types", "7"), 2, "no list of KV types"),

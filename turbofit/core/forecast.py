@@ -68,13 +68,11 @@ class Surety(Struct):
     @property
     def why(self) -> str:
         """Why no forecast of this kind is shown, in words."""
-        measured = f" ({self.measured})" if self.measured else ""
         if self.worst is None:
-            return f"nobody has measured {self.kind}{measured}"
-        return (
-            f"forecasts of {self.kind} were up to {self.worst:.1f} times off"
-            f"{'' if self.seen else ', of other cards'}{measured}"
-        )
+            return f"nobody has measured {self.kind}"
+        # Figures of other cards say nothing of these.
+        measured = f" ({self.measured})" if self.measured and self.seen else ""
+        return f"not known: forecasts of {self.kind} are too far off{measured}"
 
     @property
     def words(self) -> str:

@@ -35,6 +35,8 @@ FIRST_TOKENS: Final = "/turbofit/first_tokens"
 #: The words that explain this header.
 PRETEND_WORDS: Final = "PRETEND GPUs: the words of its answers mean nothing"
 PRETEND_SPEED: Final = "PRETEND GPUs: no speed here is real"
+#: The beginning of a note on the PyTorch engine's speed; the row of an unknown speed says it, too.
+SLOW_IMAGES: Final = "how fast the PyTorch engine answers images is unknown"
 OWN_CODE: Final = "LMDeploy runs the checkpoint's own code: --trust-remote-code is set"
 RESERVED: Final = (
     "torch keeps memory that it has reserved: nvidia-smi may show more than the peak, under"

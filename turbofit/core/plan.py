@@ -346,6 +346,25 @@ class LimitCost(Struct):
     seconds_to_first_token: Annotated[float | None, doc("For a request to an idle engine.")]
 
 
+#: If a plan holds fewer requests at once, it names a lower image limit that holds as many.
+_FEW: Final = 8
+
+
+def roomier_limit(costs: Iterable[LimitCost], limit: int, requests: int) -> LimitCost | None:
+    """Return the largest image limit below ``limit`` with which 8 requests run at once.
+
+    If no limit gives 8, the limit that gives the most; None if ``requests``, those of ``limit``,
+    are 8 already. ``costs`` begin with the largest limit.
+    """
+    best = None
+    for cost in costs if requests < _FEW else ():
+        if cost.limit < limit and cost.requests_at_once > requests:
+            best, requests = cost, cost.requests_at_once
+        if requests >= _FEW:
+            break
+    return best
+
+
 class Footprint(Struct):
     """The most memory of the engines, and the memory that their GPUs have left for others."""
 

@@ -70,7 +70,7 @@ class RunEvent(Struct):
 
 
 class RunReport(Struct):
-    """The record of a run of `serve`.
+    """The record of a run of `serve`, or of a trial of `tune` or `calibrate` (``command``).
 
     ``urls`` are the server's addresses. ``defaults`` describes the default values of requests.
     """
@@ -80,6 +80,7 @@ class RunReport(Struct):
     started: str
     state: str
     model: str = ""
+    command: str = "serve"
     pretend: bool = False
     lmdeploy: str = ""
     ended: str | dict[str, Any] | None = None

@@ -59,7 +59,10 @@ class TrialRecord(Struct):
     enable_prefix_caching: bool
     kv_tokens: Annotated[int, doc("KV tokens of all groups.")]
     forecast: TrialForecast
-    outcome: Literal["measured", "died", "unserved"]
+    outcome: Annotated[
+        Literal["measured", "started", "died", "unserved"],
+        doc("`started`: it answered, on pretend GPUs without a clock, where no speed is known."),
+    ]
     why: Annotated[str, doc("Why the engine died or was not measured; else empty.")] = ""
     measured: SpeedFigures | None = None
     meets_slo: bool = False
@@ -135,6 +138,11 @@ class Tuning(Struct):
     def winner(self) -> TrialRecord | None:
         """The best trial; None if no trial meets the SLO."""
         return next((trial for trial in self.trials if trial.number == self.best), None)
+
+    @property
+    def started(self) -> int:
+        """The number of settings that answered on pretend GPUs, where no speed is known."""
+        return sum(trial.outcome == "started" for trial in self.trials)
 
     @property
     def interrupted(self) -> bool:

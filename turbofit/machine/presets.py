@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import combinations
 from typing import Final, Generic, Literal, NamedTuple, TypeVar
@@ -125,11 +125,14 @@ class GpuPreset(Struct, forbid_unknown_fields=True):
 class Assumed(Struct, forbid_unknown_fields=True):
     """A note on a card whose name leaves its memory or form (such as SXM or PCIe) open.
 
-    ``when`` says whether the note matters always, or only for several GPUs.
+    ``when`` says whether the note matters always, or only for several GPUs. ``other`` is the SPEC
+    of the card that has this name and another size, of ``gigabytes`` as its maker counts them.
     """
 
     when: Literal["always", "several"]
     note: str
+    other: str = ""
+    gigabytes: int = 0
 
 
 class GpuNames(Struct, forbid_unknown_fields=True):
@@ -218,6 +221,27 @@ def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
             matters = not sized if assumed.when == "always" else count > 1
             return assumed.note if matters else None
     return None
+
+
+class OtherSize(NamedTuple):
+    """A name of two cards: the size that was taken, and the SPEC and size of the other card.
+
+    Sizes are in GB, as the maker counts them.
+    """
+
+    name: str
+    taken: int
+    spec: str
+    gigabytes: int
+
+
+def other_sizes(notes: Collection[str]) -> list[OtherSize]:
+    """Return the names that were read as one card of two; ``notes`` are the machine's warnings."""
+    return [
+        OtherSize(name, nominal_gigabytes(key), assumed.other, assumed.gigabytes)
+        for name, assumed in _names().assumed.items()
+        if assumed.other and assumed.note in notes and (key := find_preset(name))
+    ]
 
 
 @cache

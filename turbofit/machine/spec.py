@@ -31,7 +31,9 @@ from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share, thr
 from turbofit.machine.nvidia_smi import read_text
 from turbofit.machine.presets import (
     GpuPreset,
+    OtherSize,
     assumed_note,
+    bare_name,
     fill,
     find_preset,
     load_preset,
@@ -117,6 +119,19 @@ def parse_spec(spec: str) -> Machine:
                 note = f"{spec} was read as {written}"
                 return replace(machine, warnings=(note, *machine.warnings))
         raise
+
+
+def in_other_size(spec: str, size: OtherSize) -> str:
+    """Return the SPEC with the other card of a name in place of the card that was taken."""
+    head, *options = spec.split(",")
+    groups = []
+    for group in _JOINT.split(head):
+        text, *keys = group.strip().split(":")
+        counted = _COUNT.fullmatch(text.strip())
+        count, name = (f"{counted[1]}x", counted[2]) if counted else ("", text)
+        named = bare_name(name) == bare_name(size.name)
+        groups.append(":".join((f"{count}{size.spec if named else name}", *keys)))
+    return ",".join(("+".join(groups), *options))
 
 
 def _parsed(spec: str) -> Machine:

@@ -21,7 +21,7 @@ from turbofit.measure.tune_runner import TrialEnd, meets, order, run_loads, run_
 from turbofit.measure.tune_space import choices, forecast_of, host_of
 from turbofit.memory.calibrated import identity
 from turbofit.planning.tuned import cards_of, keep_tuned, plain, promise_of, recall_tuned
-from turbofit.rehearsal.plan_clock import ClockChoice, clock_for
+from turbofit.rehearsal.plan_clock import NO_CLOCK, ClockChoice, clock_for
 from turbofit.serving.run import Run
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.core.struct import Options
+    from turbofit.core.tuning import SpeedFigures
     from turbofit.measure.load.spec import LoadSpec
     from turbofit.measure.tune_space import TrialChoice
     from turbofit.planning.request import PlanRequest
@@ -70,7 +71,8 @@ def tune_model(
 
     Raises:
         StoppedError: a signal came before anything was measured.
-        UsageError: the plan is for Transformers, which has no settings to tune.
+        UsageError: the plan is for Transformers, which has no settings to tune; or an SLO is given
+          for pretend GPUs without a clock.
     """
     run = Run(config, leases, say)
     run.plan = run.planner.make({})
@@ -82,6 +84,9 @@ def tune_model(
     usual = run.checked_plan()
     load = _load(wanted.load, usual)
     clock = clock_for(usual, config.clock or 0.0)
+    timed = clock.factor > 0 or not wanted.apart
+    if not timed:
+        _refuse_slo(wanted, usual, clock)
     facts = _facts(wanted, usual, load, run.lmdeploy.version, clock)
     assert config.request is not None
     blank = Tuning(turbofit_version=__version__, created="", pretend=wanted.apart, **facts)
@@ -98,6 +103,8 @@ def tune_model(
     def trial(plan: Plan, load: LoadSpec) -> TrialEnd:
         """Run a trial. A slow clock gives the host too much time for images: bound the rate."""
         end = run_trial(run, plan, load)
+        if not timed and end.measured is not None:
+            return without_figures(end.measured)
         if slower == 1 or end.measured is None:
             return end
         rate = _host_rate(plan, load)
@@ -124,6 +131,30 @@ def tune_model(
     except (OSError, UsageError) as exc:
         say(f"warning: the result is not kept: {exc}")
     return result
+
+
+def _refuse_slo(wanted: TuneRequest, plan: Plan, clock: ClockChoice) -> None:
+    """Refuse an SLO, which pretend GPUs without a clock neither keep nor miss.
+
+    Raises:
+        UsageError: the person gave an SLO.
+    """
+    if not wanted.slo:
+        return
+    cards = " + ".join(dict.fromkeys(cards_of(plan.machine)))
+    why = f": nobody knows how fast {plan.model.name} is on {cards}"
+    if clock == NO_CLOCK:
+        why = " with `--clock 0`, where forwards take no time"
+    raise UsageError(
+        f"`--slo` has no answer{why}", hint="leave `--slo` out, to see which settings start"
+    )
+
+
+def without_figures(measured: SpeedFigures) -> TrialEnd:
+    """Return the end of a trial on pretend GPUs without a clock: its seconds are this host's."""
+    if not meets(measured, {}):
+        return TrialEnd(None, "unserved", f"{measured.failed:,} requests had no answer")
+    return TrialEnd(None, "started", "it starts and answers; its speed is not known")
 
 
 def _facts(

@@ -48,7 +48,7 @@ _BENCH: Final = (sys.executable, "-m", "turbofit", "bench")
 #: Seconds to wait for a load's end after SIGINT; then the load is killed.
 _PATIENCE: Final = 10.0
 _TIMING: Final = Timing(start=3600.0, drain=1.0, liveness=0.0, restarts=0)
-Outcome = Literal["measured", "died", "unserved"]
+Outcome = Literal["measured", "started", "died", "unserved"]
 
 
 def parse_slo(text: str) -> dict[str, float]:

@@ -62,7 +62,7 @@ def _find_model(name: str, revision: str | None, stored: str | None) -> Model:
         return _folder(path)
     if not name.strip():
         raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
-    if _is_path(name):
+    if _is_missing_path(name):
         return _by_missing_path(path)
     # A preset's name wins over a folder of this name without a config.
     if find_preset(name) is not None:
@@ -82,30 +82,43 @@ def refuse_missing_folder(name: str | Model) -> None:
     """Refuse a missing path; a plan may read a missing path as a preset, a launch may not.
 
     Raises:
-        UsageError: the text can only be a path, and the path does not exist.
+        UsageError: the text is a path, and the path does not exist.
     """
-    path = os.path.expanduser(name) if isinstance(name, str) else ""
-    if isinstance(name, str) and _is_path(name) and not os.path.exists(path):
-        raise _no_folder(path)
+    if isinstance(name, str) and _is_missing_path(name):
+        raise _no_folder(os.path.expanduser(name))
+
+
+def _is_missing_path(name: str) -> bool:
+    """Return whether a text is a path that does not exist.
+
+    ``models/NAME`` has the form of a hub id; it is a path where a folder ``models`` is here.
+    """
+    if "\0" not in name and os.path.exists(os.path.expanduser(name)):
+        return False
+    if _is_path(name) or "/" not in name:
+        return _is_path(name)
+    from turbofit.model.names import read_name
+
+    read = read_name(name).text
+    if HUB_ID.fullmatch(read):
+        return read == name and os.path.isdir(name.partition("/")[0])
+    return find_preset(name) is None and ":" not in name
 
 
 def _by_missing_path(path: str) -> Model:
     """Return the model that a missing path's last part names: a preset, or a fine-tune of one.
 
-    A fine-tune has the preset's shapes, and its commands keep the path. Any other path is refused.
+    Commands keep the path. Any other path is refused.
     """
+    from msgspec.structs import replace
+
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     preset = find_preset(last)
     if preset is None:
         return _fine_tune_by_path(path, last)
-    hub_id = load_preset(preset).hub_id
-    return preset_model(
-        preset,
-        warnings=(
-            f"no folder {path[:160]} is here: by its name it is the preset {preset}, and a server"
-            f" downloads {hub_id}",
-        ),
-    )
+    warning = f"no folder {path[:160]} is here, so it is planned by its name as {preset}"
+    # The commands of the plan keep the path: the preset's checkpoint is another one.
+    return replace(preset_model(preset, warnings=(warning,)), hub_id=path)
 
 
 def _fine_tune_by_path(path: str, last: str) -> Model:

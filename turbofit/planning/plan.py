@@ -23,8 +23,9 @@ from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import OLDEST_SERVED, is_legacy, release
 from turbofit.model.presets import find_preset, load_preset
+from turbofit.planning.alternatives import alternatives
 from turbofit.planning.checks import plan_warnings
-from turbofit.planning.choose import best_plan
+from turbofit.planning.choose import best_plan, plan_of
 from turbofit.planning.commands import (
     came_later,
     cluster_serve_command,
@@ -57,8 +58,8 @@ def plan(
 
     ``pretend``: True uses tunings from pretend GPUs, False tunings from real GPUs. None uses the
     tunings of this machine, if the plan is for this machine. Without ``compares_limits`` the plan
-    does not compare other image limits, and takes half the time. ``promise`` is the promise of an
-    earlier plan of this request, which the plan keeps if it fits.
+    does not compare other image limits and shapes, and takes half the time. ``promise`` is the
+    promise of an earlier plan of this request, which the plan keeps if it fits.
 
     Raises:
         UsageError: two options contradict each other, or one cannot be used.
@@ -76,11 +77,13 @@ def plan(
     if request.lmdeploy is not None:
         return finished(_for_version(resolved, request, request.lmdeploy), request)
     best = best_plan(resolved, request.engine)
-    if pretend is None and resolved.machine.source != "nvml":
-        return finished(best, request)
-    from turbofit.planning.tuned import with_tuned
+    if pretend is not None or resolved.machine.source == "nvml":
+        from turbofit.planning.tuned import with_tuned
 
-    return finished(with_tuned(best, request, resolved, pretend=pretend), request)
+        best = with_tuned(best, request, resolved, pretend=pretend)
+    if compares_limits:
+        best = replace(best, warnings=(*alternatives(best, request), *best.warnings))
+    return finished(best, request)
 
 
 def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) -> Plan:
@@ -92,7 +95,6 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     images.
     """
     from turbofit.memory.engines import check_options, engine_for, engine_of
-    from turbofit.planning.choose import plan_of
     from turbofit.planning.predict import usual_settings
     from turbofit.planning.search.search import search
 

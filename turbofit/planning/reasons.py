@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from msgspec import UNSET, UnsetType
 
 from turbofit.core.forecast import UsualImage
-from turbofit.core.messages import plural
+from turbofit.core.messages import SLOW_IMAGES, plural
 from turbofit.core.plan import PHOTOGRAPH, LimitCost
 from turbofit.core.units import format_bytes
 from turbofit.machine.presets import is_measured
@@ -84,8 +84,8 @@ def slow_images(fit: EngineFit) -> Iterator[str]:
     runs = runs and not engine_for(model, other).missing_kernels(fit.accounts[0].launch)
     faster = f"; {other} may be ten times faster (--engine {other})" if runs else ""
     yield (
-        "how fast the PyTorch engine answers images is unknown: on an H100 it answered 2 requests"
-        " of 2 to 12 megapixels in 20 s, TurboMind 22 in 15 s (docs/speed.md#images)"
+        f"{SLOW_IMAGES}: on an H100 it answered 2 requests of 2 to 12 megapixels in 20 s, TurboMind"
+        " 22 in 15 s (docs/speed.md#images)"
         f"{faster}"
     )
 

@@ -293,15 +293,7 @@ def surety_of_speed(model: Model, engine: str, gpus: Sequence[Gpu], *, images: b
     ``known`` of the result says whether this speed is known at all, and ``word`` how well. Plans
     print no speed that is not known, and pretend GPUs have no clock then.
     """
-    found, traits = surety_of(kind_of(model, engine, gpus, images=images), gpus), _traits(model)
-    if found.word != "unknown" or not traits:
-        return found
-    alike = (
-        errors.measured
-        for kind, errors in errors_of().items()
-        if errors.measured and engine in kind and all(trait in kind for trait in traits)
-    )
-    return replace(found, measured=next(alike, ""))
+    return surety_of(kind_of(model, engine, gpus, images=images), gpus)
 
 
 def surety_of(kind: str, gpus: Iterable[Gpu]) -> Surety:

@@ -16,6 +16,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
+from turbofit.core.plan import LimitCost, roomier_limit
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.promise import Promise
 from turbofit.core.struct import JsonDocument, Struct, const, doc, known, to_builtins
@@ -26,7 +27,7 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.choose import choose, known_warnings, problem_of, promise_of
-from turbofit.planning.reasons import unkept, usual_image
+from turbofit.planning.reasons import limit_costs, unkept, usual_image
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
@@ -68,6 +69,9 @@ class Serving(Struct):
         float | None, doc("Of one request alone, with images of a usual size; null: none.")
     ] = None
     warnings: Annotated[tuple[str, ...], doc("Known faults of the model on this machine.")] = ()
+    smaller: Annotated[
+        LimitCost | None, doc("A lower image limit for 8 requests at once; null: 8 run, or none.")
+    ] = None
 
     @property
     def of_lmdeploy(self) -> bool:
@@ -104,6 +108,9 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
         image_limit=promise.image_limit,
         requests_at_once=promise.requests,
     )
+    if isinstance(chosen, EngineFit) and promise.image_limit is not None:
+        costs = limit_costs(chosen.request, chosen.best, chosen.engine)
+        row = replace(row, smaller=roomier_limit(costs, promise.image_limit, promise.requests))
     if speed is not None and isinstance(chosen, EngineFit):
         usual = usual_image(chosen) or speed
         row = replace(

@@ -6,7 +6,7 @@ forecast of speed has no clock.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from turbofit.core.plan import EnginePlan, Plan
 from turbofit.memory.engines import engine_of
@@ -34,10 +34,14 @@ class ClockChoice(NamedTuple):
         return f"time by forecast ({self.word}){slower}"
 
 
+#: The choice of a person who wants no clock.
+NO_CLOCK: Final = ClockChoice(0.0, "--clock 0")
+
+
 def clock_for(plan: Plan, factor: float) -> ClockChoice:
     """Return the clock for a plan, if its user asks for this factor."""
     if not factor:
-        return ClockChoice(0.0, "--clock 0")
+        return NO_CLOCK
     if plan.backend.on_torch:
         return ClockChoice(0.0, f"forwards of {plan.backend.name} are not read, as TurboMind's are")
     gpus = [plan.machine.gpu(ledger.index) for ledger in plan.ledgers]

@@ -153,6 +153,7 @@ class ServeConfig(RunOptions):
         description="the first engine's port, without a gateway",
     )
     timing: Timing = Field(default=Timing(), description="deadlines and pauses")
+    command: str = Field(default="serve", description="the command that starts the engines")
     options: tuple[str, ...] = Field(default=(), description="LMDeploy's own options, passed on")
     unplanned: tuple[str, ...] = Field(default=(), description="options that no plan counts")
     api_key: str | None = Field(default=None, description="the engines' key, without a gateway")

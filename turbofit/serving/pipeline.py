@@ -16,6 +16,7 @@ from turbofit.core.struct import Options
 from turbofit.memory.engines import engine_of
 from turbofit.model.adapter_folders import with_copies
 from turbofit.model.presets import find_preset
+from turbofit.model.source import refuse_missing_folder
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as best_plan
@@ -69,6 +70,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         twin = os.environ.get(_TWIN)  # a twin that `turbofit pretend --model` has made
         if twin is not None and find_preset(model_path) == find_preset(Path(twin).name):
             model_path = twin
+        refuse_missing_folder(model_path)
         request = _request(model_path, backend_config, planning)
         try:
             plan = _planned(request, leases)

@@ -220,7 +220,7 @@ class Run:
         self.public = self.deny_list = None
         self.record = Record(
             self.folder, model=self.plan.model.name, pretend=self.config.pretend or pretends(),
-            lmdeploy=self.lmdeploy.version,
+            lmdeploy=self.lmdeploy.version, command=self.config.command,
             defaults=() if self.config.gateway is None else self.config.gateway.defaults.words,
         )  # fmt: skip
         return self.folder

@@ -165,13 +165,18 @@ def recorded_runs() -> Iterator[LiveRun]:
             yield LiveRun(path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord))
 
 
+def live_servers() -> list[LiveRun]:
+    """Return the runs of `serve` of `live_runs`, without trials of other commands."""
+    return [run for run in live_runs() if run.record.command == "serve"]
+
+
 def chosen_run(name: str | None) -> LiveRun:
     """Return the running server with this name or model; without a name, the only running server.
 
     Raises:
         UsageError: no server has the name, or the name is None and several servers run.
     """
-    servers = live_runs()
+    servers = live_servers()
     if name is not None:
         servers = servers_of(name)
         if not servers:

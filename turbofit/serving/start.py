@@ -253,8 +253,9 @@ class Start:
             )  # fmt: skip
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
-        if run.standby is not None and not self._supervisor.starting:
-            run.standby.look()
+        # A standby of an engine that still imports would take processor time from the engine.
+        if run.standby is not None and not self._supervisor.importing:
+            run.standby.look(self._plan.host.total if self._supervisor.starting else 0)
         run.on_tick()
 
     def _tell_progress(self) -> None:

@@ -90,6 +90,12 @@ class Supervisor:
         """Whether an engine starts now; an engine that waits or rests does not count."""
         return any(engine.state == "starting" for engine in self.engines)
 
+    @property
+    def importing(self) -> bool:
+        """Whether a starting engine still imports: its log has shown no later phase."""
+        starting = (engine for engine in self.engines if engine.state == "starting")
+        return any(engine.tracker.phase == "starting" for engine in starting)
+
     def _follow(
         self, stop: StopSignal, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
     ) -> signal.Signals:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -84,3 +85,24 @@ def test_diagnose_takes_the_release_that_a_log_does_not_print(tmp_path, capsys) 
     assert found["read"]["version"] == "0.6.1"
     assert not any("the release of LMDeploy" in text for text in found["unknown"])
     assert main(["diagnose", str(log), "--lmdeploy", "main"]) == 2
+
+
+def test_an_article_is_no_log_and_a_picture_neither(tmp_path, capsys) -> None:
+    article = tmp_path / "article.txt"
+    article.write_text(
+        "We serve InternVL2-8B on four cards. It crashed at night. Nobody knows why it did.\n"
+        "The fans were loud. We asked a friend. The model is large.\n"
+    )
+    log = tmp_path / "log.txt"
+    log.write_text("loading\nloading weights: 10 of 30\nloading weights: 20 of 30\n")
+    picture = tmp_path / "a.jpg"
+    picture.write_bytes(bytes.fromhex("ffd8ffe000104a464946"))
+    wide = tmp_path / "wide.txt"
+    wide.write_text("RuntimeError: CUDA error: out of memory\n", encoding="utf-16")
+    for path, code in ((article, 2), (log, 3), (picture, 2), (Path(sys.executable), 2)):
+        assert main(["diagnose", str(path)]) == code, path
+    told = capsys.readouterr().err
+    assert "here is none" in told
+    assert "turbofit plan InternVL2-8B" in told
+    assert told.count("is no log") == 2
+    assert main(["diagnose", str(wide)]) == 0

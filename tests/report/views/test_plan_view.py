@@ -123,7 +123,7 @@ def test_the_engine_stands_in_the_short_answer_and_why_it_is_not_the_usual_one(
     model: str, options: dict[str, Any], engine: str, why: str | None
 ) -> None:
     text = told(turbofit.plan(model, on="1xrtx4090", **options))
-    assert f" on 1xrtx4090 with {engine} " in text
+    assert f" with {engine} fits: " in text
     assert (" engine " + (why or "") in text) == (why is not None)
 
 
@@ -135,3 +135,18 @@ def test_the_cache_is_counted_in_whole_blocks_and_requests_of_one_cache() -> Non
     assert f"KV cache {held} {size:,}, or " in told(plan)
     assert ": 1 request of 9,341, or 1 of" in paint(plan_view(planned("fallback")))
     assert "KV cache" not in told(planned("does not fit"))
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "holds"), [("qwen3-vl-8b", "4090", 8), ("internvl2-26b-awq", "rtx3090", 0)]
+)
+def test_where_few_are_held_a_smaller_limit_that_holds_more_is_named(model, on, holds) -> None:
+    plan = turbofit.plan(model, on=on)
+    assert plan.promise.requests < 8
+    text = paint(plan_view(plan), short=True)
+    (cost, *_) = [
+        cost for cost in plan.limit_costs
+        if cost.limit < plan.promise.image_limit and cost.requests_at_once >= holds
+    ]  # fmt: skip
+    assert f"{cost.option}: {cost.requests_at_once} at once" in text
+    assert len(text.splitlines()) <= 20

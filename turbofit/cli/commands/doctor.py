@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
@@ -19,6 +21,13 @@ from turbofit.core.process.network import DEFAULT_PORT
 _NOT_KNOWN: Final = 3
 #: One word that is a message of a log, not the name of a file: Killed, OutOfMemoryError.
 _MESSAGE: Final = r"(?:\w+\.)*[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
+
+#: The bytes of a file's beginning that tell whether it is text.
+_BEGINNING: Final = 4096
+#: The bytes of a file that are searched for sentences, and how many of them make an article.
+_PROSE: Final = 1 << 18
+_SENTENCES: Final = 3
+_SENTENCE: Final = re.compile(r"[a-z]{2}[.?!](?=\s+[A-Z])")
 
 
 @command(
@@ -71,8 +80,20 @@ def diagnose(*, log: str | None, form: Form, **given: Any) -> int:
     diagnosis = explain(_chunks(log), **given)
     if log != "-" and not os.path.exists(log):
         refuse_prose(log, diagnosis)
+    elif diagnosis.kind == "unknown" and os.path.isfile(log):
+        text = Path(log).read_bytes()[:_PROSE].decode("utf-8", "replace")
+        if len(_SENTENCE.findall(text)) >= _SENTENCES:
+            refuse_prose(text, diagnosis)
     form.show(diagnosis, diagnosis_view)
     return 0 if diagnosis.known else _NOT_KNOWN
+
+
+def _is_binary(beginning: bytes) -> bool:
+    """Return whether a file's beginning is no text.
+
+    Text in UTF-16 has null bytes, and a log that was cut while it was written begins with them.
+    """
+    return b"\0" in beginning.lstrip(b"\0") and beginning[:2] not in (BOM_UTF16_LE, BOM_UTF16_BE)
 
 
 def _chunks(path: str) -> Iterator[bytes]:
@@ -87,6 +108,11 @@ def _chunks(path: str) -> Iterator[bytes]:
             yield from sys.stdin.buffer
             return
         with open(path, "rb") as file:
+            if _is_binary(file.peek(_BEGINNING)[:_BEGINNING]):
+                raise UsageError(
+                    f"{path} is no log: its bytes are not text",
+                    hint="name the file into which the program printed",
+                )
             yield from file
     except OSError as exc:
         if several or re.fullmatch(_MESSAGE, path):

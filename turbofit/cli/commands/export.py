@@ -167,6 +167,7 @@ def export(
 def _plan_from(given: str, options: Options) -> Plan:
     """Read the plan from a file of `plan --json`, or make a plan for a model with these options."""
     from turbofit import api
+    from turbofit.model.source import refuse_missing_folder
     from turbofit.report.stored_documents import read_plan
 
     if given == "-" or given.endswith(".json") or os.path.isfile(given):
@@ -176,4 +177,5 @@ def _plan_from(given: str, options: Options) -> Plan:
                 f"{given} is a plan already", hint=f"leave {names} out, or name a model"
             )
         return read_plan(given)
+    refuse_missing_folder(given)
     return api.plan(given, **options)

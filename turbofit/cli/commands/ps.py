@@ -32,6 +32,7 @@ def ps(*, form: Form) -> int:
             "run": run.name,
             "folder": str(run.folder),
             "model": run.record.model,
+            "command": run.record.command,
             "state": run.state,
             "pid": run.record.pid,
             "started": run.record.started,

@@ -223,6 +223,7 @@ def _serve_with_idle(config: ServeConfig, idle: float, form: output.Form) -> int
 
 def _serve_config(arguments: Arguments) -> ServeConfig:
     """Make the configuration of a run; with ``--forget``, remove the model's learned documents."""
+    from turbofit.model.source import refuse_missing_folder
     from turbofit.serving.options import ServeConfig
     from turbofit.serving.planner import forget_learned, launch_request
 
@@ -230,6 +231,7 @@ def _serve_config(arguments: Arguments) -> ServeConfig:
     request = plan = None
     if options.plan:
         plan = arguments.saved_plan()
+        refuse_missing_folder(plan.model.hub_id or plan.model.name)
     if options.forget:
         model = arguments.request.model if plan is None else plan.model
         output.say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
@@ -303,12 +305,14 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
 
     from turbofit.cli.commands.plan import show_plan
     from turbofit.core.process.hidden import without_secrets
+    from turbofit.model.source import refuse_missing_folder
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
     from turbofit.report.views.figures import limits_not_kept, shell_words
     from turbofit.serving.options import ServeConfig
 
+    refuse_missing_folder(arguments.request.model)
     plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.request)
     passed, port = without_secrets(arguments.passed.argv), arguments.public.port
     name = arguments.options.model_name

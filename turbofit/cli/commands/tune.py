@@ -94,6 +94,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
         config = ServeConfig.of(
             request=launch_request(request, pretend=options.pretend),
             timing=Timing(start=60 * options.minutes, drain=0.0, liveness=0.0),
+            command="calibrate",
             **options.run_fields(),
         )
         return measure(config, stop, say, apart=apart)
@@ -165,7 +166,9 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
         if options.pretend:
             note(_PRETEND_SPEED)
         here = launch_request(request, pretend=options.pretend)
-        config = ServeConfig.of(request=here, **options.run_fields(), no_rehearse=True)
+        config = ServeConfig.of(
+            request=here, **options.run_fields(), no_rehearse=True, command="tune"
+        )
         with leases_for(config) as leases:
             return tune_model(wanted, config, leases, say)
 
@@ -175,7 +178,9 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     form.show(tuning, tune_view)
     if tuning.interrupted:
         return INTERRUPTED
-    found = tuning.best is not None or (tuning.capacity is not None and tuning.capacity.clients)
+    found = (
+        tuning.best or tuning.started or (tuning.capacity is not None and tuning.capacity.clients)
+    )
     return 0 if found else DoesNotFitError.exit_code
 
 

@@ -75,20 +75,23 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
 
 
 def _own_server() -> str | None:
-    """Return the address of this user's only server; None if there is none, or several.
+    """Return the address of this user's only server; None if there is none.
 
     Raises:
         UnservedError: no server is ready, but at least one is still starting.
+        UsageError: several servers run, and none listens on the usual port.
     """
-    from turbofit.serving.runs import live_runs
+    from turbofit.serving.runs import live_servers
 
-    runs = live_runs()
+    runs = live_servers()
     running = [one for run in runs for one in run.record.urls[:1]]
     if not running and (starting := [r.name for r in runs if r.record.state == "starting"]):
         raise UnservedError(
             f"{starting[0]} is still starting",
             hint='a server says "ready at" when it answers; turbofit logs shows its progress',
         )
+    if len(running) > 1 and _SERVER not in running:
+        raise UsageError(f"{len(running)} servers run here", hint=f"name one: {', '.join(running)}")
     return running[0] if len(running) == 1 else None
 
 

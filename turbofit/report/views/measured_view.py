@@ -100,7 +100,10 @@ def _notes(result: Tuning) -> list[Block]:
     winner = result.winner
     if winner is None or winner.measured is None:
         why = "keeps the SLO" if result.slo else "served"
-        blocks.append(Paragraph(f"none of {len(result.trials)} settings {why}", tone="bad"))
+        found = f"none of {len(result.trials)} settings {why}"
+        if result.started:
+            found = f"{result.started} of {len(result.trials)} settings start and answer"
+        blocks.append(Paragraph(found, tone="plain" if result.started else "bad"))
     else:
         first = next((trial for trial in result.trials if not trial.options), None)
         gain = ""

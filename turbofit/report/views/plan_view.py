@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import option_of
-from turbofit.core.messages import groups_of, plural
-from turbofit.core.plan import alike
+from turbofit.core.messages import SLOW_IMAGES, groups_of, plural
+from turbofit.core.plan import alike, roomier_limit
 from turbofit.core.units import format_bytes, three_digits, two_digits
-from turbofit.machine.presets import usual_assumptions
+from turbofit.machine.presets import other_sizes, usual_assumptions
+from turbofit.planning.alternatives import WITHOUT
+from turbofit.planning.speed import rates
 from turbofit.planning.verdict import all_fitting
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
@@ -98,10 +100,12 @@ def _answer(plan: Plan) -> list[Block]:
     tone: Tone = "good" if plan.fits else "bad"
     # The plan's own warnings come before warnings of the machine.
     warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
+    instead = tuple(text for text in plan.warnings if text.startswith(WITHOUT))
     blocks: list[Block] = [
-        Heading(plan.title, short=True),
+        Heading(_title(plan), short=True),
         Verdict(plan.verdict, tone, short=True),
-        *first_warnings(warnings, usual_assumptions()),
+        *([Items(instead, tone="warn", **ONLY_SHORT)] if instead else []),
+        *first_warnings(warnings, {*usual_assumptions(), *instead, *_said_by_speed(plan)}),
     ]
     if plan.serve is not None:
         if note := serve_note(plan):
@@ -116,6 +120,22 @@ def _answer(plan: Plan) -> list[Block]:
         blocks += remedies_table(shown, **ONLY_SHORT)
         blocks += remedies_table(plan.remedies, "What would fit, cheapest first")
     return [*blocks, known_facts(_short_facts(plan), short=True, whole=False, page=plan.fits)]
+
+
+def _said_by_speed(plan: Plan) -> list[str]:
+    """Return the warnings that the row of an unknown speed says, too."""
+    unknown = plan.throughput is not None and plan.throughput.requests_per_second is None
+    return [text for text in plan.warnings if unknown and text.startswith(SLOW_IMAGES)]
+
+
+def _title(plan: Plan) -> str:
+    """Return the plan's title, in which a card's name of two sizes has both of them."""
+    found = other_sizes(plan.machine.warnings)
+    sizes = [f"{size.taken} GB; for {size.gigabytes} GB write {size.spec}" for size in found]
+    if len(found) > 1:
+        sizes = [f"{size.name}: {text}" for size, text in zip(found, sizes, strict=True)]
+    on = f"{plan.machine.name} ({', '.join(sizes)})" if sizes else plan.machine.name
+    return f"{plan.model.name} on {on} with {plan.backend.name}"
 
 
 def _short_facts(plan: Plan) -> dict[str, str]:
@@ -168,7 +188,11 @@ def _few_settings(plan: Plan) -> str:
 def _trade(plan: Plan) -> str:
     """Return a note on a lower image limit that serves far more requests; else an empty text."""
     speed, limit = plan.throughput, plan.promise.limits.image_limit
-    if speed is None or limit is None or not plan.fits:
+    if limit is None or not plan.fits:
+        return ""
+    if roomier := roomier_limit(plan.limit_costs, limit, plan.promise.requests):
+        return f"{roomier.option}: {roomier.requests_at_once} at once; larger ones are scaled down"
+    if speed is None:
         return ""
     for cost in plan.limit_costs:
         times = (cost.requests_per_second or 0.0) / max(speed.requests_per_second or 0.0, 1e-9)

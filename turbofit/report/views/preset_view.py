@@ -202,10 +202,17 @@ def _row(which: Which, serving: Serving) -> dict[str, str]:
         # With a given context a row may have a lower image limit, so that its images fit.
         **({"images": _image_limit(serving.image_limit)} if "context" in which.request else {}),
         "KV tokens": f"{serving.kv_tokens:,}",
-        "at once": f"{serving.requests_at_once:,}",
+        "at once": _at_once(serving),
         "requests/s": "-" if rate is None else f"{rate:.2f}",
         "first token": "-" if first is None else f"{first:.1f} s",
     }
+
+
+def _at_once(serving: Serving) -> str:
+    """Return how many requests run at once, and under which lower image limit more of them do."""
+    smaller = serving.smaller
+    more = f"; {smaller.requests_at_once} of {_image_limit(smaller.limit)}" if smaller else ""
+    return f"{serving.requests_at_once:,}{more}"
 
 
 def _image_limit(limit: int | None) -> str:

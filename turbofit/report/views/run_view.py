@@ -253,6 +253,13 @@ def _group(plan: Plan, index: int) -> int:
     return next((number for number, group in members if index in group), 0)
 
 
+def _state(server: Document) -> str:
+    """Return the state of a run in words; a run of another command than `serve` is no server."""
+    notes = [] if server["command"] == "serve" else [f"no server: {server['command']}"]
+    notes += ["pretend"] if server["pretend"] else []
+    return f"{server['state']} ({', '.join(notes)})" if notes else str(server["state"])
+
+
 def servers_view(document: Document) -> list[Block]:
     """Return the servers of `turbofit ps`, one per line."""
     if not document["servers"]:
@@ -261,7 +268,7 @@ def servers_view(document: Document) -> list[Block]:
         (
             server["run"],
             server["model"],
-            server["state"] + (" (pretend)" if server["pretend"] else ""),
+            _state(server),
             str(server["pid"]),
             " ".join(server["urls"]),
         )

@@ -11,6 +11,55 @@ from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, HEAD, Ran, run
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")]
 MIB = 1 << 20
 
+#: Each small tensor, told by the card and by the CPU.
+TOLD = """
+import itertools
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+EIGHT = [torch.float8_e4m3fn, torch.float8_e5m2]
+WHOLE = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+SHAPES = [(), (1,), (5,), (0,), (3, 4), (2, 0), (2, 3, 4)]
+CALLS = {
+    "repr": repr,
+    "format": lambda x: f"{x}",
+    "tolist": lambda x: x.tolist(),
+    "nonzero": lambda x: x.nonzero().tolist(),
+    "where": lambda x: [part.tolist() for part in torch.where(x != 0)],
+    "masked_select": lambda x: torch.masked_select(x, x != 0).tolist(),
+    "mask": lambda x: x[x != 0].tolist(),
+    "unique": lambda x: torch.unique(x).tolist(),
+    "consecutive": lambda x: torch.unique_consecutive(x).tolist(),
+    "sum": lambda x: repr(x.sum()),
+    "mean": lambda x: repr(x.to(torch.float32).mean()),
+    "graph": lambda x: repr((x.float().clone().requires_grad_() * 2).mean()),
+}
+
+def told(call, x):
+    try:
+        text = str(call(x))
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        return type(error).__name__
+    words = "".join(text.replace("device='cuda:0'", "").split())
+    return words.replace(",,", ",").replace(",)", ")")
+
+drawn, wrong = 0, []
+torch.manual_seed(0)
+kinds = [*FLOATS, *EIGHT, *WHOLE, torch.complex64]
+for dtype, shape, name in itertools.product(kinds, SHAPES, CALLS):
+    host = (torch.randn(shape) * 3 > 0 if dtype is torch.bool else torch.randn(shape) * 3).to(dtype)
+    of_both = [told(CALLS[name], x) for x in (host, host.cuda())]
+    drawn += 1
+    if of_both[0] != of_both[1]:
+        wrong.append([str(dtype), shape, name, *of_both])
+
+big, refused = torch.randn(1 << 20, device="cuda"), []
+for call in (torch.nonzero, torch.unique):
+    try:
+        call(big)
+    except RuntimeError as error:
+        refused.append([type(error).__name__, str(error)])
+uploaded = torch.unique(torch.arange(1 << 18, dtype=torch.float32).cuda()).numel()
+result([drawn, wrong, refused, uploaded])
+"""
 
 PROGRAM = """
 import os, subprocess, threading
@@ -183,3 +232,16 @@ def test_children_kernels_and_files_are_those_of_the_card(ran: Ran) -> None:
     shared, compiler = ran.result["files"]
     assert shared
     assert "libtriton.so" in compiler
+
+
+def test_small_tensors_are_told_as_the_cpu_tells_them(tmp_path) -> None:
+    """A length that is made of uncomputed values is refused in words, not by an allocation."""
+    ran = run(tmp_path, TOLD, on="1xrtx3060")
+    assert ran.code == 0, ran.text
+    drawn, wrong, refused, uploaded = ran.result
+    assert drawn > 1000
+    assert not wrong
+    assert [kind for kind, _ in refused] == ["RuntimeError"] * 2
+    assert all("1,048,576 elements is not known" in text for _, text in refused)
+    assert uploaded == 1 << 18
+    assert ran.report["refused"] is None

@@ -4,8 +4,9 @@ Each operation of torch first runs unchanged, with the real allocator and the re
 tensors are small (up to 65,536 elements, or 4 million integers), the operation runs again on the
 CPU. The memory of a pretend card is memory of the host, so the CPU writes the result into the same
 tensors. So lengths, masks, indices and loops are correct; large float tensors stay uncomputed.
-If the CPU cannot repeat an operation, its small new tensors become 0: a valid index. The pretend
-machine's account learns which line of Python was refused memory. This module needs torch and
+If the CPU cannot repeat an operation, its small new tensors become 0: a valid index. A shape that
+depends on uncomputed values is refused with a sentence: it is not known. The pretend machine's
+account learns which line of Python was refused memory. This module needs torch and
 nothing of turbofit.
 """
 
@@ -52,6 +53,10 @@ _UNSET = {
     _aten.new_empty.default,
     _aten.new_empty_strided.default,
 }
+#: Copies: from the host, they fill even large tensors.
+_COPIES = {_aten._to_copy.default, _aten.copy_.default}
+#: The addresses of the memory of large tensors that no operation has filled.
+_uncomputed: set[int] = set()
 #: Operations that failed on the CPU once; they are not tried again.
 _hopeless: set[Any] = set()
 
@@ -69,6 +74,18 @@ def install() -> None:
 
     threading.Thread.run = watched  # type: ignore[method-assign]
     _map_files()
+    _watch_printing()
+
+
+def _watch_printing() -> None:
+    """Watch operations while a tensor is printed, too: torch turns all modes off for this."""
+    real = torch._tensor_str._str_intern
+
+    def str_intern(*args: Any, **kwargs: Any) -> Any:
+        with _Values():
+            return real(*args, **kwargs)
+
+    torch._tensor_str._str_intern = str_intern
 
 
 def _map_files() -> None:
@@ -103,6 +120,7 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         kwargs = kwargs or {}
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if _on_card(leaf)]
         if func in _SHAPED_BY_VALUES and inputs:
+            _refuse_uncomputed(func, inputs[-1 if func is _aten.masked_select.default else 0])
             result = _on_host(func, args, kwargs)
             return tree_map(lambda value: _uploaded(value, inputs[0].device), result)
         if func in _BY_INDEX and inputs:
@@ -115,14 +133,37 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         outputs = _tensors(out)
         touches_card = inputs or any(map(_on_card, outputs))
         if touches_card and outputs and func not in _UNSET and not _is_view(func):
-            _compute(func, args, kwargs, inputs, outputs)
+            _remember(outputs, filled=_compute(func, args, kwargs, inputs, outputs))
         return out
 
 
-def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> None:
+def _remember(outputs: Sequence[Any], *, filled: bool) -> None:
+    """Note whether the memory of these outputs has values; small outputs always have values."""
+    for tensor in filter(_on_card, outputs):
+        if filled or _is_small((tensor,)):
+            _uncomputed.discard(_memory(tensor))
+        else:
+            _uncomputed.add(_memory(tensor))
+
+
+def _refuse_uncomputed(func: Any, value: Any) -> None:
+    """Refuse an operation whose output has a shape that depends on uncomputed values.
+
+    Raises:
+        RuntimeError: no operation has filled the memory of ``value``.
+    """
+    if _memory(value) in _uncomputed:
+        raise RuntimeError(
+            f"pretend GPUs compute no values of large tensors, so the shape that {func} returns for"
+            f" {value.numel():,} elements is not known"
+        )
+
+
+def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> bool:
     """Repeat an operation on the host, and copy the result into its new outputs.
 
-    An output that shares memory with an input needs no copy: the host has changed that memory.
+    Return whether large outputs have values. An output that shares memory with an input needs no
+    copy: the host has changed that memory.
     """
     memories = {_memory(tensor) for tensor in inputs}
     fresh = [tensor for tensor in outputs if _memory(tensor) not in memories]
@@ -136,8 +177,14 @@ def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> No
             for result, place in zip(_tensors(computed), outputs, strict=False):
                 if id(place) in new and place.numel():
                     _alias(place).copy_(result)
-            return
-    for tensor in fresh:
+            return True
+    _clear_small(fresh)
+    return func in _COPIES and not all(map(_on_card, _tensors(args)))
+
+
+def _clear_small(tensors: Sequence[Any]) -> None:
+    """Make small tensors of a card 0."""
+    for tensor in tensors:
         if _on_card(tensor) and tensor.numel() and _is_small((tensor,)):
             _alias(tensor).zero_()
 
@@ -210,6 +257,7 @@ def _without_masks(indices: Any) -> list[Any]:
     plain: list[Any] = []
     for index in indices:
         if _on_card(index) and index.dtype in (torch.bool, torch.uint8):
+            _refuse_uncomputed(_aten.nonzero.default, index)
             positions = _alias(index).nonzero(as_tuple=True)
             plain += [_uploaded(tensor, index.device) for tensor in positions]
         else:
