@@ -90,7 +90,8 @@ def _shape_words(plan: Plan, other: Plan) -> str:
     """Return how the engines of another plan differ from the engines of ``plan``, in words."""
     words = f"{other.replicas} engines" if other.replicas > 1 else f"tp {other.tp}"
     if (other.tp, other.replicas) == (plan.tp, plan.replicas):
-        words = f"a batch of {other.smallest.settings.max_batch_size}"
+        batch = max(engine.settings.max_batch_size for engine in other.engines)
+        words = f"a batch of {batch}"
     return words if other.backend.name == plan.backend.name else f"{words} of {other.backend.name}"
 
 

@@ -14,7 +14,6 @@ from turbofit.core.plan import alike, roomier_limit
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.machine.presets import other_sizes, usual_assumptions
 from turbofit.planning.alternatives import WITHOUT
-from turbofit.planning.speed import rates
 from turbofit.planning.verdict import all_fitting
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
