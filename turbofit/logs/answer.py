@@ -141,7 +141,8 @@ class Draft(Diagnosis):
     ``unsized``: the run lacked memory for the first blocks of a cache, and a larger share cures it.
     ``free``: the step that frees cards from other processes; it comes before all other steps.
     ``all_own``: the log shows that nobody else held the card. ``emptied``: the plan is for empty
-    cards, after the step ``free``.
+    cards, after the step ``free``. ``contradicts``: the log's figures contradict turbofit's
+    account, so that the account proves no step and no plan.
     """
 
     line: int
@@ -156,6 +157,7 @@ class Draft(Diagnosis):
     free: str = ""
     all_own: bool = False
     emptied: bool = False
+    contradicts: bool = False
     read: Read = Read(lines=0)
 
     @property

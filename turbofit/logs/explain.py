@@ -18,7 +18,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.logs import log_events as events
 from turbofit.logs.account import logged_cache
 from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
-from turbofit.logs.case import LogCase
+from turbofit.logs.case import LEAST_SHARE, LogCase
 from turbofit.logs.causes import text_of, what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import RAISED, read_runs
@@ -275,12 +275,14 @@ def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | No
     """Return the best plan whose share of the cache is at most ``bound``, and its verdict.
 
     A plan with another engine or degree than the log's may exceed the bound if no plan below the
-    bound fits.
+    bound fits. There is none of a bound that is too low for any plan.
     """
     plan, verdict = _tried(**asked)
     shares = [engine.settings.cache_max_entry_count for engine in plan.engines] if plan else []
     if plan is None or bound is None or not plan.backend.of_lmdeploy or max(shares) <= bound:
         return plan, verdict
+    if bound <= LEAST_SHARE:
+        return None, f"no plan has a share of the cache as low as {bound:g}"
     bounded, bounded_verdict = _tried(**asked, cache_max_entry_count=bound)
     same = (plan.backend.name, plan.tp) == (case.engine.name, case.tp)
     if not same and not (bounded and bounded.fits):

@@ -19,7 +19,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan, Remedy
 from turbofit.logs.account import logged_cache, most
 from turbofit.logs.answer import Draft
-from turbofit.logs.case import DEGREES, LogCase
+from turbofit.logs.case import DEGREES, LEAST_SHARE, LogCase
 from turbofit.machine.torch_memory import TorchMemory
 
 #: The share of the cache to try is lower by `_LESS` than the share that died, but at least `_PART`
@@ -62,6 +62,8 @@ def next_run(case: LogCase, draft: Draft) -> NextRun:
     known, share = bool(draft.what and largest_share(case, draft)), None
     marks = case.facts.every(TorchMemory)
     memory = next((event for mark, event in marks if mark.line == draft.line), TorchMemory())
+    if draft.contradicts:
+        return NextRun()
     if known and draft.phase in _WITH_SHARE and not case.on_jetson:
         share = _lower_share(case, memory)
     search = _Search.of(case, draft) if draft.short and case.has_account else None
@@ -76,10 +78,13 @@ def next_run(case: LogCase, draft: Draft) -> NextRun:
 def _lower_share(case: LogCase, memory: TorchMemory) -> float | None:
     """Return the share of the cache to try after the share that died.
 
-    None if no share helps: one tensor is larger than the card, or the option is a number of blocks.
+    None if no share helps: one tensor is larger than the card, the option is a number of blocks, or
+    the share that died was so small that the cache is not what took the memory.
     """
     died, oversized = case.ratio, (memory.requested or 0) > (memory.total or math.inf)
-    return None if died >= 1 or oversized else round(max(died - _LESS, _PART * died), 4)
+    if died >= 1 or oversized or case.tiny_share:
+        return None
+    return max(round(max(died - _LESS, _PART * died), 4), LEAST_SHARE)
 
 
 def _sparing_share(case: LogCase, memory: TorchMemory, lower: float | None) -> float | None:
@@ -93,7 +98,9 @@ def _sparing_share(case: LogCase, memory: TorchMemory, lower: float | None) -> f
     logged = logged_cache(case)
     before = logged.free if logged else memory.free / (1 - case.ratio)
     leaves = int(100 * (case.ratio - memory.missing / before)) / 100
-    return leaves if 0 < leaves < lower else lower
+    if logged and leaves < LEAST_SHARE:
+        return None
+    return leaves if LEAST_SHARE <= leaves < lower else lower
 
 
 class _Search(NamedTuple):
@@ -174,7 +181,8 @@ class _Search(NamedTuple):
         If the cache of that share is too small for a start, return the least larger share that
         starts, below the log's share. If no share starts, the third value is the verdict.
         """
-        shares = [first, *(n / 100 for n in range(int(first * 100 - 1e-6), 0, -1))]
+        least = round(LEAST_SHARE * 100)
+        shares = [first, *(n / 100 for n in range(int(first * 100 - 1e-6), least - 1, -1))]
         plan_with = cache(lambda share: self._run(cache_max_entry_count=share, **changed))
 
         def spares(share: float) -> bool:
@@ -215,10 +223,15 @@ class _Search(NamedTuple):
         return self._first(f"{words}, with {SHARE} {{:g}}", name, limits, share)
 
     def _smaller_forward(self, share: float | None) -> list[tuple[Remedy, Plan]]:
-        """Return a smaller forward and a lower share: its smaller warm-up needs less cache."""
+        """Return a smaller forward and a lower share: its smaller warm-up needs less cache.
+
+        Beside a share that is as low as can be the smaller forward stands alone.
+        """
         now = self.before.smallest.settings.max_prefill_token_num
-        smaller = [n for n in _PREFILLS if share and n < now]
-        words = f"--max-prefill-token-num {{}} {SHARE} {{:g}}"
+        smaller = [n for n in _PREFILLS if n < now]
+        if share is None and not self.case.tiny_share:
+            return []
+        words = f"--max-prefill-token-num {{}}{f' {SHARE} {{:g}}' if share else ''}"
         return self._first(words, "max_prefill_token_num", smaller, share)
 
     def _degree(self) -> list[tuple[Remedy, Plan]]:

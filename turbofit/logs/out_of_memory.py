@@ -99,24 +99,38 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     draft = Draft(
         kind="out_of_memory",
         phase=phase,
-        what=end.message,
+        what="; ".join(filter(None, (finding.contradiction, end.message))),
         line=mark.line,
         why=finding.why,
         missing=None if unsized else _missing(memory),
         missing_in_all=finding.short,
         unknown=finding.unknown,
         evidence=(evidence(mark, "torch's own figures" if memory else "the engine's own error"),),
-        changes=less_memory(program, "no cache" if unsized else phase),
-        planned=not case.subject.quantises,
+        changes=_general_steps(case, program, phase, finding, unsized=unsized),
+        planned=not case.subject.quantises and not finding.contradiction,
         by_others=finding.others,
         short=True,
         unsized=unsized,
         free=text_of("free cards") if finding.others else "",
         emptied=bool(finding.others),
+        contradicts=bool(finding.contradiction),
     )
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
     return _with_ranks(case, _with_cache(case, draft, finding.weights))
+
+
+def _general_steps(
+    case: LogCase, program: str, phase: Phase, finding: Finding, *, unsized: bool
+) -> tuple[str, ...]:
+    """Return the steps against a lack of memory that belong to a program and a phase.
+
+    A cache with a tiny share of the free memory took no memory that others lacked: then the weights
+    are what is too large, if nothing shows another phase.
+    """
+    tiny = case.tiny_share and phase == "unknown"
+    steps = less_memory(program, "no cache" if unsized else "weights" if tiny else phase)
+    return (text_of("contradicted"), *steps) if finding.contradiction else steps
 
 
 def _phase(end: End) -> Phase:

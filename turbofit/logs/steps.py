@@ -66,9 +66,9 @@ def _general(
 ) -> Iterator[str]:
     """Yield general advice; with the number of the next share if the log alone gives the share."""
     share = any(_SHARE.search(remedy.change) for remedy, _ in following.ways)
-    vain = (draft.short and following.fits is not None and not share) or (
-        worked is not None and worked.fits is False
-    )
+    tiny = case.tiny_share and not draft.unsized
+    no_share = draft.short and (following.fits is not None or tiny or draft.contradicts)
+    vain = (no_share and not share) or (worked is not None and worked.fits is False)
     numbered = _in_words(case, following.share) if _by_log(worked, following) else ""
     # Cards that are visible, and that the run did not use, help in any phase.
     yield from (step for step in draft.changes if step.startswith("--tp "))
