@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _TENTH: Final = 10
 #: The first release in which TurboMind runs the vision tower; in older releases torch does.
 _NATIVE: Final = (0, 16)
-#: The log contradicts the account if the bytes that were free for the cache differ from the forecast
-#: by more than this part of it: a quarter.
+#: The log contradicts the account if the bytes that were free for the cache differ from the
+#: forecast by more than this part of it: a quarter.
 _QUARTER: Final = 4
 #: The account may be wrong by this many bytes, so fewer bytes prove no other process.
 _OTHERS: Final = 2 * GIB

@@ -37,7 +37,7 @@ _REASONS: Final = {
     "engine_gone": ("interrupted",),
     "unknown": ("interrupted",),
 }
-_RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
+_RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3, "remark": 4}
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
@@ -52,6 +52,8 @@ _OF_PROGRAM: Final = re.compile(
 )
 #: Kinds of answers that a person's words can have; every other kind needs a program's line.
 _IN_WORDS: Final = ("unknown", "out_of_memory")
+#: Exceptions that packages of different releases raise beside each other.
+_OF_VERSIONS: Final = re.compile(r"(?:Attribute|Type|Key|Import|Name|Assertion|Implemented)Error")
 #: What the evidence says of a line with a row in `presets/causes.yaml`.
 _ROW: Final = "the message"
 
@@ -107,16 +109,17 @@ def _in_order(cases: Sequence[LogCase]) -> list[tuple[Draft, LogCase]]:
     drafts = [(draft, case) for case in cases for draft in possible_answers(case)]
     ended = [case for draft, case in drafts if draft.rank in ("cause", "refusal")]
 
-    def order(pair: tuple[Draft, LogCase]) -> tuple[bool, int, int]:
+    def order(pair: tuple[Draft, LogCase]) -> tuple[bool, int, bool, int]:
         """Return the sort key: whether another run died last, the kind of answer, the line.
 
-        A cause comes first, a notice last. Of refusals (exceptions without a row) the last line
-        comes first, since Python prints the decisive exception last.
+        A cause comes first, a notice last. Of refusals the lines with a row come first; of these,
+        as of the others, the last line comes first, since Python prints the decisive exception
+        last.
         """
         draft, case = pair
-        rank = _RANKS[draft.rank]
+        rank, refused = _RANKS[draft.rank], draft.rank == "refusal"
         other = bool(ended) and case is not ended[-1]
-        return other, rank, -draft.line if draft.rank == "refusal" else draft.line
+        return other, rank, refused and not draft.by_row, -draft.line if refused else draft.line
 
     drafts.sort(key=order)
     reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
@@ -181,8 +184,10 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     begun, line = case.facts.begun_at or case.facts.command_at, draft.line
     starts = begun is not None and begun < line
     traced = any(mark.stack for mark in case.facts.marks if mark.line == line)
+    asks_versions = _OF_VERSIONS.search(draft.quoted) and not case.subject.has_versions
     marks = {
-        draft.quoted: True, "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
+        draft.quoted: True, "(no versions)": asks_versions,
+        "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
         "(nothing)": not found, "(no start)": found and not still and not starts,
         "(no traceback)": not traced and RAISED.match(draft.quoted), "(whole)": starts and traced,
         "(no command)": begun is None,

@@ -54,7 +54,10 @@ _LARGE_CARD: Final = "1xh200:total=1000GiB"
 _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
 #: Words of training, which needs more memory than an answer.
-_TRAINS: Final = re.compile(r"\bbackward\(|optimizer|[/\\](?:trainer|autograd)\b")
+_TRAINS: Final = re.compile(
+    r"\bbackward\(|\boptimizer\w*\.step\(|[/\\](?:trainer|autograd)\b|_inner_training_loop"
+    r"|\btraining_step\b"
+)
 #: A sign of a cause: a sentence; the step against the cause, or ""; the line with the sign.
 _Sign = tuple[str, str, "Evidence | None"]
 
@@ -85,6 +88,15 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
                 "free RAM or raise the container's memory limit; fewer replicas: each rank has"
                 " page-locked buffers",
             ),
+        )
+    if case.subject.trains or _in_training(mark):
+        return Draft(
+            kind="out_of_memory",
+            what=text_of("training"),
+            line=mark.line,
+            missing=_missing(memory),
+            evidence=(evidence(mark, "torch's own figures" if memory else "the error"),),
+            changes=(text_of("train smaller"),),
         )
     if not case.subject.quantises:
         past = course.stage not in ("starting", "weights")
@@ -118,6 +130,12 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
     return _with_ranks(case, _with_cache(case, draft, finding.weights))
+
+
+def _in_training(mark: LogEvent) -> bool:
+    """Return whether a stack shows a training: its gradients, or the step of an optimiser."""
+    calls = (f"{frame.path} {frame.function} {frame.code}" for frame in mark.stack)
+    return any(map(_TRAINS.search, calls))
 
 
 def _general_steps(
@@ -230,7 +248,7 @@ def _signs(
     split = model is not None and draft.loading and model.weight_bytes > (memory.total or math.inf)
     signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
     signs += [*_of_load(case, memory, draft, own), *_of_degree(case, draft)]
-    return signs if model is None else [*signs, *_beyond(model, mark, memory, split=split)]
+    return signs if model is None else [*signs, *_beyond(model, memory, split=split)]
 
 
 def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
@@ -348,7 +366,7 @@ def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
         )
 
 
-def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -> Iterator[_Sign]:
+def _beyond(model: Model, memory: TorchMemory, *, split: bool) -> Iterator[_Sign]:
     """Yield signs that a card cannot hold a copy of the model, or that a process held too much.
 
     Too much is more than one copy of the model takes with its longest request.
@@ -362,8 +380,7 @@ def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -
             None,
         )
     held, weights = memory.allocated or memory.process or 0, model.weight_bytes
-    trains = any(_TRAINS.search(f"{frame.path} {frame.code}") for frame in mark.stack)
-    if held < weights or trains:
+    if held < weights:
         return
     with suppress(TurbofitError):
         alone = plan(PlanRequest.of(model=model, on=_LARGE_CARD, engine="transformers"))

@@ -25,6 +25,7 @@ from turbofit.logs.causes import Hit, Kind, Sentence, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
 from turbofit.logs.out_of_memory import lack_of_memory
+from turbofit.logs.whose_fault import WhoseFault, whose_fault
 from turbofit.memory.versions import listed_since, written
 from turbofit.planning.commands import option_since
 
@@ -61,7 +62,18 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
         for name, text in hit.fields.items()
         if name.endswith("_bytes")
     }
-    return {**of_log, **sizes, **_of_cards(case, of_log), **_of_releases(case, mark, of_log)}
+    means, step = table().responses.get(str(of_log.get("response")), (None, None))
+    of_line = {
+        "response_means": means,
+        "response_step": step,
+        "source_line": (mark.stack[-1].code if mark.stack else "") or None,
+    }
+    packages = {
+        f"{name}_release": case.subject.packages.get(name)
+        for name in ("lmdeploy", "torch", "triton")
+    }
+    of_others = _of_cards(case, of_log) | _of_releases(case, mark, of_log)
+    return {**of_log, **sizes, **of_line, **packages, **of_others}
 
 
 def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,6 +97,7 @@ def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     visible = case.subject.visible
     alone = "tp" not in case.subject.options and (visible or 1) > 1
     figures |= {
+        "other_arch": arch if arch and arch // 10 != of_log.get("wanted_arch", 0) else None,
         "linear_on_h20": of_log.get("linear") if gpu and "H20" in gpu.name else None,
         "visible": visible,
         # True if several cards are visible, and no option gives the degree.
@@ -154,7 +167,7 @@ def answer_to_line(mark: LogEvent, case: LogCase) -> Draft | None:
         if not row.when or known.get(row.when) is not None:
             break
     else:
-        return None if isinstance(mark.event, events.KnownMessage) else _unknown_fault(mark)
+        return None if isinstance(mark.event, events.KnownMessage) else _unknown_fault(mark, case)
 
     def said(texts: Iterable[Sentence]) -> tuple[str, ...]:
         return tuple(filter(None, (sentence(text, known) for text in texts)))
@@ -172,6 +185,7 @@ def answer_to_line(mark: LogEvent, case: LogCase) -> Draft | None:
         unknown=said(row.unknown),
         evidence=(evidence(mark, "the message"),),
         planned=kind.plan,
+        by_row=not row.frame,
     )
 
 
@@ -210,22 +224,26 @@ def possible_answers(case: LogCase) -> Iterator[Draft]:
     yield from _quiet(case)
 
 
-def _unknown_fault(mark: LogEvent) -> Draft:
+def _unknown_fault(mark: LogEvent, case: LogCase) -> Draft:
     """Return the answer to an exception or a fault without a row.
 
-    Three kinds of exceptions are consequences of another error: an exit, an exception in a clean-up
-    and one that Python raised while it handled another.
+    Four kinds of exceptions are consequences of another error: an exit, an exception in a clean-up,
+    one that Python raised while it handled another, and Ray's copy of a worker's.
     """
     text = without_keys(mark.text.strip())
     if isinstance(mark.event, events.PythonError) and not mark.event.message and mark.stack:
         text = f"{text}: {without_keys(mark.stack[-1].code)}"
     cleans_up = any(frame.function in _CLEANS_UP for frame in mark.stack)
     why = (*raised_in(mark), *([text_of("cleans up")] if cleans_up else []))
-    follows = mark.after or text.startswith("SystemExit") or cleans_up
+    follows = mark.after or text.startswith("SystemExit") or cleans_up or mark.copied
+    fault = whose_fault(mark, case) or WhoseFault("unknown", "", (), ())
     return Draft(
-        kind="unknown",
+        kind=fault.kind,
         line=mark.line,
         rank="consequence" if follows else "refusal",
+        what=fault.what,
+        possible=fault.possible,
+        changes=fault.changes,
         why=why,
         evidence=(evidence(mark._replace(text=text), "the error itself"),),
         planned=isinstance(mark.event, events.CheckFailed),
