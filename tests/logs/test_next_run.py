@@ -74,7 +74,9 @@ def test_no_share_is_raised_or_lowered_in_vain(model: str, on: str, release: str
     for share, phase in product(SHARES, PHASES):
         found = explain(log_of(model, on, release, share, phase))
         died, lines = share or 0.8, shown(found)
-        assert [n for n in re.findall(_SHARE, " ".join(lines)) if float(n) > died] == []
+        lighter = found.would_work is not None and found.would_work.in_place_of
+        raised = [n for n in re.findall(_SHARE, " ".join(lines)) if float(n) > died]
+        assert lighter or raised == []
         steps = [float(n) for step in found.changes for n in re.findall(_SHARE, step)]
         assert [n for n in steps if n < 0.1 or n == died] == []
         if died <= 0.1 or phase in ("weights", "contradiction"):
@@ -91,6 +93,22 @@ def test_no_share_is_raised_or_lowered_in_vain(model: str, on: str, release: str
         assert told[0] == (best or told[0])
         assert lives(model, on, release, told[0])
         assert some(found.would_work).command.split()[-1] in head
+
+
+@pytest.mark.parametrize(
+    ("model", "card", "lighter"),
+    [("OpenGVLab/InternVL2-26B", "NVIDIA GeForce RTX 3090", "InternVL2-26B-AWQ"),
+     ("OpenGVLab/InternVL3-14B", "NVIDIA GeForce RTX 4080", "InternVL3-14B-AWQ"),
+     ("Qwen/Qwen2.5-VL-32B-Instruct-AWQ", "NVIDIA GeForce RTX 4080", "Qwen2.5-VL-7B-Instruct-AWQ")],
+)  # fmt: skip
+def test_a_lighter_checkpoint_that_fits_has_its_line(model: str, card: str, lighter: str) -> None:
+    found = explain(f"lmdeploy serve api_server {model}\nLMDeploy: 0.18.0\nGPU 0: {card}\n{DIES}")
+    advice = some(found.would_work)
+    assert (advice.model, advice.fits) == (lighter, True)
+    assert found.first.startswith(lighter)
+    head = " ".join(shown(found)[:20])
+    assert f"/{lighter} " in head
+    assert advice.command.split()[-1] in head
 
 
 @pytest.mark.parametrize("phase", ["weights", "contradiction"])

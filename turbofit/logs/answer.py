@@ -73,7 +73,8 @@ class Advice(Struct):
     The run has the change of the diagnosis's first step. ``fits`` is None if turbofit could make no
     plan, or if the log itself contradicts the plan. ``settings``: LMDeploy's important options.
     ``command`` starts the run, without environment variables. ``note``: what a user must know
-    before he starts the run.
+    before he starts the run. ``in_place_of``: the log's model, if the run has a lighter checkpoint
+    because that model does not fit; else empty.
     """
 
     model: str
@@ -84,6 +85,7 @@ class Advice(Struct):
     command: str = ""
     note: str = ""
     remedies: tuple[Remedy, ...] = ()
+    in_place_of: str = ""
 
 
 class Read(Struct):

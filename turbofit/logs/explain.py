@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -27,6 +27,7 @@ from turbofit.logs.next_run import SHARE, NextRun, largest_share, next_run
 from turbofit.logs.rules import possible_answers
 from turbofit.logs.steps import steps_of
 from turbofit.memory.versions import check_release, is_legacy
+from turbofit.model.presets import lighter_checkpoints
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
@@ -41,6 +42,8 @@ _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3, "remar
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
+#: The most lighter checkpoints that are tried in the place of a model that does not fit.
+_LIGHTER: Final = 4
 _ONCE_FREE: Final = "once the cards are free: "
 #: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
 #: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.
@@ -255,12 +258,34 @@ def _planned(
         refused = refused or (f"--tp {tp} is not kept: {verdict.partition(' (')[0]}" if tp else "")
     else:
         refused = ""  # nothing fits at any degree
+        lighter = _lighter(case, model, machine, asked["lmdeploy"])
+        if lighter is not None and not draft.emptied:
+            return lighter
     if on is not beside_others or draft.emptied:
         verdict = f"{_ONCE_FREE}{verdict}"
     if plan is None:
         return Advice(model=model.name, on=case.named(on), fits=None, verdict=verdict)
     advice = _of_plan(case, plan, on, plan.remedies, "" if tp else refused)
     return _doubted(case, draft, plan, replace(advice, verdict=verdict))
+
+
+def _lighter(case: LogCase, model: Model, machine: Machine, lmdeploy: Any) -> Advice | None:
+    """Return a plan for a lighter checkpoint of a model that does not fit, or None.
+
+    The bound on the share of the cache is for the same weights, so that it does not hold here.
+    """
+    own, verdict = _tried(model=model, on=machine, lmdeploy=lmdeploy)
+    if own is None or own.fits:
+        return None
+    room = sum(gpu.usable for gpu in machine.gpus)
+    kin = (one for one in lighter_checkpoints(model) if one.weight_bytes < room)
+    for checkpoint in islice(kin, _LIGHTER):
+        plan, _ = _tried(model=checkpoint, on=machine, lmdeploy=lmdeploy)
+        if plan is not None and plan.fits:
+            why = f"{model.name} does not fit: {verdict.split(f'{model.name}: ')[-1]}"
+            advice = _of_plan(case, plan, machine, plan.remedies, why)
+            return replace(advice, in_place_of=model.name)
+    return None
 
 
 def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:

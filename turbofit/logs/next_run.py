@@ -31,8 +31,10 @@ _WITH_SHARE: Final = ("cache", "warm-up", "vision", "text", "serving", "unknown"
 _WITH_LIMIT: Final = ("vision", "serving", "unknown")
 #: Values to try in this order: forwards in tokens, batches in requests, shares of the cache.
 _PREFILLS: Final = (4096, 2048, 1024, 512)
-_BATCHES: Final = (64, 32, 16, 8, 4, 1)
+_BATCHES: Final = (512, 256, 128, 64, 32, 16, 8, 4, 1)
 _LARGER: Final = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
+#: LMDeploy's words where the states of linear attention, one a request, have no room.
+OF_STATES: Final = "memory for state cache"
 SHARE: Final = "--cache-max-entry-count"
 
 
@@ -66,7 +68,10 @@ def next_run(case: LogCase, draft: Draft) -> NextRun:
         return NextRun()
     if known and draft.phase in _WITH_SHARE and not case.on_jetson:
         share = _lower_share(case, memory)
-    search = _Search.of(case, draft) if draft.short and case.has_account else None
+    of_states = OF_STATES in draft.quoted
+    search = _Search.of(case, draft) if case.has_account and (draft.short or of_states) else None
+    if search is not None and of_states:
+        return NextRun(ways=search.smaller_batch())
     if search is None:
         return NextRun(share=_sparing_share(case, memory, share))
     if draft.unsized:
@@ -153,11 +158,15 @@ class _Search(NamedTuple):
 
     def of_unsized(self) -> tuple[tuple[Remedy, Plan], ...]:
         """Return the changes that make room for the first blocks of a cache."""
-        batches = [n for n in _BATCHES if n < self.before.smallest.settings.max_batch_size]
         shares = [n for n in _LARGER if n > self.case.ratio]
-        smaller = self._first("--max-batch-size {}", "max_batch_size", batches)
+        smaller = self.smaller_batch()
         larger = self._first(f"{SHARE} {{}}", "cache_max_entry_count", shares)
         return (*smaller, *larger, *self._degree())
+
+    def smaller_batch(self) -> tuple[tuple[Remedy, Plan], ...]:
+        """Return the largest common batch, below the log's, with which the run lives."""
+        batches = [n for n in _BATCHES if n < self.before.smallest.settings.max_batch_size]
+        return tuple(self._first("--max-batch-size {}", "max_batch_size", batches))
 
     def _run(self, **changed: Any) -> Plan | None:
         # The bytes that were free for the cache are known only for the log's own tp.

@@ -45,7 +45,7 @@ def steps_of(
     elif draft.short and worked is not None:
         enough = own and case.subject.of_lmdeploy and not draft.unsized
         steps = own if enough else [*own, *general]
-    elif draft.changes and not general:
+    elif following.ways or (draft.changes and not general):
         steps = own
     else:
         steps = general
@@ -84,6 +84,8 @@ def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun)
 
     If the account says that the run that died fits too, a note in the first change says this.
     """
+    if worked and worked.in_place_of:
+        return [f"{worked.model} in place of {worked.in_place_of}, which does not fit"]
     own = [remedy.change for remedy in worked.remedies] if worked else []
     if own and following.too_small:
         own[0] += " (no lower --cache-max-entry-count starts)"
