@@ -61,23 +61,20 @@ def largest_share(case: LogCase, draft: Draft) -> float | None:
 
 def next_run(case: LogCase, draft: Draft) -> NextRun:
     """Return the changes to try with the run of a log, after the death in ``draft``."""
+    if draft.contradicts:
+        return NextRun()
+    if OF_STATES in draft.quoted:
+        states = _Search.of(case, draft)
+        return NextRun(ways=states.smaller_batch() if states else ())
     known, share = bool(draft.what and largest_share(case, draft)), None
     marks = case.facts.every(TorchMemory)
     memory = next((event for mark, event in marks if mark.line == draft.line), TorchMemory())
-    if draft.contradicts:
-        return NextRun()
     if known and draft.phase in _WITH_SHARE and not case.on_jetson:
         share = _lower_share(case, memory)
-    of_states = OF_STATES in draft.quoted
-    search = _Search.of(case, draft) if case.has_account and (draft.short or of_states) else None
-    if search is not None and of_states:
-        return NextRun(ways=search.smaller_batch())
+    search = _Search.of(case, draft) if draft.short and case.has_account else None
     if search is None:
         return NextRun(share=_sparing_share(case, memory, share))
-    if draft.unsized:
-        fits = search.before.fits
-        return NextRun(ways=() if fits else search.of_unsized(), fits=fits)
-    return search.of_refused(share)
+    return search.of_unsized() if draft.unsized else search.of_refused(share)
 
 
 def _lower_share(case: LogCase, memory: TorchMemory) -> float | None:
@@ -156,12 +153,14 @@ class _Search(NamedTuple):
             too_small="" if plan else too_small,
         )
 
-    def of_unsized(self) -> tuple[tuple[Remedy, Plan], ...]:
+    def of_unsized(self) -> NextRun:
         """Return the changes that make room for the first blocks of a cache."""
+        if self.before.fits:
+            return NextRun(fits=True)
         shares = [n for n in _LARGER if n > self.case.ratio]
         smaller = self.smaller_batch()
         larger = self._first(f"{SHARE} {{}}", "cache_max_entry_count", shares)
-        return (*smaller, *larger, *self._degree())
+        return NextRun(ways=(*smaller, *larger, *self._degree()), fits=False)
 
     def smaller_batch(self) -> tuple[tuple[Remedy, Plan], ...]:
         """Return the largest common batch, below the log's, with which the run lives."""

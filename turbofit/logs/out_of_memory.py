@@ -95,7 +95,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
             what=text_of("training"),
             line=mark.line,
             missing=_missing(memory),
-            evidence=(evidence(mark, "torch's own figures" if memory else "the error"),),
+            evidence=(evidence(mark, "the training's own error"),),
             changes=(text_of("train smaller"),),
         )
     if not case.subject.quantises:
@@ -147,7 +147,8 @@ def _general_steps(
     are what is too large, if nothing shows another phase.
     """
     tiny = case.tiny_share and phase == "unknown"
-    steps = less_memory(program, "no cache" if unsized else "weights" if tiny else phase)
+    lacks = "weights" if tiny else phase
+    steps = less_memory(program, "no cache" if unsized else lacks)
     return (text_of("contradicted"), *steps) if finding.contradiction else steps
 
 

@@ -81,27 +81,12 @@ def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
 
     ``of_log``: the values that the log gives. ``arch`` is 86 for the compute capability 8.6.
     """
-    arch, model, gpu = of_log.get("arch"), case.model, case.gpu
-    if arch is None and gpu and gpu.compute_capability != NA:
-        arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
-    built = list(map(int, re.findall(r"(?:sm|compute)_(\d+)", str(of_log.get("built") or ""))))
+    model, gpu, visible = case.model, case.gpu, case.subject.visible
     figures: dict[str, Any] = {
-        "arch": arch,
-        "no_bfloat16": arch if (arch or math.inf) < _FIRST_WITH_BFLOAT16 else None,
-        "built_newest": max(built, default=None),
-        "built_oldest": min(built, default=None),
-        # Newer than the build that the log names, or than every build up to CUDA 12.6.
-        "too_new": (arch or 0) > max(built, default=_FIRST_OF_CUDA_12_8 - 1) or None,
-        "too_old": (arch or math.inf) < min(built, default=0) or None,
-    }
-    visible = case.subject.visible
-    alone = "tp" not in case.subject.options and (visible or 1) > 1
-    figures |= {
-        "other_arch": arch if arch and arch // 10 != of_log.get("wanted_arch", 0) else None,
         "linear_on_h20": of_log.get("linear") if gpu and "H20" in gpu.name else None,
         "visible": visible,
         # True if several cards are visible, and no option gives the degree.
-        "unused_gpus": alone or None,
+        "unused_gpus": ("tp" not in case.subject.options and (visible or 1) > 1) or None,
         "fits_one": None,
         "fits_none": None,
     }
@@ -111,7 +96,26 @@ def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
             f"{model.name} is {format_bytes(model.weight_bytes)} of weights, and"
             f" {'one' if fits_one else 'each'} of the cards has {format_bytes(gpu.usable)}"
         )
-    return figures
+    return figures | _of_capability(case, of_log)
+
+
+def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by name values about the compute capability of the cards, and of what was built."""
+    arch, gpu = of_log.get("arch"), case.gpu
+    if arch is None and gpu and gpu.compute_capability != NA:
+        arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
+    built = list(map(int, re.findall(r"(?:sm|compute)_(\d+)", str(of_log.get("built") or ""))))
+    return {
+        "arch": arch,
+        "no_bfloat16": arch if (arch or math.inf) < _FIRST_WITH_BFLOAT16 else None,
+        "built_newest": max(built, default=None),
+        "built_oldest": min(built, default=None),
+        # Newer than the build that the log names, or than every build up to CUDA 12.6.
+        "too_new": (arch or 0) > max(built, default=_FIRST_OF_CUDA_12_8 - 1) or None,
+        "too_old": (arch or math.inf) < min(built, default=0) or None,
+        # The card is not of the compute capability that a kernel's own check names.
+        "other_arch": arch if arch and arch // 10 != of_log.get("wanted_arch", 0) else None,
+    }
 
 
 def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> dict[str, Any]:
