@@ -310,8 +310,6 @@ def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | No
     """
     plan, verdict = _tried(**asked)
     shares = [engine.settings.cache_max_entry_count for engine in plan.engines] if plan else []
-    if plan is not None and plan.backend.of_lmdeploy and max(shares) < LEAST_SHARE:
-        return None, f"a plan would have a share of the cache as low as {max(shares):g}"
     if plan is None or bound is None or not plan.backend.of_lmdeploy or max(shares) <= bound:
         return plan, verdict
     if bound <= LEAST_SHARE:
