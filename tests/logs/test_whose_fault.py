@@ -50,7 +50,7 @@ def test_another_package_is_named_with_its_release(path: str, named: str) -> Non
 
 
 def test_a_person_s_own_file_is_nobody_s_fault_that_is_known() -> None:
-    found = explain(f"{trace('/v/site-packages/lmdeploy/a.py', '/home/me/x.py')}TypeError: g() x\n")
+    found = explain(f"{trace('/v/site-packages/lmdeploy/a.py', '/data/me/x.py')}TypeError: g() x\n")
     assert message(found) == "unknown"
 
 

@@ -341,6 +341,8 @@ def _of_plan(
     for name in _SHOWN if plan.backend.on_torch else (*_SHOWN, "communicator"):
         each = [getattr(engine.settings, name) for engine in plan.engines]
         values[name] = each[0] if len(set(each)) == 1 else " | ".join(sorted(set(map(str, each))))
+    if not plan.backend.of_lmdeploy:
+        del values["cache_max_entry_count"]  # such an engine makes no cache ahead
     limits = {name: getattr(plan.promise.limits, name) for name in _LIMITS}
     given_limits = {name: limit for name, limit in limits.items() if limit is not None}
     command = shlex.join(plan.serve.argv) if plan.serve else ""

@@ -72,32 +72,9 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     memory = mark.event if isinstance(mark.event, TorchMemory) else None
     end, finding = death(course, known=known), Finding()
     if end.kind == "host_memory":
-        certain = case.subject.version is not None and case.engine.doubt is None
-        return Draft(
-            kind=IN_DIAGNOSIS["host_memory"],
-            phase="host RAM",
-            what=f"{end.message}; no GPU was full" if certain else "",
-            line=mark.line,
-            possible=(
-                "full RAM, or a full container: in LMDeploy"
-                f" {REFERENCE} this line of the source asks for page-locked host memory",
-                "full GPU memory: the same line of another release asks for it",
-            ),
-            evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
-            changes=(
-                "free RAM or raise the container's memory limit; fewer replicas: each rank has"
-                " page-locked buffers",
-            ),
-        )
+        return _of_host_memory(case, mark, end)
     if case.subject.trains or _in_training(mark):
-        return Draft(
-            kind="out_of_memory",
-            what=text_of("training"),
-            line=mark.line,
-            missing=_missing(memory),
-            evidence=(evidence(mark, "the training's own error"),),
-            changes=(text_of("train smaller"),),
-        )
+        return _of_training(mark, memory)
     if not case.subject.quantises:
         past = course.stage not in ("starting", "weights")
         finding = found(case, _phase(end), memory, cached=past)
@@ -130,6 +107,39 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
     return _with_ranks(case, _with_cache(case, draft, finding.weights))
+
+
+def _of_host_memory(case: LogCase, mark: LogEvent, end: End) -> Draft:
+    """Return the answer to a lack of page-locked host memory, which has no plan."""
+    certain = case.subject.version is not None and case.engine.doubt is None
+    return Draft(
+        kind=IN_DIAGNOSIS["host_memory"],
+        phase="host RAM",
+        what=f"{end.message}; no GPU was full" if certain else "",
+        line=mark.line,
+        possible=(
+            "full RAM, or a full container: in LMDeploy"
+            f" {REFERENCE} this line of the source asks for page-locked host memory",
+            "full GPU memory: the same line of another release asks for it",
+        ),
+        evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
+        changes=(
+            "free RAM or raise the container's memory limit; fewer replicas: each rank has"
+            " page-locked buffers",
+        ),
+    )
+
+
+def _of_training(mark: LogEvent, memory: TorchMemory | None) -> Draft:
+    """Return the answer to a training, whose memory turbofit does not count."""
+    return Draft(
+        kind="out_of_memory",
+        what=text_of("training"),
+        line=mark.line,
+        missing=_missing(memory),
+        evidence=(evidence(mark, "the training's own error"),),
+        changes=(text_of("train smaller"),),
+    )
 
 
 def _in_training(mark: LogEvent) -> bool:

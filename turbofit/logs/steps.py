@@ -108,10 +108,7 @@ def _in_words(case: LogCase, share: float | None) -> str:
 
 def _together(worked: Advice) -> str:
     """Return one step with all settings on which a plan depends, the engine and limits included."""
-    settings = dict(worked.settings)
-    if settings["engine"] == "transformers":
-        del settings["cache_max_entry_count"]  # which makes no cache ahead
-    names = [name for name in _TOGETHER if settings.get(name) is not None]
+    names = [name for name in _TOGETHER if worked.settings.get(name) is not None]
     options = (f"{_OPTIONS.get(name, option_of(name))} {worked.settings[name]}" for name in names)
     return f"these settings together: {' '.join(options)}"
 

@@ -173,7 +173,7 @@ class Subject:
     def has_versions(self) -> bool:
         """Whether the log prints the releases of LMDeploy and of torch or transformers."""
         lmdeploy = self.version or "lmdeploy" in self.packages
-        return bool(lmdeploy) and ("torch" in self.packages or "transformers" in self.packages)
+        return bool(lmdeploy) and not {"torch", "transformers"}.isdisjoint(self.packages)
 
     @property
     def visible(self) -> int | None:
