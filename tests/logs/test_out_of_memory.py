@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.logs.conftest import explain, some
@@ -10,8 +12,8 @@ from turbofit.logs.answer import Diagnosis
 from turbofit.logs.death import phase_of
 from turbofit.logs.log_events import PythonFrame
 from turbofit.machine.source import machine_from
-from turbofit.planning.plan import plan
-from turbofit.planning.request import PlanRequest
+from turbofit.planning.plan import plan, predict
+from turbofit.planning.request import PlanRequest, PredictRequest
 
 SITE = "/venv/site-packages/"
 SAID = (
@@ -229,3 +231,24 @@ def test_a_context_of_torch_2_0_is_charged_once() -> None:
     assert some(found.would_work).on == "2xrtx3090"
     alone = plan(PlanRequest.of(model="cogvlm-17b", on=machine_from("2xrtx3090")))
     assert some(found.would_work).verdict == alone.verdict
+
+
+@pytest.mark.parametrize(
+    ("model", "card"),
+    [("Qwen/Qwen3.5-27B", "NVIDIA H100 80GB HBM3"), ("Qwen/Qwen3.5-9B", "NVIDIA A100-SXM4-40GB")],
+)
+def test_states_that_have_no_room_are_cured_by_a_batch_with_its_number(
+    model: str, card: str
+) -> None:
+    found = explain(
+        f"lmdeploy serve api_server {model} --backend pytorch --max-batch-size 1024\n"
+        f"GPU 0: {card}\nlmdeploy: 0.18.0\n"
+        "AssertionError: No enough gpu memory for state cache. Please reduce max_batch_size.\n"
+    )
+    batch = int(some(re.fullmatch(r"--max-batch-size (\d+)", found.first))[1])
+    asked = {"model": model, "on": some(found.read.machine), "engine": "pytorch"}
+    for size, fits in ((batch, True), (1024, False)):
+        request = PredictRequest.of(**asked, max_batch_size=size)
+        prediction = predict(request, finds_remedies=False)
+        assert prediction.fits == fits
+        assert ("memory for state cache" in prediction.verdict) != fits

@@ -17,6 +17,7 @@ from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say
 from turbofit.cli.words import TYPED, Typed, read, split_rest
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.process.variable_names import is_service_address
+from turbofit.serving.passthrough import refused_options, together
 
 _GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
@@ -142,7 +143,8 @@ class CliCommand(click.Command):
         try:
             typed = read(words, by_name, plans=self.plans, serves=self.takes_rest)
             if typed.unknown:
-                raise usage_errors.unknown_options(typed.unknown, ctx)
+                unknown = usage_errors.unknown_options(typed.unknown, ctx)
+                raise together([unknown, *refused_options(typed.passed)])
             remaining = super().parse_args(ctx, typed.words)
         except click.UsageError as exc:
             raise with_source(usage_errors.of_click(exc, ctx), ctx) from None

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, Protocol
 
 import click
 
+from turbofit.cli.pasted_lines import READ, pasted_line
 from turbofit.core.errors import UsageError
 from turbofit.serving.passthrough import (
     EngineOption,
@@ -20,14 +21,17 @@ from turbofit.serving.passthrough import (
     take_values,
 )
 
-#: The words that start LMDeploy's server. Those of vLLM's server are read, too: each option of vLLM
-#: then gets its hint.
-_COMMAND: Final = re.compile(r"(?:.*/)?lmdeploy serve api_server|(?:.*[ /])?vllm serve")
+#: The words that start LMDeploy's server, its page or its chat. Those of vLLM's server are read,
+#: too: each option of vLLM then gets its hint.
+_COMMAND: Final = re.compile(
+    r"(?:.*/)?lmdeploy serve (?:api_server|gradio)|(?:.*[ /])?(?:lmdeploy chat|vllm serve)"
+)
+_PASTED: Final = re.compile(r"api_server|vllm serve|lmdeploy (?:chat|serve)").search
 #: LMDeploy's server as a module that Python runs.
 _MODULE: Final = re.compile(r"lmdeploy\.serve\.(?:openai\.)?api_server")
 _VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
 _OF_PROGRAM: Final = re.compile(
-    r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm)(?:\.\S+)?|serve|api_server"
+    r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm)(?:\.\S+)?|serve|api_server|gradio|chat"
 )
 #: The key, in a context's ``meta``, of the sorted words (`Typed`).
 TYPED: Final = "turbofit.typed"
@@ -91,7 +95,7 @@ def read(
             )
         else:
             typed.unknown.append(written)
-    if not serves:
+    if not serves and not typed.unknown:
         sort_options(typed.passed)  # raises if no plan counts an option
         typed.passed.clear()
     return typed._replace(words=reader.words(), notes=[*typed.notes, *reader.notes()])
@@ -168,13 +172,22 @@ class _Reader:
 def _pasted(words: Sequence[str]) -> Typed:
     """Cut a pasted command line of LMDeploy's server down to its arguments and variables."""
     for place, word in enumerate(words):
-        if re.search("api_server|vllm serve", word) and len(word.split()) > 1:
+        if other := pasted_line(word):
+            notes = [f"left out: {', '.join(other.left_out)}"] if other.left_out else []
+            return Typed([*words[:place], *other.words, *words[place + 1 :]], [], {}, notes, [])
+        if _PASTED(word) and len(word.split()) > 1:
             try:
                 line = shlex.split(os.path.expandvars(re.sub(r"\\\s*\n", " ", word)))
             except ValueError as exc:
                 raise UsageError(f"the pasted line: {exc}", hint="paste the whole line") from None
             if end := _end_of_program(line):
                 return _cut(line[:end], [*words[:place], *line[end:], *words[place + 1 :]])
+        if " --" in word and not is_option(word):
+            raise UsageError(
+                f"{word.partition(' --')[0][:80]!r} is no model: it stands in a line of another"
+                " program",
+                hint=READ,
+            )
     end = _end_of_program(words)
     if any(word.startswith("-") and word != "-m" for word in words[:end]):
         end = 0  # options of turbofit come first, and api_server is the value of one of them

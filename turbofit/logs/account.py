@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _TENTH: Final = 10
 #: The first release in which TurboMind runs the vision tower; in older releases torch does.
 _NATIVE: Final = (0, 16)
+#: The log contradicts the account if the bytes that were free for the cache differ from the
+#: forecast by more than this part of it: a quarter.
+_QUARTER: Final = 4
 #: The account may be wrong by this many bytes, so fewer bytes prove no other process.
 _OTHERS: Final = 2 * GIB
 
@@ -55,7 +58,8 @@ class Finding(Struct):
     on what the account shows; ``unknown``: sentences on what it leaves open. ``others``: bytes of
     each card that belonged to other programs, or to further copies of the engine. ``short``: the
     bytes that the run lacked in all. ``weights``: bytes of a rank's weights; 0 if the log does not
-    report the cache's size.
+    report the cache's size. ``contradiction``: how the log contradicts the account, in words; empty
+    if it does not.
     """
 
     end: AnyEnd | None = None
@@ -64,6 +68,7 @@ class Finding(Struct):
     others: int = 0
     short: Missing | None = None
     weights: int = 0
+    contradiction: str = ""
 
 
 def logged_cache(case: LogCase) -> Cache | None:
@@ -102,6 +107,8 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
     finding = Finding()
     if (cache := logged_cache(case)) is not None:
         finding = _of_cache(case, cache, ledger)
+        if not finding.others and (against := _contradiction(case, cache, forecast)):
+            return replace(finding, contradiction=against)
         forecast = case.forecast(free_at_cache=cache.free) or forecast
     elif memory and memory.process is not None and memory.allocated is not None:
         finding = _of_torch(
@@ -181,6 +188,25 @@ def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
         f" {format_bytes(others)} were held by somebody else, or by other copies of this engine"
     )
     return Finding(why=(why, held), others=others, weights=weights)
+
+
+def _contradiction(case: LogCase, cache: Cache, forecast: Plan) -> str:
+    """Return how the bytes that were free for the cache contradict the account, in words, or "".
+
+    They contradict it if the account leaves nothing there, or if they differ by more than a
+    quarter. Others on the cards, another model or other cards than the log names explain it.
+    """
+    free = min(
+        ledger.usable - ledger.bytes_in("before", "context", "weights")
+        for ledger in forecast.ledgers
+    )
+    if free > 0 and abs(cache.free - free) <= free // _QUARTER:
+        return ""
+    left = f"{format_bytes(free)} free" if free > 0 else f"none: {format_bytes(-free)} are short"
+    return (
+        f"the log contradicts turbofit's account: {format_bytes(cache.free)} were free when the"
+        f" cache was sized, and {forecast.model.name} at tp {case.tp} leaves {left} on such cards"
+    )
 
 
 def _of_torch(

@@ -73,7 +73,8 @@ class Advice(Struct):
     The run has the change of the diagnosis's first step. ``fits`` is None if turbofit could make no
     plan, or if the log itself contradicts the plan. ``settings``: LMDeploy's important options.
     ``command`` starts the run, without environment variables. ``note``: what a user must know
-    before he starts the run.
+    before he starts the run. ``in_place_of``: the log's model, if the run has a lighter checkpoint
+    because that model does not fit; else empty.
     """
 
     model: str
@@ -84,6 +85,7 @@ class Advice(Struct):
     command: str = ""
     note: str = ""
     remedies: tuple[Remedy, ...] = ()
+    in_place_of: str = ""
 
 
 class Read(Struct):
@@ -134,20 +136,23 @@ class Diagnosis(Struct):
 class Draft(Diagnosis):
     """A possible answer to a log; `explain` makes one of them the answer.
 
-    ``line``: the number of the line that reports the trouble. If ``what`` is empty, the log proves
-    no cause: ``possible`` then has causes that other people had, and ``changes`` has changes that
-    they tried. ``planned``: the answer needs a plan. ``by_others``: bytes of each card that the
-    plan leaves to other processes. ``short``: the run lacked memory, so other settings may cure it.
-    ``unsized``: the run lacked memory for the first blocks of a cache, and a larger share cures it.
-    ``free``: the step that frees cards from other processes; it comes before all other steps.
-    ``all_own``: the log shows that nobody else held the card. ``emptied``: the plan is for empty
-    cards, after the step ``free``.
+    ``line``: the number of the line that reports the trouble. ``by_row``: a row of
+    `presets/causes.yaml` knows the words of this line, not only its form and place. If ``what`` is
+    empty, the log proves no cause: ``possible`` then has causes that other people had, and
+    ``changes`` has changes that they tried. ``planned``: the answer needs a plan. ``by_others``:
+    bytes of each card that the plan leaves to other processes. ``short``: the run lacked memory, so
+    other settings may cure it. ``unsized``: the run lacked memory for the first blocks of a cache,
+    and a larger share cures it. ``free``: the step that frees cards from other processes; it comes
+    before all other steps. ``all_own``: the log shows that nobody else held the card. ``emptied``:
+    the plan is for empty cards, after the step ``free``. ``contradicts``: the log's figures
+    contradict turbofit's account, so that the account proves no step and no plan.
     """
 
     line: int
     phase: Phase = "unknown"
     what: str = ""
     rank: Rank = "cause"
+    by_row: bool = False
     possible: tuple[str, ...] = ()
     planned: bool = False
     by_others: int = 0
@@ -156,6 +161,7 @@ class Draft(Diagnosis):
     free: str = ""
     all_own: bool = False
     emptied: bool = False
+    contradicts: bool = False
     read: Read = Read(lines=0)
 
     @property

@@ -25,6 +25,7 @@ from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
 from turbofit.machine.presets import assumed_note, nearest_in_memory, spec_name
 from turbofit.machine.source import machine_from, spec_of
 from turbofit.machine.torch_memory import TorchMemory
+from turbofit.machine.unlisted import other_card
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.model.names import by_its_name, preset_of
 from turbofit.model.presets import HUB_ID, preset_model
@@ -52,6 +53,9 @@ _GUESSES: Final = (
 #: Used bytes in nvidia-smi's table; fewer bytes belong to a display or to the driver.
 _IN_USE: Final = 256 * MIB
 DEGREES: Final = (1, 2, 4, 8)
+#: The least share of the cache that a step names. A run that died with less lacks something else:
+#: of the presets no model has a plan below 0.15 on any card.
+LEAST_SHARE: Final = 0.1
 _SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
 
 
@@ -76,7 +80,8 @@ class LogCase:
         self.no_machine = ""
         #: A note on the assumed size of a card that is sold in several sizes; else empty.
         self.assumed = ""
-        #: True if the log names no card, and the memory that torch prints shows the kind of card.
+        #: True if the log names no card, and the memory that torch prints shows the kind of card;
+        #: or if of the named card only the size is known.
         self.guessed = False
         if on is None:
             self._take_machine_of_log()
@@ -188,6 +193,11 @@ class LogCase:
         default = self.engine.defaults("").get("cache_max_entry_count", 0.8)
         return value if isinstance(value, float) and value > 0 else float(str(default))
 
+    @property
+    def tiny_share(self) -> bool:
+        """Whether the share of the cache is so small that a lower one helps nobody."""
+        return self.subject.of_lmdeploy and self.ratio <= LEAST_SHARE
+
     @cached_property
     def settings(self) -> Settings:
         """The settings that determine the cache's size: the log's, else the engine's defaults."""
@@ -239,11 +249,26 @@ class LogCase:
             machine = machine_from(spec)
         except UsageError as exc:
             self.no_machine = f"{exc.message} ({exc.hint})"
+            self._take_size_of_card(cards)
             return
         visible = self.subject.visible or len(machine.gpus)
         if len(machine.gpus) > visible:
             machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:visible])))
         self.machine, self.on = machine, None if self.guessed else self.named(machine)
+
+    def _take_size_of_card(self, cards: list[SmiGpu]) -> None:
+        """Set ``machine`` to cards of which only the size by their name is known.
+
+        The size is the printed one, which is more than CUDA can allocate: what does not fit it fits
+        no such card. Such a machine is a guess, for which no plan is made.
+        """
+        other = other_card(cards[0].name)
+        if other is None or len(cards) > 1:
+            return
+        total, count = max(other.sizes) * GIB // MIB, cards[0].count
+        with suppress(UsageError):
+            self.machine = machine_from(f"{count}x{other.name}:total={total}MiB")
+            self.guessed = True
 
     def _cards(self) -> list[SmiGpu]:
         """Return the run's cards: nvidia-smi's, else the cards that the log names, else torch's.

@@ -14,8 +14,8 @@ from turbofit.logs.log_events import PythonFrame
 from turbofit.logs.log_reader import Form, zeros
 
 #: A cause ends a run. A refusal is an exception without a row. A consequence follows a cause or a
-#: refusal. A notice harms nobody.
-Rank = Literal["cause", "refusal", "consequence", "notice"]
+#: refusal. A notice harms nobody. A remark is of a run that may be healthy.
+Rank = Literal["cause", "refusal", "consequence", "notice", "remark"]
 #: A sentence with figures in braces; or such a sentence, and another one to use if one of its
 #: figures is unknown.
 Sentence = str | tuple[str, str]
@@ -73,6 +73,8 @@ class _Table(Struct):
     #: Names in Transformers by the release that added them, and by the release that removed them.
     brought: dict[str, tuple[str, ...]]
     dropped: dict[str, tuple[str, ...]]
+    #: By the member of LMDeploy's ``ResponseType``: what it means, and the step.
+    responses: dict[str, tuple[str, str]]
     #: Texts on what a user should send, each with the words that select the text (`what_to_send`).
     send: dict[str, tuple[str, ...]]
     texts: dict[str, str]

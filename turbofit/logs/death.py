@@ -171,7 +171,9 @@ class Course:
             return named
         if isinstance(fault, events.LegacyCuda):
             # Weights are allocated in memory_utils.cu, all else through the allocator.
-            early: Phase = "weights" if "memory_utils" in fault.where else "unknown"
+            bar = self.last(events.Converting)
+            loads = "memory_utils" in fault.where or (bar is not None and not bar.done)
+            early: Phase = "weights" if loads else "unknown"
             return early if self.stage in ("starting", "weights") else "serving"
         return self._by_state(plan)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -18,7 +18,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.logs import log_events as events
 from turbofit.logs.account import logged_cache
 from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
-from turbofit.logs.case import LogCase
+from turbofit.logs.case import LEAST_SHARE, LogCase
 from turbofit.logs.causes import text_of, what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import RAISED, read_runs
@@ -27,6 +27,7 @@ from turbofit.logs.next_run import SHARE, NextRun, largest_share, next_run
 from turbofit.logs.rules import possible_answers
 from turbofit.logs.steps import steps_of
 from turbofit.memory.versions import check_release, is_legacy
+from turbofit.model.presets import lighter_checkpoints
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
@@ -37,10 +38,12 @@ _REASONS: Final = {
     "engine_gone": ("interrupted",),
     "unknown": ("interrupted",),
 }
-_RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
+_RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3, "remark": 4}
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
+#: The most lighter checkpoints that are tried in the place of a model that does not fit.
+_LIGHTER: Final = 4
 _ONCE_FREE: Final = "once the cards are free: "
 #: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
 #: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.
@@ -52,6 +55,8 @@ _OF_PROGRAM: Final = re.compile(
 )
 #: Kinds of answers that a person's words can have; every other kind needs a program's line.
 _IN_WORDS: Final = ("unknown", "out_of_memory")
+#: Exceptions that packages of different releases raise beside each other.
+_OF_VERSIONS: Final = re.compile(r"(?:Attribute|Type|Key|Import|Name|Assertion|Implemented)Error")
 #: What the evidence says of a line with a row in `presets/causes.yaml`.
 _ROW: Final = "the message"
 
@@ -107,16 +112,17 @@ def _in_order(cases: Sequence[LogCase]) -> list[tuple[Draft, LogCase]]:
     drafts = [(draft, case) for case in cases for draft in possible_answers(case)]
     ended = [case for draft, case in drafts if draft.rank in ("cause", "refusal")]
 
-    def order(pair: tuple[Draft, LogCase]) -> tuple[bool, int, int]:
+    def order(pair: tuple[Draft, LogCase]) -> tuple[bool, int, bool, int]:
         """Return the sort key: whether another run died last, the kind of answer, the line.
 
-        A cause comes first, a notice last. Of refusals (exceptions without a row) the last line
-        comes first, since Python prints the decisive exception last.
+        A cause comes first, a notice last. Of refusals the lines with a row come first; of these,
+        as of the others, the last line comes first, since Python prints the decisive exception
+        last.
         """
         draft, case = pair
-        rank = _RANKS[draft.rank]
+        rank, refused = _RANKS[draft.rank], draft.rank == "refusal"
         other = bool(ended) and case is not ended[-1]
-        return other, rank, -draft.line if draft.rank == "refusal" else draft.line
+        return other, rank, refused and not draft.by_row, -draft.line if refused else draft.line
 
     drafts.sort(key=order)
     reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
@@ -181,8 +187,10 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     begun, line = case.facts.begun_at or case.facts.command_at, draft.line
     starts = begun is not None and begun < line
     traced = any(mark.stack for mark in case.facts.marks if mark.line == line)
+    asks_versions = _OF_VERSIONS.search(draft.quoted) and not case.subject.has_versions
     marks = {
-        draft.quoted: True, "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
+        draft.quoted: True, "(no versions)": asks_versions,
+        "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
         "(nothing)": not found, "(no start)": found and not still and not starts,
         "(no traceback)": not traced and RAISED.match(draft.quoted), "(whole)": starts and traced,
         "(no command)": begun is None,
@@ -250,12 +258,35 @@ def _planned(
         refused = refused or (f"--tp {tp} is not kept: {verdict.partition(' (')[0]}" if tp else "")
     else:
         refused = ""  # nothing fits at any degree
+        if lighter := _lighter(case, draft, model, machine, asked["lmdeploy"]):
+            return lighter
     if on is not beside_others or draft.emptied:
         verdict = f"{_ONCE_FREE}{verdict}"
     if plan is None:
         return Advice(model=model.name, on=case.named(on), fits=None, verdict=verdict)
     advice = _of_plan(case, plan, on, plan.remedies, "" if tp else refused)
     return _doubted(case, draft, plan, replace(advice, verdict=verdict))
+
+
+def _lighter(
+    case: LogCase, draft: Draft, model: Model, machine: Machine, lmdeploy: Any
+) -> Advice | None:
+    """Return a plan for a lighter checkpoint of a model that does not fit, or None.
+
+    The bound on the share of the cache is for the same weights, so that it does not hold here.
+    """
+    own, verdict = _tried(model=model, on=machine, lmdeploy=lmdeploy)
+    if own is None or own.fits or draft.emptied:
+        return None
+    room = sum(gpu.usable for gpu in machine.gpus)
+    kin = (one for one in lighter_checkpoints(model) if one.weight_bytes < room)
+    for checkpoint in islice(kin, _LIGHTER):
+        plan, _ = _tried(model=checkpoint, on=machine, lmdeploy=lmdeploy)
+        if plan is not None and plan.fits:
+            why = f"{model.name} does not fit: {verdict.split(f'{model.name}: ')[-1]}"
+            advice = _of_plan(case, plan, machine, plan.remedies, why)
+            return replace(advice, in_place_of=model.name)
+    return None
 
 
 def _doubted(case: LogCase, draft: Draft, plan: Plan, advice: Advice) -> Advice:
@@ -275,12 +306,14 @@ def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | No
     """Return the best plan whose share of the cache is at most ``bound``, and its verdict.
 
     A plan with another engine or degree than the log's may exceed the bound if no plan below the
-    bound fits.
+    bound fits. There is none of a bound that is too low for any plan.
     """
     plan, verdict = _tried(**asked)
     shares = [engine.settings.cache_max_entry_count for engine in plan.engines] if plan else []
     if plan is None or bound is None or not plan.backend.of_lmdeploy or max(shares) <= bound:
         return plan, verdict
+    if bound <= LEAST_SHARE:
+        return None, f"no plan has a share of the cache as low as {bound:g}"
     bounded, bounded_verdict = _tried(**asked, cache_max_entry_count=bound)
     same = (plan.backend.name, plan.tp) == (case.engine.name, case.tp)
     if not same and not (bounded and bounded.fits):
@@ -308,6 +341,8 @@ def _of_plan(
     for name in _SHOWN if plan.backend.on_torch else (*_SHOWN, "communicator"):
         each = [getattr(engine.settings, name) for engine in plan.engines]
         values[name] = each[0] if len(set(each)) == 1 else " | ".join(sorted(set(map(str, each))))
+    if not plan.backend.of_lmdeploy:
+        del values["cache_max_entry_count"]  # such an engine makes no cache ahead
     limits = {name: getattr(plan.promise.limits, name) for name in _LIMITS}
     given_limits = {name: limit for name, limit in limits.items() if limit is not None}
     command = shlex.join(plan.serve.argv) if plan.serve else ""

@@ -59,6 +59,8 @@ STATES: Final[dict[State, dict[Part, State]]] = {
     "ignored": {"event": "log"},
 }  # fmt: skip
 _OPEN: Final = ("traceback", "frame", "below")
+#: The head of Ray's copy of an error: the call of an actor or a task in another process.
+_COPIED: Final = re.compile(r"\bray::\w[\w.]*\(").search
 #: How some lines without an event begin.
 _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
     ("head", re.compile(r".*Traceback \(m")),
@@ -146,7 +148,8 @@ class LogEvent(NamedTuple):
 
     ``stack`` has the Python frames before the line, the innermost last. ``hits`` are the rows of
     `presets/causes.yaml` that match the line. ``after``: the number of the line with the exception
-    that Python handled when it raised this exception; 0 if there is none.
+    that Python handled when it raised this exception; 0 if there is none. ``copied``: Ray repeats
+    here what another process printed.
     """
 
     line: int
@@ -155,6 +158,7 @@ class LogEvent(NamedTuple):
     stack: tuple[PythonFrame, ...] = ()
     hits: tuple[Hit, ...] = ()
     after: int = 0
+    copied: bool = False
 
     @property
     def kind(self) -> str:
@@ -169,7 +173,8 @@ class LogEvent(NamedTuple):
     @property
     def is_notice(self) -> bool:
         """Whether the line is harmless by its row in `presets/causes.yaml`."""
-        return isinstance(self.event, KnownMessage) and self.hits[0].row.rank == "notice"
+        harmless = ("notice", "remark")
+        return isinstance(self.event, KnownMessage) and self.hits[0].row.rank in harmless
 
 
 class LogFacts:
@@ -200,6 +205,8 @@ class LogFacts:
         self._stack: tuple[PythonFrame, ...] = ()
         #: The number of the line with the exception that Python handled; 0 outside of a chain.
         self._handled = 0
+        #: Whether the traceback that is being read is Ray's copy of another process's.
+        self._copied = False
         self._table = SmiTable()
         #: The possible texts of torch's message if the message has several lines.
         self._message: list[str] = []
@@ -226,6 +233,7 @@ class LogFacts:
             if mark.event.cause == "memory":
                 self.waiting = self.waiting or mark
             return
+        self._copied = self._copied or form.ask(_COPIED) is not None
         part = self._part(mark, form)
         self.state = STATES[self.state].get(part, self.state)
         if isinstance(mark.event, PythonFrame):
@@ -380,7 +388,8 @@ class LogFacts:
         if not isinstance(mark.event, events.ServerFigures):
             self.waiting = None
         if isinstance(mark.event, _RAISES):
-            mark, self._handled = mark._replace(after=self._handled), 0
+            mark = mark._replace(after=self._handled, copied=self._copied)
+            self._handled, self._copied = 0, False
         else:
             mark = mark._replace(stack=())
         self.marks.append(mark)

@@ -88,6 +88,12 @@ class LoadingWeights(Struct):
     """The progress bar of the PyTorch engine's weight loader."""
 
 
+class Converting(Struct):
+    """The progress bar of the loader in which TurboMind up to 0.14 converts the weights."""
+
+    done: bool
+
+
 class WarmingUp(Struct):
     """The progress bar of the PyTorch engine's warm-up; its cache is already allocated."""
 

@@ -213,6 +213,9 @@ _OTHER: Final = (
          lambda m: events.ImagesPrepared(how=m[1])),
     _pattern("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
     _pattern("Loading weights from", "", lambda _: events.LoadingWeights()),
+    # The bar of TurboMind's loader up to 0.14, which converts the weights.
+    _pattern("Convert to turbomind", r".*?Convert to turbomind format:\s+(\d+)%",
+         lambda m: events.Converting(done=m[1] == "100")),
     _pattern("Warming up ", "", lambda _: events.WarmingUp()),
     # The whole line of the engine's own record: turbofit kills an engine for this line, and an
     # error message may quote a client's text. lmdeploy engine/engine.py `'Engine main loop

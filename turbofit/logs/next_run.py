@@ -19,7 +19,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan, Remedy
 from turbofit.logs.account import logged_cache, most
 from turbofit.logs.answer import Draft
-from turbofit.logs.case import DEGREES, LogCase
+from turbofit.logs.case import DEGREES, LEAST_SHARE, LogCase
 from turbofit.machine.torch_memory import TorchMemory
 
 #: The share of the cache to try is lower by `_LESS` than the share that died, but at least `_PART`
@@ -31,8 +31,10 @@ _WITH_SHARE: Final = ("cache", "warm-up", "vision", "text", "serving", "unknown"
 _WITH_LIMIT: Final = ("vision", "serving", "unknown")
 #: Values to try in this order: forwards in tokens, batches in requests, shares of the cache.
 _PREFILLS: Final = (4096, 2048, 1024, 512)
-_BATCHES: Final = (64, 32, 16, 8, 4, 1)
+_BATCHES: Final = (512, 256, 128, 64, 32, 16, 8, 4, 1)
 _LARGER: Final = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
+#: LMDeploy's words where the states of linear attention, one a request, have no room.
+OF_STATES: Final = "memory for state cache"
 SHARE: Final = "--cache-max-entry-count"
 
 
@@ -59,6 +61,11 @@ def largest_share(case: LogCase, draft: Draft) -> float | None:
 
 def next_run(case: LogCase, draft: Draft) -> NextRun:
     """Return the changes to try with the run of a log, after the death in ``draft``."""
+    if draft.contradicts:
+        return NextRun()
+    if OF_STATES in draft.quoted:
+        states = _Search.of(case, draft)
+        return NextRun(ways=states.smaller_batch() if states else ())
     known, share = bool(draft.what and largest_share(case, draft)), None
     marks = case.facts.every(TorchMemory)
     memory = next((event for mark, event in marks if mark.line == draft.line), TorchMemory())
@@ -67,19 +74,19 @@ def next_run(case: LogCase, draft: Draft) -> NextRun:
     search = _Search.of(case, draft) if draft.short and case.has_account else None
     if search is None:
         return NextRun(share=_sparing_share(case, memory, share))
-    if draft.unsized:
-        fits = search.before.fits
-        return NextRun(ways=() if fits else search.of_unsized(), fits=fits)
-    return search.of_refused(share)
+    return search.of_unsized() if draft.unsized else search.of_refused(share)
 
 
 def _lower_share(case: LogCase, memory: TorchMemory) -> float | None:
     """Return the share of the cache to try after the share that died.
 
-    None if no share helps: one tensor is larger than the card, or the option is a number of blocks.
+    None if no share helps: one tensor is larger than the card, the option is a number of blocks, or
+    the share that died was so small that the cache is not what took the memory.
     """
     died, oversized = case.ratio, (memory.requested or 0) > (memory.total or math.inf)
-    return None if died >= 1 or oversized else round(max(died - _LESS, _PART * died), 4)
+    if died >= 1 or oversized or case.tiny_share:
+        return None
+    return max(round(max(died - _LESS, _PART * died), 4), LEAST_SHARE)
 
 
 def _sparing_share(case: LogCase, memory: TorchMemory, lower: float | None) -> float | None:
@@ -93,7 +100,9 @@ def _sparing_share(case: LogCase, memory: TorchMemory, lower: float | None) -> f
     logged = logged_cache(case)
     before = logged.free if logged else memory.free / (1 - case.ratio)
     leaves = int(100 * (case.ratio - memory.missing / before)) / 100
-    return leaves if 0 < leaves < lower else lower
+    if logged and leaves < LEAST_SHARE:
+        return None
+    return leaves if LEAST_SHARE <= leaves < lower else lower
 
 
 class _Search(NamedTuple):
@@ -144,14 +153,20 @@ class _Search(NamedTuple):
             too_small="" if plan else too_small,
         )
 
-    def of_unsized(self) -> tuple[tuple[Remedy, Plan], ...]:
+    def of_unsized(self) -> NextRun:
         """Return the changes that make room for the first blocks of a cache."""
+        if self.before.fits:
+            return NextRun(fits=True)
+        shares = [n for n in _LARGER if n > self.case.ratio]
+        smaller = self.smaller_batch()
+        larger = self._first(f"{SHARE} {{}}", "cache_max_entry_count", shares)
+        return NextRun(ways=(*smaller, *larger, *self._degree()), fits=False)
+
+    def smaller_batch(self) -> tuple[tuple[Remedy, Plan], ...]:
+        """Return the largest common batch, below the log's, with which the run lives."""
         now = max(engine.settings.max_batch_size for engine in self.before.engines)
         batches = [n for n in _BATCHES if n < now]
-        shares = [n for n in _LARGER if n > self.case.ratio]
-        smaller = self._first("--max-batch-size {}", "max_batch_size", batches)
-        larger = self._first(f"{SHARE} {{}}", "cache_max_entry_count", shares)
-        return (*smaller, *larger, *self._degree())
+        return tuple(self._first("--max-batch-size {}", "max_batch_size", batches))
 
     def _run(self, **changed: Any) -> Plan | None:
         # The bytes that were free for the cache are known only for the log's own tp.
@@ -175,7 +190,8 @@ class _Search(NamedTuple):
         If the cache of that share is too small for a start, return the least larger share that
         starts, below the log's share. If no share starts, the third value is the verdict.
         """
-        shares = [first, *(n / 100 for n in range(int(first * 100 - 1e-6), 0, -1))]
+        least = round(LEAST_SHARE * 100)
+        shares = [first, *(n / 100 for n in range(int(first * 100 - 1e-6), least - 1, -1))]
         plan_with = cache(lambda share: self._run(cache_max_entry_count=share, **changed))
 
         def spares(share: float) -> bool:
@@ -216,10 +232,15 @@ class _Search(NamedTuple):
         return self._first(f"{words}, with {SHARE} {{:g}}", name, limits, share)
 
     def _smaller_forward(self, share: float | None) -> list[tuple[Remedy, Plan]]:
-        """Return a smaller forward and a lower share: its smaller warm-up needs less cache."""
+        """Return a smaller forward and a lower share: its smaller warm-up needs less cache.
+
+        Beside a share that is as low as can be the smaller forward stands alone.
+        """
         now = max(engine.settings.max_prefill_token_num for engine in self.before.engines)
-        smaller = [n for n in _PREFILLS if share and n < now]
-        words = f"--max-prefill-token-num {{}} {SHARE} {{:g}}"
+        smaller = [n for n in _PREFILLS if n < now]
+        if share is None and not self.case.tiny_share:
+            return []
+        words = f"--max-prefill-token-num {{}}{f' {SHARE} {{:g}}' if share else ''}"
         return self._first(words, "max_prefill_token_num", smaller, share)
 
     def _degree(self) -> list[tuple[Remedy, Plan]]:

@@ -54,7 +54,10 @@ _LARGE_CARD: Final = "1xh200:total=1000GiB"
 _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
 #: Words of training, which needs more memory than an answer.
-_TRAINS: Final = re.compile(r"\bbackward\(|optimizer|[/\\](?:trainer|autograd)\b")
+_TRAINS: Final = re.compile(
+    r"\bbackward\(|\boptimizer\w*\.step\(|[/\\](?:trainer|autograd)\b|_inner_training_loop"
+    r"|\btraining_step\b"
+)
 #: A sign of a cause: a sentence; the step against the cause, or ""; the line with the sign.
 _Sign = tuple[str, str, "Evidence | None"]
 
@@ -69,23 +72,9 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     memory = mark.event if isinstance(mark.event, TorchMemory) else None
     end, finding = death(course, known=known), Finding()
     if end.kind == "host_memory":
-        certain = case.subject.version is not None and case.engine.doubt is None
-        return Draft(
-            kind=IN_DIAGNOSIS["host_memory"],
-            phase="host RAM",
-            what=f"{end.message}; no GPU was full" if certain else "",
-            line=mark.line,
-            possible=(
-                "full RAM, or a full container: in LMDeploy"
-                f" {REFERENCE} this line of the source asks for page-locked host memory",
-                "full GPU memory: the same line of another release asks for it",
-            ),
-            evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
-            changes=(
-                "free RAM or raise the container's memory limit; fewer replicas: each rank has"
-                " page-locked buffers",
-            ),
-        )
+        return _of_host_memory(case, mark, end)
+    if case.subject.trains or _in_training(mark):
+        return _of_training(mark, memory)
     if not case.subject.quantises:
         past = course.stage not in ("starting", "weights")
         finding = found(case, _phase(end), memory, cached=past)
@@ -99,24 +88,78 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     draft = Draft(
         kind="out_of_memory",
         phase=phase,
-        what=end.message,
+        what="; ".join(filter(None, (finding.contradiction, end.message))),
         line=mark.line,
         why=finding.why,
         missing=None if unsized else _missing(memory),
         missing_in_all=finding.short,
         unknown=finding.unknown,
         evidence=(evidence(mark, "torch's own figures" if memory else "the engine's own error"),),
-        changes=less_memory(program, "no cache" if unsized else phase),
-        planned=not case.subject.quantises,
+        changes=_general_steps(case, program, phase, finding, unsized=unsized),
+        planned=not case.subject.quantises and not finding.contradiction,
         by_others=finding.others,
         short=True,
         unsized=unsized,
         free=text_of("free cards") if finding.others else "",
         emptied=bool(finding.others),
+        contradicts=bool(finding.contradiction),
     )
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
     return _with_ranks(case, _with_cache(case, draft, finding.weights))
+
+
+def _of_host_memory(case: LogCase, mark: LogEvent, end: End) -> Draft:
+    """Return the answer to a lack of page-locked host memory, which has no plan."""
+    certain = case.subject.version is not None and case.engine.doubt is None
+    return Draft(
+        kind=IN_DIAGNOSIS["host_memory"],
+        phase="host RAM",
+        what=f"{end.message}; no GPU was full" if certain else "",
+        line=mark.line,
+        possible=(
+            "full RAM, or a full container: in LMDeploy"
+            f" {REFERENCE} this line of the source asks for page-locked host memory",
+            "full GPU memory: the same line of another release asks for it",
+        ),
+        evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
+        changes=(
+            "free RAM or raise the container's memory limit; fewer replicas: each rank has"
+            " page-locked buffers",
+        ),
+    )
+
+
+def _of_training(mark: LogEvent, memory: TorchMemory | None) -> Draft:
+    """Return the answer to a training, whose memory turbofit does not count."""
+    return Draft(
+        kind="out_of_memory",
+        what=text_of("training"),
+        line=mark.line,
+        missing=_missing(memory),
+        evidence=(evidence(mark, "the training's own error"),),
+        changes=(text_of("train smaller"),),
+    )
+
+
+def _in_training(mark: LogEvent) -> bool:
+    """Return whether a stack shows a training: its gradients, or the step of an optimiser."""
+    calls = (f"{frame.path} {frame.function} {frame.code}" for frame in mark.stack)
+    return any(map(_TRAINS.search, calls))
+
+
+def _general_steps(
+    case: LogCase, program: str, phase: Phase, finding: Finding, *, unsized: bool
+) -> tuple[str, ...]:
+    """Return the steps against a lack of memory that belong to a program and a phase.
+
+    A cache with a tiny share of the free memory took no memory that others lacked: then the weights
+    are what is too large, if nothing shows another phase.
+    """
+    tiny = case.tiny_share and phase == "unknown"
+    lacks = "weights" if tiny else phase
+    steps = less_memory(program, "no cache" if unsized else lacks)
+    return (text_of("contradicted"), *steps) if finding.contradiction else steps
 
 
 def _phase(end: End) -> Phase:
@@ -217,7 +260,7 @@ def _signs(
     split = model is not None and draft.loading and model.weight_bytes > (memory.total or math.inf)
     signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
     signs += [*_of_load(case, memory, draft, own), *_of_degree(case, draft)]
-    return signs if model is None else [*signs, *_beyond(model, mark, memory, split=split)]
+    return signs if model is None else [*signs, *_beyond(model, memory, split=split)]
 
 
 def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
@@ -335,7 +378,7 @@ def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
         )
 
 
-def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -> Iterator[_Sign]:
+def _beyond(model: Model, memory: TorchMemory, *, split: bool) -> Iterator[_Sign]:
     """Yield signs that a card cannot hold a copy of the model, or that a process held too much.
 
     Too much is more than one copy of the model takes with its longest request.
@@ -349,8 +392,7 @@ def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -
             None,
         )
     held, weights = memory.allocated or memory.process or 0, model.weight_bytes
-    trains = any(_TRAINS.search(f"{frame.path} {frame.code}") for frame in mark.stack)
-    if held < weights or trains:
+    if held < weights:
         return
     with suppress(TurbofitError):
         alone = plan(PlanRequest.of(model=model, on=_LARGE_CARD, engine="transformers"))

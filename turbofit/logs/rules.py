@@ -25,6 +25,7 @@ from turbofit.logs.causes import Hit, Kind, Sentence, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
 from turbofit.logs.out_of_memory import lack_of_memory
+from turbofit.logs.whose_fault import WhoseFault, whose_fault
 from turbofit.memory.versions import listed_since, written
 from turbofit.planning.commands import option_since
 
@@ -61,7 +62,18 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
         for name, text in hit.fields.items()
         if name.endswith("_bytes")
     }
-    return {**of_log, **sizes, **_of_cards(case, of_log), **_of_releases(case, mark, of_log)}
+    means, step = table().responses.get(str(of_log.get("response")), (None, None))
+    of_line = {
+        "response_means": means,
+        "response_step": step,
+        "source_line": (mark.stack[-1].code if mark.stack else "") or None,
+    }
+    packages = {
+        f"{name}_release": case.subject.packages.get(name)
+        for name in ("lmdeploy", "torch", "triton")
+    }
+    of_others = _of_cards(case, of_log) | _of_releases(case, mark, of_log)
+    return {**of_log, **sizes, **of_line, **packages, **of_others}
 
 
 def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,26 +81,12 @@ def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
 
     ``of_log``: the values that the log gives. ``arch`` is 86 for the compute capability 8.6.
     """
-    arch, model, gpu = of_log.get("arch"), case.model, case.gpu
-    if arch is None and gpu and gpu.compute_capability != NA:
-        arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
-    built = list(map(int, re.findall(r"(?:sm|compute)_(\d+)", str(of_log.get("built") or ""))))
+    model, gpu, visible = case.model, case.gpu, case.subject.visible
     figures: dict[str, Any] = {
-        "arch": arch,
-        "no_bfloat16": arch if (arch or math.inf) < _FIRST_WITH_BFLOAT16 else None,
-        "built_newest": max(built, default=None),
-        "built_oldest": min(built, default=None),
-        # Newer than the build that the log names, or than every build up to CUDA 12.6.
-        "too_new": (arch or 0) > max(built, default=_FIRST_OF_CUDA_12_8 - 1) or None,
-        "too_old": (arch or math.inf) < min(built, default=0) or None,
-    }
-    visible = case.subject.visible
-    alone = "tp" not in case.subject.options and (visible or 1) > 1
-    figures |= {
         "linear_on_h20": of_log.get("linear") if gpu and "H20" in gpu.name else None,
         "visible": visible,
         # True if several cards are visible, and no option gives the degree.
-        "unused_gpus": alone or None,
+        "unused_gpus": ("tp" not in case.subject.options and (visible or 1) > 1) or None,
         "fits_one": None,
         "fits_none": None,
     }
@@ -98,7 +96,26 @@ def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
             f"{model.name} is {format_bytes(model.weight_bytes)} of weights, and"
             f" {'one' if fits_one else 'each'} of the cards has {format_bytes(gpu.usable)}"
         )
-    return figures
+    return figures | _of_capability(case, of_log)
+
+
+def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by name values about the compute capability of the cards, and of what was built."""
+    arch, gpu = of_log.get("arch"), case.gpu
+    if arch is None and gpu and gpu.compute_capability != NA:
+        arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
+    built = list(map(int, re.findall(r"(?:sm|compute)_(\d+)", str(of_log.get("built") or ""))))
+    return {
+        "arch": arch,
+        "no_bfloat16": arch if (arch or math.inf) < _FIRST_WITH_BFLOAT16 else None,
+        "built_newest": max(built, default=None),
+        "built_oldest": min(built, default=None),
+        # Newer than the build that the log names, or than every build up to CUDA 12.6.
+        "too_new": (arch or 0) > max(built, default=_FIRST_OF_CUDA_12_8 - 1) or None,
+        "too_old": (arch or math.inf) < min(built, default=0) or None,
+        # The card is not of the compute capability that a kernel's own check names.
+        "other_arch": arch if arch and arch // 10 != of_log.get("wanted_arch", 0) else None,
+    }
 
 
 def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +171,7 @@ def answer_to_line(mark: LogEvent, case: LogCase) -> Draft | None:
         if not row.when or known.get(row.when) is not None:
             break
     else:
-        return None if isinstance(mark.event, events.KnownMessage) else _unknown_fault(mark)
+        return None if isinstance(mark.event, events.KnownMessage) else _unknown_fault(mark, case)
 
     def said(texts: Iterable[Sentence]) -> tuple[str, ...]:
         return tuple(filter(None, (sentence(text, known) for text in texts)))
@@ -172,6 +189,7 @@ def answer_to_line(mark: LogEvent, case: LogCase) -> Draft | None:
         unknown=said(row.unknown),
         evidence=(evidence(mark, "the message"),),
         planned=kind.plan,
+        by_row=not row.frame,
     )
 
 
@@ -210,22 +228,26 @@ def possible_answers(case: LogCase) -> Iterator[Draft]:
     yield from _quiet(case)
 
 
-def _unknown_fault(mark: LogEvent) -> Draft:
+def _unknown_fault(mark: LogEvent, case: LogCase) -> Draft:
     """Return the answer to an exception or a fault without a row.
 
-    Three kinds of exceptions are consequences of another error: an exit, an exception in a clean-up
-    and one that Python raised while it handled another.
+    Four kinds of exceptions are consequences of another error: an exit, an exception in a clean-up,
+    one that Python raised while it handled another, and Ray's copy of a worker's.
     """
     text = without_keys(mark.text.strip())
     if isinstance(mark.event, events.PythonError) and not mark.event.message and mark.stack:
         text = f"{text}: {without_keys(mark.stack[-1].code)}"
     cleans_up = any(frame.function in _CLEANS_UP for frame in mark.stack)
     why = (*raised_in(mark), *([text_of("cleans up")] if cleans_up else []))
-    follows = mark.after or text.startswith("SystemExit") or cleans_up
+    follows = mark.after or text.startswith("SystemExit") or cleans_up or mark.copied
+    fault = whose_fault(mark, case) or WhoseFault("unknown", "", (), ())
     return Draft(
-        kind="unknown",
+        kind=fault.kind,
         line=mark.line,
         rank="consequence" if follows else "refusal",
+        what=fault.what,
+        possible=fault.possible,
+        changes=fault.changes,
         why=why,
         evidence=(evidence(mark._replace(text=text), "the error itself"),),
         planned=isinstance(mark.event, events.CheckFailed),

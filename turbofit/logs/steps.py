@@ -45,7 +45,7 @@ def steps_of(
     elif draft.short and worked is not None:
         enough = own and case.subject.of_lmdeploy and not draft.unsized
         steps = own if enough else [*own, *general]
-    elif draft.changes and not general:
+    elif following.ways or (draft.changes and not general):
         steps = own
     else:
         steps = general
@@ -66,9 +66,9 @@ def _general(
 ) -> Iterator[str]:
     """Yield general advice; with the number of the next share if the log alone gives the share."""
     share = any(_SHARE.search(remedy.change) for remedy, _ in following.ways)
-    vain = (draft.short and following.fits is not None and not share) or (
-        worked is not None and worked.fits is False
-    )
+    tiny = case.tiny_share and not draft.unsized
+    no_share = draft.short and (following.fits is not None or tiny or draft.contradicts)
+    vain = (no_share and not share) or (worked is not None and worked.fits is False)
     numbered = _in_words(case, following.share) if _by_log(worked, following) else ""
     # Cards that are visible, and that the run did not use, help in any phase.
     yield from (step for step in draft.changes if step.startswith("--tp "))
@@ -84,6 +84,8 @@ def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun)
 
     If the account says that the run that died fits too, a note in the first change says this.
     """
+    if worked and worked.in_place_of:
+        return [f"{worked.model} in place of {worked.in_place_of}, which does not fit"]
     own = [remedy.change for remedy in worked.remedies] if worked else []
     if own and following.too_small:
         own[0] += " (no lower --cache-max-entry-count starts)"

@@ -42,10 +42,21 @@ _OTHERS: Final = re.compile(
 ).search
 #: `lmdeploy lite`, by its command or by its frames. No plan helps it, since plans are for serving.
 _QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]").search
+#: A training, by its command; and commands of servers, which end it.
+_TRAINS: Final = re.compile(
+    r"\bswift (?:sft|pt|rlhf)\b|\bllamafactory-cli train\b|\bxtuner train\b"
+    r"|(?:python[\d.]*|torchrun|deepspeed|accelerate launch) (?:.{0,200}[/\s])?"
+    r"\w*(?:train|finetune|fine_tune|sft|dpo|rlhf|grpo)\w*\.py\b"
+).search
+_SERVES: Final = re.compile(
+    r"\blmdeploy (?:serve|chat|lite)\b|\bswift (?:deploy|infer|export|eval)\b|\bturbofit \w"
+    r"|\bpipeline\("
+).search
 #: LMDeploy's PyTorch engine, by an option, its configuration or its own words.
 _PYTORCH: Final = re.compile(
     r"--backend[ =]pytorch|PytorchEngineConfig\(|[Ff]allback to pytorch engine"
     r"|Try to run with pytorch engine|[/\\]lmdeploy[/\\]pytorch[/\\]"
+    r"|No enough gpu memory for state cache"
 ).search
 _OPTION: Final = re.compile(
     r"(?:--|\b)(cache[-_]max[-_]entry[-_]count|max[-_]prefill[-_]token[-_]num|max[-_]batch[-_]size"
@@ -56,6 +67,14 @@ _OPTION: Final = re.compile(
 _VERSION: Final = re.compile(
     r"lmdeploy(?:(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
     r"|[-_](\d+\.\d+\.\d+)\S*\.whl)",
+    re.ASCII,
+)
+#: A package with its release, as pip, LMDeploy's check_env and people print them, in lower case.
+_PACKAGE: Final = re.compile(
+    r"\W{0,4}(lmdeploy|(?:py)?torch|torchvision|triton|transformers|tokenizers|accelerate|ray|dlinfer"
+    r"|flash[-_]attn|flash[-_]mla|flashinfer|deep[-_]gemm|xgrammar|tilelang|apache-tvm-ffi|numpy|timm"
+    r"|bitsandbytes|peft|swift|ms[-_]swift|vlmeval|datasets|safetensors)"
+    r"(?:\[\w*\])?(?: version)?(?: *(?:==|[:：=]) *| {1,60}|\t)v?(\d+\.\d+[\w.]*)",
     re.ASCII,
 )
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
@@ -72,7 +91,8 @@ _VARIABLE: Final = re.compile(
 )
 #: Facts that rows of `presets/causes.yaml` use: a frame of Python's faulthandler in a linear layer;
 #: an option of torch's allocator, without torch's own advice; the card and the build in torch's
-#: warning; the group size of an AWQ or GPTQ checkpoint; a Jetson, by its card or its kernel.
+#: warning; the group size of an AWQ or GPTQ checkpoint; a Jetson, by its card or its kernel;
+#: Ascend's device or packages.
 _FACTS: Final = re.compile(
     r"[/\\](?P<linear>linear\.py)\"?,? line \d+,? in forward"
     r"|(?i:alloc_conf)\S*[= \"]+\S*(?P<expandable>expandable_segments:True)(?:\s*$| [^t])"
@@ -80,16 +100,20 @@ _FACTS: Final = re.compile(
     r"|supports CUDA capabilities (?P<built>(?:(?:sm|compute)_\d+\S* ?){1,30})"
     r"|(?:AWQ|awq|GPTQ|gptq|[Ii]nt4)[\w.]{0,99}-(?:[Gg]s?|group)-?(?P<group_size>16|32|64)\b"
     r"|(?P<jetson>\bJetson\b|\bOrin\b|-tegra\b)"
+    r"|(?P<ascend>--device[ =]ascend|device_type\W{1,3}ascend|[/\\]dlinfer[/\\]|\btorch_npu\b)"
 )
 #: Words of lines with a fact of `_FACTS`, with 0 for each digit.
 _OF_FACTS: Final = re.compile(
     r"linear\.py|expandable_segments:True|CUDA capabilit|AWQ|awq|GPTQ|gptq|nt0|Jetson|Orin|-tegra"
+    r"|ascend|dlinfer|torch_npu"
 ).search
 _WORDS: Final = {
     "communicator": ("nccl", "native", "cuda-ipc"),
     "dtype": ("float16", "bfloat16"),
     "model_format": ("hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"),
 }
+#: Packages whose printed name is not the one that Python imports.
+_IMPORTED: Final = {"pytorch": "torch", "ms-swift": "swift", "ms_swift": "swift"}
 Place = tuple[int, str]
 
 
@@ -104,6 +128,8 @@ class Subject:
         #: The last value of each environment variable that the log sets.
         self.variables: dict[str, str] = {}
         self.version: str | None = None
+        #: The release of each package that a line prints, by its name as Python imports it.
+        self.packages: dict[str, str] = {}
         #: How many processes a launcher such as torchrun starts, and the line of its command.
         self.ranks: tuple[int, Place] | None = None
         #: The first line that sets ``device_map="auto"``.
@@ -116,7 +142,7 @@ class Subject:
         self.facts: dict[str, str] = {}
         #: Names of models, each with the index of its surest place in `_MODEL`; 0 is surest.
         self.names: dict[str, int] = {}
-        self.of_lmdeploy = self.quantises = self.on_pytorch = False
+        self.of_lmdeploy = self.quantises = self.on_pytorch = self.trains = False
         #: The name of another engine that a line shows; else empty.
         self._other = ""
         self.lines = 0
@@ -129,6 +155,7 @@ class Subject:
             # The class is cut out of the text, since the form has 0 for each digit.
             self.model_class = text[slice(*named.span(1))]
         self.on_pytorch = self.on_pytorch or form.ask(_PYTORCH) is not None
+        self.trains = (self.trains and not form.ask(_SERVES)) or form.ask(_TRAINS) is not None
         if not self._other and (match := form.ask(_OTHERS)):
             self._other = str(match.lastgroup)
 
@@ -141,6 +168,12 @@ class Subject:
     def model(self) -> str | None:
         """The model that the log names in the surest place; None if no line names a model."""
         return min(self.names, key=lambda name: self.names[name], default=None)
+
+    @property
+    def has_versions(self) -> bool:
+        """Whether the log prints the releases of LMDeploy and of torch or transformers."""
+        lmdeploy = self.version or "lmdeploy" in self.packages
+        return bool(lmdeploy) and not {"torch", "transformers"}.isdisjoint(self.packages)
 
     @property
     def visible(self) -> int | None:
@@ -166,6 +199,9 @@ class Subject:
         if "words" in asks:
             version = _VERSION.search(text.lower())
             self.version = self.version or (version and (version[1] or version[2]))
+            if package := _PACKAGE.match(text.lower()):
+                name = _IMPORTED.get(package[1], package[1].replace("-", "_"))
+                self.packages.setdefault(name, package[2])
             self.read_facts(text)
             if (started := _TORCHRUN.search(text)) and (ranks := _RANKS.search(started[1])):
                 self.ranks = (int(ranks[1]), (line, text)) if int(ranks[1]) > 1 else self.ranks
@@ -215,7 +251,10 @@ def readers(form: str) -> tuple[str, ...]:
         "options": ("=" in form or "--" in form)
         and any(pattern.search(form) for pattern in (_OPTION, _AUTO_MAP, _VARIABLE)),
         "offload": _OFFLOADED.search(form),
-        "words": _VERSION.search(lower) or _TORCHRUN.search(form) or may_be_fact(form),
+        "words": _VERSION.search(lower)
+        or _PACKAGE.match(lower)
+        or _TORCHRUN.search(form)
+        or may_be_fact(form),
     }
     return tuple(kind for kind, matches in kinds.items() if matches)
 

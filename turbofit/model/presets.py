@@ -6,7 +6,7 @@ Sizes are computed from the dims when they are needed, so sizes and dims of a pr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Final
 
@@ -170,6 +170,23 @@ def fp8_variant(model: Model) -> Model | None:
     If the model is from a folder, the folder's name identifies the preset.
     """
     return _variant(model, lambda preset: _stored(preset, lambda packed: packed.method == "fp8"))
+
+
+def lighter_checkpoints(model: Model) -> Iterator[Model]:
+    """Yield published checkpoints with fewer bytes of weights than a model, the nearest first.
+
+    First come its own variants in 4 bits and in FP8, then the smaller models of its family in the
+    same storage format, the largest first. There are none of a model without a preset.
+    """
+    yield from filter(None, (four_bit_variant(model), fp8_variant(model)))
+    own = _id_of(model)
+    if own is None:
+        return
+    family = _SIZE.sub("", own, count=1)
+    kin = [name for name in known_presets() if name != own and _SIZE.sub("", name, 1) == family]
+    models = [preset_model(name) for name in kin if load_preset(name).unsupported is None]
+    smaller = [one for one in models if one.weight_bytes < model.weight_bytes]
+    yield from sorted(smaller, key=lambda one: -one.weight_bytes)
 
 
 def _variant(model: Model, find: Callable[[str], str | None]) -> Model | None:

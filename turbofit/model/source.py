@@ -63,7 +63,7 @@ def _find_model(name: str, revision: str | None, stored: str | None) -> Model:
     if not name.strip():
         raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
     if _is_missing_path(name):
-        return _by_missing_path(path)
+        return _by_missing_path(path, stored)
     # A preset's name wins over a folder of this name without a config.
     if find_preset(name) is not None:
         return _by_name(name, revision, stored)
@@ -105,7 +105,7 @@ def _is_missing_path(name: str) -> bool:
     return find_preset(name) is None and ":" not in name
 
 
-def _by_missing_path(path: str) -> Model:
+def _by_missing_path(path: str, stored: str | None) -> Model:
     """Return the model that a missing path's last part names: a preset, or a fine-tune of one.
 
     Commands keep the path. Any other path is refused.
@@ -115,13 +115,13 @@ def _by_missing_path(path: str) -> Model:
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     preset = find_preset(last)
     if preset is None:
-        return _fine_tune_by_path(path, last)
+        return _fine_tune_by_path(path, last, stored)
     warning = f"no folder {path[:160]} is here, so it is planned by its name as {preset}"
     # The commands of the plan keep the path: the preset's checkpoint is another one.
     return replace(preset_model(preset, warnings=(warning,)), hub_id=path)
 
 
-def _fine_tune_by_path(path: str, last: str) -> Model:
+def _fine_tune_by_path(path: str, last: str, stored: str | None) -> Model:
     """Return the model of a missing folder with a preset's name and an end such as -MPO.
 
     Raises:
@@ -134,7 +134,7 @@ def _fine_tune_by_path(path: str, last: str) -> Model:
     from turbofit.model.folder import READ_ELSEWHERE
     from turbofit.model.names import by_its_name, near_by_name, unrunnable
 
-    if refused := named_refusal(path) or unrunnable(path):
+    if refused := named_refusal(path) or unrunnable(path, stored):
         raise refused
     if elsewhere := READ_ELSEWHERE.get(os.path.splitext(path)[1]):
         raise UsageError(f"{path[:160]!r} is no model", hint=elsewhere + near_by_name(path))
@@ -143,7 +143,7 @@ def _fine_tune_by_path(path: str, last: str) -> Model:
         hint = f"it is a machine: --on {path}" if is_spec(path) else _nearest_hint(path)
         raise UsageError(f"no model is known as {path[:80]!r}", hint=hint)
     unread = f"no folder {path[:160]} is here, so its name alone was read"
-    read = by_its_name(last, unread, guess=True)
+    read = by_its_name(last, unread, guess=True, model_format=stored)
     if isinstance(read, str):
         raise _no_folder(path)
     return replace(read, hub_id=path)
@@ -154,7 +154,7 @@ def _by_name(name: str, revision: str | None, stored: str | None) -> Model:
     preset = find_preset(name)
     if not HUB_ID.fullmatch(name):
         if preset is None:
-            return _by_missing_path(name)
+            return _by_missing_path(name, stored)
         cached = _cached(load_preset(preset).hub_id, revision)
         return cached or preset_model(preset, warnings=_unheeded(revision))
     if preset and load_preset(preset).hub_id.lower() == name.lower():

@@ -81,7 +81,35 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
     Raises:
         UsageError: turbofit sets an option, no plan counts its memory, or LMDeploy lacks it.
     """
+    passed, refused = _sorted_options(arguments, unplanned=unplanned)
+    if refused:
+        raise together(refused)
+    return passed
+
+
+def refused_options(arguments: Sequence[str]) -> list[UsageError]:
+    """Return an error for each of a user's options for LMDeploy that cannot be passed."""
+    return _sorted_options(arguments, unplanned=False)[1]
+
+
+def together(errors: Sequence[UsageError]) -> UsageError:
+    """Return one error for all that is wrong in a line, so that one start shows all of it."""
+    if len(errors) == 1:
+        return errors[0]
+    hints = dict.fromkeys(error.hint for error in errors)
+    return UsageError("; ".join(error.message for error in errors), hint="; ".join(hints))
+
+
+def _sorted_options(
+    arguments: Sequence[str], *, unplanned: bool
+) -> tuple[PassedOptions, list[UsageError]]:
+    """Return the options that are passed, and an error for each option that cannot be.
+
+    Raises:
+        UsageError: a word is no option, or an option lacks its value.
+    """
     options, passed, rest = engine_options(), PassedOptions(), list(arguments)
+    refused: list[UsageError] = []
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
@@ -93,15 +121,18 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
         if option is None or option.is_ in ("refused", "undecided"):
             always_refused = option is not None and option.always
             if always_refused or not unplanned:
-                raise _refused(name, option, values)
+                refused.append(_refused(name, option, values))
+                continue
             passed.unplanned.append(name)
         elif option.is_ == "planned" or (option.as_ and not option.clients):
-            raise UsageError(f"{name} after -- is set by turbofit", hint=f"give {name} before --")
+            by_turbofit = f"{name} after -- is set by turbofit"
+            refused.append(UsageError(by_turbofit, hint=f"give {name} before --"))
+            continue
         if option is not None and option.clients:
             passed.public.append(name)
         passed.api_keys += values if name == "--api-keys" else []
         passed.argv += [name, *values]
-    return passed
+    return passed, refused
 
 
 def full_name(written: str, known: Collection[str]) -> str:

@@ -20,6 +20,8 @@ from turbofit.model.families.registry import VISION_READERS
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 from turbofit.model.presets import find_preset, known_presets
 from turbofit.model.source import resolve_model
+from turbofit.planning.plan import plan
+from turbofit.planning.request import PlanRequest
 
 PLANNED = TEXT_ARCHITECTURES | set(VISION_READERS)
 #: Planned for Transformers, since no engine of LMDeploy 0.18 has a class for them.
@@ -126,3 +128,22 @@ def test_a_folder_of_an_embedder_is_told_by_its_name(name: str, tmp_path) -> Non
 def test_what_is_inside_is_named() -> None:
     assert "SDAR" in inner_refusal("InternVLChatModel", "SDARForCausalLM").message
     assert "Nope inside" in inner_refusal("X", "Nope").message
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "lacks"),
+    [
+        ("deepseek-ai/DeepSeek-V4", "8xa100-80g", "compute capability 9.0"),
+        ("zai-org/GLM-5", "8xa100-80g", "compute capability 9.0"),
+        ("deepseek-ai/DeepSeek-V4-Pro", "8xh100", "its weights are"),
+        ("deepseek-ai/DeepSeek-V3.2", "4xh200", "its weights are"),
+        ("zai-org/GLM-5-FP8", "8xh200", ""),
+    ],
+)
+def test_a_model_without_an_account_is_not_sent_to_a_machine_that_cannot_run_it(
+    model: str, on: str, lacks: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        plan(PlanRequest.of(model=model, on=on))
+    assert lacks in refused.value.message
+    assert ("runs it" in refused.value.hint) == (not lacks)
