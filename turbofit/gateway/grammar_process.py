@@ -12,7 +12,8 @@ why, "lacks": package}``, after which the process ends. Then each line of input 
 - ``{"over": "memory"}``: the fork was refused memory beyond ``BYTES`` in addition to this process;
 - ``{"over": "token"}``: one token takes more than ``TOKEN`` seconds of processor time;
 - ``{"stopped": 0}``: an empty line of input stopped the trial;
-- ``{"ended": signal}``: the fork was ended from outside, which says nothing of the grammar.
+- ``{"ended": signal}``: the fork was ended from outside, or got no thread of the host; this says
+  nothing of the grammar.
 
 An empty line outside a trial is ignored. The end of the input ends a running trial and the process.
 This program imports nothing of turbofit.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import heapq
 import json
 import os
@@ -52,6 +54,8 @@ _SURE = 0.1
 _ENDED = 10
 #: The most characters of an error in an answer.
 _TOLD = 500
+#: Bytes of address space that a thread with its stack and its heap may take.
+_THREAD = 144 << 20
 _PR_SET_PDEATHSIG = 1
 #: Signals that a fork raises by a fault of its own: XGrammar's threads abort where memory is
 #: refused, and a deep recursion overflows the stack. An engine would meet the same fault.
@@ -264,9 +268,18 @@ def tried(compile_of: Compile, tokens: Tokens, trial: Any, token: float) -> Any:
     except BaseException as exc:  # noqa: BLE001 - the client hears of every error
         if isinstance(exc, MemoryError) or "bad_alloc" in str(exc):
             return {"over": "memory"}
+        if os.strerror(errno.EAGAIN) in str(exc):  # no thread: of memory, or of the host's threads
+            return {"over": "memory"} if _memory_was_short() else {"ended": 0}
         # XGrammar's messages begin with a time and a place in its sources.
         text = re.sub(r"^\[[\d:]+\] \S+ ", "", str(exc).strip()) or type(exc).__name__
         return {"wrong": text[:_TOLD]}
+
+
+def _memory_was_short() -> bool:
+    """Return whether this process had no address space left for a thread and its stack."""
+    peak = re.search(r"VmPeak:\s*(\d+) kB", Path("/proc/self/status").read_text("ascii"))
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return peak is not None and (int(peak[1]) << 10) + _THREAD > most
 
 
 def attempt(trial: Any, act: Callable[[], Any], most: int, given: Input) -> None:

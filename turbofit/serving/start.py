@@ -187,7 +187,7 @@ class Start:
         run.record.attempt(engines=tuple(engines))
         run.record.change(state="ready", urls=tuple(urls))
         run.on_open(urls)
-        if run.starts_trials:
+        if run.starts_trials and run.public is not None:
             self._start_trials(launched)
 
     def _start_trials(self, plan: Plan) -> None:
