@@ -153,7 +153,9 @@ class Process:
 
     def end(self) -> None:
         self.popen.kill()
-        self.popen.communicate()
+        self.popen.wait()
+        self.popen.stdin.close()
+        self.popen.stdout.close()
 
 
 @pytest.fixture(scope="module")

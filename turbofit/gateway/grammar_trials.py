@@ -244,15 +244,19 @@ class GrammarTrials:
         """
         mine = self._of_client.setdefault(who, asyncio.Lock())
         until = time.monotonic() + _WAIT_SECONDS
+        # `wait_for` may swallow a cancellation that comes together with the result.
+        turn = asyncio.ensure_future(mine.acquire())
         try:
-            await asyncio.wait_for(mine.acquire(), _WAIT_SECONDS)
-        except asyncio.TimeoutError:
-            raise Refusal("busy:grammar", retry_after=_RETRY) from None
-        try:
+            await asyncio.wait({turn}, timeout=_WAIT_SECONDS)
+            if not turn.done():
+                raise Refusal("busy:grammar", retry_after=_RETRY)
             if self._known_now(grammar.name) is None and self._unable is None:
                 await self._wait(self._add(grammar), until)
         finally:
-            mine.release()
+            if turn.done():
+                mine.release()
+            else:
+                turn.cancel()
 
     async def _wait(self, trial: _Trial, until: float) -> None:
         """Wait until the trial has ended; a trial for which nobody waits is dropped."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,17 +38,17 @@ _PAUSE: Final = 60.0
 MOST_SAID: Final = 1 << 18
 
 
-class _Delta(msgspec.Struct):
+class _Delta(Struct):
     content: str | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(Struct):
     delta: _Delta = _Delta()
     text: str | None = None
 
 
-class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
+class _Event(Struct):
+    choices: tuple[_Choice, ...] = ()
 
 
 class DearSteps:
