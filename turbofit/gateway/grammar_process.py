@@ -27,6 +27,7 @@ import errno
 import heapq
 import json
 import os
+import random
 import re
 import resource
 import select
@@ -44,9 +45,11 @@ from typing import Any, NamedTuple
 _LONGEST = 240
 #: The most seconds of processor time for the search of the dearest token.
 _SEARCHED = 2.0
-#: How often the search goes on from equal states of the parser: what came before is not part of
-#: them, and may make the same state dearer the second time.
+#: How often the search branches from equal states of the parser.
 _EQUAL = 2
+#: The tokens after which a walk through equal states ends, unless it meets a new one; and the
+#: number of first bytes that it looks at before each token.
+_WALKED, _LOOKED_AT = 300, 32
 #: A mask that takes this share of the limit is computed again, and the least time counts: other
 #: programs slow the first one down through the caches.
 _SURE = 0.1
@@ -126,8 +129,10 @@ class Search:
 
     The search goes on in turn from the state with the most parser states, from the newest and from
     the oldest one: the first finds dear tokens soon, the second goes deep, and the third takes each
-    branch. From a state it tries the shortest and the longest token of each first byte. A state
-    that was met before is not searched again, so literals without end cost nothing.
+    branch. From a state it tries the shortest and the longest token of each first byte. Equal
+    states are not branched from again, so literals without end cost little. But XGrammar's states
+    do not show how often a part was repeated, as in ``[a-z]{2000}``. So in each fourth turn the
+    search walks on through equal states, always to the one that was met least.
     """
 
     def __init__(self, grammar: Any, tokens: Tokens, most: float) -> None:
@@ -143,6 +148,10 @@ class Search:
         self._order, self._by_states = deque[int](), list[tuple[int, int]]()
         self._met: dict[int, int] = {}
         self._number = 0
+        #: Equal states to walk on from, and the tokens of the walk since a new one.
+        self._walks = deque[Any](maxlen=64)
+        self._walked = 0
+        self._chance = random.Random(1)
 
     def follow(self, said: str) -> None:
         """Follow the text of an answer as far as the grammar allows it, and price its tokens."""
@@ -157,46 +166,62 @@ class Search:
         Raises:
             DearToken: a token takes more than the limit.
         """
-        self._add(self._matcher)
+        self._open_at(self._matcher, 1)
         until, turn = time.process_time() + seconds, 0
-        while self._open and time.process_time() < until:
+        while time.process_time() < until and (self._open or self._walks):
             turn += 1
-            self._go_on(self._next(turn))
+            if self._walks and (turn % 4 == 3 or not self._open):
+                self._go_on(self._walks.pop(), _LOOKED_AT)
+                self._walked += 1
+            else:
+                self._go_on(self._next(turn))
+            if not self._open and self._walked > _WALKED:
+                return
 
     def _next(self, turn: int) -> Any:
         """Take the state from which the search goes on."""
         while True:
-            if turn % 3 == 0:
+            if turn % 4 == 0:
                 _, number = heapq.heappop(self._by_states)
             else:
-                number = self._order.pop() if turn % 3 == 1 else self._order.popleft()
+                number = self._order.pop() if turn % 4 == 1 else self._order.popleft()
             if number in self._open:  # another turn may have taken it
                 return self._open.pop(number)
 
-    def _go_on(self, matcher: Any) -> None:
+    def _go_on(self, matcher: Any, most: int | None = None) -> None:
+        """Compute the mask of a state, and note the states after its tokens.
+
+        ``most``: look at the tokens of so many first bytes, instead of all.
+        """
         self._fill(matcher)
-        for token in self._choices():
+        rare: tuple[int, int, int] | None = None
+        for token in self._choices(most):
             begun = time.thread_time()
             if not matcher.accept_token(token):
                 continue
             self._note(time.thread_time() - begun)
             if not matcher.is_terminated():
-                self._add(matcher)
+                state, count = _state(matcher)
+                met = self._met.get(state, 0)
+                if met < _EQUAL:
+                    self._met[state] = met + 1
+                    self._open_at(matcher.fork(), count)
+                elif rare is None or met <= rare[0]:
+                    rare = met, state, token
             matcher.rollback(1)
+        if rare is not None:
+            self._met[rare[1]] += 1
+            matcher.accept_token(rare[2])
+            self._walks.append(matcher)
 
-    def _add(self, matcher: Any) -> None:
-        """Note a state of the parser to go on from, unless equal ones were noted before."""
-        # The text lists all states; where a rule began is no part of what it may still become.
-        text = matcher._handle._debug_print_internal_state().partition("[")[2]
-        state = hash(re.sub(r"rule_start_pos=-?\d+", "", text))
-        self._met[state] = self._met.get(state, 0) + 1
-        if self._met[state] <= _EQUAL:
-            self._number += 1
-            self._open[self._number] = matcher.fork()
-            self._order.append(self._number)
-            heapq.heappush(self._by_states, (-text.count("\n"), self._number))
+    def _open_at(self, matcher: Any, states: int) -> None:
+        """Let the search go on from a new state of the parser, which consists of ``states``."""
+        self._number, self._walked = self._number + 1, 0
+        self._open[self._number] = matcher
+        self._order.append(self._number)
+        heapq.heappush(self._by_states, (-states, self._number))
 
-    def _choices(self) -> list[int]:
+    def _choices(self, most: int | None) -> list[int]:
         """Return the shortest and the longest allowed token of each first byte."""
         import numpy as np
 
@@ -207,6 +232,9 @@ class Search:
             return []
         begins: Any = np.append(0, np.flatnonzero(first[1:] != first[:-1]) + 1)
         ends: Any = np.append(begins[1:], ids.size) - 1
+        if most is not None and len(begins) > most:
+            chosen = self._chance.sample(range(len(begins)), most)
+            begins, ends = begins[chosen], ends[chosen]
         return [*dict.fromkeys([*ids[begins].tolist(), *ids[ends].tolist()])]
 
     def _fill(self, matcher: Any) -> None:
@@ -228,6 +256,13 @@ class Search:
         self.price = max(self.price, seconds)
         if seconds > self._most:
             raise DearToken
+
+
+def _state(matcher: Any) -> tuple[int, int]:
+    """Return what identifies the state of a matcher's parser, and the number of its states."""
+    # The text lists all states; where a rule began is no part of what it may still become.
+    text = matcher._handle._debug_print_internal_state().partition("[")[2]
+    return hash(re.sub(r"rule_start_pos=-?\d+", "", text)), text.count("\n")
 
 
 class Input:
