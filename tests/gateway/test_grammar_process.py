@@ -27,6 +27,7 @@ needs("lmdeploy", "xgrammar", "transformers")
 pytestmark = [pytest.mark.lmdeploy]
 
 TOKENS = 90_000
+THINK = ("<think>", "</think>")
 PROGRAM = Path(grammar_trials.__file__).with_name("grammar_process.py")
 DATE, UUID = r"^\d{4}-\d{2}-\d{2}$", "^" + "-".join(f"[0-9a-f]{{{n}}}" for n in (8, 4, 4, 4, 12))
 TEXT = {"type": "string"}
@@ -111,6 +112,10 @@ def folder(tmp_path_factory):
     file, chance = made / "tokenizer.json", random.Random(1)
     content = json.loads(file.read_text())
     words = content["model"]["vocab"]
+    usual = content["added_tokens"][0]
+    for number, text in enumerate(THINK):
+        added = {**usual, "id": TOKENS + number, "content": text, "special": False}
+        content["added_tokens"].append(added)
     free = iter(sorted({*range(TOKENS)} - {*words.values(), *special.values()}))
     while len(words) < TOKENS - len(special):
         word = "".join(chance.choices("etaoinshrdlucmfwypvbgkqjxz", k=chance.randint(2, 9)))
@@ -228,6 +233,15 @@ def test_what_compiles_at_once_is_refused_for_one_dear_token_wherever_it_is(shar
     # In a JSON string, some compile for too long before that.
     assert {name: [*verdict] for name, verdict in said.items()} == {name: ["over"] for name in DEAR}
     assert said["a branch"] == said["a literal"] == said["deep"] == {"over": "token"}
+
+
+def test_the_schema_of_a_forced_tool_is_found_behind_a_model_s_thoughts(folder):
+    thinks = Process(folder, "--tool-call-parser", "qwen3", "--reasoning-parser", "default")
+    plain = thinks.ask(forced(fields(TEXT)))
+    dear = thinks.ask(forced(fields({**TEXT, "pattern": "^((.{1,2}){1,2})*$"})))
+    thinks.end()
+    assert plain["price"] < TOKEN_SECONDS
+    assert dear == {"over": "token"}
 
 
 def test_a_text_that_was_answered_leads_to_its_dear_token(shared):

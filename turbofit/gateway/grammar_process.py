@@ -350,7 +350,6 @@ def _limit(parent: int, seconds: float, most: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
-    os.nice(5)  # engines get the cores first
     signal.alarm(_LONGEST)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (max(1, round(seconds)), hard))
@@ -391,7 +390,7 @@ def main(most: str, token: str, folder: str, trust: str, *options: str) -> None:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(5)
+    os.nice(5)  # engines get the cores first
     _ANSWERS = os.dup(1)
     os.dup2(2, 1)  # packages may print to stdout; such lines are no answers
     # The first entry is this folder, whose package ``http`` would hide Python's own.
