@@ -238,7 +238,7 @@ def test_what_compiles_at_once_is_refused_for_one_dear_token_wherever_it_is(shar
 def test_the_schema_of_a_forced_tool_is_found_behind_a_model_s_thoughts(folder):
     thinks = Process(folder, "--tool-call-parser", "qwen3", "--reasoning-parser", "default")
     plain = thinks.ask(forced(fields(TEXT)))
-    dear = thinks.ask(forced(fields({**TEXT, "pattern": "^((.{1,2}){1,2})*$"})))
+    dear = thinks.ask(forced(fields({**TEXT, "pattern": "^((.{1,4}){1,4})*$"})), 60)
     thinks.end()
     assert plain["price"] < TOKEN_SECONDS
     assert dear == {"over": "token"}
