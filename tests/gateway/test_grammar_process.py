@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +17,17 @@ from typing import Any
 import pytest
 
 from tests.support.serving import needs
+from tests.support.waiting import until
+from turbofit.core.plan import GRAMMAR_TRIAL
 from turbofit.gateway import grammar_trials
-from turbofit.gateway.grammar_trials import SECONDS
+from turbofit.gateway.grammar_trials import SECONDS, TOKEN_SECONDS
 from turbofit.rehearsal.checkpoint import tokenizer
 
 needs("lmdeploy", "xgrammar", "transformers")
 pytestmark = [pytest.mark.lmdeploy]
 
 TOKENS = 90_000
+THINK = ("<think>", "</think>")
 PROGRAM = Path(grammar_trials.__file__).with_name("grammar_process.py")
 DATE, UUID = r"^\d{4}-\d{2}-\d{2}$", "^" + "-".join(f"[0-9a-f]{{{n}}}" for n in (8, 4, 4, 4, 12))
 TEXT = {"type": "string"}
@@ -54,25 +58,48 @@ def longest(*lengths: int) -> Any:
 
 
 INVOICE = fields({**TEXT, "pattern": DATE}, {"type": "array", "items": longest(60), "maxItems": 10})
+BOX = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
+#: What people write. Each passes its first trial of a second.
 ORDINARY = {
     "nine dates": form(fields(*[{**TEXT, "pattern": DATE}] * 9)),
     "UUIDs": form(fields({**TEXT, "pattern": UUID}, {**TEXT, "format": "uuid"})),
-    "an array of 50": form({"type": "array", "items": fields(TEXT, TEXT), "maxItems": 50}),
+    "50 boxes": form({"type": "array", "items": fields(TEXT, BOX), "maxItems": 50}),
     "20 optional fields": form({**fields(*[TEXT] * 20), "required": []}),
-    "an invoice, maxLength 60": form(INVOICE),
+    "an enum of 500": form(fields({"enum": [f"label {number}" for number in range(500)]})),
+    "an e-mail, a link, a time": form(
+        fields(*({**TEXT, "format": name} for name in ("email", "uri", "date-time")))
+    ),
     "any JSON": {"response_format": {"type": "json_object"}},
-    "tools": forced(fields(TEXT)), "a text": {"response_format": {"type": "text"}},
-    "not of LMDeploy's forms": {"response_format": {"type": "structural_tag"}},
+    "tools": forced(fields(TEXT)), "yes or no": pattern("(yes|no)"),
+    "names": pattern("[A-Z][a-z]+( [A-Z][a-z]+){0,5}"),
 }  # fmt: skip
+#: These take more than a second, most of it to compile, and have a price.
 SLOWER = {
-    **{f"maxLength {n}": form(longest(n)) for n in (128, 255, 1000)},
+    **{f"maxLength {n}": form(longest(n)) for n in (128, 250, 1000)},
     "three lengths": form(longest(255, 255, 100)), ".{1,64}": pattern(".{1,64}"),
+    "an invoice, maxLength 60": form(INVOICE),
+    "ten texts of 60": form({"type": "array", "items": {**TEXT, "maxLength": 60}, "maxItems": 10}),
 }  # fmt: skip
+NO_GRAMMAR = {
+    "a text": {"response_format": {"type": "text"}},
+    "not of LMDeploy's forms": {"response_format": {"type": "structural_tag"}},
+}
 HOSTILE = {
     "a pattern of 9,000 bytes": pattern("." * 9000),
     "a tool's pattern": forced(fields({**TEXT, "pattern": "[a-z]" * 3000})),
     "twice optional": pattern("(.|)" * 200),
 }
+MANY = "(.{1,32}){1,31}"
+#: Cheap to compile; tokens on a branch, after a literal or deep inside take seconds.
+DEAR = {
+    "at once": pattern("((.{1,2}){1,2})*"), "soon": pattern(MANY),
+    "a branch": pattern(rf"(a[a-z]*)|(\x00{MANY})"), "a literal": pattern(rf"\x00{{40}}{MANY}"),
+    "all but one": pattern(f"([^#]*)|(#{MANY})"), "deep": pattern(f"[a-z]{{2000}}{MANY}"),
+    "a word": pattern(f"[a-z ]*|(password{MANY})"),
+    "a tree": pattern(f"([a-z]{{1,8}}!){{6}}#{MANY}"),
+    "a field": form({**fields(TEXT, {**TEXT, "pattern": f"^{MANY}$"}), "required": []}),
+    "a tool": forced(fields({**TEXT, "pattern": f"^{MANY}$"})),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +112,10 @@ def folder(tmp_path_factory):
     file, chance = made / "tokenizer.json", random.Random(1)
     content = json.loads(file.read_text())
     words = content["model"]["vocab"]
+    usual = content["added_tokens"][0]
+    for number, text in enumerate(THINK):
+        added = {**usual, "id": TOKENS + number, "content": text, "special": False}
+        content["added_tokens"].append(added)
     free = iter(sorted({*range(TOKENS)} - {*words.values(), *special.values()}))
     while len(words) < TOKENS - len(special):
         word = "".join(chance.choices("etaoinshrdlucmfwypvbgkqjxz", k=chance.randint(2, 9)))
@@ -94,55 +125,158 @@ def folder(tmp_path_factory):
     return made
 
 
-def verdicts(
-    folder: Path, chats: Any, seconds: int, most: int = grammar_trials.GRAMMAR_TRIAL
-) -> list[Any]:
-    """What the program says first, and then of each chat."""
-    words = (str(seconds), str(most), str(folder), "no", "--tool-call-parser", "qwen3", "--other")
-    given = "".join(json.dumps(chat) + "\n" for chat in chats)
-    told = subprocess.run(
-        [sys.executable, str(PROGRAM), *words], input=given, capture_output=True, text=True,
-        timeout=600, check=True, env={**os.environ, **grammar_trials._ENVIRONMENT},
-    )  # fmt: skip
-    return [json.loads(line) for line in told.stdout.splitlines()]
+class Process:
+    """The program as it runs; ``first`` is its first answer."""
+
+    def __init__(
+        self, folder: Path, *options: str, most: int = GRAMMAR_TRIAL, token: float = TOKEN_SECONDS
+    ) -> None:
+        words = (str(most), str(token), str(folder), "no", *options)
+        self.popen = subprocess.Popen(
+            [sys.executable, str(PROGRAM), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, **grammar_trials._ENVIRONMENT},
+        )  # fmt: skip
+        self.first = self.answer()
+
+    def send(self, chat: Any = None, seconds: int = SECONDS, said: str = "") -> None:
+        """Send a trial, or, without a chat, the empty line that stops one."""
+        trial = json.dumps({"chat": chat, "seconds": seconds, "said": said})
+        self.popen.stdin.write(b"\n" if chat is None else trial.encode() + b"\n")
+        self.popen.stdin.flush()
+
+    def answer(self) -> Any:
+        return json.loads(self.popen.stdout.readline())
+
+    def ask(self, *trial: Any) -> Any:
+        self.send(*trial)
+        return self.answer()
+
+    def fork(self) -> int:
+        """Wait until a trial runs; return its process."""
+        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children")
+        return int(until(lambda: children.read_text().split(), "a trial")[0])
+
+    def end(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        self.popen.stdin.close()
+        self.popen.stdout.close()
 
 
-def test_ordinary_grammars_compile_and_a_hostile_one_is_ended(folder):
-    hostile = HOSTILE["a pattern of 9,000 bytes"]
-    ready, wrong, *others, ended, after = verdicts(
-        folder, [pattern("("), *ORDINARY.values(), hostile, form(TEXT)], 4
-    )
-    assert ready == {}
-    assert wrong["wrong"].startswith("Regex parsing error")
-    assert dict(zip(ORDINARY, others, strict=True)) == {name: {} for name in ORDINARY}
-    assert ended in ({"ended": 24}, {"ended": 0})  # by time, or where a thread has no memory
-    assert after == {}  # the process itself goes on
+@pytest.fixture(scope="module")
+def shared(folder):
+    made = Process(folder, "--tool-call-parser", "qwen3", "--other")
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def process(folder):
+    made = Process(folder)
+    yield made
+    made.end()
+
+
+def verdicts(process: Process, chats: dict[str, Any], seconds: int) -> dict[str, Any]:
+    """What the program says of each chat, by its name."""
+    return {name: process.ask(chat, seconds) for name, chat in chats.items()}
+
+
+def prices(verdicts: dict[str, Any]) -> dict[str, float]:
+    """The price of each grammar that passes; no key for another one."""
+    return {name: said["price"] for name, said in verdicts.items() if "price" in said}
+
+
+def test_ordinary_grammars_pass_their_first_trial_and_cost_nothing(shared):
+    said = verdicts(shared, ORDINARY, grammar_trials._SHORT)
+    assert prices(said).keys() == ORDINARY.keys(), said
+
+
+def test_what_is_no_grammar_or_none_of_xgrammar_s_is_said(shared):
+    assert shared.first == {}
+    assert shared.ask(pattern("("))["wrong"].startswith("Regex parsing error")
+    assert [*verdicts(shared, NO_GRAMMAR, 4).values()] == [{}] * len(NO_GRAMMAR)
+
+
+def test_a_hostile_grammar_is_ended_and_the_next_one_tried(shared):
+    ended = shared.ask(HOSTILE["a pattern of 9,000 bytes"], 2)
+    assert ended in ({"over": "time"}, {"over": "memory"})
+    assert shared.ask(form(TEXT))["price"] < TOKEN_SECONDS
 
 
 @pytest.mark.exhaustive
 def test_what_takes_more_memory_than_a_trial_may_is_no_grammar(folder):
-    assert verdicts(folder, [form(longest(60))], 60, 1 << 20)[1] != {}
+    process = Process(folder, most=1 << 20)
+    said = process.ask(form(longest(60)), 60)
+    process.end()
+    assert said == {"over": "memory"}
 
 
 @pytest.mark.exhaustive
-def test_lengths_that_people_write_compile_in_the_time_that_a_gateway_gives(folder):
-    said = verdicts(folder, SLOWER.values(), SECONDS)[1:]
-    assert dict(zip(SLOWER, said, strict=True)) == {name: {} for name in SLOWER}
+def test_lengths_that_people_write_pass_and_have_a_price(shared):
+    said = verdicts(shared, SLOWER, SECONDS)
+    found = prices(said)
+    assert found.keys() == SLOWER.keys(), said
+    assert min(found.values()) > grammar_trials._FREE
 
 
 @pytest.mark.exhaustive
-def test_hostile_grammars_are_ended_in_that_time(folder):
-    said = verdicts(folder, HOSTILE.values(), SECONDS)[1:]
-    ended = {name: [*verdict] for name, verdict in zip(HOSTILE, said, strict=True)}
-    assert ended == {name: ["ended"] for name in HOSTILE}
+def test_hostile_grammars_are_ended_in_that_time(shared):
+    said = verdicts(shared, HOSTILE, SECONDS)
+    assert {name: [*verdict] for name, verdict in said.items()} == {
+        name: ["over"] for name in HOSTILE
+    }
 
 
-def test_what_compiles_at_once_and_takes_minutes_to_follow_is_ended(folder):
-    said = verdicts(folder, [pattern("(.{1,32}){1,31}"), form(TEXT)], 4)[1:]
-    assert said == [{"ended": 24}, {}]
+def test_what_compiles_at_once_is_refused_for_one_dear_token_wherever_it_is(shared):
+    said = verdicts(shared, DEAR, SECONDS)
+    # In a JSON string, some compile for too long before that.
+    assert {name: [*verdict] for name, verdict in said.items()} == {name: ["over"] for name in DEAR}
+    assert said["a branch"] == said["a literal"] == said["deep"] == {"over": "token"}
+
+
+def test_the_schema_of_a_forced_tool_is_found_behind_a_model_s_thoughts(folder):
+    thinks = Process(folder, "--tool-call-parser", "qwen3", "--reasoning-parser", "default")
+    plain = thinks.ask(forced(fields(TEXT)))
+    limited = thinks.ask(forced(longest(60)))
+    thinks.end()
+    # What a token takes near the end of 60 characters is seen only there.
+    assert plain["price"] < grammar_trials._FREE < limited["price"]
+
+
+def test_a_text_that_was_answered_leads_to_its_dear_token(shared):
+    text = "a" * 2000 + "b" * 40
+    assert shared.ask(pattern("[a-z]{3000}"), SECONDS, text)["price"] < TOKEN_SECONDS
+    assert shared.ask(DEAR["deep"], SECONDS, text) == {"over": "token"}
+
+
+def test_a_trial_is_stopped_and_its_fork_ended_from_outside_is_not_the_grammar_s_fault(process):
+    slow = HOSTILE["a pattern of 9,000 bytes"]
+    process.send(slow, 600)
+    process.fork()
+    process.send()
+    assert process.answer() == {"stopped": 0}
+    process.send()  # came too late
+    process.send(slow, 600)
+    os.kill(process.fork(), signal.SIGKILL)
+    assert process.answer() == {"ended": signal.SIGKILL}
+    assert process.ask(form(TEXT))["price"] < TOKEN_SECONDS
+
+
+@pytest.mark.parametrize("end", ["killed", "no more input"])
+def test_a_fork_ends_with_its_process(process, end):
+    process.send(HOSTILE["a pattern of 9,000 bytes"], 600)
+    fork = process.fork()
+    if end == "killed":
+        process.popen.kill()
+    else:
+        process.popen.stdin.close()
+    process.popen.wait()
+    until(lambda: not Path(f"/proc/{fork}").exists(), "the end of the fork")
 
 
 def test_a_folder_without_a_tokenizer_is_said(tmp_path):
-    (said,) = verdicts(tmp_path, [form(TEXT)], 1)
-    assert said["unable"]
-    assert said["lacks"] is None
+    process = Process(tmp_path)
+    assert process.first["unable"]
+    assert process.first["lacks"] is None
+    process.end()

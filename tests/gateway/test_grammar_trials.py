@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,42 @@ import pytest
 
 from tests.support.gateway import CHAT, call, chat, gateway
 from tests.support.plans import plausible_plan
+from tests.support.waiting import auntil
 from turbofit.gateway import grammar_trials
 from turbofit.gateway.grammar_trials import GrammarTrials, trials_of
 from turbofit.gateway.http.refusals import Refusal
 
 #: Answers each pattern by its first word, and writes down what it was asked. "hold" waits until a
-#: file is there.
+#: file is there, or until it is told to stop.
 STAND_IN = """
-import json, os, sys, time
+import json, os, select, sys, time
 folder, ready = sys.argv[1:]
 print(ready, flush=True)
 for line in sys.stdin:
-    word = json.loads(line)["response_format"]["regex_schema"]
+    if not line.strip():
+        continue
+    trial = json.loads(line)
+    word = trial["chat"]["response_format"]["regex_schema"]
     with open(folder + "/asked", "a") as file:
-        file.write(f"{os.getpid()} {word}\\n")
+        file.write(f"{os.getpid()} {word}{trial['said']}{':long' * (trial['seconds'] > 1)}\\n")
     kind = word.partition(" ")[0]
-    if kind == "die":
+    times = open(folder + "/asked").read().count(word)
+    if kind == "die" or (kind == "once" and times == 1):
         os.kill(os.getpid(), 9)
     while kind == "hold" and not os.path.exists(folder + "/go"):
-        time.sleep(0.01)
+        if select.select([0], [], [], 0.01)[0]:
+            kind = "stopped"
+            sys.stdin.readline()
     if kind == "silent":
         time.sleep(600)
-    said = {"wrong": {"wrong": "at position 2"}, "slow": {"ended": 24}}.get(kind, {})
+    short = trial["seconds"] == 1
+    said = {
+        "wrong": {"wrong": "at position 2"}, "slow": {"over": "time"}, "dear": {"over": "token"},
+        "killed": {"ended": 9}, "long": {"over": "time"} if short else {"price": 0.25},
+        "stopped": {"stopped": 0},
+    }.get(kind, {"price": 0.001 if kind == "fine" else 0.25})
+    if trial["said"] == "dear":
+        said = {"over": "token"}
     print(json.dumps(said), flush=True)
 """
 
@@ -94,13 +109,32 @@ def stand(tmp_path):
 def test_each_grammar_is_tried_once_and_no_process_starts_before_the_first(stand):
     async def story():
         assert await stand.check("") is None  # no pattern is a grammar, too
-        await stand.trials.check({"response_format": {"type": "text"}}, "a")
-        for word in ("fine", "slow", "wrong", "fine", "slow", "wrong"):
+        assert await stand.trials.check({"response_format": {"type": "text"}}, "a") is None
+        for word in ("fine", "slow", "wrong", "dear", "fine", "slow", "wrong", "dear"):
             refusal = await stand.check(word)
             assert (refusal is None) == (word == "fine")
 
     stand.run(story())
-    assert stand.asked == ["", "fine", "slow", "wrong"]
+    assert stand.asked == ["", "fine", "slow", "slow:long", "wrong", "dear"]
+    assert len(stand.processes) == 1
+
+
+def test_the_price_of_a_grammar_is_remembered_and_a_small_one_is_none(stand):
+    async def story():
+        for _ in range(2):
+            checks = [await stand.trials.check(pattern(word), "a") for word in ("long", "fine")]
+            assert [grammar.price for grammar in checks] == [0.25, 0.0]
+
+    stand.run(story())
+    assert stand.asked == ["long", "long:long", "fine"]
+
+
+def test_the_process_is_started_before_it_is_needed(stand):
+    async def story():
+        await asyncio.gather(stand.trials.start(), stand.check("fine"))
+        assert await stand.check("more") is None
+
+    stand.run(story())
     assert len(stand.processes) == 1
 
 
@@ -111,45 +145,105 @@ def test_a_text_needs_no_process(stand):
 
 def test_a_refusal_says_what_was_too_long_or_what_is_wrong(stand):
     async def story():
-        slow, wrong = await stand.check("slow"), await stand.check("wrong")
+        slow, wrong, dear = [await stand.check(word) for word in ("slow", "wrong", "dear")]
         assert (slow.status, slow.param, wrong.status) == (400, "response_format", 400)
         assert "not compiled within 15 s of processor time and 512 MiB" in slow.message
         assert wrong.message == "response_format cannot be compiled: at position 2"
+        assert (dear.status, dear.param) == (400, "response_format")
+        assert "0.1 s of processor time for a token" in dear.message
 
     stand.run(story())
 
 
-@pytest.mark.parametrize("word", ["die", "silent"])
-def test_a_process_that_gives_no_answer_is_started_anew(stand, monkeypatch, word):
+@pytest.mark.parametrize(("word", "tried"), [("die", 2), ("silent", 1), ("killed", 2)])
+def test_a_trial_without_an_answer_is_not_the_grammar_s_fault(stand, monkeypatch, word, tried):
     async def story():
-        monkeypatch.setattr(grammar_trials, "_ANSWER_SECONDS", 60.0 if word == "die" else 1.0)
+        monkeypatch.setattr(grammar_trials, "_ANSWER_SECONDS", 1.0 if word == "silent" else 60.0)
         refusal = await stand.check(word)
         assert (refusal.status, refusal.reason, refusal.retry_after) == (503, "busy", 5)
         monkeypatch.setattr(grammar_trials, "_ANSWER_SECONDS", 60.0)
+        assert stand.asked == [word] * tried
+        assert await stand.check("fine") is None
+        await stand.check(word) if word != "silent" else None  # it is tried again
+
+    stand.run(story())
+    assert stand.asked.count(word) == (2 * tried if word != "silent" else 1)
+
+
+def test_a_process_that_was_killed_is_started_anew(stand):
+    async def story():
+        assert await stand.check("once") is None  # killed during the trial
+        stand.trials._process.kill()  # and while it is idle
+        await stand.trials._process.wait()
         assert await stand.check("fine") is None
 
     stand.run(story())
-    assert len(stand.processes) == 2
+    assert len(stand.processes) == 3
 
 
-def test_a_client_that_leaves_costs_no_new_process(stand):
+def test_a_wait_for_a_trial_has_an_end_and_the_trial_goes_on(stand, monkeypatch):
+    async def story():
+        monkeypatch.setattr(grammar_trials, "_WAIT_SECONDS", 1.0)
+        running = asyncio.ensure_future(stand.check("hold"))
+        await stand.asks("hold")
+        refusals = await asyncio.gather(running, stand.check("fine", "b"))
+        assert [(each.status, each.reason, each.retry_after) for each in refusals] == [
+            (503, "busy", 5)
+        ] * 2
+        monkeypatch.setattr(grammar_trials, "_WAIT_SECONDS", 60.0)
+        (stand.folder / "go").touch()
+        assert await stand.check("hold") is None
+
+    stand.run(story())
+    assert stand.asked == ["hold"]  # that of the other client did not wait any more
+
+
+def test_no_trial_goes_on_for_clients_that_left_while_another_waits(stand):
+    async def story():
+        left = [asyncio.ensure_future(stand.check("hold", "a"))]
+        await stand.asks("hold")
+        left += [asyncio.ensure_future(stand.check(f"left {n}", f"c{n}")) for n in range(30)]
+        await auntil(lambda: len(stand.trials._trials) == 31, "all to wait")
+        for check in left:
+            check.cancel()
+        await asyncio.wait(left)
+        assert await stand.check("fine", "b") is None
+        assert await stand.check("left 0", "b") is None
+
+    stand.run(story())
+    assert stand.asked == ["hold", "fine", "left 0"]
+    assert len(stand.processes) == 1
+
+
+def test_a_trial_for_a_client_that_left_ends_if_nobody_else_waits(stand):
     async def story():
         left = asyncio.ensure_future(stand.check("hold"))
         await stand.asks("hold")
         left.cancel()
-        other = asyncio.ensure_future(stand.check("fine", "b"))
-        (stand.folder / "go").touch()
-        assert await other is None
         await asyncio.wait({left})
-        assert left.cancelled()
+        (stand.folder / "go").touch()
         assert await stand.check("hold") is None  # what it found is known
 
     stand.run(story())
-    assert stand.asked == ["hold", "fine"]
-    assert len(stand.processes) == 1
+    assert stand.asked == ["hold"]
 
 
-def test_grammars_of_one_client_wait_behind_each_other_s_one(stand):
+def test_long_trials_come_after_short_ones(stand):
+    async def story():
+        checks = [asyncio.ensure_future(stand.check("hold"))]
+        await stand.asks("hold")
+        words = ("long 1", "long 2", "fine 1", "fine 2")
+        checks += [asyncio.ensure_future(stand.check(word, word)) for word in words]
+        await asyncio.sleep(0)
+        (stand.folder / "go").touch()
+        assert await asyncio.gather(*checks) == [None] * 5
+
+    stand.run(story())
+    short = ["long 1", "long 2", "fine 1", "fine 2"]
+    assert stand.asked == ["hold", *short, "long 1:long", "long 2:long"]
+
+
+def test_one_client_has_one_grammar_on_trial(stand):
     async def story():
         mine = [asyncio.ensure_future(stand.check("hold 0"))]
         await stand.asks("hold 0")
@@ -162,6 +256,23 @@ def test_grammars_of_one_client_wait_behind_each_other_s_one(stand):
 
     stand.run(story())
     assert stand.asked[:2] == ["hold 0", "theirs"]
+
+
+def test_a_second_look_refuses_only_a_grammar_that_is_dear_itself(stand, monkeypatch):
+    async def story():
+        dear, innocent = [await stand.trials.check(pattern(word), "a") for word in ("x", "y")]
+        assert (await stand.trials.look_again(innocent, "cheap")).refusal is None
+        found = await stand.trials.look_again(dear, "dear")
+        assert "held up an engine" in found.refusal.message
+        assert await stand.check("y") is None
+        assert (await stand.check("x")).status == 400
+        assert time.monotonic() + 3500 < found.until < time.monotonic() + 3600
+        monkeypatch.setattr(grammar_trials, "_HOUR", -1.0)  # as if it was an hour ago
+        await stand.trials.look_again(dear, "dear")
+        assert await stand.check("x") is None
+
+    stand.run(story())
+    assert stand.asked == ["x", "y", "ycheap:long", "xdear:long", "xdear:long", "x"]
 
 
 def test_the_same_grammar_of_two_clients_is_tried_once(stand):
@@ -238,4 +349,4 @@ def test_a_gateway_passes_a_grammar_unchanged_and_answers_texts_beside_a_trial(s
 def test_trials_are_of_lmdeploy_s_engines_with_their_parsers():
     made = trials_of(plausible_plan(), "/m", ["--tool-call-parser=qwen3"], print, ours=True)
     assert made._command[-4:] == ("/m", "trust", "--tool-call-parser", "qwen3")
-    assert made._command[2:4] == ("15", str(512 << 20))
+    assert made._command[2:4] == (str(512 << 20), "0.1")

@@ -157,6 +157,7 @@ def run_loads(common: Run, plan: Plan, loads: Loads) -> TrialEnd:
         on_open=drive.begin, on_tick=drive.look, on_death=drive.died, lmdeploy=common.lmdeploy,
     )  # fmt: skip
     run.plan = plan  # the plan's memory is reserved already
+    run.starts_trials = False
     run.begin()
     with stop:
         try:

@@ -99,6 +99,8 @@ class Run:
         #: The folder and the record that `begin` made last.
         self.folder: Path
         self.record: Record
+        #: Whether grammars can be tried from the start on; a load that is measured has none.
+        self.starts_trials = True
         #: The public side of the gateway that serves now; None while no gateway serves.
         self.public: PublicSide | None = None
         #: Requests that are suspected or refused; the next gateway continues this list.

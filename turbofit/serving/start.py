@@ -188,6 +188,19 @@ class Start:
         run.record.attempt(engines=tuple(engines))
         run.record.change(state="ready", urls=tuple(urls))
         run.on_open(urls)
+        if run.starts_trials and run.public is not None:
+            self._start_trials(launched)
+
+    def _start_trials(self, plan: Plan) -> None:
+        """Start the process that tries grammars, which takes seconds, before it is needed."""
+        host = plan.host
+        if host.available is None or host.total <= host.available:
+            self._call_gateway(lambda gateway: gateway.start_trials())
+        elif plan.backend.of_lmdeploy:
+            self._run.say(
+                "note: the first answer with a grammar (response_format, forced tools) takes 5 to"
+                " 15 s more, since host memory is short for the process that tries grammars"
+            )
 
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
         """Make and open the engines' gateway; return the public side."""

@@ -20,6 +20,7 @@ from turbofit.gateway.media.clips import video_of
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.pictures import PicturePermits
 from turbofit.gateway.routing.admission import Admission
+from turbofit.gateway.routing.dear_steps import DearSteps
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 from turbofit.gateway.routing.health import Monitor, healthy, trouble
@@ -107,6 +108,9 @@ class Gateway(AsgiApp):
         self.in_use: Callable[[], dict[int, int]] = dict
         #: Tries the grammars of requests, if not None; `serving.start` sets this attribute.
         self.grammars: GrammarTrials | None = None
+        #: The tasks that start the trials' process, and that look for dear grammars.
+        self._trials_start: asyncio.Task[None] | None = None
+        self._dear_steps: asyncio.Task[None] | None = None
         #: The last call of `in_use`, which may still run.
         self._asked: asyncio.Future[dict[int, int]] | None = None
         self._first_tokens = FirstTokens(self._upstream)
@@ -161,6 +165,11 @@ class Gateway(AsgiApp):
         """
         self.monitor.ask_now(self.engines[index])
 
+    def start_trials(self) -> None:
+        """Start the process that tries grammars; call this method in the gateway's event loop."""
+        if self.grammars is not None:
+            self._trials_start = asyncio.ensure_future(self.grammars.start())
+
     def take_over(self, config: GatewayConfig) -> None:
         """Apply the keys, origins, hosts and media domains of ``config``.
 
@@ -173,11 +182,15 @@ class Gateway(AsgiApp):
     async def startup(self) -> None:
         self.monitor.start()
         self._first_tokens.start(self.engines if not self.bounds.serial else ())
+        if self.grammars is not None:
+            self._dear_steps = asyncio.ensure_future(DearSteps(self.engines, self.grammars).watch())
 
     async def shutdown(self) -> None:
         await self.monitor.stop()
         await self._first_tokens.stop()
         await self._upstream.close()
+        for task in filter(None, (self._trials_start, self._dear_steps)):
+            task.cancel()
         if self.grammars is not None:
             await self.grammars.end()
         self._close_log()
@@ -220,7 +233,7 @@ class Gateway(AsgiApp):
         prepared = await self._work(large, Preparation, *given)
         hold_name(self.config.names, prepared.parsed.body)
         if self.grammars is not None and prepared.generates:
-            await self.grammars.check(prepared.parsed.body, request.who)
+            request.grammar = await self.grammars.check(prepared.parsed.body, request.who)
         most = self.bounds.limits.bytes_per_image
 
         def count(url: str, size: int) -> None:
@@ -237,7 +250,8 @@ class Gateway(AsgiApp):
             before = prepared.payload
             await prepared.resize(self._resizing)
             self._keep_more(request, prepared.payload - before)
-        request.body, request.prepared = await self._work(large, prepared.finish)
+        seconds = 0.0 if request.grammar is None else request.grammar.price
+        request.body, request.prepared = await self._work(large, prepared.finish, seconds)
 
     async def _work(self, long: bool, act: Callable[..., _T], *arguments: Any) -> _T:
         """Call ``act`` and return its result.

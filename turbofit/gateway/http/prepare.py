@@ -14,7 +14,7 @@ from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import Kind
 from turbofit.gateway.limits.defaults import Defaults
-from turbofit.gateway.limits.gate import UNSTATED, Cost
+from turbofit.gateway.limits.gate import STEP_SECONDS, UNSTATED, Cost
 from turbofit.gateway.limits.ranges import (
     hold_parameters,
     lower_answer,
@@ -34,6 +34,7 @@ from turbofit.gateway.limits.request_limits import (
     check_request,
     shown,
 )
+from turbofit.gateway.limits.rules import refused
 from turbofit.gateway.limits.sharing import (
     by_request,
     check_clips,
@@ -159,10 +160,14 @@ class Preparation:
                 async with permits.of(medium.size):
                     self.media[place] = await in_thread(resized, medium, limited.resize)
 
-    def finish(self) -> tuple[bytes, PreparedBody]:
+    def finish(self, token_seconds: float = 0.0) -> tuple[bytes, PreparedBody]:
         """Return the body as JSON, with every image and video inline, and its `PreparedBody`.
 
-        If the request only counts tokens, each image becomes an empty text.
+        If the request only counts tokens, each image becomes an empty text. ``token_seconds`` is
+        the price of the request's grammar (`grammar_trials`).
+
+        Raises:
+            Refusal: the body cannot be written, is too long, or has too many copies of a grammar.
         """
         bounds, kind, parsed = self._bounds, self.kind, self.parsed
         for slot, medium, limited in zip(parsed.slots, self.media, self.limited, strict=True):
@@ -182,14 +187,14 @@ class Preparation:
         return body, PreparedBody(
             images=len(self.media),
             tokens=sum(limited.tokens for limited in self.limited),
-            cost=self._cost(kv_tokens),
+            cost=self._cost(kv_tokens, token_seconds),
             lowered=tuple(dict.fromkeys(lowered)),
         )
 
-    def _cost(self, kv_tokens: int) -> Cost:
-        """Return the cost of all copies; refuse images that need more host memory than there is.
+    def _cost(self, kv_tokens: int, token_seconds: float) -> Cost:
+        """Return the cost of all copies; refuse what no engine has room for.
 
-        ``kv_tokens`` is the most tokens of one copy.
+        ``kv_tokens`` is the most tokens of one copy, ``token_seconds`` its grammar's price.
         """
         # A request that only counts tokens sends no image to an engine.
         bounds, copies = self._bounds, self.parsed.copies if self.generates else 0
@@ -199,12 +204,16 @@ class Preparation:
         host_bytes = (decoded + units * bounds.bytes_per_unit) * copies
         if host_bytes > bounds.host_bytes:
             raise Refusal("images_over_limit", size=host_bytes, most=bounds.host_bytes)
+        if token_seconds * copies > STEP_SECONDS:
+            most = int(STEP_SECONDS / token_seconds)
+            raise refused("n", f"is {copies}; with this grammar the limit is {most}")
         return Cost(
             units=units * copies,
             host_bytes=host_bytes,
             tokens=kv_tokens,
             copies=self.parsed.copies,
             answer=stated_answer(self.kind, self.parsed.body) or 0,
+            token_seconds=token_seconds * copies,
         )
 
     def _beside_images(self, body: int) -> int:

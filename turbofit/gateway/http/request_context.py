@@ -14,6 +14,7 @@ from turbofit.gateway.http.prepare import PreparedBody
 
 if TYPE_CHECKING:
     from turbofit.core.struct import Document
+    from turbofit.gateway.grammar_trials import Grammar
     from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.routing.engines import RoutedEngine
@@ -69,6 +70,8 @@ class RequestContext:
         self.api: Api = "openai"
         self.route: Route | None = None
         self.prepared = _EMPTY
+        #: The grammar of the answer, if it has one that was tried.
+        self.grammar: Grammar | None = None
         self.engine: RoutedEngine | None = None
         self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0

@@ -18,12 +18,20 @@ UNSTATED: Final = 1 << 62
 #: template may add more. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #f65e84
 TEMPLATE_TOKENS: Final = 640
 
+#: The most seconds of processor time that grammars may add to a token of all clients, if all are
+#: at their dearest token: as long as a prefill of some thousand tokens takes, for which everybody
+#: waits as well. It is enough for twenty strings of ``maxLength`` 255, or for five of the dearest
+#: grammars that are let in.
+STEP_SECONDS: Final = 0.5
+
 
 class Cost(Struct):
     """The amounts of an engine's resources that one request uses.
 
     ``units`` and ``host_bytes`` count all ``copies`` of the request; ``tokens`` is the most tokens
     of the KV cache that one copy can use, and ``answer`` the part of them that is its answer.
+    ``token_seconds`` is the processor time that the grammars of all copies take at their dearest
+    token (see `grammar_trials`).
     """
 
     units: int = 0
@@ -31,11 +39,12 @@ class Cost(Struct):
     tokens: int = 0
     copies: int = 1
     answer: int = 0
+    token_seconds: float = 0.0
 
     @property
     def light(self) -> bool:
-        """Whether the request has no images."""
-        return not self.units and not self.host_bytes
+        """Whether the request has no images, and no dear grammar."""
+        return not (self.units or self.host_bytes or self.token_seconds)
 
 
 class KvCache(Struct):

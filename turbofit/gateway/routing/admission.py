@@ -1,14 +1,15 @@
 """Decides which engine a request goes to, and which requests wait.
 
-Each engine has limits of units and tokens (`Gate`), and of host memory for decoded images. Requests
-that do not fit wait in a line for each client. The clients take turns, so a client with a hundred
-requests does not block other clients. While the first request waits, all later requests wait, too.
-If the queue is full, a client with fewer waiting requests still gets a place: the client with the
-most waiting requests loses its newest request.
+Each engine has limits of units and tokens (`Gate`), of host memory for decoded images, and of the
+time that grammars take at a token (`RoutedEngine.fits_grammar`). Requests that do not fit wait in a
+line for each client. The clients take turns, so a client with a hundred requests does not block
+other clients. While the first request waits, all later requests wait, too. If the queue is full, a
+client with fewer waiting requests still gets a place: the client with the most waiting requests
+loses its newest request.
 
-A request without images may pass the queue if it fits, unless another request without images waits.
-Such requests do not delay image requests for ever: when the requests before it have ended, the
-first image request fits, however many tokens are reserved.
+A request without images and without a dear grammar may pass the queue if it fits, unless another
+such request waits. Such requests do not delay the others for ever: when the requests before it have
+ended, the first image request fits, however many tokens are reserved.
 
 A waiting request is refused only if nothing moves: no engine has sent a byte for a while, and the
 monitor has seen none that works on. In all it waits no longer than clients do.
@@ -66,6 +67,7 @@ class Place:
         self.engine, self._host_bytes = engine, self.cost.host_bytes
         engine.host_bytes += self._host_bytes
         self._share = engine.gate.take(self.cost)
+        engine.token_seconds.append(self.cost.token_seconds)
         if self.turn is not None:
             engine.turns[self] = self.turn
 
@@ -90,8 +92,8 @@ class Place:
         if self.turn is not None:
             self.turn.alone = False  # other requests may come before the turn ends
         loop = asyncio.get_running_loop()
-        # Limited units stay taken until the engine has surely dropped the request.
-        if after and self.engine.gate.units is not None:
+        # What is limited stays taken until the engine has surely dropped the request.
+        if after and (self.engine.gate.units is not None or self.cost.token_seconds):
             loop.call_later(after, self._end)
         else:
             self._end()
@@ -108,6 +110,7 @@ class Place:
     def _end(self) -> None:
         """Free the units and tokens of the request, and let waiting requests in."""
         self.engine.gate.end(self._share)
+        self.engine.token_seconds.remove(self.cost.token_seconds)
         self._admission.under_way -= 1
         self._admission.pump()
 

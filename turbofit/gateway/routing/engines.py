@@ -7,10 +7,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.gate import Cost, Gate
+from turbofit.gateway.limits.gate import STEP_SECONDS, Cost, Gate
+
+if TYPE_CHECKING:
+    from turbofit.gateway.grammar_trials import Grammar
 
 #: Seconds for which an engine is assumed to have a request whose client left. For an answer in one
 #: piece, LMDeploy notices only at the next token that the client has left. A stream that has begun
@@ -49,13 +52,17 @@ class Present:
 
     ``fingerprint``: see `deny_list`; None for a request without a body, which cannot end an engine.
     ``begun``: a byte of its answer has come. ``left_at``: the time at which its client left. All
-    times are by `time.monotonic`.
+    times are by `time.monotonic`. ``grammar``: the grammar of its answer, ``said`` what of the
+    answer has come, and ``refuse`` ends the request (see `dear_steps`).
     """
 
     fingerprint: str | None = None
     begun: bool = False
     sent_at: float = float("-inf")
     left_at: float = float("inf")
+    grammar: Grammar | None = None
+    said: bytearray = field(default_factory=bytearray)
+    refuse: Callable[[Refusal], None] = lambda _: None
 
 
 @dataclass(eq=False)
@@ -98,6 +105,8 @@ class RoutedEngine:
         self.gate, self.host_limit = gate or Gate(), host_limit
         #: The number of the engine's requests, and the host memory of their images in bytes.
         self.outstanding = self.host_bytes = 0
+        #: Of each request, the processor time of its grammar at its dearest token.
+        self.token_seconds: list[float] = []
         #: Whether the engine gets requests, since it answers or was not probed yet.
         self.up = True
         #: The number of failed probes in a row, and when the first failed.
@@ -190,7 +199,7 @@ class RoutedEngine:
 
         ``turn`` is the turn that the request must take if it is a suspect.
         """
-        if not self.up or not self.gate.fits(cost):
+        if not self.up or not self.gate.fits(cost) or not self.fits_grammar(cost):
             return False
         if any(each.alone for each in self.turns.values()):
             return False
@@ -198,6 +207,16 @@ class RoutedEngine:
             return False
         most = self.host_limit
         return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
+
+    def fits_grammar(self, cost: Cost) -> bool:
+        """Return whether the grammars at the engine leave time for one more at a token.
+
+        TurboMind computes the masks of all its requests one after another, before each token of
+        the batch. Over: the dearest tokens of all grammars seldom meet.
+        """
+        if not cost.token_seconds or not self.token_seconds:
+            return True
+        return sum(self.token_seconds) + cost.token_seconds <= STEP_SECONDS
 
     def succeeded(self) -> None:
         """Note that the engine works, since a byte of a completion came."""
@@ -327,6 +346,8 @@ class Fleet:
         up = [engine for engine in self.engines if engine.up]
         if not up:
             return "an engine"
+        if not any(engine.fits_grammar(cost) for engine in up):
+            return "the ends of answers with other dear grammars"
         lacks = [engine.gate.lacks(cost) for engine in up]
         return lacks[0] if all(lacks) else "host memory for its images"
 

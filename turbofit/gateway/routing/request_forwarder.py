@@ -15,6 +15,7 @@ import msgspec
 from turbofit.core.messages import EXCHANGE
 from turbofit.gateway.http.refusals import Refusal, refusal_body, refusal_event, refusal_of_engine
 from turbofit.gateway.http.request_context import OF_NODES, ForwardOutcome, sent_headers, uncancel
+from turbofit.gateway.routing.dear_steps import note_said
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
 from turbofit.gateway.upstream import Died, Unreachable
 
@@ -83,6 +84,8 @@ class Exchange(ForwardOutcome):
         self._name = forwarder.first_tokens.expect(request.prepared.cost.copies, self._begin)
         #: Whether the engine answered with a failure of its own.
         self._failed = False
+        #: Why the gateway ended the request, if it did.
+        self._refusal: Refusal | None = None
 
     async def run(self) -> None:
         """Send the request and pass the answer on.
@@ -94,6 +97,7 @@ class Exchange(ForwardOutcome):
         engine, left = self._engine, False
         engine.in_flight[self.present] = self.abort
         self.present.sent_at, self.present.begun = time.monotonic(), False
+        self.present.refuse = self.refuse
         if not engine.owes:
             engine.asked_at = self.present.sent_at
         engine.outstanding += 1
@@ -105,8 +109,8 @@ class Exchange(ForwardOutcome):
             self._note_break()
             await self._end_broken()
         except asyncio.CancelledError:
-            if not self.broken:  # not cancelled by `abort`
-                left = True
+            left = not self.broken  # not cancelled by `abort`
+            if left and self._refusal is None:
                 # If the engine has died since, its death was noted with this request already.
                 if not engine.dead_since(self.present.sent_at):
                     self.present.left_at = time.monotonic()
@@ -143,6 +147,12 @@ class Exchange(ForwardOutcome):
         """Stop waiting for the engine, because the monitor gave up the engine."""
         if self._task is not None and not self.broken:
             self._note_break()
+            self._task.cancel()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """End the request, because the gateway refuses it from now on."""
+        if self._task is not None and not self.broken and self._refusal is None:
+            self._refusal = refusal
             self._task.cancel()
 
     def _note_break(self) -> None:
@@ -215,6 +225,7 @@ class Exchange(ForwardOutcome):
         if not events:
             self._engine.note_byte()
         else:
+            note_said(self.present, events)
             self._note_events(events)
             if not self.started:
                 no_buffer = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -320,7 +331,7 @@ class Exchange(ForwardOutcome):
         """End a stream with an error event; raise a refusal if the stream has not begun."""
         fleet = self._forwarder.fleet
         again = _RETRY_DIED if fleet.open else fleet.retry_seconds
-        refusal = Refusal("engine_died", retry_after=again)
+        refusal = self._refusal or Refusal("engine_died", retry_after=again)
         if not self.started:
             raise refusal
         event = refusal_event(self._route.api, refusal)
@@ -368,7 +379,7 @@ class RequestForwarder:
             Refusal: no engine has room in time, no engine is reached, or the request's engine died.
         """
         assert request.route is not None
-        present = Present()
+        present = Present(grammar=request.grammar)
         if request.body and not self.before_nodes:  # nodes have deny lists of their own
             path = request.route.path
             present.fingerprint = await self.deny_list.fingerprint(path, request.body)

@@ -1,0 +1,114 @@
+"""Finds grammars that hold up an engine although their trial found no dear token.
+
+A trial follows a few paths of a grammar, and an answer may take another one. An engine computes the
+masks of all its grammars between two tokens, so a dear mask is seen as a silence of the engine; but
+a long prefill, a busy host or another grammar are silences, too. So a silence accuses nobody: each
+grammar at the engine is tried again alone, along the text that its answer has so far. A grammar
+whose own tokens are dear there is refused for an hour, and its requests end. Of answers in one
+piece, the text is not known, and the trial is a second search.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.struct import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.gateway.grammar_trials import Grammar, GrammarTrials
+    from turbofit.gateway.routing.engines import Present, RoutedEngine
+
+_LOG: Final = LazyLogger(__name__)
+
+_TICK: Final = 0.5
+#: The silence of an engine, in seconds, that is looked into: if an answer had begun, and if only
+#: prompts were read, which takes longer.
+_STEP: Final = 2.0
+_PREFILL: Final = 10.0
+#: The least seconds between two looks at a grammar.
+_PAUSE: Final = 60.0
+#: The most bytes that are kept of an answer.
+MOST_SAID: Final = 1 << 18
+
+
+class _Delta(Struct):
+    content: str | None = None
+
+
+class _Choice(Struct):
+    delta: _Delta = _Delta()
+    text: str | None = None
+
+
+class _Event(Struct):
+    choices: tuple[_Choice, ...] = ()
+
+
+class DearSteps:
+    """Watches the engines of a gateway for silences, and looks at the grammars there."""
+
+    def __init__(self, engines: Iterable[RoutedEngine], trials: GrammarTrials) -> None:
+        self._engines, self._trials = tuple(engines), trials
+        #: When each grammar was last looked at, by its name and `time.monotonic`.
+        self._looked: dict[bytes, float] = {}
+
+    async def watch(self) -> None:
+        """Look at the engines twice a second, until the task is cancelled."""
+        while True:
+            await asyncio.sleep(_TICK)
+            for engine in self._engines:
+                if self._is_silent(engine):
+                    await self._look(engine)
+
+    def _is_silent(self, engine: RoutedEngine) -> bool:
+        begun = any(present.begun for present in engine.in_flight)
+        silent = time.monotonic() - engine.silent_since
+        return engine.outstanding > 0 and silent > (_STEP if begun else _PREFILL)
+
+    async def _look(self, engine: RoutedEngine) -> None:
+        """Try the grammars at an engine again, and end the requests of those that are dear."""
+        now = time.monotonic()
+        self._looked = {name: at for name, at in self._looked.items() if now - at < _PAUSE}
+        for present in tuple(engine.in_flight):
+            grammar = present.grammar
+            if grammar is None or grammar.name in self._looked:
+                continue
+            self._looked[grammar.name] = now
+            found = await self._trials.look_again(grammar, text_of(bytes(present.said)))
+            if found is not None and found.refusal is not None:
+                _LOG.info("a grammar held up engine %s: it is refused for an hour", engine.index)
+                self._end(found)
+
+    def _end(self, found: Grammar) -> None:
+        """End the requests of a grammar at all engines."""
+        refusal = found.refusal
+        assert refusal is not None
+        for engine in self._engines:
+            for present in tuple(engine.in_flight):
+                if present.grammar is not None and present.grammar.name == found.name:
+                    present.refuse(refusal)
+
+
+def note_said(present: Present, events: bytes) -> None:
+    """Keep the events of an answer that follows a grammar."""
+    if present.grammar is not None and len(present.said) < MOST_SAID:
+        present.said += events
+
+
+def text_of(events: bytes) -> str:
+    """Return the text of the first copy in a stream's events, of the OpenAI API alone."""
+    texts = []
+    for line in events.split(b"\n"):
+        try:
+            event = msgspec.json.decode(line.removeprefix(b"data: "), type=_Event)
+        except msgspec.MsgspecError:  # the stream's last event, or one of another API
+            continue
+        texts += [choice.text or choice.delta.content or "" for choice in event.choices[:1]]
+    return "".join(texts)
