@@ -88,7 +88,7 @@ def serve_begins_with_the_best(children: list[Child], tmp_path: Path, **environ:
         ("tune", (*ONE_MACHINE, "--clock", "2"), 2, "--clock is the time of pretend GPUs"),
         ("tune", (*ONE, "--slo", "ttft"), 2, "no limit"),
         ("tune", (*ONE, "--time", "20GiB"), 2, "--time '20GiB' is no time"),
-        ("tune", (*ONE, "--slo", "ttft=2s"), 2, "no answer with `--clock 0`"),
+        ("tune", (*ONE, "--slo", "ttft=2s"), 2, "no answer with --clock 0"),
         ("tune", (*UNTIMED, "--slo", "ttft=2s"), 2, "nobody knows how fast InternVL2-8B"),
         ("tune", (*ONE, "--budget", "1GiB"), 3, "does not fit"),
         ("tune", (*ONE, "--goal", "context"), 2, "does not measure context"),
