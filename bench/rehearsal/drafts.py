@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from msgspec.structs import replace
 
@@ -12,7 +12,9 @@ from tests.support.safetensors_file import write_safetensors
 from turbofit.core.model import Draft, Model
 from turbofit.model.drafts import draft_tensors
 
-Algorithm = Literal["eagle", "eagle3"]
+#: The algorithm of drafts that are layers of the model's checkpoint.
+MTP: Final = "deepseek_mtp"
+Algorithm = Literal["eagle", "eagle3", "deepseek_mtp"]
 
 
 def write_draft(

@@ -21,12 +21,13 @@ from msgspec.structs import replace
 
 from bench.page import table
 from bench.rehearsal.adapters import ALL, ATTENTION, write_adapter
-from bench.rehearsal.drafts import Algorithm, write_draft
+from bench.rehearsal.drafts import MTP, Algorithm, write_draft
 from turbofit import api
 from turbofit.core.plan import SPECULATIVE, GpuLedger, Plan
 from turbofit.core.units import MIB
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.pytorch.weights import segments
+from turbofit.model.drafts import with_draft
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.planned import charged, plan_document, with_rehearsed_terms
@@ -252,13 +253,19 @@ ROWS = (
         layers=7,
         draft=("eagle", 2),
     ),
+    # Drafts that are layers of the checkpoint
+    Row("glm-4.5-air", "1xa100-40g", 0, {"max_batch_size": 64}, layers=3, draft=(MTP, 1)),
+    Row("glm-4.5-air", "1xa100-80g", None, {"max_batch_size": 32}, layers=3, draft=(MTP, 3)),
+    Row("glm-4.5", "1xh100", 0, {"max_batch_size": 16}, layers=4, draft=(MTP, 2)),
 )
 
 
-def formula(model: str, tp: int, cache: dict[str, Any], drafts: int = 0) -> int:
+def formula(
+    model: str, tp: int, cache: dict[str, Any], drafts: int = 0, *, everywhere: bool = False
+) -> int:
     """Return the number of cache blocks by the formula, for the rank with the fewest.
 
-    ``drafts`` are the bytes of a draft's block, which the first rank has.
+    ``drafts`` are the bytes of a draft's block, which the first rank has, or ranks ``everywhere``.
     """
     text = resolve_model(model).text
     rows = cache["block_size"] * max(1, text.kv_heads // tp)
@@ -270,7 +277,8 @@ def formula(model: str, tp: int, cache: dict[str, Any], drafts: int = 0) -> int:
     runtime = (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
     ratio = cache["cache_max_entry_count"]
     rooms = [int((free - runtime) * ratio) for free in cache["free"]]
-    return min(rooms[0] // (block + drafts), *[room // block for room in rooms])
+    other = block + drafts * everywhere
+    return min(rooms[0] // (block + drafts), *[room // other for room in rooms])
 
 
 def mib(value: int | None) -> str:
@@ -310,6 +318,8 @@ def _drafted(row: Row, scratch: Path) -> dict[str, Any]:
     """Write a row's draft; return its options."""
     assert row.draft is not None
     algorithm, tokens = row.draft
+    if algorithm == MTP:
+        return {SPECULATIVE[0]: algorithm, SPECULATIVE[2]: tokens}
     folder = write_draft(resolve_model(row.model), scratch / algorithm, algorithm)
     return dict(zip(SPECULATIVE, (algorithm, str(folder), tokens), strict=True))
 
@@ -321,6 +331,8 @@ def _cut(row: Row, scratch: Path) -> str:
     if moe is not None:
         moe = replace(moe, layers=row.layers - (text.layers - moe.layers))
     cut = replace(model, text=replace(text, layers=row.layers, moe=moe))
+    if row.draft is not None and row.draft[0] == MTP:
+        cut = with_draft(cut, MTP, None, row.draft[1])
     return str(checkpoint_for(cut, scratch / row.model))
 
 
@@ -356,8 +368,12 @@ def _start(
     settings, draft = plan.engines[0].settings, plan.model.draft
     drafts = 0
     if draft:  # of one layer
-        drafts = 4 * settings.cache_block_seq_len * draft.text.kv_heads * draft.text.head_dim
-    wanted = formula(row.model, settings.tp, cache, drafts) if cache.get("free") else 0
+        ranks = settings.tp if draft.is_own else 1
+        heads = max(1, draft.text.kv_heads // ranks)
+        drafts = 4 * settings.cache_block_seq_len * heads * draft.text.head_dim
+    own, wanted = bool(draft) and draft.is_own, 0
+    if cache.get("free"):
+        wanted = formula(row.model, settings.tp, cache, drafts, everywhere=own)
     if blocks != wanted:
         say(f"{blocks} blocks, {wanted} by the formula")
     tokens = (blocks - 2) * (cache.get("block_size") or 0)

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune_space import (
     choices,
+    drafts_to_try,
     forecast_of,
 )
 from turbofit.memory.account import VisionLoad
@@ -78,3 +79,15 @@ def test_a_forecast_knows_the_host_that_prepares_images() -> None:
     assert known.ttft > unknown.ttft + host.seconds
     text = LOAD.changed(images=0)
     assert forecast_of(alone, text, 8) == forecast_of(USUAL, text, 8)
+
+
+def test_drafts_change_the_tokens_of_a_step_alone() -> None:
+    request = PlanRequest(
+        model="qwen3.5-9b", on="1xa100-40g", speculative_algorithm="qwen3_5_mtp", images=0
+    )
+    found = drafts_to_try(request, plan(request), LOAD.changed(images=0), 8, (0, 1, 2, 3))
+    drafts = [one.plan.model.draft for one in found]
+    assert [draft and draft.tokens for draft in drafts if draft] == [1, 2, 3]
+    assert len(found) == 4  # one of them has no draft, and may be on the faster engine
+    assert {one.plan.backend.name for one in found} == {"pytorch", "turbomind"}
+    json.dumps([one.options for one in found])

@@ -15,6 +15,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Draft, Model, ModelSource
 from turbofit.model.drafts import with_draft
 from turbofit.model.source import resolve_model
+from turbofit.rehearsal.checkpoint.twin import twin_of, write_model
 
 LLAMA = resolve_model("llama-3.1-8b")
 
@@ -97,10 +98,7 @@ def test_what_lmdeploy_or_turbofit_does_not_know(tmp_path: Path) -> None:
     folder = write_draft(LLAMA, tmp_path / "draft", "eagle3")
     qwen = resolve_model("qwen2.5-0.5b")
     assert "has eagle3 for LlamaForCausalLM" in refused(folder, model=qwen).message
-    for algorithm, why in {
-        "dflash": "a block at once",
-        "deepseek_mtp": "layers of the model itself",
-    }.items():
+    for algorithm, why in {"dflash": "a block at once", "hy3_mtp": "no account of Hy3"}.items():
         assert why in refused(folder, algorithm).message
     assert "plans up to 6" in refused(folder, tokens=7).message
     for algorithm, path, message in (
@@ -116,3 +114,40 @@ def test_a_base_with_few_layers(tmp_path: Path) -> None:
     folder = write_draft(LLAMA, tmp_path / "draft", "eagle3")
     small = replace(LLAMA, text=replace(LLAMA.text, layers=6))
     assert "a base of 7 layers or more" in refused(folder, model=small).message
+
+
+@pytest.mark.parametrize(
+    ("model", "algorithm", "draft", "tokens", "message"),
+    [
+        ("llama-3.1-8b", "qwen3_5_mtp", None, 1, "planned for Qwen3_5ForCausalLM, "),
+        ("qwen3.5-9b", "deepseek_mtp", None, 1, "planned for Glm4MoeForCausalLM, not Qwen3_5"),
+        ("qwen3.5-9b", "eagle3", None, 1, "has eagle3 for LlamaForCausalLM"),
+        ("qwen3.5-9b", "qwen3_5_mtp", "/draft", 1, "a part of .*own checkpoint"),
+        ("qwen3.5-9b", "qwen3_5_mtp", None, 7, "plans up to 6"),
+        ("deepseek-v3", "deepseek_mtp", None, 1, "by FlashMLA, and turbofit has no account"),
+        ("glm-4.7-flash", "deepseek_mtp", None, 1, "FlashMLA"),
+        ("kimi-k2.5", "eagle3", "/draft", 1, "no account of Kimi's draft"),
+    ],
+)
+def test_own_layers_that_are_not_planned(
+    model: str, algorithm: str, draft: str | None, tokens: int, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        with_draft(resolve_model(model), algorithm, draft, tokens)
+
+
+def test_own_layers_must_be_in_the_checkpoint(tmp_path: Path) -> None:
+    """Conversions leave them out, and LMDeploy would leave them unfilled."""
+    text = resolve_model("glm-4.5-air").text
+    assert text.moe is not None
+    cut = replace(text, layers=2, moe=replace(text.moe, layers=1, experts=8))
+    plain = replace(resolve_model("glm-4.5-air"), text=cut)
+    whole = with_draft(plain, "deepseek_mtp", None, 2)
+    without = resolve_model(str(write_model(twin_of(plain), tmp_path / "without")))
+    model = resolve_model(str(write_model(twin_of(whole), tmp_path / "whole")))
+    assert model.text == without.text  # the layers that propose are none of the model's
+    draft = with_draft(model, "deepseek_mtp", None, 2).draft
+    assert draft is not UNSET
+    assert (draft.is_own, draft.text.layers, draft.head_rows) == (True, 1, 151552)
+    with pytest.raises(UsageError, match="no layers that propose tokens"):
+        with_draft(without, "deepseek_mtp", None, 2)

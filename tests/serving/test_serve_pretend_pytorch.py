@@ -13,6 +13,7 @@ from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child, gone, pids
 from tests.support.serving import Served, image, needs, serve_pretend
 from tests.support.waiting import until
+from turbofit.core.units import MIB
 
 pytestmark = [
     pytest.mark.lmdeploy,
@@ -46,8 +47,8 @@ def test_qwen2_vl_is_served_as_planned_and_started_again_when_killed(children, t
     (engine,) = served.record["attempts"][0]["engines"]
     assert {"starting", "check"} <= set(engine["seconds"])
     (peak,) = [row for row in engine["beside"] if row["what"] == "in use at most"]
-    # Torch keeps what it reserved: more than the forecast, never more than the card.
-    assert 0.95 <= peak["actual"] / peak["forecast"] <= 1.04
+    # Torch keeps what it reserved: more than the forecast by half of the margin at most.
+    assert 0.95 * peak["forecast"] <= peak["actual"] <= peak["forecast"] + 128 * MIB
     status, headers, answer = served.chat(image(3584, 3584, max_pixels=MAX_PIXELS * 4))
     assert (status, headers["x-turbofit-pretend"]) == (200, "1")
     assert 1200 < answer["usage"]["prompt_tokens"] < 1280 + 64

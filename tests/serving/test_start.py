@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.plans import plausible_plan
 from turbofit.core.engine_end import End
+from turbofit.core.units import MIB
 from turbofit.serving.start import Start
 from turbofit.serving.start_progress import StartProgress
 
@@ -39,6 +40,20 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     assert len(told) == noted
 
 
+@pytest.mark.parametrize(("over", "kinds"), [(-MIB, []), (0, []), (MIB, ["beyond_forecast"])])
+def test_a_start_beyond_its_forecast_is_a_warning(over: int, kinds: list[str]) -> None:
+    said: list[str] = []
+    usage = SimpleNamespace(gpu=0, peak=PLAN.ledgers[0].most + over)
+    engine = MagicMock(pretended=SimpleNamespace(usages=lambda: [usage]), group=0)
+    engine.tracker.figures, engine.launch.tuning = [], None
+    engine.tracker.cached_tokens.return_value = None
+    start = start_of([engine], on_open=lambda _: None, say=said.append)
+    start._proves, start._proof = True, MagicMock()
+    start._open(["http://127.0.0.1:1"])
+    assert [call.args[0] for call in start._run.record.event.call_args_list] == kinds
+    assert [line.startswith("warning:") for line in said] == [bool(kinds)]
+
+
 @pytest.mark.parametrize(
     ("importing", "starting", "looks"),
     [(True, True, []), (False, True, [PLAN.host.total]), (False, False, [0])],
@@ -58,7 +73,7 @@ def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:
         config=SimpleNamespace(pretend=pretend, gateway=None), on_tick=lambda: None, examiner=None,
         standby=None, folder=MagicMock(),
         leases=SimpleNamespace(note=given.get("note")), on_open=given.get("on_open"),
-        record=MagicMock(),
+        say=given.get("say"), record=MagicMock(), starts_trials=False,
     )  # fmt: skip
     start: Any = Start(cast("Any", run), PLAN, 0)
     start._supervisor = SimpleNamespace(engines=engines, ready=True)

@@ -33,6 +33,10 @@ ONE = (
 ONE_MACHINE = ("internvl2-8b", "--on", "1xrtx3090")
 UNTIMED = ("internvl2-8b", "--on", "1xv100-32g", "--pretend")
 FULL = ("internvl2-8b", "--on", "1xrtx3090:free=8GiB", "--pretend")
+DRAFTED = (
+    "qwen3.5-9b", "--on", "1xa100-40g", "--pretend", "--speculative-algorithm", "qwen3_5_mtp",
+    "--drafts", "0,1",
+)  # fmt: skip
 FALLBACK = ("qwen2.5-vl-3b", "--engine", "transformers", "--on", "1xrtx3090", "--pretend")
 
 
@@ -93,6 +97,9 @@ def serve_begins_with_the_best(children: list[Child], tmp_path: Path, **environ:
         ("tune", (*ONE, "--budget", "1GiB"), 3, "does not fit"),
         ("tune", (*ONE, "--goal", "context"), 2, "does not measure context"),
         ("tune", (*ONE, "--kv-types", "7"), 2, "no list of KV types"),
+        ("tune", (*ONE, "--drafts", "a,b"), 2, "no list of numbers"),
+        ("tune", (*ONE, "--drafts", "0,1"), 2, "none is given"),
+        ("tune", (*DRAFTED, "--speculative-num-draft-tokens", "2"), 2, "are one setting"),
         ("tune", (*ONE, "--rate", "3"), 2, "do not go together"),
         ("tune", FULL, 3, "does not fit"),
         ("tune", FALLBACK, 2, "planned for Transformers"),

@@ -115,7 +115,8 @@ class TextDims(Struct):
     besides its scores. ``fourier`` is the number of frequencies that Fourier position encoding
     mixes for each KV head. ``norm_bias``: norms are layer norms with biases. ``sliding_window`` is
     the number of tokens that some layers look back; other layers look back to the first token. Only
-    families that Transformers alone serves have ``sliding_window``.
+    families that Transformers alone serves have ``sliding_window``. ``draft_layers`` is how many
+    layers after the last one propose tokens (MTP), if the config says another number than 1.
     """
 
     architecture: str
@@ -145,6 +146,7 @@ class TextDims(Struct):
     norm_bias: bool = False
     head_bias: bool = False
     sliding_window: int | UnsetType = UNSET
+    draft_layers: int | UnsetType = UNSET
 
     @property
     def window(self) -> int:
@@ -323,7 +325,8 @@ class Draft(Struct):
 
     ``algorithm`` is LMDeploy's name of the draft's class. ``text`` has the dimensions of its
     decoder. ``head_rows`` are the rows of its own head; 0: the draft uses the base's head.
-    ``embeds``: its file has embeddings; else the draft uses the base's embeddings.
+    ``embeds``: its file has embeddings; else the draft uses the base's embeddings. ``path`` is
+    empty if the draft is layers of the base's own checkpoint (MTP).
     """
 
     algorithm: str
@@ -332,6 +335,11 @@ class Draft(Struct):
     text: TextDims
     head_rows: int = 0
     embeds: bool = True
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the draft is layers of the base's checkpoint, which ranks divide as the base."""
+        return not self.path
 
 
 class Model(Struct):

@@ -9,6 +9,9 @@ from turbofit.core.struct import Struct, const, doc
 
 TUNE_SCHEMA: Final = "turbofit.tune/1"
 
+#: The option of a trial with another number of proposed tokens.
+_DRAFT_TOKENS: Final = "speculative_num_draft_tokens"
+
 
 class TrialForecast(Struct):
     """The forecast of the speed of a trial's settings under the load.
@@ -75,6 +78,8 @@ class TrialRecord(Struct):
         kv = f", KV int{self.quant_policy}" if self.quant_policy else ""
         prefix = ", prefix caching" if self.enable_prefix_caching else ""
         again = ", again" if self.again else ""
+        if _DRAFT_TOKENS in self.options:
+            prefix += f", {self.options[_DRAFT_TOKENS] or 0} draft tokens"
         return (
             f"{self.engine}, tp {self.tp} x {self.replicas}, batch {self.max_batch_size}, prefill "
             f"{self.max_prefill_token_num}{kv}{prefix}{again}"

@@ -18,7 +18,7 @@ from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.measure.capacity import CapacitySearch, within_host
 from turbofit.measure.tune_runner import TrialEnd, meets, order, run_loads, run_trial
-from turbofit.measure.tune_space import choices, forecast_of, host_of
+from turbofit.measure.tune_space import choices, drafts_to_try, forecast_of, host_of
 from turbofit.memory.calibrated import identity
 from turbofit.planning.tuned import cards_of, keep_tuned, plain, promise_of, recall_tuned
 from turbofit.rehearsal.plan_clock import NO_CLOCK, ClockChoice, clock_for
@@ -56,10 +56,28 @@ class TuneRequest(NamedTuple):
     load: LoadSpec
     slo: dict[str, float]
     kv_types: tuple[int, ...]
+    drafts: tuple[int, ...]
     starts: int
     seconds: float
     began: float
     apart: bool
+
+    def check(self) -> None:
+        """Refuse numbers of draft tokens without a draft, or beside a given number.
+
+        Raises:
+            UsageError: the options contradict each other.
+        """
+        given = self.request.given()
+        if self.drafts and "speculative_algorithm" not in given:
+            raise UsageError(
+                "--drafts tries a draft, and none is given", hint="give --speculative-algorithm"
+            )
+        if self.drafts and "speculative_num_draft_tokens" in given:
+            raise UsageError(
+                "--drafts and --speculative-num-draft-tokens are one setting",
+                hint="give only one of the two",
+            )
 
 
 def tune_model(
@@ -222,9 +240,12 @@ def _choices(
 ) -> tuple[list[TrialChoice], int]:  # fmt: skip
     """Return the choices and the number of requests at once; say both to the person."""
     at_once = load.at_once or _at_once(usual)
-    candidates = choices(
-        request, usual, load, at_once, wanted.kv_types, prefix=load.shared_prefix > 0
-    )
+    if wanted.drafts:
+        candidates = drafts_to_try(request, usual, load, at_once, wanted.drafts)
+    else:
+        candidates = choices(
+            request, usual, load, at_once, wanted.kv_types, prefix=load.shared_prefix > 0
+        )
     say(
         f"{len(candidates)} settings keep the promise of the plan: those with the best forecast"
         f" are tried, at most {wanted.starts} and {format_duration(wanted.seconds)}, each for"

@@ -6,10 +6,12 @@ The promise is the image limit and the context of the plan that turbofit makes w
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.plan import SPECULATIVE
 from turbofit.core.tuning import TrialForecast
 from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.planning.plan import plan as best_plan
@@ -133,6 +135,30 @@ def choices(
             kinds.add(kind)
             chosen.append(TrialChoice(options, plan, forecast_of(plan, load, at_once)))
     return [chosen[0], *sorted(chosen[1:], key=lambda choice: -choice.rate)]
+
+
+def drafts_to_try(
+    request: PlanRequest, usual: Plan, load: LoadSpec, at_once: float, tokens: Sequence[int]
+) -> list[TrialChoice]:
+    """Return the choices that differ in the tokens which a draft proposes; 0 is without a draft.
+
+    The first is ``usual``. Without a draft, the plan may be on another engine. No forecast knows
+    how many tokens are accepted: all are to be tried.
+    """
+    draft = usual.model.draft
+    chosen = [TrialChoice({}, usual, forecast_of(usual, load, at_once))]
+    for count in tokens:
+        options: dict[str, Any] = {SPECULATIVE[2]: count}
+        if not count:
+            options = dict.fromkeys(SPECULATIVE)
+        if draft and count == draft.tokens:
+            continue
+        with suppress(TurbofitError):
+            plan = best_plan(request.changed(**options), promise=usual.promise)
+            if plan.fits:
+                forecast = forecast_of(plan, load, at_once)
+                chosen.append(TrialChoice(options, plan, forecast))
+    return chosen
 
 
 def _every(

@@ -1,5 +1,6 @@
 """Reads a draft that LMDeploy's PyTorch engine loads beside a model for speculative decoding.
 
+A draft is a checkpoint of its own (EAGLE), or layers of the model's own checkpoint (MTP).
 The engine's classes check little. A tensor that the file lacks stays unfilled, and a tensor that
 the class does not have ends the engine's start. This module refuses a file with either fault. Only
 the config and headers are read.
@@ -11,6 +12,7 @@ import os
 from math import prod
 from typing import Final
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
@@ -26,14 +28,24 @@ from turbofit.model.merge.files import located
 #: The architecture that a base and its draft must have. Source:
 #: lmdeploy configurations/llama.py::LlamaModelConfigBuilder.build #815ffa
 _LLAMA: Final = "LlamaForCausalLM"
+_KIMI: Final = "KimiK2ForCausalLM"
 #: Algorithms that LMDeploy has and turbofit does not plan, with the reason.
 _UNPLANNED: Final = {
     "dflash": "turbofit has no account of drafts that propose a block at once",
-    **dict.fromkeys(
-        ("deepseek_mtp", "hy3_mtp", "qwen3_5_mtp"),
-        "turbofit has no account of drafts that are layers of the model itself",
-    ),
+    "hy3_mtp": "turbofit has no account of Hy3",
 }
+#: The language models whose checkpoints have a draft of an algorithm, with a name of the draft's
+#: tensors; ``{}`` is the number of layers. Source:
+#: lmdeploy engine/config_builder.py `'deepseek_mtp', 'qwen3_5_mtp', 'hy3_mtp'`
+#: lmdeploy configurations/glm4.py `spec_method == 'deepseek_mtp'`
+_OWN: Final = {
+    "qwen3_5_mtp": {
+        "Qwen3_5ForCausalLM": "mtp.fc.weight",
+        "Qwen3_5MoeForCausalLM": "mtp.fc.weight",
+    },
+    "deepseek_mtp": {"Glm4MoeForCausalLM": "model.layers.{}.eh_proj.weight"},
+}
+_WITHOUT: Final = "leave the draft out: answers are the same"
 #: The most tokens that a draft proposes in a step. For each answer, the engine reserves cache
 #: for 16 x (1 + this number) tokens: at most two blocks.
 #: Source: lmdeploy ar_spec/engine.py::ARSpecEngineStrategy.get_prealloc_size #7a6ed7
@@ -82,27 +94,83 @@ def with_draft(model: Model, algorithm: str | None, path: str | None, tokens: in
     """
     if algorithm is None and path is None and tokens is None:
         return model
-    option, without = "`--speculative-algorithm`", "leave the draft out: answers are the same"
+    if algorithm in _OWN:
+        return replace(model, draft=_own_layers(model, str(algorithm), path, tokens or 1))
+    option, without = "`--speculative-algorithm`", _WITHOUT
     unplanned = _UNPLANNED.get(str(algorithm))
     refused = (
         (algorithm is None, f"LMDeploy loads no draft without {option}", f"give {option}"),
         (algorithm in _UNPLANNED, f"{option} {algorithm}: {unplanned}", without),
+        (
+            algorithm == EAGLE3 and model.text.architecture == _KIMI,
+            f"{option} {algorithm}: turbofit has no account of Kimi's draft, which each rank has",
+            without,
+        ),
         (
             model.architecture != _LLAMA,
             f"LMDeploy {REFERENCE} has {algorithm} for {_LLAMA}, and {model.name} is"
             f" {model.architecture}", without,
         ),
         (path is None, f"{option} {algorithm} needs a draft", "give `--speculative-draft-model`"),
-        (
-            (tokens or 1) > _MOST_TOKENS,
-            f"`--speculative-num-draft-tokens {tokens}`: turbofit plans up to {_MOST_TOKENS}",
-            "for more, the engine takes more blocks of the cache than a plan keeps free",
-        ),
+        ((tokens or 1) > _MOST_TOKENS, *_too_many(tokens or 1)),
     )  # fmt: skip
     for wrong, problem, hint in refused:
         if wrong:
             raise _refusal(problem, hint)
     return replace(model, draft=_read(model, str(algorithm), str(path).strip(), tokens or 1))
+
+
+def _own_layers(model: Model, algorithm: str, path: str | None, tokens: int) -> Draft:
+    """Return the draft that is layers of the model's own checkpoint.
+
+    Raises:
+        UsageError: LMDeploy or turbofit has no such draft of the model.
+    """
+    text, option = model.text, f"`--speculative-algorithm {algorithm}`"
+    layers = 1 if text.draft_layers is UNSET else text.draft_layers
+    name = _OWN[algorithm].get(text.architecture)
+    if algorithm == "deepseek_mtp" and text.mla is not None:
+        raise _refusal(
+            f"{option}: LMDeploy decodes several tokens of latent attention by FlashMLA, and"
+            " turbofit has no account of its memory",
+            _WITHOUT,
+        )
+    if name is None:
+        models = ", ".join(_OWN[algorithm])
+        raise _refusal(f"{option} is planned for {models}, not {text.architecture}", _WITHOUT)
+    if path is not None:
+        raise _refusal(
+            f"{option}: the draft is a part of {model.name}'s own checkpoint",
+            "leave `--speculative-draft-model` out",
+        )
+    if tokens > _MOST_TOKENS:
+        raise _refusal(*_too_many(tokens))
+    if not layers or not _is_stored(model, name.format(text.layers)):
+        raise _refusal(
+            f"the checkpoint of {model.name} has no layers that propose tokens", _WITHOUT
+        )
+    moe = text.moe and replace(text.moe, layers=layers)
+    dims = replace(text, layers=layers, delta=None, moe=moe, tie_word_embeddings=False)
+    # Qwen's draft has the base's embeddings and head; DeepSeek's class has both of its own.
+    owns = algorithm == "deepseek_mtp"
+    rows = text.vocab if owns else 0
+    return Draft(
+        algorithm=algorithm, path="", tokens=tokens, text=dims, head_rows=rows, embeds=owns
+    )
+
+
+def _is_stored(model: Model, name: str) -> bool:
+    """Return whether a checkpoint on disk has a tensor; True if its tensors cannot be listed."""
+    folder = model.source.checkpoint
+    stored = FolderFiles(folder).weights().tensors if folder else None
+    return stored is None or any(tensor.endswith(name) for tensor in stored)
+
+
+def _too_many(tokens: int) -> tuple[str, str]:
+    return (
+        f"`--speculative-num-draft-tokens {tokens}`: turbofit plans up to {_MOST_TOKENS}",
+        "for more, the engine takes more blocks of the cache than a plan keeps free",
+    )
 
 
 def _read(model: Model, algorithm: str, path: str, tokens: int) -> Draft:

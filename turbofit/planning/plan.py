@@ -33,6 +33,7 @@ from turbofit.planning.commands import (
     left_out,
     serve_command,
 )
+from turbofit.planning.own_drafts import draft_warnings, with_numbers
 from turbofit.planning.remedies import OTHER_CARDS
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import Margin
@@ -77,6 +78,8 @@ def plan(
     if request.lmdeploy is not None:
         return finished(_for_version(resolved, request, request.lmdeploy), request)
     best = best_plan(resolved, request.engine)
+    if compares_limits:
+        best = with_numbers(best, resolved)
     if pretend is not None or resolved.machine.source == "nvml":
         from turbofit.planning.tuned import with_tuned
 
@@ -257,7 +260,7 @@ def finished(plan: Plan, request: PlanRequest) -> Plan:
     return replace(
         plan.with_commands(commands(plan)),
         serve=serve_command(plan, request),
-        warnings=(*plan.warnings, *new),
+        warnings=(*draft_warnings(plan), *plan.warnings, *new),
     )
 
 

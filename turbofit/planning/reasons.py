@@ -116,6 +116,8 @@ def _margin_line(request: ResolvedRequest, account: Account) -> Iterator[str]:
         why = f"a start proved this plan on these cards, and its engines took {more} forecast"
     else:
         why = "a rehearsal settled what LMDeploy allocates; " if margin.rehearsed else ""
+        if margin.least and not margin.rehearsed:
+            why = "the draft is counted, not rehearsed; "
         why += "contexts and libraries " + (
             "were measured on such a card (bench/gpu)"
             if all(map(is_measured, account.gpus))

@@ -11,6 +11,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import THINKING_TOKENS, Workload
+from turbofit.core.units import GIB
 from turbofit.machine.source import machine_from
 from turbofit.model.adapters import with_adapters
 from turbofit.model.drafts import with_draft
@@ -23,6 +24,8 @@ from turbofit.planning.resolved_request import ResolvedRequest, with_image_limit
 
 #: The hint for two options that exclude each other.
 _ONE_OF: Final = "give only one of the two"
+#: The least margin of a draft whose account no rehearsal has confirmed.
+_COUNTED_MARGIN: Final = GIB
 
 
 def resolve(request: PlanRequest) -> ResolvedRequest:
@@ -59,8 +62,11 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         request.speculative_num_draft_tokens,
     )
     if model.draft:
-        path, tokens = model.draft.path, model.draft.tokens
+        path, tokens = model.draft.path or None, model.draft.tokens
         request = request.changed(speculative_draft_model=path, speculative_num_draft_tokens=tokens)
+    margin = request.margins
+    if model.draft and model.draft.is_own:
+        margin = replace(margin, least=_COUNTED_MARGIN)
     request = request.with_maximum(model.text.max_position_embeddings)
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source == "nvml":
@@ -72,7 +78,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         engine_options=request.engine_options,
         tp=request.tp,
         replicas=request.replicas,
-        margin=request.margins,
+        margin=margin,
         budget=request.budget,
         least=request.least,
         options=request.options,

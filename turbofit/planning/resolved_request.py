@@ -48,11 +48,13 @@ class Margin(Struct):
     were not measured, the margin is at least 256 MiB, since a rehearsal measures neither. If a
     start proved this plan on these cards, the margin is three eighths of the default plus ``over``:
     the bytes that its engines took beyond the forecast. ``more`` bytes are added in each case.
+    Without rehearsal and start, the default is ``least`` bytes or more.
     """
 
     bytes: int | None = None
     share: float | None = None
     more: int = 0
+    least: int = 0
     rehearsed: bool = False
     over: int | None = None
 
@@ -68,14 +70,16 @@ class Margin(Struct):
             margin = min(margin, checked + max(0, self.over))
         elif self.rehearsed:
             margin = checked if is_measured(gpu) else max(checked, CONTEXTS_MARGIN)
+        else:
+            margin = max(margin, self.least)
         return margin + self.more
 
     def saved(self, gpu: Gpu) -> int:
         """Return the bytes of the default that a calibration makes unnecessary: all but 64 MiB.
 
-        Returns 0 if a person gave the margin.
+        Returns 0 if a person gave the margin, or if the account itself is in doubt (``least``).
         """
-        if self.bytes is not None or self.share is not None:
+        if self.bytes is not None or self.share is not None or self.least:
             return 0
         return max(0, self.of(gpu) - self.more - LEAST_MARGIN)
 

@@ -10,18 +10,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.installation import installed
 from turbofit.core.machine import Machine
-from turbofit.core.plan import Plan, alike
+from turbofit.core.plan import SPECULATIVE, Plan, alike
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
 from turbofit.machine.learned import all_learned, learned
 from turbofit.memory.calibrated import identity
 from turbofit.memory.engines import engine_of
 from turbofit.planning.calibrations import pretends
 from turbofit.planning.choose import best_plan, plan_of
+from turbofit.planning.own_drafts import DRAFTS
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import ResolvedRequest
@@ -85,6 +87,8 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
     if not _reasons_of_tuning(plan) or len(alike(plan.engines)) > 1:
         return request
     settings = {name: getattr(plan.engines[0].settings, name) for name in _TUNED}
+    drafts = {name: getattr(plan.engines[0].settings, name) for name in SPECULATIVE}
+    settings |= {name: None if value is UNSET else value for name, value in drafts.items()}
     return request.changed(**settings, queue_images=plan.workload.queue_images)
 
 
@@ -93,9 +97,10 @@ def same_shape(
 ) -> Plan:
     """Plan the groups of a plan again, after a rehearsal or a start has measured its memory.
 
-    A tuned plan keeps its tuned settings and their reason. ``ratios`` has the highest cache ratio
-    that a rehearsal allows on each GPU, by index. ``margin`` has the fields of the `Margin` that
-    change: ``rehearsed``, or ``over`` after a start.
+    A tuned plan keeps its tuned settings and their reason, a plan with a draft its numbers for
+    other drafts. ``ratios`` has the highest cache ratio that a rehearsal allows on each GPU, by
+    index. ``margin`` has the fields of the `Margin` that change: ``rehearsed``, or ``over`` after a
+    start.
 
     The promise of the plan is kept. If its groups cannot, the plan has a smaller promise, and a
     warning that says so.
@@ -112,7 +117,8 @@ def same_shape(
         again = plan_of(search(shape, engine)).document
         again = replace(again, warnings=(*again.warnings, *_less(plan, again)))
     backend = replace(again.backend, reason=plan.backend.reason)
-    return replace(again, backend=backend, reasons=(*again.reasons, *_reasons_of_tuning(plan)))
+    kept = tuple(text for text in plan.reasons if text.startswith((_REASON, DRAFTS)))
+    return replace(again, backend=backend, reasons=(*again.reasons, *kept))
 
 
 def _less(plan: Plan, again: Plan) -> Iterator[str]:

@@ -280,13 +280,23 @@ def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
 
 
 def in_words(figure: RunFigure) -> str:
-    """Return a figure as text for people, with the relative error of the forecast."""
+    """Return a figure as text for people, with the relative error of the forecast.
+
+    Of bytes in use beyond the forecast, the text says how many: a forecast must never be less.
+    """
     forecast, actual = figure.forecast, figure.actual
     error = f", {(actual - forecast) / forecast:+.1%}" if forecast else ""
     what = figure.what if figure.gpu is None else f"GPU {figure.gpu}: {figure.what}"
+    if is_beyond(figure):
+        error = f": {mib(actual - forecast)} MiB more, which the margin must hold"
     if figure.unit == "tokens":
         return f"{what}: {actual:,} (forecast {forecast:,}{error})"
     return f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{error})"
+
+
+def is_beyond(figure: RunFigure) -> bool:
+    """Return whether more bytes of a GPU are in use than the plan forecast."""
+    return figure.gpu is not None and figure.actual > figure.forecast
 
 
 def compare_cache(engine: EnginePlan, budget: CacheBudget) -> tuple[RunFigure, ...]:

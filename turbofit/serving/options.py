@@ -115,6 +115,22 @@ class TuneOptions(LaunchOptions):
     starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 6
     slo: Annotated[str | None, Metavar("LIMITS")] = None
     kv_types: Annotated[str, Metavar("LIST")] = "0,8"
+    drafts: Annotated[str | None, Metavar("LIST")] = None
+
+    @property
+    def draft_tokens(self) -> tuple[int, ...]:
+        """The numbers of proposed tokens to try, without repeats; empty without ``--drafts``.
+
+        Raises:
+            UsageError: a word of the list is no number.
+        """
+        words = [part.strip() for part in self.drafts.split(",")] if self.drafts else []
+        if not all(word.isdecimal() and len(word) == 1 for word in words):
+            raise UsageError(
+                f"--drafts {self.drafts!r} is no list of numbers of tokens",
+                hint="write it as 0,1,2,3; 0 is without a draft",
+            )
+        return tuple(map(int, dict.fromkeys(words)))
 
     @property
     def kv_policies(self) -> tuple[int, ...]:

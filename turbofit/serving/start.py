@@ -21,7 +21,7 @@ from turbofit.gateway.http.about import digest_of
 from turbofit.gateway.http.uvicorn_server import keep_large_blocks
 from turbofit.planning import checks
 from turbofit.planning.examine.scene import Scene, Sources
-from turbofit.serving.calibration import in_words
+from turbofit.serving.calibration import in_words, is_beyond
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.gemm_tuning import give_tuning
 from turbofit.serving.engine.supervised_engine import Supervision
@@ -168,8 +168,12 @@ class Start:
             if self._proves or run.examiner is not None:  # only worst cases show an engine's peak
                 rows = compared_figures(plan, engine, used)
             for row in rows:
-                if row.gpu is not None:
-                    run.say(f"{engine.name}: {in_words(row)}")
+                text = f"{engine.name}: {in_words(row)}"
+                if is_beyond(row):
+                    remedy = "" if run.config.pretend else "; turbofit calibrate corrects plans"
+                    self._warn("beyond_forecast", f"{text}{remedy}")
+                elif row.gpu is not None:
+                    run.say(text)
             if engine.launch.tuning is not None:
                 engine.launch.tuning.keep()
             seconds = engine.spent()

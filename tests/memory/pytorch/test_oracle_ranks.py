@@ -12,7 +12,10 @@ from msgspec.structs import replace
 
 from tests.memory.pytorch.test_account import tp_problem
 from turbofit.core.model import Model, Quantization
-from turbofit.memory.pytorch.weights import weight_classes
+from turbofit.core.plan import Settings
+from turbofit.memory.pytorch.cache import draft_block, state_bytes
+from turbofit.memory.pytorch.weights import own_draft_weights, weight_classes
+from turbofit.model.drafts import with_draft
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
@@ -47,7 +50,8 @@ def rank(monkeypatch):
         return op
 
     monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(unbuilt))
-    monkeypatch.setattr("lmdeploy.utils.is_bf16_supported", lambda *_: True)
+    for module in ("utils", "pytorch.configurations.qwen3_5"):
+        monkeypatch.setattr(f"lmdeploy.{module}.is_bf16_supported", lambda *_: True)
 
     def stored(folder: Path):
         for path in folder.glob("*.safetensors"):
@@ -57,9 +61,9 @@ def rank(monkeypatch):
             for name, one in header.items():
                 yield name, torch.empty(one["shape"], dtype=types[one["dtype"]], device=meta)
 
-    def made(folder: Path, tp: int, number: int = 0, *, load: bool = False):
+    def made(folder: Path, tp: int, number: int = 0, *, load: bool = False, **draft):
         config = config_from_pretrained(str(folder), trust_remote_code=False)
-        built = AutoModelConfigBuilder.build(config, str(folder), tp=tp)
+        built = AutoModelConfigBuilder.build(config, str(folder), tp=tp, **draft)
         group = DistGroup(rank=number)
         ranks = DistContext(
             rank=number, dist_config=DistConfig(tp=tp), tp_group=group, attn_tp_group=group,
@@ -135,3 +139,81 @@ def test_degrees_that_are_planned_are_those_that_load(rank, tmp_path, preset, qu
             assert problem is not None, tp
         else:
             assert problem is None, tp
+
+
+def with_mtp(folder: Path) -> Path:
+    """Add the number of draft layers to a stand-in's config: LMDeploy takes it from there."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config.get("text_config", config)["mtp_num_hidden_layers"] = 1
+    path.write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("preset", "algorithm", "degrees"),
+    [
+        ("qwen3.5-27b", "qwen3_5_mtp", (1, 2, 4)),
+        ("qwen3.5-35b-a3b", "qwen3_5_mtp", (1, 2, 4)),
+        ("glm-4.5-air", "deepseek_mtp", (1, 2, 4, 8)),
+        ("glm-4.5", "deepseek_mtp", (1, 2, 4, 8)),
+    ],
+)
+def test_drafts_are_as_large_as_lmdeploys_own_classes(rank, tmp_path, preset, algorithm, degrees):
+    """The layers that propose tokens, of full width; experts are few."""
+    model = preset_model(preset)
+    layers = 4 if model.text.delta else 2  # one period of delta nets
+    delta = model.text.delta and replace(model.text.delta, layers=3)
+    moe = model.text.moe and replace(model.text.moe, layers=layers, experts=8)
+    text = replace(model.text, layers=layers, delta=delta, moe=moe)
+    model = with_draft(replace(model, text=text), algorithm, None, 1)
+    folder = with_mtp(write_model(twin_of(model), tmp_path / "m"))
+    for tp in degrees:
+        own = rank(folder, tp, is_draft_model=True, spec_method=algorithm)
+        assert own_draft_weights(model, model.draft, tp) == own
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 6])
+@pytest.mark.parametrize("preset", ["qwen3.5-27b", "qwen3.5-35b-a3b", "qwen3.5-9b"])
+def test_states_are_those_of_lmdeploys_config(rank, tmp_path, monkeypatch, preset, tokens):
+    from lmdeploy.hf_configs import config_from_pretrained
+    from lmdeploy.pytorch import envs
+    from lmdeploy.pytorch.configurations.builder import AutoModelConfigBuilder
+    from lmdeploy.pytorch.engine.cache_engine.state import StateCacheEngine
+
+    monkeypatch.setattr(envs, "fp32_mamba_ssm_dtype", False)
+    monkeypatch.setattr(
+        "lmdeploy.pytorch.configurations.qwen3_5.is_bf16_supported", lambda *_: True
+    )
+    model, settings = preset_model(preset), Settings(max_batch_size=30)
+    folder = with_mtp(write_model(twin_of(model), tmp_path / "m"))
+    for tp in (1, 2, 4):
+        config = config_from_pretrained(str(folder), trust_remote_code=False)
+        built = AutoModelConfigBuilder.build(
+            config, str(folder), tp=tp, spec_method="qwen3_5_mtp", num_spec_tokens=tokens
+        )
+        slot = StateCacheEngine.get_state_slot_nbytes(built.states_shapes)
+        assert state_bytes(model.text, replace(settings, tp=tp), tokens) == 32 * slot
+
+
+@pytest.mark.parametrize(
+    ("preset", "algorithm"), [("qwen3.5-27b", "qwen3_5_mtp"), ("glm-4.5-air", "deepseek_mtp")]
+)
+def test_blocks_of_a_draft_are_those_of_lmdeploys_plan(rank, tmp_path, preset, algorithm):
+    import torch
+    from lmdeploy.hf_configs import config_from_pretrained
+    from lmdeploy.pytorch.config import CacheConfig
+    from lmdeploy.pytorch.configurations.builder import AutoModelConfigBuilder
+    from lmdeploy.pytorch.engine.cache_engine.plan import build_block_cache_plan
+
+    model = with_draft(preset_model(preset), algorithm, None, 1)
+    folder = with_mtp(write_model(twin_of(model), tmp_path / "m"))
+    for tp in (1, 2, 4):
+        config = config_from_pretrained(str(folder), trust_remote_code=False)
+        built = AutoModelConfigBuilder.build(
+            config, str(folder), tp=tp, is_draft_model=True, spec_method=algorithm
+        )
+        built.dtype = torch.bfloat16
+        cache = CacheConfig(max_batches=8, block_size=64, num_cpu_blocks=0, num_gpu_blocks=0)
+        plan = build_block_cache_plan(built, cache, tp)
+        assert draft_block(model, Settings(tp=tp)) == plan.logical_block_nbytes

@@ -56,7 +56,7 @@ ROW = (0,) * 15
 def process(pid: int, peak: int, refused_at: int = 0) -> Process:
     return Process(
         pid=pid, refused_at=refused_at, alive=False, allocated=(peak, *ROW), context=(0, *ROW),
-        peak=(peak, *ROW), at_peak=(peak, *ROW), pinned_peak=0,
+        late=(0, *ROW), peak=(peak, *ROW), at_peak=(peak, *ROW), pinned_peak=0,
     )  # fmt: skip
 
 

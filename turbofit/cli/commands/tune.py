@@ -157,10 +157,13 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
         request, load,
         slo=slo,
         kv_types=options.kv_policies,
+        drafts=options.draft_tokens,
         starts=options.starts,
         seconds=parse_seconds(options.time, "--time"),
         began=began, apart=apart,
     )  # fmt: skip
+
+    wanted.check()
 
     def body(_: StopSignal) -> Tuning:
         if options.pretend:

@@ -15,7 +15,7 @@ from turbofit.core.messages import RESERVED, plural
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
-from turbofit.core.units import INT, MIB, round_up
+from turbofit.core.units import HALF, INT, MIB, round_up
 from turbofit.core.version import REFERENCE
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import (
@@ -60,8 +60,8 @@ from turbofit.memory.pytorch.weights import (
     VOCAB_ROWS,
     WHOLE_TOWERS,
     PytorchConstants,
+    draft_on_rank,
     draft_staged,
-    draft_weights,
     environment,
     is_copied,
     kv_heads_held,
@@ -150,6 +150,9 @@ def weight_terms(
         # Unusable memory: 33 MiB after experts are copied to a new layout (on pretend GPUs), 9 MiB
         # after tensors of a draft are freed.
         fragmented += constants.segment
+    if model.draft and model.draft.is_own and model.draft.text.moe is not None:
+        # A draft's experts are copied, too: 76 MiB were seen in all.
+        fragmented += 2 * constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
     return terms
@@ -250,14 +253,20 @@ def transient_terms(
     rule = model.image_rule
     tables = work.tables() if rule is not None and vision_load.units_per_image else 0
     text = work.prefill(Prefill(tokens=prompt, context=context, sequences=sequences))
-    if model.draft:
+    chunks = -(-settings.session_len // prompt)
+    kept = 0
+    if model.draft and model.draft.is_own:
+        forward = Prefill(tokens=prompt, context=context, sequences=sequences)
+        text = max(text, work.own_prefill(model.draft, forward, chunks))
+        # The model's states, and with images its embeddings, wait for the draft.
+        kept = prompt * (2 if rule is not None else 1) * model.text.hidden * HALF
+    elif model.draft:
         forward = Prefill(tokens=prompt, context=context)
-        chunks = -(-settings.session_len // prompt)
         size = work.draft_prefill(model.draft, forward, chunks) + constants.prefill_base
         text = max(text, size)
     cases: list[tuple[str, int, str]] = [
         ("text_prefill", text + tables, "longest prompts fill a forward"),
-        ("sampling", work.sampling(sequences) + tables, f"{sequences} rows with top_k=0"),
+        ("sampling", work.sampling(sequences, kept) + tables, f"{sequences} rows with top_k=0"),
     ]
     if rule is not None and vision_load.units_per_image:
         # A chunk never cuts an image, and is therefore at least as long as the longest image.
@@ -272,7 +281,10 @@ def transient_terms(
         note = f"{met.now} {plural(met.now, rule.unit_name)} in one forward"
         if met.next:
             note += f", the pixels of {met.next} for the next"
-        cases.append(("vision_forward", work.prefill(forward), note))
+        size = work.prefill(forward)
+        if model.draft:  # only drafts of the model's own layers have a base with images
+            size = max(size, work.own_prefill(model.draft, forward, chunks))
+        cases.append(("vision_forward", size, note))
     if model.loras:
         size = work.decode(sequences) + work.restored(sequences) + constants.kernel_tuning
         cases.append(("adapter_kernels", size, "kernels of adapters are chosen in the warm-up"))
@@ -314,7 +326,7 @@ def _divided(model: Model) -> Iterator[tuple[int, str]]:
         shared, expert = text.moe.shared_intermediate, text.moe.intermediate
         yield shared, f"the shared expert's {shared} channels"
         yield expert, f"the experts' {expert} channels"
-    if text.cached_latent is not None:
+    if text.cached_latent is not None or (model.draft and model.draft.is_own):
         yield round_up(text.vocab, VOCAB_ROWS), f"the vocabulary's {text.vocab} rows"
     if text.delta is not None:
         yield text.delta.key_heads, f"the delta nets' {text.delta.key_heads} key heads"
@@ -441,6 +453,13 @@ def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | Non
     return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < capability), None)
 
 
+def _drafted_ranks(model: Model, ranks: int) -> range:
+    """Return the ranks that have a draft: none, the first, or all if it is the model's layers."""
+    if not model.draft:
+        return range(0)
+    return range(ranks if model.draft.is_own else 1)
+
+
 class PytorchAccount(Account):
     """The account of one model with given settings on one group of GPUs."""
 
@@ -470,11 +489,14 @@ class PytorchAccount(Account):
         #: Bytes of a draft's keys and values in one block; 0 without a draft.
         self._drafts = draft_block(model, settings)
         shape = self.cache_shape(model.text, settings, constants)
-        # The first GPU has a draft's cache, too, with as many blocks as the model's cache.
+        # A draft's cache has as many blocks as the model's cache.
         self.shape = replace(shape, block_bytes=shape.block_bytes + self._drafts)
+        #: The GPUs of the group that have a draft: all of them, or the first.
+        self._drafted = _drafted_ranks(model, len(gpus))
         # With fewer blocks the engine lowers max_prefill_token_num, or stops.
         self.least_blocks = constants.least_blocks
-        state = self.state_bytes(model.text, settings)
+        tokens = model.draft.tokens if model.draft else 0
+        state = self.state_bytes(model.text, settings, tokens)
         #: Bytes of the delta nets' states, which are allocated, and of the runtime's reserve, which
         #: is not.
         self._kept = state + self.runtime_bytes(model.text, settings)
@@ -490,23 +512,25 @@ class PytorchAccount(Account):
         note = (
             f"{state_slots(settings)} slots: one for each sequence of max_batch_size, and two more"
         )
+        note += f", each with the states after {tokens} proposed tokens" if tokens else ""
         size = round_up(state, constants.page)
         states = (term("state_cache", "cache", size, "formula", note),) if state else ()
         calibration = calibration_for(launch, "pytorch", constants.version)
         static = []
-        for gpu, terms in zip(gpus, before, strict=True):
+        for i, (gpu, terms) in enumerate(zip(gpus, before, strict=True)):
             # As many blocks as an empty card could hold: over, but tables of blocks are small.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
             buffers = self.buffer_terms(model, work, settings, gpu, most, constants)
-            if model.draft and gpu is gpus[0]:
-                size = work.draft_graphs(model.draft, capture_sizes(settings), most)
+            if model.draft and i in self._drafted:
+                graphs = work.own_graphs if model.draft.is_own else work.draft_graphs
+                size = graphs(model.draft, capture_sizes(settings), most)
                 note = "the draft's CUDA graphs, and their own pool"
                 buffers.append(term("draft_graphs", "buffers", size, "formula", note))
             memory = StaticMemory(before=terms, buffers=(*states, *buffers), staged=staged)
             static.append(corrected(memory, calibration))
         pool = self.pool_term(work, settings, constants)
         super().__init__(launch, static, pool, transients, met.now, calibration)
-        blocks = [self.block_bytes, *[shape.block_bytes] * (len(gpus) - 1)]
+        blocks = [shape.block_bytes + self._drafts * (i in self._drafted) for i in range(len(gpus))]
         #: For each GPU, the bytes that ratio 1 would give to the cache, and the bytes of a block.
         self._shares = [
             (gpu.usable - total_bytes(memory.before) - self._kept, block)
@@ -526,9 +550,15 @@ class PytorchAccount(Account):
             largest_loaded(model, settings.tp),
             staged_copy(model, settings.tp, capability, self.constants),
         )
-        if model.draft:
-            size, note = draft_weights(model.draft), "the draft, whole on the first rank"
-            before[0] = (*before[0], term("weights.draft", "weights", size, "formula", note))
+        for rank in self._drafted:
+            size, note = (
+                draft_on_rank(model, settings.tp, rank),
+                "the draft, whole on the first rank",
+            )
+            if model.draft and model.draft.is_own:
+                note = "the draft, divided as the model"
+            before[rank] = (*before[rank], term("weights.draft", "weights", size, "formula", note))
+        if model.draft and not model.draft.is_own:
             largest = max(largest, draft_staged(model.draft))
         largest += adapter_files(model)  # torch still holds the memory of earlier tensors
         return before, round_up(largest, self.constants.page)
@@ -568,7 +598,7 @@ class PytorchAccount(Account):
         blocks = self.region_at(ratio) // self.block_bytes
         size = self.shape.held(blocks * (self.block_bytes - self._drafts))
         terms = [term("kv_cache", "cache", size, "formula", note)]
-        if self._drafts and i == 0:
+        if i in self._drafted:
             size = self.shape.held(blocks * self._drafts)
             terms.append(term("kv_cache.draft", "cache", size, "formula", "as many blocks"))
         return terms

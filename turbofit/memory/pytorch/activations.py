@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
+from msgspec.structs import replace
+
 from turbofit.core.model import Draft, MlaDims, Model, MoeDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
@@ -99,6 +101,12 @@ _JOINED = 2
 #: The most copies of the base's states that are alive. Source:
 #: lmdeploy spec_decode/spec_agent.py::SpecModelAgent._prepare_inputs_from_main #66b53a
 _STATES = 3
+#: Additional hidden states of a draft's own layer: the normed states of the model, and the states
+#: as they were given. Source:
+#: lmdeploy models/qwen3_5_mtp.py `torch.cat([inputs_embeds, previous_hidden_states], dim=-1)`
+_OWN = 2
+#: The model's embeddings of a prompt with images, and their copy that is shifted by a token.
+_EMBEDDINGS = 2
 
 
 def attention_parts(kv_heads: int, processors: int) -> int:
@@ -193,6 +201,34 @@ class Activations:
         attention = tokens * attention + 2 * keys * forward.context
         return (tokens * each + max(tokens * 2 * text.intermediate, attention)) * HALF
 
+    def of_draft(self, draft: Draft) -> Activations:
+        """Return the activations of a draft's own layers, which ranks divide as the model's."""
+        work = Activations(replace(self.model, text=draft.text), self.settings, self.constants)
+        work.processors = self.processors
+        return work
+
+    def own_graphs(self, draft: Draft, captured: Sequence[int], blocks: int) -> int:
+        """Return the bytes on each rank of the CUDA graphs of a draft's own layers, and their pool.
+
+        Graphs, tables and states are as those of `draft_graphs`.
+        """
+        hidden, rows = draft.text.hidden, max(captured, default=0)
+        each = 2 * hidden * (self.step_tokens + 1)
+        step = self.of_draft(draft).decode(rows) + rows * self.step_tokens * _OWN * hidden * HALF
+        pool = step + self.constants.segment if captured else step
+        return pool + sum(captured) * (2 * blocks * INT + each * HALF)
+
+    def own_prefill(self, draft: Draft, forward: Prefill, chunks: int) -> int:
+        """Return the bytes of a prefill of a draft's own layers, with the model's states.
+
+        With images the model's embeddings are alive, too, and a copy of them behind the first. An
+        upper bound: the features of images may have been freed. Source:
+        lmdeploy spec_decode/spec_agent.py::SpecModelAgent._prepare_inputs_from_main #66b53a
+        """
+        kept = min(chunks, _STATES) + _OWN + (_EMBEDDINGS if forward.units else 0)
+        states = forward.tokens * kept * draft.text.hidden * HALF
+        return self.of_draft(draft)._decoder(forward) + states
+
     def further_pool(self) -> int:
         """Return the bytes that torch keeps after the warm-up in addition to the pool of one step.
 
@@ -212,9 +248,10 @@ class Activations:
             return 0
         return _TABLE_SIDE**2 * vision.head_dim // 2 * _COMPLEX
 
-    def sampling(self, rows: int) -> int:
+    def sampling(self, rows: int, kept: int = 0) -> int:
         """Return the bytes for logits and sampling of at most ``rows`` rows.
 
+        ``kept`` are the bytes of a prefill that its draft reads after the sampling.
         With a draft, the logits of all tokens are alive, and a copy of the last token's logits.
         Later a copy of the other tokens' logits becomes probabilities at 32 bits. Exact on pretend
         GPUs. Source:
@@ -223,10 +260,11 @@ class Activations:
         few = min(rows, _SEGMENTED_SORT - 1) * self.constants.logit_few
         many = rows * self.constants.logit if rows >= _SEGMENTED_SORT else 0
         size, proposed = max(few, many), self.step_tokens - 1
+        alone = size * self.text.vocab + kept
         if proposed:
             logits = HALF * (self.step_tokens + 1)
             size = max(size + rows * logits, rows * (logits + (HALF + 2 * FLOAT) * proposed))
-        return size * self.text.vocab + self.constants.sampling_base
+        return max(size * self.text.vocab, alone) + self.constants.sampling_base
 
     def decode(self, rows: int) -> int:
         """Return the bytes of one decoding step with ``rows`` sequences."""

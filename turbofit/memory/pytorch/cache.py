@@ -84,9 +84,13 @@ def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants)
 def draft_block(model: Model, settings: Settings) -> int:
     """Return the bytes of a draft's keys and values in one block; 0 without a draft.
 
-    The first rank has the whole draft; other ranks have none of these bytes.
+    The first rank has the whole of a draft with a checkpoint of its own, other ranks have nothing
+    of it. Layers of the model's own checkpoint are divided as the model is.
     """
-    return block_bytes(model.draft.text, replace(settings, tp=1)) if model.draft else 0
+    if not model.draft:
+        return 0
+    tp = settings.tp if model.draft.is_own else 1
+    return block_bytes(model.draft.text, replace(settings, tp=tp))
 
 
 def state_slots(settings: Settings) -> int:
@@ -94,20 +98,22 @@ def state_slots(settings: Settings) -> int:
     return settings.max_batch_size + 2
 
 
-def state_bytes(text: TextDims, settings: Settings) -> int:
+def state_bytes(text: TextDims, settings: Settings, drafted: int = 0) -> int:
     """Return the bytes per rank of the state cache; 0 if every layer has attention.
 
     A slot has two parts: the convolutions' last inputs of all layers, and the recurrent states of
     all layers. Each part begins at a multiple of 256 bytes. All values have 16 bits, even if
-    the config's ``mamba_ssm_dtype`` differs. Source:
+    the config's ``mamba_ssm_dtype`` differs. If ``drafted`` tokens are proposed in a step, a slot
+    has the states after each of them, too, since some may be rejected. Source:
     lmdeploy executor/base.py `cache_config.max_batches + 2`
     lmdeploy configurations/qwen3_5.py::Qwen3_5ModelConfigBuilder.build #818bd6
     """
     delta, tp = text.delta, settings.tp
     if delta is None:
         return 0
-    window = delta.layers * delta.channels // tp * delta.kernel
+    window = delta.layers * delta.channels // tp * (delta.kernel + drafted)
     state = delta.layers * delta.value_heads // tp * delta.value_dim * delta.key_dim
+    state *= 1 + drafted
     slot = round_up(window * HALF, _ALIGN) + round_up(state * HALF, _ALIGN)
     return state_slots(settings) * slot
 

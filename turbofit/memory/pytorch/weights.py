@@ -15,6 +15,7 @@ from functools import cache
 from math import prod
 from typing import Final
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.model import DTYPE_BYTES, AudioDims, Draft, Model, TextDims, VisionDims
@@ -316,6 +317,44 @@ def largest_loaded(model: Model, tp: int) -> int:
     down = text.hidden * max(text.intermediate, inner, delta) * HALF
     rows = rows_held(text, tp) * text.hidden * HALF if text.cached_latent else 0
     return max(tied + down, rows, experts)
+
+
+def draft_on_rank(model: Model, tp: int, rank: int) -> int:
+    """Return the bytes of a model's draft on a rank; 0 without a draft.
+
+    A draft with a checkpoint of its own is whole on the first rank. Layers of the model's own
+    checkpoint are on every rank. Source:
+    lmdeploy pytorch/spec_decode/__init__.py::build_spec_agent #bb0341
+    """
+    if not model.draft:
+        return 0
+    if model.draft.is_own:
+        return own_draft_weights(model, model.draft, tp)
+    return 0 if rank else draft_weights(model.draft)
+
+
+def own_draft_weights(model: Model, draft: Draft, tp: int) -> int:
+    """Return the bytes on one rank of a draft that is layers of the model's checkpoint.
+
+    Its layers are divided as the model's. What joins a token's embedding and its state is whole on
+    every rank, at 16 bits. DeepSeek's class also has embeddings, whole on every rank, and a head.
+    The figure is too high if 4-bit weights have 4 bits in the draft, too. Source:
+    lmdeploy models/qwen3_5_mtp.py::Qwen3_5MultiTokenPredictor.__init__ #7b4fb5
+    lmdeploy models/deepseek_mtp.py::DeepSeekMultiTokenPredictorLayer.__init__ #f114c4
+    """
+    text, packed = draft.text, model.quantization
+    if packed is not None:
+        exempt = [name for name in packed.unconverted if "mtp" in name and ".fc" not in name]
+        is_packed_too = packed.method == "fp8" and not exempt
+        packed = replace(packed, unconverted=()) if is_packed_too else None
+    alone = replace(model, text=text, vision=None, quantization=packed, draft=UNSET)
+    classes = weight_classes(alone, tp)
+    layers = sum(classes.values()) - classes["embedding"] - classes["lm_head"]
+    joins, norms = 2 * text.hidden, 2
+    embeddings = text.vocab if draft.embeds else 0
+    head = round_up(draft.head_rows, VOCAB_ROWS) // tp
+    parts = text.layers if draft.embeds else 1  # each layer of DeepSeek's class has all of them
+    return layers + parts * (joins + norms + embeddings + head) * text.hidden * HALF
 
 
 def draft_weights(draft: Draft) -> int:

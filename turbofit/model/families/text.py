@@ -32,6 +32,12 @@ TEXT_ARCHITECTURES: Final = frozenset(
 _GPT_OSS: Final = "GptOssForCausalLM"
 _GLM_MOE: Final = "Glm4MoeForCausalLM"
 _PHI_MOE: Final = "PhiMoEForCausalLM"
+#: The key with the number of layers that propose tokens.
+_DRAFT_LAYERS: Final = {
+    _GLM_MOE: "num_nextn_predict_layers",
+    "Qwen3_5TextModel": "mtp_num_hidden_layers",
+    "Qwen3_5MoeTextModel": "mtp_num_hidden_layers",
+}
 _ATTENTION_BIAS: Final = ("attention_bias", False)
 #: Whether three kinds of layers have biases, by architecture: queries, keys and values together;
 #: then outputs; then MLPs. Each entry is a key of the config with its default, or a fixed value.
@@ -142,6 +148,8 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     read_experts = _routed_experts if mla or "routed" in defaults else _moe
     experts = read_experts(config, architecture, defaults, layers)
     window = _window(config, architecture, layers)
+    key = _DRAFT_LAYERS.get(architecture)
+    drafts = config.integer(key, 1, low=0, high=1 << 10) if key else 1
     return TextDims(
         architecture=defaults.get("run_as", architecture),
         layers=layers,
@@ -166,6 +174,7 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         norm_bias=is_phi_moe,
         head_bias=is_phi_moe and config.boolean("lm_head_bias", False),
         sliding_window=window or UNSET,
+        draft_layers=UNSET if drafts == 1 else drafts,
     )
 
 

@@ -43,7 +43,7 @@ _FLASH: Final = "flash_attn_interface"
 #: What pip installs for a module whose package has another name, or no name on PyPI.
 _PACKAGES: Final = {
     "fla": "flash-linear-attention",
-    _FLASH: "'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
+    _FLASH: "flash-attn-3==3.0.0",  # a wheel of PyTorch's own index, as in LMDeploy's image
 }
 
 

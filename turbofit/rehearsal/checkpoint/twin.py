@@ -14,8 +14,10 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model
+from turbofit.core.model import Draft, Model, TextDims
 from turbofit.core.presets import merged
 from turbofit.core.struct import JsonObject
 from turbofit.model.tensors import Tensor, text_tensors
@@ -133,6 +135,8 @@ def config_of(twin: Twin) -> JsonObject:
             packing["modules_to_not_convert"] = list(quantization.unconverted)
         template = merged(_nested(quantized, {"quantization_config": packing}), template)
     config: JsonObject = config_from(template, twin.values)
+    if model.draft and model.draft.is_own:
+        config["num_nextn_predict_layers"] = model.draft.text.layers
     if quantization is None:
         config.pop("quantization_config", None)
     return config
@@ -154,12 +158,38 @@ def tensors(twin: Twin) -> Iterator[Entry]:
     whole, names = twin.whole, twin.decoder.tensors
     names = names if whole is None else merged(names, whole.tensors)
     place = (whole and whole.decoder) or Decoder()
-    for name, dtype, shape in _entries(twin.model, names, text_tensors(twin.model.text)):
+    text, draft = twin.model.text, twin.model.draft
+    if draft and draft.is_own:
+        yield from _draft_entries(draft, text.layers)
+        text = _with_layers(text, draft.text.layers)
+    for name, dtype, shape in _entries(twin.model, names, text_tensors(text)):
         inside = name.removeprefix("model.")
         yield (place.model + inside if inside != name else place.head + name), dtype, shape
     if whole is not None and (vision := twin.model.vision) is not None:
         towers = tower_tensors(vision, twin.model.text.hidden)
         yield from _entries(twin.model, whole.tower, towers, whole.at)
+
+
+def _with_layers(text: TextDims, more: int) -> TextDims:
+    """Return the dimensions with ``more`` layers, which are as the last one."""
+    moe = text.moe and replace(text.moe, layers=text.moe.layers + more)
+    return replace(text, layers=text.layers + more, moe=moe)
+
+
+def _draft_entries(draft: Draft, after: int) -> Iterator[Entry]:
+    """Yield what layers of a draft have in addition; the first has the number ``after``.
+
+    Source: lmdeploy models/deepseek_mtp.py::DeepSeekMultiTokenPredictorLayer.__init__ #f114c4
+    """
+    hidden, rows = draft.text.hidden, draft.text.vocab
+    shapes = {
+        "embed_tokens": (rows, hidden), "enorm": (hidden,), "hnorm": (hidden,),
+        "eh_proj": (hidden, 2 * hidden), "shared_head.norm": (hidden,),
+        "shared_head.head": (rows, hidden),
+    }  # fmt: skip
+    for layer in range(after, after + draft.text.layers):
+        for name, shape in shapes.items():
+            yield f"model.layers.{layer}.{name}.weight", "BF16", shape
 
 
 def _entries(

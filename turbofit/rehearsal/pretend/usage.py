@@ -102,6 +102,7 @@ class Process:
         refused_at: the time of the last refused allocation; 0: no allocation was refused.
         allocated: memory that the process holds, or held at its end, without its context.
         context: memory of the process's CUDA context.
+        late: memory of the scenario that the process holds since it asked for free memory.
         peak: the most memory that the process held, without its context.
         at_peak: memory that the process held, with its context, when all processes together held
             the most.
@@ -113,6 +114,7 @@ class Process:
     alive: bool
     allocated: tuple[int, ...]
     context: tuple[int, ...]
+    late: tuple[int, ...]
     peak: tuple[int, ...]
     at_peak: tuple[int, ...]
     pinned_peak: int
@@ -137,8 +139,12 @@ class SharedRecord:
     pinned_allocations: int = 0
 
     def held(self, device: int) -> int:
-        """Return the bytes that living processes hold on a device, with their CUDA contexts."""
-        return sum(p.allocated[device] + p.context[device] for p in self.processes if p.alive)
+        """Return the bytes that living processes hold on a device.
+
+        The bytes include CUDA contexts and `Process.late`, as the bytes of ``peak`` do.
+        """
+        alive = [p for p in self.processes if p.alive]
+        return sum(p.allocated[device] + p.context[device] + p.late[device] for p in alive)
 
 
 def read_shared(path: Path) -> SharedRecord:
@@ -171,11 +177,11 @@ def _process(slot: tuple[int, ...]) -> Process:
     state, pid, started, _, refused_at, *rows = slot
     alive = state == _LIVE and lives(pid, started)
     # Each row ends with the page-locked host memory.
-    allocated, context, _, peak, at_peak = (
+    allocated, context, late, peak, at_peak = (
         tuple(rows[i * _ROWS : i * _ROWS + _PINNED]) for i in range(5)
     )
     pinned = rows[3 * _ROWS + _PINNED]
-    return Process(pid, refused_at, alive, allocated, context, peak, at_peak, pinned)
+    return Process(pid, refused_at, alive, allocated, context, late, peak, at_peak, pinned)
 
 
 def lives(pid: int, started: int | None = None) -> bool:

@@ -14,6 +14,7 @@ from turbofit.core.plan import alike, roomier_limit
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.machine.presets import other_sizes, usual_assumptions
 from turbofit.planning.alternatives import WITHOUT
+from turbofit.planning.own_drafts import DRAFTS
 from turbofit.planning.verdict import all_fitting
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
@@ -150,6 +151,8 @@ def _short_facts(plan: Plan) -> dict[str, str]:
     facts["smaller"] = _trade(plan)
     facts["best at"] = plan.backend.reason if plan.workload.goal == "latency" else ""
     facts["engine"] = in_brief(plan.why_engine, _REASON)
+    drafts = next((reason for reason in plan.reasons if reason.startswith(DRAFTS)), "")
+    facts["drafts"] = drafts.removeprefix(DRAFTS)
     facts["died?"] = _DIED * (plan.fits and not plan.considered)
     if plan.rehearsal is not None:
         engine = "LMDeploy" if plan.backend.of_lmdeploy else "Transformers"

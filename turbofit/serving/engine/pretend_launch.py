@@ -115,6 +115,7 @@ class PretendReader:
 
     def usages(self) -> tuple[PretendUsage, ...]:
         """Return the use of each pretend GPU of the group so far; empty if unreadable."""
+        others = [gpu.used for gpu in self._machine.gpus]
         with self._reading:
             if self._plan.backend.on_torch:
                 sizes = self._torch_held()
@@ -122,8 +123,9 @@ class PretendReader:
                 memory = self._read()
                 cards = () if memory is None else memory.cards
                 sizes = [(max(card.peak.values(), default=0), card.in_use) for card in cards]
+                # A timeline has the allocations alone; the shared file also has the late bytes.
+                others = [gpu.used + gpu.late for gpu in self._machine.gpus]
         indices = self._plan.groups[self._group]
-        others = [gpu.used + gpu.late for gpu in self._machine.gpus]
         return tuple(
             PretendUsage(gpu=index, peak=before + peak, in_use=before + now)
             for index, before, (peak, now) in zip(indices, others, sizes, strict=False)

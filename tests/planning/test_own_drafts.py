@@ -1,0 +1,53 @@
+"""What a plan says of a draft that is layers of the model's own checkpoint."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import turbofit
+from tests.memory.pytorch.test_own_drafts import QWEN, drafted, planned
+from turbofit.core.plan import Plan
+from turbofit.core.units import MIB
+from turbofit.planning.own_drafts import draft_warnings
+
+
+@pytest.mark.parametrize("on", ["2xh100", "2xa100-80g"])
+def test_lmdeploys_own_example(on: str) -> None:
+    """Its pull request #4437 shows this line: it is to start."""
+    prediction = turbofit.predict(
+        "qwen3.5-35b-a3b", on=on, tp=2, engine="pytorch", max_batch_size=128, session_len=65536,
+        speculative_algorithm=QWEN, speculative_num_draft_tokens=3,
+    )  # fmt: skip
+    assert prediction.fits
+    assert "counted, not rehearsed" in prediction.warnings[0]
+
+
+def test_a_plan_says_how_many_requests_each_number_of_tokens_leaves() -> None:
+    plan = planned("qwen3.5-9b", "1xa100-40g", speculative_num_draft_tokens=2)
+    (row,) = (reason for reason in plan.reasons if reason.startswith("drafts: "))
+    told = row.removeprefix("drafts: ").partition(" requests")[0]
+    counts = [int(count) for count in told.split(", ")]
+    assert len(counts) == 4
+    assert counts == sorted(counts, reverse=True)
+    assert counts[2] == plan.requests_at_once
+    assert "turbomind" in row
+    engine = plan.engines[0]
+    assert engine.command is not None
+    assert "--speculative-draft-model" not in engine.command.argv
+    assert engine.speculative_config() == {"method": QWEN, "num_speculative_tokens": 2}
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_given_margin_stays() -> None:
+    plan = planned("qwen3.5-9b", "1xrtx4090", margin=300 * MIB)
+    assert plan.ledgers[0].margin == 300 * MIB
+
+
+@pytest.mark.parametrize(("outcome", "warns"), [(None, 1), ("failed", 1), ("served", 0)])
+def test_a_rehearsal_that_served_ends_the_doubt(outcome: str | None, warns: int) -> None:
+    rehearsal = outcome and SimpleNamespace(outcome=outcome)
+    plan: Any = SimpleNamespace(model=drafted("glm-4.5-air")[0], rehearsal=rehearsal)
+    assert len(draft_warnings(plan)) == warns
