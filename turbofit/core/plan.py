@@ -51,7 +51,8 @@ _PYTORCH_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
     "session_len", "quant_policy", "cache_block_seq_len", "enable_prefix_caching", "model_format",
     "language_model_only", "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-    "distributed_executor_backend", "hf_overrides", "adapters", *SPECULATIVE,
+    "distributed_executor_backend", "hf_overrides", "prefix_cache_state_budget", "adapters",
+    *SPECULATIVE,
 )  # fmt: skip
 _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
 #: The phases whose terms are in memory when the cache is sized.
@@ -125,6 +126,9 @@ class Settings(Struct):
     cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
     hf_overrides: Annotated[str | UnsetType, doc("JSON; absent if not given.")] = UNSET
+    prefix_cache_state_budget: Annotated[
+        int | UnsetType, doc("Slots of delta nets' states for prefixes; absent if not given.")
+    ] = UNSET
     adapters: Annotated[
         tuple[str, ...] | UnsetType, doc("NAME=PATH of each adapter; absent if not given.")
     ] = UNSET

@@ -40,8 +40,8 @@ _RAY: Final = "ray "
 #: Settings that a command only contains if they are set.
 _WHERE_SET: Final = frozenset({
     "model_format", "enable_prefix_caching", "language_model_only", "num_gpu_blocks", "eager_mode",
-    "cudagraph_capture_batch_sizes", "distributed_executor_backend", "hf_overrides", "adapters",
-    *SPECULATIVE,
+    "cudagraph_capture_batch_sizes", "distributed_executor_backend", "hf_overrides",
+    "prefix_cache_state_budget", "adapters", *SPECULATIVE,
 })  # fmt: skip
 #: The server for Transformers, run with ``python -m``.
 _FALLBACK_MODULE: Final = "turbofit.serving.fallback_server"

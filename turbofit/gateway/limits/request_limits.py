@@ -63,6 +63,7 @@ class Bounds(Struct):
     - ``serial``: engines answer one request after another, and read no parameters of images.
     - ``vocabulary``: the number of tokens that the model knows, 0 if unknown.
     - ``host_bytes``: the most bytes of host memory for the images of all requests at one engine.
+    - ``prefix_caching``: the engines keep what they have read of conversations.
     - ``shares``: for each engine, the average number of requests that the plan expects.
     """
 
@@ -78,6 +79,7 @@ class Bounds(Struct):
     vocabulary: int = 0
     serial: bool = False
     host_bytes: int = _UNKNOWN_HOST
+    prefix_caching: bool = False
     shares: tuple[float, ...] = ()
 
     @property
@@ -150,6 +152,7 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         vocabulary=plan.model.text.vocab,
         serial=plan.backend.serial,
         host_bytes=images_in_flight(plan, bytes_per_unit),
+        prefix_caching=any(engine.settings.enable_prefix_caching for engine in plan.engines),
         shares=tuple(engine.requests for engine in plan.engines),
     )
 
