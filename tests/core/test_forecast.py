@@ -49,7 +49,7 @@ class Rates:
 )
 def test_the_slower_of_host_and_gpus_decides(rates: Rates) -> None:
     host = HostImages(
-        cores=1, seconds_per_image=0.1, images_per_second=10.0, gpu_images_per_second=rates.gpus,
+        cores=1, images_per_second=10.0, gpu_images_per_second=rates.gpus,
         measured=True,
     )  # fmt: skip
     assert (host.binds, host.words) == (rates.binds, rates.words)

@@ -148,7 +148,7 @@ def test_a_concurrency_is_of_all_nodes_together() -> None:
     assert not over.fits
     assert "with --concurrency 500: 1 of 1 node run 12 requests at once" in over.verdict
     both = cluster("1xrtx3090", "1xl4")
-    at_once = sum(one.plan.requests_at_once for one in api.plan_cluster("internvl2-8b", both).nodes)
+    at_once = sum(one.plan.promise.requests for one in api.plan_cluster("internvl2-8b", both).nodes)
     assert api.plan_cluster("internvl2-8b", both, concurrency=at_once).fits
     assert not api.plan_cluster("internvl2-8b", both, concurrency=at_once + 1).fits
 

@@ -7,6 +7,7 @@ import pytest
 import turbofit
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.messages import OWN_CODE
+from turbofit.core.plan import Plan
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.plan_view import plan_view
 
@@ -116,3 +117,10 @@ def test_an_option_that_a_version_lacks_is_not_said_to_be_set() -> None:
         plan = turbofit.plan("internvl2-2b", on="1xrtx4090", lmdeploy=version)
         assert (OWN_CODE in plan.warnings) is said
         assert ("--trust-remote-code" in plan.engines[0].command.argv) is said
+
+
+@pytest.mark.parametrize("version", ["0.6.4", "0.9.2", "0.17.0"])
+def test_the_document_of_an_older_release_can_be_read(version: str) -> None:
+    """Its ``usual_image`` was null, and neither a report nor an export read it."""
+    plan = turbofit.plan("internvl2-2b", on="1xt4", lmdeploy=version)
+    assert Plan.from_json(plan.to_json()) == plan

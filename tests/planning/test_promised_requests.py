@@ -77,8 +77,8 @@ def test_no_batch_is_planned_that_ends_an_engine() -> None:
 
 def test_a_concurrency_that_is_held_takes_no_more_than_the_batch_that_turbofit_chose() -> None:
     free = turbofit.plan("internvl3-8b", on="1xrtx4090")
-    asked = turbofit.plan("internvl3-8b", on="1xrtx4090", concurrency=free.requests_at_once)
-    assert asked.engines[0].settings == free.engines[0].settings
+    asked = turbofit.plan("internvl3-8b", on="1xrtx4090", concurrency=free.promise.requests)
+    assert asked.requests_at_once == free.promise.requests < free.requests_at_once
     assert asked.engines[0].kv == free.engines[0].kv
 
 

@@ -16,7 +16,6 @@ class HostImages(Struct):
     """
 
     cores: Annotated[int, doc("Cores whose time the engines' image threads may use.")]
-    seconds_per_image: Annotated[float, doc("Processor seconds of a core for an image.")]
     images_per_second: Annotated[float, doc("Images that these cores prepare.")]
     gpu_images_per_second: Annotated[
         float | None, doc("Images that the GPUs process; null: no forecast is shown.")
@@ -107,9 +106,6 @@ class Throughput(Struct):
     ] = None
     seconds_to_first_token_of_text: Annotated[
         float | None, doc("For a request without images to an idle engine.")
-    ] = None
-    median_error: Annotated[
-        float | None, doc("Half of the figures of this kind differ by at most this share.")
     ] = None
     surety: Annotated[Surety | None, doc("Surety of requests and tokens a second.")] = None
     first_token: Annotated[Surety | None, doc("Surety of `seconds_to_first_token`.")] = None

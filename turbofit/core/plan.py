@@ -31,6 +31,8 @@ Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
 _MOST_IMAGES: Final = 64
 #: Outcomes of a rehearsal, the gravest first; the gravest outcome of all engines is the plan's.
 _GRAVE: Final = ("out_of_memory", "hang", "failed", "served")
+#: Width and height of a photograph, as clients usually send one: the picture of a screen.
+PHOTOGRAPH: Final = (1920, 1080)
 #: Cards whose used memory differs by fewer bytes get the same settings.
 ALIKE: Final = 64 * MIB
 #: Every chat without images may ask for this many answers (`n`), as many as LMDeploy allows.
@@ -78,7 +80,20 @@ def config_names(engine: str) -> tuple[tuple[str, str], ...]:
 
 
 class Workload(Struct):
-    """The requests that a person asks a plan for.
+    """The requests that a person asks a plan for, and what a plan supposes of clients beside them.
+
+    =================================  ====================================================
+    a client                           what the plan supposes, and the sign
+    =================================  ====================================================
+    streams, or wants one piece        streams; if images queue, other answers are slower
+    states ``max_tokens``, or not      states it; if images queue, others reserve a session
+    asks once, or holds a conversation asks once; no memory or time is saved by a past
+    sends new images, or known ones    new images; a known image is prepared once
+    sends large images or photographs  memory: the largest; the batch: `PHOTOGRAPH` and text
+    =================================  ====================================================
+
+    Text and answers have the lengths of `presets/engines/throughput.yaml`, where the share of the
+    rate that queueing costs (``queued_share``) is, too.
 
     If ``context`` is None, turbofit takes the model's maximum, or less if the cache holds less. If
     ``concurrency`` or ``queue_images`` is None, turbofit chooses a value.
@@ -327,6 +342,15 @@ class Limits(Struct):
     def image_limit(self) -> int | None:
         """The image limit, in tiles or pixels; None if the model takes no images."""
         return self.max_dynamic_patch or self.max_pixels_per_image
+
+    def with_image_limit(self, rule: ImageRule, limit: int | None) -> Limits:
+        """Return the limits with another image limit, in the unit of ``rule``."""
+        tiles = rule.plan_limit_name == "max_dynamic_patch"
+        return replace(
+            self,
+            max_dynamic_patch=limit if tiles else None,
+            max_pixels_per_image=None if tiles else limit,
+        )
 
     def copies(self, *, images: bool) -> int:
         """Return the most answers that a request may ask for (``n``).

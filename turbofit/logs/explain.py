@@ -333,7 +333,7 @@ def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
         assumed = f", {case.assumption}" if case.assumption else ""
         yield f"for LMDeploy {plan.backend.version}{assumed}"
     rule = plan.model.image_rule
-    limit = getattr(plan.promise.limits, rule.plan_limit_name) if rule else None
+    limit = plan.promise.limits.image_limit if rule else None
     if rule and limit and limit < rule.checkpoint_limit and command.startswith("lmdeploy"):
         yield f"no option of this command keeps images to {rule.limit_name} {limit}: clients must"
     if (copies := plan.replicas) > 1 and command.startswith("lmdeploy"):

@@ -153,7 +153,8 @@ def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
 
 def _adding(draft: Draft, **parts: Iterable[Any]) -> Draft:
     """Return an answer with further sentences, lines or holders, each behind the answer's own."""
-    return replace(draft, **{name: (*getattr(draft, name), *new) for name, new in parts.items()})
+    longer: dict[str, Any] = {name: (*getattr(draft, name), *new) for name, new in parts.items()}
+    return replace(draft, **longer)
 
 
 def _with_ranks(case: LogCase, draft: Draft) -> Draft:

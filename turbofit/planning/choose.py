@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, option_of
+from turbofit.core.forecast import UsualImage
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Candidate, Plan, Remedy, may_evict
 from turbofit.memory.account import Engine, capability_of
@@ -68,7 +69,8 @@ def plan_of(fit: EngineFit) -> Planned:
     request, best, accounts, fits = fit.request, fit.best, fit.accounts, fit.fits
     over_rival = [_why_engine_lost(fit, fit.rival)[1]] if fits and fit.rival is not None else []
     helps, causes = Remedies() if fits else remedies(fit)
-    verdict = _verdict(fit, causes)
+    usual = usual_image(fit) if fits else UNSET
+    verdict = _verdict(fit, causes, usual)
     requests = request.workload.concurrency
     at_once = [part.shape.requests(requests) for part in best.engines]
     largest = max(accounts, key=lambda account: account.units_per_forward)
@@ -91,19 +93,19 @@ def plan_of(fit: EngineFit) -> Planned:
         warnings=_warnings(fit),
         remedies=helps,
         limit_costs=limit_costs(request, best, fit.engine) if fits else (),
-        usual_image=usual_image(fit) if fits else UNSET,
+        usual_image=usual,
     )
     return Planned(plan=plan, verdict=verdict)
 
 
-def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
+def _verdict(fit: EngineFit, causes: tuple[str, ...], usual: UsualImage | UnsetType) -> Verdict:
     """Return the verdict: what fits, or why nothing fits and which given options are the cause."""
     request, best, name = fit.request, fit.best, fit.request.model.name
     if not fit.fits:
         return Verdict(subject=name, problem=problem_of(fit), causes=causes)
     groups = best.shape.groups
     tokens = [part.kv_tokens for part in best.engines]
-    found = found_words(request, groups, fit.accounts, tokens, best.vision_load)
+    found = found_words(request, groups, fit.accounts, tokens, best.vision_load, usual)
     return Verdict(subject=name, found=found)
 
 
@@ -276,11 +278,28 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
     fit = replace(fit, reasons=(*reasons, *fit.reasons))
     by_memory = request.workload.goal == "context" or request.least
     whole = fit.image_limit is None or fit.image_limit == request.requested_image_limit
-    long = fit.best.settings.session_len >= longest_context(request)
+    long = fit.best.settings.session_len >= longest_context(fit.served_request)
     keeps_all = fit.fits and whole and long
     if engine != "auto" or (keeps_all and not by_memory):
         return fit
-    return _best_engine(request, fit)
+    return _at_one_limit(request, _best_engine(request, fit))
+
+
+def _at_one_limit(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
+    """Return the result of the engine that is best at the image limit of ``fit``.
+
+    An engine that holds too few of the promised requests keeps the wished limit in its own search,
+    and may be the better engine at a lower limit.
+    """
+    served = fit.served_request
+    lowered = served.image_limit != request.image_limit
+    if not (fit.fits and lowered and request.promised_requests):
+        return fit
+    best = choose(served)
+    if isinstance(best, Planned) or best.engine.name == fit.engine.name:
+        return fit
+    rival = best.rival and replace(best.rival, request=request)
+    return replace(best, request=request, rival=rival)
 
 
 def _best_engine(request: ResolvedRequest, fit: EngineFit) -> EngineFit:

@@ -201,7 +201,7 @@ def _document(
     concurrent requests.
     """
     plans = [node.plan for node in nodes if node.plan is not None]
-    at_once, asked = sum(plan.requests_at_once for plan in plans), base.workload.concurrency or 0
+    at_once, asked = sum(plan.promise.requests for plan in plans), base.workload.concurrency or 0
     fits = bool(plans) and (at_once >= asked or not whole)
     longest = plans[0].promise.context if plans else 0
     left = Counter(node.why_not for node in nodes if node.why_not).most_common()

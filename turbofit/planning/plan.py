@@ -6,6 +6,7 @@ from contextlib import suppress
 from itertools import product
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
@@ -102,7 +103,7 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
         return plan_of(search(wished[-1], first)).document
     best = plan_of(fit).document
     if older:  # rates are known only for current versions
-        best = replace(best, throughput=None, usual_image=None)
+        best = replace(best, throughput=None, usual_image=UNSET)
     missing = left_out(best, usual_settings(resolved, engine_of(best)))
     new = (*_of_version(best, exposed, version), *filter(None, (missing,)))
     untrue = {OWN_CODE} if came_later(("--trust-remote-code",), version) else set()

@@ -125,7 +125,7 @@ def _promise(
         bytes_per_body=int(images * _BYTES_PER_IMAGE * _BASE64) + _BODY_BESIDE_IMAGES,
     )
     if rule is not None and vision_load.units_per_image:
-        limits = replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
+        limits = replace(limits, vision_unit=rule.unit_name).with_image_limit(rule, image_limit)
     return Promise(
         context=min(settings.session_len, *tokens),
         images=images,
@@ -164,23 +164,44 @@ def found_words(
     accounts: Sequence[Account],
     tokens: Sequence[int],
     vision_load: VisionLoad,
+    usual: UsualImage | UnsetType = UNSET,
 ) -> str:
     """Describe a plan that fits: its GPUs, its requests at once, and the memory that stays free.
 
     ``tokens`` has the KV tokens of each engine's cache; ``vision_load`` has the images of one
-    request.
+    request, and ``usual`` the forecast for images of a usual size.
     """
     ledgers = [ledger for account in accounts for ledger in account.ledgers_at(account.ratio)]
     running = sum(account.settings.max_batch_size for account in accounts)
     count = requests_held(accounts, tokens, vision_load)
-    running_words = f"{count:,} {plural(count, 'request')} at once"
-    if running > count:  # a person gave a batch that the cache does not hold
+    running_words = _at_once_words(count, running, vision_load, usual)
+    if "max_batch_size" in request.engine_options and running > count:
         running_words += f", as the cache holds no more of a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
     if all(len(group) == 1 for group in groups):
         where = f"GPU {indices(group[0] for group in groups)}"
     free = free_words(request, ledgers, groups)
     return f"on {where}: {running_words}; {free}"
+
+
+def _at_once_words(
+    count: int, running: int, vision_load: VisionLoad, usual: UsualImage | UnsetType
+) -> str:
+    """Say how many requests run at once: ``count`` of the largest, and more of smaller ones.
+
+    ``running`` is the batch of all engines together.
+    """
+    if usual and usual.requests_at_once > count:
+        size, smaller = "{}x{}".format(*usual.image_size), usual.requests_at_once
+        return (
+            f"{smaller:,} {plural(smaller, 'request')} at once of {size}, {count:,} of the largest"
+        )
+    words = f"{count:,} {plural(count, 'request')} at once"
+    return (
+        f"{words}, {running:,} of text"
+        if vision_load.units_per_image and running > count
+        else words
+    )
 
 
 def free_words(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from msgspec import UNSET, UnsetType
-from msgspec.structs import replace
 
 from turbofit.core.forecast import UsualImage
 from turbofit.core.messages import plural
-from turbofit.core.plan import LimitCost
+from turbofit.core.plan import PHOTOGRAPH, LimitCost
 from turbofit.core.units import format_bytes
 from turbofit.machine.presets import is_measured
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
@@ -19,17 +17,14 @@ from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.memory.known_bad import largest_batch
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.plan_document import requests_held
-from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.planning.resolved_request import ResolvedRequest, photographs, vision_load_of
 from turbofit.planning.search.search import EngineFit, at_limit
 from turbofit.planning.search.shapes import Evaluation, dtype_for
 from turbofit.planning.search.sizing import (
     longest_context,
 )
 from turbofit.planning.throughput import forecast
-from turbofit.planning.why_lost import forecast_name
-
-#: Width and height of a usual picture: the picture of a screen.
-_USUAL_SIZE: Final = (1920, 1080)
+from turbofit.planning.why_lost import forecast_name, speed_is_known
 
 
 def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
@@ -161,8 +156,16 @@ def _batch_reason(fit: EngineFit, account: Account) -> str:
         return "the least that serves"
     for_context = request.workload.goal == "context"
     kept = ", and cost at most 1% of the KV tokens" if for_context else ""
-    by = forecast_name(request, best)
-    return f"the fewest that give 99% of the most requests a second by {by}{kept}"
+    if not best.vision_load.units_per_image:
+        by = forecast_name(request, best)
+        return f"the fewest that give 99% of the most requests a second by {by}{kept}"
+    what = "photographs of {}x{}".format(*PHOTOGRAPH)
+    if not speed_is_known(request, best):
+        return f"as many {what} as the cache holds, as long as no more memory is needed{kept}"
+    return (
+        f"the fewest that give 99% of the most requests a second of {what} and of text by the"
+        f" forecast, as long as no more memory is needed{kept}"
+    )
 
 
 def _requested_batch_reason(fit: EngineFit, requests: int) -> str:
@@ -180,7 +183,7 @@ def _session_len_reason(fit: EngineFit) -> str:
     request, session_len = fit.request, fit.best.settings.session_len
     longest = request.model.text.max_position_embeddings
     bounded = not (request.least or request.context_given or session_len >= longest)
-    if bounded and session_len == longest_context(request):
+    if bounded and session_len == longest_context(fit.served_request):
         return (
             f"enough for most requests; the model reads {longest}: --context asks for more tokens,"
             " which take cache if more images can meet in a forward"
@@ -286,12 +289,9 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     rule, image_limit, worst = request.model.image_rule, best.shape.image_limit, best.vision_load
     if rule is None or image_limit is None or request.workload.image_size is not None:
         return UNSET
-    units = rule.units(*_USUAL_SIZE, image_limit)
-    if units >= worst.units_per_image:
+    load = photographs(rule, image_limit, worst)
+    if load.units_per_image >= worst.units_per_image:
         return UNSET
-    image_tokens = rule.unit_tokens(units)
-    tokens = image_tokens * worst.images_per_request
-    load = replace(worst, units_per_image=units, tokens_per_request=tokens)
     caches = [part.kv_tokens for part in best.engines]
     found = forecast(
         request,
@@ -299,11 +299,11 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
         load,
         engine=fit.engine.name,
         gpus=best.gpus(request.machine),
-        size=_USUAL_SIZE,
+        size=PHOTOGRAPH,
     )
     return UsualImage(
-        image_size=_USUAL_SIZE,
-        image_tokens=image_tokens,
+        image_size=PHOTOGRAPH,
+        image_tokens=rule.unit_tokens(load.units_per_image),
         requests_at_once=requests_held(fit.accounts, caches, load),
         requests_per_second=found.requests_per_second,
         seconds_to_first_token=found.seconds_to_first_token,

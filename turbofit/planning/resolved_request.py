@@ -9,9 +9,17 @@ import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError, option_of
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import GRAMMAR_PROCESS, HostMemory, Settings, Workload, image_threads
+from turbofit.core.plan import (
+    GRAMMAR_PROCESS,
+    PHOTOGRAPH,
+    HostMemory,
+    Settings,
+    Workload,
+    image_threads,
+)
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.machine.presets import is_measured
@@ -174,6 +182,13 @@ def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionL
         images_per_request=workload.images,
         tokens_per_request=rule.unit_tokens(units) * workload.images,
     )
+
+
+def photographs(rule: ImageRule, image_limit: int, largest: VisionLoad) -> VisionLoad:
+    """Return the load of requests with photographs, each no larger than the ``largest`` image."""
+    units = min(rule.units(*PHOTOGRAPH, image_limit), largest.units_per_image)
+    tokens = rule.unit_tokens(units) * largest.images_per_request
+    return replace(largest, units_per_image=units, tokens_per_request=tokens)
 
 
 def launch_of(

@@ -67,7 +67,6 @@ class HostRate(Struct):
         """Return the images a second of the host and, unless None, of the cards (``of_cards``)."""
         return HostImages(
             cores=self.cores,
-            seconds_per_image=round(self.seconds, 4),
             images_per_second=round(self.images_per_second, 2),
             gpu_images_per_second=of_cards,
             measured=self.measured,
@@ -213,7 +212,6 @@ def forecast(
         seconds_to_first_token=among.shown(seconds, 3),
         seconds_to_first_token_alone=first.shown(alone, 3),
         host=prepares,
-        median_error=surety.median,
         surety=surety,
         first_token=among,
         first_token_alone=first,

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -98,6 +98,7 @@ def _model(model: Model) -> Model:
 
 def _plan(plan: Plan, model: Model) -> Plan:
     """Return a plan that others may read: without private facts, of a ``model`` without them."""
+    emptied: dict[str, Any] = dict.fromkeys(_EMPTIED, ())
     return replace(
         plan,
         created=_day(plan.created),
@@ -108,7 +109,7 @@ def _plan(plan: Plan, model: Model) -> Plan:
         host=replace(plan.host, available=None),
         serve=None,
         options=UNSET,
-        **dict.fromkeys(_EMPTIED, ()),
+        **emptied,
     )
 
 

@@ -372,5 +372,5 @@ def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
         return bounds
     most = min(planned_limit(bounds), rule.largest_limit(bounds.limits.units_per_image) or 1)
     setattr(model.processor.image_processor, name, most)
-    limits = replace(bounds.limits, **{rule.plan_limit_name: most})
+    limits = bounds.limits.with_image_limit(rule, most)
     return replace(bounds, limits=limits, overlay=True)

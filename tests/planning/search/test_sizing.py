@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import UsageError
@@ -94,3 +95,52 @@ def test_what_no_degree_suits_is_said_by_its_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2624 channels are no whole groups of 128") as told:
         turbofit.plan(str(tmp_path), on="1xrtx3090")
     assert told.value.hint == "take other weights"
+
+
+@pytest.mark.parametrize(
+    "model", ["qwen2.5-vl-7b", "qwen2-vl-7b", "internvl2-8b", "internvl3.5-8b"]
+)
+@pytest.mark.parametrize("on", ["1xl4", "1xrtx3090", "1xrtx4090"])
+def test_the_batch_is_for_photographs_and_text_and_takes_nothing(model: str, on: str) -> None:
+    """As many rows as the largest images fill answered a third of the photographs a second."""
+    plan = turbofit.plan(model, on=on)
+    (engine,), usual = plan.engines, plan.usual_image
+    assert usual
+    fewest = turbofit.plan(model, on=on, max_batch_size=plan.promise.requests)
+    (least,) = fewest.engines
+    assert usual.requests_at_once > plan.promise.requests == fewest.promise.requests
+    assert engine.settings == replace(least.settings, max_batch_size=engine.settings.max_batch_size)
+    assert (engine.kv, engine.units_per_forward) == (least.kv, least.units_per_forward)
+    taken = [ledger.most for ledger in engine.ledgers]
+    assert taken == [ledger.most for ledger in least.ledgers]
+    assert fewest.usual_image
+    gain = usual.requests_per_second / fewest.usual_image.requests_per_second
+    assert gain > (1.3 if "qwen" in model else 1.05)
+
+
+def test_the_answer_says_how_many_photographs_and_how_many_of_the_largest() -> None:
+    plan = turbofit.plan("qwen2.5-vl-7b", on="1xl4")
+    assert plan.usual_image
+    photographs = plan.usual_image.requests_at_once
+    assert plan.promise.requests == 3 < photographs
+    words = f"{photographs} requests at once of 1920x1080, {plan.promise.requests} of the largest"
+    assert words in plan.verdict
+    asked = turbofit.plan("qwen2.5-vl-7b", on="1xl4", concurrency=3)
+    assert asked.requests_at_once == asked.promise.requests == 3
+
+
+def test_rows_that_take_memory_are_not_added() -> None:
+    """A delta net keeps states for each row, and the cache would be smaller."""
+    plan = turbofit.plan("qwen3.5-9b", on="1xrtx4090")
+    (engine,) = plan.engines
+    batch = engine.settings.max_batch_size
+    more = turbofit.plan("qwen3.5-9b", on="1xrtx4090", max_batch_size=batch + 16)
+    assert more.engines[0].kv.tokens < engine.kv.tokens
+
+
+def test_without_a_known_speed_the_rows_are_the_photographs_that_the_cache_holds() -> None:
+    plan = turbofit.plan("qwen2-vl-2b", on="1xv100")
+    assert plan.usual_image
+    assert plan.throughput
+    assert plan.throughput.requests_per_second is None
+    assert plan.requests_at_once == plan.usual_image.requests_at_once > plan.promise.requests

@@ -56,7 +56,7 @@ def shared_memory(host: Host, scene: Scene) -> Answer:
     available, plan = host.shm_available, scene.plan
     uses_nccl = scene.machine is not None and len(scene.machine.visible) > 1
     if plan is not None:
-        nccl = plan.engines[0].settings.communicator == "nccl"
+        nccl = plan.backend.communicator == "nccl"
         uses_nccl = nccl and plan.tp > 1 and not scene.pretend
     if available == NA:
         return unreadable("/dev/shm")

@@ -26,6 +26,7 @@ from turbofit.planning.search.sizing import (
     SearchState,
     Sizer,
     best_batch,
+    client_batch,
     held_by,
     most_held,
 )
@@ -54,14 +55,25 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
     return _with_forecasts(sizer, evaluation, wants_cache=wants_cache)
 
 
-def with_forecasts(state: SearchState, evaluation: Evaluation) -> Evaluation:
-    """Add forecasts and the score to a shape that fits, for the images in ``state``."""
-    if len(evaluation.parts) == 1:
-        sizer = Sizer(state, evaluation.shape)
-        return _with_forecasts(sizer, evaluation, wants_cache=evaluation.wants_cache)
-    parts = tuple(with_forecasts(state, part) for part in evaluation.parts)
-    unequal = _Unequal(state, evaluation.shape)
-    return unequal.with_forecasts(parts, replace(evaluation, joined=parts))
+def with_client_rows(state: SearchState, evaluation: Evaluation) -> Evaluation:
+    """Return a shape that fits with the batch for clients as they come (`client_batch`).
+
+    A batch that follows from the person's own options is kept.
+    """
+    request = state.request
+    given = request.workload.concurrency is not None or "max_batch_size" in request.engine_options
+    if given or request.least or not evaluation.fits:
+        return evaluation
+    if evaluation.joined:
+        parts = [with_client_rows(state, part) for part in evaluation.joined]
+        return _Unequal(state, evaluation.shape).whole(parts)
+    sizer = Sizer(state, evaluation.shape)
+    batch = client_batch(sizer, evaluation)
+    if batch == evaluation.settings.max_batch_size:
+        return evaluation
+    larger = sizer.with_batch(batch)
+    sized = _held(larger, evaluation.settings.session_len, wanted=0)
+    return _with_forecasts(larger, sized, wants_cache=evaluation.wants_cache)
 
 
 def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
@@ -70,7 +82,7 @@ def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
     If a number of requests is promised, each group must hold ``wanted`` requests.
     """
     request, sized = sizer.request, sizer.evaluation(session_len)
-    units = sizer.state.requested_load.units_per_request
+    units = sizer.state.wished_load.units_per_request
     evaluation = replace(
         sized,
         served=sized.vision_load.units_per_request / units if units else 1.0,
@@ -165,13 +177,13 @@ class _Unequal:
             even = self._held_shares(lambda most: evenly(counts, requests, most))
         alone = [self._best(*pair, None) for pair in zip(self.sets, even, strict=True)]
         if not all(part.fits for part in alone):
-            return self._whole(alone)
+            return self.whole(alone)
         promised = min(part.settings.session_len for part in alone)
         if requests is None:  # each engine has the best batch for its card
-            return self._whole(self._agreed(even, promised))
+            return self.whole(self._agreed(even, promised))
         curves = list(zip(counts, map(self._curve, alone), strict=True))
         weighed = self._held_shares(lambda most: share_out(curves, requests, goal, most))
-        wholes = [self._whole(self._agreed(shares, promised)) for shares in (even, weighed)]
+        wholes = [self.whole(self._agreed(shares, promised)) for shares in (even, weighed)]
         return max(wholes, key=lambda whole: (whole.fits, whole.rank))
 
     def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
@@ -235,7 +247,7 @@ class _Unequal:
 
         return speed
 
-    def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
+    def whole(self, parts: Sequence[Evaluation]) -> Evaluation:
         """Join the sets to one evaluation of the whole shape, with a forecast if the shape fits.
 
         Clients may reach every engine, so settings (with the prefill size) and KV tokens are those
@@ -266,9 +278,9 @@ class _Unequal:
             sizer = Sizer(self.state, parts[0].shape)
             short = evaluation.short or sizer.lacking(tokens, settings.session_len, wanted)
             return replace(evaluation, short=short)
-        return self.with_forecasts(parts, evaluation)
+        return self._with_forecasts(parts, evaluation)
 
-    def with_forecasts(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
+    def _with_forecasts(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
         """Add each group's forecast, in the shape's order, and the score to the whole."""
         by_group = {
             group: speed

@@ -2,13 +2,14 @@
 
 The wished image limit is tried on every shape in two ways. First, the peak counts as many images as
 the engine itself can bring together. Then the peak counts fewer images, so that the gateway must
-queue image requests, and the cache gets the memory that is saved. Smaller limits are tried if no
-shape can serve the wished limit.
+queue image requests, and the cache gets the memory that is saved. If no shape can serve the wished
+limit, the largest limit is found that a shape serves, and the search starts again with this limit.
+The best shape at last gets its batch for clients as they come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from turbofit.planning.resolved_request import (
     launch_of,
     vision_load_of,
 )
-from turbofit.planning.search.evaluate import evaluate, with_forecasts
+from turbofit.planning.search.evaluate import evaluate, with_client_rows
 from turbofit.planning.search.shapes import (
     Evaluation,
     Shape,
@@ -74,6 +75,13 @@ class EngineFit(Struct):
     @property
     def host_problem(self) -> str | None:
         return host_problem(self.host)
+
+    @property
+    def served_request(self) -> ResolvedRequest:
+        """The request with the image limit that is served, as if a person had given this limit."""
+        limit = self.image_limit
+        lowered = limit not in (None, self.request.requested_image_limit)
+        return replace(self.request, image_limit=limit) if lowered else self.request
 
     @property
     def requested_load(self) -> VisionLoad:
@@ -119,6 +127,8 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
         UsageError: an option of the user cannot be used on this machine or with this model.
     """
     best, evaluations = _Search(request, engine).best()
+    fit = _with_client_rows(_fit_of(request, engine, best, evaluations))
+    best = fit.best
     _LOG.info(
         "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
         engine.name, request.machine.name, len(evaluations),
@@ -127,9 +137,15 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
         best.shape.image_limit,
         f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
     )  # fmt: skip
-    groups = best.shape.groups
+    return fit
+
+
+def _fit_of(
+    request: ResolvedRequest, engine: Engine, best: Evaluation, evaluations: Iterable[Evaluation]
+) -> EngineFit:
+    """Return the result with the ``best`` shape, its accounts and its host memory."""
     settings = [part.settings for part in best.engines]
-    accounts = accounts_of(request, settings, groups, best.vision_load, engine)
+    accounts = accounts_of(request, settings, best.shape.groups, best.vision_load, engine)
     return EngineFit(
         request=request,
         engine=engine,
@@ -138,6 +154,18 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
         accounts=accounts,
         host=host_of(request, accounts, engine),
     )
+
+
+def _with_client_rows(fit: EngineFit) -> EngineFit:
+    """Return the result with the batch for clients as they come, if the host's memory allows it."""
+    best = fit.best
+    state = SearchState(fit.served_request, fit.engine, fit.requested_load)
+    larger = with_client_rows(state, best)
+    if larger is best:
+        return fit
+    evaluations = (larger if it is best else it for it in fit.evaluations)
+    more = _fit_of(fit.request, fit.engine, larger, evaluations)
+    return fit if more.host_problem and not fit.host_problem else more
 
 
 def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
@@ -170,8 +198,8 @@ def at_limit(
     request: ResolvedRequest, shape: Shape, image_limit: int, engine: Engine
 ) -> Evaluation:
     """Return the best evaluation of a shape's groups under another image limit."""
-    limited = replace(request, image_limit=image_limit, groups=shape.groups)
-    return _Search(limited, engine).best()[0]
+    here = _Search(replace(request, image_limit=image_limit, groups=shape.groups), engine)
+    return with_client_rows(here.state, here.best()[0])
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
@@ -186,14 +214,18 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
 class _Search:
     """The search over the shapes of one engine for one request."""
 
-    def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
+    def __init__(
+        self, request: ResolvedRequest, engine: Engine, wished: VisionLoad | None = None
+    ) -> None:
         self.request, self.engine = request, engine
-        self.state = SearchState(request, engine)
+        self.state = SearchState(request, engine, wished)
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
         """Return the best evaluation by `Evaluation.search_order`, and all evaluations.
 
-        If no shape serves, not even with smaller images, the best has the wished image limit.
+        If no shape serves, the search starts again with a lower image limit, as if a person had
+        given this limit. If no shape serves even the smallest images, the best has the wished
+        limit.
         """
         request, space = self.request, self.shapes()
         whole = [self.evaluate(shape) for shape in space]
@@ -201,16 +233,18 @@ class _Search:
         for shape, evaluation in zip(space, whole, strict=True):
             evaluations += self.queued(shape, evaluation)
         rule, given = request.model.image_rule, request.image_limit is not None
-        lowers = rule is not None and not given and request.workload.image_size is None
-        if lowers and not any(it.serves for it in evaluations):
-            evaluations += [self.lowered(shape) for shape in space if shape.image_limit is not None]
+        images = self.state.requested_load.units_per_image
+        lowers = rule is not None and not given and request.workload.image_size is None and images
         serving = [it for it in evaluations if it.serves]
-        best = max(serving or whole, key=lambda it: it.search_order)
-        if best.serves and best.queues:
-            evaluations[evaluations.index(best)] = best = self.widened(best)
+        if lowers and not serving:
+            best, more = self.lowered(space)
+            return (best if best.serves else max(whole, key=_order)), [*evaluations, *more]
+        best = max(serving or whole, key=_order)
         place = evaluations.index(best)
-        evaluations = self._as_taken(evaluations)
-        return evaluations[place], evaluations
+        if best.serves and best.queues:
+            best = self.widened(best)
+        evaluations[place] = best
+        return best, evaluations
 
     def shapes(self) -> list[Shape]:
         """Return the shapes that LMDeploy accepts with the user's options, at least one.
@@ -317,18 +351,33 @@ class _Search:
         steps = (max(least, *bounds) - least) // step + 1
         return tried[bisect(costs_nothing, 0, steps)[0]]
 
-    def lowered(self, shape: Shape) -> Evaluation:
-        """Evaluate a shape at the largest lower image limit that it serves, else the least limit.
+    def lowered(self, space: list[Shape]) -> tuple[Evaluation, list[Evaluation]]:
+        """Return the result of a search with the largest lower limit with which a shape fits.
 
-        If the shape ranks higher with the engine's own bound of units per forward, the shape keeps
-        this bound.
+        If no shape fits with any limit, a shape that serves is enough: it holds fewer requests at
+        once than are promised. If no shape serves, the result is that of the least limit.
         """
-        limit = self._served_limit(shape)
-        found = self.evaluate(self.limited(shape, limit))
-        if not found.serves:
-            return found
-        unqueued = self.evaluate(replace(shape, image_limit=limit))
-        return max(found, unqueued, key=lambda it: it.search_order)
+        rule = self.request.model.image_rule
+        assert rule is not None
+        searches: dict[int, _Search] = {}
+
+        def under(limit: int) -> _Search:
+            if limit not in searches:
+                lower = replace(self.request, image_limit=limit)
+                searches[limit] = _Search(lower, self.engine, self.state.requested_load)
+            return searches[limit]
+
+        def tried(limit: int) -> Iterator[Evaluation]:
+            here = under(limit)
+            return (here.evaluate(here.limited(shape, limit)) for shape in space)
+
+        def largest(good: Callable[[Evaluation], bool]) -> int | None:
+            return _largest_limit(rule, space[0], lambda limit: any(map(good, tried(limit))))
+
+        limit = largest(lambda it: it.fits)
+        if limit is None and self.request.promised_requests is not None:
+            limit = largest(lambda it: it.serves)
+        return under(limit or rule.least_limit).best()
 
     def limited(self, shape: Shape, image_limit: int) -> Shape:
         """Return the shape with another image limit.
@@ -341,32 +390,9 @@ class _Search:
         units = vision_load_of(self.request, image_limit).units_per_request
         return replace(lower, units_per_forward=units)
 
-    def _served_limit(self, shape: Shape) -> int:
-        """Return the largest lower image limit under which a shape serves, else the least limit."""
-        rule = self.request.model.image_rule
-        assert rule is not None
 
-        def serves(limit: int) -> bool:
-            return self.evaluate(self.limited(shape, limit)).serves
-
-        return _largest_limit(rule, shape, serves) or rule.least_limit
-
-    def _as_taken(self, evaluations: list[Evaluation]) -> list[Evaluation]:
-        """Forecast shapes with a lowered image limit again, for the smaller images that they serve.
-
-        The search itself compares all shapes by their forecasts for the wished images.
-        """
-        states: dict[int | None, SearchState] = {}
-
-        def taken(evaluation: Evaluation) -> Evaluation:
-            limit = evaluation.shape.image_limit
-            if not evaluation.fits or limit == self.request.requested_image_limit:
-                return evaluation
-            if limit not in states:
-                states[limit] = SearchState(replace(self.request, image_limit=limit), self.engine)
-            return with_forecasts(states[limit], evaluation)
-
-        return list(map(taken, evaluations))
+def _order(evaluation: Evaluation) -> tuple[object, ...]:
+    return evaluation.search_order
 
 
 def _largest_limit(rule: ImageRule, shape: Shape, good: Callable[[int], bool]) -> int | None:

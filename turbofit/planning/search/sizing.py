@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from operator import ge
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
@@ -12,9 +13,21 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, round_up
-from turbofit.memory.account import RATIO_STEPS, Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.account import (
+    NO_IMAGES,
+    RATIO_STEPS,
+    Account,
+    Engine,
+    EngineLaunch,
+    VisionLoad,
+)
 from turbofit.memory.known_bad import KnownProblem, largest_batch
-from turbofit.planning.resolved_request import ResolvedRequest, launch_of, vision_load_of
+from turbofit.planning.resolved_request import (
+    ResolvedRequest,
+    launch_of,
+    photographs,
+    vision_load_of,
+)
 from turbofit.planning.search.shapes import Evaluation, Shape, like_groups, shape_settings
 from turbofit.planning.speed import (
     GroupRates,
@@ -27,6 +40,7 @@ from turbofit.planning.speed import (
     reduce_class,
     request_tokens,
 )
+from turbofit.planning.throughput import surety_of_speed
 
 V = TypeVar("V")
 Groups = tuple[tuple[int, ...], ...]
@@ -57,10 +71,14 @@ Ask = Callable[[EngineLaunch], "str | KnownProblem | None"]
 class SearchState:
     """The state that all shapes of one search share: the request, and cached values."""
 
-    def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
+    def __init__(
+        self, request: ResolvedRequest, engine: Engine, wished: VisionLoad | None = None
+    ) -> None:
         self.request, self.engine = request, engine
-        #: The load of the workload's images, before a limit is lowered.
+        #: The load of the workload's images under the image limit of this search.
         self.requested_load = vision_load_of(request, request.requested_image_limit)
+        #: The load that was wished, if this search serves a lower image limit.
+        self.wished_load = wished or self.requested_load
         #: True if the last shape's cache was too small for the shortest context; the next shape
         #: then tries that context first.
         self.too_small = False
@@ -189,14 +207,17 @@ class Sizer:
         at_once: float | None = None,
         *,
         plain: bool = False,
+        images: VisionLoad | None = None,
     ) -> Speed:
         """Forecast one group's speed; ``at_once`` None: all requests of the shape.
 
-        ``plain``: as if the vision tower's attention took no time.
+        ``plain``: as if the vision tower's attention took no time. ``images``: of each request;
+        None: the workload's.
         """
         request, state, load = self.request, self.state, at_once
         if load is None:
             load = self.shape.requests(request.workload.concurrency)
+        sent = state.requested_load if images is None else images
 
         def rates() -> GroupRates:
             return group_rates(request.model, settings, request.machine, gpus, self.engine)
@@ -206,11 +227,11 @@ class Sizer:
             # rates.
             indices = tuple(gpu.index for gpu in gpus)
             group = state.once(("rates", settings.tp, settings.dtype, indices), rates)
-            images = replace(state.requested_load, units_per_forward=units)
-            return group_speed(group.plain if plain else group, settings, images, kv_tokens, load)
+            waiting = replace(sent, units_per_forward=units)
+            return group_speed(group.plain if plain else group, settings, waiting, kv_tokens, load)
 
         units = self.shape.units_per_forward
-        key = "speed", settings, state.key_of(gpus), kv_tokens, load, units, plain
+        key = "speed", settings, state.key_of(gpus), kv_tokens, load, units, plain, sent
         return state.once(key, forecast)
 
     def contexts(self) -> tuple[int, int]:
@@ -376,10 +397,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     if not alone.fits:
         return 1, True
     need = request_tokens(sizer.state.requested_load)
-    # LMDeploy's default on these cards; a larger batch is never chosen.
-    sizes = [sizer.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in sizer.groups]
-    default = min(size for size in sizes if isinstance(size, int))
-    default = min(default, sizer.largest_batch(alone.settings) or default)
+    default = _most_rows(sizer, alone.settings)
     most = min(default, max(1, alone.settings.requests_in(alone.kv_tokens, need)))
     kept = alone.kv_tokens * _TOKENS_KEPT if sizer.request.workload.goal == "context" else 0
     least = max(kept, min(session_len, alone.kv_tokens))  # tokens that a larger batch must leave
@@ -395,15 +413,85 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
         held = sized.settings.requests_in(sized.kv_tokens, need)
         return sized.fits and held >= batch and sized.kv_tokens >= least
 
-    wanted = _fastest(rate, most)
+    wanted = _fastest(rate, most)[0]
     chosen = wanted if wanted == 1 or holds(wanted) else bisect(holds, 1, wanted)[0]
     # The cache bounds the batch if a larger batch, up to LMDeploy's default, might be faster.
     bound = most < default and wanted == most
     return chosen, bound or chosen < wanted
 
 
-def _fastest(rate: Callable[[int], float], most: int) -> int:
-    """Return the smallest batch, up to ``most``, with nearly the best rate.
+def _most_rows(sizer: Sizer, settings: Settings) -> int:
+    """Return LMDeploy's default batch on these cards; a larger batch is never chosen."""
+    sizes = [sizer.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in sizer.groups]
+    default = min(size for size in sizes if isinstance(size, int))
+    return min(default, sizer.largest_batch(settings) or default)
+
+
+def client_batch(sizer: Sizer, sized: Evaluation) -> int:
+    """Return the batch of one engine for the images and texts that clients really send.
+
+    ``sized`` has the batch for the largest images. Rows for smaller requests are added as long as
+    they take no byte, and change neither the cache nor the units of a forward.
+    """
+    load, least = sized.vision_load, sized.settings.max_batch_size
+    rule, limit = sizer.request.model.image_rule, sizer.shape.image_limit
+    if rule is None or limit is None or not load.units_per_image:
+        return least
+    wanted = _wanted_rows(sizer, sized, photographs(rule, limit, load))
+
+    def costs_nothing(batch: int) -> bool:
+        return _takes_no_more(sizer, sizer.with_batch(batch), sized)
+
+    if wanted <= least or costs_nothing(wanted):
+        return max(least, wanted)
+    return bisect(costs_nothing, least, wanted)[0]
+
+
+def _wanted_rows(sizer: Sizer, sized: Evaluation, photograph: VisionLoad) -> int:
+    """Return the smallest batch with nearly the best forecast of photographs and of text.
+
+    Texts gain by a batch that is larger than photographs need, up to a batch in which evictions
+    would make photographs slower. If the speed is not known, the batch is the number of photographs
+    that the cache holds.
+    """
+    settings, tokens = sized.settings, sized.kv_tokens
+    default = _most_rows(sizer, settings)
+    model, gpus = sizer.request.model, [gpu for group in sizer.groups for gpu in group]
+
+    def most(images: VisionLoad) -> int:
+        size = counted_tokens(images, settings.session_len)
+        return min(default, max(1, settings.requests_in(tokens, size)))
+
+    def rate(batch: int, images: VisionLoad) -> float:
+        rows = replace(settings, max_batch_size=batch)
+        speeds = (sizer.speed(rows, it, tokens, batch, images=images) for it in sizer.distinct)
+        return sum(speed.requests_per_second for speed in speeds)
+
+    if not surety_of_speed(model, sizer.engine.name, gpus, images=True).known:
+        return most(photograph)
+    least, enough = _fastest(lambda batch: rate(batch, photograph), most(photograph))
+    of_text = _fastest(lambda batch: rate(batch, NO_IMAGES), most(NO_IMAGES))[0]
+    return bisect(lambda batch: rate(batch, photograph) >= enough, least, of_text + 1)[0]
+
+
+def _takes_no_more(sizer: Sizer, larger: Sizer, sized: Evaluation) -> bool:
+    """Return whether a larger batch takes no more memory, and leaves the cache and units as is."""
+    session_len = sized.settings.session_len
+    more = larger.evaluation(session_len)
+    ratio = sized.settings.cache_max_entry_count
+    if (more.settings.cache_max_entry_count, more.kv_tokens) != (ratio, sized.kv_tokens):
+        return False
+
+    pairs = zip(sizer.accounts(session_len), larger.accounts(session_len), strict=True)
+    return more.fits and all(
+        now.units_per_forward == then.units_per_forward
+        and all(map(ge, now.taken_at(ratio), then.taken_at(ratio)))
+        for now, then in pairs
+    )
+
+
+def _fastest(rate: Callable[[int], float], most: int) -> tuple[int, float]:
+    """Return the smallest batch, up to ``most``, with nearly the best rate, and what is nearly it.
 
     The rate grows up to a single maximum; powers of two and ``most`` are tried.
     """
@@ -412,7 +500,7 @@ def _fastest(rate: Callable[[int], float], most: int) -> int:
     enough = max(rates) * _NEARLY_ALL
     first = next(i for i, value in enumerate(rates) if value >= enough)
     low = tried[first - 1] if first else 0
-    return bisect(lambda batch: rate(batch) < enough, low, tried[first])[1]
+    return bisect(lambda batch: rate(batch) < enough, low, tried[first])[1], enough
 
 
 def held_by(sized: Evaluation) -> int:
