@@ -192,7 +192,12 @@ def _choices(
     """Return the choices and the number of requests at once; say both to the person."""
     at_once = load.at_once or _at_once(usual)
     candidates = choices(
-        request, usual, load, at_once, wanted.kv_types, prefix=load.shared_prefix > 0
+        request,
+        usual,
+        load,
+        at_once,
+        wanted.kv_types,
+        prefix=load.shared_prefix > 0 or load.turns > 1,
     )
     say(
         f"{len(candidates)} settings keep the promise of the plan: those with the best forecast"

@@ -91,6 +91,7 @@ class ResolvedRequest(Struct):
     ``options`` are the person's own options, for the plan. ``image_threads`` and ``image_cache``
     (bytes) are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``: the plan
     says what other image limits would give, which takes over half of the time of planning.
+    ``prefix_caching``: the engines have a prefix cache, though the person has not asked for it.
     """
 
     model: Model
@@ -109,6 +110,7 @@ class ResolvedRequest(Struct):
     image_threads: int | None = None
     image_cache: int | None = None
     compares_limits: bool = True
+    prefix_caching: bool = False
 
     @property
     def visible(self) -> tuple[Gpu, ...]:

@@ -92,6 +92,7 @@ def same_shape(
         resolved,
         ratio_caps=dict(ratios),
         groups=plan.groups,
+        prefix_caching=plan.engines[0].settings.enable_prefix_caching,
         margin=replace(resolved.margin, **margin),
     )
     again = plan_of(search(shape, engine_of(plan))).document

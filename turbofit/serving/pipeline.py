@@ -146,6 +146,8 @@ def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> 
     """Return the planner's request, with the caller's config and keywords."""
     engine = config_engine(backend_config, planning.pop("engine", "auto"))
     planning = with_config(planning, backend_config, engine)
+    # With a prefix cache LMDeploy refuses `get_ppl`, and logits of all tokens are empty.
+    planning.setdefault("enable_prefix_caching", False)
     return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
 
 
