@@ -25,6 +25,10 @@ TURNS, ANSWER, SIZE = 4, 96, (1280, 720)
 _PAUSE = (0.5, 2.0)
 #: Seconds of the card in which all conversations of a burst begin.
 _BURST = 2.0
+#: Seconds of the card after which a turn without an answer is sent again.
+_AGAIN = 1.0
+#: Requests at once that all begin alike, and the words with which they begin.
+_AT_ONCE, _BEGINNING = 64, 300
 _QUESTION = "What do you see there, and why do you think that it is so? Please say it at length."
 
 
@@ -74,8 +78,9 @@ class Talks:
         said: list[Any] = [{"role": "user", "content": parts}]
         for turn in range(1, TURNS + 1):
             text = await self._ask(turn, model, said, streamed=number % 2 == 0)
-            if text is None:
-                return
+            while text is None:  # a client sends a turn again that an engine's death cut off
+                await asyncio.sleep(_AGAIN * self._factor)
+                text = await self._ask(turn, model, said, streamed=number % 2 == 0)
             said += [
                 {"role": "assistant", "content": text},
                 {"role": "user", "content": f"And {turn}? {_QUESTION}"},
@@ -123,7 +128,7 @@ class Talks:
 
 
 async def _nothing() -> Any:
-    for line in ():
+    for line in tuple[bytes, ...]():
         yield line
 
 
@@ -174,3 +179,30 @@ def _told(talks: Talks, by: float, passed: float, late: float) -> Told:
         late=late,
         failed=talks.failed,
     )
+
+
+async def alike(url: str, count: int) -> Told:
+    """Send ``count`` requests that begin with the same question and answer, as few-shot ones do."""
+    words = "And so it is said of them, that there are more of these than of those. " * 20
+    shot = [
+        {"role": "user", "content": words[: 5 * _BEGINNING]},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    wait = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(
+        timeout=wait, connector=aiohttp.TCPConnector(limit=0)
+    ) as session:
+        async with session.get(url + "/v1/models") as response:
+            model = (await response.json())["data"][0]["id"]
+        async with session.get(url + "/about") as response:
+            by = (await response.json())["clock"]["factor"] or 1.0
+        talks, left = Talks(session, url, by), iter(range(count))
+
+        async def place() -> None:
+            for number in left:
+                question = {"role": "user", "content": f"{number}: {_QUESTION}"}
+                await talks._ask(1, model, [*shot, question], streamed=True)
+
+        wall = time.perf_counter()
+        await asyncio.gather(*(place() for _ in range(_AT_ONCE)))
+        return _told(talks, by, time.perf_counter() - wall, 0.0)
