@@ -351,6 +351,7 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
         name for name, _ in config_names(plan.backend.name) if name not in ("tp", "model_format")
     ]
     predicted = {name: settings[name] for name in names if settings.get(name)}
+    predicted["enable_prefix_caching"] = plan.smallest.settings.enable_prefix_caching
     shape = {"engine": plan.backend.name, "tp": settings["tp"]}
     return request.changed(**{"context": None, **shape, **predicted})
 
