@@ -89,10 +89,9 @@ def _problem(launch: EngineLaunch, engine: Engine) -> str:
 
 def _with_cache(fit: EngineFit) -> EngineFit | None:
     """Return the best result with the cache at the same image limit; None if nothing serves."""
-    wished = replace(fit.request, prefix_caching=True)
+    # No image waits because of the cache.
+    wished = replace(fit.request, prefix_caching=True, may_queue=fit.best.queues)
     asked = replace(wished, image_limit=fit.served_request.image_limit)
-    if not fit.best.queues and asked.workload.queue_images is None:
-        asked = asked.with_workload(queue_images=False)  # no image waits because of the cache
     costs = _takes_more(fit)
     if not costs:  # the same shape is the best again
         asked = replace(asked, groups=fit.best.shape.groups)

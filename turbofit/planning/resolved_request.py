@@ -92,6 +92,7 @@ class ResolvedRequest(Struct):
     (bytes) are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``: the plan
     says what other image limits would give, which takes over half of the time of planning.
     ``prefix_caching``: the engines have a prefix cache, though the person has not asked for it.
+    ``may_queue``: images may wait for each other if that serves more.
     """
 
     model: Model
@@ -111,6 +112,7 @@ class ResolvedRequest(Struct):
     image_cache: int | None = None
     compares_limits: bool = True
     prefix_caching: bool = False
+    may_queue: bool = True
 
     @property
     def visible(self) -> tuple[Gpu, ...]:

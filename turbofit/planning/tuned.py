@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError
 from turbofit.core.installation import installed
 from turbofit.core.machine import Machine
+from turbofit.core.messages import QUEUED
 from turbofit.core.plan import Plan, alike
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
 from turbofit.machine.learned import all_learned, learned
@@ -88,11 +89,13 @@ def same_shape(
     change: ``rehearsed``, or ``over`` after a start.
     """
     resolved = resolve(pinned(request, plan))
+    cached = plan.engines[0].settings.enable_prefix_caching
     shape = replace(
         resolved,
         ratio_caps=dict(ratios),
         groups=plan.groups,
-        prefix_caching=plan.engines[0].settings.enable_prefix_caching,
+        prefix_caching=cached,
+        may_queue=not cached or QUEUED in plan.warnings,
         margin=replace(resolved.margin, **margin),
     )
     again = plan_of(search(shape, engine_of(plan))).document

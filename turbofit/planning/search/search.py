@@ -318,7 +318,7 @@ class _Search:
         """
         request, units = self.request, self.state.requested_load.units_per_request
         # If the person has given `queue_images`, ``whole`` already obeys it.
-        if not units or request.workload.queue_images is not None:
+        if not units or request.workload.queue_images is not None or not request.may_queue:
             return
         # The shape keeps every promise and needs no more cache, unless the goal is the context or
         # the least memory is wished.
