@@ -27,6 +27,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from email.parser import HeaderParser
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -75,12 +76,12 @@ _PROGRAMS: Final = {
 _STEPS: Final = (*_PROGRAMS, "rehearsals")
 _OPTIONS: Final = "import json, scripts.new_lmdeploy as it; print(json.dumps(it.parser_options()))"
 #: Which wheels of a release have a library whose hash is kept.
-_PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13")
+_PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.14")
 _KERNELS: Final = """\
 # The kernels of TurboMind in the wheel of LMDeploy {version}, read from its library. A cell is how
 # many kernels of a family hold code for an architecture, and after a + how many are empty: their
 # host part launches them, and nothing is computed. `libraries`: SHA-256 of the library in the
-# wheels for Python 3.10 to 3.13.
+# wheels for Python 3.10 to 3.14.
 """
 #: Of the routes that clients reach.
 _REQUESTS: Final = (
@@ -167,8 +168,10 @@ def _downloaded(version: str, python: str, cache: Path) -> Path:
     folder, tag = cache / "wheels", f"cp{python.replace('.', '')}"
     if not list(folder.glob(f"lmdeploy-{version}-{tag}-*.whl")):
         platforms = ("--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64")
+        # An environment that uv made has no pip of its own.
+        pip = [sys.executable, "-m", "pip"] if find_spec("pip") else ["pip"]
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary",
+            [*pip, "download", "--quiet", "--no-deps", "--only-binary",
              ":all:", "--python-version", python, *platforms, "--dest", str(folder),
              f"lmdeploy=={version}"], check=True,
         )  # fmt: skip

@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 import pydoc
+import sys
 import traceback
 from pathlib import Path
 
@@ -146,8 +147,11 @@ def test_help_of_a_request_begins_with_its_keywords_and_their_defaults() -> None
     """The fields' annotations once filled sixty lines before the first word."""
     text = pydoc.plain(pydoc.render_doc(turbofit.PlanRequest))
     first = text[: text.index("Method resolution order")]
-    assert len(first.splitlines()) <= 20
-    assert "PlanRequest(*, model, on=None, gpus=None" in first
+    keywords = len(turbofit.PlanRequest.model_fields)
+    of_signature = keywords if sys.version_info >= (3, 13) else 0  # pydoc gives each a line there
+    assert len(first.splitlines()) <= 20 + of_signature
+    words = " ".join(first.replace("|", " ").split()).replace("( ", "(")
+    assert "PlanRequest(*, model, on=None, gpus=None" in words
     assert "Annotated" not in first
 
 

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "turbofit").rglob("*.py"))
 #: Statements of each tree: a statement is no docstring and no import. Rooms have no caps: such a
 #: cap buys density.
-MOST_STATEMENTS = {"turbofit": 32_300, "tests": 27_000, "bench": 5_400}
-MOST_FILES = 380
+MOST_STATEMENTS = {"turbofit": 33_500, "tests": 28_000, "bench": 6_000}
+MOST_FILES = 400
 #: Statements of more nodes than these, without the statements inside them and without tables (what
 #: is assigned at a module's top): how many there may be.
 LONG_STATEMENT = 120

@@ -96,7 +96,7 @@ def test_what_a_person_must_decide_stands_first(wheels: tuple[Path, Path]) -> No
 def test_the_kernels_of_a_release_are_written(tmp_path: Path, monkeypatch: Patch) -> None:
     counts = {"gemm": {"80": Count(code=3), "90a": Count(code=1, empty=2)}, "KV cache": {}}
     census = Census(library="_turbomind.so", architectures=("80", "90a"), ptx=(), families=counts)
-    for python in ("310", "311", "312", "313"):
+    for python in ("310", "311", "312", "313", "314"):
         wheel = tmp_path / f"wheels/lmdeploy-0.19.0-cp{python}-any.whl"
         wheel.parent.mkdir(exist_ok=True)
         with zipfile.ZipFile(wheel, "w") as file:
@@ -108,7 +108,7 @@ def test_the_kernels_of_a_release_are_written(tmp_path: Path, monkeypatch: Patch
     assert load_yaml(write_kernels(Path("0.19.0"), tmp_path)) == {
         "library": "_turbomind.so", "architectures": "80 90a", "ptx": "",
         "families": {"gemm": "3 1+2", "KV cache": "0 0"},
-        "libraries": {"0.19.0": ["h310", "h311", "h312", "h313"]},
+        "libraries": {"0.19.0": ["h310", "h311", "h312", "h313", "h314"]},
     }  # fmt: skip
 
 

@@ -62,7 +62,9 @@ def take_away() -> None:
 
 
 if __name__ == "__main__":
-    import subprocess  # noqa: F401 - `subprocess` itself needs some of it on this system
+    # Both need some of it on this system.
+    import asyncio  # noqa: F401
+    import subprocess  # noqa: F401
 
     take_away()
     from turbofit.cli import main

@@ -130,6 +130,42 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch) -> None:
     assert resumed(path)[2] == [1]
 
 
+@pytest.mark.parametrize("foreign", [b"a line of another program\n", b"{", line(3)])
+@pytest.mark.parametrize("then", ["append", "sync"])
+def test_what_another_program_appends_is_seen(foreign: bytes, then: str, path: Path) -> None:
+    """A line behind its bytes would be lost, and the next run would end at them."""
+    with closing(OutputFile(path)) as output:
+        output.resume(Survey(items_of(DIGESTS)))
+        output.append(line(1), failed=False)
+        output.sync()
+        with path.open("ab") as other:
+            other.write(foreign)
+        with pytest.raises(UsageError, match="another program has written to") as caught:
+            output.append(line(2), failed=False) if then == "append" else output.sync()
+    assert path.read_bytes() == line(1) + foreign
+    assert "remove" in caught.value.hint
+    if foreign.startswith(b"a"):
+        with pytest.raises(UsageError, match="is no line of a batch") as caught:
+            resumed(path)
+        assert "remove this line" in caught.value.hint
+
+
+def test_its_own_lines_are_no_other_program_s(path: Path, monkeypatch) -> None:
+    """The file is synced in a thread, while lines are appended."""
+    real = os.fstat
+    with closing(OutputFile(path)) as output:
+        output.resume(Survey(items_of(DIGESTS)))
+
+        def fstat(fd: int) -> os.stat_result:
+            monkeypatch.setattr(output_file.os, "fstat", real)
+            output.append(line(1), failed=False)
+            return real(fd)
+
+        monkeypatch.setattr(output_file.os, "fstat", fstat)
+        output.sync()
+    assert path.read_bytes() == line(1)
+
+
 def test_what_can_be_no_output_is_said(tmp_path) -> None:
     outputs = {".": "Is a directory", "none/out": "No such file", os.devnull: "no file"}
     for name, words in outputs.items():

@@ -178,6 +178,7 @@ def test_a_node_with_another_key_is_out_and_its_client_hears_nothing_of_it(world
     first, second = world.node("a", key="wrong", at_once=1000)[0], world.node("b")[0]
     app, front = world.front(first, second, up=1)
     (node, _) = app.nodes.values()
+    until(lambda: "--upstream-key" in node.trouble, "the reason")
     assert [asked(front.url, chat())[0] for _ in range(3)] == [200] * 3
     node.up, node.share = True, 1000.0  # as where its key has changed
     assert asked(front.url, chat())[0] == 200

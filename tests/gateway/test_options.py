@@ -41,6 +41,21 @@ def test_options(monkeypatch, tmp_path) -> None:
             parsed(*words)
 
 
+@pytest.mark.parametrize("bad", ["k" * 20_000, "k" * 16_361, "a\nb", "a\0b"])
+def test_a_key_that_no_header_can_carry_is_refused(bad: str, tmp_path, monkeypatch) -> None:
+    with pytest.raises(UsageError, match="no client could send"):
+        parsed("--api-key", bad)
+    assert parsed("--api-key", "k" * 16_360).api_key
+    file = tmp_path / "keys"
+    file.write_text("k" * 20_000)
+    for option in ("--api-key-file", "--front-key-file"):
+        with pytest.raises(UsageError, match="no client could send"):
+            parsed(option, str(file))
+    monkeypatch.setenv("TURBOFIT_API_KEYS", f"a,{'k' * 20_000}")
+    with pytest.raises(UsageError, match="a key of 20,000 characters"):
+        parsed()
+
+
 @pytest.mark.parametrize("front", [("--nodes", "http://x"), ("--cluster", "ray")])
 def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
     (tmp_path / "key").write_text("key\n")

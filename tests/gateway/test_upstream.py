@@ -24,9 +24,10 @@ async def test_an_engine_that_takes_a_request_and_says_nothing_costs_a_page() ->
     """Its HTTP server is stuck: the page would hold up whoever judges the engine by it."""
     heard = asyncio.Event()
 
-    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard.set()
-        await asyncio.Event().wait()
+        await reader.read()  # until the client goes; a server ends after its connections
+        writer.close()
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server, opened() as upstream:
         engine = RoutedEngine(0, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import pytest
@@ -23,6 +25,7 @@ from turbofit.planning.speed import group_rates, rates
 from turbofit.rehearsal.plan_clock import step_table
 from turbofit.rehearsal.pretend.clock import StepTable
 
+T = TypeVar("T")
 PLAN = turbofit.plan("internvl2-2b", on="1xrtx3090", engine="turbomind", max_batch_size=128)
 _ADDRESS = EngineAddress("http://none", "m")
 
@@ -52,12 +55,18 @@ class Engine(StepTimer):
         self.at_once: list[Sequence] = []
         self.running: asyncio.Future[None] | None = None
 
-    def add(self, body: dict[str, Any]) -> Sequence:
+    @contextmanager
+    def added(self, body: dict[str, Any]) -> Iterator[Sequence]:
+        """A request until its client has all of the answer, or leaves."""
         sequence = Sequence(body)
         self.at_once.append(sequence)
         if self.running is None or self.running.done():
             self.running = asyncio.ensure_future(self.run())
-        return sequence
+        try:
+            yield sequence
+        finally:
+            if sequence in self.at_once:
+                self.at_once.remove(sequence)
 
     async def run(self) -> None:
         while self.at_once:
@@ -91,9 +100,9 @@ class Engine(StepTimer):
             assert rule is not None
             units, tokens = rule.units(*self.size, limit), rule.tokens(*self.size, limit) + 40
             body = {**body, "units": units, "tokens": tokens}
-        sequence = self.add(body)
-        await sequence.ended.wait()
-        return sequence.prompt
+        with self.added(body) as sequence:
+            await sequence.ended.wait()
+            return sequence.prompt
 
     async def _image(self, units: int, image: DummyImage) -> StepPoint:
         self.size = image.size
@@ -105,19 +114,18 @@ class Engine(StepTimer):
         started: asyncio.Event | None = None,
         enough: asyncio.Event | None = None,
     ) -> list[float]:
-        sequence = self.add(body)
-        while started is not None and len(sequence.pieces) < 6:
-            await asyncio.sleep(0)
-        if started is None or enough is None:
-            await sequence.ended.wait()
+        with self.added(body) as sequence:
+            while started is not None and len(sequence.pieces) < 6:
+                await asyncio.sleep(0)
+            if started is None or enough is None:
+                await sequence.ended.wait()
+                return sequence.pieces
+            started.set()
+            await enough.wait()
+            had = len(sequence.pieces)
+            while len(sequence.pieces) == had:
+                await asyncio.sleep(0)
             return sequence.pieces
-        started.set()
-        await enough.wait()
-        had = len(sequence.pieces)
-        while len(sequence.pieces) == had:
-            await asyncio.sleep(0)
-        self.at_once.remove(sequence)
-        return sequence.pieces
 
 
 def timed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> MeasuredSteps:
@@ -274,6 +282,40 @@ def test_an_engine_that_does_not_answer_leaves_points_out(monkeypatch) -> None:
     steps = timed(Silent(PLAN, step_table(PLAN, PLAN.engines[0])), monkeypatch)
     assert not steps.points
     assert "1 sequences of 64 tokens: no answer (ServerDisconnectedError)" in steps.left_out
+
+
+def test_after_a_failed_answer_none_of_its_reading_runs_on(monkeypatch) -> None:
+    """An answer of the last reading would make every forward of the next one longer."""
+
+    class Failing(Engine):
+        asked = unended = 0
+
+        async def _ask(self, *args: Any) -> int:
+            self.asked += 1
+            return await self.counted(super()._ask(*args), fails=self.asked % 7 == 0)
+
+        async def _watch(self, *args: Any) -> list[float]:
+            return await self.counted(super()._watch(*args), fails=False)
+
+        async def counted(self, answer: Coroutine[Any, Any, T], *, fails: bool) -> T:
+            self.unended += 1
+            try:
+                if fails:
+                    await asyncio.sleep(0)  # the others have begun
+                    answer.close()
+                    raise aiohttp.ServerDisconnectedError
+                return await answer
+            finally:
+                self.unended -= 1
+
+    engine = Failing(PLAN, step_table(PLAN, PLAN.engines[0]))
+    clock = SimpleNamespace(perf_counter=lambda: engine.now, monotonic=lambda: engine.now)
+    monkeypatch.setattr(calibrate_steps, "time", clock)
+    before = dict[str, int]()
+    steps = engine.measure(lambda what: before.update({what: engine.unended}))
+    failed = [text.partition(":")[0] for text in steps.left_out if "Disconnected" in text]
+    assert {text.split()[-2] for text in failed} >= {"vision", "64", "2,048"}
+    assert {*before.values()} == {0}
 
 
 def test_no_point_begins_after_its_time(monkeypatch) -> None:

@@ -32,6 +32,14 @@ PREFIXES = {"enable_prefix_caching": True}
 #: For each row: a launch that has it, its engine, versions at its ends, versions outside, and what
 #: is different in launches that do not have it.
 CASES = {
+    "image-addresses": (
+        {"model": "internvl2-8b"}, "turbomind", "0.7.3 0.12.0 0.12.2", "0.12.3 0.13.0 0.18",
+        [{"model": "qwen2.5-7b"}],
+    ),
+    "image-redirects": (
+        {"model": "qwen2-vl-7b"}, "pytorch", "0.12.3 0.14.0", "0.12.2 0.15.0 0.18",
+        [{"model": "qwen2.5-7b"}],
+    ),
     "fp8-before-hopper": (
         {"model": "qwen2.5-7b", "weights": FP8}, "turbomind", "0.14.0 0.16 0.16.1",
         "0.13.0 0.17.0 0.18", [{"capability": (9, 0)}, {"weights": None}, {"capability": NA}],

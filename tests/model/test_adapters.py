@@ -112,6 +112,9 @@ def test_names(tmp_path: Path) -> None:
         (f"x={adapter}", f"x={adapter}"): "two adapters are called x",
         (f"={adapter}",): "an empty name",
         (f"{QWEN.hub_id}={adapter}",): "like the model",
+        (f"{QWEN.name}={adapter}",): "like the model",
+        (f"Qwen2.5-0.5B-Instruct={adapter}",): "like the model",
+        (f"qwen2.5-0.5b={adapter}",): "like the model",
         (f"llama2={adapter}",): "a chat template of LMDeploy",
     }.items():
         with pytest.raises(UsageError, match=message):

@@ -106,3 +106,6 @@ def test_adapters_and_overrides_as_lmdeploys_own_config_has_them(tmp_path, monke
     assert resolve(request.changed(model=first.model)).model == first.model
     with pytest.raises(UsageError, match="hf-overrides is not JSON"):
         resolve(request.changed(hf_overrides="{"))
+    typed = request.changed(model="Qwen2.5 0.5B", adapters={"Qwen2.5 0.5B": "lora"})
+    with pytest.raises(UsageError, match=r"Qwen2\.5 0\.5B, like the model"):
+        resolve(typed)

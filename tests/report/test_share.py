@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator
+from msgspec import inspect
 from msgspec.structs import replace
 from referencing import Registry, Resource
 
@@ -15,13 +19,27 @@ from tests.support.plans import changed
 from turbofit.cli.main import main
 from turbofit.core.machine import Holder, Host, MeasuredRate, MeasuredSteps, StepPoint
 from turbofit.core.plan import Plan
+from turbofit.core.run_report import RunReport
 from turbofit.core.struct import to_json
 from turbofit.report.schema import NAMES, schema_text
+from turbofit.report.share import shared
+from turbofit.report.stored_documents import StoredPlan
 from turbofit.serving.calibration import SEEN_FILE, CalibratedGpu, Observation
 
 Out = pytest.CaptureFixture[str]
 
 SECRETS = ("GPU-8f1c", "secret-host", "/srv/alice", "bob", "hunter2", "13:14", "4242424242")
+
+#: The texts that a shared run keeps, each by its type and field. The keys of a dict count as texts.
+KEPT = {
+    "Adapter.modules", "Backend.communicator", "Backend.version", "CalibratedGpu.used",
+    "Draft.algorithm", "EngineRecord.seconds", "Gpu.name", "GpuLedger.name", "Link.ancestor",
+    "Machine.cuda", "Machine.driver", "Measured.torch", "MeasuredSteps.weights",
+    "Model.architecture", "Model.tensor_bytes", "Plan.turbofit_version", "RunAttempt.changes",
+    "RunFigure.what", "RunMoment.phase", "RunMoment.used", "RunReport.lmdeploy",
+    "RunReport.state", "RunReport.turbofit_version", "Settings.model_format",
+    "Settings.speculative_algorithm", "Surety.kind", "Term.term", "TextDims.architecture",
+}  # fmt: skip
 
 
 def measured() -> Plan:
@@ -92,6 +110,60 @@ def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     Draft202012Validator(json.loads(schema_text("share")), registry=registry).validate(document)
     assert main([*words[:3], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema"] == "turbofit.share/2"
+
+
+class Filled:
+    """Fills each type of a document: a secret in every text, and one item in every list."""
+
+    def of(self, kind: Any, where: str = "") -> Any:
+        """Return plain data of a type; its texts name the type and the field ``where`` they are."""
+        if isinstance(kind, inspect.Metadata):
+            return self.of(kind.type, where)
+        if isinstance(kind, inspect.StructType):
+            name = kind.cls.__name__
+            data = {
+                field.encode_name: self.of(field.type, f"{name}.{field.name}")
+                for field in kind.fields
+            }
+            return data if kind.tag_field is None else {kind.tag_field: kind.tag, **data}
+        if isinstance(kind, inspect.UnionType):
+            return self.of(max(kind.types, key=self._tells), where)
+        if isinstance(kind, inspect.DictType):
+            return {self.of(kind.key_type, where): self.of(kind.value_type, where)}
+        if isinstance(kind, inspect.TupleType):
+            return [self.of(item, where) for item in kind.item_types]
+        if isinstance(kind, inspect.CollectionType):
+            return [self.of(kind.item_type, where)]
+        if isinstance(kind, inspect.LiteralType):
+            return kind.values[0]
+        if isinstance(kind, inspect.StrType):
+            return f"secret:{where}"
+        if isinstance(kind, inspect.BoolType):
+            return True
+        return 0.5 if isinstance(kind, inspect.FloatType) else 1
+
+    def _tells(self, kind: Any) -> int:
+        """Return a larger number for types that have more texts."""
+        least = ["NoneType", "IntType", "LiteralType", "StrType"]
+        name = type(kind).__name__
+        return least.index(name) if name in least else len(least)
+
+    def document(self, kind: Any) -> Any:
+        return msgspec.convert(self.of(inspect.type_info(kind)), kind)
+
+
+def test_of_all_texts_only_those_that_are_named_are_kept(tmp_path: Path) -> None:
+    filled = Filled()
+    plan, run = filled.document(Plan), filled.document(RunReport)
+    plan = replace(plan, machine=replace(plan.machine, source="nvml"))
+    run = replace(run, pretend=False)
+    texts = set(re.findall(r"secret:([\w.]+)", to_json((plan, run))))
+    assert {"Adapter.path", "Settings.hf_overrides", "RunAttempt.why", "Command.env"} < texts
+    seen = filled.document(tuple[Observation, ...])
+    (tmp_path / SEEN_FILE).write_text(to_json(seen))
+    document = shared(StoredPlan(plan, run, str(tmp_path)))
+    assert len(document.seen) == 1
+    assert set(re.findall(r"secret:([\w.]+)", to_json(document))) == KEPT
 
 
 @pytest.mark.parametrize("source", ["nvml", "preset"])

@@ -32,6 +32,18 @@ def test_every_name_that_people_know_it_by() -> None:
     assert ServeConfig(model_name="x").client_names(folder) == ("x", "/m/My-VL", "My-VL")
 
 
+@pytest.mark.parametrize("name", ["mine", "internvl2-2b", "InternVL2-2B", "internvl2 2b"])
+def test_an_adapter_with_a_name_of_the_model(name: str) -> None:
+    """Clients could ask only one of the two."""
+    plan = turbofit.plan("internvl2 2b", on="1xrtx3090")
+    lora = Adapter(name=name, path="/lora", rank=8, modules=("q_proj",), file_bytes=1)
+    plan = replace(plan, model=replace(plan.model, adapters=(lora,)))
+    with pytest.raises(UsageError, match=f"an adapter is called {name}"):
+        ServeConfig(model_name="mine").refuse_names(plan)
+    other = replace(plan.model, adapters=(replace(lora, name="sql"),))
+    ServeConfig(model_name="mine").refuse_names(replace(plan, model=other))
+
+
 def test_addresses() -> None:
     assert ray_address("ray") is None
     assert ray_address("ray:10.0.0.1:6379") == "10.0.0.1:6379"

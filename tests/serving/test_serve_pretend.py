@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ EIGHT = ("internvl2-8b", "--on", "1xrtx3090")
 #: The largest image that a request may have, what is cut at a chunk's edge, and the smallest.
 SIZES = [(4480, 2688), (448, 448), (5376, 448), (28, 28), (1344, 896), (800, 3000)]
 CLIENTS, REQUESTS = 8, 24
+CPU_TORCH = version("torch").endswith("+cpu")
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +167,13 @@ def is_brought_to_its_planned_peak(served: Served, engines: int) -> None:
     for engine in found:
         rows = {row["what"]: row for row in engine["beside"]}
         peak = rows["in use at most"]
-        assert 0.999 <= peak["actual"] / peak["forecast"] <= 1.0
-        assert rows["KV tokens"]["actual"] == rows["KV tokens"]["forecast"]
+        tokens = rows["KV tokens"]
+        if CPU_TORCH:
+            assert 0.999 <= peak["actual"] / peak["forecast"] <= 1.0
+            assert tokens["actual"] == tokens["forecast"]
+        else:  # torch's own kernels are on the pretend card, beside those that the plan counts
+            assert 0.98 <= peak["actual"] / peak["forecast"] <= 1.0
+            assert 0.96 <= tokens["actual"] / tokens["forecast"] <= 1.0
         assert {"starting", "weights", "cache", "serving", "check"} <= set(engine["seconds"])
 
 

@@ -3,7 +3,8 @@
 A batch has no other state. An item counts as answered once the kernel has its whole line: the line
 survives if the process is killed. All lines are synced to the disk once a second: after a power cut
 only the items of the last second are sent again. Each sync checks that the file is still at its
-path and has all its lines. The file stays locked until the process ends.
+path, and has all its lines and no bytes of another program. The file stays locked until the process
+ends.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ class OutputFile:
         self._fd = _open_locked(path)
         #: The size of all whole lines, in bytes, after `resume` has checked them.
         self._size = 0
+        #: The size with the line that is being appended; without a limit before `resume`.
+        self._most = float("inf")
         self.answered = self.failed = 0
 
     def close(self) -> None:
@@ -159,13 +162,21 @@ class OutputFile:
                 survey.done[place] = True
                 self._count(len(line), failed=failed)
             os.ftruncate(self._fd, self._size)
+            self._most = self._size
             os.fsync(self._fd)
             sync_folder(self.path.parent)
 
     def append(self, line: bytes, *, failed: bool) -> None:
-        """Append a line, whole or not at all; call `resume` first."""
+        """Append a line, whole or not at all; call `resume` first.
+
+        Raises:
+            UsageError: the disk refuses the line, or another program has written to the file.
+        """
         rest = memoryview(line)
         with _disk_errors(self.path):
+            if os.fstat(self._fd).st_size > self._size:
+                raise self._written_by_others()
+            self._most = self._size + len(line)
             try:
                 while rest:
                     rest = rest[os.write(self._fd, rest) :]
@@ -179,7 +190,8 @@ class OutputFile:
         """Bring all lines to the disk.
 
         Raises:
-            UsageError: the disk refuses the lines, or the file was removed, replaced or cut.
+            UsageError: the disk refuses the lines, the file was removed, replaced or cut, or
+                another program has written to it.
         """
         size = self._size  # another thread may append a line during this call
         with _disk_errors(self.path):
@@ -191,6 +203,15 @@ class OutputFile:
                 f"{self.path} was removed, replaced or cut while it was written",
                 hint="give the same command again: items without a line are sent again",
             )
+        if now.st_size > self._most:
+            raise self._written_by_others()
+
+    def _written_by_others(self) -> UsageError:
+        return UsageError(
+            f"another program has written to {self.path} meanwhile",
+            hint="remove what it has written, and give the same command again: it sends only items"
+            " without a line",
+        )
 
     def _count(self, size: int, *, failed: bool) -> None:
         self._size += size
@@ -231,10 +252,10 @@ class OutputFile:
 
     def _foreign(self, number: int) -> UsageError:
         """Return the error for a line that is no line of a batch."""
-        return UsageError(
-            f"line {number} of {self.path} is no line of a batch",
-            hint="name another output: this file has other content",
-        )
+        hint = "name another output: this file has other content"
+        if number > 1:
+            hint = "remove this line if another program has written it, or name another output"
+        return UsageError(f"line {number} of {self.path} is no line of a batch", hint=hint)
 
 
 @contextmanager

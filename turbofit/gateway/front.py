@@ -41,6 +41,11 @@ _LARGEST: Final = 64 << 20
 #: The largest number of engines, or of requests at once, that a valid health page has.
 _MOST: Final = 1 << 20
 _SILENT: Final = "does not answer"
+#: What is wrong with a server that answers, but does not show its page ``/about``.
+_CLOSED: Final = (
+    "does not show its /about here: --upstream-key gives a server's key, and --allowed-hosts a"
+    " server the name in its address"
+)
 #: Seconds after which a client should try again, while a server does not answer.
 _RETRY: Final = 5
 
@@ -163,12 +168,16 @@ class Front(AsgiApp):
     async def _read_pages(self, node: Node) -> bool:
         """Read a node's pages, and note whether the node serves, and its requests at once.
 
-        ``/about`` is read first, since a node answers it only with the right key; ``/health`` needs
-        no key. Return whether the node has answered ``/about``.
+        A node answers ``/about`` only with the right key, and under a name of its own; ``/health``
+        needs neither. Return whether the node has answered ``/about``.
         """
         node.about = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
-        text = await self._upstream.page(node, "/health", _HEALTH_SECONDS) if node.about else ""
-        page, trouble = HealthPage(), "" if text else _SILENT
+        text = await self._upstream.page(node, "/health", _HEALTH_SECONDS)
+        page, trouble = HealthPage(), ""
+        if not node.about:
+            trouble = _CLOSED
+        if not text:
+            trouble = _SILENT
         try:
             page = msgspec.json.decode(text or "{}", type=HealthPage)
         except (msgspec.MsgspecError, RecursionError) as exc:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variables import SERVER_KEYS, keys_in
-from turbofit.gateway.config import ANY_PUBLIC, GatewayConfig, GatewayOptions
+from turbofit.gateway.config import ANY_PUBLIC, ConnectionLimits, GatewayConfig, GatewayOptions
 from turbofit.gateway.http.connections import Networks, is_loopback
+
+#: What a client sends beside its key.
+_HEADER: Final = b"Authorization: Bearer \r\n"
 
 
 def configured(options: GatewayOptions, *, upstream_key: str | None = None) -> GatewayConfig:
@@ -24,6 +29,8 @@ def configured(options: GatewayOptions, *, upstream_key: str | None = None) -> G
     keys = (*options.api_key, *_keys_in(options.api_key_file)) or keys_in(SERVER_KEYS)
     keys = tuple(key.strip() for key in keys if key.strip())
     front_keys = _keys_in(options.front_key_file)
+    for key in (*keys, *front_keys):
+        _check_key(key)
     found = {
         "api_key": keys,
         "front_keys": front_keys,
@@ -47,6 +54,21 @@ def check_bind(config: GatewayConfig) -> None:
         f"--host {config.host} is reachable from other machines and no key is set",
         hint="give --api-key, or --no-auth if everybody may use the server",
     )
+
+
+def _check_key(key: str) -> None:
+    """Refuse a key that no header can carry: nobody could use the server.
+
+    Raises:
+        UsageError: the key is too long, or has a line's end in it.
+    """
+    most = ConnectionLimits().header_bytes - len(_HEADER)
+    if len(key.encode()) > most or any(sign in key for sign in "\r\n\0"):
+        raise UsageError(
+            f"no client could send a key of {len(key):,} characters: a header carries {most:,} of"
+            " them at most, in one line",
+            hint="give a shorter key, such as the output of openssl rand -hex 32",
+        )
 
 
 def _media_domains(options: GatewayOptions, *, keyed: bool) -> tuple[str, ...]:

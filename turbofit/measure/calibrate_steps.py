@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from asyncio import Task
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count, pairwise
 from statistics import median, quantiles
@@ -25,6 +27,7 @@ from msgspec.structs import replace
 from turbofit.core.images.rule import DummyImage
 from turbofit.core.machine import MeasuredSteps, StepPoint
 from turbofit.core.plan import EnginePlan, Plan
+from turbofit.core.struct import T
 from turbofit.memory.calibrated import weights_of
 from turbofit.memory.engines import engine_of
 from turbofit.planning.card_rates import rates_of, refuse_impossible
@@ -77,6 +80,18 @@ class EngineAddress(NamedTuple):
 
 class _HeldUpError(Exception):
     """Raised if a reading is not the time of a forward; the message says why."""
+
+
+@asynccontextmanager
+async def _running(answers: Iterable[Coroutine[Any, Any, T]]) -> AsyncIterator[list[Task[T]]]:
+    """Run the answers of one reading; none of them runs on after the block, also if one fails."""
+    tasks = [asyncio.create_task(answer) for answer in answers]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class StepTimer:
@@ -219,10 +234,11 @@ class StepTimer:
         tokens is long enough that all others have begun by then.
         """
         answer = self._answer(sequences)
-        others = (self._ended(self._body(context, answer)) for _ in range(sequences - 1))
-        watched = asyncio.ensure_future(self._watch(self._body(context, answer)))
-        ends = await asyncio.gather(*others)
-        pieces = await watched
+        others = [self._ended(self._body(context, answer)) for _ in range(sequences - 1)]
+        watched = self._watch(self._body(context, answer))
+        async with _running([watched]) as (watching,), _running(others) as asked:
+            ends = await asyncio.gather(*asked)
+            pieces = await watching
         first_end = min(ends, default=pieces[-1])
         beside_all = [piece for piece in pieces if piece <= first_end][-_PIECES - 1 :]
         seconds, spread = self._median([after - before for before, after in pairwise(beside_all)])
@@ -256,17 +272,15 @@ class StepTimer:
         length = min(_WATCHED, self._engine.settings.session_len - context)
         started = [asyncio.Event() for _ in range(answers)]
         body = partial(self._body, context, length)
-        watched = [asyncio.ensure_future(self._watch(body(), event, enough)) for event in started]
-        await asyncio.gather(*(event.wait() for event in started))
         asked = []
-        try:
+        async with _running([self._watch(body(), event, enough) for event in started]) as watched:
+            await asyncio.gather(*(event.wait() for event in started))
             for _ in range(_REPEATS):
                 began = time.perf_counter()
                 prompt = await ask() or prompt
                 asked.append((began, time.perf_counter()))
-        finally:
             enough.set()
-        pieces, *_ = await asyncio.gather(*watched)
+            pieces, *_ = await asyncio.gather(*watched)
         # The times of two neighbouring pieces, with the tokens of the watched answer in the cache.
         pauses = list(enumerate(pairwise(pieces[1:]), start=context + 2))
         longest = [

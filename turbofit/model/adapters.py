@@ -1,33 +1,27 @@
 """Reads LoRA adapters that LMDeploy's PyTorch engine serves beside one base.
 
 The engine's own loader checks little. This module refuses an adapter that the engine would misread
-or leave partly unfilled, or at which the engine would end. Until engines start, only headers of
-files are read. When they start, an adapter with names that the engine does not read is copied, and
-the copy has the names that the engine reads.
+or leave partly unfilled, or at which the engine would end. Only headers of files are read.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.model import Adapter, Model, TextDims
-from turbofit.core.plan import Plan
 from turbofit.core.version import REFERENCE
 from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.files import located
 from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, beyond_lora
-from turbofit.model.safetensors import PREFIX, header_length
+from turbofit.model.presets import find_preset
 from turbofit.model.safetensors import Tensor as Stored
 from turbofit.model.tensors import Tensor, text_tensors
 
@@ -37,7 +31,7 @@ _UNNAMED: Final = "default"
 #: The name of the decoder's layers in LMDeploy's class of a model. A class that is missing here was
 #: not read, or joins q_proj, k_proj and v_proj without the table packed_modules_mapping, by which
 #: adapters find these modules. Source: lmdeploy pytorch/adapter/adapter.py::find_all_target #2fcac1
-_LAYERS: Final = {
+LAYERS: Final = {
     **dict.fromkeys(
         ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
          "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
@@ -67,10 +61,6 @@ _KEY: Final = re.compile(
     r"base_model\.model\.(?P<layers>.+)\.(?P<layer>\d{1,6})\.(?:self_attn|mlp)\.(?P<module>\w+)"
     r"\.lora_(?P<part>[AB])\.weight"
 )
-#: The name of the decoder's layers within such a key.
-_NAME_OF_LAYERS: Final = re.compile(
-    r"(?<=base_model\.model\.).+(?=\.\d{1,6}\.(?:self_attn|mlp)\.\w+\.lora_)"
-)
 #: The smallest block in which LMDeploy's kernel computes a rank, also for all smaller ranks; the
 #: sizes of blocks are powers of two.
 _LEAST_BLOCK: Final = 16  # lmdeploy kernels/cuda/fused_lora.py::fused_lora `max(16, max_rank)`
@@ -84,7 +74,7 @@ _TEMPLATES: Final = frozenset({
 })  # fmt: skip
 _SPEED: Final = "the forecast of speed is that of the base: the work of adapters is not counted"
 #: The file with an adapter's matrices. LMDeploy would prefer adapter_model.bin.
-_FILE: Final = "adapter_model.safetensors"
+FILE: Final = "adapter_model.safetensors"
 _MERGE: Final = "turbofit merge BASE ADAPTER OUT makes a model of it"
 
 
@@ -93,21 +83,21 @@ def lora_modules(text: TextDims) -> dict[str, Tensor]:
     return {_MODULES[one.role]: one for one in text_tensors(text) if one.role in _MODULES}
 
 
-def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Model:
+def with_adapters(model: Model, words: Sequence[str], *, only_text: bool, typed: str = "") -> Model:
     """Return the model with the adapters that ``words`` name, each as NAME=PATH or PATH.
 
-    ``only_text``: the engine loads no vision tower.
+    ``only_text``: the engine loads no vision tower. ``typed``: what a person called the model.
 
     Raises:
         UsageError: with an adapter, LMDeploy would end, or would compute other values than peft.
     """
-    if model.architecture not in _LAYERS:
+    if model.architecture not in LAYERS:
         raise _refusal(
             f"`--adapters`: LMDeploy {REFERENCE} finds no modules for adapters in its class of"
             f" {model.name}, or turbofit has not read this class"
         )
     split = [word.partition("=") if "=" in word else (_UNNAMED, "", word) for word in words]
-    _check_names(model, [name for name, _, _ in split])
+    _check_names([name for name, _, _ in split], {typed, *_names_of(model)})
     adapters = [_adapter(model, name, path, only_text=only_text) for name, _, path in split]
     for module in lora_modules(model.text):
         ranks = {adapter.rank: adapter.name for adapter in adapters if module in adapter.modules}
@@ -118,7 +108,7 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
                 f"{ranks[largest]} has rank {largest}: above {_LEAST_BLOCK}, LMDeploy's kernel"
                 " takes only ranks that are powers of two"
             )
-    own_names = {model.name.lower(), (model.hub_id or model.name).rpartition("/")[2].lower()}
+    own_names = {name.lower() for name in (model.name, _names_of(model)[-1])}
     of_another_base = (
         f"adapter {adapter.name} names {adapter.base[:100]} as its base, not {model.name}:"
         " the shapes fit, but only you can tell whether the weights do"
@@ -135,14 +125,20 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool) -> Mod
     return replace(model, adapters=tuple(adapters), warnings=tuple(warnings))
 
 
-def _check_names(model: Model, names: Sequence[str]) -> None:
+def _names_of(model: Model) -> tuple[str, ...]:
+    """Return the names of a model: its own, its preset's, its hub id, and the last part of it."""
+    hub_id = model.hub_id or model.name
+    return model.name, find_preset(hub_id) or model.name, hub_id, hub_id.rpartition("/")[2]
+
+
+def _check_names(names: Sequence[str], of_model: Collection[str]) -> None:
     """Refuse empty and equal names, and names of the model or of LMDeploy's chat templates."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise _refusal(f"two adapters are called {twice}", "write each as NAME=PATH")
     reserved = {
         **dict.fromkeys(_TEMPLATES, "a chat template of LMDeploy, which the adapter would get"),
-        **dict.fromkeys((model.name, model.hub_id or model.name), "the model"),
+        **dict.fromkeys(of_model, "the model, and clients could ask only one of the two"),
     }
     for name in names:
         if not name:
@@ -151,6 +147,34 @@ def _check_names(model: Model, names: Sequence[str]) -> None:
             raise _refusal(
                 f"an adapter is called {name}, like {reserved[name]}", "give it another name"
             )
+
+
+def read_again(model: Model, planned: Adapter, *, only_text: bool) -> Adapter:
+    """Read an adapter of a plan again, since its files may have changed after the plan was made.
+
+    Raises:
+        UsageError: the adapter has another rank, other modules or bytes than the plan counts, or is
+            one that would be refused today.
+    """
+    adapter = _adapter(model, planned.name, planned.path, only_text=only_text)
+    counted, found = _what_counts(planned), _what_counts(adapter)
+    for before, now in zip(counted, found, strict=True):
+        if before != now:
+            raise _refusal(
+                f"adapter {planned.name} has changed: the plan counts {before}, and now it has"
+                f" {now}",
+                "make a new plan, with the adapter as it is now",
+            )
+    return adapter
+
+
+def _what_counts(adapter: Adapter) -> tuple[str, ...]:
+    """Return in words what a plan counts of an adapter."""
+    return (
+        f"rank {adapter.rank}",
+        f"modules {', '.join(adapter.modules)}",
+        f"{adapter.file_bytes:,} bytes",
+    )
 
 
 def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
@@ -169,7 +193,7 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
             f"adapter {name}: adapter_model.bin cannot be checked without running it",
             "save it as adapter_model.safetensors, and remove the .bin, which LMDeploy prefers",
         )
-    stored = files.header(_FILE)
+    stored = files.header(FILE)
     matches = [_KEY.fullmatch(key) for key in stored]
     modules = _readable_targets(config) or {match["module"] for match in matches if match}
     of_tower = _IN_TOWER.get(model.architecture, frozenset[str]()).intersection(modules)
@@ -183,7 +207,7 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     known = lora_modules(model.text)
     used = tuple(module for module in known if module in modules)
     _check_keys(model, name, stored, dict(_expected_shapes(known, used, rank)))
-    layers_read = {match["layers"] for match in matches if match} == {_LAYERS[model.architecture]}
+    layers_read = {match["layers"] for match in matches if match} == {LAYERS[model.architecture]}
     return Adapter(
         name=name,
         path=folder,
@@ -224,7 +248,7 @@ def _check_keys(
     wanted: dict[tuple[str, int, str], tuple[int, ...]],
 ) -> None:
     """Refuse a file whose matrices are not exactly those in ``wanted``, by key and shape."""
-    layers = _LAYERS[model.architecture]
+    layers = LAYERS[model.architecture]
     called = {layers} if model.vision is None else _CALLED
     for key, tensor in stored.items():
         match = _KEY.fullmatch(key)
@@ -251,58 +275,6 @@ def _check_keys(
             f"adapter {name} has no lora_{part} of layer {layer}'s {module}, which LMDeploy would"
             " leave unfilled, and use"
         )
-
-
-def with_copies(plan: Plan, root: Path) -> Plan:
-    """Return the plan with copies of adapters that are ``renamed``; engines open the copies.
-
-    Copies stand below ``root``. A copy from an earlier call stays unchanged, since an engine may be
-    reading it.
-
-    Raises:
-        LaunchError: a copy cannot be written.
-    """
-    loras = plan.model.loras
-    if not any(adapter.renamed for adapter in loras):
-        return plan
-    words = tuple(
-        f"{one.name}={_engine_folder(plan.model, one, root / str(number))}"
-        for number, one in enumerate(loras)
-    )
-    engines = (
-        replace(engine, settings=replace(engine.settings, adapters=words))
-        for engine in plan.engines
-    )
-    return replace(plan, engines=tuple(engines))
-
-
-def _engine_folder(model: Model, adapter: Adapter, folder: Path) -> str:
-    """Return the folder that engines open: the adapter's own, or ``folder`` with a copy.
-
-    The copy has other keys in its header, and other ``target_modules``; the bytes of its matrices
-    are the adapter's.
-    """
-    config = folder / ADAPTER_CONFIG  # written last, so a copy with a config is complete
-    if not adapter.renamed or config.exists():
-        return str(folder) if adapter.renamed else adapter.path
-    source, layers = Path(adapter.path), _LAYERS[model.architecture]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(source / _FILE, "rb") as old, open(folder / _FILE, "wb") as new:
-            header = json.loads(old.read(header_length(old.read(PREFIX), None, _FILE)))
-            renamed = {_NAME_OF_LAYERS.sub(layers, key): entry for key, entry in header.items()}
-            text = json.dumps(renamed).encode()
-            text += b" " * (-len(text) % PREFIX)
-            new.write(len(text).to_bytes(PREFIX, "little") + text)
-            shutil.copyfileobj(old, new)
-        given = json.loads((source / ADAPTER_CONFIG).read_bytes())
-        config.write_text(json.dumps({**given, "target_modules": adapter.modules}))
-    except OSError as exc:
-        raise LaunchError(
-            f"the copy of adapter {adapter.name} cannot be written: {exc.strerror or exc}",
-            hint="set XDG_STATE_HOME to a folder that can be written and has room",
-        ) from None
-    return str(folder)
 
 
 def _refusal(problem: str, hint: str = _MERGE) -> UsageError:

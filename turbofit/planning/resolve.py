@@ -35,7 +35,12 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         model, overrides = overridden(model, request.hf_overrides)
         request = request.changed(hf_overrides=overrides)
     if request.adapters is not None:
-        model = with_adapters(model, request.adapters, only_text=bool(request.language_model_only))
+        model = with_adapters(
+            model,
+            request.adapters,
+            only_text=bool(request.language_model_only),
+            typed=request.model if isinstance(request.model, str) else "",
+        )
         words = [f"{adapter.name}={adapter.path}" for adapter in model.loras]
         request = request.changed(adapters=tuple(words))
     model = with_draft(

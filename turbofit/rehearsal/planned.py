@@ -19,7 +19,7 @@ from turbofit.core.struct import Document, to_builtins
 from turbofit.core.version import __version__
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_of
-from turbofit.model.adapters import with_copies
+from turbofit.model.adapter_folders import with_copies
 from turbofit.rehearsal.cases import limited
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.engines import REHEARSED_ENGINES

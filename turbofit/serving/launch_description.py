@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from turbofit.core.process.network import free_ports
 from turbofit.core.struct import Options
-from turbofit.model.adapters import with_copies
+from turbofit.model.adapter_folders import with_copies
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.rehearsal.plan_clock import clock_for
 from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio

@@ -178,6 +178,21 @@ class ServeConfig(RunOptions):
         known = dict.fromkeys(self.client_names(plan), self.client_name(plan.model))
         return known | {adapter.name: adapter.name for adapter in plan.model.loras}
 
+    def refuse_names(self, plan: Plan) -> None:
+        """Refuse an adapter with a name of the model: clients could ask only one of the two.
+
+        Raises:
+            UsageError: an adapter has a name that clients may use for the model.
+        """
+        of_model = self.client_names(plan)
+        for adapter in plan.model.loras:
+            if adapter.name in of_model:
+                raise UsageError(
+                    f"an adapter is called {adapter.name}, and so is the model here: clients could"
+                    " ask only one of the two",
+                    hint="give the adapter another name, or choose another --model-name",
+                )
+
 
 class ClusterServeConfig(ServeConfig):
     """One `turbofit serve --cluster`; each node starts its engines as one machine does."""

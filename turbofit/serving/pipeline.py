@@ -14,7 +14,7 @@ from turbofit.core.errors import LaunchError, NoGpuError, UsageError
 from turbofit.core.plan import DRAFT_FIELDS, GpuLedger, Plan, config_names
 from turbofit.core.struct import Options
 from turbofit.memory.engines import engine_of
-from turbofit.model.adapters import with_copies
+from turbofit.model.adapter_folders import with_copies
 from turbofit.model.presets import find_preset
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources

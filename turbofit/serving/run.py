@@ -166,6 +166,7 @@ class Run:
         assert self.plan is not None
         if not self.plan.fits:
             raise refusal(self.plan)
+        self.config.refuse_names(self.plan)
         if self.config.pretend:
             from turbofit.rehearsal.packages import need_engine
 

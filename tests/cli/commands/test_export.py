@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from msgspec.structs import replace
 
 import turbofit.api
 from turbofit.cli.commands.export import manifest
-from turbofit.cli.main import main
+from turbofit.cli.commands.serve import serve
+from turbofit.cli.main import TURBOFIT, main
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.plan import Plan, ServeCommand
 from turbofit.serving import supervisor
@@ -172,6 +175,53 @@ def test_kubernetes_reads_the_objects(plan: Plan) -> None:
     spec = deployment["spec"]["template"]["spec"]
     mounted = {volume["name"] for volume in spec["volumes"]}
     assert {mount["name"] for mount in spec["containers"][0]["volumeMounts"]} == mounted
+
+
+#: What GPUStack 2 takes of a custom backend's YAML, and of one of its versions.
+#: Source: its gpustack/routes/inference_backend.py and schemas/inference_backend.py at 47277d79.
+GPUSTACK_FIELDS = {
+    "backend_name", "version_configs", "default_version", "default_backend_param",
+    "default_run_command", "default_entrypoint", "health_check_path", "description", "default_env",
+    "enabled", "backend_source", "parameter_format", "common_parameters",
+}  # fmt: skip
+GPUSTACK_VERSION_FIELDS = {"image_name", "run_command", "entrypoint", "custom_framework", "env"}
+
+
+def gpustack_words(version: dict[str, str], folder: str) -> list[str]:
+    """What GPUStack starts: it fills in first, and splits as a shell afterwards."""
+    line = version["run_command"]
+    filled_in = {"model_path": folder, "worker_ip": "10.0.0.7", "port": "40001", "model_name": "m"}
+    for field, value in filled_in.items():
+        line = line.replace("{{" + field + "}}", value)
+    assert "{{" not in line
+    return [*shlex.split(version["entrypoint"]), *shlex.split(line)]
+
+
+def test_gpustack_reads_the_backend(plan: Plan) -> None:
+    text = manifest(plan, "gpustack", port=23333, image="registry.example/turbofit:1")
+    body = yaml.safe_load(text)
+    assert body.keys() <= GPUSTACK_FIELDS
+    assert body["backend_name"].endswith("-custom")
+    version = body["version_configs"][body["default_version"]]
+    assert version.keys() <= GPUSTACK_VERSION_FIELDS
+    assert version["custom_framework"] == "cuda"
+    assert version["image_name"] == "registry.example/turbofit:1"
+    words = gpustack_words(version, "/var/lib/gpustack/cache/my model")
+    assert plan.serve is not None
+    given = list(plan.serve.argv[3:])  # none of these cases names GPUs
+    assert words[:3] == ["turbofit", "serve", "/var/lib/gpustack/cache/my model"]
+    assert words[3 : 3 + len(given)] == given
+    with serve.make_context("serve", words[2:], parent=click.Context(TURBOFIT)) as read:
+        assert read.params["no_auth"] is True
+
+
+def test_gpustack_is_told_the_bytes_of_a_plan() -> None:
+    plan = plan_of("tp 4")
+    (claim,) = re.findall(r"GPUSTACK_MODEL_VRAM_CLAIM=(\d+)", manifest(plan, "gpustack", port=1))
+    taken = sum(max(gpu.peak, gpu.load_peak) - gpu.used for gpu in plan.ledgers)
+    margins = sum(gpu.margin for gpu in plan.ledgers)
+    assert int(claim) == taken + margins
+    assert int(claim) <= sum(gpu.total for gpu in plan.ledgers)
 
 
 def test_the_command(tmp_path: Path, capsys) -> None:

@@ -14,7 +14,7 @@ from turbofit.cli.main import TURBOFIT, main
 from turbofit.cli.terminal.output import Form, say_open
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.http.connections import Hosts, Origins
+from turbofit.gateway.http.access import Hosts, Origins
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.serving.run import Run
 

@@ -61,12 +61,47 @@ async def test_what_begins_like_an_address_is_none(host: str, known: bool) -> No
     assert (reply.status != 421) is known
 
 
+OWN = ("10.0.0.7:23333", "[fd00::7]", "gpu-box.local:23333", "lmdeploy-svc:23333", "svc.ns.svc",
+       "web.ns.svc.cluster.local.", "nas.home.arpa", "gpu.lan", "a.internal", "a.test", "localhost",
+       "LMDEPLOY-SVC")  # fmt: skip
+FOREIGN = ("evil.example:23333", "127.0.0.1.nip.io")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/about", "/about/", "/metrics"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_an_open_server_tells_of_its_use_under_no_name_that_others_can_own(
+    path: str, method: str
+) -> None:
+    """A page whose own name leads here has that name as `Host`, and no `Origin`."""
+    app, _ = gateway(names={"m": "m"}, host="0.0.0.0")
+    for host in OWN:
+        reply = await call(app, path, method=method, headers={"host": host})
+        assert reply.status != 421, host
+    for host in FOREIGN:
+        reply = await call(app, path, method=method, headers={"host": host})
+        assert (reply.status, "--allowed-hosts" in str(reply.json)) == (421, True), host
+    for config in ({"api_key": ("k",)}, {"allowed_hosts": ("*",)}):
+        app, _ = gateway(names={"m": "m"}, host="0.0.0.0", **config)
+        reply = await call(app, path, method=method, headers={"host": FOREIGN[0]})
+        assert reply.status != 421
+
+
+async def test_what_programs_ask_of_an_open_server_passes_under_any_name() -> None:
+    app, upstream = gateway(names={"m": "m"}, host="0.0.0.0")
+    for host in ("lmdeploy-svc:23333", "gpu.example.com", "evil.example"):
+        for path in ("/health", "/v1/models", "/v1/models/m"):
+            assert (await call(app, path, method="GET", headers={"host": host})).status != 421
+        assert (await call(app, CHAT, chat(), headers={"host": host})).status == 200
+    assert len(upstream.seen) == 3
+
+
 async def test_its_own_page_may_ask_and_another_one_may_not() -> None:
     """A page that let its own name lead here has that name as `Host` too."""
     for config, host, status in (
         ({}, "127.0.0.1:23333", 200),
         ({}, "localhost:23333", 200),
         ({"host": "0.0.0.0"}, "10.0.0.7:23333", 200),
+        ({"host": "0.0.0.0"}, "lmdeploy-svc:23333", 200),
         ({"host": "0.0.0.0"}, "evil.example:23333", 403),
         ({"host": "0.0.0.0", "allowed_hosts": ("chat.example",)}, "chat.example", 200),
     ):

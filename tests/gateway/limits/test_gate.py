@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from msgspec.structs import replace
+
 from tests.sweep import part
 from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache, Share
 
@@ -36,6 +38,19 @@ def test_what_is_alone_or_holds_nothing_always_fits() -> None:
     assert not door.fits(Cost(units=14))
     taken(door, 13, UNSTATED)
     assert door.fits(Cost())
+
+
+def test_a_cache_that_is_full_to_the_last_block_puts_nothing_in_doubt() -> None:
+    """Beyond it the engine may evict, and units count until the end."""
+    small, room = Cost(units=5, tokens=64), 2 * KV.reservation(Cost(tokens=64))
+    for tokens, fits in ((room, True), (room - 64, False)):
+        door = gate(10, replace(KV, tokens=KV.tokens - KV.room + tokens))
+        assert door.kv.room == tokens
+        first = taken(door, 5, 64)
+        door.begin(first)
+        door.begin(door.take(small))
+        assert door.counted == (0 if fits else 10)
+        assert door.fits(Cost(units=10)) is fits
 
 
 @dataclass(eq=False)

@@ -24,6 +24,8 @@ from tests.gateway.limits.test_ranges import EMPTY, in_range, refused
         ("responses", "max_output_tokens", 10**30, 4096, ["max_output_tokens=huge->4096"]),
         ("chat", "temperature", 1e-300, 0.01, ["temperature=1e-300->0.01"]),
         ("chat", "temperature", "0.5", 0.5, []),
+        ("chat", "temperature", 0, 0, []),  # greedy; a floor would sample
+        ("messages", "temperature", 0.0, 0.0, []),
         ("chat", "presence_penalty", 9, 2, ["presence_penalty=9->2"]),
         # LMDeploy's own tests send 1e-7.
         ("chat", "repetition_penalty", 1e-7, 0.01, ["repetition_penalty=1e-07->0.01"]),

@@ -7,6 +7,7 @@ import contextlib
 import struct
 import zlib
 from base64 import b64decode, b64encode
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_the_largest_webp_takes_no_more_host_memory_than_other_images(monkeypatc
     """What one image may take is reserved for each that a request may have."""
     reasons = {}
     for kind in ("WEBP", "JPEG"):
-        header = (kind, (10_000, 7_000), 0)
+        header = (kind, (10_000, 7_000), pictures._PixelsAt(0, ()))
         monkeypatch.setattr(pictures, "_header", lambda _, header=header: header)
         reasons[kind] = refused(b"").reason
     assert reasons == {"WEBP": "too_many_pixels", "JPEG": "truncated_image"}
@@ -127,6 +128,34 @@ def test_the_end_of_a_thumbnail_is_not_that_of_its_photograph(tmp_path) -> None:
     several = frames("MPO", tmp_path / "several")
     cut_short = several[:2] + thumbnail + several[2 : several.index(b"\xff\xd9")]
     assert refused(cut_short).reason == "truncated_image"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_a_gif_and_a_bmp_that_are_cut_short(kind: str, mode: str) -> None:
+    """LMDeploy would paint the missing pixels grey, and answer."""
+    file = BytesIO()
+    Image.effect_noise((61, 40), 90).convert(mode).save(file, kind)
+    whole = file.getvalue()
+    assert from_bytes(whole, MOST).size == (61, 40)
+    for cut in (2, 50, len(whole) // 3):
+        assert refused(whole[:-cut]).reason == "truncated_image"
+
+
+def test_runs_of_a_bmp_have_an_end() -> None:
+    head = struct.pack(
+        "<2sIHHIIiiHHIIiiII", b"BM", 0, 0, 0, 1078, 40, 4, 1, 1, 8, 1, 0, 0, 0, 256, 0
+    )
+    runs = head + bytes(1024) + b"\4\7\0\0"
+    assert refused(runs).reason == "truncated_image"
+    assert from_bytes(runs + b"\0\1", MOST).size == (4, 1)
+
+
+def test_a_gif_of_tiny_parts_is_not_followed_for_ever() -> None:
+    whole = picture(300, 300, "GIF")
+    for count, taken in ((10_000, True), (100_000, False)):
+        with nullcontext() if taken else pytest.raises(Refusal, match="truncated"):
+            from_bytes(whole[:-2] + b"\1\0" * count + whole[-2:], MOST)
 
 
 def test_segments_of_a_jpeg_are_read_as_pillow_reads_them() -> None:

@@ -11,7 +11,11 @@ from turbofit.core.errors import UsageError
 from turbofit.core.units import MIB
 from turbofit.machine.kernels.census import Census, released
 from turbofit.memory.account import EngineLaunch
-from turbofit.memory.turbomind.account import Turbomind, missing_kernels
+from turbofit.memory.turbomind.account import (
+    Turbomind,
+    _communicator_problems,
+    missing_kernels,
+)
 from turbofit.memory.turbomind.weights import load_constants, temporary_bytes
 from turbofit.model.source import resolve_model
 
@@ -102,6 +106,18 @@ def census() -> Census:
     found = released((0, 18, 0))
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize(("ranks", "aborts"), [(8, False), (9, True)])
+@pytest.mark.parametrize("communicator", ["cuda-ipc", "native"])
+def test_its_own_communicators_join_eight_ranks(
+    communicator: str, ranks: int, aborts: bool
+) -> None:
+    launch = launch_on("16xa100-80g", "internvl2-8b")
+    settings = replace(launch.settings, tp=ranks, communicator=communicator)
+    launch = replace(launch, settings=settings, gpus=launch.machine.gpus[:ranks])
+    said = "".join(_communicator_problems(launch))
+    assert ("takes at most 8 GPUs" in said) is aborts
 
 
 def missing(census: Census, model: str, on: str, **settings: object) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from msgspec.structs import replace
 
@@ -13,10 +15,12 @@ from turbofit.core.units import MIB
 from turbofit.memory.account import Forward
 from turbofit.memory.turbomind.pool import (
     PoolModel,
+    _most_segments,
     device_buffers,
     meeting_workspace,
     workspace,
 )
+from turbofit.memory.turbomind.weights import DeltaKernel
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
@@ -144,3 +148,33 @@ def test_prompts_that_meet_take_no_more_than_the_most(batch: int, tokens: int, s
     kernel = CONSTANTS.delta_kernel((9, 0))
     settings = replace(SETTINGS, tp=4, max_batch_size=batch)
     assert seen <= meeting_workspace(SMALL.text.delta, settings, kernel, 132, tokens) < 1.3 * seen
+
+
+def prompts(tokens: int, longest: int) -> Iterator[tuple[int, ...]]:
+    """Every way to share tokens among prompts of two tokens and more."""
+    if not tokens:
+        yield ()
+    for first in range(min(tokens, longest), 1, -1):
+        for others in prompts(tokens - first, first):
+            yield first, *others
+
+
+@pytest.mark.parametrize("heads", [2, 3, 5, 8])
+@pytest.mark.parametrize(("cut", "cut_long"), [(8, 16), (6, 6)])
+def test_prompts_are_cut_into_no_more_segments_than_the_most(
+    heads: int, cut: int, cut_long: int
+) -> None:
+    """Of all prompts that the kernel still cuts; few tokens may count one segment too many."""
+    kernel = DeltaKernel(
+        dtypes=(), chunk=3, segment=1.0, cut_heads=cut, cut_long_heads=cut_long, cut_long_chunks=3
+    )
+    for tokens in range(2, 26):
+        most = 0
+        for lengths in prompts(tokens, tokens):
+            chunks = [-(-length // kernel.chunk) for length in lengths]
+            longest = max(chunks)
+            if heads * sum(chunks) <= kernel.most_heads(longest) * longest:
+                segment = kernel.segment_chunks(heads, longest, 132)
+                most = max(most, sum(-(-count // segment) for count in chunks))
+        found = _most_segments(kernel, heads, 132, tokens, 99)
+        assert most <= found <= most + (tokens < 8), tokens

@@ -30,6 +30,8 @@ from turbofit.planning.examine.scene import Scene, Sources
         ("host_memory", 2 * GIB, "stops"),
         ("host_memory", NA, "unreadable"),
         ("shared_memory", 4 * GIB, "ok"),
+        ("shared_memory", 256 * MIB, "ok"),
+        ("shared_memory", 256 * MIB - 1, "warning"),
         ("shared_memory", 64 * MIB, "warning"),
         ("shared_memory", NA, "unreadable"),
     ],

@@ -57,6 +57,19 @@ def test_packages(find: Find, sources: Make, check: str, state: str, spoil: Any)
 
 
 @pytest.mark.parametrize(
+    ("version", "hole"), [("0.12.1", "CVE-2026-33626"), ("0.14.0", "issues/4761"), ("0.15.0", "")]
+)
+def test_a_release_with_a_published_hole_is_said(
+    find: Find, sources: Make, version: str, hole: str
+) -> None:
+    places = sources()
+    places.packages.update(lmdeploy=version)
+    why = find("lmdeploy", two(), places).why
+    assert hole in why
+    assert bool(hole) == ("address" in why)
+
+
+@pytest.mark.parametrize(
     ("model", "transformers", "state", "words", "others"),
     [
         ("llava-1.5-7b", "5.17.0", "stops", ["fails at every image", "'transformers<5'"], []),

@@ -218,6 +218,26 @@ def test_an_unfit_node_is_tried_again_after_a_while(world: World) -> None:
     assert world.states == {"host-1": "serving", "host-2": "serving"}
 
 
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_the_newest_actor_of_a_node_is_found_after_the_clock_was_set_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, taken_over: bool
+) -> None:
+    """Ray lists an ended actor for a while; by the wall clock its name was the newest."""
+    world.add(1, "1xl4")
+    world.alive["0001"] = replace(world.alive["0001"], why_not="jobs of Ray hold 1 of its 1 GPUs")
+    world.add(2, "1xl4")
+    made = world.controller()
+    if taken_over:
+        made = world.controller()
+    monkeypatch.setattr(world, "time", lambda: world.now - 5000)
+    monkeypatch.setattr(world, "kill_actor", lambda _: None)
+    world.alive["0001"] = replace(world.alive["0001"], why_not="")
+    world.now += 15
+    ticks(made)
+    assert len(world.named) == 3
+    assert actors.node_actors(RUN)["0001"].gpus == 1
+
+
 def test_a_node_whose_actor_has_gone_joins_again(world: World) -> None:
     made = world.serving("1xl4")
     world.named.clear()

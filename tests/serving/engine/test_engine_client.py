@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from turbofit.serving.engine.engine_client import Probe, Timing
 
 
@@ -49,3 +51,27 @@ def test_a_question_to_a_ready_engine_is_no_word_of_it() -> None:
     never = float("-inf")
     assert seen == [*[(True, 100.0, never)] * 3, (True, 121.0, 121.0)]
     assert (probe.owes, probe.last_byte_at) == (False, 122.0)
+
+
+@pytest.mark.parametrize(
+    ("answers", "given_up"),
+    [("fff", True), ("ff", False), ("ffaff", False), ("ffafff", True), ("lllll", False)],
+)
+def test_three_failed_questions_in_a_row_give_an_engine_up(answers: str, given_up: bool) -> None:
+    """Those that fail at once (f); late ones (l) are judged as silence, an answer (a) is life."""
+    clock, left = SimpleNamespace(now=100.0), list(answers)
+
+    class Client:
+        def completes(self, patience: float) -> bool:
+            answer = left.pop(0)
+            clock.now += patience if answer == "l" else 0.1
+            if not left:
+                probe.stop()
+            return answer == "a"
+
+    client: Any = Client()
+    probe = Probe(client, Timing(), None, serial=False, clock=lambda: clock.now)
+    probe._stopped.wait = lambda _: probe._stopped.is_set()  # type: ignore[method-assign]
+    probe._look_after()
+    assert probe.unanswered is given_up
+    assert left == []

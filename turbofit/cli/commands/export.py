@@ -1,10 +1,11 @@
-"""``turbofit export``: a plan as a systemd unit, a Compose file or Kubernetes objects."""
+"""``turbofit export``: a plan as a systemd unit, for Compose, Kubernetes or GPUStack."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.presets import presets_dir
 from turbofit.core.process.network import DEFAULT_PORT
 from turbofit.core.struct import Options, known
+from turbofit.core.version import __version__
 
 #: Bytes of /dev/shm for NCCL between cards without peer access. Source: NCCL's guide, Docker.
 _NCCL_SHM: Final = 1 << 30
@@ -46,7 +48,7 @@ class _Template(Template):
 def manifest(
     plan: Plan, kind: str, *, port: int, name: str | None = None, image: str = "turbofit:latest"
 ) -> str:
-    """Return the manifest of a plan; ``kind`` is systemd, compose or k8s.
+    """Return the manifest of a plan; ``kind`` is systemd, compose, k8s or gpustack.
 
     The text is presets/export/KIND.template with its fields filled. ``name`` is the service's name,
     by default ``turbofit-`` and the model's name. Containers run ``image``.
@@ -69,6 +71,8 @@ def manifest(
     values: dict[str, object] = {
         "name": label.strip("-"), "image": image, "quoted_image": _quoted(image), "port": port,
         "gpus": len(indices), "memory": _mebibytes(plan.host.total), "shm": _mebibytes(_shm(plan)),
+        "vram": _claim(plan), "shm_gib": -(-_shm(plan) >> 30),
+        "version": __version__,
         "cards": shown_cards,
         "model": " ".join(plan.model.name.split()).rstrip("\\").replace("%", "%%"),
         "command": _command(plan.serve.argv, kind, port),
@@ -86,11 +90,29 @@ def _command(argv: Iterable[str], kind: str, port: int) -> str:
     if "--gpus" in words:  # a container sees only its own cards
         place = words.index("--gpus")
         del words[place : place + 2]
+    if kind == "gpustack":
+        return _gpustack_command(words)
     words += ["--host", "0.0.0.0"]  # outside the container's network nobody reaches this address
     if kind == "compose":
         return "".join(f"    - {_quoted(word.replace('$', '$$'))}\n" for word in words)
     # Kubernetes would replace $(NAME) by a variable's value.
     return "".join(f"        - {_quoted(word.replace('$(', '$$('))}\n" for word in words)
+
+
+def _gpustack_command(words: list[str]) -> str:
+    """Write what follows the entry point; GPUStack knows the folder, the name and the address.
+
+    It splits the line as a shell would after it filled these in. Containers share the worker's
+    network. Source: gpustack/schemas/inference_backend.py (``replace_command_param``).
+    """
+    given = words[3 : words.index("--port")]
+    command = ["serve", "{{model_path}}", *given, "--host", "{{worker_ip}}", "--port", "{{port}}"]
+    return _quoted(shlex.join([*command, "--model-name", "{{model_name}}", "--no-auth"]))
+
+
+def _claim(plan: Plan) -> int:
+    """Return the bytes that the engines need of all their GPUs, margins included."""
+    return sum(max(gpu.peak, gpu.load_peak) - gpu.used + gpu.margin for gpu in plan.ledgers)
 
 
 def _shm(plan: Plan) -> int:
@@ -125,7 +147,7 @@ def installed_program() -> str:
 
 
 @command(
-    Argument("kind", metavar="KIND", type=click.Choice(("systemd", "compose", "k8s"))),
+    Argument("kind", metavar="KIND", type=click.Choice(("systemd", "compose", "k8s", "gpustack"))),
     Argument("plan", metavar="PLAN", type=PATH),
     *common.machine_options(),
     Option("--name"),

@@ -340,10 +340,12 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
     from turbofit.report.views.figures import limits_not_kept, shell_words
+    from turbofit.serving.options import ServeConfig
 
     plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.request)
     passed, port = without_secrets(arguments.passed.argv), arguments.public.port
     name = arguments.options.model_name
+    ServeConfig(model_name=name).refuse_names(plan)
     if port + plan.replicas - 1 > LAST_PORT:
         raise UsageError(
             f"{plan.replicas} engines need ports from {port} on, and {LAST_PORT} is the last port",

@@ -14,8 +14,9 @@ from turbofit.core.messages import PRETEND_WORDS
 from turbofit.core.struct import Document
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.about import About, ClockFacts, ModelFacts, chat_page
+from turbofit.gateway.http.access import Hosts, Keys, Origins
 from turbofit.gateway.http.body import Bodies
-from turbofit.gateway.http.connections import Connections, Hosts, Keys, Networks, Origins
+from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.metrics import AccessLog, Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
@@ -39,6 +40,8 @@ _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _POLLED: Final = ("/health", "/about", "/metrics")
 #: The paths of the chat page, without a slash at their end.
 _PAGES: Final = (b"", b"/docs")
+#: The paths of pages that tell of the server and of its use.
+_OF_USE: Final = (*_PAGES, b"/about", b"/metrics")
 
 
 class AsgiApp(ABC):
@@ -160,13 +163,15 @@ class AsgiApp(ABC):
         try:
             path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
             request.api = api_of(path)
-            self._hosts.check(request.headers)
+            reads = request.method in ("GET", "HEAD")
+            tells_of_use = reads and path.rstrip(b"/") in _OF_USE
+            self._hosts.check(request.headers, tells_of_use=tells_of_use)
             if request.method == "OPTIONS":
                 request.answer_headers += self._origins.preflight(request.headers)
                 await answer(request, send, 204, b"", "text/plain")
                 return
             request.answer_headers += self._origins.check(request.headers)
-            if request.method in ("GET", "HEAD") and path.rstrip(b"/") in _PAGES:
+            if reads and path.rstrip(b"/") in _PAGES:
                 page, headers = chat_page()  # needs no key: the page tells nothing of this server
                 request.answer_headers += headers
                 await answer(request, send, 200, page, "text/html; charset=utf-8")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import ipaddress
 import re
 import socket
 import time
 from collections import Counter, OrderedDict
 from contextlib import suppress
-from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 from uuid import uuid4
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from turbofit.gateway.config import ConnectionLimits, GatewayConfig
+    from turbofit.gateway.config import ConnectionLimits
 
 _RETRY_SECONDS: Final = 2
 #: The word under which connections from fronts are counted, instead of an address.
@@ -30,21 +28,18 @@ _FRONT: Final = "front"
 #: Bits of an IPv6 address that identify a client.
 _IPV6_PREFIX: Final = 64
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ID_SHOWN: Final = 8
 #: The most connections that are accepted before the event loop does other work.
 _ACCEPTED_AT_ONCE: Final = 64
 #: Seconds after which the server looks again for a free file descriptor.
 _ACCEPT_AGAIN: Final = 0.02
-#: Seconds that a new connection may take to send its request.
+#: Seconds that a new connection may take to send its request, at most.
 _YOUNG: Final = 1.0
+#: The number of connections that may wait in the kernel, and the seconds in which all of them get
+#: their turn, even if none of them sends a request.
+BACKLOG: Final = 2048
+_QUEUE_SECONDS: Final = 10.0
 #: The most connections that `Connections.make_room` considers.
 _CANDIDATES: Final = 64
-#: The most characters of a host or origin that a refusal repeats.
-_SHOWN: Final = 80
-#: The form of a header ``Host``: an IPv6 address in brackets, a name or an IPv4 address; a port.
-_HOST: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::\d*)?")
-#: The form of a list of header names, separated by commas.
-_NAMES: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:, ?[A-Za-z0-9_-]{1,64}){0,63}")
 
 
 class ClientConnection(Protocol):
@@ -68,11 +63,12 @@ class Networks:
             ) from None
 
     def __contains__(self, host: str) -> bool:
-        address = _ip_address(host)
+        address = ip_address(host)
         return address is not None and any(address in network for network in self._networks)
 
 
-def _ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a text is; None for a name."""
     with suppress(ValueError):
         return ipaddress.ip_address(text)
     return None
@@ -80,7 +76,7 @@ def _ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 def address_of(host: str) -> str:
     """Return the address under which a client is counted; for IPv6 it is the /64 network."""
-    address = _ip_address(host)
+    address = ip_address(host)
     if address is None or address.version == 4:
         return host
     if address.ipv4_mapped is not None:
@@ -89,7 +85,7 @@ def address_of(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    address = _ip_address(host.partition("%")[0])
+    address = ip_address(host.partition("%")[0])
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
@@ -206,13 +202,22 @@ class Connections:
         return False
 
 
+def young_seconds(descriptors: int) -> float:
+    """Return how long a connection may send nothing while others wait for its descriptors.
+
+    A client that has waited in the kernel has sent its request by then. So where few connections
+    have room, idle ones make room soon: 1,500 of them held up all clients of 64 descriptors.
+    """
+    return min(_YOUNG, _QUEUE_SECONDS * (descriptors // 2) / BACKLOG)
+
+
 class Acceptor:
     """Accepts connections from a ``listener`` while there are free file descriptors.
 
     Without free descriptors, new connections wait in the kernel. They are accepted when an open
-    connection ends, when a connection that has waited for a second is closed, or when a slow TLS
-    handshake is cancelled. So no request is lost: libuv would accept a connection without a free
-    descriptor, and close it. ``most`` is the limit of `Connections.descriptors`.
+    connection ends, when a connection that has waited for `young_seconds` is closed, or when a slow
+    TLS handshake is cancelled. So no request is lost: libuv would accept a connection without a
+    free descriptor, and close it. ``most`` is the limit of `Connections.descriptors`.
     `uvicorn.Server.servers` lists this object.
     """
 
@@ -226,6 +231,7 @@ class Acceptor:
     ) -> None:
         self._listener, self._connections, self._most = listener, connections, most
         self._protocol, self._tls = protocol, tls
+        self._young = young_seconds(most)
         self._loop = asyncio.get_running_loop()
         #: The sockets in a TLS handshake, as tasks, and when each handshake began. `connections`
         #: does not count these sockets yet.
@@ -249,7 +255,7 @@ class Acceptor:
     def _wait(self) -> None:
         """Accept nothing for a while, and cancel slow TLS handshakes."""
         self.close()
-        young = time.monotonic() - _YOUNG
+        young = time.monotonic() - self._young
         for task, began in self._beginning.items():
             if began < young:
                 task.cancel()
@@ -259,7 +265,7 @@ class Acceptor:
         """Accept connections that wait in the kernel, while descriptors are free."""
         for _ in range(_ACCEPTED_AT_ONCE):
             taken = self._connections.descriptors + 2 * len(self._beginning)
-            if taken >= self._most and not self._connections.make_room(waited=_YOUNG):
+            if taken >= self._most and not self._connections.make_room(waited=self._young):
                 self._wait()
                 return
             try:
@@ -278,148 +284,6 @@ class Acceptor:
         """Make a connection of an accepted socket, after its TLS handshake if there is one."""
         with suppress(OSError, asyncio.TimeoutError):  # the TLS handshake may fail
             await self._loop.connect_accepted_socket(self._protocol, client, ssl=self._tls)
-
-
-class Hosts:
-    """The host names under which a server without a key answers; every IP address is accepted, too.
-
-    A web page can let its own name lead to its visitor's loopback (DNS rebinding). Then the browser
-    takes this server for the page's own server. So the page's requests have no ``Origin``, and have
-    the page's name as ``Host``. A server that is reachable from other machines answers under every
-    name, unless ``allowed_hosts`` has names; ``*`` allows all names. Names under ``internal`` are
-    accepted, since ICANN delegates this domain to nobody; a container calls its host
-    ``host.docker.internal``.
-    """
-
-    def __init__(self, config: GatewayConfig) -> None:
-        allowed = {name.lower().rstrip(".") for name in config.allowed_hosts}
-        self._keyed = bool(config.api_key or config.front_keys)
-        safe = not allowed and (self._keyed or not is_loopback(config.host))
-        self._any = safe or "*" in allowed
-        self._names = {"localhost", config.host.lower(), socket.gethostname().lower(), *allowed}
-
-    def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse a request whose ``Host`` is no name of this server; HTTP/1.0 may have no ``Host``.
-
-        Raises:
-            Refusal: the ``Host`` is not accepted.
-        """
-        host = headers.get(b"host")
-        if self._any or host is None:
-            return
-        name = _name_of(host)
-        if not self._knows(name):
-            raise Refusal("host", name=name[:_SHOWN])
-
-    def _knows(self, name: str) -> bool:
-        """Return whether a name belongs to this server, or cannot belong to a web page."""
-        private = name.endswith((".localhost", ".internal"))
-        return name in self._names or private or _ip_address(name) is not None
-
-    def comes_from_page(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Return whether a request with an ``Origin`` comes from this server's own page.
-
-        After DNS rebinding, the requests of a foreign page have the page's name as ``Host``, too.
-        So without a key, the ``Host`` must also be a name of this server.
-        """
-        host = headers.get(b"host", b"")
-        if headers[b"origin"].partition(b"://")[2].lower() != host.lower() or not host:
-            return False
-        return self._keyed or self._knows(_name_of(host))
-
-
-def _name_of(host: bytes) -> str:
-    """Return the name in a ``Host`` header without its port; the whole text if it is malformed."""
-    text = host.decode("latin-1").lower()
-    parts = _HOST.fullmatch(text)
-    return (parts[1] or parts[2]).rstrip(".") if parts else text
-
-
-class Keys:
-    """API keys, compared in constant time and kept only as hashes.
-
-    Without keys everybody may use the server. ``fronts`` are the keys of fronts; a front names the
-    client of each request.
-    """
-
-    def __init__(self, keys: Sequence[str], fronts: Sequence[str] = ()) -> None:
-        #: Hashes of all keys; the fronts' keys are first.
-        self._hashes = [sha256(key.encode()).digest() for key in (*fronts, *keys) if key]
-        self._fronts = sum(map(bool, fronts))
-
-    def check(self, headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
-        """Check a request's key; return the client's id, and whether the key belongs to a front.
-
-        The id is the beginning of the key's hash; it is empty if no keys are set.
-
-        Raises:
-            Refusal: keys are set, and the request has no valid key.
-        """
-        if not self._hashes:
-            return "", False
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        mine = sha256(key).digest()
-        # All keys are compared, so that the time does not reveal a similar key.
-        equal = [hmac.compare_digest(mine, known) for known in self._hashes]
-        if not any(equal):
-            raise Refusal("unauthorized")
-        return mine.hex()[:_ID_SHOWN], any(equal[: self._fronts])
-
-
-class Origins:
-    """Origins of web pages that may use the server: ``https://chat.example.com``, or ``*`` for all.
-
-    A page can send requests to a server on its visitor's own machine. Only browsers send the header
-    ``Origin``; an origin that is not allowed is refused. The server's own page, under the names of
-    ``hosts``, is always allowed.
-    """
-
-    def __init__(self, allowed: Sequence[str], hosts: Hosts) -> None:
-        self._any, self._allowed = "*" in allowed, frozenset(o.rstrip("/") for o in allowed)
-        self._hosts = hosts
-
-    def check(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Return response headers that let a browser give the answer to the web page.
-
-        The result is empty if the request has no origin, or comes from the server's own page.
-
-        Raises:
-            Refusal: the page's origin is not allowed.
-        """
-        origin = headers.get(b"origin")
-        if origin is None:
-            return ()
-        page = origin.decode("latin-1")
-        if not self._any and page not in self._allowed:
-            if self._hosts.comes_from_page(headers):
-                return ()
-            raise Refusal("origin", page=page[:_SHOWN])
-        value = b"*" if self._any else origin
-        return (
-            (b"access-control-allow-origin", value),
-            (b"access-control-expose-headers", b"x-request-id, x-turbofit-limited, retry-after"),
-            (b"vary", b"Origin"),
-        )
-
-    def preflight(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Return response headers for a browser's preflight request.
-
-        Raises:
-            Refusal: the page is not allowed, or the request names no page.
-        """
-        allowed = self.check(headers)
-        if not allowed:
-            raise Refusal("method_not_allowed:options")
-        wanted = headers.get(b"access-control-request-headers", b"")
-        return (
-            *allowed,
-            (b"access-control-allow-methods", b"GET, POST"),
-            # A page may send any header, since SDKs have headers of their own (x-stainless-os).
-            # The gateway does not pass unknown headers on.
-            (b"access-control-allow-headers", wanted if _NAMES.fullmatch(wanted) else b""),
-            (b"access-control-max-age", b"600"),
-        )
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> str:

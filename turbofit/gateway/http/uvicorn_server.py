@@ -12,7 +12,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import PRETEND_HEADER
 from turbofit.core.process.network import open_files, tcp_socket
 from turbofit.core.units import MIB
-from turbofit.gateway.http.connections import Acceptor
+from turbofit.gateway.http.connections import BACKLOG, Acceptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.asgi_app import AsgiApp
     from turbofit.gateway.http.protocol import LimitedProtocol
 
-_BACKLOG: Final = 2048
 #: Seconds after which a thread that handles a large body gives up Python's lock. Until then the
 #: event loop waits, at each step of every other request. Python's default is 5 ms.
 SWITCH_SECONDS: Final = 0.0005
@@ -54,7 +53,7 @@ def bind(config: GatewayConfig) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host, config.port))
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except (OSError, OverflowError) as exc:
         listener.close()
         raise LaunchError(
@@ -91,7 +90,7 @@ def uvicorn_server(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Se
         ws="none",
         lifespan="off",
         timeout_keep_alive=limits.keep_alive_seconds,
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
         ssl_certfile=config.ssl_certfile,
         ssl_keyfile=config.ssl_keyfile,
     )

@@ -1,12 +1,14 @@
 """Reads the number and size of frames from the headers of clients' videos, without decoding.
 
 A separate process reads the header with the loader that LMDeploy tries first. An unusable video
-raises a `Refusal`.
+raises a `Refusal`. Films have megabytes, so threads decode, copy and encode them, beside the event
+loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from turbofit.core.process.interpreter import in_thread
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media.fetch import about_url
@@ -31,7 +34,7 @@ from turbofit.gateway.media.pictures import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turbofit.gateway.limits.request_body import Parsed
+    from turbofit.gateway.limits.request_body import MediaSlot, Parsed
 
 #: LMDeploy's media type for frames that the client has sampled: JPEGs in base64 between commas.
 _SEQUENCE: Final = "video/jpeg"
@@ -85,27 +88,34 @@ async def video_of(
     slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
     if slot is None:
         return None
+    clip = await in_thread(_read, slot, fetched, most_bytes)
+    if isinstance(clip, Clip):
+        return clip
+    async with processes:
+        header = await _header(clip)
+    return await in_thread(film_clip, clip, *header)
+
+
+def _read(slot: MediaSlot, fetched: Mapping[str, bytes], most_bytes: int) -> Clip | bytes:
+    """Return the frames that the client sampled itself, or the film."""
     if slot.remote:
         with about_url(slot.source):
-            film = check_film(fetched[slot.source], most_bytes)
-    else:
-        frames = frames_of(slot.source, most_bytes)
-        if frames is not None:
-            return frames
-        film = film_of(slot.source, most_bytes)
-    async with processes:
-        header = await _header(film)
-    return film_clip(film, *header)
+            return check_film(fetched[slot.source], most_bytes)
+    return frames_of(slot.source, most_bytes) or film_of(slot.source, most_bytes)
 
 
 async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
     """Read a film's header in a separate process; return frames, frames a second, and size."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", _PROGRAM, stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
+    film = await in_thread(_in_memory, data)
     try:
-        text, _ = await asyncio.wait_for(process.communicate(data), _SECONDS)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", _PROGRAM, stdin=film,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+    finally:
+        os.close(film)
+    try:
+        text, _ = await asyncio.wait_for(process.communicate(), _SECONDS)
     except (asyncio.TimeoutError, TimeoutError):
         text = b""
     finally:
@@ -122,6 +132,15 @@ async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
     if frames < 1:
         raise Refusal("broken_video:header")
     return int(frames), rate, (int(width), int(height))
+
+
+def _in_memory(data: bytes) -> int:
+    """Return the descriptor of a new file in memory with ``data``, for a process to read."""
+    film = os.memfd_create("film")
+    with open(film, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(film, 0, os.SEEK_SET)
+    return film
 
 
 def frames_of(url: str, most_bytes: int) -> Clip | None:

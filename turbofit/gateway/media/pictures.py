@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -53,7 +53,9 @@ _PARTS: Final = 1 << 14
 #: segments of 64 KB take 0.4 s, and 16 take 1 ms.
 _EXIF_SEGMENTS: Final = 16
 #: The bytes at the end of a file, by its type.
-_ENDS: Final = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "GIF": b"\x3b"}
+_ENDS: Final = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+#: The end of a BMP whose rows are coded as runs.
+_END_OF_RUNS: Final = b"\0\1"
 #: A JPEG is decoded at a reduced size, of at least this many times the new width and height.
 _DRAFT: Final = 2
 #: zlib's fastest level, since the file only crosses the loopback.
@@ -128,7 +130,7 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
         Refusal: the image is too large, cut short, or of no accepted type.
     """
     check_bytes("image_too_big", len(data), most_bytes)
-    kind, size, header_size = _header(data)
+    kind, size, pixels_at = _header(data)
     width, height = size
     if width < 1 or height < 1 or max(size) > LONGEST_SIDE:
         raise Refusal("bad_image_size:sides", width=width, height=height, longest=LONGEST_SIDE)
@@ -137,7 +139,7 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
         raise Refusal(
             "too_many_pixels", width=width, height=height, pixels=width * height, most=most
         )
-    if not _whole(kind, data, header_size):
+    if not _whole(kind, data, pixels_at):
         raise Refusal("truncated_image")
     return Picture(
         mime=_MIMES[kind],
@@ -146,8 +148,18 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
     )
 
 
-def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
-    """Return an image's type, its size in pixels, and how many bytes of its file Pillow has read.
+class _PixelsAt(NamedTuple):
+    """Where an image's pixels are in its file: where Pillow's last read ended, and Pillow's tile.
+
+    A tile has the decoder's name, the box of pixels, the first byte, and the decoder's arguments.
+    """
+
+    read_to: int
+    tile: Sequence[Any]
+
+
+def _header(data: bytes) -> tuple[str, tuple[int, int], _PixelsAt]:
+    """Return an image's type, its size in pixels, and where its pixels are.
 
     The size of an animation is the size of its first frame.
 
@@ -164,6 +176,7 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     try:
         with Image.open(file) as image:
             kind, size = str(image.format), (int(image.width), int(image.height))
+            tiles = getattr(image, "tile", ())  # a WebP has none
     except Image.DecompressionBombError:
         raise Refusal("too_many_pixels:header", most=LARGEST_PIXELS) from None
     except MemoryError:
@@ -172,7 +185,9 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
         raise Refusal("broken_image:header") from None
     if kind not in _MIMES or (kind != guess and (kind, guess) != ("MPO", "JPEG")):
         raise Refusal("unknown_image_type", taken=_TAKEN)
-    return kind, size, file.read_to
+    if not tiles and kind != "WEBP":
+        raise Refusal("broken_image:header")
+    return kind, size, _PixelsAt(file.read_to, tiles[0] if tiles else ())
 
 
 class _File(BytesIO):
@@ -207,15 +222,37 @@ def _drop_warnings() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _whole(kind: str, data: bytes, header_size: int) -> bool:
+def _whole(kind: str, data: bytes, pixels: _PixelsAt) -> bool:
     """Return whether a file is complete; LMDeploy would silently paint missing pixels grey.
 
     The end is looked for after the header, since a thumbnail in the header has an end of its own.
     """
     if kind == "WEBP":
         return int.from_bytes(data[4:8], "little") + 8 <= len(data) + 1
+    if kind == "GIF":
+        return _whole_blocks(data, pixels.tile[2])
+    if kind == "BMP":
+        decoder, box, first, arguments = pixels.tile
+        if decoder == "raw":  # each row has the same number of bytes
+            return int(first + box[3] * arguments[1]) <= len(data)
+        return data.rfind(_END_OF_RUNS, first) >= 0
     # `rfind` begins at the end of the file; a search from the beginning takes 4 ms for 3 MB.
-    return data.rfind(_ENDS.get(kind, b""), header_size) >= 0
+    return data.rfind(_ENDS.get(kind, b""), pixels.read_to) >= 0
+
+
+def _whole_blocks(data: bytes, place: int) -> bool:
+    """Return whether the blocks of a GIF's first frame, which begin at ``place``, have an end.
+
+    Each block begins with its length, and the last block is empty. A file of too many blocks counts
+    as cut short: blocks have 255 bytes, and those of a stranger may have one.
+    """
+    for _ in range(_PARTS + len(data) // 64):
+        if place >= len(data):
+            return False
+        if data[place] == 0:
+            return True
+        place += data[place] + 1
+    return False
 
 
 def _bytes_of_pixel(mime: str) -> int:

@@ -353,7 +353,7 @@ def _most_segments(
             continue
         # The longest sequence has one token in its last chunk; each chunk of the others has two.
         left = tokens - (longest - 1) * kernel.chunk - 1
-        others = min(int(longest * (limit / heads - 1)), left // 2)
+        others = min(longest * (limit - heads) // heads, left // 2)
         segment = kernel.segment_chunks(heads, longest, sm_count)
         short = min(others, sequences - 1)
         most = max(most, -(-longest // segment) + short + (others - short) // segment)

@@ -18,6 +18,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.presets import read_preset
 from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
+from turbofit.memory.known_bad import all_problems
 from turbofit.memory.versions import OLDEST_SERVED, parse, release
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
@@ -58,7 +59,8 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
     numbers, text = release(version), f"LMDeploy {version}"
     if numbers < OLDEST_SERVED:
         why = "vision tower and cache differ from turbofit's account: serve needs 0.16"
-        return stops(text, install_command("lmdeploy", upgrade=True), why)
+        holes = [row.cause for row in all_problems() if row.advisory and row.has(version)]
+        return stops(text, install_command("lmdeploy", upgrade=True), "; ".join([why, *holes]))
     if numbers > release(REFERENCE):
         why = f"plans rest on the account of {REFERENCE}, an older version: margins are doubled"
         return warning(text, f"use {REFERENCE}, or rehearse each plan", why)

@@ -125,6 +125,19 @@ def cluster_from(text: str) -> Cluster:
     return Cluster(source=f"simulated: {', '.join(counts)}", nodes=tuple(nodes))
 
 
+def actor_name(run: str, node: str, number: int) -> str:
+    """Return the name of a node's actor; the names of later actors sort behind it."""
+    return f"{run}/{node}/{number:010d}"
+
+
+def last_number(run: str) -> int:
+    """Return the largest number in the names of a run's actors; 0 without actors."""
+    named = (name.rsplit("/", 2) for name in ray_adapter.actors())
+    # Earlier versions wrote the time of the start, with a fraction.
+    numbers = (number.partition(".")[0] for its_run, _, number in named if its_run == run)
+    return max(map(int, numbers), default=0)
+
+
 def node_actors(run: str) -> dict[str, Any]:
     """Return the newest actor of each node of a run, by the node's id."""
     named = [(name.rsplit("/", 2), actor) for name, actor in sorted(ray_adapter.actors().items())]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,14 @@ from turbofit.gateway.http.metrics import access_log
 from turbofit.gateway.server import GatewayThread
 from turbofit.planning.plan import plan_cluster, refusal
 from turbofit.serving.cluster import ray_adapter
-from turbofit.serving.cluster.actors import address_source, ask_statuses, measured, node_actors
+from turbofit.serving.cluster.actors import (
+    actor_name,
+    address_source,
+    ask_statuses,
+    last_number,
+    measured,
+    node_actors,
+)
 from turbofit.serving.cluster.node import DRAINED, NodeActor
 
 if TYPE_CHECKING:
@@ -85,6 +93,8 @@ class Controller:
         self._address, self._config, self._stop, self._say = address, config, stop, say
         self.nodes: dict[str, NodeState] = {}
         self.plan: ClusterPlan | None = None
+        #: The numbers of new actors; the newest actor of a node has the largest number.
+        self._numbers = count(1)
         #: Identifies the request: an actor with another claim is not taken over.
         self._claim = digest_of_parts(
             __version__, config.request.model_dump_json(), *config.node_words
@@ -96,6 +106,7 @@ class Controller:
         Actors with another request, other options or another version of turbofit are ended, and so
         are actors that do not answer.
         """
+        self._numbers = count(last_number(self._config.name) + 1)
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
         calls = {node: actor.taken_over.remote(self._claim) for node, actor in actors.items()}
         answers = zip(calls, ray_adapter.outcomes([*calls.values()], _TAKE_SECONDS), strict=True)
@@ -196,6 +207,7 @@ class Controller:
 
         The server of a leaving node is ended, and the GPUs of a drained node become free.
         """
+        self._numbers = count(last_number(self._config.name) + 1)
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
         statuses = {status.id: status for status in ask_statuses(actors, "keep_alive")}
         for identity in self.nodes.keys() - alive.keys():
@@ -234,7 +246,7 @@ class Controller:
         node.actor = ray_adapter.start_actor(
             NodeActor, run, planned, self._config.node_words, token_hex(32), self._claim,
             node=node.ray.id, gpus=gpus,
-            name=f"{run}/{node.ray.id}/{time.time():.3f}",  # names sort by the time of the start
+            name=actor_name(run, node.ray.id, next(self._numbers)),
         )  # fmt: skip
 
 

@@ -12,9 +12,8 @@ import pytest
 import turbofit
 from bench.rehearsal.adapters import write_adapter
 from tests.support.serving import needs
-from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Plan
-from turbofit.model.adapters import with_copies
+from turbofit.model.adapter_folders import with_copies
 from turbofit.model.safetensors import PREFIX
 from turbofit.model.source import resolve_model
 
@@ -103,14 +102,3 @@ def test_only_names_change(tmp_path: Path) -> None:
     assert len(header) % PREFIX == 0
     config = json.loads((copy / "adapter_config.json").read_text())
     assert (config["target_modules"], config["lora_alpha"]) == (list(MODULES), 4)
-
-
-def test_a_copy_that_cannot_be_written(tmp_path: Path) -> None:
-    """Others need none: engines open them as they are."""
-    base = resolve_model("qwen2-vl-2b")
-    readable = planned("qwen2-vl-2b", write_adapter(base, tmp_path / "old", 2, MODULES))
-    assert with_copies(readable, tmp_path / "file") is readable
-    plan = planned("qwen2-vl-2b", trained("qwen2-vl-2b", tmp_path / "lora"))
-    (tmp_path / "file").touch()
-    with pytest.raises(LaunchError, match="the copy of adapter sql cannot be written"):
-        with_copies(plan, tmp_path / "file")
