@@ -87,6 +87,7 @@ def test_a_call_is_an_answer_and_prompts_begin_with_their_first_characters() -> 
     ):
         assert read(body) is None
     assert asyncio.run(conversation_of("chat", b"{", "")) is None
+    assert read(later(anthropic(picture(64, 64))), "count_tokens") is None, "nothing is read"
 
 
 def engines(count: int = 3) -> list[RoutedEngine]:
