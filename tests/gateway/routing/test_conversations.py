@@ -144,7 +144,7 @@ def test_a_new_conversation_goes_to_the_engine_that_keeps_the_fewest_of_equals()
 
 def test_the_table_forgets_the_conversation_that_was_silent_for_longest() -> None:
     (engine,) = engines(1)
-    table = Conversations()
+    table: Conversations[RoutedEngine] = Conversations()
     for number in range(4096):
         table.note(going(str(number).encode()), engine)
     table.note(going(b"0"), engine)

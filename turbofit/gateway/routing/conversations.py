@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -27,7 +27,6 @@ from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Kind
-    from turbofit.gateway.routing.engines import RoutedEngine
 
 #: The most conversations whose engines are remembered.
 _MOST: Final = 4096
@@ -125,19 +124,28 @@ def _unmarked(message: msgspec.Raw) -> bytes:
     return msgspec.json.encode(content)
 
 
-class Conversations:
+class Keeper(Protocol):
+    """An engine; ``conversations`` is how many it keeps."""
+
+    conversations: int
+
+
+_Keeper = TypeVar("_Keeper", bound=Keeper)
+
+
+class Conversations(Generic[_Keeper]):
     """The engine of each conversation, for those that were noted last."""
 
     def __init__(self) -> None:
-        self._engines: OrderedDict[bytes, RoutedEngine] = OrderedDict()
+        self._engines: OrderedDict[bytes, _Keeper] = OrderedDict()
 
-    def engine_of(self, conversation: Conversation | None) -> RoutedEngine | None:
+    def engine_of(self, conversation: Conversation | None) -> _Keeper | None:
         """Return the engine that has the beginning of a conversation; None if none is known."""
         if conversation is None or not conversation.goes_on:
             return None
         return self._engines.get(conversation.beginning)
 
-    def note(self, conversation: Conversation, engine: RoutedEngine) -> None:
+    def note(self, conversation: Conversation, engine: _Keeper) -> None:
         """Note that a turn of a conversation goes to an engine."""
         before = self._engines.pop(conversation.beginning, None)
         if before is None and len(self._engines) == _MOST:

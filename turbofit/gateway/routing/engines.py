@@ -294,7 +294,7 @@ class Fleet:
         self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why no engine will be up for a while, if that is known.
         self.outage: Outage | None = None
-        self.conversations = Conversations()
+        self.conversations: Conversations[RoutedEngine] = Conversations()
 
     @property
     def open(self) -> int:
