@@ -93,6 +93,21 @@ def test_a_node_gets_what_is_left_of_its_capacity(world) -> None:
     assert [node.outstanding for node in app.nodes.values()] == [300, 100, 0]
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_node_keeps_its_conversations(world, keeps: bool) -> None:
+    nodes = [world.node(name, prefix_caching=keeps)[0] for name in "ab"]
+    app, front = world.front(*nodes)
+    body, (a, b) = chat(), app.nodes.values()
+    a.outstanding = 1
+    asked(front.url, body)
+    a.outstanding = 0
+    for _ in range(3):
+        body["messages"] += [{"role": "assistant", "content": "A cat."}, *chat()["messages"]]
+        asked(front.url, body)
+    chats = [record for record in world.records["b"] if record["route"] == CHAT]
+    assert len(chats) == (4 if keeps else 1), b.index
+
+
 ODD = {
     "at_once of text": b'{"at_once": "many"}', "at_once below 0": b'{"at_once": -5}',
     "at_once without end": b'{"at_once": 1e308}', "engines of text": b'{"engines": "x"}',

@@ -170,6 +170,7 @@ def test_the_planned_settings_reach_the_engine_which_closes_in_order(internvl2: 
         assert getattr(config, name) == getattr(plan.engines[0].settings, name)
     assert (config.max_batch_size, config.session_len) == (5, 4096)
     assert plan.promise.limits.images_per_request == 2
+    assert not config.enable_prefix_caching, "it would take get_ppl and all logits away"
     assert engine.closed
 
 
@@ -191,11 +192,15 @@ def test_the_callers_config_is_kept_and_not_touched(pipeline: Any, internvl2: Pa
 
 def test_what_cannot_be_planned_is_refused(pipeline: Any, internvl2: Path) -> None:
     tp = lmdeploy.TurbomindEngineConfig(tp=2)
+    kept = lmdeploy.TurbomindEngineConfig(
+        enable_prefix_caching=True, cache_prompt="all", cache_generation="none"
+    )
     draft = importlib.import_module("lmdeploy.messages").SpeculativeConfig("eagle3")
     for config, keywords, words in (
         (object(), {}, "no config of LMDeploy"),
         (lmdeploy.PytorchEngineConfig(), {"engine": "turbomind"}, "of the pytorch engine, and"),
         (tp, {"tp": 1}, "tp is 2 in backend_config and 1"),
+        (kept, {}, "cache_prompt and cache_generation of backend_config: the plan counts"),
         (None, {"replicas": 2}, "no keyword replicas"),
         (None, {"speculative_config": draft}, "has eagle3 for LlamaForCausalLM"),
     ):

@@ -58,6 +58,32 @@ def test_it_says_where_keys_cross_the_network_in_clear(config: list[Any], capsys
     assert "in clear" not in capsys.readouterr().err
 
 
+def test_several_keys_share_no_prefix_cache_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    requests: list[Any] = []
+    monkeypatch.setattr(serve, "_serve_model", lambda one, *_: requests.append(one.request) or 0)
+    two, front = ["--api-key", "a", "--api-key", "b"], ["--front-key-file", str(tmp_path / "key")]
+    (tmp_path / "key").write_text("k\n")
+    for words, on, said in (
+        (["--api-key", "a"], None, ""),
+        (two, False, serve.CACHE_IS_OFF),
+        (front, False, serve.CACHE_IS_OFF),  # a front's clients may have keys of their own
+        ([*two, "--enable-prefix-caching"], True, serve.SHARED_CACHE),
+        ([*two, "--no-enable-prefix-caching"], False, ""),
+    ):
+        assert main([*WORDS, *words]) == 0
+        err = capsys.readouterr().err
+        assert requests[-1].enable_prefix_caching is on
+        assert [text for text in (serve.CACHE_IS_OFF, serve.SHARED_CACHE) if text in err] == (
+            [said] if said else []
+        )
+    plan = tmp_path / "plan.json"
+    plan.write_text(turbofit.plan("internvl2-2b", on="1xrtx3090").to_json())
+    assert main(["serve", "--plan", str(plan), "--pretend", *two]) == 0
+    assert serve.SHARED_CACHE in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

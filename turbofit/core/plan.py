@@ -47,7 +47,8 @@ _PYTORCH_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
     "session_len", "quant_policy", "cache_block_seq_len", "enable_prefix_caching", "model_format",
     "language_model_only", "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-    "distributed_executor_backend", "hf_overrides", "adapters", *SPECULATIVE,
+    "distributed_executor_backend", "hf_overrides", "prefix_cache_state_budget", "adapters",
+    *SPECULATIVE,
 )  # fmt: skip
 _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
 #: The phases whose terms are in memory when the cache is sized.
@@ -153,6 +154,9 @@ class Settings(Struct):
     cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
     hf_overrides: Annotated[str | UnsetType, doc("JSON; absent if not given.")] = UNSET
+    prefix_cache_state_budget: Annotated[
+        int | UnsetType, doc("Slots of delta nets' states for prefixes; absent if not given.")
+    ] = UNSET
     adapters: Annotated[
         tuple[str, ...] | UnsetType, doc("NAME=PATH of each adapter; absent if not given.")
     ] = UNSET
@@ -620,6 +624,11 @@ class Plan(JsonDocument):
     def unstated_answer(self) -> int:
         """Tokens of an answer whose request states no length, where images wait for each other."""
         return self.workload.unstated_answer
+
+    @property
+    def prefix_caching(self) -> bool:
+        """Whether the engines keep what they have read, for requests that begin alike."""
+        return any(engine.settings.enable_prefix_caching for engine in self.engines)
 
     def may_evict(self) -> bool:
         """Return whether the KV cache of an engine may run out while requests generate."""

@@ -31,6 +31,23 @@ class TrialForecast(Struct):
         return "unknown" if rate is None else f"{rate:.2f}"
 
 
+class TurnFigures(Struct):
+    """The first tokens of the turns of one number in their conversations; times are in seconds."""
+
+    turn: int
+    answered: int
+    ttft_p50: float
+    ttft_p90: float
+    cached: Annotated[
+        float | None, doc("The share of the prompts' tokens from the prefix cache, by the server.")
+    ] = None
+
+    @property
+    def cached_words(self) -> str:
+        """The share of the prompt from the cache, as a text; ``unknown`` if no server told it."""
+        return "unknown" if self.cached is None else f"{self.cached:.0%}"
+
+
 class SpeedFigures(Struct):
     """The measured speed of a server under a load; times are in seconds."""
 
@@ -46,6 +63,7 @@ class SpeedFigures(Struct):
     failed: Annotated[int, doc("Requests without an answer.")]
     ttft_p99: Annotated[float | None, doc("Null in older documents.")] = None
     tpot_p99: Annotated[float | None, doc("Null in older documents.")] = None
+    turns: Annotated[tuple[TurnFigures, ...], doc("By turn, with --turns above 1.")] = ()
 
 
 class TrialRecord(Struct):

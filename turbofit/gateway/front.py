@@ -77,6 +77,7 @@ class HealthPage(Struct):
     up: Annotated[int, Meta(ge=0, le=_MOST)] = 0
     engines: Annotated[int, Meta(ge=0, le=_MOST)] = 1
     bytes_per_body: Annotated[int, Meta(ge=0, le=1 << 34)] = 0
+    prefix_caching: bool = False
 
 
 class Node(RoutedEngine):
@@ -190,6 +191,7 @@ class Front(AsgiApp):
         # How many requests the engines that are up serve at once; never 0, since `rank` divides by
         # this number.
         node.share = max(1e-3, (page.at_once or 1) * page.up / (page.engines or 1))
+        node.prefix_caching = page.prefix_caching
         if text and node.about:
             node.bytes_per_body = page.bytes_per_body
             sizes = (each.bytes_per_body for each in self.nodes.values())

@@ -244,7 +244,12 @@ def _choices(
         candidates = drafts_to_try(request, usual, load, at_once, wanted.drafts)
     else:
         candidates = choices(
-            request, usual, load, at_once, wanted.kv_types, prefix=load.shared_prefix > 0
+            request,
+            usual,
+            load,
+            at_once,
+            wanted.kv_types,
+            prefix=load.shared_prefix > 0 or load.turns > 1,
         )
     say(
         f"{len(candidates)} settings keep the promise of the plan: those with the best forecast"

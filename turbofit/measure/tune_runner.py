@@ -246,5 +246,5 @@ def figures_of(result: LoadResult) -> SpeedFigures:
         tpot_p50=result.tpot.p50, tpot_p90=result.tpot.p90,
         e2e_p50=result.e2e.p50, e2e_p90=result.e2e.p90,
         answered=result.answered, failed=result.begun - result.answered,
-        ttft_p99=result.ttft.p99, tpot_p99=result.tpot.p99,
+        ttft_p99=result.ttft.p99, tpot_p99=result.tpot.p99, turns=result.turns,
     )  # fmt: skip

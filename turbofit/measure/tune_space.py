@@ -169,14 +169,14 @@ def _every(
     planned: tuple[str, int, int] = (usual.backend.name, usual.tp, usual.replicas)
     shapes = {planned}
     shapes |= {(row.engine, row.tp, row.replicas) for row in usual.considered if row.fits}
-    gpus = len(usual.machine.visible)
+    gpus, planned_cache = len(usual.machine.visible), usual.prefix_caching
     # Only shapes that use all cards; if none does, all that fit.
     whole = {shape for shape in shapes if shape[1] * shape[2] == gpus} or shapes
     axes: dict[str, Sequence[Any]] = {
         "max_prefill_token_num": _PREFILLS,
         "max_batch_size": _BATCHES,
         "quant_policy": kv_types,
-        "enable_prefix_caching": (False, True) if prefix else (False,),
+        "enable_prefix_caching": (False, True) if prefix else (planned_cache,),
     }
     free = {name: values for name, values in axes.items() if name not in given}
     for engine, tp, replicas in sorted({planned, *whole}):

@@ -54,7 +54,7 @@ ENGINES: Final = {
     "pytorch": EngineKind(
         "pytorch.account.Pytorch",
         ("num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-         "distributed_executor_backend", "adapters", *SPECULATIVE),
+         "distributed_executor_backend", "prefix_cache_state_budget", "adapters", *SPECULATIVE),
         {"quant_policy": frozenset({16, 17, 42})},
     ),
     "transformers": EngineKind("transformers.account.Transformers"),

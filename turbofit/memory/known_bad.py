@@ -106,6 +106,7 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 
     A short release such as ``0.7`` means all 0.7 releases; None means no bound. ``fatal``: the
     engine always crashes or hangs. Without ``fatal``, answers are wrong, or some starts fail.
+    ``python_only``: only programs that call the engine meet the fault, no client of a server.
     ``advisory``: a published hole of the server, whatever it serves.
     """
 
@@ -119,6 +120,7 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
     first: str | None = None
     last: str | None = None
     fatal: bool = False
+    python_only: bool = False
     advisory: bool = False
 
     def has(self, version: str) -> bool:

@@ -36,6 +36,7 @@ from turbofit.planning.plan_document import (
     idle_words,
     make_promise,
 )
+from turbofit.planning.prefix_cache import with_prefix_cache
 from turbofit.planning.reasons import (
     beyond_model,
     limit_costs,
@@ -271,8 +272,15 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
 def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planned:
     """Return the search's result for the engine that `plan_best` takes.
 
-    An engine without a search (Transformers) has a plan instead.
+    Its engines have a prefix cache where that costs little. An engine without a search
+    (Transformers) has a plan instead.
     """
+    fit = _choose(request, engine)
+    return fit if isinstance(fit, Planned) else with_prefix_cache(fit)
+
+
+def _choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planned:
+    """Return the search's result, without a prefix cache, for the engine that serves more."""
     engine, reasons = _engine_of_options(request, engine)
     first = engine_for(request.model, engine)
     check_options(first, request.engine_options)
@@ -306,7 +314,7 @@ def _at_one_limit(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
     lowered = served.image_limit != request.image_limit
     if not (fit.fits and lowered and request.promised_requests):
         return fit
-    best = choose(served)
+    best = _choose(served)
     if isinstance(best, Planned) or best.engine.name == fit.engine.name:
         return fit
     rival = best.rival and replace(best.rival, request=request)

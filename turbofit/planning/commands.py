@@ -41,8 +41,8 @@ _RAY: Final = "ray "
 #: Settings that a command only contains if they are set.
 _WHERE_SET: Final = frozenset({
     "model_format", "enable_prefix_caching", "language_model_only", "num_gpu_blocks", "eager_mode",
-    "cudagraph_capture_batch_sizes", "distributed_executor_backend", "hf_overrides", "adapters",
-    *SPECULATIVE,
+    "cudagraph_capture_batch_sizes", "distributed_executor_backend", "hf_overrides",
+    "prefix_cache_state_budget", "adapters", *SPECULATIVE,
 })  # fmt: skip
 #: The server for Transformers, run with ``python -m``.
 _FALLBACK_MODULE: Final = "turbofit.serving.fallback_server"
@@ -351,6 +351,7 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
         name for name, _ in config_names(plan.backend.name) if name not in ("tp", "model_format")
     ]
     predicted = {name: settings[name] for name in names if settings.get(name)}
+    predicted["enable_prefix_caching"] = plan.prefix_caching
     shape = {"engine": plan.backend.name, "tp": settings["tp"]}
     return request.changed(**{"context": None, **shape, **predicted})
 

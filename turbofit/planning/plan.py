@@ -99,6 +99,7 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     """
     from turbofit.memory.engines import check_options, engine_for, engine_of
     from turbofit.planning.predict import usual_settings
+    from turbofit.planning.prefix_cache import with_prefix_cache
     from turbofit.planning.search.search import search
 
     first, older = engine_for(resolved.model, request.engine, version), is_legacy(version)
@@ -120,7 +121,7 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     if fit is None:  # the search raises the first engine's refusal
         check_options(first, resolved.engine_options)
         return plan_of(search(wished[-1], first)).document
-    best = plan_of(fit).document
+    best = plan_of(fit if older else with_prefix_cache(fit)).document
     if older:  # rates are known only for current versions
         best = replace(best, throughput=None, usual_image=UNSET)
     missing = left_out(best, usual_settings(resolved, engine_of(best)))

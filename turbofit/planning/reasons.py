@@ -45,7 +45,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
     batch = _batch_reason(fit, account)
     yield _setting_line(fit, "max_batch_size", batch, by_card=batch)
     yield _setting_line(fit, "session_len", _session_len_reason(fit))
-    if best.fits and best.settings.enable_prefix_caching:
+    if best.fits and request.engine_options.get("enable_prefix_caching"):
         yield "enable_prefix_caching: the plan counts no memory as saved by equal prompts"
     gpus = [request.machine.gpu(index) for index in best.shape.groups[0]]
     yield _setting_line(fit, "dtype", dtype_for(request.model, gpus)[1])

@@ -299,6 +299,11 @@ class PlanRequest(Validated):
     enable_prefix_caching: bool | None = Field(
         default=None, description="keep the cache of prompts that begin alike"
     )
+    prefix_cache_state_budget: Count | None = Field(
+        default=None,
+        description="PyTorch engine: slots that keep states of gated delta nets for the prefix "
+        "cache",
+    )
     async_: Annotated[int | None, Field(ge=0, le=1), Metavar("0|1")] = Field(
         default=None, description="TurboMind: prepare a step while another runs"
     )

@@ -97,6 +97,8 @@ class ResolvedRequest(Struct):
     (bytes) are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``: the plan
     says what other image limits would give, which takes over half of the time of planning.
     ``promise`` is the promise of an earlier plan of the same request, which this plan must keep.
+    ``prefix_caching``: the engines have a prefix cache, though the person has not asked for it.
+    ``may_queue``: images may wait for each other if that serves more.
     """
 
     model: Model
@@ -116,6 +118,8 @@ class ResolvedRequest(Struct):
     image_cache: int | None = None
     compares_limits: bool = True
     promise: Promise | None = None
+    prefix_caching: bool = False
+    may_queue: bool = True
 
     @property
     def visible(self) -> tuple[Gpu, ...]:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError
 from turbofit.core.installation import installed
 from turbofit.core.machine import Machine
+from turbofit.core.messages import QUEUED
 from turbofit.core.plan import SPECULATIVE, Plan, alike
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
 from turbofit.machine.learned import all_learned, learned
@@ -106,10 +107,13 @@ def same_shape(
     warning that says so.
     """
     resolved, engine = resolve(pinned(request, plan)), engine_of(plan)
+    cached = plan.prefix_caching
     shape = replace(
         resolved,
         ratio_caps=dict(ratios),
         groups=plan.groups,
+        prefix_caching=cached,
+        may_queue=not cached or QUEUED in plan.warnings,
         margin=replace(resolved.margin, **margin),
     )
     again = plan_of(search(shape.keeping(plan.promise), engine)).document

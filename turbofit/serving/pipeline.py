@@ -36,6 +36,9 @@ PLANNING: Final[tuple[str, ...]] = (
     "budget", "least", "engine",
 )  # fmt: skip
 #: Further keywords of LMDeploy's engine; LMDeploy's `pipeline` drops all other keywords.
+#: Fields of a config with which TurboMind keeps more of each prompt and answer than a plan counts,
+#: if prefixes are cached.
+_KEEP_MORE: Final = ("cache_prompt", "cache_generation", "cache_checkpoint_interval")
 _OF_LMDEPLOY: Final = ("model_name", "vision_config")
 
 
@@ -145,6 +148,8 @@ def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> 
     """Return the planner's request, with the caller's config and keywords."""
     engine = config_engine(backend_config, planning.pop("engine", "auto"))
     planning = with_config(planning, backend_config, engine)
+    # With a prefix cache LMDeploy refuses `get_ppl`, and logits of all tokens are empty.
+    planning.setdefault("enable_prefix_caching", False)
     return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
 
 
@@ -271,6 +276,13 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
                 f"{theirs} is {changed[theirs]!r} in backend_config and {out[ours]!r} as a keyword",
                 hint=f"give {theirs} once",
             )
+    more = [name for name in _KEEP_MORE if name in changed]
+    if more and out.get("enable_prefix_caching"):
+        raise UsageError(
+            f"{' and '.join(more)} of backend_config: the plan counts LMDeploy's defaults of a "
+            "prefix cache alone",
+            hint="leave it out, or enable_prefix_caching",
+        )
     if "devices" in changed:
         out.setdefault("gpus", _visible_gpus(changed["devices"]))
     unplanned = sorted(uncounted_fields() & changed.keys())

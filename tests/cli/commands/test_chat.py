@@ -27,6 +27,7 @@ class Model(ThreadedServer):
     def __init__(self) -> None:
         super().__init__()
         self.headers: dict[str, str] = {}
+        self.longest = 99
         self.status, self.events = 200, [piece("Two "), piece("cats."), "[DONE]"]
 
     async def chat(self, incoming: web.Request) -> web.Response:
@@ -35,6 +36,9 @@ class Model(ThreadedServer):
         if self.status != 200:
             refusal = {"error": {"message": "too many images"}}
             return web.json_response(refusal, status=self.status)
+        if len(self.bodies[-1]["messages"]) > self.longest:
+            refusal = {"error": {"message": "longer than the context of 32 tokens"}}
+            return web.json_response(refusal, status=400)
         text = "".join(f"data: {event}\n\n" for event in self.events)
         return web.Response(text=text, headers=self.headers)
 
@@ -94,6 +98,22 @@ def test_a_refused_question_is_said_and_forgotten(server, typed, capsys) -> None
     assert main(["chat", server.url]) == 0
     assert [len(body["messages"]) for body in server.bodies] == [1, 1]
     assert capsys.readouterr().err.count("answers 400: too many images\nhint: ") == 2
+
+
+def test_a_conversation_that_outgrew_the_context_goes_on_without_its_older_half(
+    server, typed, capsys
+) -> None:
+    server.longest = 5
+    typed("one", "two", "three", "four")
+    assert main(["chat", server.url, "--system", "Be short."]) == 0
+    sent = [[one["content"] for one in body["messages"]] for body in server.bodies]
+    assert [len(messages) for messages in sent] == [2, 4, 6, 4, 6, 4]
+    assert sent[3] == ["Be short.", "two", "Two cats.", "three"]
+    assert capsys.readouterr().err.count("the context is full") == 2
+    server.longest = 1
+    typed("one")
+    main(["chat", server.url, "--system", "Be short."])
+    assert "answers 400: longer than the context" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

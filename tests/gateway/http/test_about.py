@@ -36,7 +36,7 @@ async def test_the_page_is_the_same_for_all_and_runs_its_own_script_alone(path: 
     assert "localStorage" not in text  # a conversation ends with its tab
     assert '<td>GET</td><td><a href="/metrics">/metrics</a></td>' in text
     lines = resources.files("turbofit.gateway.http").joinpath("page.html").read_text().count("\n")
-    assert lines <= 560
+    assert lines <= 590
     assert (await call(app, path, {}, headers={"authorization": "Bearer k"})).status == 404
     assert upstream.bodies == []
 

@@ -86,7 +86,10 @@ def event(text: str) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
-USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 3}}\n\n'
+USAGE = (
+    b'data: {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 3, '
+    b'"prompt_tokens_details": {"cached_tokens": 12}}}\n\n'
+)
 #: What a stream holds, by the word of the script; ``reset`` and ``stall`` do not end after it.
 STREAMS = {
     "garbage": b"<html>\n\n",

@@ -21,7 +21,7 @@ from turbofit.measure.load.client import Answer
 from turbofit.measure.load.driver import LoadRun, bench, refuse_held_up, summary
 from turbofit.measure.load.result import spread
 from turbofit.measure.load.spec import LoadSpec
-from turbofit.report.painters.document import Paragraph
+from turbofit.report.painters.document import Paragraph, Table
 from turbofit.report.views.measured_view import load_view
 
 
@@ -68,6 +68,22 @@ def test_only_what_began_in_the_window_has_times() -> None:
     assert [(one.kind, one.count) for one in found.errors] == [("stalled", 1)]
     assert found.output_tokens_per_second == pytest.approx((3 + 2 + 3) / 3)
     assert any("90% of a CPU" in text for text in found.warnings)
+
+
+def test_the_turns_of_a_conversation_carry_what_was_said() -> None:
+    spec = LoadSpec.of(**{**FEW, "requests": 24}, turns=4, pause=0.001)
+    with ScriptedServer() as server:
+        result = bench(server.url, spec)
+    sent = sorted(len(body["messages"]) for body in server.bodies)
+    assert sent[0] == 1
+    assert sent[-1] == 7
+    longest = max(server.bodies, key=lambda body: len(body["messages"]))["messages"]
+    assert longest[1] == {"role": "assistant", "content": "abc"}
+    assert [turn.turn for turn in result.turns] == [1, 2, 3, 4]
+    assert result.turns[0].cached == pytest.approx(12 / 30)
+    assert any(isinstance(block, Table) and "turn" in str(block) for block in load_view(result))
+    with pytest.raises(UsageError, match="--turns is 1"):
+        LoadSpec.of(pause=1.0).check()
 
 
 FEW = {"images": 0, "requests": 12, "concurrency": 3, "warm_up": 3}

@@ -103,10 +103,11 @@ def test_what_no_degree_suits_is_said_by_its_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize("on", ["1xl4", "1xrtx3090", "1xrtx4090"])
 def test_the_batch_is_for_photographs_and_text_and_takes_nothing(model: str, on: str) -> None:
     """As many rows as the largest images fill answered a third of the photographs a second."""
-    plan = turbofit.plan(model, on=on)
+    asked = {"on": on, "enable_prefix_caching": False}  # else decided by the rate of each batch
+    plan = turbofit.plan(model, **asked)
     (engine,), usual = plan.engines, plan.usual_image
     assert usual
-    fewest = turbofit.plan(model, on=on, max_batch_size=plan.promise.requests)
+    fewest = turbofit.plan(model, max_batch_size=plan.promise.requests, **asked)
     (least,) = fewest.engines
     assert usual.requests_at_once > plan.promise.requests == fewest.promise.requests
     assert engine.settings == replace(least.settings, max_batch_size=engine.settings.max_batch_size)

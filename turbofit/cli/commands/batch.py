@@ -65,6 +65,9 @@ def batch(
                 f"{rest[0]} is an option of a server that batch starts",
                 hint=f"leave {rest[0]} out, or give --model instead of --url",
             )
+    # Nobody waits for an answer of a batch: its memory is better used for more requests at once.
+    if not any("prefix-caching" in word for word in rest):
+        rest = ("--no-enable-prefix-caching", *rest)
     job = BatchJob(
         (Path(source), Path(output)), spec, key=key, words=(spec.model or "", *rest),
         say=(lambda _: None) if form.as_json else say,

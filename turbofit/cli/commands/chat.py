@@ -30,7 +30,13 @@ _WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
 _PICTURE: Final = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 #: The most seconds without a byte: a request may wait for a place, then for its first token.
 _SILENCE: Final = 600.0
+#: The statuses with which servers refuse messages that are longer than the context.
+_TOO_LONG: Final = (400, 413)
 _WORDS: Final = "'/clear' forgets the messages, '/bye' or Ctrl-D ends the chat, Ctrl-C an answer"
+
+
+class OutgrownError(UnservedError):
+    """Raised if the messages are longer than the server's context."""
 
 
 class Piece(NamedTuple):
@@ -112,11 +118,12 @@ class Server:
             # Only the list of models is asked without a body, and not every server has a list.
             usual = "see what the server says" if body else "name its model with --model"
             with response:
-                raise UnservedError(
-                    f"{self.url} answers {response.status}:"
-                    f" {_error_message(response.read(LARGEST_ERROR))}",
-                    hint=hints.get(response.status, usual),
-                )
+                said = _error_message(response.read(LARGEST_ERROR))
+            outgrown = response.status in _TOO_LONG and "context" in said.lower()
+            raise (OutgrownError if outgrown else UnservedError)(
+                f"{self.url} answers {response.status}: {said}",
+                hint=hints.get(response.status, usual),
+            )
         if PRETEND_HEADER in response.headers and not self.pretend:
             self.pretend = True
             self._say(PRETEND_WORDS)
@@ -192,12 +199,32 @@ def chat(
         elif text:
             try:
                 question = question_of(text)
-                reply = _print_answer(server.ask([*messages, question], max_tokens))
+                messages, reply = _answered(server, instructions, [*messages, question], max_tokens)
             except (UnservedError, UsageError) as exc:
                 complain(exc.to_dict(), as_json=False)
                 continue
-            messages += [question, {"role": "assistant", "content": reply}]
+            messages = [*messages, {"role": "assistant", "content": reply}]
     return 0
+
+
+def _answered(
+    server: Server, instructions: list[JsonObject], messages: list[JsonObject], most: int | None
+) -> tuple[list[JsonObject], str]:
+    """Print the answer to the last message; return the messages that were sent, and the answer.
+
+    Messages that outgrew the context are sent without the older half of them. A shorter cut would
+    have to be made again at the next turn, and each cut costs the server's prefix cache.
+    """
+    try:
+        return messages, _print_answer(server.ask(messages, most))
+    except OutgrownError:
+        said = messages[len(instructions) :]
+        asked = [place for place, message in enumerate(said) if message["role"] == "user"]
+        if len(asked) < 2:
+            raise
+        cut = asked[len(asked) // 2]
+        note(f"the {cut} oldest messages are left out: the context is full")
+    return _answered(server, instructions, [*instructions, *said[cut:]], most)
 
 
 def _typed_line() -> str | None:

@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     from turbofit.serving.run import Run
 
 #: The warning of a server without a key, and its differences from LMDeploy's server.
+SHARED_CACHE: Final = (
+    "the prefix cache is one for all API keys: a fast first token tells a client that another has"
+    " sent this text or picture before (docs/security.md)"
+)
+CACHE_IS_OFF: Final = (
+    "the prefix cache is off: several API keys would share it (docs/security.md;"
+    " --enable-prefix-caching asks for it)"
+)
 OPEN_TO_ALL: Final = (
     "everybody who reaches {host} may use this server, as with LMDeploy (--api-key KEY closes it);"
     " unlike LMDeploy, it refuses pictures by address and web pages of others"
@@ -104,6 +112,31 @@ class Arguments(NamedTuple):
         return read_plan(self.options.plan)
 
 
+def _apart_by_key(arguments: Arguments) -> Arguments:
+    """Return the arguments without a prefix cache, if clients have several keys.
+
+    The time of a first token would tell a client what others have sent. The person may ask for the
+    cache all the same.
+    """
+    from turbofit.gateway.options import configured
+
+    request, options, public, _ = arguments
+    if options.no_gateway or request.enable_prefix_caching is False:
+        return arguments
+    config = configured(public)
+    if len(config.api_key) < 2 and not config.front_keys:
+        return arguments
+    given = bool(request.enable_prefix_caching)
+    if options.plan:
+        given = arguments.saved_plan().prefix_caching
+    if given:
+        output.note(f"warning: {SHARED_CACHE}")
+    if given or options.plan:
+        return arguments
+    output.note(CACHE_IS_OFF)
+    return arguments._replace(request=request.changed(enable_prefix_caching=False))
+
+
 def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> GatewayConfig:
     """Return the settings of a gateway; warn if keys cross the network unencrypted."""
     from turbofit.gateway.http.connections import is_loopback
@@ -153,7 +186,7 @@ def serve(
     options.refuse_alone()
     if options.no_gateway:
         public.refuse_unused()
-    arguments = Arguments(request, options, public, passed)
+    arguments = _apart_by_key(Arguments(request, options, public, passed))
     if not model and not options.plan:
         raise _no_model(options.cluster)
     if detach and not options.dry_run:

@@ -49,9 +49,9 @@ _OTHER_GOALS: Final = ("no_tuned", "least")
 _LOAD_GROUPS: Final = {
     "requests": (
         "images", "image_size", "prompt_tokens", "shared_prefix", "output_tokens", "whole",
-        "stop_early",
+        "stop_early", "turns",
     ),
-    "arrivals": ("concurrency", "rate"),
+    "arrivals": ("concurrency", "rate", "pause"),
     "window": ("requests", "seconds", "warm_up", "timeout"),
 }  # fmt: skip
 LOAD_OPTIONS: Final = tuple(fields.grouped_options(LoadSpec, _LOAD_GROUPS))

@@ -91,6 +91,8 @@ class Gateway(AsgiApp):
                 for number, (url, engine) in enumerate(zip(upstreams, engines, strict=True))
             ]
         )
+        for engine in self.fleet.engines:
+            engine.prefix_caching = bounds.prefix_caching
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._looking = asyncio.Semaphore(_LOOKED_AT)
         self._working = asyncio.Semaphore(_WORKED_ON)

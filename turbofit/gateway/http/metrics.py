@@ -37,6 +37,10 @@ _HELP: Final = {
     "connections_closed_total": ("counter", "Connections closed without an answer, by reason."),
     "engine_deaths_total": ("counter", "Deaths of engines that had requests, by engine."),
     "convicted_total": ("counter", "Requests that became refused, since engines died of them."),
+    "follow_ups_total": (
+        "counter",
+        "Requests that went on with a conversation, by engine and whether it had the turn before.",
+    ),
     "images_total": ("counter", "Images passed on."),
     "units_total": ("counter", "Vision units passed on."),
     "connections": ("gauge", "Connections of clients."),

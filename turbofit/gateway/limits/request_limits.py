@@ -78,6 +78,7 @@ class Bounds(Struct):
     - ``serial``: engines answer one request after another, and read no parameters of images.
     - ``vocabulary``: the number of tokens that the model knows, 0 if unknown.
     - ``host_bytes``: the most bytes of host memory for the images of all requests at one engine.
+    - ``prefix_caching``: the engines keep what they have read of conversations.
     - ``engines``: the limits of each engine of the plan.
     """
 
@@ -91,6 +92,7 @@ class Bounds(Struct):
     vocabulary: int = 0
     serial: bool = False
     host_bytes: int = _UNKNOWN_HOST
+    prefix_caching: bool = False
     engines: tuple[EngineBounds, ...] = (EngineBounds(),)
 
     @property
@@ -183,6 +185,7 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         vocabulary=plan.model.text.vocab,
         serial=plan.backend.serial,
         host_bytes=images_in_flight(plan, bytes_per_unit),
+        prefix_caching=plan.prefix_caching,
         engines=engines,
     )
 

@@ -31,6 +31,7 @@ from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
     from turbofit.gateway.limits.gate import Cost, Share
+    from turbofit.gateway.routing.conversations import Conversation
     from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
 _SUSPECTS: Final = 256
@@ -46,15 +47,26 @@ class Place:
     """The place of a request: first in the queue, later at an engine.
 
     ``turn`` is the turn that a suspect takes at the engine; None for other requests.
+    ``conversation`` is the request's; None if it has none that an engine could keep.
     """
 
     engine: RoutedEngine
     _share: Share
     #: A future that is done when the place is given or refused.
     given: asyncio.Future[None]
+    #: Whether the engine had the conversation before.
+    kept = False
 
-    def __init__(self, admission: Admission, client: str, cost: Cost, turn: Turn | None) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        client: str,
+        cost: Cost,
+        turn: Turn | None,
+        conversation: Conversation | None = None,
+    ) -> None:
         self._admission, self.client, self.cost, self.turn = admission, client, cost, turn
+        self.conversation = conversation
         self._host_bytes = 0
 
     @property
@@ -194,14 +206,20 @@ class Admission:
             lacks = self._fleet.lacks(first.cost)
         return f"{count} {plural(count, 'request')} {'wait' if count > 1 else 'waits'} for {lacks}"
 
-    async def admit(self, client: str, cost: Cost, turn: Turn | None = None) -> Place:
+    async def admit(
+        self,
+        client: str,
+        cost: Cost,
+        turn: Turn | None = None,
+        conversation: Conversation | None = None,
+    ) -> Place:
         """Wait until the request gets a place at an engine, and return the place.
 
         Raises:
             Refusal: 503 if no engine is up, 429 if the queue or the wait is too long (503 for
               suspects).
         """
-        place = Place(self, client, cost, turn)
+        place = Place(self, client, cost, turn, conversation)
         if not self._fleet.open:
             raise self._fleet.dead()
         first = not self._queue.lines or self._passes(cost)
@@ -319,10 +337,14 @@ class Admission:
         turn = place.turn
         if turn is not None and turn.fingerprint in self._fleet.suspects:
             return False
-        best = self._fleet.best(place.cost, turn)
-        if best is not None:
-            place.take(best)
-        return best is not None
+        best = self._fleet.best(place.cost, turn, place.conversation)
+        if best is None:
+            return False
+        place.take(best)
+        if place.conversation is not None:
+            place.kept = self._fleet.conversations.engine_of(place.conversation) is best
+            self._fleet.conversations.note(place.conversation, best)
+        return True
 
     def _busy(self, place: Place, why: str) -> Refusal:
         """Return the refusal of a request that finds no place; ``why`` ends its sentence."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import STEP_SECONDS, Cost, Gate
+from turbofit.gateway.routing.conversations import Conversation, Conversations
 
 if TYPE_CHECKING:
     from turbofit.gateway.grammar_trials import Grammar
@@ -29,6 +30,9 @@ _RETRY: Final = 5
 #: The most seconds of `Retry-After`; older SDKs ignore a longer time.
 _LONGEST_RETRY: Final = 60
 _NEVER: Final = float("inf")
+#: An engine is much busier than the others if it has so many times the mean of their requests, and
+#: more than one request beyond.
+_MUCH_BUSIER: Final = 1.25
 #: Seconds that are assumed between the end of an engine and its next start.
 _UNSEEN_PAUSE: Final = 2.0
 
@@ -107,6 +111,10 @@ class RoutedEngine:
         self.outstanding = self.host_bytes = 0
         #: Of each request, the processor time of its grammar at its dearest token.
         self.token_seconds: list[float] = []
+        #: Whether the engine keeps what it has read, for the next turn of a conversation.
+        self.prefix_caching = False
+        #: The number of conversations whose last turn went to the engine.
+        self.conversations = 0
         #: Whether the engine gets requests, since it answers or was not probed yet.
         self.up = True
         #: The number of failed probes in a row, and when the first failed.
@@ -186,13 +194,16 @@ class RoutedEngine:
         return self.death is not None and self.died_at >= moment and not self.answered
 
     @property
-    def rank(self) -> tuple[float, float, int | str]:
+    def rank(self) -> tuple[float, float, float, int | str]:
         """A sort key for the choice of an engine; the engine with the least key is chosen.
 
         The key is the number of requests, with one more, divided by the share. Engines with equal
-        numbers are compared by their vision units, divided by the share.
+        numbers are compared by their vision units, then by the conversations that they keep, both
+        divided by the share.
         """
-        return (self.outstanding + 1) / self.share, self.gate.counted / self.share, self.index
+        by_share = (self.outstanding + 1, self.gate.counted, self.conversations)
+        requests, units, conversations = (number / self.share for number in by_share)
+        return requests, units, conversations, self.index
 
     def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
         """Return whether the engine takes requests, and has room for another request of this cost.
@@ -304,11 +315,17 @@ class Fleet:
         self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why no engine will be up for a while, if that is known.
         self.outage: Outage | None = None
+        self.conversations: Conversations[RoutedEngine] = Conversations()
 
     @property
     def open(self) -> int:
         """The number of engines that take requests."""
         return sum(engine.up for engine in self.engines)
+
+    @property
+    def keeps_conversations(self) -> bool:
+        """Whether it matters which engine gets the next turn of a conversation."""
+        return len(self.engines) > 1 and any(engine.prefix_caching for engine in self.engines)
 
     @property
     def suspects(self) -> set[str]:
@@ -328,12 +345,19 @@ class Fleet:
         left = [engine.back_at - now for engine in self.engines if now < engine.back_at < _NEVER]
         return min(*map(ceil, left), _LONGEST_RETRY) if left else _RETRY
 
-    def best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
-        """Return the least busy engine with room for a request; None if no engine has room.
+    def best(
+        self, cost: Cost, turn: Turn | None = None, conversation: Conversation | None = None
+    ) -> RoutedEngine | None:
+        """Return the best engine with room for a request; None if no engine has room.
 
-        ``turn`` is the turn that the request must take if it is a suspect.
+        This is the engine that keeps the request's conversation, unless it is much busier than the
+        others; else the least busy one. ``turn`` is the turn that the request must take if it is a
+        suspect.
         """
         fitting = [engine for engine in self.engines if engine.fits(cost, turn)]
+        keeper = self.conversations.engine_of(conversation)
+        if keeper in fitting and not self._much_busier(keeper):
+            return keeper
         return min(fitting, key=lambda engine: engine.rank, default=None)
 
     @property
@@ -350,6 +374,12 @@ class Fleet:
             return "the ends of answers with other dear grammars"
         lacks = [engine.gate.lacks(cost) for engine in up]
         return lacks[0] if all(lacks) else "host memory for its images"
+
+    def _much_busier(self, engine: RoutedEngine) -> bool:
+        """Return whether an engine has many more requests, for its share, than all engines."""
+        up = [each for each in self.engines if each.up]
+        mean = sum(each.outstanding for each in up) / sum(each.share for each in up)
+        return engine.outstanding > _MUCH_BUSIER * mean * engine.share + 1
 
     def dead(self) -> Refusal:
         """Return the refusal that clients get while no engine is up."""

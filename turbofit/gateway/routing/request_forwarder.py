@@ -15,6 +15,7 @@ import msgspec
 from turbofit.core.messages import EXCHANGE
 from turbofit.gateway.http.refusals import Refusal, refusal_body, refusal_event, refusal_of_engine
 from turbofit.gateway.http.request_context import OF_NODES, ForwardOutcome, sent_headers, uncancel
+from turbofit.gateway.routing.conversations import conversation_of
 from turbofit.gateway.routing.dear_steps import note_said
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
 from turbofit.gateway.upstream import Died, Unreachable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.metrics import Metrics
     from turbofit.gateway.http.request_context import RequestContext, Send
     from turbofit.gateway.routing.admission import Admission, Place
+    from turbofit.gateway.routing.conversations import Conversation
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Fleet, RoutedEngine
     from turbofit.gateway.upstream import Upstream
@@ -383,8 +385,12 @@ class RequestForwarder:
         if request.body and not self.before_nodes:  # nodes have deny lists of their own
             path = request.route.path
             present.fingerprint = await self.deny_list.fingerprint(path, request.body)
+        conversation = None
+        if request.body and self.fleet.keeps_conversations:
+            kind = request.route.kind
+            conversation = await conversation_of(kind, request.body, request.key)
         for _ in range(_MOST_ENGINES):
-            place = await self._take(request, present)
+            place = await self._take(request, present, conversation)
             engine = request.engine = place.engine
             request.outcome = exchange = Exchange(self, request, present, place, send)
             try:
@@ -397,14 +403,17 @@ class RequestForwarder:
                     self.deny_list.nothing_listens(engine)
         raise self.fleet.dead()
 
-    async def _take(self, request: RequestContext, present: Present) -> Place:
+    async def _take(
+        self, request: RequestContext, present: Present, conversation: Conversation | None
+    ) -> Place:
         """Wait for a place at an engine; a suspect also waits for its turn there.
 
         A suspect that must be alone waits until the answers of the other requests have begun.
         """
         while True:
             turn = self.deny_list.turn(present)
-            place = await self.admission.admit(request.who, request.prepared.cost, turn)
+            cost = request.prepared.cost
+            place = await self.admission.admit(request.who, cost, turn, conversation)
             same = False
             try:
                 if turn is not None and turn.alone:
@@ -418,4 +427,7 @@ class RequestForwarder:
                 if not same:
                     place.leave()
             if same:
+                if conversation is not None and conversation.goes_on:
+                    labels = (f"engine={place.engine.index}", f"kept={str(place.kept).lower()}")
+                    self.metrics.count("follow_ups_total", *labels)
                 return place

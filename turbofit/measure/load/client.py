@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -47,8 +47,10 @@ class Answer:
 
     ``counts``: the request began in the measured window. ``kind``: the name of the error; empty
     without an error. ``example``: the error's text. ``pieces``: the times at which pieces of text
-    came. ``pretend``: the server has pretend GPUs. ``whole``: the answer came in one piece, so that
-    nobody knows when its tokens came.
+    came. ``cached_tokens``: tokens of the prompt that the server had in its prefix cache, by its
+    own count. ``pretend``: the server has pretend GPUs. ``whole``: the answer came in one piece, so
+    that nobody knows when its tokens came. ``turn`` is the number of the request in its
+    conversation, and ``said`` are the messages so far, for the next turn.
     """
 
     begun: float
@@ -58,10 +60,14 @@ class Answer:
     example: str = ""
     pieces: array[float] = field(default_factory=lambda: array("d"))
     prompt_tokens: int | None = None
+    cached_tokens: int | None = None
     output_tokens: int | None = None
     retry_after: float = 0.0
     pretend: bool = False
     whole: bool = False
+    turn: int = 1
+    said: Sequence[JsonObject] = ()
+    text: str = ""
 
     def divide(self, by: float) -> None:
         """Divide all times by ``by``: a request takes ``by`` times as long as on the card."""
@@ -106,6 +112,7 @@ class StreamReader:
         self._answer, self._rest = answer, b""
         #: The times of all events, with or without text. They count if no event has text.
         self._events: array[float] = array("d")
+        self._texts: list[str] = []
         #: Whether ``[DONE]`` came; whether a choice named its reason to end.
         self._done = self._finished = False
 
@@ -136,6 +143,7 @@ class StreamReader:
             raise StreamError("cut short")
         if not self._answer.pieces:
             self._answer.pieces = self._events
+        self._answer.text = "".join(self._texts)
         if self._answer.output_tokens == 0:
             raise StreamError("empty answer")
 
@@ -147,6 +155,8 @@ class StreamReader:
             self._events.append(at)
         if any(_has_text(choice.get("delta")) for choice in choices):
             self._answer.pieces.append(at)
+            said = (choices[0].get("delta") or {}).get("content")
+            self._texts.append(said if isinstance(said, str) else "")
         if any(choice.get("finish_reason") for choice in choices):
             self._finished = True
         usage = event.get("usage")
@@ -174,6 +184,9 @@ def read_whole(body: bytes, answer: Answer) -> None:
 def _note_usage(usage: JsonObject, answer: Answer) -> None:
     answer.prompt_tokens = _count(usage.get("prompt_tokens"))
     answer.output_tokens = _count(usage.get("completion_tokens"))
+    details = usage.get("prompt_tokens_details")
+    if isinstance(details, dict):
+        answer.cached_tokens = _count(details.get("cached_tokens"))
 
 
 def _has_text(delta: Any) -> bool:

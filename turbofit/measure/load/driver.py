@@ -29,7 +29,14 @@ from turbofit.core.units import doubled, format_duration
 from turbofit.core.version import REFERENCE, __version__
 from turbofit.measure.load.client import LoadClient
 from turbofit.measure.load.prompt import PromptWriter
-from turbofit.measure.load.result import ClientShare, ErrorCount, LoadResult, Window, spread
+from turbofit.measure.load.result import (
+    ClientShare,
+    ErrorCount,
+    LoadResult,
+    Window,
+    spread,
+    turns_of,
+)
 from turbofit.rehearsal.pretend.clock import HELD_UP, held_up_share
 
 if TYPE_CHECKING:
@@ -56,13 +63,14 @@ _SILENCE: Final = 120.0
 class LoadRun:
     """One load from its beginning to its end.
 
-    ``ask`` sends one request and raises no error; ``tick`` is called each second.
+    ``ask`` sends one request and raises no error; it gets the answer to the turn before, or None
+    for the first turn of a conversation. ``tick`` is called each second.
     """
 
     def __init__(
         self,
         spec: LoadSpec,
-        ask: Callable[[], Awaitable[Answer]],
+        ask: Callable[[Answer | None], Awaitable[Answer]],
         tick: Callable[[LoadRun], None] = lambda _: None,
     ) -> None:
         self.spec, self._ask, self._tick = spec, ask, tick
@@ -137,7 +145,7 @@ class LoadRun:
         """
         failures = 0
         while True:
-            answer = await self._request()
+            answer = await self._conversation()
             failures = failures + 1 if answer.kind else 0
             if failures:
                 pause = doubled(_PAUSE, failures - 1, _LONGEST_PAUSE)
@@ -150,17 +158,30 @@ class LoadRun:
             late = time.perf_counter() - due
             self.late = max(self.late, late)
             await asyncio.sleep(max(0.0, -late))
-            self._spawn(self._request())
+            self._spawn(self._conversation())
             due += random.expovariate(rate)
 
-    async def _request(self) -> Answer:
+    async def _conversation(self) -> Answer:
+        """Send the turns of a conversation, one after another; return the last answer."""
+        answer = await self._request(None)
+        for _ in range(1, self.spec.turns):
+            if answer.kind:
+                break
+            await asyncio.sleep(self.spec.pause)
+            answer = await self._request(answer)
+        answer.said = ()
+        return answer
+
+    async def _request(self, before: Answer | None) -> Answer:
         """Send one request and count its answer; end the load if too many fail in a row."""
         counts = self.in_window
         self._left += counts
         self._begun += counts
         if counts and self._begun == self.spec.requests:
             self._close()
-        answer = await self._ask()
+        answer = await self._ask(before)
+        if before is not None:
+            answer.turn, before.said = before.turn + 1, ()
         answer.counts = counts
         self.answers.append(answer)
         self._left -= counts
@@ -262,6 +283,7 @@ def summary(
         tpot=tpot,
         e2e=e2e,
         client=client,
+        turns=turns_of(good) if run.spec.turns > 1 else (),
         forecast=forecast,
         warnings=tuple(warnings),
     )
@@ -363,7 +385,15 @@ def bench(
         wait = times * _SILENCE
         async with LoadClient(url, key, timeout=slower.timeout, silence=wait) as client:
             writer = PromptWriter(name, spec)
-            run = LoadRun(slower, lambda: client.ask(writer.body()), tick)
+
+            async def ask(before: Answer | None) -> Answer:
+                body = writer.body(() if before is None else before.said)
+                answer = await client.ask(body)
+                words = {"role": "assistant", "content": answer.text}
+                answer.said = (*body["messages"], words) if spec.turns > 1 else ()
+                return answer
+
+            run = LoadRun(slower, ask, tick)
             loop = asyncio.get_running_loop()
             for number in stop_signals():
                 loop.add_signal_handler(number, run.stop, signal.Signals(number).name)

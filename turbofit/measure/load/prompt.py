@@ -15,7 +15,7 @@ import msgspec
 from turbofit.core.png import png
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from turbofit.core.struct import JsonObject
     from turbofit.measure.load.spec import LoadSpec
@@ -76,16 +76,15 @@ class PromptWriter:
         self._model, self._spec = model, spec
         self._common = _text(spec.shared_prefix)
 
-    def body(self) -> JsonObject:
-        """Return the body of one request; a stream has its usage at its end."""
+    def body(self, said: Sequence[JsonObject] = ()) -> JsonObject:
+        """Return the body of one request; a stream has its usage at its end.
+
+        ``said`` are the messages of its conversation before. Only a first turn has images.
+        """
         spec = self._spec
-        width, height = spec.image_size
-        pictures = [png(width, height, random.getrandbits(24)) for _ in range(spec.images)]
-        images = [f"data:image/png;base64,{b64encode(data).decode()}" for data in pictures]
-        prompt = f"{self._common} {_text(spec.prompt_tokens - spec.shared_prefix)}".lstrip()
         body: JsonObject = {
             "model": self._model,
-            "messages": [user_message(prompt, images)],
+            "messages": [*said, self._next_turn() if said else self._first_turn()],
             "temperature": 0,
         }
         if spec.output_tokens:
@@ -95,6 +94,17 @@ class PromptWriter:
         if not spec.whole:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body
+
+    def _next_turn(self) -> JsonObject:
+        return user_message(_text(self._spec.prompt_tokens), ())
+
+    def _first_turn(self) -> JsonObject:
+        spec = self._spec
+        width, height = spec.image_size
+        pictures = [png(width, height, random.getrandbits(24)) for _ in range(spec.images)]
+        images = [f"data:image/png;base64,{b64encode(data).decode()}" for data in pictures]
+        prompt = f"{self._common} {_text(spec.prompt_tokens - spec.shared_prefix)}".lstrip()
+        return user_message(prompt, images)
 
 
 def user_message(text: str, images: Iterable[str]) -> JsonObject:

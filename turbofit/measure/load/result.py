@@ -7,6 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 from turbofit.core.struct import Struct, const, doc
+from turbofit.core.tuning import TurnFigures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -74,6 +75,7 @@ class LoadResult(Struct):
     ttft: Annotated[Spread, doc("To the first token.")] = Spread()
     tpot: Annotated[Spread, doc("A token after the first.")] = Spread()
     e2e: Annotated[Spread, doc("To the end of the answer.")] = Spread()
+    turns: Annotated[tuple[TurnFigures, ...], doc("By turn, with --turns above 1.")] = ()
     client: ClientShare = ClientShare()
     forecast: Annotated[
         str, doc("On pretend GPUs: by which forecast time passes, and how certain it is.")
@@ -135,4 +137,23 @@ def spread(values: Iterable[float | None]) -> Spread:
     return Spread(
         count=len(rising), mean=sum(rising) / len(rising), p50=percentile(0.5),
         p90=percentile(0.9), p99=percentile(0.99), most=rising[-1],
+    )  # fmt: skip
+
+
+def turns_of(answers: Sequence[Answer]) -> tuple[TurnFigures, ...]:
+    """Return the first tokens of answers, and the prompts' share from the prefix cache, by turn."""
+    by_turn: dict[int, list[Answer]] = {}
+    for answer in answers:
+        by_turn.setdefault(answer.turn, []).append(answer)
+    return tuple(_figures_of_turn(turn, by_turn[turn]) for turn in sorted(by_turn))
+
+
+def _figures_of_turn(turn: int, answers: Sequence[Answer]) -> TurnFigures:
+    ttft = spread(answer.ttft for answer in answers)
+    known = [answer for answer in answers if answer.cached_tokens is not None]
+    prompts = sum(answer.prompt_tokens or 0 for answer in known)
+    cached = sum(answer.cached_tokens or 0 for answer in known)
+    return TurnFigures(
+        turn=turn, answered=len(answers), ttft_p50=ttft.p50, ttft_p90=ttft.p90,
+        cached=cached / prompts if prompts else None,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from turbofit.core.validation import SECONDS, Metavar, Validated
 from turbofit.planning.request import Count, Positive, Size, Tokens, TokensOrNone
 
 Seconds = Annotated[float, Field(gt=0, lt=1e6), SECONDS, Metavar("SECONDS")]
+Pause = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
 _SECONDS: Final = 60.0
 _CONCURRENCY: Final = 8
@@ -34,6 +35,14 @@ class LoadSpec(Validated):
     stop_early: bool = Field(
         default=False,
         description="an answer may end before its --output-tokens (else ignore_eos is sent)",
+    )
+    turns: Positive = Field(
+        default=1,
+        description="turns of a conversation: each later one sends --prompt-tokens more, with all"
+        " that was said before; images are in the first",
+    )
+    pause: Pause = Field(
+        default=0.0, description="time between an answer and the next turn of its conversation"
     )
     concurrency: Positive | None = Field(
         default=None,
@@ -72,6 +81,11 @@ class LoadSpec(Validated):
                 f"--shared-prefix {self.shared_prefix} is no part of {self.prompt_tokens} tokens",
                 hint="raise --prompt-tokens",
             )
+        if self.pause and self.turns == 1:
+            raise UsageError(
+                "--pause is between the turns of a conversation, and --turns is 1",
+                hint="give --turns, or leave --pause out",
+            )
 
     def slower(self, times: float) -> LoadSpec:
         """Return the load for a server on which everything takes ``times`` as long."""
@@ -79,6 +93,7 @@ class LoadSpec(Validated):
         return self.changed(
             timeout=times * self.timeout,
             seconds=seconds and times * seconds,
+            pause=times * self.pause,
             rate=rate and rate / times,
         )
 

@@ -513,6 +513,8 @@ class PytorchAccount(Account):
             f"{state_slots(settings)} slots: one for each sequence of max_batch_size, and two more"
         )
         note += f", each with the states after {tokens} proposed tokens" if tokens else ""
+        if settings.prefix_cache_state_budget:
+            note += f", and {settings.prefix_cache_state_budget} for prefixes"
         size = round_up(state, constants.page)
         states = (term("state_cache", "cache", size, "formula", note),) if state else ()
         calibration = calibration_for(launch, "pytorch", constants.version)

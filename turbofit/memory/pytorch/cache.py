@@ -94,8 +94,12 @@ def draft_block(model: Model, settings: Settings) -> int:
 
 
 def state_slots(settings: Settings) -> int:
-    """Return the number of state slots: the batch's, one for the system, and one spare."""
-    return settings.max_batch_size + 2
+    """Return the number of state slots: the batch's, one for the system, one spare, and prefixes'.
+
+    lmdeploy executor/base.py `prefix_cache_state_budget`
+    """
+    for_prefixes = settings.prefix_cache_state_budget or 0
+    return settings.max_batch_size + 2 + for_prefixes
 
 
 def state_bytes(text: TextDims, settings: Settings, drafted: int = 0) -> int:

@@ -318,7 +318,8 @@ class _Search:
         """
         request, units = self.request, self.state.requested_load.units_per_request
         # If the person has given `queue_images`, ``whole`` already obeys it.
-        if not units or request.workload.queue_images is not None or not self._may_queue:
+        may_queue = self._may_queue and request.may_queue
+        if not units or request.workload.queue_images is not None or not may_queue:
             return
         # The shape keeps every promise and needs no more cache, unless the goal is the context or
         # the least memory is wished.

@@ -214,6 +214,7 @@ def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> 
         "max_batch_size": max(1, ceil(shape.requests(request.workload.concurrency))),
         "session_len": session_len,
         "model_format": quantization.method if quantization else None,
+        "enable_prefix_caching": request.prefix_caching,
     }
     chosen.update(request.engine_options)
     chosen.update(tp=shape.tp, max_prefill_token_num=shape.max_prefill_token_num)

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from turbofit.core.struct import Document
-    from turbofit.core.tuning import Capacity, CapacityLoad, SpeedFigures, TrialRecord, Tuning
+    from turbofit.core.tuning import (
+        Capacity,
+        CapacityLoad,
+        SpeedFigures,
+        TrialRecord,
+        Tuning,
+        TurnFigures,
+    )
     from turbofit.measure.load.result import LoadResult, Spread
     from turbofit.report.painters.document import Block
 
@@ -60,6 +67,7 @@ def load_view(result: LoadResult) -> list[Block]:
         *([Paragraph(result.forecast, tone="warn")] if result.forecast else []),
         known_facts(figures),
         table(titles, rows, right=titles[1:]),
+        *_turns(result.turns),
         *([Items(tuple(wrong), tone="warn")] if wrong else []),
     ]
 
@@ -74,6 +82,21 @@ def _row(name: str, spread: Spread) -> tuple[str, ...]:
         return (name, "-", "-", "-", "-", "-")
     times = (spread.mean, spread.p50, spread.p90, spread.p99, spread.most)
     return (name, *(_seconds(time) for time in times))
+
+
+def _turns(turns: Sequence[TurnFigures]) -> list[Block]:
+    """Return a table of the first tokens by turn; nothing without conversations."""
+    if not turns:
+        return []
+    titles = ("turn", "answered", "TTFT p50", "p90", "from the prefix cache")
+    rows = (
+        (
+            str(turn.turn), f"{turn.answered:,}", _seconds(turn.ttft_p50), _seconds(turn.ttft_p90),
+            turn.cached_words,
+        )
+        for turn in turns
+    )  # fmt: skip
+    return [table(titles, rows, right=titles[1:])]
 
 
 def tune_view(result: Tuning) -> list[Block]:
@@ -122,6 +145,7 @@ def _notes(result: Tuning) -> list[Block]:
         }
         blocks.append(Paragraph(text, tone="good"))
         blocks.append(known_facts(figures))
+        blocks += _turns(speed.turns)
         if winner.quant_policy:
             text = f"the cache is stored with {winner.quant_policy} bits: answers change a little"
             blocks.append(Paragraph(f"{text} (--kv-types 0 leaves it out)", tone="warn"))
@@ -159,8 +183,16 @@ def _capacity_view(result: Tuning, capacity: Capacity, where: str) -> list[Block
         Paragraph(text, tone="good" if clients else "bad"),
         table(("load", *right, "SLO"), rows, right=right),
         *([Paragraph(capacity.why, tone="warn")] if capacity.why and capacity.loads else []),
+        *_turns(_turns_kept(capacity)),
         remark(f"{len(capacity.loads)} loads in {format_duration(result.seconds)}"),
     ]
+
+
+def _turns_kept(capacity: Capacity) -> Sequence[TurnFigures]:
+    """Return the turns of the load with the most clients that kept the SLO; else of the first."""
+    kept = [load for load in capacity.loads if load.keeps and load.clients == capacity.clients]
+    loads = kept or capacity.loads
+    return loads[0].measured.turns if loads else ()
 
 
 def _capacity_row(load: CapacityLoad) -> tuple[str, ...]:
