@@ -16,7 +16,7 @@ from turbofit.core.errors import LaunchError, OutOfMemoryError, TurbofitError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import StoppedError
-from turbofit.core.run_report import EngineRecord, RunMoment
+from turbofit.core.run_report import EngineRecord, RunFigure, RunMoment
 from turbofit.gateway.http.about import digest_of
 from turbofit.gateway.http.uvicorn_server import keep_large_blocks
 from turbofit.planning import checks
@@ -167,13 +167,7 @@ class Start:
             rows = engine.tracker.figures
             if self._proves or run.examiner is not None:  # only worst cases show an engine's peak
                 rows = compared_figures(plan, engine, used)
-            for row in rows:
-                text = f"{engine.name}: {in_words(row)}"
-                if is_beyond(row):
-                    remedy = "" if run.config.pretend else "; turbofit calibrate corrects plans"
-                    self._warn("beyond_forecast", f"{text}{remedy}")
-                elif row.gpu is not None:
-                    run.say(text)
+            self._tell_figures(engine.name, rows)
             if engine.launch.tuning is not None:
                 engine.launch.tuning.keep()
             seconds = engine.spent()
@@ -194,6 +188,16 @@ class Start:
         run.on_open(urls)
         if run.starts_trials and run.public is not None:
             self._start_trials(launched)
+
+    def _tell_figures(self, name: str, rows: Sequence[RunFigure]) -> None:
+        """Say what a ready engine holds of each GPU; more than its forecast is a warning."""
+        for row in rows:
+            text = f"{name}: {in_words(row)}"
+            if is_beyond(row):
+                remedy = "" if self._run.config.pretend else "; turbofit calibrate corrects plans"
+                self._warn("beyond_forecast", f"{text}{remedy}")
+            elif row.gpu is not None:
+                self._run.say(text)
 
     def _start_trials(self, plan: Plan) -> None:
         """Start the process that tries grammars, which takes seconds, before it is needed."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from turbofit.core.model import DeltaDims, MlaDims, MoeDims, TextDims
 from turbofit.core.presets import load_yaml, preset_path
@@ -148,8 +148,6 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     read_experts = _routed_experts if mla or "routed" in defaults else _moe
     experts = read_experts(config, architecture, defaults, layers)
     window = _window(config, architecture, layers)
-    key = _DRAFT_LAYERS.get(architecture)
-    drafts = config.integer(key, 1, low=0, high=1 << 10) if key else 1
     return TextDims(
         architecture=defaults.get("run_as", architecture),
         layers=layers,
@@ -174,8 +172,15 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         norm_bias=is_phi_moe,
         head_bias=is_phi_moe and config.boolean("lm_head_bias", False),
         sliding_window=window or UNSET,
-        draft_layers=UNSET if drafts == 1 else drafts,
+        draft_layers=_draft_layers(config, architecture),
     )
+
+
+def _draft_layers(config: Section, architecture: str) -> int | UnsetType:
+    """Return how many layers propose tokens; UNSET for one, as every published model has."""
+    key = _DRAFT_LAYERS.get(architecture)
+    layers = config.integer(key, 1, low=0, high=1 << 10) if key else 1
+    return UNSET if layers == 1 else layers
 
 
 def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int, int, int]:
