@@ -262,6 +262,8 @@ def test_only_planning_makes_or_changes_a_promise() -> None:
                 continue
             name = ast.unparse(node.func).rpartition(".")[2]
             changes = {keyword.arg for keyword in node.keywords}
+            if node.args and ast.unparse(node.args[0]) == "bounds":
+                continue  # what the gateway lets one client have of the promise
             if name == "Promise" or (name in ("replace", "Plan") and "promise" in changes):
                 found.append(name_of(path))
     assert found
