@@ -16,6 +16,7 @@ from typing import Any
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.process.signals import StoppedError, StopSignal
+from turbofit.core.promise import Promise
 from turbofit.gateway.config import GatewayConfig
 from turbofit.planning import choose
 from turbofit.planning.plan import plan as best_plan
@@ -50,8 +51,8 @@ def run(stop: StopSignal, leases: Leases, stack: ExitStack) -> str:
 
     request = PlanRequest(**{"model": "internvl2-8b", "on": sys.argv[1], **fixed})
 
-    def replan(changes: dict[str, Any]) -> Plan:
-        return best_plan(request.changed(**changes))
+    def replan(changes: dict[str, Any], promise: Promise | None = None) -> Plan:
+        return best_plan(request.changed(**changes), promise=promise)
 
     vars(choose)["limit_costs"] = lambda *_: ()  # half of a plan's time, which nobody reads here
     plan = replan({})
