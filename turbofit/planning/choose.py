@@ -241,7 +241,9 @@ def known_warnings(fit: EngineFit) -> tuple[str, ...]:
         gpus = [fit.request.machine.gpu(index) for index in group]
         launch = launch_of(fit.request, part.settings, gpus, part.vision_load)
         problems = known_problems(launch, fit.engine.name, fit.engine.version)
-        warnings += [problem.warning for problem in problems]
+        # A server's clients do not meet the faults of an option that nobody gave.
+        unasked = fit.request.prefix_caching
+        warnings += [it.warning for it in problems if not (unasked and it.python_only)]
     return tuple(dict.fromkeys(warnings))
 
 
