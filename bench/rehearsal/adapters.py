@@ -8,10 +8,12 @@ from typing import Any, Final
 
 from tests.support.safetensors_file import write_safetensors
 from turbofit.core.model import Model
-from turbofit.model.adapters import lora_modules
+from turbofit.model.adapters import PARENTS, file_modules, lora_modules, sizes_of
 
 ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL: Final = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+#: The modules as InternLM2's files call them.
+INTERNLM2: Final = ("wqkv", "wo", "w1", "w3", "w2")
 
 
 def write_adapter(
@@ -27,12 +29,12 @@ def write_adapter(
     """Write an adapter of a model's decoder; ``settings`` replace values of its config."""
     tensors: dict[str, tuple[str, list[int]]] = {}
     for module in modules:
-        tensor = lora_modules(model.text)[module]
-        part = "self_attn" if module in ATTENTION else "mlp"
-        outputs, inputs = tensor.shape
+        tensor = lora_modules(model.text)[file_modules(model)[module][0]]
+        outputs, inputs = sizes_of(model, module)
+        place = f"{PARENTS[module]}.{module}"
         for layer in tensor.layers or ():
             for letter, shape in (("A", [rank, inputs]), ("B", [outputs, rank])):
-                key = f"base_model.model.{layers}.{layer}.{part}.{module}.lora_{letter}.weight"
+                key = f"base_model.model.{layers}.{layer}.{place}.lora_{letter}.weight"
                 tensors[key] = dtype, shape
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank,

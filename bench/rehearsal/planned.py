@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from bench.page import table
-from bench.rehearsal.adapters import ALL, ATTENTION, write_adapter
+from bench.rehearsal.adapters import ALL, ATTENTION, INTERNLM2, write_adapter
 from bench.rehearsal.drafts import MTP, Algorithm, write_draft
 from turbofit import api
 from turbofit.core.plan import SPECULATIVE, GpuLedger, Plan
@@ -108,6 +108,8 @@ _YARN = (
     '{"rope_scaling": {"rope_type": "yarn", "factor": 4.0, '
     '"original_max_position_embeddings": 32768}}'
 )
+#: What peft calls the decoder's layers inside InternVL.
+_INSIDE = "language_model.model.layers"
 _LONG = {"context": "max", "hf_overrides": _YARN}
 _MP = {"tp": 2, "distributed_executor_backend": "mp"}
 
@@ -222,6 +224,19 @@ ROWS = (
         layers=2,
         loras=((16, ALL),),
     ),
+    # modules that InternVL's class joins: stacked copies
+    Row("internvl2-1b", "1xrtx3060", loras=((8, ALL),), called=_INSIDE),
+    Row(
+        "internvl3-8b",
+        "1xrtx3090",
+        layers=2,
+        called=_INSIDE,
+        loras=((16, ALL), (8, ("q_proj", "v_proj"))),
+    ),
+    Row("internvl3.5-8b", "1xrtx3090", layers=2, loras=((16, ALL),), called=_INSIDE),
+    Row("internvl2-2b", "1xl4", layers=2, loras=((16, INTERNLM2),), called=_INSIDE),
+    Row("internvl2-2b", "2xrtx3060", None, {"tp": 2}, 2, ((16, INTERNLM2),), _INSIDE),
+    Row("internvl3-8b", "2xrtx3060", None, {"tp": 2}, 2, ((8, ALL),), _INSIDE),
     Row("llama-3.1-8b", "2xrtx3090", None, _MP, layers=2, loras=((64, ALL),)),
     Row("qwen2.5-0.5b", "2xrtx3060", None, {"tp": 2}, layers=2, loras=((16, ALL),)),
     Row("qwen2.5-0.5b", "1xrtx3060", None, _LONG, layers=2),

@@ -10,17 +10,30 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
+from itertools import product
+from math import prod
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.model import Adapter, Model
 from turbofit.core.plan import Plan
-from turbofit.model.adapters import FILE, LAYERS, read_again
+from turbofit.model.adapters import (
+    FILE,
+    KEY,
+    PARENTS,
+    Stack,
+    layers_of,
+    read_again,
+    sizes_of,
+    stack_of,
+)
+from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.merge import ADAPTER_CONFIG
-from turbofit.model.safetensors import PREFIX, header_length
+from turbofit.model.safetensors import PREFIX, Tensor, header_length
 
 #: The name of the decoder's layers within such a key.
 _NAME_OF_LAYERS: Final = re.compile(
@@ -63,8 +76,13 @@ def _engine_folder(model: Model, planned: Adapter, folder: Path, *, only_text: b
         given = json.loads((source / ADAPTER_CONFIG).read_bytes())
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).unlink(missing_ok=True)
-        if adapter.renamed:
-            _write_renamed(source / FILE, folder / FILE, LAYERS[model.architecture])
+        if (stack := _stack(model, source)) is not None:
+            _write_stacked(model, stack, source, folder / FILE)
+            # An exact power of two, so that the engine's scaling is the adapter's to the last bit.
+            alpha = given["lora_alpha"] * stack.rank / stack.file_rank
+            given |= {"r": stack.rank, "lora_alpha": alpha, "target_modules": [*stack.modules]}
+        elif adapter.renamed:
+            _write_renamed(source / FILE, folder / FILE, str(layers_of(model)))
             given["target_modules"] = adapter.modules
         else:
             (folder / FILE).symlink_to((source / FILE).resolve())
@@ -77,12 +95,70 @@ def _engine_folder(model: Model, planned: Adapter, folder: Path, *, only_text: b
     return folder
 
 
+def _stack(model: Model, source: Path) -> Stack | None:
+    """Return how the file of a checked adapter is stacked; None if it is not."""
+    matrices = _matrices(source)
+    rank = next(tensor.shape[0] for (_, _, part), tensor in matrices.items() if part == "A")
+    return stack_of(model, [module for module, _, _ in matrices], rank)
+
+
+def _matrices(source: Path) -> dict[tuple[str, int, str], Tensor]:
+    """Return the matrices of an adapter's file, by module, layer and letter (A or B)."""
+    header = FolderFiles(str(source)).header(FILE)
+    found = ((KEY.fullmatch(key), tensor) for key, tensor in header.items())
+    return {(m["module"], int(m["layer"]), m["part"]): tensor for m, tensor in found if m}
+
+
+def _write_stacked(model: Model, stack: Stack, source: Path, target: Path) -> None:
+    """Write an adapter's matrices as those of the modules that the engine joins.
+
+    A of a joined module has the rows of its parts' A, one below the other. Its B has each part's B
+    in rows and columns of its own. All else is zeros, which add nothing to the product.
+    """
+    matrices = _matrices(source)
+    layers = sorted({layer for _, layer, _ in matrices})
+    dtype, item = next((one.dtype, one.bytes // one.elements) for one in matrices.values())
+    header: dict[str, object] = {}
+    end = 0
+    for layer, module in product(layers, stack.modules):
+        place = f"{layers_of(model)}.{layer}.{PARENTS[stack.modules[module][0]]}.{module}"
+        for part, shape in zip("AB", stack.shapes(model, module), strict=True):
+            begin, end = end, end + prod(shape) * item
+            header[f"base_model.model.{place}.lora_{part}.weight"] = {
+                "dtype": dtype, "shape": shape, "data_offsets": (begin, end),
+            }  # fmt: skip
+    row = stack.rank * item
+    with open(source / FILE, "rb") as old, open(target, "wb") as new:
+        _write_header(new, header)
+        for layer, parts in product(layers, stack.modules.values()):
+            present = [part for part in parts if (part, layer, "A") in matrices]
+            below = b"".join(_read(old, matrices[part, layer, "A"]) for part in present)
+            new.write(below.ljust(row * sizes_of(model, parts[0])[1], b"\0"))
+            for part in parts:
+                if part not in present:
+                    new.write(bytes(sizes_of(model, part)[0] * row))
+                    continue
+                block, width = _read(old, matrices[part, layer, "B"]), stack.file_rank * item
+                left = bytes(present.index(part) * width)
+                right = bytes(row - len(left) - width)
+                rows = (block[begin : begin + width] for begin in range(0, len(block), width))
+                new.writelines(left + one + right for one in rows)
+
+
+def _read(file: BinaryIO, tensor: Tensor) -> bytes:
+    file.seek(tensor.begin)
+    return file.read(tensor.bytes)
+
+
+def _write_header(file: BinaryIO, header: Mapping[str, object]) -> None:
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % PREFIX)
+    file.write(len(text).to_bytes(PREFIX, "little") + text)
+
+
 def _write_renamed(source: Path, target: Path, layers: str) -> None:
     """Copy a file of matrices with other names of the decoder's layers, and the same bytes."""
     with open(source, "rb") as old, open(target, "wb") as new:
         header = json.loads(old.read(header_length(old.read(PREFIX), None, FILE)))
-        renamed = {_NAME_OF_LAYERS.sub(layers, key): entry for key, entry in header.items()}
-        text = json.dumps(renamed).encode()
-        text += b" " * (-len(text) % PREFIX)
-        new.write(len(text).to_bytes(PREFIX, "little") + text)
+        _write_header(new, {_NAME_OF_LAYERS.sub(layers, key): it for key, it in header.items()})
         shutil.copyfileobj(old, new)

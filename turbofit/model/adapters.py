@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Final
+from math import prod
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -31,7 +32,7 @@ _UNNAMED: Final = "default"
 #: The name of the decoder's layers in LMDeploy's class of a model. A class that is missing here was
 #: not read, or joins q_proj, k_proj and v_proj without the table packed_modules_mapping, by which
 #: adapters find these modules. Source: lmdeploy pytorch/adapter/adapter.py::find_all_target #2fcac1
-LAYERS: Final = {
+_LAYERS: Final = {
     **dict.fromkeys(
         ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
          "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
@@ -39,6 +40,15 @@ LAYERS: Final = {
     ),
     "Qwen3VLForConditionalGeneration": "language_model.layers",
 }  # fmt: skip
+#: The same name in LMDeploy's class InternVLChatModel, by the decoder inside, of which InternLM2
+#: loads the weights itself. Source: lmdeploy pytorch/models/internvl.py::load_lora_weights
+_LAYERS_INSIDE: Final = {
+    "InternLM2ForCausalLM": "model.layers",
+    **dict.fromkeys(
+        ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        "language_model.model.layers",
+    ),
+}
 #: Names of the decoder's layers of a vision-language model in releases of Transformers, which
 #: renamed the layers in 4.52.
 _CALLED: Final = frozenset({
@@ -49,6 +59,7 @@ _CALLED: Final = frozenset({
 _IN_TOWER: Final = {
     "Qwen2_5_VLForConditionalGeneration": frozenset({"gate_proj", "up_proj", "down_proj"}),
 }
+_INTERNVL: Final = "InternVLChatModel"
 #: Settings of peft's config that LMDeploy does not read.
 _UNREAD: Final = ("modules_to_save", "use_rslora", *NOT_PLAIN)
 #: Names of the modules that adapters change, by the roles of the modules' tensors.
@@ -56,9 +67,28 @@ _MODULES: Final = {
     "q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj",
     "mlp.gate": "gate_proj", "mlp.up": "up_proj", "mlp.down": "down_proj",
 }  # fmt: skip
+#: Modules as InternLM2's files call them, and the modules that each of them is.
+_INTERNLM2: Final = {
+    "wqkv": ("q_proj", "k_proj", "v_proj"), "wo": ("o_proj",),
+    "w1": ("gate_proj",), "w3": ("up_proj",), "w2": ("down_proj",),
+}  # fmt: skip
+#: The part of the decoder's layer in which a module is, by the module's name in files.
+PARENTS: Final = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),
+    **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp"),
+    **dict.fromkeys(("wqkv", "wo"), "attention"),
+    **dict.fromkeys(("w1", "w3", "w2"), "feed_forward"),
+}
+#: Modules that LMDeploy joins, and their parts as files call them. A class without the table
+#: packed_modules_mapping has adapters of the joined modules alone.
+_JOINED: Final = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+_JOINED_INTERNLM2: Final = {"gate_up_proj": ("w1", "w3")}
 #: The key of one matrix in an adapter's file.
-_KEY: Final = re.compile(
-    r"base_model\.model\.(?P<layers>.+)\.(?P<layer>\d{1,6})\.(?:self_attn|mlp)\.(?P<module>\w+)"
+KEY: Final = re.compile(
+    r"base_model\.model\.(?P<layers>.+)\.(?P<layer>\d{1,6})\.(?P<parent>\w+)\.(?P<module>\w+)"
     r"\.lora_(?P<part>[AB])\.weight"
 )
 #: The smallest block in which LMDeploy's kernel computes a rank, also for all smaller ranks; the
@@ -83,6 +113,37 @@ def lora_modules(text: TextDims) -> dict[str, Tensor]:
     return {_MODULES[one.role]: one for one in text_tensors(text) if one.role in _MODULES}
 
 
+def layers_of(model: Model) -> str | None:
+    """Return the name of the decoder's layers by which LMDeploy's class loads adapters, or None."""
+    if model.architecture == _INTERNVL:
+        return _LAYERS_INSIDE.get(model.text.architecture)
+    return _LAYERS.get(model.architecture)
+
+
+def file_modules(model: Model) -> Mapping[str, tuple[str, ...]]:
+    """Return the modules that a file may have, each with the modules of `lora_modules` that it is.
+
+    A joined module has the matrices of several modules.
+    """
+    if model.text.architecture == "InternLM2ForCausalLM":
+        return _INTERNLM2
+    return {module: (module,) for module in lora_modules(model.text)}
+
+
+def engine_modules(model: Model) -> Mapping[str, tuple[str, ...]]:
+    """Return the modules that the engine finds, each with the modules of files that it is made of.
+
+    Only in classes that join modules without a table are there several: their matrices are stacked.
+    """
+    known = file_modules(model)
+    if model.architecture != _INTERNVL:
+        return {module: (module,) for module in known}
+    tables = _JOINED_INTERNLM2 if known is _INTERNLM2 else _JOINED
+    joined = {name: parts for name, parts in tables.items() if known.keys() >= {*parts}}
+    alone = known.keys() - {part for parts in joined.values() for part in parts}
+    return {**joined, **{module: (module,) for module in known if module in alone}}
+
+
 def with_adapters(model: Model, words: Sequence[str], *, only_text: bool, typed: str = "") -> Model:
     """Return the model with the adapters that ``words`` name, each as NAME=PATH or PATH.
 
@@ -91,7 +152,7 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool, typed:
     Raises:
         UsageError: with an adapter, LMDeploy would end, or would compute other values than peft.
     """
-    if model.architecture not in LAYERS:
+    if layers_of(model) is None:
         raise _refusal(
             f"`--adapters`: LMDeploy {REFERENCE} finds no modules for adapters in its class of"
             f" {model.name}, or turbofit has not read this class"
@@ -115,14 +176,22 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool, typed:
         for adapter in adapters
         if adapter.base and adapter.base.rstrip("/").rpartition("/")[2].lower() not in own_names
     )
-    renamed = (
-        f"adapter {adapter.name} names its modules in a way that LMDeploy does not read:"
-        " turbofit starts engines with a copy of other names and the same values"
-        for adapter in adapters
-        if adapter.renamed
-    )
+    renamed = (_words_of_copy(model, adapter) for adapter in adapters if adapter.renamed)
     warnings = dict.fromkeys((*model.warnings, _SPEED, *of_another_base, *renamed))
     return replace(model, adapters=tuple(adapters), warnings=tuple(warnings))
+
+
+def _words_of_copy(model: Model, adapter: Adapter) -> str:
+    """Say why engines open a copy of an adapter."""
+    if any(len(parts) > 1 for parts in engine_modules(model).values()):
+        return (
+            f"adapter {adapter.name} is served by a copy, of rank {adapter.rank}, in which the"
+            " matrices of modules that LMDeploy joins are stacked; its values are the same"
+        )
+    return (
+        f"adapter {adapter.name} names its modules in a way that LMDeploy does not read:"
+        " turbofit starts engines with a copy of other names and the same values"
+    )
 
 
 def _names_of(model: Model) -> tuple[str, ...]:
@@ -184,17 +253,9 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     config = read_section(files, ADAPTER_CONFIG, f"{name}'s {ADAPTER_CONFIG}")
     if config is None:
         raise _refusal(f"{folder} has no {ADAPTER_CONFIG}", "name the folder of an adapter")
-    if problem := beyond_lora(config, _UNREAD):
-        raise _refusal(f"adapter {name}: {problem}; LMDeploy {REFERENCE} serves plain LoRA alone")
-    if config.string("bias", "none") != "none":
-        raise _refusal(f"adapter {name}: it has biases, and LMDeploy would end")
-    if files.size("adapter_model.bin") is not None:
-        raise _refusal(
-            f"adapter {name}: adapter_model.bin cannot be checked without running it",
-            "save it as adapter_model.safetensors, and remove the .bin, which LMDeploy prefers",
-        )
+    _check_config(name, config, files)
     stored = files.header(FILE)
-    matches = [_KEY.fullmatch(key) for key in stored]
+    matches = [KEY.fullmatch(key) for key in stored]
     modules = _readable_targets(config) or {match["module"] for match in matches if match}
     of_tower = _IN_TOWER.get(model.architecture, frozenset[str]()).intersection(modules)
     if of_tower and not only_text:
@@ -204,19 +265,86 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
             f"{_MERGE}; `--language-model-only` serves it without pictures",
         )
     rank = config.integer("r", high=_LARGEST_RANK)
-    known = lora_modules(model.text)
+    known = file_modules(model)
     used = tuple(module for module in known if module in modules)
-    _check_keys(model, name, stored, dict(_expected_shapes(known, used, rank)))
-    layers_read = {match["layers"] for match in matches if match} == {LAYERS[model.architecture]}
+    _check_keys(model, name, stored, dict(_expected_shapes(model, used, rank)))
+    layers_read = {match["layers"] for match in matches if match} == {layers_of(model)}
+    stack = stack_of(model, used, rank)
+    size = sum(tensor.bytes for tensor in stored.values())
     return Adapter(
         name=name,
         path=folder,
-        rank=rank,
-        modules=used,
-        file_bytes=sum(tensor.bytes for tensor in stored.values()),
+        rank=rank if stack is None else stack.rank,
+        modules=tuple(part for module in used for part in known[module]),
+        file_bytes=size if stack is None else _stacked_bytes(model, name, stack, stored),
         base=config.string("base_model_name_or_path", ""),
-        renamed=not (layers_read and _readable_targets(config)),
+        renamed=stack is not None or not (layers_read and _readable_targets(config)),
     )
+
+
+def _stacked_bytes(model: Model, name: str, stack: Stack, stored: Mapping[str, Stored]) -> int:
+    """Return the bytes of the stacked copy of a file; refuse a file of several types."""
+    types = {tensor.dtype for tensor in stored.values()}
+    if len(types) > 1:
+        raise _refusal(f"adapter {name}: its matrices have several types, {', '.join(types)}")
+    size = sum(tensor.bytes for tensor in stored.values())
+    return stack.elements(model) * size // sum(one.elements for one in stored.values())
+
+
+class Stack(NamedTuple):
+    """How an adapter's matrices are stacked for modules that LMDeploy joins.
+
+    ``modules`` are the engine's modules, each with all of its parts as files call them. The file
+    has matrices of rank ``file_rank``. ``rank`` is the rank of all stacked matrices: that of the
+    most parts of one module together, as a power of two.
+    """
+
+    modules: Mapping[str, tuple[str, ...]]
+    file_rank: int
+    rank: int
+
+    def shapes(self, model: Model, module: str) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the shapes of a stacked module's A and B, as files have them."""
+        sizes = [sizes_of(model, part) for part in self.modules[module]]
+        outputs = sum(outputs for outputs, _ in sizes)
+        return (self.rank, sizes[0][1]), (outputs, self.rank)
+
+    def elements(self, model: Model) -> int:
+        """Return the number of elements of all stacked matrices."""
+        both = (self.shapes(model, module) for module in self.modules)
+        layers = len(lora_modules(model.text)["q_proj"].layers or ())
+        return layers * sum(prod(a) + prod(b) for a, b in both)
+
+
+def stack_of(model: Model, used: Sequence[str], rank: int) -> Stack | None:
+    """Return how an adapter of the modules ``used`` in its file is stacked; None if it is not."""
+    modules = {
+        module: parts for module, parts in engine_modules(model).items() if {*parts} & {*used}
+    }
+    if all(len(parts) == 1 for parts in modules.values()):
+        return None
+    most = max(len({*parts} & {*used}) for parts in modules.values())
+    return Stack(modules, rank, rank if most == 1 else 1 << (most * rank - 1).bit_length())
+
+
+def sizes_of(model: Model, module: str) -> tuple[int, int]:
+    """Return the outputs and inputs of a module of files."""
+    tensors = lora_modules(model.text)
+    shapes = [tensors[part].shape for part in file_modules(model)[module]]
+    return sum(shape[0] for shape in shapes), shapes[0][1]
+
+
+def _check_config(name: str, config: Section, files: FolderFiles) -> None:
+    """Refuse more than plain LoRA, and a file that cannot be checked."""
+    if problem := beyond_lora(config, _UNREAD):
+        raise _refusal(f"adapter {name}: {problem}; LMDeploy {REFERENCE} serves plain LoRA alone")
+    if config.string("bias", "none") != "none":
+        raise _refusal(f"adapter {name}: it has biases, and LMDeploy would end")
+    if files.size("adapter_model.bin") is not None:
+        raise _refusal(
+            f"adapter {name}: adapter_model.bin cannot be checked without running it",
+            "save it as adapter_model.safetensors, and remove the .bin, which LMDeploy prefers",
+        )
 
 
 def _readable_targets(config: Section) -> tuple[str, ...]:
@@ -231,12 +359,13 @@ def _readable_targets(config: Section) -> tuple[str, ...]:
 
 
 def _expected_shapes(
-    tensors: Mapping[str, Tensor], used: Sequence[str], rank: int
+    model: Model, used: Sequence[str], rank: int
 ) -> Iterator[tuple[tuple[str, int, str], tuple[int, ...]]]:
     """Yield the shape of each matrix of an adapter, by module, layer and letter (A or B)."""
+    tensors = lora_modules(model.text)
     for module in used:
-        outputs, inputs = tensors[module].shape
-        for layer in tensors[module].layers or ():
+        outputs, inputs = sizes_of(model, module)
+        for layer in tensors[file_modules(model)[module][0]].layers or ():
             yield (module, layer, "A"), (rank, inputs)
             yield (module, layer, "B"), (outputs, rank)
 
@@ -248,12 +377,12 @@ def _check_keys(
     wanted: dict[tuple[str, int, str], tuple[int, ...]],
 ) -> None:
     """Refuse a file whose matrices are not exactly those in ``wanted``, by key and shape."""
-    layers = LAYERS[model.architecture]
+    layers = layers_of(model)
     called = {layers} if model.vision is None else _CALLED
     for key, tensor in stored.items():
-        match = _KEY.fullmatch(key)
+        match = KEY.fullmatch(key)
         place = (match["module"], int(match["layer"]), match["part"]) if match else None
-        if match is None or place not in wanted:
+        if match is None or place not in wanted or match["parent"] != PARENTS[match["module"]]:
             raise _refusal(
                 f"adapter {name}: LMDeploy would stop, since it has no place for the tensor"
                 f" {key[:120]}",

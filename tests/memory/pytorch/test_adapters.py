@@ -44,6 +44,26 @@ def test_matrices_are_cut_where_the_layers_are(tp: int, tmp_path: Path) -> None:
     assert not adapter_files(QWEN)
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+def test_stacked_matrices_count_with_their_own_rank(tp: int, tmp_path: Path) -> None:
+    """InternVL2-1B by hand: q and v of rank 8 are one of rank 16, with all outputs of q, k, v."""
+    model, inside = resolve_model("internvl2-1b"), "language_model.model.layers"
+    adapter = write_adapter(model, tmp_path / "a", 8, ("q_proj", "v_proj"), layers=inside)
+    model = with_adapters(model, [f"a={adapter}"], only_text=False)
+    each = rounded(16 * 896 * 2) + rounded(16 * (896 + 2 * 128) // tp * 2) + 512
+    assert adapter_bytes(model, tp) == 24 * each + 1024
+    assert adapter_files(model) == 24 * 16 * (896 + 896 + 2 * 128) * 4
+    assert (model.loras[0].rank, model.loras[0].renamed) == (16, True)
+
+
+def test_a_stacked_query_is_dealt_as_keys_are(tmp_path: Path) -> None:
+    model, inside = resolve_model("internvl2-1b"), "language_model.model.layers"
+    query = write_adapter(model, tmp_path / "b", 8, ("q_proj",), layers=inside)
+    model = with_adapters(model, [f"a={query}"], only_text=False)
+    assert adapter_problem(model, 2) is None
+    assert "2 KV heads" in str(adapter_problem(model, 4))
+
+
 def test_kv_heads_that_are_repeated_cannot_be_dealt(tmp_path: Path) -> None:
     keys = write_adapter(QWEN, tmp_path / "a", 8, ATTENTION)
     model = with_adapters(QWEN, [f"a={keys}"], only_text=False)

@@ -23,6 +23,7 @@ from turbofit.memory.pytorch.weights import (
     expert_channels,
     kv_heads_held,
 )
+from turbofit.model.adapters import engine_modules
 from turbofit.model.drafts import EAGLE3, STATES
 
 #: Hidden states alive when deepstack features are added: embeddings, hidden, residual, the
@@ -288,7 +289,8 @@ class Activations:
         lmdeploy kernels/cuda/fused_lora.py `restore_value=['c_ptr']`
         """
         text, page = self.text, self.constants.page
-        copied = rows * max(text.intermediate // self.tp, text.hidden) * HALF
+        joined = len(engine_modules(self.model).get("gate_up_proj", "1"))
+        copied = rows * max(joined * text.intermediate // self.tp, text.hidden) * HALF
         return copied + page if self.model.loras else 0
 
     def delta_warmup(self, rows: int) -> int:

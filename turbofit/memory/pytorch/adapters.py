@@ -8,13 +8,14 @@ lmdeploy pytorch/models/patch.py::add_adapters #9944c1
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
 from turbofit.core.model import Model
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.pytorch.weights import kv_heads_held
-from turbofit.model.adapters import lora_modules
+from turbofit.model.adapters import engine_modules, file_modules, lora_modules
 from turbofit.model.tensors import Tensor
 
 #: Bytes of torch's smallest block (kMinBlockSize); each allocation takes whole blocks.
@@ -36,14 +37,23 @@ def adapter_bytes(model: Model, tp: int) -> int:
     torch's allocator. Each kind of module also has the LoRA ranks and the scalings, one block each.
     """
     total = 0
-    for module, tensor in lora_modules(model.text).items():
-        ranks = sum(adapter.rank for adapter in model.loras if module in adapter.modules)
+    for tensors, names in _engine_modules(model):
+        ranks = sum(adapter.rank for adapter in model.loras if names & {*adapter.modules})
         if ranks:
-            inputs, outputs = _sizes_on_rank(model, tensor, tp)
+            parts = [_sizes_on_rank(model, tensor, tp) for tensor in tensors]
+            inputs, outputs = parts[0][0], sum(outputs for _, outputs in parts)
             sizes = (ranks * inputs * HALF, ranks * outputs * HALF, 1)
             each = sum(round_up(size, _LEAST_BLOCK) for size in sizes)
-            total += each * tensor.count + 2 * _LEAST_BLOCK
+            total += each * tensors[0].count + 2 * _LEAST_BLOCK
     return total
+
+
+def _engine_modules(model: Model) -> Iterator[tuple[list[Tensor], set[str]]]:
+    """Yield the tensors of each module that the engine finds, and the modules' own names."""
+    known, of_files = lora_modules(model.text), file_modules(model)
+    for parts in engine_modules(model).values():
+        names = [name for part in parts for name in of_files[part]]
+        yield [known[name] for name in names], {*names}
 
 
 def _sizes_on_rank(model: Model, tensor: Tensor, tp: int) -> tuple[int, int]:
@@ -72,7 +82,10 @@ def adapter_problem(model: Model, tp: int) -> str | None:
     If KV heads are repeated, LMDeploy cuts B into equal parts, which are too small for a rank.
     Source: lmdeploy nn/linear/lora.py::LoRA.weight_loader_B #0a14e6
     """
-    of_keys = any({"k_proj", "v_proj"} & {*adapter.modules} for adapter in model.loras)
+    changed = {module for adapter in model.loras for module in adapter.modules}
+    of_keys = any(
+        names & changed and names & {"k_proj", "v_proj"} for _, names in _engine_modules(model)
+    )
     if of_keys and tp > model.text.kv_heads:
         return (
             f"`--adapters`: LMDeploy ends when {tp} ranks divide the {model.text.kv_heads} KV heads"
