@@ -4,7 +4,8 @@ With it, the next turn of a conversation does not read again what was said befor
 included. LMDeploy's own default is off. Its price is memory: a question about a picture that was
 seen before resumes among the picture's last tokens and brings its whole work in the tower back, so
 that more pictures can meet in one forward. The account counts that; a plan then has fewer KV
-tokens, but its promise stays.
+tokens, but its promise stays. The worst requests of a start bring no picture back, so that a start
+could not prove such a plan: there the cache is on only where somebody asks for it.
 
 No memory is counted as saved. If conversations do share tokens, a plan is a little too careful.
 """
@@ -38,9 +39,9 @@ _NAME: Final = "enable_prefix_caching"
 def with_prefix_cache(fit: EngineFit) -> EngineFit:
     """Return a result that fits with the prefix cache on; else with a reason why it is off.
 
-    The cache is on if LMDeploy has it for this model, engine and release, and if the same groups
-    keep the promise of ``fit``, queue no image because of it, and lose at most `_MOST_LOST`. The
-    person's own option decides alone.
+    The cache is on if LMDeploy has it for this model, engine and release, if no more pictures meet
+    in a forward with it, and if the same groups keep the promise of ``fit``, queue no image because
+    of it, and lose at most `_MOST_LOST`. The person's own option decides alone.
     """
     request = fit.request
     if not fit.fits or _NAME in request.engine_options or request.least:
@@ -48,6 +49,8 @@ def with_prefix_cache(fit: EngineFit) -> EngineFit:
     lacking = lacking_prefix_cache(fit)
     if lacking:
         return _off(fit, lacking)
+    if _takes_more(fit):
+        return _off(fit, f"more pictures could meet in a forward{_gain(fit)}{_asks()}")
     cached = _with_cache(fit)
     if cached is None:
         return _off(fit, f"no shape with it keeps the promise{_asks()}")
@@ -91,19 +94,16 @@ def _with_cache(fit: EngineFit) -> EngineFit | None:
     """Return the best result with the cache at the same image limit; None if nothing serves."""
     # No image waits because of the cache.
     wished = replace(fit.request, prefix_caching=True, may_queue=fit.best.queues)
-    asked = replace(wished, image_limit=fit.served_request.image_limit)
-    costs = _takes_more(fit)
-    if not costs:  # the same shape is the best again
-        asked = replace(asked, groups=fit.best.shape.groups)
+    asked = replace(
+        wished, image_limit=fit.served_request.image_limit, groups=fit.best.shape.groups
+    )
     try:
         found = fit_on_host(asked, fit.engine)
     except TurbofitError:
         return None
     if not found.fits:
         return None
-    evaluations = found.evaluations
-    if not costs:
-        evaluations = tuple(found.best if it is fit.best else it for it in fit.evaluations)
+    evaluations = tuple(found.best if it is fit.best else it for it in fit.evaluations)
     return replace(found, request=wished, evaluations=evaluations)
 
 
