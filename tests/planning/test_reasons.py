@@ -63,7 +63,8 @@ def test_a_plan_for_a_limit_serves_at_least_what_its_row_says() -> None:
     option, value = row.option.split()
     assert option == "--max-pixels"
     plan = turbofit.plan("qwen2-vl-7b", on=on, max_pixels=int(value))
-    assert plan.throughput.requests_per_second >= row.requests_per_second
+    # A plan takes the smallest batch within 99 % of the best rate.
+    assert plan.throughput.requests_per_second >= 0.99 * row.requests_per_second
     assert plan.promise.limits.max_pixels_per_image == row.limit
     # Where no limit can be given, there is no table.
     assert not turbofit.plan("llava-1.5-7b", on=on).limit_costs

@@ -28,9 +28,11 @@ def test_cards_in_each_form(capsys, monkeypatch) -> None:
     assert "tp 1 x 1" in capsys.readouterr().out
     assert main([*question, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    jsonschema.Draft202012Validator(
-        json.loads(schema_text("which")), registry=referencing.Registry()
-    ).validate(found)
+    plans = referencing.Resource.from_contents(json.loads(schema_text("plan")))
+    registry = referencing.Registry().with_resource("urn:turbofit:plan:2", plans)
+    jsonschema.Draft202012Validator(json.loads(schema_text("which")), registry=registry).validate(
+        found
+    )
     assert (found["request"], found["counts"]) == ({"concurrency": 2}, [1, 2, 4, 8])
 
 

@@ -208,7 +208,14 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
     if rule is None or shape.image_limit is None:
         return None
     whole = replace(shape, at_once=None, units_per_forward=None)
-    return _largest_limit(rule, shape, lambda limit: here.evaluate(here.limited(whole, limit)).fits)
+
+    def fits(limit: int) -> bool:
+        """Return whether the shape fits with a limit, or if images wait for each other."""
+        limited = here.limited(whole, limit)
+        evaluation = here.evaluate(limited)
+        return evaluation.fits or any(one.fits for one in here.queued(limited, evaluation))
+
+    return _largest_limit(rule, shape, fits)
 
 
 class _Search:
