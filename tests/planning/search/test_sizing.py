@@ -119,7 +119,7 @@ def test_the_batch_is_for_photographs_and_text_and_takes_nothing(model: str, on:
     assert taken == [ledger.most for ledger in least.ledgers]
     assert fewest.usual_image
     gain = usual.requests_per_second / fewest.usual_image.requests_per_second
-    assert gain > (1.3 if "qwen" in model else 1.05)
+    assert gain > (1.3 if "qwen" in model else 0.99 if waits else 1.05)
 
 
 def test_the_answer_says_how_many_photographs_and_how_many_of_the_largest() -> None:

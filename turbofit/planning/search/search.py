@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -203,17 +204,18 @@ def at_limit(
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
-    """Return the largest image limit below the shape's own with which the shape fits, or None."""
+    """Return the largest image limit below the shape's own with which its groups fit, or None."""
     rule, here = request.model.image_rule, _Search(request, engine)
     if rule is None or shape.image_limit is None:
         return None
-    whole = replace(shape, at_once=None, units_per_forward=None)
+    space = [one for one in here.shapes() if one.groups == shape.groups] or [shape]
+    space = [replace(one, at_once=None, units_per_forward=None) for one in space]
 
     def fits(limit: int) -> bool:
-        """Return whether the shape fits with a limit, or if images wait for each other."""
-        limited = here.limited(whole, limit)
-        evaluation = here.evaluate(limited)
-        return evaluation.fits or any(one.fits for one in here.queued(limited, evaluation))
+        """Return whether a shape fits with a limit, or if images wait for each other."""
+        whole = (replace(one, image_limit=limit) for one in space)
+        waiting = (here.limited(one, limit) for one in space)
+        return any(here.evaluate(one).fits for one in chain(whole, waiting))
 
     return _largest_limit(rule, shape, fits)
 
