@@ -67,7 +67,8 @@ def test_without_a_clock_its_settings_start_and_no_speed_is_told(
     assert "not kept" not in child.stderr
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     found = msgspec.convert(result, Tuning)
-    measured = SpeedFigures(**dict.fromkeys(SpeedFigures.__struct_fields__, 1))
+    figures = dict.fromkeys(SpeedFigures.__struct_fields__, 1)
+    measured = SpeedFigures(**{**figures, "turns": ()})
     trial = replace(found.trials[0], outcome="measured", measured=measured, meets_slo=True)
     keep_tuned(replace(found, best=1, trials=(trial,)))
     serve_begins_with_the_best(children, tmp_path, **STAND_IN)
