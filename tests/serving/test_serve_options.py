@@ -79,7 +79,7 @@ def test_several_keys_share_no_prefix_cache_unless_it_is_asked_for(
             [said] if said else []
         )
     plan = tmp_path / "plan.json"
-    plan.write_text(turbofit.plan("internvl2-2b", on="1xrtx3090").to_json())
+    plan.write_text(turbofit.plan("qwen2-vl-2b", on="1xrtx3090").to_json())
     assert main(["serve", "--plan", str(plan), "--pretend", *two]) == 0
     assert serve.SHARED_CACHE in capsys.readouterr().err
 

@@ -41,7 +41,8 @@ _LAYERS: Final = {
     "Qwen3VLForConditionalGeneration": "language_model.layers",
 }  # fmt: skip
 #: The same name in LMDeploy's class InternVLChatModel, by the decoder inside, of which InternLM2
-#: loads the weights itself. Source: lmdeploy pytorch/models/internvl.py::load_lora_weights
+#: loads the weights itself. Source:
+#: lmdeploy pytorch/models/internvl.py::InternVLChatModel.load_lora_weights #cd4065
 _LAYERS_INSIDE: Final = {
     "InternLM2ForCausalLM": "model.layers",
     **dict.fromkeys(
