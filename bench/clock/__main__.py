@@ -14,7 +14,7 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
@@ -377,16 +377,21 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-def main() -> None:
+def arguments(program: str, description: str | None, names: Iterable[str]) -> argparse.Namespace:
+    """Read the command line of a bench under the clock; ``names`` are the loads that it has."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.clock",
-        description=__doc__,
+        prog=f"python -m {program}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--only", nargs="+", choices=tuple(names), default=list(names))
     parser.add_argument("--clock", type=float, default=8.0)
     parser.add_argument("--write", action="store_true", help="only write RESULTS.md")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments("bench.clock", __doc__, GROUPS)
     if not given.write:
         run(given.only, given.clock)
     write()

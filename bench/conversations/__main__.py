@@ -10,7 +10,6 @@ time of the same turn, as ``--clock 0`` gives it. A user waits for h more.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -20,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.clock.__main__ import Clocked, Servers
+from bench.clock.__main__ import Clocked, Servers, arguments
 from bench.conversations.load import TURNS, Told, alike, drive
 from bench.page import ran_on, table
 
@@ -143,15 +142,7 @@ def run(names: list[str], factor: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.conversations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--only", nargs="+", choices=LOADS, default=list(LOADS))
-    parser.add_argument("--clock", type=float, default=8.0)
-    parser.add_argument("--write", action="store_true", help="only write RESULTS.md")
-    given = parser.parse_args()
+    given = arguments("bench.conversations", __doc__, LOADS)
     if not given.write:
         run(given.only, given.clock)
     write()
