@@ -181,7 +181,7 @@ class _Search(NamedTuple):
         if plan is None:
             return False
         enough = most(self.before, self.phase) - (self.lacked or 0)
-        tight = any(max(gpu.peak, gpu.load_peak) + gpu.margin > gpu.usable for gpu in plan.ledgers)
+        tight = any(gpu.most + gpu.margin > gpu.usable for gpu in plan.ledgers)
         return not tight and most(plan, self.phase) <= enough
 
     def _share(self, first: float, **changed: Any) -> tuple[float | None, Plan | None, str]:

@@ -83,16 +83,17 @@ def manifest(
 
 def _command(argv: Iterable[str], kind: str, port: int) -> str:
     """Write the plan's command in the form that this kind of manifest needs."""
-    words = [*argv, "--port", str(port)]
+    words, listening = [*argv], ["--port", str(port)]
     if kind == "systemd":
-        words[0] = installed_program()
+        words = [installed_program(), *words[1:], *listening]
         return " ".join(_word(word).replace("$", "$$") for word in words)
     if "--gpus" in words:  # a container sees only its own cards
         place = words.index("--gpus")
         del words[place : place + 2]
     if kind == "gpustack":
         return _gpustack_command(words)
-    words += ["--host", "0.0.0.0"]  # outside the container's network nobody reaches this address
+    # Outside the container's network nobody reaches this address.
+    words += [*listening, "--host", "0.0.0.0"]
     if kind == "compose":
         return "".join(f"    - {_quoted(word.replace('$', '$$'))}\n" for word in words)
     # Kubernetes would replace $(NAME) by a variable's value.
@@ -105,14 +106,14 @@ def _gpustack_command(words: list[str]) -> str:
     It splits the line as a shell would after it filled these in. Containers share the worker's
     network. Source: gpustack/schemas/inference_backend.py (``replace_command_param``).
     """
-    given = words[3 : words.index("--port")]
-    command = ["serve", "{{model_path}}", *given, "--host", "{{worker_ip}}", "--port", "{{port}}"]
+    listening = ["--host", "{{worker_ip}}", "--port", "{{port}}"]
+    command = ["serve", "{{model_path}}", *words[3:], *listening]
     return _quoted(shlex.join([*command, "--model-name", "{{model_name}}", "--no-auth"]))
 
 
 def _claim(plan: Plan) -> int:
     """Return the bytes that the engines need of all their GPUs, margins included."""
-    return sum(max(gpu.peak, gpu.load_peak) - gpu.used + gpu.margin for gpu in plan.ledgers)
+    return sum(gpu.most - gpu.used + gpu.margin for gpu in plan.ledgers)
 
 
 def _shm(plan: Plan) -> int:
