@@ -59,6 +59,7 @@ def opened(model: Model, root: Path) -> Path:
         ("internvl2-1b", 4, ("k_proj",), 4),
         ("internvl2-2b", 8, INTERNLM2, 16),
         ("internvl2-2b", 12, ("wqkv", "w1"), 12),
+        ("internvl2-2b", 8, ("wqkv", "wo"), 8),
     ],
 )
 def test_what_lmdeploy_loads_are_the_weights_of_a_merge(

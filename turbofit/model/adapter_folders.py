@@ -1,20 +1,19 @@
-"""Makes the folders of adapters that engines open, with the files that were checked alone.
+"""Makes the folders of adapters that engines open: they have only the files that were checked.
 
 Each adapter is read again first: it must be what the plan counts. The folder has a link to the
-adapter's file. If the engine cannot read the adapter's names, the folder has a copy with the names
-that the engine reads.
+adapter's file. If the engine cannot read the file's names, or joins its modules, the folder has a
+copy: with the names that the engine reads, or with stacked matrices.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from msgspec.structs import replace
 
@@ -30,15 +29,11 @@ from turbofit.model.adapters import (
     read_again,
     sizes_of,
     stack_of,
+    used_modules,
 )
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.merge import ADAPTER_CONFIG
 from turbofit.model.safetensors import PREFIX, Tensor, header_length
-
-#: The name of the decoder's layers within such a key.
-_NAME_OF_LAYERS: Final = re.compile(
-    r"(?<=base_model\.model\.).+(?=\.\d{1,6}\.(?:self_attn|mlp)\.\w+\.lora_)"
-)
 
 
 def with_copies(plan: Plan, root: Path) -> Plan:
@@ -66,7 +61,7 @@ def with_copies(plan: Plan, root: Path) -> Plan:
 
 
 def _engine_folder(model: Model, planned: Adapter, folder: Path, *, only_text: bool) -> Path:
-    """Return ``folder`` with an adapter's config, and a link to its file or a renamed copy."""
+    """Return ``folder`` with an adapter's config, and a link to its file or a copy."""
     adapter = read_again(model, planned, only_text=only_text)
     config = folder / ADAPTER_CONFIG  # written last, so a folder with a config is complete
     if config.exists():
@@ -83,7 +78,7 @@ def _engine_folder(model: Model, planned: Adapter, folder: Path, *, only_text: b
             given |= {"r": stack.rank, "lora_alpha": alpha, "target_modules": [*stack.modules]}
         elif adapter.renamed:
             _write_renamed(source / FILE, folder / FILE, str(layers_of(model)))
-            given["target_modules"] = adapter.modules
+            given["target_modules"] = used_modules(model, adapter)
         else:
             (folder / FILE).symlink_to((source / FILE).resolve())
         config.write_text(json.dumps(given))
@@ -160,5 +155,13 @@ def _write_renamed(source: Path, target: Path, layers: str) -> None:
     """Copy a file of matrices with other names of the decoder's layers, and the same bytes."""
     with open(source, "rb") as old, open(target, "wb") as new:
         header = json.loads(old.read(header_length(old.read(PREFIX), None, FILE)))
-        _write_header(new, {_NAME_OF_LAYERS.sub(layers, key): it for key, it in header.items()})
+        _write_header(new, {_renamed(key, layers): it for key, it in header.items()})
         shutil.copyfileobj(old, new)
+
+
+def _renamed(key: str, layers: str) -> str:
+    """Return a matrix's key with another name of the decoder's layers; other keys stay."""
+    match = KEY.fullmatch(key)
+    if match is None:
+        return key
+    return f"{key[: match.start('layers')]}{layers}{key[match.end('layers') :]}"

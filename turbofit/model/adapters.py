@@ -182,9 +182,15 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool, typed:
     return replace(model, adapters=tuple(adapters), warnings=tuple(warnings))
 
 
+def used_modules(model: Model, adapter: Adapter) -> tuple[str, ...]:
+    """Return the modules of an adapter as its file calls them."""
+    known = file_modules(model)
+    return tuple(name for name, parts in known.items() if {*parts} <= {*adapter.modules})
+
+
 def _words_of_copy(model: Model, adapter: Adapter) -> str:
     """Say why engines open a copy of an adapter."""
-    if any(len(parts) > 1 for parts in engine_modules(model).values()):
+    if stack_of(model, used_modules(model, adapter), adapter.rank) is not None:
         return (
             f"adapter {adapter.name} is served by a copy, of rank {adapter.rank}, in which the"
             " matrices of modules that LMDeploy joins are stacked; its values are the same"
