@@ -28,13 +28,13 @@ PRETEND: Final = (
 )
 #: The header of answers from pretend GPUs.
 PRETEND_HEADER: Final = "x-turbofit-pretend"
+#: The words that explain this header.
+PRETEND_WORDS: Final = "PRETEND GPUs: the words of its answers mean nothing"
+PRETEND_SPEED: Final = "PRETEND GPUs: no speed here is real"
 #: The header that names a request at its engine, and the engine's page of the names whose first
 #: token is there (`serving.engine.first_tokens`, `gateway.first_tokens`).
 EXCHANGE: Final = "x-turbofit-exchange"
 FIRST_TOKENS: Final = "/turbofit/first_tokens"
-#: The words that explain this header.
-PRETEND_WORDS: Final = "PRETEND GPUs: the words of its answers mean nothing"
-PRETEND_SPEED: Final = "PRETEND GPUs: no speed here is real"
 #: The beginning of a note on the PyTorch engine's speed; the row of an unknown speed says it, too.
 SLOW_IMAGES: Final = "how fast the PyTorch engine answers images is unknown"
 OWN_CODE: Final = "LMDeploy runs the checkpoint's own code: --trust-remote-code is set"

@@ -35,10 +35,10 @@ PLANNING: Final[tuple[str, ...]] = (
     "queue_images", "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin",
     "budget", "least", "engine",
 )  # fmt: skip
-#: Further keywords of LMDeploy's engine; LMDeploy's `pipeline` drops all other keywords.
 #: Fields of a config with which TurboMind keeps more of each prompt and answer than a plan counts,
 #: if prefixes are cached.
 _KEEP_MORE: Final = ("cache_prompt", "cache_generation", "cache_checkpoint_interval")
+#: Further keywords of LMDeploy's engine; LMDeploy's `pipeline` drops all other keywords.
 _OF_LMDEPLOY: Final = ("model_name", "vision_config")
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from turbofit.serving.passthrough import PassedOptions
     from turbofit.serving.run import Run
 
-#: The warning of a server without a key, and its differences from LMDeploy's server.
+#: What a server says whose clients have several keys: with a prefix cache, and without one.
 SHARED_CACHE: Final = (
     "the prefix cache is one for all API keys: a fast first token tells a client that another has"
     " sent this text or picture before (docs/security.md)"
@@ -42,6 +42,7 @@ CACHE_IS_OFF: Final = (
     "the prefix cache is off: several API keys would share it (docs/security.md;"
     " --enable-prefix-caching asks for it)"
 )
+#: The warning of a server without a key, and its differences from LMDeploy's server.
 OPEN_TO_ALL: Final = (
     "everybody who reaches {host} may use this server, as with LMDeploy (--api-key KEY closes it);"
     " unlike LMDeploy, it refuses pictures by address and web pages of others"
