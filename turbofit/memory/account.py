@@ -47,6 +47,8 @@ AMPERE, HOPPER = (8, 0), (9, 0)
 PAGE: Final = 2 << 20
 #: The term of memory that stays allocated, in the engine's pool or in torch, after the warm-up.
 POOL_WARMUP: Final = "pool_warmup"
+#: The term of states of linear attention, one for each request of a batch.
+STATE_CACHE: Final = "state_cache"
 #: The number of steps from 0 to 1 for a plan's ratio.
 RATIO_STEPS = 1000
 

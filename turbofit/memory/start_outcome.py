@@ -8,11 +8,9 @@ from typing import Final, Literal, NamedTuple
 from turbofit.core.memory_stack import TERMS
 from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.units import format_bytes
-from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account
+from turbofit.memory.account import POOL_WARMUP, STATE_CACHE, TEMPORARIES, Account
 
 _OTHERS: Final = "others"
-#: The term of states of linear attention, one for each request of a batch.
-STATE_CACHE: Final = "state_cache"
 _OF_STATES: Final = (
     "while starting (No enough gpu memory for state cache): the states of --max-batch-size"
     " requests take {states}, and only a smaller one helps"
@@ -128,7 +126,7 @@ def _starting(
             missing = steady - ledger.usable
             if missing > 0:
                 states = ledger.bytes_of(STATE_CACHE)
-                if kind == "buffers" and states > ledger.usable - _before_states(terms):
+                if kind == "buffers" and states > ledger.free_for_cache:
                     when = _OF_STATES.format(states=format_bytes(states))
                 text = (
                     f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)}"
@@ -144,12 +142,6 @@ def _starting(
         text = f"never starts: the cache holds {blocks} KV blocks of the {needed} {needs}"
         yield StartOutcome("hang", missing, text)
     yield from short("warmup", account.warmup_words)
-
-
-def _before_states(terms: Sequence[Term]) -> int:
-    """Return the bytes that are taken when the engine makes room for its states."""
-    phases = ("before", "context", "weights")
-    return sum(term.bytes for term in terms if term.phase in phases)
 
 
 def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:

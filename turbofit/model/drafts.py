@@ -96,20 +96,20 @@ def with_draft(model: Model, algorithm: str | None, path: str | None, tokens: in
         return model
     if algorithm in _OWN:
         return replace(model, draft=_own_layers(model, str(algorithm), path, tokens or 1))
-    option, without = "`--speculative-algorithm`", _WITHOUT
+    option = "`--speculative-algorithm`"
     unplanned = _UNPLANNED.get(str(algorithm))
     refused = (
         (algorithm is None, f"LMDeploy loads no draft without {option}", f"give {option}"),
-        (algorithm in _UNPLANNED, f"{option} {algorithm}: {unplanned}", without),
+        (algorithm in _UNPLANNED, f"{option} {algorithm}: {unplanned}", _WITHOUT),
         (
             algorithm == EAGLE3 and model.text.architecture == _KIMI,
             f"{option} {algorithm}: turbofit has no account of Kimi's draft, which each rank has",
-            without,
+            _WITHOUT,
         ),
         (
             model.architecture != _LLAMA,
             f"LMDeploy {REFERENCE} has {algorithm} for {_LLAMA}, and {model.name} is"
-            f" {model.architecture}", without,
+            f" {model.architecture}", _WITHOUT,
         ),
         (path is None, f"{option} {algorithm} needs a draft", "give `--speculative-draft-model`"),
         ((tokens or 1) > _MOST_TOKENS, *_too_many(tokens or 1)),

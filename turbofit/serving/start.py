@@ -21,6 +21,7 @@ from turbofit.gateway.http.about import digest_of
 from turbofit.gateway.http.uvicorn_server import keep_large_blocks
 from turbofit.planning import checks
 from turbofit.planning.examine.scene import Scene, Sources
+from turbofit.planning.resolved_request import host_short
 from turbofit.serving.calibration import in_words, is_beyond
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.gemm_tuning import give_tuning
@@ -201,8 +202,7 @@ class Start:
 
     def _start_trials(self, plan: Plan) -> None:
         """Start the process that tries grammars, which takes seconds, before it is needed."""
-        host = plan.host
-        if host.available is None or host.total <= host.available:
+        if not host_short(plan.host):
             self._call_gateway(lambda gateway: gateway.start_trials())
         elif plan.backend.of_lmdeploy:
             self._run.say(

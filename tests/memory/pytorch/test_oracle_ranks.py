@@ -182,9 +182,6 @@ def test_states_are_those_of_lmdeploys_config(rank, tmp_path, monkeypatch, prese
     from lmdeploy.pytorch.engine.cache_engine.state import StateCacheEngine
 
     monkeypatch.setattr(envs, "fp32_mamba_ssm_dtype", False)
-    monkeypatch.setattr(
-        "lmdeploy.pytorch.configurations.qwen3_5.is_bf16_supported", lambda *_: True
-    )
     model, settings = preset_model(preset), Settings(max_batch_size=30)
     folder = with_mtp(write_model(twin_of(model), tmp_path / "m"))
     for tp in (1, 2, 4):

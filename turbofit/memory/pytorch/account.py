@@ -22,6 +22,7 @@ from turbofit.memory.account import (
     AMPERE,
     HOPPER,
     POOL_WARMUP,
+    STATE_CACHE,
     Account,
     CacheShape,
     Engine,
@@ -60,13 +61,14 @@ from turbofit.memory.pytorch.weights import (
     VOCAB_ROWS,
     WHOLE_TOWERS,
     PytorchConstants,
-    draft_on_rank,
     draft_staged,
+    draft_weights,
     environment,
     is_copied,
     kv_heads_held,
     largest_loaded,
     load_constants,
+    own_draft_weights,
     packed_copy,
     segments,
     share_of,
@@ -516,7 +518,7 @@ class PytorchAccount(Account):
         if settings.prefix_cache_state_budget:
             note += f", and {settings.prefix_cache_state_budget} for prefixes"
         size = round_up(state, constants.page)
-        states = (term("state_cache", "cache", size, "formula", note),) if state else ()
+        states = (term(STATE_CACHE, "cache", size, "formula", note),) if state else ()
         calibration = calibration_for(launch, "pytorch", constants.version)
         static = []
         for i, (gpu, terms) in enumerate(zip(gpus, before, strict=True)):
@@ -552,16 +554,16 @@ class PytorchAccount(Account):
             largest_loaded(model, settings.tp),
             staged_copy(model, settings.tp, capability, self.constants),
         )
-        for rank in self._drafted:
-            size, note = (
-                draft_on_rank(model, settings.tp, rank),
-                "the draft, whole on the first rank",
-            )
-            if model.draft and model.draft.is_own:
+        if draft := model.draft:
+            if draft.is_own:
+                size = own_draft_weights(model, draft, settings.tp)
                 note = "the draft, divided as the model"
-            before[rank] = (*before[rank], term("weights.draft", "weights", size, "formula", note))
-        if model.draft and not model.draft.is_own:
-            largest = max(largest, draft_staged(model.draft))
+            else:
+                size, note = draft_weights(draft), "the draft, whole on the first rank"
+                largest = max(largest, draft_staged(draft))
+            weight = term("weights.draft", "weights", size, "formula", note)
+            for rank in self._drafted:
+                before[rank] = (*before[rank], weight)
         largest += adapter_files(model)  # torch still holds the memory of earlier tensors
         return before, round_up(largest, self.constants.page)
 

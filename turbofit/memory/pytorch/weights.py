@@ -319,20 +319,6 @@ def largest_loaded(model: Model, tp: int) -> int:
     return max(tied + down, rows, experts)
 
 
-def draft_on_rank(model: Model, tp: int, rank: int) -> int:
-    """Return the bytes of a model's draft on a rank; 0 without a draft.
-
-    A draft with a checkpoint of its own is whole on the first rank. Layers of the model's own
-    checkpoint are on every rank. Source:
-    lmdeploy pytorch/spec_decode/__init__.py::build_spec_agent #bb0341
-    """
-    if not model.draft:
-        return 0
-    if model.draft.is_own:
-        return own_draft_weights(model, model.draft, tp)
-    return 0 if rank else draft_weights(model.draft)
-
-
 def own_draft_weights(model: Model, draft: Draft, tp: int) -> int:
     """Return the bytes on one rank of a draft that is layers of the model's checkpoint.
 
