@@ -2,8 +2,9 @@
 
 An engine that turbofit starts has a page of lines: the names of requests whose first token came,
 each with the number of its prompt's tokens (`serving.engine.first_tokens`). Other engines have no
-such page: then only streams show their first tokens. A line that is lost delays other requests, and
-is never wrong: the units of a request count until its first token is known, or until its end.
+such page: then only streams show their first tokens. If a line is lost, other requests wait longer,
+but no limit is exceeded: the units of a request count until its first token is known, or until its
+end.
 """
 
 from __future__ import annotations

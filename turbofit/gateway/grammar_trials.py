@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -197,7 +197,7 @@ class GrammarTrials:
         return grammar
 
     async def look_again(self, grammar: Grammar, said: str) -> Grammar | None:
-        """Follow the text of an answer by its grammar, in a step of which an engine was held up.
+        """Try a grammar again, along the text of an answer during which its engine was held up.
 
         Return the grammar as it is now known: refused for an hour if a token is dear in this text,
         measured alone and by processor time. None if nothing was found out.
@@ -416,7 +416,7 @@ def _found(trial: _Trial, result: dict[str, Any], known: Grammar | None) -> Gram
             return known or given
         why, until = f"held up an engine: it {why}", time.monotonic() + _HOUR
     price = result.get("price", 0.0)
-    return Grammar(given.name, given.chat, given.field, price if price > _FREE else 0.0, why, until)
+    return replace(given, price=price if price > _FREE else 0.0, why=why, until=until)
 
 
 async def _answer(process: asyncio.subprocess.Process) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def about_plan(plan: Plan) -> Document:
         "images": limits.images_per_request if limits.vision_unit is not None else 0,
         "image_limit": limits.image_limit,
         "bytes_per_body": limits.bytes_per_body,
-        "prefix_caching": any(engine.settings.enable_prefix_caching for engine in plan.engines),
+        "prefix_caching": plan.prefix_caching,
         "plan": digest_of(plan),
     }
 

@@ -24,10 +24,8 @@ _SHOWN: Final = 80
 _HOST: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::\d*)?")
 #: A name of one label.
 _LABEL: Final = re.compile(r"[a-z0-9_-]{1,63}")
-#: Suffixes of names that nobody outside can own.
-_PRIVATE: Final = (
-    ".local", ".lan", ".internal", ".home.arpa", ".svc", ".cluster.local", ".test",
-)  # fmt: skip
+#: Suffixes of names that nobody outside can own, beside ``.internal``, which is always accepted.
+_PRIVATE: Final = (".local", ".lan", ".home.arpa", ".svc", ".test")
 #: Files with the names of this machine, and the domains in which it looks names up.
 _NAME_FILES: Final = (Path("/etc/hosts"), Path("/etc/resolv.conf"))
 #: The form of a list of header names, separated by commas.
@@ -44,10 +42,11 @@ class Hosts:
     ``Origin``, and have the page's name as ``Host``. Names under ``internal`` are accepted, since
     ICANN delegates this domain to nobody; a container calls its host ``host.docker.internal``.
 
-    A server that other machines reach answers programs under every name. What tells of its use, it
-    answers only under names that nobody outside can own: also names of one label, as services of
-    Compose and Kubernetes have, and names under private suffixes. With ``allowed_hosts``, these
-    names alone are accepted in addition, with keys and everywhere; ``*`` allows all names.
+    With neither a key nor ``allowed_hosts``, a server that other machines reach answers programs
+    under every name. But it shows the pages that tell of its use only under names that nobody
+    outside can own. Beside the names above, these are names of one label, as services of Compose
+    and Kubernetes have, and names under private suffixes. If ``allowed_hosts`` are given, the
+    server answers under its own names and these alone, also if it has keys; ``*`` allows all names.
     """
 
     def __init__(self, config: GatewayConfig) -> None:

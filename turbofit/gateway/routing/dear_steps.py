@@ -22,20 +22,21 @@ from turbofit.core.struct import Struct
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.gateway.grammar_trials import Grammar, GrammarTrials
+    from turbofit.gateway.grammar_trials import GrammarTrials
+    from turbofit.gateway.http.refusals import Refusal
     from turbofit.gateway.routing.engines import Present, RoutedEngine
 
 _LOG: Final = LazyLogger(__name__)
 
 _TICK: Final = 0.5
-#: The silence of an engine, in seconds, that is looked into: if an answer had begun, and if only
-#: prompts were read, which takes longer.
+#: After so many seconds without a byte of an engine, its grammars are looked at: `_STEP` if an
+#: answer has begun, `_PREFILL` if the engine only reads prompts, which takes longer.
 _STEP: Final = 2.0
 _PREFILL: Final = 10.0
 #: The least seconds between two looks at a grammar.
 _PAUSE: Final = 60.0
 #: The most bytes that are kept of an answer.
-MOST_SAID: Final = 1 << 18
+_MOST_SAID: Final = 1 << 18
 
 
 class _Delta(Struct):
@@ -82,23 +83,22 @@ class DearSteps:
                 continue
             self._looked[grammar.name] = now
             found = await self._trials.look_again(grammar, text_of(bytes(present.said)))
-            if found is not None and found.refusal is not None:
+            refusal = None if found is None else found.refusal
+            if refusal is not None:
                 _LOG.info("a grammar held up engine %s: it is refused for an hour", engine.index)
-                self._end(found)
+                self._end(grammar.name, refusal)
 
-    def _end(self, found: Grammar) -> None:
-        """End the requests of a grammar at all engines."""
-        refusal = found.refusal
-        assert refusal is not None
+    def _end(self, name: bytes, refusal: Refusal) -> None:
+        """End the requests of the grammar of this name at all engines."""
         for engine in self._engines:
             for present in tuple(engine.in_flight):
-                if present.grammar is not None and present.grammar.name == found.name:
+                if present.grammar is not None and present.grammar.name == name:
                     present.refuse(refusal)
 
 
 def note_said(present: Present, events: bytes) -> None:
     """Keep the events of an answer that follows a grammar."""
-    if present.grammar is not None and len(present.said) < MOST_SAID:
+    if present.grammar is not None and len(present.said) < _MOST_SAID:
         present.said += events
 
 

@@ -223,7 +223,8 @@ class RoutedEngine:
         """Return whether the grammars at the engine leave time for one more at a token.
 
         TurboMind computes the masks of all its requests one after another, before each token of
-        the batch. Over: the dearest tokens of all grammars seldom meet.
+        the batch. The sum is more than most steps take, since the dearest tokens of all grammars
+        seldom meet.
         """
         if not cost.token_seconds or not self.token_seconds:
             return True
