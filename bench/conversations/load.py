@@ -27,8 +27,8 @@ _PAUSE = (0.5, 2.0)
 _BURST = 2.0
 #: Seconds of the card after which a turn without an answer is sent again.
 _AGAIN = 1.0
-#: Requests at once that all begin alike, and the words with which they begin.
-_AT_ONCE, _BEGINNING = 64, 300
+#: Requests at once that all begin alike.
+_AT_ONCE = 64
 _QUESTION = "What do you see there, and why do you think that it is so? Please say it at length."
 
 
@@ -73,8 +73,10 @@ class Talks:
         """Begin a conversation ``at`` seconds of the card from now, and carry it to its end."""
         await asyncio.sleep(at * self._factor)
         draw = random.Random(number)
-        parts = [{"type": "image_url", "image_url": {"url": picture}}] if picture else []
-        parts.append({"type": "text", "text": f"{number}: {_QUESTION}"})
+        parts = [
+            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "text", "text": f"{number}: {_QUESTION}"},
+        ]
         said: list[Any] = [{"role": "user", "content": parts}]
         for turn in range(1, TURNS + 1):
             text = await self._ask(turn, model, said, streamed=number % 2 == 0)
@@ -132,9 +134,7 @@ async def _nothing() -> Any:
         yield line
 
 
-async def drive(
-    url: str, count: int, *, rate: float | None = None, pictures: bool = True, seed: int = 132
-) -> Told:
+async def drive(url: str, count: int, *, rate: float | None = None, seed: int = 132) -> Told:
     """Hold ``count`` conversations; ``rate`` a second of the card; None: a burst."""
     wait = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(
@@ -151,7 +151,7 @@ async def drive(
         for _ in range(count):
             starts.append(draw.uniform(0, _BURST) if rate is None else at)
             at += draw.expovariate(rate) if rate is not None else 0.0
-        shown = [photograph(*SIZE) if pictures else "" for _ in range(count)]
+        shown = [photograph(*SIZE) for _ in range(count)]
         talks, wall = Talks(session, url, by), time.perf_counter()
         await asyncio.gather(*(
             talks.talk(when, number, picture, model)
@@ -185,7 +185,7 @@ async def alike(url: str, count: int) -> Told:
     """Send ``count`` requests that begin with the same question and answer, as few-shot ones do."""
     words = "And so it is said of them, that there are more of these than of those. " * 20
     shot = [
-        {"role": "user", "content": words[: 5 * _BEGINNING]},
+        {"role": "user", "content": words},
         {"role": "assistant", "content": "Yes."},
     ]
     wait = aiohttp.ClientTimeout(total=None)

@@ -196,10 +196,7 @@ def _contradiction(case: LogCase, cache: Cache, forecast: Plan) -> str:
     They contradict it if the account leaves nothing there, or if they differ by more than a
     quarter. Others on the cards, another model or other cards than the log names explain it.
     """
-    free = min(
-        ledger.usable - ledger.bytes_in("before", "context", "weights")
-        for ledger in forecast.ledgers
-    )
+    free = min(ledger.free_for_cache for ledger in forecast.ledgers)
     if free > 0 and abs(cache.free - free) <= free // _QUARTER:
         return ""
     left = f"{format_bytes(free)} free" if free > 0 else f"none: {format_bytes(-free)} are short"

@@ -258,7 +258,7 @@ def _planned(
         refused = refused or (f"--tp {tp} is not kept: {verdict.partition(' (')[0]}" if tp else "")
     else:
         refused = ""  # nothing fits at any degree
-        if lighter := _lighter(case, draft, model, machine, asked["lmdeploy"]):
+        if not draft.emptied and (lighter := _lighter(case, model, machine, asked["lmdeploy"])):
             return lighter
     if on is not beside_others or draft.emptied:
         verdict = f"{_ONCE_FREE}{verdict}"
@@ -268,15 +268,13 @@ def _planned(
     return _doubted(case, draft, plan, replace(advice, verdict=verdict))
 
 
-def _lighter(
-    case: LogCase, draft: Draft, model: Model, machine: Machine, lmdeploy: Any
-) -> Advice | None:
+def _lighter(case: LogCase, model: Model, machine: Machine, lmdeploy: Any) -> Advice | None:
     """Return a plan for a lighter checkpoint of a model that does not fit, or None.
 
     The bound on the share of the cache is for the same weights, so that it does not hold here.
     """
     own, verdict = _tried(model=model, on=machine, lmdeploy=lmdeploy)
-    if own is None or own.fits or draft.emptied:
+    if own is None or own.fits:
         return None
     room = sum(gpu.usable for gpu in machine.gpus)
     kin = (one for one in lighter_checkpoints(model) if one.weight_bytes < room)
@@ -306,7 +304,7 @@ def _within(case: LogCase, bound: float | None, **asked: Any) -> tuple[Plan | No
     """Return the best plan whose share of the cache is at most ``bound``, and its verdict.
 
     A plan with another engine or degree than the log's may exceed the bound if no plan below the
-    bound fits. There is none of a bound that is too low for any plan.
+    bound fits. If the bound is too low for any plan, there is none.
     """
     plan, verdict = _tried(**asked)
     shares = [engine.settings.cache_max_entry_count for engine in plan.engines] if plan else []

@@ -234,7 +234,7 @@ class _Search(NamedTuple):
     def _smaller_forward(self, share: float | None) -> list[tuple[Remedy, Plan]]:
         """Return a smaller forward and a lower share: its smaller warm-up needs less cache.
 
-        Beside a share that is as low as can be the smaller forward stands alone.
+        If the share is as low as can be, the smaller forward stands alone.
         """
         now = max(engine.settings.max_prefill_token_num for engine in self.before.engines)
         smaller = [n for n in _PREFILLS if n < now]

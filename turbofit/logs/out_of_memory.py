@@ -153,8 +153,8 @@ def _general_steps(
 ) -> tuple[str, ...]:
     """Return the steps against a lack of memory that belong to a program and a phase.
 
-    A cache with a tiny share of the free memory took no memory that others lacked: then the weights
-    are what is too large, if nothing shows another phase.
+    If the cache had a tiny share of the free memory, and no line shows the phase, the weights are
+    what is too large.
     """
     tiny = case.tiny_share and phase == "unknown"
     lacks = "weights" if tiny else phase

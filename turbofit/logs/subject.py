@@ -113,7 +113,7 @@ _WORDS: Final = {
     "model_format": ("hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"),
 }
 #: Packages whose printed name is not the one that Python imports.
-_IMPORTED: Final = {"pytorch": "torch", "ms-swift": "swift", "ms_swift": "swift"}
+_IMPORTED: Final = {"pytorch": "torch", "ms_swift": "swift"}
 Place = tuple[int, str]
 
 
@@ -200,8 +200,8 @@ class Subject:
             version = _VERSION.search(text.lower())
             self.version = self.version or (version and (version[1] or version[2]))
             if package := _PACKAGE.match(text.lower()):
-                name = _IMPORTED.get(package[1], package[1].replace("-", "_"))
-                self.packages.setdefault(name, package[2])
+                name = package[1].replace("-", "_")
+                self.packages.setdefault(_IMPORTED.get(name, name), package[2])
             self.read_facts(text)
             if (started := _TORCHRUN.search(text)) and (ranks := _RANKS.search(started[1])):
                 self.ranks = (int(ranks[1]), (line, text)) if int(ranks[1]) > 1 else self.ranks

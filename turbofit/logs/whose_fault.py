@@ -25,7 +25,7 @@ _OF_CODE: Final = re.compile(
     r"(?:Attribute|Type|Name|UnboundLocal|Index|ZeroDivision|Recursion)Error: "
     r"|ValueError: (?:not enough|too many) values to unpack"
 )
-#: Exceptions that also a person's data raise; between LMDeploy's own files they are LMDeploy's.
+#: Exceptions that a person's data raises, too; between LMDeploy's own files LMDeploy is at fault.
 _OF_LMDEPLOY: Final = re.compile(r"(?:Key|NotImplemented)Error\b")
 #: Errors of a call or a name. If one package's files made them alone, no input is the reason.
 _CERTAIN: Final = re.compile(
@@ -58,7 +58,7 @@ def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
     of_code = _OF_CODE.match(text) is not None
     if not isinstance(mark.event, PythonError) or not (of_code or _OF_LMDEPLOY.match(text)):
         return None
-    owners = [package_of(frame.path) for frame in mark.stack if not _PASSES_ON.search(frame.path)]
+    owners = [_package_of(frame.path) for frame in mark.stack if not _PASSES_ON.search(frame.path)]
     owner = owners[-1] if owners else ""
     if owner == "lmdeploy":
         certain = _CERTAIN.match(text) is not None
@@ -66,14 +66,13 @@ def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
         return _of_lmdeploy(mark, case, certain=certain) if own else None
     if not owner or not of_code:
         return None
-    release = case.subject.packages.get(owner, "")
     if owner == _CHECKPOINT:
         possible, step = text_of("checkpoint at fault"), text_of("fitting transformers")
     else:
-        possible, step = text_of("package at fault"), text_of("fitting package")
-    named = f"{owner} {release}".strip()
-    filled = [text.format(name=named, package=owner) for text in (possible, step)]
-    return WhoseFault("package_versions", "", (filled[0],), (filled[1],))
+        named = f"{owner} {case.subject.packages.get(owner, '')}".strip()
+        possible = text_of("package at fault").format(name=named)
+        step = text_of("fitting package").format(package=owner)
+    return WhoseFault("package_versions", "", (possible,), (step,))
 
 
 def _of_lmdeploy(mark: LogEvent, case: LogCase, *, certain: bool) -> WhoseFault:
@@ -90,7 +89,7 @@ def _of_lmdeploy(mark: LogEvent, case: LogCase, *, certain: bool) -> WhoseFault:
     return WhoseFault("program_bug", "", (said, text_of("bad input")), (newer, *ascend))
 
 
-def package_of(path: str) -> str:
+def _package_of(path: str) -> str:
     """Return the package that a file belongs to; empty for a file of a person's own."""
     found = _PACKAGE.search(path)
     return next(filter(None, found.groups()), "") if found else ""

@@ -8,7 +8,6 @@ import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
@@ -24,7 +23,7 @@ _MESSAGE: Final = r"(?:\w+\.)*[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 
 #: The bytes of a file's beginning that tell whether it is text.
 _BEGINNING: Final = 4096
-#: The bytes of a file that are searched for sentences, and how many of them make an article.
+#: The bytes of a file that are searched for sentences, and how many sentences make an article.
 _PROSE: Final = 1 << 18
 _SENTENCES: Final = 3
 _SENTENCE: Final = re.compile(r"[a-z]{2}[.?!](?=\s+[A-Z])")
@@ -81,7 +80,8 @@ def diagnose(*, log: str | None, form: Form, **given: Any) -> int:
     if log != "-" and not os.path.exists(log):
         refuse_prose(log, diagnosis)
     elif diagnosis.kind == "unknown" and os.path.isfile(log):
-        text = Path(log).read_bytes()[:_PROSE].decode("utf-8", "replace")
+        with open(log, "rb") as file:
+            text = file.read(_PROSE).decode("utf-8", "replace")
         if len(_SENTENCE.findall(text)) >= _SENTENCES:
             refuse_prose(text, diagnosis)
     form.show(diagnosis, diagnosis_view)

@@ -24,6 +24,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.presets import presets_dir
 from turbofit.core.process.network import DEFAULT_PORT
 from turbofit.core.struct import Options, known
+from turbofit.core.units import GIB, round_up
 from turbofit.core.version import __version__
 
 #: Bytes of /dev/shm for NCCL between cards without peer access. Source: NCCL's guide, Docker.
@@ -71,7 +72,7 @@ def manifest(
     values: dict[str, object] = {
         "name": label.strip("-"), "image": image, "quoted_image": _quoted(image), "port": port,
         "gpus": len(indices), "memory": _mebibytes(plan.host.total), "shm": _mebibytes(_shm(plan)),
-        "vram": _claim(plan), "shm_gib": -(-_shm(plan) >> 30),
+        "vram": _claim(plan), "shm_gib": round_up(_shm(plan), GIB) // GIB,
         "version": __version__,
         "cards": shown_cards,
         "model": " ".join(plan.model.name.split()).rstrip("\\").replace("%", "%%"),
