@@ -32,6 +32,12 @@ def test_between_lmdeploy_s_own_files_the_release_is_at_fault(release: str) -> N
     assert not any("pip list" in text for text in found.send)
 
 
+def test_the_file_that_is_named_is_lmdeploy_s_where_torch_raised_the_error() -> None:
+    inside = f"{LMDEPLOY}{trace('/v/site-packages/torch/nn/m.py').partition(chr(10))[2]}"
+    found = explain(f"{inside}TypeError: g() missing 1 required positional argument: 'a'\n")
+    assert "in b.py" in found.what
+
+
 def test_on_an_ascend_the_package_beside_it_is_named_too() -> None:
     log = f"lmdeploy serve api_server m --device ascend\n{LMDEPLOY}IndexError: list index\n"
     assert any("dlinfer-ascend" in step for step in some(explain(log).others).tried)

@@ -58,12 +58,13 @@ def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
     of_code = _OF_CODE.match(text) is not None
     if not isinstance(mark.event, PythonError) or not (of_code or _OF_LMDEPLOY.match(text)):
         return None
-    owners = [_package_of(frame.path) for frame in mark.stack if not _PASSES_ON.search(frame.path)]
+    paths = [frame.path for frame in mark.stack if not _PASSES_ON.search(frame.path)]
+    owners = [_package_of(path) for path in paths]
     owner = owners[-1] if owners else ""
     if owner == "lmdeploy":
         certain = _CERTAIN.match(text) is not None
         own = owners[-2:] == [owner, owner] or (certain and len(owners) == 1)
-        return _of_lmdeploy(mark, case, certain=certain) if own else None
+        return _of_lmdeploy(mark, paths[-1], case, certain=certain) if own else None
     if not owner or not of_code:
         return None
     if owner == _CHECKPOINT:
@@ -75,11 +76,11 @@ def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
     return WhoseFault("package_versions", "", (possible,), (step,))
 
 
-def _of_lmdeploy(mark: LogEvent, case: LogCase, *, certain: bool) -> WhoseFault:
-    """Return the answer to an error between LMDeploy's own files."""
+def _of_lmdeploy(mark: LogEvent, path: str, case: LogCase, *, certain: bool) -> WhoseFault:
+    """Return the answer to an error between LMDeploy's files, of which ``path`` is innermost."""
     subject = case.subject
     release = f"LMDeploy {subject.version}" if subject.version else "this release of LMDeploy"
-    file = re.split(r"[/\\]", mark.stack[-1].path)[-1]
+    file = re.split(r"[/\\]", path)[-1]
     said = f"a fault of {release}, in {file}, which its own code called"
     than = f"than {subject.version} " if subject.version else ""
     newer = text_of("newer lmdeploy").format(than=than)
