@@ -258,7 +258,7 @@ def _planned(
         refused = refused or (f"--tp {tp} is not kept: {verdict.partition(' (')[0]}" if tp else "")
     else:
         refused = ""  # nothing fits at any degree
-        if not draft.emptied and (lighter := _lighter(case, model, machine, asked["lmdeploy"])):
+        if lighter := _lighter(case, draft, model, machine, asked["lmdeploy"]):
             return lighter
     if on is not beside_others or draft.emptied:
         verdict = f"{_ONCE_FREE}{verdict}"
@@ -268,11 +268,15 @@ def _planned(
     return _doubted(case, draft, plan, replace(advice, verdict=verdict))
 
 
-def _lighter(case: LogCase, model: Model, machine: Machine, lmdeploy: Any) -> Advice | None:
+def _lighter(
+    case: LogCase, draft: Draft, model: Model, machine: Machine, lmdeploy: Any
+) -> Advice | None:
     """Return a plan for a lighter checkpoint of a model that does not fit, or None.
 
     The bound on the share of the cache is for the same weights, so that it does not hold here.
     """
+    if draft.emptied:
+        return None
     own, verdict = _tried(model=model, on=machine, lmdeploy=lmdeploy)
     if own is None or own.fits:
         return None
