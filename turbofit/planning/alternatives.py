@@ -13,7 +13,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import two_digits
 from turbofit.machine.presets import other_sizes
 from turbofit.machine.spec import in_other_size
-from turbofit.planning.choose import best_plan, choose, plan_of
+from turbofit.planning.choose import best_plan, choose, promise_of
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.verdict import Planned
@@ -52,8 +52,8 @@ def _in_other_sizes(plan: Plan, request: PlanRequest) -> Iterator[str]:
         if not found.fits:
             yield f"on {size.spec}: does not fit"
             continue
-        other = (found if isinstance(found, Planned) else plan_of(found)).document
-        requests = other.promise.requests
+        promise = found.document.promise if isinstance(found, Planned) else promise_of(found)
+        requests = promise.requests
         yield f"on {size.spec}: fits, {requests:,} {plural(requests, 'request')} at once"
 
 
@@ -68,7 +68,7 @@ def _without_options(plan: Plan, request: PlanRequest) -> Iterator[str]:
         return
     changes = {name: _SHAPE[name] for name in given}
     try:
-        resolved = resolve(_with_promise(plan, request).changed(**changes))
+        resolved = resolve(request.changed(**changes)).keeping(plan.promise)
         other = best_plan(replace(resolved, compares_limits=False))
     except TurbofitError:
         return
@@ -93,17 +93,6 @@ def _shape_words(plan: Plan, other: Plan) -> str:
         batch = max(engine.settings.max_batch_size for engine in other.engines)
         words = f"a batch of {batch}"
     return words if other.backend.name == plan.backend.name else f"{words} of {other.backend.name}"
-
-
-def _with_promise(plan: Plan, request: PlanRequest) -> PlanRequest:
-    """Return the request with the context and the image limit of its plan as promises."""
-    rule, limit = plan.model.image_rule, plan.promise.image_limit
-    if rule is not None and rule.varies_by_limit and limit is not None:
-        knob = rule.limit_option.removeprefix("--").replace("-", "_")
-        request = request.changed(**{knob: limit})
-    if "session_len" in request.given():
-        return request
-    return request.changed(context=plan.promise.context)
 
 
 def _requests_per_second(plan: Plan) -> float | None:
