@@ -90,7 +90,7 @@ class Workload(Struct):
     a client                           what the plan supposes, and the sign
     =================================  ====================================================
     streams, or wants one piece        either: the engine tells the gateway each first token
-    states ``max_tokens``, or not      either; if images queue, others have a stated default
+    states ``max_tokens``, or not      either; if images queue, turbofit states it if needed
     asks once, or holds a conversation asks once; no memory or time is saved by a past
     sends new images, or known ones    new images; a known image is prepared once
     sends large images or photographs  memory: the largest; the batch: `PHOTOGRAPH` and text
@@ -619,11 +619,6 @@ class Plan(JsonDocument):
     def requests_at_once(self) -> int:
         """The number of requests that all engines together run at once."""
         return sum(engine.settings.max_batch_size for engine in self.engines)
-
-    @property
-    def unstated_answer(self) -> int:
-        """Tokens of an answer whose request states no length, where images wait for each other."""
-        return self.workload.unstated_answer
 
     @property
     def prefix_caching(self) -> bool:

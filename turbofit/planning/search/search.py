@@ -128,7 +128,7 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
         UsageError: an option of the user cannot be used on this machine or with this model.
     """
     best, evaluations = _Search(request, engine).best()
-    fit = _with_client_rows(_fit_of(request, engine, best, evaluations))
+    fit = _with_client_rows(fit_of(request, engine, best, evaluations))
     best = fit.best
     _LOG.info(
         "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
@@ -141,7 +141,7 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
     return fit
 
 
-def _fit_of(
+def fit_of(
     request: ResolvedRequest, engine: Engine, best: Evaluation, evaluations: Iterable[Evaluation]
 ) -> EngineFit:
     """Return the result with the ``best`` shape, its accounts and its host memory."""
@@ -165,7 +165,7 @@ def _with_client_rows(fit: EngineFit) -> EngineFit:
     if larger is best:
         return fit
     evaluations = (larger if it is best else it for it in fit.evaluations)
-    more = _fit_of(fit.request, fit.engine, larger, evaluations)
+    more = fit_of(fit.request, fit.engine, larger, evaluations)
     return fit if more.host_problem and not fit.host_problem else more
 
 
@@ -212,7 +212,7 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
     space = [replace(one, at_once=None, units_per_forward=None) for one in space]
 
     def fits(limit: int) -> bool:
-        """Return whether a shape fits with a limit, or if images wait for each other."""
+        """Return whether a shape fits with a limit, with or without images that wait."""
         whole = (replace(one, image_limit=limit) for one in space)
         waiting = (here.limited(one, limit) for one in space)
         return any(here.evaluate(one).fits for one in chain(whole, waiting))

@@ -495,7 +495,7 @@ def _takes_no_more(sizer: Sizer, larger: Sizer, sized: Evaluation) -> bool:
 
 
 def _fastest(rate: Callable[[int], float], most: int) -> tuple[int, float]:
-    """Return the smallest batch, up to ``most``, with nearly the best rate, and what is nearly it.
+    """Return the smallest batch, up to ``most``, of nearly the best rate, and the least such rate.
 
     The rate grows up to a single maximum; powers of two and ``most`` are tried.
     """
