@@ -377,10 +377,10 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-def arguments(program: str, description: str | None, names: Iterable[str]) -> argparse.Namespace:
+def arguments(*, prog: str, description: str | None, names: Iterable[str]) -> argparse.Namespace:
     """Read the command line of a bench under the clock; ``names`` are the loads that it has."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {program}",
+        prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -391,7 +391,7 @@ def arguments(program: str, description: str | None, names: Iterable[str]) -> ar
 
 
 def main() -> None:
-    given = arguments("bench.clock", __doc__, GROUPS)
+    given = arguments(prog="python -m bench.clock", description=__doc__, names=GROUPS)
     if not given.write:
         run(given.only, given.clock)
     write()

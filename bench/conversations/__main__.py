@@ -142,7 +142,7 @@ def run(names: list[str], factor: float) -> None:
 
 
 def main() -> None:
-    given = arguments("bench.conversations", __doc__, LOADS)
+    given = arguments(prog="python -m bench.conversations", description=__doc__, names=LOADS)
     if not given.write:
         run(given.only, given.clock)
     write()
