@@ -90,16 +90,21 @@ def _with_cache(fit: EngineFit) -> EngineFit:
 
 
 def _takes_more(fit: EngineFit) -> bool:
-    """Return whether more vision units can meet in a forward with the cache."""
-    rule, load = fit.request.model.image_rule, fit.best.vision_load
-    if rule is None or not load.units_per_image:
-        return False
-    bound = fit.engine.units_bound
-    return any(
-        bound(rule, load, replace(part.settings, enable_prefix_caching=True))
-        > bound(rule, load, part.settings)
-        for part in fit.best.engines
-    )
+    """Return whether a forward would have to allow for more vision units with the cache.
+
+    Where image requests wait for each other, the gateway bounds the units, with a cache as without.
+    """
+    rule, bound = fit.request.model.image_rule, fit.engine.units_bound
+    for part in fit.best.engines:
+        load, settings = part.vision_load, part.settings
+        if rule is None or not load.units_per_image:
+            continue
+        without = bound(rule, load, settings)
+        cached = bound(rule, load, replace(settings, enable_prefix_caching=True))
+        waits = load.budgeted_units(without) < without
+        if cached > without and not waits:
+            return True
+    return False
 
 
 def _gain(fit: EngineFit) -> str:
