@@ -1,11 +1,11 @@
 """Decides whether engines have a prefix cache: on where LMDeploy has it and it takes no memory.
 
 With it, the next turn of a conversation does not read again what was said before, pictures
-included. LMDeploy's own default is off. Its price is memory: a question about a picture that was
-seen before resumes among the picture's last tokens and brings its whole work in the tower back, so
-that more pictures can meet in one forward. The account counts that; a plan then has fewer KV
-tokens, but its promise stays. The worst requests of a start bring no picture back, so that a start
-could not prove such a plan: there the cache is on only where somebody asks for it.
+included. LMDeploy's own default is off. Its price is memory: with it, more pictures may meet in one
+forward (`memory.turbomind.pool.engine_bound`). The account counts that; a plan then has fewer KV
+tokens, but its promise stays. The worst requests of a start do not bring so many pictures together,
+so that a start could not prove such a plan: there the cache is on only where somebody asks for it.
+Where images wait for each other, the gateway bounds their units whatever the engine has kept.
 
 No memory is counted as saved. If conversations do share tokens, a plan is a little too careful.
 """
