@@ -327,8 +327,7 @@ def test_xgrammar_is_named_where_the_engines_lack_it(tmp_path, ours):
 
 def test_a_gateway_passes_a_grammar_unchanged_and_answers_texts_beside_a_trial(stand):
     async def story():
-        app, recorder = gateway()
-        app.grammars = stand.trials
+        app, recorder = gateway(grammars=stand.trials)
         held = asyncio.ensure_future(call(app, CHAT, chat(**pattern("hold"))))
         await stand.asks("hold")
         assert (await call(app, CHAT, chat())).status == 200

@@ -13,8 +13,8 @@ from tests.support.gateway import CHAT, Answer, Recorder, Reply, call, chat, gat
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.idle import IdleGateway
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing.engines import Outage, RoutedEngine
+from turbofit.serving.plan_gateway import bounds_of
 
 NAMES = {"org/a": "org/a", "a": "org/a", "a-2b": "org/a"}
 

@@ -14,7 +14,8 @@ from tests.support.gateway import chat, plan_for
 from tests.support.waiting import until
 from turbofit.gateway import server
 from turbofit.gateway.front import ModelsGateway, model_servers
-from turbofit.gateway.server import GatewayThread, make_gateway
+from turbofit.gateway.server import GatewayThread
+from turbofit.serving.plan_gateway import make_gateway
 
 
 class World:

@@ -20,9 +20,10 @@ from tests.support.processes import REPO
 from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
 from turbofit.core.process import files
-from turbofit.core.process.stat import group_of, members, start_time
+from turbofit.core.process.stat import start_time
 from turbofit.core.units import GIB, MIB
 from turbofit.serving.leases import Leases, counted, end_orphans
+from turbofit.serving.process.groups import group_of, members
 
 pytestmark = pytest.mark.slow
 

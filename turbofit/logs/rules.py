@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
@@ -24,6 +23,7 @@ from turbofit.logs.case import LogCase
 from turbofit.logs.causes import Hit, Kind, Sentence, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
+from turbofit.logs.keys import without_keys
 from turbofit.logs.out_of_memory import lack_of_memory
 from turbofit.logs.whose_fault import WhoseFault, whose_fault
 from turbofit.memory.versions import listed_since, written

@@ -27,10 +27,11 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Gpu, Holder, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.process.files import lock_soon, write_atomic
-from turbofit.core.process.stat import group_of, members, start_time
+from turbofit.core.process.stat import start_time
 from turbofit.core.process.variables import leases_folder
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin
+from turbofit.serving.process.groups import group_of, members
 
 #: The folder without ``TURBOFIT_LEASES``. All users share the folder, so TMPDIR does not change it;
 #: see `_open_folder`.

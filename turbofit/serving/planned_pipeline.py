@@ -32,7 +32,6 @@ from turbofit.gateway.limits.request_limits import (
     Bounds,
     LimitedImage,
     RequestedImage,
-    bounds_of,
     check_images,
     check_request,
     planned_limit,
@@ -46,6 +45,7 @@ from turbofit.gateway.limits.sharing import (
 )
 from turbofit.gateway.media.pictures import resized_image
 from turbofit.serving.images.preparation import prepare, threads_here
+from turbofit.serving.plan_gateway import bounds_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

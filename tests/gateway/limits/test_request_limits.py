@@ -16,21 +16,19 @@ from tests.support.gateway import (
     plan_for,
     promise_for,
 )
-from tests.support.plans import changed
 from turbofit.core.images import TileRule
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits import request_limits
-from turbofit.gateway.limits.gate import UNSTATED, KvCache
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.request_limits import (
     Bounds,
     EngineBounds,
     RequestedImage,
-    bounds_of,
     check_images,
     check_request,
     model_default,
 )
+from turbofit.serving.plan_gateway import bounds_of
 
 sizes = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 values: st.SearchStrategy[Any] = st.one_of(
@@ -171,19 +169,6 @@ def test_no_images_without_a_plan_for_them() -> None:
     for refused in (lambda: check_images(b, 1), lambda: hold_image(b, (9, 9), {})):
         with pytest.raises(Refusal, match="has no images"):
             refused()
-
-
-def test_gate_and_cache_count_only_where_the_plan_paid_less_and_it_may_run_out() -> None:
-    paid = bounds_of(plan_for(units_per_forward=10**6))
-    assert (paid.gate, paid.engines[0].kv) == (None, KvCache())
-    plan = plan_for(units_per_forward=20)
-    assert not plan.may_evict()
-    assert (bounds_of(plan).gate, bounds_of(plan).engines[0].kv.tokens) == (20, UNSTATED)
-    settings = msgspec.structs.replace(plan.engines[0].settings, max_batch_size=1024)
-    more = bounds_of(changed(plan, settings=settings))
-    assert (paid.answer_tokens, bounds_of(plan).answer_tokens, more.answer_tokens) == (0, 0, 1024)
-    kv = KvCache(tokens=plan.engines[0].kv.tokens, longest=32768, block=64, ahead=2)
-    assert more.engines[0].kv == kv
 
 
 def refused(kind: Any, body: Any) -> Refusal:

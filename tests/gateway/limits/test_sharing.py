@@ -34,7 +34,6 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import (
     Bounds,
     RequestedImage,
-    bounds_of,
     check_images,
     check_request,
     model_default,
@@ -42,6 +41,7 @@ from turbofit.gateway.limits.request_limits import (
 )
 from turbofit.gateway.limits.sharing import hold_clip, hold_frames, hold_images
 from turbofit.gateway.media.clips import Clip
+from turbofit.serving.plan_gateway import bounds_of
 
 pytestmark = pytest.mark.slow
 

@@ -338,13 +338,13 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
-    from turbofit.core.process.hidden import without_secrets
     from turbofit.model.source import refuse_missing_folder
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
     from turbofit.report.views.figures import limits_not_kept, shell_words
     from turbofit.serving.options import ServeConfig
+    from turbofit.serving.process.hidden import without_secrets
 
     refuse_missing_folder(arguments.request.model)
     plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.request)

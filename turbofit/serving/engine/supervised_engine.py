@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from turbofit.core.engine_end import End, EndKind
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.network import LOOPBACK
-from turbofit.core.process.stat import processor_seconds
 from turbofit.core.units import doubled
 from turbofit.logs.death import Exit
 from turbofit.machine.host import host_kills
@@ -25,6 +24,7 @@ from turbofit.serving.engine.engine_log import (
 from turbofit.serving.engine.process import EngineProcess
 from turbofit.serving.engine.worst_requests import seconds_of, whole_check
 from turbofit.serving.gpu_monitor import any_busy
+from turbofit.serving.process.groups import processor_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
