@@ -17,7 +17,9 @@ from turbofit.gateway.limits.defaults import Defaults, JsonArguments, JsonSampli
 #: The entry of ``allowed_media_domains`` for every public host, by https on port 443.
 ANY_PUBLIC: Final = "*"
 #: Options that can change while a gateway serves.
-LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
+LIVE: Final = (
+    "api_key", "allow_origins", "allowed_hosts", "allowed_media_domains", "allowed_media_networks",
+)  # fmt: skip
 
 
 class ConnectionLimits(Struct):
@@ -53,6 +55,7 @@ class GatewayOptions(Validated):
     front_key_file: FilePath | None = None
     no_auth: bool = False
     allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = ()
+    allowed_media_networks: tuple[Annotated[str, Metavar("NETWORK")], ...] = ()
     allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = ()
     allowed_hosts: tuple[Annotated[str, Metavar("NAME")], ...] = ()
     trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = ()

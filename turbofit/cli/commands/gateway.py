@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 #: Options of the gateway that a front leaves to its nodes.
 _OF_NODES: Final = (
-    "front_key_file", "allowed_media_domains", "default_chat_template_kwargs",
-    "default_sampling",
+    "front_key_file", "allowed_media_domains", "allowed_media_networks",
+    "default_chat_template_kwargs", "default_sampling",
 )  # fmt: skip
 
 

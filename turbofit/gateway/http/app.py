@@ -97,7 +97,9 @@ class Gateway(AsgiApp):
         )
         for engine in self.fleet.engines:
             engine.prefix_caching = bounds.prefix_caching
-        self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
+        self._fetcher = fetcher or MediaFetcher(
+            config.allowed_media_domains, config.allowed_media_networks
+        )
         self._looking = asyncio.Semaphore(_LOOKED_AT)
         self._working = asyncio.Semaphore(_WORKED_ON)
         self._resizing = PicturePermits(min(config.cores - 1, _MOST_RESIZED))
@@ -179,7 +181,7 @@ class Gateway(AsgiApp):
         """
         self.config = self.config.taking_over(config)
         self._let_in(self.config)
-        self._fetcher.allow(config.allowed_media_domains)
+        self._fetcher.allow(config.allowed_media_domains, config.allowed_media_networks)
 
     async def startup(self) -> None:
         self.monitor.start()
