@@ -92,6 +92,19 @@ class Talks:
     async def _ask(
         self, turn: int, model: str, said: Sequence[Any], *, streamed: bool
     ) -> str | None:
+        """Return the answer of a turn; None if it failed, which is counted."""
+        try:
+            return await self._answer(turn, model, said, streamed=streamed)
+        except aiohttp.ClientError:  # the connection broke, as when an engine is killed
+            self._fail("broken off")
+            return None
+
+    def _fail(self, name: str) -> None:
+        self.failed[name] = self.failed.get(name, 0) + 1
+
+    async def _answer(
+        self, turn: int, model: str, said: Sequence[Any], *, streamed: bool
+    ) -> str | None:
         body: dict[str, Any] = {"model": model, "messages": said, "max_tokens": ANSWER}
         body |= {"temperature": 0, "ignore_eos": True}
         if streamed:
@@ -99,8 +112,7 @@ class Talks:
         begun, first, text, usage = time.perf_counter(), 0.0, [], None
         async with self._session.post(self._url + "/v1/chat/completions", json=body) as response:
             if response.status != 200:
-                name = f"status {response.status}"
-                self.failed[name] = self.failed.get(name, 0) + 1
+                self._fail(f"status {response.status}")
                 return None
             if not streamed:
                 answer = await response.json()
@@ -111,7 +123,7 @@ class Talks:
                 event = json.loads(line[6:])
                 usage = event.get("usage") or usage
                 if event.get("error"):
-                    self.failed["broken off"] = self.failed.get("broken off", 0) + 1
+                    self._fail("broken off")
                     return None
                 for choice in event["choices"]:
                     piece = (choice.get("delta") or {}).get("content")

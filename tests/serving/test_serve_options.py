@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def test_several_keys_share_no_prefix_cache_unless_it_is_asked_for(
     plan.write_text(turbofit.plan("qwen2-vl-2b", on="1xrtx3090").to_json())
     assert main(["serve", "--plan", str(plan), "--pretend", *two]) == 0
     assert serve.SHARED_CACHE in capsys.readouterr().err
+    with plan.open("rb") as file:  # a pipe gives its bytes once
+        monkeypatch.setattr("sys.stdin", TextIOWrapper(file))
+        assert main(["serve", "--plan", "-", "--pretend", *two]) == 0
+    err = capsys.readouterr().err
+    assert err.count(serve.SHARED_CACHE) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,33 @@ def test_an_error_stands_where_one_looks_and_the_message_comes_back(
     browser.one("#away").click()
     assert browser.all("#pictures img") == []
     assert browser.run("return at('text').value") == "Again"
+
+
+def test_a_conversation_that_outgrew_the_context_loses_its_older_half_once(
+    served: Callable[..., Page], browser: Browser
+) -> None:
+    """Until the cut and after it, each turn begins with all of the turn before, which a cache hits.
+
+    The picture of the first turn goes along with each turn, too.
+    """
+    answers = [stream(event(f"{number}."), DONE) for number in range(5)]
+    answers.insert(3, refused("the context has 64 tokens"))
+    page = served(lambda *_: answers.pop(0), plan_for(TILES, limit=1, images=3))
+    page.show()
+    browser.run("pictures = [arguments[0]]; showPictures()", data_url(picture(9, 9)))
+    for number in range(5):
+        page.write(f"Question {number}" + ENTER)
+        page.sees(f"{number}.")
+        page.ended()
+    page.sees("4 older messages left out: the context is full.")
+    sent = [body["messages"] for body in page.recorder.bodies]
+    assert [len(messages) for messages in sent] == [1, 3, 5, 7, 3, 5]
+    for before, after in pairwise([sent[0], sent[1], sent[2], sent[3]]):
+        assert after[: len(before)] == before
+    assert sent[3][0]["content"][0]["type"] == "image_url"
+    assert sent[4] == sent[3][4:]
+    assert sent[5][:3] == sent[4]
+    assert browser.run("return messages.length") == 6
 
 
 @pytest.mark.parametrize(("width", "height"), SCREENS)

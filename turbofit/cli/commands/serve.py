@@ -103,6 +103,8 @@ class Arguments(NamedTuple):
     def saved_plan(self) -> Plan:
         """Read the plan of ``--plan``; an option of planning beside ``--plan`` is refused.
 
+        It is read once, since the file may be a pipe.
+
         Raises:
             UsageError: the plan cannot be read, or an option of planning is given, too.
         """
@@ -113,29 +115,33 @@ class Arguments(NamedTuple):
         if given.pop("model") != NO_MODEL or given:
             what = option_of(next(iter(given))) if self.request.model == NO_MODEL else "a model"
             raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
-        return read_plan(self.options.plan)
+        plan = read_plan(self.options.plan)
+        if plan.prefix_caching and self.several_keys():
+            output.note(f"warning: {SHARED_CACHE}")
+        return plan
+
+    def several_keys(self) -> bool:
+        """Return whether clients have several keys, so that one could learn what others sent."""
+        from turbofit.gateway.options import configured
+
+        if self.options.no_gateway:
+            return False
+        config = configured(self.public)
+        return len(config.api_key) > 1 or bool(config.front_keys)
 
 
 def _apart_by_key(arguments: Arguments) -> Arguments:
     """Return the arguments without a prefix cache, if clients have several keys.
 
     The time of a first token would tell a client what others have sent. The person may ask for the
-    cache all the same.
+    cache all the same. A saved plan stays as it is.
     """
-    from turbofit.gateway.options import configured
-
-    request, options, public, _ = arguments
-    if options.no_gateway or request.enable_prefix_caching is False:
+    request = arguments.request
+    asked = request.enable_prefix_caching
+    if asked is False or arguments.options.plan or not arguments.several_keys():
         return arguments
-    config = configured(public)
-    if len(config.api_key) < 2 and not config.front_keys:
-        return arguments
-    given = bool(request.enable_prefix_caching)
-    if options.plan:
-        given = arguments.saved_plan().prefix_caching
-    if given:
+    if asked:
         output.note(f"warning: {SHARED_CACHE}")
-    if given or options.plan:
         return arguments
     output.note(CACHE_IS_OFF)
     return arguments._replace(request=request.changed(enable_prefix_caching=False))
