@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from itertools import product
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +25,7 @@ from turbofit.model.adapters import (
     PARENTS,
     Stack,
     layers_of,
+    layers_with,
     read_again,
     sizes_of,
     stack_of,
@@ -111,12 +111,16 @@ def _write_stacked(model: Model, stack: Stack, source: Path, target: Path) -> No
     in rows and columns of its own. All else is zeros, which add nothing to the product.
     """
     matrices = _matrices(source)
-    layers = sorted({layer for _, layer, _ in matrices})
+    modules = [
+        (layer, module, parts)
+        for module, parts in stack.modules.items()
+        for layer in layers_with(model, parts[0])
+    ]
     dtype, item = next((one.dtype, one.bytes // one.elements) for one in matrices.values())
     header: dict[str, object] = {}
     end = 0
-    for layer, module in product(layers, stack.modules):
-        place = f"{layers_of(model)}.{layer}.{PARENTS[stack.modules[module][0]]}.{module}"
+    for layer, module, parts in modules:
+        place = f"{layers_of(model)}.{layer}.{PARENTS[parts[0]]}.{module}"
         for part, shape in zip("AB", stack.shapes(model, module), strict=True):
             begin, end = end, end + prod(shape) * item
             header[f"base_model.model.{place}.lora_{part}.weight"] = {
@@ -125,7 +129,7 @@ def _write_stacked(model: Model, stack: Stack, source: Path, target: Path) -> No
     row = stack.rank * item
     with open(source / FILE, "rb") as old, open(target, "wb") as new:
         _write_header(new, header)
-        for layer, parts in product(layers, stack.modules.values()):
+        for layer, _, parts in modules:
             present = [part for part in parts if (part, layer, "A") in matrices]
             below = b"".join(_read(old, matrices[part, layer, "A"]) for part in present)
             new.write(below.ljust(row * sizes_of(model, parts[0])[1], b"\0"))
