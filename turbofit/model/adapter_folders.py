@@ -8,6 +8,7 @@ copy: with the names that the engine reads, or with stacked matrices.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from math import prod
@@ -35,12 +36,15 @@ from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.merge import ADAPTER_CONFIG
 from turbofit.model.safetensors import PREFIX, Tensor, header_length
 
+#: The files that an engine opens.
+_FILES = (ADAPTER_CONFIG, FILE)
+
 
 def with_copies(plan: Plan, root: Path) -> Plan:
     """Return the plan with the folders of its adapters that engines open, below ``root``.
 
     Call this before each start of an engine. A folder from an earlier call stays unchanged, since
-    an engine may be reading it.
+    an engine may be reading it; unless the adapter or the folder changed in between.
 
     Raises:
         UsageError: an adapter is not what the plan counts any more.
@@ -63,14 +67,13 @@ def with_copies(plan: Plan, root: Path) -> Plan:
 def _engine_folder(model: Model, planned: Adapter, folder: Path, *, only_text: bool) -> Path:
     """Return ``folder`` with an adapter's config, and a link to its file or a copy."""
     adapter = read_again(model, planned, only_text=only_text)
-    config = folder / ADAPTER_CONFIG  # written last, so a folder with a config is complete
-    if config.exists():
-        return folder
     source = Path(adapter.path)
+    if _is_current(folder, source):
+        return folder
     try:
         given = json.loads((source / ADAPTER_CONFIG).read_bytes())
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         if (stack := _stack(model, source)) is not None:
             _write_stacked(model, stack, source, folder / FILE)
             # An exact power of two, so that the engine's scaling is the adapter's to the last bit.
@@ -81,13 +84,28 @@ def _engine_folder(model: Model, planned: Adapter, folder: Path, *, only_text: b
             given["target_modules"] = used_modules(model, adapter)
         else:
             (folder / FILE).symlink_to((source / FILE).resolve())
-        config.write_text(json.dumps(given))
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(given))
+        for name in _FILES:
+            if not (folder / name).is_symlink():
+                os.utime(folder / name, ns=(0, (source / name).stat().st_mtime_ns))
     except OSError as exc:
         raise LaunchError(
             f"the folder of adapter {adapter.name} cannot be made: {exc.strerror or exc}",
             hint="set XDG_STATE_HOME to a folder that can be written and has room",
         ) from None
     return folder
+
+
+def _is_current(folder: Path, source: Path) -> bool:
+    """Whether a folder has what was made of an adapter's files as they are now, and nothing else.
+
+    A copy has its original's time of change; whatever changes one of the two changes its time.
+    """
+    try:
+        times = [[(path / name).stat().st_mtime_ns for name in _FILES] for path in (folder, source)]
+        return times[0] == times[1] and sorted(os.listdir(folder)) == sorted(_FILES)
+    except OSError:
+        return False
 
 
 def _stack(model: Model, source: Path) -> Stack | None:
