@@ -89,16 +89,19 @@ def adapter_files(model: Model) -> int:
 def adapter_problem(model: Model, tp: int) -> str | None:
     """Return the reason why ``tp`` ranks cannot load the adapters, or None.
 
-    LMDeploy cuts B into equal parts. If KV heads are repeated, these are too small for a rank; of
-    a delta net, whose queries, keys and values are one module, a rank gets others' rows. Source:
+    LMDeploy cuts B into equal parts. If KV heads are repeated, these are too small for a rank. A
+    rank gets others' rows of a delta net's queries, keys and values, which are one module, and of
+    joined modules that are quantised: most of their classes do not part a joined B. Source:
     lmdeploy nn/linear/lora.py::LoRA.weight_loader_B #0a14e6
     lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet._patch_qkv_weight_loader #81e311
+    lmdeploy nn/linear/awq.py::MergedAwqLinear #680d0f
     """
     changed = {module for adapter in model.loras for module in adapter.modules}
-    if tp > 1 and _DELTA_QKV in changed:
+    wrong = changed & {_DELTA_QKV, *_joined_quantised(model)}
+    if tp > 1 and wrong:
         return (
             f"`--adapters`: LMDeploy would give {tp} ranks the wrong rows of an adapter's"
-            f" {_DELTA_QKV}"
+            f" {min(wrong)}"
         )
     of_keys = any(
         names & changed and names & {"k_proj", "v_proj"} for _, names in _engine_modules(model)
@@ -109,6 +112,13 @@ def adapter_problem(model: Model, tp: int) -> str | None:
             " of an adapter"
         )
     return None
+
+
+def _joined_quantised(model: Model) -> Iterator[str]:
+    """Yield the modules that LMDeploy joins, if they are quantised."""
+    for tensors, names in _engine_modules(model):
+        if model.quantization is not None and len(tensors) > 1 and tensors[0].packs:
+            yield from names
 
 
 def kernel_problem(model: Model, capability: tuple[int, int], card: str) -> str | None:
