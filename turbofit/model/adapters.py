@@ -123,6 +123,10 @@ _TEMPLATES: Final = frozenset({
     "llava-chatml", "hf",
 })  # fmt: skip
 _SPEED: Final = "the forecast of speed is that of the base: the work of adapters is not counted"
+_COUNTED: Final = (
+    "the adapters' memory is counted, not rehearsed: pretend GPUs run no delta nets on the PyTorch"
+    " engine"
+)
 #: The file with an adapter's matrices. LMDeploy would prefer adapter_model.bin.
 FILE: Final = "adapter_model.safetensors"
 _MERGE: Final = "turbofit merge BASE ADAPTER OUT makes a model of it"
@@ -196,7 +200,8 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool, typed:
         if adapter.base and adapter.base.rstrip("/").rpartition("/")[2].lower() not in own_names
     )
     renamed = (_words_of_copy(model, adapter) for adapter in adapters if adapter.renamed)
-    warnings = dict.fromkeys((*model.warnings, _SPEED, *of_another_base, *renamed))
+    counted = () if model.text.delta is None else (_COUNTED,)
+    warnings = dict.fromkeys((*model.warnings, _SPEED, *counted, *of_another_base, *renamed))
     return replace(model, adapters=tuple(adapters), warnings=tuple(warnings))
 
 
