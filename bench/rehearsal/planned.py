@@ -272,6 +272,7 @@ ROWS = (
     Row("glm-4.5-air", "1xa100-40g", 0, {"max_batch_size": 64}, layers=3, draft=(MTP, 1)),
     Row("glm-4.5-air", "1xa100-80g", None, {"max_batch_size": 32}, layers=3, draft=(MTP, 3)),
     Row("glm-4.5", "1xh100", 0, {"max_batch_size": 16}, layers=4, draft=(MTP, 2)),
+    Row("glm-4.5-air", "2xa100-40g", 0, {"tp": 2, "max_batch_size": 64}, layers=3, draft=(MTP, 1)),
 )
 
 

@@ -16,6 +16,7 @@ from turbofit.core.model import Draft, MlaDims, Model, MoeDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import FLOAT, HALF, INT
+from turbofit.memory.pytorch.adapters import widest_output
 from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
 from turbofit.memory.pytorch.weights import (
     WHOLE_TOWERS,
@@ -23,7 +24,6 @@ from turbofit.memory.pytorch.weights import (
     expert_channels,
     kv_heads_held,
 )
-from turbofit.model.adapters import engine_modules
 from turbofit.model.drafts import EAGLE3, STATES
 
 #: Hidden states alive when deepstack features are added: embeddings, hidden, residual, the
@@ -288,10 +288,9 @@ class Activations:
         therefore keeps a copy. A copy of less than 1 MiB has a page of its own. Source:
         lmdeploy kernels/cuda/fused_lora.py `restore_value=['c_ptr']`
         """
-        text, page = self.text, self.constants.page
-        joined = len(engine_modules(self.model).get("gate_up_proj", "1"))
-        copied = rows * max(joined * text.intermediate // self.tp, text.hidden) * HALF
-        return copied + page if self.model.loras else 0
+        if not self.model.loras:
+            return 0
+        return rows * widest_output(self.model, self.tp) * HALF + self.constants.page
 
     def delta_warmup(self, rows: int) -> int:
         """Return the bytes that delta nets add to the warm-up, a prefill of one token a row."""
