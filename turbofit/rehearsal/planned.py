@@ -55,7 +55,8 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
     path = (*rehearsed.path, DRAFT) if has_draft else rehearsed.path
     folder = Path(tempfile.mkdtemp(prefix="turbofit-rehearsal-"))
     try:
-        ended = run_child(spec, folder, rehearsed.environ, path)
+        library = None if rehearsed.library is None else rehearsed.library()
+        ended = run_child(spec, folder, rehearsed.environ, path, library)
         document = report(ended, rehearsed.read(ended), versions)
         if keep is not None:
             shutil.copytree(folder, keep, dirs_exist_ok=True)
