@@ -1,4 +1,11 @@
-"""Makes a rehearsal's specification from a plan, and puts its results into the plan's ledger."""
+"""Makes a rehearsal's specification from a plan, and puts its results into the plan's ledger.
+
+Only plain documents cross between this process and the child that drives the engine. A `Spec` goes
+as JSON; notes, records, timelines and a log come back as files. So the child knows no plan, this
+process imports neither torch nor an engine, and what a dead child has left can be read. `Plan`,
+`Rehearsal` and `AnyEnd` stay on this side: `plan_spec` makes a `Spec` of a plan, and the document of
+`report` becomes a `Rehearsal`.
+"""
 
 from __future__ import annotations
 
