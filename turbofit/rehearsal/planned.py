@@ -3,7 +3,7 @@
 Only plain documents cross between this process and the child that drives the engine. A `Spec` goes
 as JSON; notes, records, timelines and a log come back as files. So the child knows no plan, this
 process imports neither torch nor an engine, and what a dead child has left can be read. `Plan`,
-`Rehearsal` and `AnyEnd` stay on this side: `plan_spec` makes a `Spec` of a plan, and the document of
+`Rehearsal` and `AnyEnd` stay on this side: `plan_spec` makes a `Spec` of a plan, and a document of
 `report` becomes a `Rehearsal`.
 """
 
