@@ -170,15 +170,14 @@ def _phase(end: End) -> Phase:
 
 def _program(case: LogCase, memory: TorchMemory | None) -> str:
     """Return the program whose steps help: a key of `out_of_memory` in `presets/causes.yaml`."""
-    subject = case.subject
-    programs = {
-        "lmdeploy-lite": subject.quantises,
-        "jetson": memory is None and case.on_jetson,
-        # In a log of LMDeploy torch's text is LMDeploy's own: TurboMind's server uses torch, too.
-        "other": memory is not None and not subject.of_lmdeploy,
-        "lmdeploy-pytorch": subject.on_pytorch,
-    }
-    return next((name for name, holds in programs.items() if holds), "lmdeploy")
+    if case.subject.quantises:
+        return "lmdeploy-lite"
+    if memory is None and case.on_jetson:
+        return "jetson"
+    # In a log of LMDeploy torch's text is LMDeploy's own: TurboMind's server uses torch, too.
+    if memory is not None and not case.subject.of_lmdeploy:
+        return "other"
+    return "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
 
 
 def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:

@@ -111,7 +111,7 @@ class Gateway(AsgiApp):
         self.monitor = Monitor(self.engines, self._upstream, config, self.admission.pump)
         self.deny_list = deny_list or DenyList()
         self.deny_list.count = self.metrics.count
-        self._in_use, self._grammars = in_use, grammars
+        self.in_use, self._grammars = in_use, grammars
         #: The tasks that start the trials' process, and that look for dear grammars.
         self._trials_start: asyncio.Task[None] | None = None
         self._dear_steps: asyncio.Task[None] | None = None
@@ -296,7 +296,7 @@ class Gateway(AsgiApp):
         pages: dict[int | str, str] = dict(enumerate(texts))
         # A driver may hang. So only one thread of the pool asks at a time.
         if self._asked is None or self._asked.done():
-            self._asked = asyncio.ensure_future(asyncio.to_thread(self._in_use))
+            self._asked = asyncio.ensure_future(asyncio.to_thread(self.in_use))
         await asyncio.wait({self._asked}, timeout=_PAGE_SECONDS)
         in_use = self._asked.result() if self._asked.done() else {}
         suspected, refused = self.deny_list.numbers

@@ -247,7 +247,9 @@ class _Search:
         serving = [it for it in evaluations if it.serves]
         if lowers and not serving:
             best, more = self.lowered(space)
-            return (best if best.serves else max(whole, key=_order)), [*evaluations, *more]
+            if not best.serves:
+                best = max(whole, key=_order)
+            return best, [*evaluations, *more]
         best = max(serving or whole, key=_order)
         place = evaluations.index(best)
         if best.serves and best.queues:

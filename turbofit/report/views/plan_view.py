@@ -153,7 +153,7 @@ def _short_facts(plan: Plan) -> dict[str, str]:
     facts["engine"] = in_brief(plan.why_engine, _REASON)
     drafts = next((reason for reason in plan.reasons if reason.startswith(DRAFTS)), "")
     facts["drafts"] = drafts.removeprefix(DRAFTS)
-    facts["died?"] = _DIED * (plan.fits and not plan.considered)
+    facts["died?"] = _DIED if plan.fits and not plan.considered else ""
     if plan.rehearsal is not None:
         engine = "LMDeploy" if plan.backend.of_lmdeploy else "Transformers"
         rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"

@@ -1,9 +1,9 @@
 """Keeps a standby: a process that has imported an engine's modules and can become an engine.
 
 Imports take most of a start. While a server runs, its standby has done the imports and holds no
-memory of a card. At the next start of an engine, of any model, the standby becomes the engine. A
-standby has the process group, guard and output of an engine (`process.guard`: the kernel kills
-the standby when turbofit dies). A message tells the standby the engine's command and environment.
+memory of a card. At the next start of an engine, the standby becomes the engine. A standby has the
+process group, guard and output of an engine (`process.guard`: the kernel kills the standby when
+turbofit dies). A message tells the standby the engine's command and environment.
 """
 
 from __future__ import annotations
