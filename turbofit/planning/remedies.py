@@ -21,6 +21,7 @@ from turbofit.memory.account import Engine, capability_of
 from turbofit.model.presets import four_bit_variant, fp8_variant
 from turbofit.planning.resolved_request import ResolvedRequest, host_short, vision_load_of
 from turbofit.planning.search.search import EngineFit, fit_on_host, limit_that_fits
+from turbofit.planning.search.shapes import kinds
 from turbofit.planning.search.sizing import (
     MIN_TEXT_TOKENS,
     excess_tokens,
@@ -148,6 +149,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     """Yield the changes to try, cheapest first."""
     request = fit.request
     yield from left_to_turbofit(request)
+    yield from _over_unequal_cards(request)
     yield from _usual_margin(request)
     if request.workload.queue_images is False:
         out = "--no-queue-images"
@@ -189,6 +191,14 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
         given = request.budget
         budget = f"--budget {given if isinstance(given, str) else format_bytes(given)}"
         yield Change("leave --budget out", replace(request, budget=None), budget)
+
+
+def _over_unequal_cards(request: ResolvedRequest) -> Iterator[Change]:
+    """Yield changes to an engine over more cards than are equal; the search makes none unasked."""
+    alike = max(map(len, kinds(request.visible)))
+    for tp in (2, 4, 8):
+        if request.tp is None and alike < tp <= len(request.visible):
+            yield Change(f"--tp {tp}, over unequal cards", replace(request, tp=tp))
 
 
 def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
@@ -307,8 +317,9 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
     The links matter for memory, too: NVLink takes some.
     """
     gpu = max(request.visible, key=lambda card: known(card.free, 0))
+    alike = next(len(cards) for cards in kinds(request.visible) if gpu in cards)
     for count in (2, 4, 8):
-        if count <= len(request.visible):
+        if count <= alike:
             continue
         machine = replace(
             request.machine,

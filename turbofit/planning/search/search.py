@@ -44,6 +44,7 @@ from turbofit.planning.search.shapes import (
     check_tp,
     shape_settings,
     shapes,
+    unsplittable,
 )
 from turbofit.planning.search.sizing import Ask, SearchState, longest_context, most_context
 from turbofit.planning.speed import Speed, counted_tokens, group_rates, group_speed
@@ -274,8 +275,7 @@ class _Search:
             check_tp(request, engine)
             check_gpus(request)
             raise UsageError(
-                f"`--tp {request.tp}` would split over unequal GPUs, but 4-bit weights need cards"
-                " of one generation",
+                f"`--tp {request.tp}` would split over unequal GPUs, but {unsplittable(request)}",
                 hint="let turbofit choose `--tp` and `--replicas`",
             )
         stages: tuple[tuple[Ask, Callable[[Any], TurbofitError]], ...] = (
