@@ -7,6 +7,7 @@ import pytest
 import turbofit
 from turbofit.core.messages import QUEUED
 from turbofit.core.plan import Plan
+from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.tuned import same_shape
@@ -28,6 +29,8 @@ def row(plan: Plan) -> str:
         ("qwen2.5-7b", "1xrtx3090"),
         ("qwen3-vl-8b", "1xa100-80g"),  # the PyTorch engine
         ("qwen3.5-9b", "1xh100"),
+        ("internvl2-8b", "1xl4"),  # images wait for each other, with a cache as without
+        ("internvl3.5-8b", "1xl4"),
     ],
 )
 def test_it_is_on_where_the_promise_stays_and_it_costs_little(model: str, on: str) -> None:
@@ -42,7 +45,9 @@ def test_it_is_on_where_the_promise_stays_and_it_costs_little(model: str, on: st
     assert plan.promise.image_limit == without.promise.image_limit
     fewest, before = (min(engine.kv.tokens for engine in one.engines) for one in (plan, without))
     assert fewest >= min(before, plan.promise.context)
-    assert ("queue" in str(plan.warnings)) == ("queue" in str(without.warnings))
+    assert (QUEUED in plan.warnings) == (QUEUED in without.warnings)
+    assert plan.engines[0].units_per_forward == without.engines[0].units_per_forward
+    assert bounds_of(plan).gate == bounds_of(without).gate
     rates = [each.throughput.requests_per_second for each in (plan, without) if each.throughput]
     assert None in rates or rates[0] >= 0.9 * rates[1], "of the largest images, a little more"
     assert "on, as it costs" in row(plan)
@@ -54,6 +59,11 @@ def test_it_is_on_where_the_promise_stays_and_it_costs_little(model: str, on: st
     [
         ("internvl2-8b", {"on": "1xrtx3090"}, "more pictures could meet in a forward; a follow-up"),
         ("internvl2-2b", {"on": "4xrtx3090"}, "more pictures could meet in a forward; a follow-up"),
+        (
+            "internvl2-8b",
+            {"on": "1xl4", "queue_images": False},
+            "more pictures could meet in a forward; a follow-up",
+        ),
         ("llava-1.5-7b", {"on": "1xa100"}, "LMDeploy switches prefix caching off"),
         ("qwen3.5-9b", {"on": "1xh100", "engine": "pytorch"}, "--prefix-cache-state-budget"),
     ],

@@ -10,8 +10,10 @@ from msgspec.structs import replace
 import turbofit.api
 from tests.rehearsal.conftest import Rehearse, forward_pool
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import Plan
+from turbofit.core.plan import Plan, Settings
 from turbofit.core.units import MIB
+from turbofit.memory.account import vision_load_within
+from turbofit.memory.turbomind.pool import engine_bound
 from turbofit.model.folder import FolderFiles
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal import planned as module
@@ -176,6 +178,48 @@ def test_another_name_of_qwen3_5_is_run_as_one(run: Rehearse, tmp_path: Path) ->
     over = differences(plan, document)
     assert over["weights"] == over["kv_cache"] == 0
     assert all(over.get(term, 0) <= 0 for term in TRANSIENT), over
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.exhaustive
+def test_a_prefix_cache_brings_more_tiles_together_though_no_picture_was_seen(
+    run: Rehearse,
+) -> None:
+    """Requests whose texts begin alike are passed by others while one of them writes the text.
+
+    So a picture is cut at the end of each of the first three forwards; the fourth has the rest of
+    all three. Without a prefix cache, a forward has the rest of one.
+    """
+
+    def request(text: int, lead: int, *tiles: int) -> dict[str, Any]:
+        return {"text_tokens": text, "lead": lead, "units": tiles, "max_new_tokens": 12}
+
+    alike = [
+        request(70, 66), request(140, 130),  # they write the first block, and the second
+        request(429, 129, 2), request(133, 129, 13),  # begin with both blocks
+        request(290, 65, 2), request(69, 65, 13),  # begin with the first
+        request(5, 1, 3), request(5, 1, 13), request(3, 1, 13), request(3, 1, 1),
+        request(3, 1, 13),
+    ]  # fmt: skip
+    settings = {"max_prefill_token_num": 4096, "max_batch_size": 19, "enable_prefix_caching": True}
+    document = run(
+        "internvl2-1b",
+        cases=[
+            {"name": "10", "requests": [request(3, 1, 10)]},
+            {"name": "13", "requests": [request(3, 1, 13)]},
+            {"name": "alike", "requests": alike},
+        ],
+        **settings,
+    )
+    ten, thirteen, most = (case["transient"][0] for case in document["cases"])
+    tiles = 13 + (most - thirteen) / ((thirteen - ten) / 3)
+    rule = resolve_model("internvl2-1b").image_rule
+    assert rule is not None
+    load = vision_load_within(turbofit.api.plan("internvl2-1b", on="1xrtx3090").promise.limits)
+    cached = Settings(session_len=32768, **settings)
+    without = engine_bound(rule, load, replace(cached, enable_prefix_caching=False))
+    assert (without, round(tiles)) == (42, 66)
+    assert tiles <= engine_bound(rule, load, cached)
 
 
 def card(**phases: tuple[int, int]) -> dict[str, dict[str, Any]]:

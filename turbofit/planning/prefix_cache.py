@@ -1,11 +1,11 @@
 """Decides whether engines have a prefix cache: on where LMDeploy has it and it takes no memory.
 
 With it, the next turn of a conversation does not read again what was said before, pictures
-included. LMDeploy's own default is off. Its price is memory: a question about a picture that was
-seen before resumes among the picture's last tokens and brings its whole work in the tower back, so
-that more pictures can meet in one forward. The account counts that; a plan then has fewer KV
-tokens, but its promise stays. The worst requests of a start bring no picture back, so that a start
-could not prove such a plan: there the cache is on only where somebody asks for it.
+included. LMDeploy's own default is off. Its price is memory: with it, more pictures may meet in one
+forward (`memory.turbomind.pool.engine_bound`). The account counts that; a plan then has fewer KV
+tokens, but its promise stays. The worst requests of a start do not bring so many pictures together,
+so that a start could not prove such a plan: there the cache is on only where somebody asks for it.
+Where images wait for each other, the gateway bounds their units whatever the engine has kept.
 
 No memory is counted as saved. If conversations do share tokens, a plan is a little too careful.
 """
@@ -90,16 +90,21 @@ def _with_cache(fit: EngineFit) -> EngineFit:
 
 
 def _takes_more(fit: EngineFit) -> bool:
-    """Return whether more vision units can meet in a forward with the cache."""
-    rule, load = fit.request.model.image_rule, fit.best.vision_load
-    if rule is None or not load.units_per_image:
-        return False
-    bound = fit.engine.units_bound
-    return any(
-        bound(rule, load, replace(part.settings, enable_prefix_caching=True))
-        > bound(rule, load, part.settings)
-        for part in fit.best.engines
-    )
+    """Return whether a forward would have to allow for more vision units with the cache.
+
+    Where image requests wait for each other, the gateway bounds the units, with a cache as without.
+    """
+    rule, bound = fit.request.model.image_rule, fit.engine.units_bound
+    for part in fit.best.engines:
+        load, settings = part.vision_load, part.settings
+        if rule is None or not load.units_per_image:
+            continue
+        without = bound(rule, load, settings)
+        cached = bound(rule, load, replace(settings, enable_prefix_caching=True))
+        waits = load.budgeted_units(without) < without
+        if cached > without and not waits:
+            return True
+    return False
 
 
 def _gain(fit: EngineFit) -> str:

@@ -258,9 +258,18 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
     second bound is the summed length of the sequences in prefill, at most ``session_len``
     (TurboMind's ``max_context_token_num``). The third bound is the batch.
 
-    With prefix caching, only the second and the third bound hold. A second question about an image
-    resumes at the edge of a block, mostly among the image's last tokens. A few tokens then need the
-    whole image (rehearsed: 104 tiles for a hundred tokens).
+    With prefix caching, only the second and the third bound hold. A few tokens may then need whole
+    images, for three reasons:
+
+    - A second question about an image resumes at the edge of a block, mostly among the image's last
+    tokens (rehearsed: 104 tiles for a hundred tokens).
+    - While a request writes a block, requests with the same block are passed by newer ones, whose
+    images are cut at the forward's end. In later forwards the passed requests come first, and their
+    images are cut, too. So one forward may have the rests of many images, all of them new
+    (rehearsed: 66 tiles instead of 42, with texts that begin alike).
+    - An evicted request resumes inside an image that it shares with a request that still runs.
+
+    So no bound follows from the images alone that were sent before (docs/turbomind.md).
     Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::Scheduler
     """
     by_context = rule.units_within(settings.session_len)
