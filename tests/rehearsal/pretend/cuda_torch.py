@@ -44,7 +44,8 @@ def run(
 ) -> Ran:  # fmt: skip
     """Run a program, torch imported, that calls ``result`` with what it found.
 
-    It is given words and written into ``folder``, where nothing may shadow a module, and killed after ``seconds``.
+    It is written into ``folder``, where nothing may shadow a module, gets the ``given`` words, and
+    is killed after ``seconds``.
     """
     folder.mkdir(exist_ok=True)
     file = folder / "program.py"
