@@ -100,12 +100,13 @@ PARENTS: Final = {
     **dict.fromkeys(("wqkv", "wo"), "attention"),
     **dict.fromkeys(("w1", "w3", "w2"), "feed_forward"),
 }
+_Joined = Mapping[str, tuple[str, ...]]
 #: Modules that LMDeploy joins, and their parts as files call them. A class without the table
 #: packed_modules_mapping has adapters of the joined modules alone. Qwen3.5's table lacks the two
 #: gates of a delta net: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
-_JOINED: Final = {"qkv_proj": _ATTENTION, "gate_up_proj": ("gate_proj", "up_proj")}
-_JOINED_INTERNLM2: Final = {"gate_up_proj": ("w1", "w3")}
-_JOINED_GATES: Final = {"in_proj_ba": ("in_proj_b", "in_proj_a")}
+_JOINED: Final[_Joined] = {"qkv_proj": _ATTENTION, "gate_up_proj": ("gate_proj", "up_proj")}
+_JOINED_INTERNLM2: Final[_Joined] = {"gate_up_proj": ("w1", "w3")}
+_JOINED_GATES: Final[_Joined] = {"in_proj_ba": ("in_proj_b", "in_proj_a")}
 #: The key of one matrix in an adapter's file.
 KEY: Final = re.compile(
     r"base_model\.model\.(?P<layers>.+)\.(?P<layer>\d{1,6})\.(?P<parent>\w+)\.(?P<module>\w+)"

@@ -43,7 +43,10 @@ _OWN: Final = {
         "Qwen3_5ForCausalLM": "mtp.fc.weight",
         "Qwen3_5MoeForCausalLM": "mtp.fc.weight",
     },
-    "deepseek_mtp": {"Glm4MoeForCausalLM": "model.layers.{}.eh_proj.weight"},
+    "deepseek_mtp": dict.fromkeys(
+        ("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "DeepseekV3ForCausalLM"),
+        "model.layers.{}.eh_proj.weight",
+    ),
 }
 _WITHOUT: Final = "leave the draft out: answers are the same"
 #: The most tokens that a draft proposes in a step. For each answer, the engine reserves cache
@@ -133,12 +136,6 @@ def _own_layers(model: Model, algorithm: str, path: str | None, tokens: int) -> 
     text, option = model.text, f"`--speculative-algorithm {algorithm}`"
     layers = 1 if text.draft_layers is UNSET else text.draft_layers
     name = _OWN[algorithm].get(text.architecture)
-    if algorithm == "deepseek_mtp" and text.mla is not None:
-        raise _refusal(
-            f"{option}: LMDeploy decodes several tokens of latent attention by FlashMLA, and"
-            " turbofit has no account of its memory",
-            _WITHOUT,
-        )
     if name is None:
         models = ", ".join(_OWN[algorithm])
         raise _refusal(f"{option} is planned for {models}, not {text.architecture}", _WITHOUT)

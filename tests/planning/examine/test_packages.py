@@ -180,6 +180,7 @@ def with_draft(plan: Plan) -> Plan:
         (plan_of("qwen2.5-7b", "transformers"), set()),
         (with_lora(plan_of("qwen2.5-7b")), {"peft"}),
         (with_draft(plan_of("llama-3.1-8b")), {"flash_attn_interface"}),
+        (with_draft(plan_of("glm-4.7-flash")), {"flash_mla"}),
     ],
 )
 def test_what_lmdeploy_imports_for_one_model_is_looked_for_before_it_loads(

@@ -46,6 +46,7 @@ from turbofit.memory.pytorch.adapters import (
 )
 from turbofit.memory.pytorch.cache import (
     KV_TYPES,
+    LATENT_BLOCK,
     RESERVED_BLOCKS,
     TURBO_QUANT,
     UnitsMet,
@@ -389,6 +390,9 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
             f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, and runs it in no"
             f" other dtype: `--dtype` is {settings.dtype}"
         )
+    tokens = settings.cache_block_seq_len
+    if model.draft and model.text.cached_latent is not None and tokens != LATENT_BLOCK:
+        yield f"`--cache-block-seq-len {tokens}`: FlashMLA, for a draft, takes {LATENT_BLOCK} alone"
     if model.draft and settings.quant_policy:
         yield (
             f"`--quant-policy {settings.quant_policy}`: FlashAttention-3 reads the caches of draft"
@@ -635,10 +639,13 @@ class Pytorch(Engine):
         for gpu in launch.gpus:
             if problem := kernel_problem(launch.model, capability_of(gpu), gpu.name):
                 return problem
-            if launch.model.draft and not AMPERE <= capability_of(gpu) < _AFTER_HOPPER:
+            latent = launch.model.text.cached_latent is not None
+            kernels, oldest = ("FlashMLA", HOPPER) if latent else ("FlashAttention-3", AMPERE)
+            if launch.model.draft and not oldest <= capability_of(gpu) < _AFTER_HOPPER:
+                generations = " and ".join(str(n) for n in (8, 9) if n >= oldest[0])
                 return (
-                    "LMDeploy decodes a draft's tokens by FlashAttention-3, which has kernels for"
-                    f" compute capability 8 and 9, and none for {gpu.name}"
+                    f"LMDeploy decodes a draft's tokens by {kernels}, which has kernels for"
+                    f" compute capability {generations}, and none for {gpu.name}"
                 )
         quantization = launch.model.quantization
         bfloat_states = launch.model.text.architecture == _BFLOAT_STATES

@@ -40,10 +40,14 @@ _DELTA: Final = {"pytorch": ("fla", "tilelang")}
 #: FlashAttention-3, by which LMDeploy decodes several tokens of a sequence at once:
 #: lmdeploy attention/__init__.py::require_fa3_for_speculative_decoding #42332f
 _FLASH: Final = "flash_attn_interface"
+#: FlashMLA, which takes its place for latents:
+#: lmdeploy graph_runner/runner.py::_validate_speculative_decoding #1b7966
+_FLASH_MLA: Final = "flash_mla"
 #: What pip installs for a module whose package has another name, or no name on PyPI.
 _PACKAGES: Final = {
     "fla": "flash-linear-attention",
     _FLASH: "flash-attn-3==3.0.0",  # a wheel of PyTorch's own index, as in LMDeploy's image
+    _FLASH_MLA: "git+https://github.com/deepseek-ai/FlashMLA.git",  # compiled there
 }
 
 
@@ -344,7 +348,8 @@ def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     wanted += ["peft"] if model.loras else []
-    wanted += [_FLASH] if model.draft else []
+    latent = model.text.cached_latent is not None
+    wanted += [_FLASH_MLA if latent else _FLASH] if model.draft else []
     return [module for module in wanted if not sources.has_module(module)]
 
 
