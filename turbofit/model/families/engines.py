@@ -124,6 +124,11 @@ def engine_problem(model: Model, engine: str) -> str | None:
     return checks[engine](model)
 
 
+def only_its_code(model: Model) -> bool:
+    """Return whether only the checkpoint's own code defines the model, so Transformers lacks it."""
+    return not _REMOTE_CODE.isdisjoint((model.architecture, model.text.architecture))
+
+
 def _first_true(reasons: Mapping[str, object]) -> str | None:
     """Return the first reason whose value is true, or None."""
     return next((reason for reason, applies in reasons.items() if applies), None)
