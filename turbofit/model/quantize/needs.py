@@ -31,16 +31,17 @@ _PROCESS: Final = 3 * GIB
 #: Bytes of a score in attention that is computed in the open: 16 bits, float32, 16 bits again.
 _SCORE: Final = HALF + FLOAT + HALF
 #: Samples and tokens that `lmdeploy lite auto_awq` takes if nobody says otherwise. Source:
-#: lmdeploy lite/apis/auto_awq.py::auto_awq #000000
+#: lmdeploy lite/apis/auto_awq.py::auto_awq #8be456
 AWQ_SAMPLES: Final = 128
 AWQ_TOKENS: Final = 2048
-#: Language models that it takes. Source: lmdeploy lite/apis/calibrate.py::LAYER_TYPE_MAP #000000
+#: Language models that it takes. Source: lmdeploy lite/apis/calibrate.py::LAYER_TYPE_MAP #3e2555
 _AWQ_TAKES: Final = frozenset(
     {
         "InternLM2ForCausalLM", "InternLM3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM",
-        "MixtralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen2VLForConditionalGeneration",
-        "Qwen2_5_VLForConditionalGeneration", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
-        "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
+        "MixtralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
+        "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3MoeForCausalLM", "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5MoeForConditionalGeneration",
     }
 )  # fmt: skip
 
@@ -132,7 +133,7 @@ def _layers_peak(model: Model, scheme: Scheme, tokens: int) -> dict[str, int]:
     The last layer of the model has the norm and the head beside it, and the logits of one sample.
     """
     text, last = model.text, model.text.layers - 1
-    linears = packed_linears(model, scheme)
+    linears = packed_linears(model)
     peaks = []
     for layer in _kinds(model):
         solved = [one for one in linears if layer in (one.layers or ())]
@@ -213,4 +214,3 @@ def _pixel_bytes(model: Model) -> int:
     if model.image_rule.unit_name == "patch":
         units = (PICTURE_SIDE // model.vision.patch_size) ** 2
     return model.pixel_bytes(units) * FLOAT // HALF
-

@@ -26,7 +26,7 @@ _TOWERS: Final = "re:.*(visual|vision|audio|projector|mlp1|merger).*"
 #: Routers, and the gate of a shared expert.
 _ROUTERS: Final = ("re:.*mlp[.]gate$", "re:.*shared_expert_gate$")
 #: TurboMind joins a delta net's input projections, and makes 16 bits of all where one has 16 bits.
-#: Source: lmdeploy builders/deltanet.py::DeltaNetBuilder.add_input_projections #000000
+#: Source: lmdeploy builders/deltanet.py::DeltaNetBuilder.add_input_projections #072ae7
 _DELTA: Final = "re:.*linear_attn[.]in_proj.*"
 #: The roles of those projections.
 _DELTA_ROLES: Final = ("delta.qkv", "delta.z")
@@ -88,14 +88,13 @@ def scheme_for(model: Model) -> Scheme:
     )
 
 
-def packs(scheme: Scheme, tensor: Tensor) -> bool:
-    """Return whether the scheme packs the linear layers of this role."""
-    return tensor.packs and tensor.role not in _DELTA_ROLES and not tensor.role.startswith("vision")
-
-
-def packed_linears(model: Model, scheme: Scheme) -> list[Tensor]:
+def packed_linears(model: Model) -> list[Tensor]:
     """Return the linear layers that are packed, in the order in which a layer runs them."""
-    linears = [tensor for tensor in text_tensors(model.text) if packs(scheme, tensor)]
+    linears = [
+        tensor
+        for tensor in text_tensors(model.text)
+        if tensor.packs and tensor.role not in _DELTA_ROLES
+    ]
     return sorted(linears, key=lambda tensor: tensor.part not in ("attention", "delta"))
 
 

@@ -1,4 +1,4 @@
-"""The view of what a quantisation takes."""
+"""The views of what a quantisation takes, and of what its result is."""
 
 from __future__ import annotations
 
@@ -7,17 +7,32 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
-from turbofit.report.painters.document import Code, Heading, Verdict, known_facts, listed
+from turbofit.report.painters.document import (
+    Code,
+    Heading,
+    Verdict,
+    known_facts,
+    listed,
+    table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from turbofit.core.plan import Plan
     from turbofit.model.quantize.fit import Quantizing
     from turbofit.model.quantize.needs import AwqNeeds
+    from turbofit.model.quantize.read import Reading
     from turbofit.report.painters.document import Block
 
 #: The name of the program in the commands that are shown.
 _PROGRAM: Final = "quantize.py"
+#: What is said of LMDeploy's own class.
+_EQUAL: Final = {
+    None: "not asked: LMDeploy's TurboMind cannot be imported here",
+    True: "makes the same weights of it, bit for bit",
+    False: "makes other weights of it",
+}
 
 
 def quantizing_view(made: Quantizing) -> Iterator[Block]:
@@ -62,5 +77,42 @@ def _making(made: Quantizing) -> str:
     """Return the commands that write the program, run it, and examine its result."""
     start = ["turbofit", "quantize", made.model]
     write = shlex.join([*start, "--on", made.machine, "--out", _PROGRAM])
-    read = shlex.join([*start, "--read", made.folder])
+    read = shlex.join([*start, "--read", made.folder, "--on", made.machine])
     return f"{write}\npython {_PROGRAM}\n{read}"
+
+
+def reading_view(reading: Reading, plan: Plan | None) -> Iterator[Block]:
+    """Yield what was found in a checkpoint of 4 bits, and its plan, if there is one."""
+    from turbofit.report.views.plan_view import plan_view
+
+    yield Heading(reading.folder)
+    found = "; ".join(reading.problems[:1]) or _good(reading)
+    yield Verdict(found, "good" if reading.good else "bad")
+    yield known_facts(
+        {
+            "packed": f"{reading.packed:,} weights in groups of {reading.group_size}",
+            "LMDeploy's class": _EQUAL[reading.equal],
+            "beside 16 bits": _beside(reading),
+            **{name: why or "reads it" for name, why in reading.engines.items()},
+        }
+    )
+    yield from listed("Problems", reading.problems, "bad")
+    titles = ("layers", "count", "bits", "size")
+    rows = (
+        (one.name, f"{one.count:,}", "4" if one.packed else "16", format_bytes(one.bytes))
+        for one in reading.layers
+    )
+    yield table(titles, rows, right=("count", "bits", "size"))
+    if plan is not None:
+        yield from plan_view(plan)
+
+
+def _good(reading: Reading) -> str:
+    engines = [name for name, why in reading.engines.items() if not why]
+    return f"it is what LMDeploy reads ({' and '.join(engines)})"
+
+
+def _beside(reading: Reading) -> str:
+    if not reading.compared:
+        return "the 16-bit weights are not on this disk, so nothing was compared with them"
+    return f"no weight of a tensor is further off than {reading.worst_error:.3f} of its norm"
