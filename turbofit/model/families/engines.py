@@ -123,6 +123,11 @@ def engine_problem(model: Model, engine: str) -> str | None:
     return checks[engine](model)
 
 
+def only_its_code(model: Model) -> bool:
+    """Return whether only the checkpoint's own code defines the model, so Transformers lacks it."""
+    return not _REMOTE_CODE.isdisjoint((model.architecture, model.text.architecture))
+
+
 def _turbomind(model: Model) -> str | None:
     """Return why TurboMind cannot run the model's architecture, shape or quantisation, or None."""
     text, vision = model.text, model.vision
