@@ -74,7 +74,7 @@ def test_the_list_has_every_name_and_an_unknown_one_is_a_404_that_names_them(wor
     assert asked(one.front.url, path="/anthropic/v1/models", **key)[0] == 200
     status, body = one.ask("x", **key)
     assert (status, body["error"]["code"]) == (404, "model_not_found")
-    assert body["error"]["message"] == "The model 'x' does not exist; there are org/a, mine"
+    assert "org/a, mine" in body["error"]["message"]
     status, body = one.ask(None, **key)
     assert (status, body["error"]["code"]) == (400, "model_missing")
     assert one.ask("mine")[0] == 401
@@ -90,7 +90,7 @@ def test_a_server_that_ends_is_told_of_and_the_other_serves_on(world) -> None:
     one.servers["a"].stop()
     status, body = one.ask("org/a")
     assert (status, body["error"]["code"]) == (503, "model_unavailable")
-    assert body["error"]["message"] == "the server of org/a does not answer"
+    assert "org/a" in body["error"]["message"]
     assert one.ask("mine")[0] == 200
     page = json.loads(asked(one.front.url, path="/health")[2])
     assert (page["status"], page["nodes"], page["up"]) == ("degraded", 2, 1)
