@@ -32,6 +32,22 @@ def test_a_program_of_its_own_is_told_of_what_it_can_change() -> None:
     assert not any("--max-prefill-token-num" in one for one in found.changes)
 
 
+@pytest.mark.parametrize(
+    ("path", "held", "first"),
+    [
+        ("/content/LLaVA/llava/model/llava_llama.py", "11.55", True),
+        ("/content/LLaVA/llava/model/llava_llama.py", "4.56", False),
+        ("/home/me/LLaVA/llava/model/llava_llama.py", "11.55", False),
+    ],
+)
+def test_a_notebook_whose_process_filled_the_card_is_started_again_first(
+    path: str, held: str, first: bool
+) -> None:
+    said = SAID.replace("4.56", held).replace("8.37 GiB", "14.00 MiB").replace("7.06 GiB", "1 MiB")
+    found = explain(f'{TRACE}  File "{path}", line 1, in generate\n{said}')
+    assert ("restart the notebook's kernel" in found.changes[0]) is first
+
+
 WSL = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
     " capacity of 15.92 GiB of which 0 bytes is free. Including non-PyTorch memory, this process"

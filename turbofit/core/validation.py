@@ -237,10 +237,10 @@ def _field_error(
     if isinstance(cause, UsageError):
         cause.options = cause.options or (field,)
         return cause
-    from turbofit.core.messages import guess, meant, neighbour, of_vllm
+    from turbofit.core.messages import guess, meant, neighbour, of_other_server
 
     if error["type"] == "extra_forbidden":
-        near = neighbour(field, kind.model_fields, str) or of_vllm(field, str)
+        near = neighbour(field, kind.model_fields, str) or of_other_server(field, str)
         hint = near or meant(field, sorted(kind.model_fields))
         wrong = f"{kind.__name__} has no field {field}"
         return UsageError(wrong, hint=hint, options=[field])

@@ -31,6 +31,7 @@ PACKAGES = [
     ("kernels", "stops", lambda s: setattr(s, "census", None)),
     ("kernels", "unreadable", lambda s: (s.packages.pop("lmdeploy"), setattr(s, "census", None))),
     ("pairing", "warning", lambda s: s.packages.update(torch="2.13.0+cpu")),
+    ("pairing", "ok", lambda s: (s.packages.update(torch="2.13.0+cpu"), _torch(s, "None"))),
     ("pairing", "warning", lambda s: s.packages.update(transformers="5.0.2")),
     ("pairing", "unreadable", lambda s: s.packages.pop("lmdeploy")),
     ("driver_cuda", "stops", lambda s: _torch(s, "'13.0'")),

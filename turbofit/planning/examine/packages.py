@@ -72,7 +72,11 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
 
 
 def pairing(sources: Sources, _: Scene) -> Answer:
-    """Compare the installed torch and Transformers with what LMDeploy's metadata requires."""
+    """Compare the installed torch and Transformers with what LMDeploy's metadata requires.
+
+    A CPU build of torch runs on pretend GPUs alone (`driver_cuda` stops it on a card), and only its
+    newest version is on the usual indexes: it is not compared.
+    """
     from packaging.requirements import Requirement
     from packaging.version import Version
 
@@ -80,8 +84,10 @@ def pairing(sources: Sources, _: Scene) -> Answer:
     if not required:
         return unreadable("LMDeploy's metadata")
     wrong = []
+    pretends = torch_cuda(sources) == ""
     for package in required:
-        here = package.name in _PAIRED and sources.version(package.name)
+        compared = package.name in _PAIRED and not (pretends and package.name == "torch")
+        here = compared and sources.version(package.name)
         if here and Version(here).base_version not in package.specifier:
             wrong.append(f"{package.name} {here} instead of {package.specifier}")
     if not wrong:
@@ -96,7 +102,7 @@ def driver_cuda(machine: Machine, scene: Scene) -> Answer:
     """
     if NA in (machine.driver, machine.cuda):
         return unreadable("the driver's version")
-    cuda, torch = _torch_cuda(scene.sources), scene.sources.version("torch")
+    cuda, torch = torch_cuda(scene.sources), scene.sources.version("torch")
     driver = f"driver {machine.driver} (CUDA {machine.cuda})"
     if cuda is None:
         return unreadable(f"the CUDA of torch {torch or '(none)'}, beside {driver}")
@@ -118,7 +124,7 @@ def driver_cuda(machine: Machine, scene: Scene) -> Answer:
     return ok(f"torch for CUDA {cuda}, {driver}")
 
 
-def _torch_cuda(sources: Sources) -> str | None:
+def torch_cuda(sources: Sources) -> str | None:
     """Return the CUDA version of the installed torch: "" for a CPU build, None if unknown."""
     folder = sources.package_folder("torch")
     try:
@@ -137,7 +143,7 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
     sources, cards = scene.sources, _capabilities(machine)
     if not cards:
         return unreadable("the cards' compute capability")
-    if not _torch_cuda(sources):
+    if not torch_cuda(sources):
         return unreadable("torch's architectures: it has no CUDA, or is missing")
     built = sources.torch_architectures()
     if not built:
