@@ -282,7 +282,7 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
 def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planned:
     """Return the search's result for the engine that `plan_best` takes.
 
-    Its engines have a prefix cache where that takes no memory. An engine without a search
+    Its engines have a prefix cache where that costs little. An engine without a search
     (Transformers) has a plan instead.
     """
     fit = _choose(request, engine)

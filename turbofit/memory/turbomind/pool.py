@@ -267,7 +267,8 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
     images are cut at the forward's end. In later forwards the passed requests come first, and their
     images are cut, too. So one forward may have the rests of many images, all of them new
     (rehearsed: 66 tiles instead of 42, with texts that begin alike).
-    - An evicted request resumes inside an image that it shares with a request that still runs.
+    - An evicted request resumes inside an image that it shares with a request that still runs
+    (rehearsed: two of them in one forward).
 
     So no bound follows from the images alone that were sent before (docs/turbomind.md).
     Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::Scheduler
