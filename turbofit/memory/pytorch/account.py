@@ -459,6 +459,19 @@ def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | Non
     return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < capability), None)
 
 
+def _draft_problem(model: Model, gpu: Gpu) -> str | None:
+    """Return a sentence if a card cannot decode a draft's tokens, or None."""
+    kernels, generations, oldest = "FlashAttention-3", "8 and 9", AMPERE
+    if model.text.cached_latent is not None:
+        kernels, generations, oldest = "FlashMLA", "9", HOPPER
+    if oldest <= capability_of(gpu) < _AFTER_HOPPER:
+        return None
+    return (
+        f"LMDeploy decodes a draft's tokens by {kernels}, which has kernels for compute capability"
+        f" {generations}, and none for {gpu.name}"
+    )
+
+
 def _drafted_ranks(model: Model, ranks: int) -> range:
     """Return the ranks that have a draft: none, the first, or all if it is the model's layers."""
     if not model.draft:
@@ -639,14 +652,8 @@ class Pytorch(Engine):
         for gpu in launch.gpus:
             if problem := kernel_problem(launch.model, capability_of(gpu), gpu.name):
                 return problem
-            latent = launch.model.text.cached_latent is not None
-            kernels, oldest = ("FlashMLA", HOPPER) if latent else ("FlashAttention-3", AMPERE)
-            if launch.model.draft and not oldest <= capability_of(gpu) < _AFTER_HOPPER:
-                generations = " and ".join(str(n) for n in (8, 9) if n >= oldest[0])
-                return (
-                    f"LMDeploy decodes a draft's tokens by {kernels}, which has kernels for"
-                    f" compute capability {generations}, and none for {gpu.name}"
-                )
+            if launch.model.draft and (problem := _draft_problem(launch.model, gpu)):
+                return problem
         quantization = launch.model.quantization
         bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
         if bfloat_states and (card := _card_before(launch, AMPERE)):
