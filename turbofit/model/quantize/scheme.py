@@ -72,7 +72,7 @@ def scheme_for(model: Model) -> Scheme:
             f"llm-compressor loads models by Transformers' classes, and {model.architecture} is"
             " defined by the checkpoint's own code alone",
             hint="name the same model in the Transformers format, as InternVL3-8B-hf is of"
-            " InternVL3-8B, or make AWQ with lmdeploy lite auto_awq, where that takes the model",
+            " InternVL3-8B, or make AWQ with lmdeploy lite auto_awq",
         )
     problem = ""
     for size in GROUPS:
@@ -114,7 +114,7 @@ def _instead(model: Model) -> str:
     awq = replace(model, quantization=Quantization(method="awq", bits=BITS, group_size=128))
     if engine_problem(awq, "pytorch") is None:
         return (
-            "LMDeploy's PyTorch engine reads this model in AWQ (gemm, groups of 128): lmdeploy lite"
-            " auto_awq makes it where it takes the model"
+            "LMDeploy's PyTorch engine reads this model in AWQ (gemm, groups of 128): take a"
+            " published one"
         )
     return "take FP8 or a published checkpoint, or a smaller model: turbofit which --on SPEC"
