@@ -75,3 +75,17 @@ def write_packed(plain: Path, out: Path, tensors: Any = None, config: Any = None
     weights = packed_tensors(plain) if tensors is None else tensors
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     return out
+
+
+def fill_randomly(path: Path) -> None:
+    """Give a file's tensors, which are holes, random values; norms are ones."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(0)
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        ones = "norm" in name and name.endswith("weight")
+        tensors[name] = torch.ones_like(tensor) if ones else torch.randn(tensor.shape).mul(0.05)
+        tensors[name] = tensors[name].to(tensor.dtype)
+    save_file(tensors, path, metadata={"format": "pt"})

@@ -14,6 +14,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, Quantization
 from turbofit.core.struct import Struct
 from turbofit.model.families.engines import engine_problem, only_its_code
+from turbofit.model.parameters import stored_bytes
 from turbofit.model.tensors import Tensor, text_tensors
 
 #: Group sizes of compressed-tensors that TurboMind reads, the smaller checkpoint first. Source:
@@ -85,6 +86,21 @@ def scheme_for(model: Model) -> Scheme:
     raise UsageError(
         f"no engine of LMDeploy would read {model.name} in compressed-tensors: {problem}; {other}",
         hint=_instead(model),
+    )
+
+
+def packed_model(model: Model) -> Model | None:
+    """Return the model as its quantised checkpoint would be; None if it cannot be made."""
+    try:
+        packing = scheme_for(model).quantization
+    except UsageError:
+        return None
+    return replace(
+        model,
+        quantization=packing,
+        weight_bytes=stored_bytes(model.text, model.vision, model.dtype, packing),
+        tensor_bytes={},
+        source=replace(model.source, sizes="formula"),
     )
 
 
