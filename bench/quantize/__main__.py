@@ -31,6 +31,7 @@ from turbofit.rehearsal.checkpoint.twin import twin_of, write_model
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results.jsonl")
 CARD = "1xa100-80g"
+_PRETEND = ("pretend", "--on", CARD, "--json")
 _SAMPLES = 4
 _LINE = "a line of words that the tokenizer takes letter by letter, and so makes it long; " * 64
 #: Nothing is computed, so the program counts no words; and the host's peak is printed at its end.
@@ -65,20 +66,9 @@ def measured(name: str, packages: str, tokens: int, folder: Path) -> dict[str, A
         program = program.replace(old, new)
     (folder / "program.py").write_text(program)
     path = os.pathsep.join((os.environ["TURBOFIT_CUDA_PATH"], packages, str(ROOT)))
-    words = (
-        "-m",
-        "turbofit",
-        "pretend",
-        "--on",
-        CARD,
-        "--json",
-        "--",
-        sys.executable,
-        "program.py",
-    )
     python = sys.executable
     done = subprocess.run(
-        [python, *pretend, python, "program.py"],
+        [python, "-m", "turbofit", *_PRETEND, "--", python, "program.py"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path, "LLMCOMPRESSOR_DISABLE_GPTQ_TRITON": "1"},
         capture_output=True,

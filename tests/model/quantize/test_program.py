@@ -25,6 +25,11 @@ EXPERTS = {
     "head_dim": 64, "norm_topk_prob": True, "mlp_only_layers": [],
 }  # fmt: skip
 DENSE = {**TEXT, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 64}
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'image' %}PICTURE{% else %}{{ part.text }}"
+    "{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
+)
 
 
 def make_qwen2_5_vl(folder):
@@ -88,23 +93,24 @@ def test_the_program_is_python_with_the_constants_of_the_request(tmp_path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "make",
+    ("make", "picture_token"),
     [
-        make_qwen2_5_vl,
-        make_internvl_hf,
-        lambda folder: write(folder, DENSE),
-        lambda folder: write(folder, EXPERTS),
+        (make_qwen2_5_vl, "<|vision_start|><|image_pad|><|vision_end|>"),
+        (make_internvl_hf, "<IMG_CONTEXT>"),
+        (lambda folder: write(folder, DENSE), ""),
+        (lambda folder: write(folder, EXPERTS), ""),
     ],
     ids=["qwen2.5-vl", "internvl-hf", "qwen3", "qwen3-moe"],
 )
-def test_the_program_makes_what_lmdeploy_reads(make, tmp_path, monkeypatch, capsys) -> None:
+def test_the_program_makes_what_lmdeploy_reads(
+    make, picture_token, tmp_path, monkeypatch, capsys
+) -> None:
     """It runs where llm-compressor is installed, on a CPU (PYTHONPATH of a --target folder)."""
     pytest.importorskip("llmcompressor", reason="llm-compressor is not installed (0.3 GB)")
     source = make(tmp_path / "model")
     fill_randomly(source / "model.safetensors")
-    (source / "chat_template.jinja").write_text(
-        json.loads((source / "tokenizer_config.json").read_text())["chat_template"]
-    )
+    template = TEMPLATE.replace("PICTURE", picture_token)
+    (source / "chat_template.jinja").write_text(template)
     known = resolve_model(str(source))
     lines = [conversation(number, pictured=known.vision is not None) for number in range(6)]
     samples = tmp_path / "samples.jsonl"
