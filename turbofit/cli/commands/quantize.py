@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from turbofit.cli.command import PATH, Option, command
-from turbofit.cli.options.common_options import FORMS, machine_options, model_argument
+from turbofit.cli.options.common_options import FORMS, FULL, machine_options, model_argument
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.messages import refuse_together
@@ -28,6 +28,7 @@ _LEAST_TOKENS: Final = 32
     Option("--calib-seqlen", metavar="TOKENS", type=click.IntRange(min=_LEAST_TOKENS)),
     Option("--out", metavar="FILE", type=PATH),
     Option("--read", metavar="OUT", type=PATH),
+    FULL,
     *FORMS,
 )
 def quantize(

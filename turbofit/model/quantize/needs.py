@@ -46,6 +46,10 @@ _AWQ_TAKES: Final = frozenset(
 )  # fmt: skip
 
 
+#: A vision model of which it takes the language model out.
+_BY_LANGUAGE_MODEL: Final = "InternVLChatModel"
+
+
 class Needs(Struct):
     """What a quantisation takes, in bytes; ``card`` is without the process's CUDA context.
 
@@ -104,7 +108,9 @@ def awq_needs(model: Model, samples: int = AWQ_SAMPLES, tokens: int = AWQ_TOKENS
     lmdeploy#1418, #1729, #2079 and #2873 print the memory at the layer or die at the last norm.
     """
     text = model.text
-    if text.architecture not in _AWQ_TAKES and model.architecture not in _AWQ_TAKES:
+    alone = model.vision is None or model.architecture == _BY_LANGUAGE_MODEL
+    kind = text.architecture if alone else model.architecture
+    if kind not in _AWQ_TAKES:
         return AwqNeeds(why_not=f"it does not take {model.architecture}")
     states = samples * tokens * text.hidden * HALF
     layer = max(elements(_tensors_of(model, n)) for n in _kinds(model)) * HALF

@@ -317,8 +317,8 @@ def _lmdeploy_format(group: int) -> Any:
 
     Source: lmdeploy turbomind/weight_format.py::CompressedTensorFormat #c2d426
     """
-    # Without a driver the import of TurboMind's library fails in several ways.
-    with suppress(ImportError, OSError, RuntimeError):
+    # Without a driver the module's import fails where it first uses TurboMind's library.
+    with suppress(ImportError, OSError, RuntimeError, AttributeError):
         module = importlib.import_module("lmdeploy.turbomind.weight_format")
         return module.CompressedTensorFormat(block_in=group)
     return None

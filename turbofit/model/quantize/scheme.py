@@ -14,6 +14,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, Quantization
 from turbofit.core.struct import Struct
 from turbofit.model.families.engines import engine_problem, only_its_code
+from turbofit.model.parameters import stored_bytes
 from turbofit.model.tensors import Tensor, text_tensors
 
 #: Group sizes of compressed-tensors that TurboMind reads, the smaller checkpoint first. Source:
@@ -72,7 +73,7 @@ def scheme_for(model: Model) -> Scheme:
             f"llm-compressor loads models by Transformers' classes, and {model.architecture} is"
             " defined by the checkpoint's own code alone",
             hint="name the same model in the Transformers format, as InternVL3-8B-hf is of"
-            " InternVL3-8B, or make AWQ with lmdeploy lite auto_awq, where that takes the model",
+            " InternVL3-8B, or make AWQ with lmdeploy lite auto_awq",
         )
     problem = ""
     for size in GROUPS:
@@ -85,6 +86,21 @@ def scheme_for(model: Model) -> Scheme:
     raise UsageError(
         f"no engine of LMDeploy would read {model.name} in compressed-tensors: {problem}; {other}",
         hint=_instead(model),
+    )
+
+
+def packed_model(model: Model) -> Model | None:
+    """Return the model as its quantised checkpoint would be; None if it cannot be made."""
+    try:
+        packing = scheme_for(model).quantization
+    except UsageError:
+        return None
+    return replace(
+        model,
+        quantization=packing,
+        weight_bytes=stored_bytes(model.text, model.vision, model.dtype, packing),
+        tensor_bytes={},
+        source=replace(model.source, sizes="formula"),
     )
 
 
@@ -114,7 +130,7 @@ def _instead(model: Model) -> str:
     awq = replace(model, quantization=Quantization(method="awq", bits=BITS, group_size=128))
     if engine_problem(awq, "pytorch") is None:
         return (
-            "LMDeploy's PyTorch engine reads this model in AWQ (gemm, groups of 128): lmdeploy lite"
-            " auto_awq makes it where it takes the model"
+            "LMDeploy's PyTorch engine reads this model in AWQ (gemm, groups of 128): take a"
+            " published one"
         )
     return "take FP8 or a published checkpoint, or a smaller model: turbofit which --on SPEC"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.messages import plural
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import (
     Code,
     Heading,
+    Items,
     Verdict,
     known_facts,
     listed,
@@ -39,8 +41,8 @@ def quantizing_view(made: Quantizing) -> Iterator[Block]:
     """Yield what a quantisation takes of a machine, and the commands that make the checkpoint."""
     needs, scheme = made.needs, made.scheme
     left = "" if made.host_available == NA else f" of {format_bytes(made.host_available)}"
-    yield Heading(f"{made.model} in 4 bits, made on {made.machine}")
-    yield Verdict(made.verdict, "good" if made.fits else "bad")
+    yield Heading(f"{made.model} in 4 bits, made on {made.machine}", short=True)
+    yield Verdict(made.verdict, "good" if made.fits else "bad", short=True)
     yield known_facts(
         {
             "card": f"{format_bytes(needs.card + made.context)} of {format_bytes(made.card_free)}:"
@@ -52,11 +54,12 @@ def quantizing_view(made: Quantizing) -> Iterator[Block]:
             "in 16 bits": ", ".join(scheme.ignore),
             "smallest card": made.smallest_card or "none that turbofit knows",
             "lmdeploy lite auto_awq": _auto_awq(made.auto_awq),
-        }
+        },
+        short=True,
     )
-    yield Heading("How")
-    yield Code(made.install, "the packages")
-    yield Code(_making(made), "the program")
+    yield Heading("How", short=True)
+    yield Code(made.install, "the packages", short=True)
+    yield Code(_making(made), "the program", short=True)
     yield from listed("Warnings", made.warnings, "warn")
 
 
@@ -85,18 +88,19 @@ def reading_view(reading: Reading, plan: Plan | None) -> Iterator[Block]:
     """Yield what was found in a checkpoint of 4 bits, and its plan, if there is one."""
     from turbofit.report.views.plan_view import plan_view
 
-    yield Heading(reading.folder)
-    found = "; ".join(reading.problems[:1]) or _good(reading)
-    yield Verdict(found, "good" if reading.good else "bad")
+    yield Heading(reading.folder, short=True)
+    yield Verdict(_found(reading), "good" if reading.good else "bad", short=True)
     yield known_facts(
         {
             "packed": f"{reading.packed:,} weights in groups of {reading.group_size}",
             "LMDeploy's class": _EQUAL[reading.equal],
             "beside 16 bits": _beside(reading),
             **{name: why or "reads it" for name, why in reading.engines.items()},
-        }
+        },
+        short=True,
     )
-    yield from listed("Problems", reading.problems, "bad")
+    if reading.problems:
+        yield Items(reading.problems, "bad", short=True)
     titles = ("layers", "count", "bits", "size")
     rows = (
         (one.name, f"{one.count:,}", "4" if one.packed else "16", format_bytes(one.bytes))
@@ -107,7 +111,10 @@ def reading_view(reading: Reading, plan: Plan | None) -> Iterator[Block]:
         yield from plan_view(plan)
 
 
-def _good(reading: Reading) -> str:
+def _found(reading: Reading) -> str:
+    if reading.problems:
+        count = len(reading.problems)
+        return f"LMDeploy would not serve it as it is: {count} {plural(count, 'problem')}"
     engines = [name for name, why in reading.engines.items() if not why]
     return f"it is what LMDeploy reads ({' and '.join(engines)})"
 
