@@ -12,6 +12,7 @@ import pytest
 from tests.gateway.test_server import Engine, asked, config
 from tests.support.gateway import chat, plan_for
 from tests.support.waiting import until
+from turbofit.core.messages import PRETEND_WORDS
 from turbofit.gateway import server
 from turbofit.gateway.front import ModelsGateway, model_servers
 from turbofit.gateway.server import GatewayThread
@@ -27,7 +28,7 @@ class World:
             engine = self.engines[name] = stack.enter_context(Engine())
             records = self.records[name] = []
             names = {"org/a": "org/a"} if name == "a" else {"mine": "org/b"}
-            settings = config(front_keys=(f"key-of-{name}",), names=names)
+            settings = config(front_keys=(f"key-of-{name}",), names=names, pretend=name == "b")
             app = make_gateway(plan_for(), [engine.url], settings, log=records.append)
             self.servers[name] = stack.enter_context(GatewayThread(app))
         texts = [f"org/a={self.servers['a'].url}", f"mine={self.servers['b'].url}"]
@@ -80,6 +81,8 @@ def test_the_list_has_every_name_and_an_unknown_one_is_a_404_that_names_them(wor
     assert one.ask("mine")[0] == 401
     about = json.loads(asked(one.front.url, path="/about", **key)[2])
     assert [facts["name"] for facts in about["models"]] == ["org/a", "mine"]
+    # One of the servers runs on pretend GPUs: the address says so.
+    assert (about["pretend"], PRETEND_WORDS in about["notices"]) == (True, True)
     page = json.loads(asked(one.front.url, path="/health")[2])
     assert (page["status"], page["nodes"], page["up"]) == ("healthy", 2, 2)
     assert "mine" not in str(page)  # everybody may read it

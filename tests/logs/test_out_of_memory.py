@@ -37,7 +37,7 @@ def test_a_program_of_its_own_is_told_of_what_it_can_change() -> None:
     [
         ("/content/LLaVA/llava/model/llava_llama.py", "11.55", True),
         ("/content/LLaVA/llava/model/llava_llama.py", "4.56", False),
-        ("/opt/LLaVA/llava/model/llava_llama.py", "11.55", False),
+        ("/srv/LLaVA/llava/model/llava_llama.py", "11.55", False),
     ],
 )
 def test_a_notebook_whose_process_filled_the_card_is_started_again_first(

@@ -62,6 +62,11 @@ def test_configs(config: dict[str, Any], message: str, tmp_path: Path) -> None:
         read(QWEN, f"a={adapter}")
     assert message in caught.value.message
     assert "\n" not in caught.value.message + caught.value.hint
+    # The hint leads to `merge` only where `merge` takes the adapter.
+    taken = {"modules_to_save", "use_rslora", "bias"} & config.keys()
+    assert not taken or "turbofit merge" in caught.value.hint
+    refused = {"use_dora", "rank_pattern", "alpha_pattern", "peft_type", "init_lora_weights"}
+    assert not refused & config.keys() or "peft's own" in caught.value.hint
 
 
 def test_files(tmp_path: Path) -> None:

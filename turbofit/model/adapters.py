@@ -21,7 +21,7 @@ from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.files import located
-from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, beyond_lora
+from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, PEFT_MERGES, beyond_lora
 from turbofit.model.presets import find_preset
 from turbofit.model.safetensors import Tensor as Stored
 from turbofit.model.tensors import Tensor, text_tensors
@@ -376,7 +376,10 @@ def layers_with(model: Model, module: str) -> Sequence[int]:
 def _check_config(name: str, config: Section, files: FolderFiles) -> None:
     """Refuse more than plain LoRA, and a file that cannot be checked."""
     if problem := beyond_lora(config, _UNREAD):
-        raise _refusal(f"adapter {name}: {problem}; LMDeploy {REFERENCE} serves plain LoRA alone")
+        hint = _MERGE if beyond_lora(config) is None else PEFT_MERGES
+        raise _refusal(
+            f"adapter {name}: {problem}; LMDeploy {REFERENCE} serves plain LoRA alone", hint
+        )
     if config.string("bias", "none") != "none":
         raise _refusal(f"adapter {name}: it has biases, and LMDeploy would end")
     if files.size("adapter_model.bin") is not None:
@@ -424,7 +427,7 @@ def _check_keys(
             raise _refusal(
                 f"adapter {name}: LMDeploy would stop, since it has no place for the tensor"
                 f" {key[:120]}",
-                f"was it trained on another base than {model.name}? {_MERGE}",
+                f"was it trained on another base than {model.name}? If not, {_MERGE}",
             )
         if match["layers"] not in called:
             raise _refusal(

@@ -43,6 +43,8 @@ _END_SECONDS: Final = 5.0
 _ALL_READ: Final = 0o644
 #: Flags for opening a lease: no symlinks, no blocking on a FIFO.
 _TO_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: The beginning of the UUIDs that a SPEC gives its pretend GPUs.
+_PRETEND: Final = "preset-"
 #: The most bytes of a lease; a lease of a hundred GPUs has 30,000 bytes.
 _LARGEST: Final = 1 << 20
 #: Bytes by GPU UUID, from 0 to below 2**62.
@@ -334,7 +336,10 @@ def _with_reserved(gpu: Gpu, others: list[Lease]) -> Gpu:
     for lease in others:
         pending = _still_to_take(gpu, lease)
         if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):
-            name = f"turbofit, which reserved it for {lease.model} (see turbofit ps)"
+            elsewhere = (
+                "; another --on SPEC is another machine" if gpu.uuid.startswith(_PRETEND) else ""
+            )
+            name = f"turbofit's run of {lease.model} (turbofit stop ends it{elsewhere})"
             gpu = replace(
                 gpu,
                 used=gpu.used + min(pending, gpu.free),

@@ -133,6 +133,10 @@ class AsgiApp(ABC):
         """Return the facts of each model; empty if only the engines know the models."""
         return ()
 
+    def _pretends(self) -> bool:
+        """Return whether the GPUs behind this address are pretend ones."""
+        return self.config.pretend
+
     def _waits(self) -> list[str]:
         """Return sentences that say why requests wait now; empty if no request has to wait."""
         return []
@@ -145,9 +149,9 @@ class AsgiApp(ABC):
             if retry is not None:
                 status = 503
                 request.answer_headers.append((b"retry-after", str(retry).encode()))
-            body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
+            body = msgspec.json.encode({**page, "pretend": True} if self._pretends() else page)
         elif route.kind == "about":
-            clock, pretend = self.clock(), self.config.pretend
+            clock, pretend = self.clock(), self._pretends()
             warnings = (PRETEND_WORDS,) if clock is None else (PRETEND_WORDS, clock.words)
             body = msgspec.json.encode(
                 About(
