@@ -108,6 +108,7 @@ def test_1_internvl_with_the_tp_that_was_asked(typed) -> None:
         f"predict internvl2-8b --on 4xrtx3090 --tp 4 --cache-max-entry-count {more:.3f}"
         f" --max-prefill-token-num {plan.engines[0].settings.max_prefill_token_num}"
         f" --max-batch-size {plan.engines[0].settings.max_batch_size} --max-dynamic-patch 12"
+        " --enable-prefix-caching"
     )
     assert beyond.spare < beyond.plan.ledgers[0].margin
     assert beyond.code == NOT_SERVED
