@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from tests.support.processes import REPO
 from turbofit.core.errors import UsageError
 from turbofit.core.units import GIB
 from turbofit.machine.source import machine_from
@@ -54,3 +57,29 @@ def test_samples_longer_than_the_model_are_refused() -> None:
     with pytest.raises(UsageError) as caught:
         made("llama-2-7b", "1xrtx3090", tokens=8192)
     assert "--calib-seqlen 4096" in caught.value.hint
+
+
+def table_rows():
+    """The rows of docs/quantize.md whose models are counted."""
+    page = (REPO / "docs" / "quantize.md").read_text()
+    pattern = r"^\| `([\w.-]+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (.+?) \| (.+?) \|$"
+    return re.findall(pattern, page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", table_rows(), ids=lambda row: row[0])
+def test_the_table_of_the_page_is_what_the_command_says(row) -> None:
+    name, *figures, does, awq = row
+    spec = "1xrtx3090,ram=64GiB"
+    full = made(name, spec, samples=256, tokens=2048)
+    counted = (full.needs.card + full.context, full.needs.host, full.needs.disk)
+    assert figures == [f"{size / GIB:.1f}" for size in counted]
+    usual = made(name, spec)
+    size = f"{usual.needs.samples} x {usual.needs.tokens:,}"
+    assert does == (size if usual.fits else "no: host memory")
+    assert ("host memory lacks" in usual.verdict) == (not usual.fits)
+    own = usual.auto_awq
+    assert awq == ("not taken" if own.why_not else f"{own.card / GIB:.1f}")
+
+
+def test_the_page_has_ten_models() -> None:
+    assert len(table_rows()) == 9  # and LLaVA, which is refused

@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import Model
+from turbofit.core.model import DTYPE_BYTES, Model
 from turbofit.core.struct import Struct
 from turbofit.core.units import FLOAT, GIB, HALF
 from turbofit.model.parameters import stored_bytes
@@ -86,7 +86,7 @@ def needs_of(model: Model, scheme: Scheme, samples: int, tokens: int) -> Needs:
         key=lambda terms: sum(terms.values()),
     )
     host = {
-        "model": model.parameters * HALF,
+        "model": model.parameters * DTYPE_BYTES[model.dtype],
         "samples": samples * _sample_bytes(model, tokens),
         "process": _PROCESS,
     }
