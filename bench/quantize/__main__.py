@@ -34,8 +34,8 @@ CARD = "1xa100-80g"
 _PRETEND = ("pretend", "--on", CARD, "--json")
 _SAMPLES = 4
 _LINE = "a line of words that the tokenizer takes letter by letter, and so makes it long; " * 64
-#: Nothing is computed, so the program counts no words, and rounds no columns: that would be a million
-#: launches. The host's peak is printed at its end.
+#: Nothing is computed, so the program counts no words, and rounds no columns: that would be a
+#: million launches. The host's peak is printed at its end.
 _EDITS = {
     "\nDEVICE = ": "\nfrom llmcompressor.modifiers.gptq import gptq_quantize\n"
     "gptq_quantize.gptq_block_update = lambda *_, **__: None\nDEVICE = ",
