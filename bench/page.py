@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -31,10 +33,18 @@ def table(head: str, rows: Iterable[Sequence[object]], *, right: str = "") -> st
     return "\n".join((f"| {head} |", f"|{'|'.join(rules)}|", *map(row, rows)))
 
 
+def command() -> str:
+    """Return the command that started this program."""
+    spec = sys.modules["__main__"].__spec__
+    name = "bench" if spec is None else spec.name.removesuffix(".__main__")
+    return shlex.join(["python", "-m", name, *sys.argv[1:]])
+
+
 def ran_on(*packages: str) -> str:
-    """Return today, the machine, Python, and the versions of these packages, if installed."""
+    """Return the command, today, the machine, Python, and the versions of installed packages."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     said = [
+        f"`{command()}`",
         time.strftime("%Y-%m-%d"), f"{os.cpu_count()} cores of {model[1] if model else 'unknown'}",
         f"Python {platform.python_version()}",
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import inspect
 import json
 import pickle
@@ -15,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
+from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_json
 from turbofit.core.units import MIB
@@ -25,6 +27,19 @@ from turbofit.serving.pipeline import open_pipeline
 
 class TestPlan:
     """`plan` as programs use it."""
+
+    def test_it_is_printed_as_the_terminal_shows_it(self, capsys):
+        plan = turbofit.plan("internvl2-2b", on="1xrtx3090")
+        assert main(["plan", "internvl2-2b", "--on", "1xrtx3090"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"{plan}\n")
+        assert shown.count("\n") - str(plan).count("\n") == 2  # but for the line on options
+        assert plan._repr_html_() == f"<pre>{html.escape(str(plan))}</pre>"
+
+    def test_a_path_is_a_model(self, tmp_path):
+        assert turbofit.plan(Path("internvl2-2b"), on="1xrtx3090").fits
+        with pytest.raises(UsageError, match="no folder"):
+            turbofit.plan(tmp_path / "none", on="1xrtx3090")
 
     def test_nvlinked_cards_go_together(self):
         plan = turbofit.plan("internvl2-26b-awq", on="4xrtx3090,nvlink=0-2+1-3", tp=2)

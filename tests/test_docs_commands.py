@@ -149,7 +149,8 @@ def test_an_option_in_back_ticks_exists() -> None:
     ctx = click.Context(TURBOFIT)
     known = set().union(*_OF_OTHERS.values())
     table = neighbours()
-    theirs = {f"--{word}" for words in (table["vllm"], table["options"]["every"]) for word in words}
+    rows = (*table["programs"].values(), table["options"]["every"])
+    theirs = {f"--{word}" for words in rows for word in words}
     for _, param in options_by_command(ctx):
         known |= {*param.opts, *param.secondary_opts}
     for page in PAGES:

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "turbofit").rglob("*.py"))
 #: Statements of each tree: a statement is no docstring and no import. Rooms have no caps: such a
 #: cap buys density.
-MOST_STATEMENTS = {"turbofit": 34_500, "tests": 29_500, "bench": 6_000}
-MOST_FILES = 400
+MOST_STATEMENTS = {"turbofit": 35_500, "tests": 30_200, "bench": 6_000}
+MOST_FILES = 420
 #: Statements of more nodes than these, without the statements inside them and without tables (what
 #: is assigned at a module's top): how many there may be.
 LONG_STATEMENT = 120

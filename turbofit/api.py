@@ -34,6 +34,17 @@ if TYPE_CHECKING:
 
     _Parameters = ParamSpec("_Parameters")
 
+
+def _text_of(plan: Plan) -> str:
+    """Return the short answer of `turbofit plan`, without its last line on other options."""
+    from turbofit.report.painters.terminal import paint
+    from turbofit.report.views.plan_view import plan_view
+
+    return paint(plan_view(plan), short=True).partition("\nmore: ")[0].rstrip()
+
+
+Plan.painter = _text_of
+
 _Request = TypeVar("_Request", bound=PlanRequest)
 _Answer = TypeVar("_Answer")
 
@@ -57,10 +68,13 @@ def _request(kind: type[_Request], model: Any, options: Any) -> _Request:
     """Make a request from a caller's model and keywords; a whole request gets the keywords, too."""
     if isinstance(model, kind):
         return model.changed(**options)
-    return kind.of(model=model, **options)
+    path = os.fspath(model) if isinstance(model, os.PathLike) else model
+    return kind.of(model=path, **options)
 
 
-def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options: Any) -> Plan:
+def plan(
+    model: str | os.PathLike[str] | Model | PlanRequest, *, rehearse: bool = False, **options: Any
+) -> Plan:
     """Return the best plan for a model on a machine.
 
     Args:
@@ -71,7 +85,7 @@ def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options:
             LMDeploy's own options by name. turbofit never changes a value that is given here.
 
     Returns:
-        The plan, whether it fits or not.
+        The plan, whether it fits or not; ``print(plan)`` shows what `turbofit plan` prints.
 
     Raises:
         UsageError: an option is wrong, or contradicts another.
@@ -119,7 +133,7 @@ def which(model: str | Model | None = None, **options: Any) -> Which:
 
 
 def predict(
-    model: str | Model | PredictRequest,
+    model: str | os.PathLike[str] | Model | PredictRequest,
     *,
     backend_config: Any = None,
     **options: Any,
@@ -187,7 +201,7 @@ def diagnose(
 
 
 def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
-    model_path: str,
+    model_path: str | os.PathLike[str],
     backend_config: Any = None,
     chat_template_config: Any = None,
     log_level: str = "WARNING",
@@ -225,7 +239,7 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
     more = {"model_name": model_name, "vision_config": vision_config}
     named = {name: value for name, value in more.items() if value is not None}
     pipeline: PlannedPipeline = open_pipeline(
-        model_path,
+        os.fspath(model_path),
         backend_config=backend_config,
         chat_template_config=chat_template_config,
         log_level=log_level,
@@ -240,7 +254,7 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
 
 
 def rehearse(
-    model: str | Model,
+    model: str | os.PathLike[str] | Model,
     *,
     defaults: bool = False,
     keep: str | os.PathLike[str] | None = None,

@@ -355,19 +355,13 @@ def run(names: list[str], factor: float) -> None:
 def write() -> None:
     lines = [Line(**json.loads(text)) for text in RESULTS.read_text().splitlines()]
     head = "group | what | table | formula | measured | clock | beside | held up | load"
-    groups = (
-        [
-            (one.what, *map(_cell, (one.table, one.formula, one.measured, one.figure)), one.ratio,
-             f"{one.held_up:.1%}", one.load)
-            for one in lines if one.group == name
-        ]
-        for name in GROUPS
-    )  # fmt: skip
     rows = [
-        (name, *("<br>".join(map(str, column)) for column in zip(*found, strict=True)))
-        for name, found in zip(GROUPS, groups, strict=True)
-        if found
-    ]
+        (one.group, one.what, *map(_cell, (one.table, one.formula, one.measured, one.figure)),
+         one.ratio, f"{one.held_up:.1%}", one.load)
+        for name in GROUPS
+        for one in lines
+        if one.group == name
+    ]  # fmt: skip
     before = PAGE.read_text().partition("\n## Figures")[0] if PAGE.exists() else "# The clock"
     text = f"{before.rstrip()}\n\n## Figures\n\n{ran_on('lmdeploy')}.\n\n"
     PAGE.write_text(f"{text}{table(head, rows, right='2345678')}\n")

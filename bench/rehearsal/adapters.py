@@ -8,10 +8,12 @@ from typing import Any, Final
 
 from tests.support.safetensors_file import write_safetensors
 from turbofit.core.model import Model
-from turbofit.model.adapters import PARENTS, file_modules, lora_modules, sizes_of
+from turbofit.model.adapters import PARENTS, layers_with, sizes_of
 
 ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL: Final = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+#: The modules of Qwen3.5's delta nets.
+DELTA: Final = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
 #: The modules as InternLM2's files call them.
 INTERNLM2: Final = ("wqkv", "wo", "w1", "w3", "w2")
 
@@ -29,10 +31,9 @@ def write_adapter(
     """Write an adapter of a model's decoder; ``settings`` replace values of its config."""
     tensors: dict[str, tuple[str, list[int]]] = {}
     for module in modules:
-        tensor = lora_modules(model.text)[file_modules(model)[module][0]]
         outputs, inputs = sizes_of(model, module)
         place = f"{PARENTS[module]}.{module}"
-        for layer in tensor.layers or ():
+        for layer in layers_with(model, module):
             for letter, shape in (("A", [rank, inputs]), ("B", [outputs, rank])):
                 key = f"base_model.model.{layers}.{layer}.{place}.lora_{letter}.weight"
                 tensors[key] = dtype, shape

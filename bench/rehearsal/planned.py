@@ -272,6 +272,9 @@ ROWS = (
     Row("glm-4.5-air", "1xa100-40g", 0, {"max_batch_size": 64}, layers=3, draft=(MTP, 1)),
     Row("glm-4.5-air", "1xa100-80g", None, {"max_batch_size": 32}, layers=3, draft=(MTP, 3)),
     Row("glm-4.5", "1xh100", 0, {"max_batch_size": 16}, layers=4, draft=(MTP, 2)),
+    Row("glm-4.7-flash", "1xh100", 0, {"max_batch_size": 64}, layers=4, draft=(MTP, 1)),
+    Row("glm-4.7-flash", "1xh200", None, {"max_batch_size": 32}, layers=3, draft=(MTP, 3)),
+    Row("glm-4.5-air", "2xa100-40g", 0, {"tp": 2, "max_batch_size": 64}, layers=3, draft=(MTP, 1)),
 )
 
 
@@ -385,7 +388,8 @@ def _start(
     if draft:  # of one layer
         ranks = settings.tp if draft.is_own else 1
         heads = max(1, draft.text.kv_heads // ranks)
-        drafts = 4 * settings.cache_block_seq_len * heads * draft.text.head_dim
+        numbers = (1 if draft.text.cached_latent else 2) * heads * draft.text.head_dim
+        drafts = 2 * settings.cache_block_seq_len * numbers
     own, wanted = bool(draft) and draft.is_own, 0
     if cache.get("free"):
         wanted = formula(row.model, settings.tp, cache, drafts, everywhere=own)

@@ -38,10 +38,11 @@ OVER_BYTES = 16 * MIB
 #: What precedes the figures in a results file.
 HEAD = """# The account against the real engine
 
-LMDeploy 0.18.0's TurboMind on pretend GPUs (simulated cards, the real engine library), {date}, CPU
-torch, 2 shared cores. `forecast` is what turbofit said before the start, `engine` what the engine
-then allocated; estimates that no rehearsal can see (CUDA context, NCCL, kernel images, real cuBLAS
-workspaces) are left out on both sides. A cache forecast under the engine's is on the safe side.
+`python -m bench.rehearsal.run`: LMDeploy 0.18.0's TurboMind on pretend GPUs (simulated cards, the
+real engine library), {date}, CPU torch, 2 shared cores. `forecast` is what turbofit said before the
+start, `engine` what the engine then allocated; estimates that no rehearsal can see (CUDA context,
+NCCL, kernel images, real cuBLAS workspaces) are left out on both sides. A cache forecast under the
+engine's is on the safe side.
 
 {told}
 

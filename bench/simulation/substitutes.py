@@ -418,7 +418,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.gateway.http.uvicorn_server.bind": lambda _: types.SimpleNamespace(
             close=lambda: None
         ),
-        "turbofit.gateway.overlay.make_overlay": _no_overlay,
+        "turbofit.serving.overlay.make_overlay": _no_overlay,
         "turbofit.gateway.upstream.engine_socket": SimulatedSocket,
         "aiohttp.connector.monotonic": clock.monotonic,
         "turbofit.gateway.routing.health._TICK": 600.0,

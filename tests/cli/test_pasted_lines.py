@@ -80,3 +80,9 @@ def test_refusals_of_one_line_come_together() -> None:
     error = together(refused_options(words))
     assert "--proxy-url" in error.message
     assert "--num-tokens-per-iter" in error.message
+
+
+def test_a_long_word_is_read_once() -> None:
+    """A pattern that begins with "as many characters as there are" took the square of 100,000."""
+    assert pasted_line("[" * 1_000_000) is None
+    assert pasted_line(f"/opt/{'x' * 1000}/swift infer --model a --infer_backend lmdeploy")

@@ -137,7 +137,9 @@ def test_what_else_stands_before_the_program_is_cut_off_and_said(monkeypatch) ->
 
 
 @pytest.mark.parametrize("line", ["vllm serve m --tp 2", "A=1 /opt/bin/vllm serve m --tp 2"])
-def test_a_line_of_vllms_server_is_read_as_well_but_is_not_in_lmdeploys_place(line: str) -> None:
+def test_a_line_of_other_servers_server_is_read_as_well_but_is_not_in_lmdeploys_place(
+    line: str,
+) -> None:
     for words in ([line], line.split()):
         found = typed(*words)
         assert (found.words, found.in_place) == (["m", "--tp", "2"], False)

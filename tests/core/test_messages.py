@@ -45,7 +45,8 @@ def test_first_words_are_no_commands_and_others_are() -> None:
 @pytest.mark.parametrize(
     ("keyword", "hint"),
     [
-        ("gpu", 'here: on, as on="2xrtx3090"'), ("concurency", "did you mean concurrency?"),
+        ("gpu", "here: on, as "), ("max_new_tokens", "here: output_tokens"),
+        ("concurency", "did you mean concurrency?"),
         ("users", "here: concurrency"), ("max_model_len", "an option of vLLM; here: context"),
         ("backend_config", "here its fields are keywords"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.errors import option_of
-from turbofit.core.messages import guess, meant, near, neighbours, of_vllm, plain
+from turbofit.core.messages import guess, meant, near, neighbours, of_other_server, plain
 from turbofit.planning.request import PlanRequest
 from turbofit.serving.options import ServeOptions
 from turbofit.serving.passthrough import engine_options
@@ -13,10 +13,12 @@ from turbofit.serving.passthrough import engine_options
 
 def test_every_option_that_the_table_names_is_one() -> None:
     known = {*PlanRequest.model_fields, *ServeOptions.model_fields}
-    for name, row in neighbours()["vllm"].items():
+    programs = neighbours()["programs"]
+    for name, row in (it for rows in programs.values() for it in rows.items()):
         assert row.get("here", "tp") in known, name
         assert row.get("here") or row["say"], name
         assert f"--{name}" not in engine_options(), name
+        assert sum(name in rows for rows in programs.values()) == 1, name
 
 
 @pytest.mark.parametrize(
@@ -24,12 +26,18 @@ def test_every_option_that_the_table_names_is_one() -> None:
     [
         ("--gpu-memory-utilization", "--budget, a share of each card, as 90%"),
         ("tensor_parallel_size", "--tp"),
+        ("--chunked-prefill-size", "--max-prefill-token-num"),
+        ("--max-running-requests", "--max-batch-size"),
+        ("-np", "--concurrency"),
+        ("-c", "--context"),
+        ("--num-ctx", "--context"),
+        ("-ngl", "all layers are on the GPUs"),
         ("--quantization", "leave it out: the checkpoint's config says"),
         ("--no-such-thing", ""),
     ],
 )
 def test_what_has_another_name_in_vllm(name: str, said: str) -> None:
-    here = of_vllm(name, option_of).removeprefix("an option of vLLM; here: ")
+    _, _, here = of_other_server(name, option_of).partition("; here: ")
     assert here.startswith(said) if said else here == ""
 
 

@@ -18,7 +18,8 @@ from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.asgi_app import AsgiApp
 from turbofit.gateway.http.prepare import PreparedBody
 from turbofit.gateway.http.request_context import answer
-from turbofit.gateway.server import GatewayThread, make_gateway
+from turbofit.gateway.server import GatewayThread
+from turbofit.serving.plan_gateway import make_gateway
 
 KEY = "run-key"
 

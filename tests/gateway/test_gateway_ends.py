@@ -136,7 +136,7 @@ def test_what_ends_while_it_drains_is_answered(served: tuple[Child, str]) -> Non
 CLIENTS, EACH = 4, 120
 PROGRAM = """
 from turbofit.cli.main import entry
-from turbofit.core.process.log_queue import FileLog, QueuedLog
+from turbofit.serving.process.log_queue import FileLog, QueuedLog
 
 for log in (FileLog, QueuedLog):
     log.__init__.__defaults__ = (100,)

@@ -34,8 +34,8 @@ from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.ranges import RULES, passed_fields
 from turbofit.gateway.limits.request_limits import Bounds, RequestedImage
 from turbofit.gateway.limits.sharing import hold_images
-from turbofit.gateway.overlay import make_overlay
 from turbofit.model.source import resolve_model
+from turbofit.serving.overlay import make_overlay
 
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.filterwarnings("ignore")]
 

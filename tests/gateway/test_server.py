@@ -21,9 +21,10 @@ from tests.support.gateway import CHAT, chat, image_part, plan_for
 from tests.support.waiting import HANG
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.http.metrics import AccessLog
 from turbofit.gateway.http.uvicorn_server import bind
-from turbofit.gateway.server import GatewayThread, make_gateway
+from turbofit.gateway.server import GatewayThread
+from turbofit.serving.access_log import AccessLog
+from turbofit.serving.plan_gateway import make_gateway
 
 
 class Engine(ThreadedServer):

@@ -11,6 +11,7 @@ from msgspec import yaml
 
 from tests.logs.conftest import explain, explain_file, some
 from turbofit.core.units import GIB, MIB
+from turbofit.logs.causes import text_of
 from turbofit.planning.plan import predict
 from turbofit.planning.request import PredictRequest
 
@@ -57,7 +58,7 @@ def test_what_torch_has_not_is_the_cache_and_so_it_was_an_image(version: str) ->
     """TurboMind allocates outside torch: weights, a context, and the rest is its cache."""
     found = explain(torch_log(version))
     assert (found.kind, found.phase) == ("out_of_memory", "vision")
-    assert any("were the KV cache with its buffers" in why for why in found.why)
+    assert any("the KV cache with" in why for why in found.why)
     assert some(found.missing).bytes == int(1.20 * GIB) - 556 * MIB
     assert found.first.startswith("--cache-max-entry-count 0.")
 
@@ -155,8 +156,8 @@ OCCUPIED = (
 @pytest.mark.parametrize("degree", [" --tp 4", ""])
 def test_cards_that_others_hold_are_freed_first_and_the_degree_is_kept(degree: str) -> None:
     found = explain(f"$ lmdeploy serve api_server OpenGVLab/InternVL2-8B{degree}\n" + OCCUPIED)
-    assert found.first.startswith("free the cards first: `turbofit doctor`")
-    assert any("the cards were not empty" in why for why in found.why)
+    assert found.first.startswith(text_of("free cards"))
+    assert any("were not empty" in why for why in found.why)
     advice = some(found.would_work)
     assert advice.settings["tp"] == 4
     assert "for LMDeploy 0.12, a guess: " in advice.note
@@ -169,4 +170,4 @@ def test_a_degree_that_is_not_kept_is_said_and_so_are_several_processes() -> Non
     found = explain(command.format("OpenGVLab/InternVL2-8B --tp 3", "4x", "0.18.0") + check)
     assert "--tp 3 is not kept: " in some(found.would_work).note
     found = explain(command.format("OpenGVLab/InternVL2-8B", "4x", "0.9.2") + check)
-    assert "one process for each group of GPUs: 4 of these" in some(found.would_work).note
+    assert "4 of these" in some(found.would_work).note

@@ -188,7 +188,7 @@ def test_a_message_that_several_causes_share_is_unknown_with_a_list(kind: str, l
     found = explain(f"$ lmdeploy serve api_server /m/a\n{line}\n")
     assert (found.kind, found.phase, found.changes) == ("unknown", "unknown", ())
     assert not found.known
-    assert found.what == f"turbofit does not know the cause from this log: {line.strip()}"
+    assert found.what.endswith(line.strip())
     assert some(found.others).message == kind
     assert len(some(found.others).had) > 1
     assert some(found.others).tried

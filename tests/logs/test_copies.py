@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.logs.conftest import explain, explain_file, some
+from turbofit.logs.causes import text_of
 
 HELD = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 14.00 MiB. GPU 0 has a total"
@@ -50,8 +51,8 @@ def test_nothing_is_beyond_one_copy_of(text: str) -> None:
 
 def test_a_placed_model_that_is_moved_is_named_by_its_line() -> None:
     found = explain_file("case5_cogvlm_demo")
-    assert found.why[0].startswith('device_map="auto" had placed the model over the cards, and')
-    assert "`model = model.to(device)` moves the whole of it onto one" in found.why[0]
+    assert found.why[0].startswith('device_map="auto" ')
+    assert "`model = model.to(device)`" in found.why[0]
     assert "the model is placed" in {one.tells for one in found.evidence}
 
 
@@ -59,4 +60,4 @@ def test_cards_that_are_enough_are_not_asked_to_be_more() -> None:
     found = explain_file("case5_cogvlm_demo")
     assert some(found.would_work).fits
     assert not any("more cards" in change for change in found.changes)
-    assert found.changes[0].startswith("load the model once, and let it be split over the cards")
+    assert found.changes[0] == text_of("split")

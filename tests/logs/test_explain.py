@@ -16,6 +16,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings
 from turbofit.core.struct import to_json
 from turbofit.core.units import GIB, MIB
+from turbofit.logs.causes import text_of
 from turbofit.logs.explain import diagnose
 from turbofit.logs.log_events import CacheBudget, Slab
 from turbofit.logs.log_reader import read_line
@@ -100,7 +101,7 @@ def test_the_kernels_killer() -> None:
     assert "memory limit was reached" in found.what
     assert found.held[0].bytes == (65536000 + 1024) * 1024
     plain = explain("Out of memory: Killed process 9 (lmdeploy)\n")
-    assert "the machine's RAM ran out" in plain.what
+    assert (plain.kind, "machine's RAM" in plain.what) == ("host_out_of_memory", True)
 
 
 def test_cuda_ipc_without_peers() -> None:
@@ -129,7 +130,7 @@ def test_a_silent_hang_at_the_default_log_level() -> None:
         "object_size 8388608, object_count 4, ratio 1\n"
     )
     assert (found.kind, message(found)) == ("unknown", "stands_still")
-    assert "fewer blocks than this request needs" in some(found.others).had[1]
+    assert some(found.others).had[1] == text_of("warm-up waits")
 
 
 def hang(budget: float, ratio: float, **extra: Any) -> str:
@@ -278,7 +279,7 @@ def test_page_locked_memory_is_told_from_a_gpus() -> None:
     log = COMMAND + WARMING + text + STACK.format("InternVit::Impl::Setup()")
     found = explain(f"lmdeploy==0.18.0\n{log}")
     assert (found.kind, found.phase) == ("host_out_of_memory", "host RAM")
-    assert "page-locked host memory in its warm-up (in InternVit::Impl" in found.what
+    assert "warm-up (in InternVit::Impl" in found.what
     # The line is of that release: of a log without a version it proves nothing.
     assert (explain(log).kind, message(explain(log))) == ("unknown", "host_out_of_memory")
     # Another version has another line there.
@@ -448,7 +449,7 @@ LOADING: Final = (
 def test_a_plan_for_the_machine_on_which_loading_died_is_no_promise() -> None:
     advice = some(explain(LOADING.format("A100 80G")).would_work)
     assert advice.fits is None
-    assert "ran out of memory while it loaded" in advice.note
+    assert advice.note == text_of("loaded here")
     on_two = some(explain(LOADING.format("2x A100 80G")).would_work)
     assert (on_two.fits, on_two.settings["tp"]) == (True, 2)
 
@@ -475,7 +476,7 @@ def test_a_server_stands_still_where_the_user_says_so() -> None:
 )  # fmt: skip
 def test_a_log_of_another_engine_is_named(log: str, engine: str) -> None:
     found = explain(log)
-    assert found.what == f"a log of {engine}, which turbofit does not explain"
+    assert engine in found.what
     assert (found.kind, found.changes, found.read.engine) == ("unknown", (), engine.lower())
 
 
@@ -496,4 +497,4 @@ def test_the_error_of_a_clean_up_is_not_the_error() -> None:
     assert "package" not in message(found)
     assert message(explain(OUT + CLEANED)) == "out_of_memory"
     alone = explain(CLEANED.partition("\n")[2])
-    assert "the first error, also of a worker process, is the cause" in alone.why[-1]
+    assert alone.why[-1] == text_of("cleans up")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.logs.conftest import explain, some
+from turbofit.logs.causes import text_of
 from turbofit.planning.plan import predict
 from turbofit.planning.request import PredictRequest
 from turbofit.report.painters.terminal import paint
@@ -117,7 +118,8 @@ def test_nothing_serves_that_the_log_contradicts(phase: str) -> None:
     if phase == "weights":
         assert found.phase == "weights"
         return
-    assert found.what.startswith("the log contradicts turbofit's account: 375 MiB were free")
+    assert "375 MiB" in found.what
+    assert found.changes[0] == text_of("contradicted")
     assert found.would_work is None
     assert "--model" in found.first
 
@@ -128,7 +130,7 @@ def test_a_forecast_below_nothing_is_told_before_all_else() -> None:
         "GPU 0,1: NVIDIA GeForce RTX 3090\n[TM][INFO][1120.09:18:18.1][engine.cc:128] Object cache"
         " budget: 3000.00 MB from free 3750.00 MB and ratio 0.80\n" + TORCH
     )
-    assert found.what.startswith("the log contradicts turbofit's account")
+    assert found.changes[0] == text_of("contradicted")
     assert found.would_work is None
     assert not any(re.search(_SHARE, step) for step in found.changes)
 
@@ -145,14 +147,11 @@ def test_weights_that_leave_nothing_of_the_card_come_first(card: str) -> None:
 
 def test_settings_that_fit_an_empty_card_are_said_to_and_the_card_is_looked_at_first() -> None:
     found = explain(log_of("internvl3-8b", "1xa100-80g", "0.18.0", 0.6))
-    assert found.first.startswith(
-        "look first for other holders of the card (`turbofit doctor`, nvidia"
-    )
-    assert "something else held memory, or the account is too low" in found.first
+    assert found.first.startswith(text_of("look first"))
     assert found.first.endswith("; then --cache-max-entry-count 0.5")
     advice = some(found.would_work)
     assert advice.fits is None  # nothing is said to have worked
-    assert advice.verdict.startswith("once the cards are free: ")
+    assert advice.verdict.startswith("once ")
     assert advice.command.startswith("turbofit serve OpenGVLab/InternVL3-8B ")
     assert any("TM_LOG_LEVEL=INFO" in one for one in found.send)
 
@@ -182,14 +181,14 @@ def test_smaller_images_come_with_the_share_and_name_the_engine() -> None:
     settings = some(found.would_work).settings
     assert (settings["engine"], settings["max_pixels_per_image"]) == ("turbomind", int(told[1]))
     assert float(told[2]) <= next_share(0.8)
-    assert "no option of this command keeps images to max_pixels" in some(found.would_work).note
+    assert "keeps images to max_pixels" in some(found.would_work).note
 
 
 def test_a_plan_of_another_engine_names_it_and_all_that_it_depends_on() -> None:
     """LMDeploy 0.6.4 runs this model on its PyTorch engine alone."""
     log = log_of("qwen2-vl-2b", "1xrtx4090", "0.6.4", None)
     found = explain(log.replace(DIES, TORCH.partition("forward(inputs)\n")[2]))
-    assert found.first.startswith("these settings together: --backend pytorch --tp 1 --cache-max-")
+    assert ": --backend pytorch --tp 1 --cache-max-" in found.first
     for option in ("--max-prefill-token-num", "--max-batch-size", "--session-len", "--max-pixels"):
         assert f" {option} " in found.first
 
@@ -234,7 +233,7 @@ def test_cards_that_the_first_step_frees_are_planned_for_as_free() -> None:
     )
     assert found.first.startswith("free the cards first")
     assert found.first.endswith("; then --cache-max-entry-count 0.7")
-    assert some(found.would_work).verdict.startswith("once the cards are free: ")
+    assert some(found.would_work).verdict.startswith("once ")
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3])

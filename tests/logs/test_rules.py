@@ -62,8 +62,8 @@ def test_a_module_is_no_package_and_a_newer_lmdeploy_is_the_other_way() -> None:
     found = explain(
         f"{TRACE}{frame('lmdeploy/pytorch/engine/logits_process.py', '<module>')}{error}\n"
     )
-    assert some(found.others).had[0].startswith("the installed transformers is older or newer")
-    assert tried(found)[0].startswith("a newer LMDeploy, whose own file asks here")
+    assert some(found.others).had[0].startswith("the installed transformers ")
+    assert tried(found)[0].startswith("a newer LMDeploy")
     of_another = explain(f"{TRACE}{frame('outlines/x.py', '<module>')}{error}\n")
     assert tried(of_another)[0].startswith("the version of transformers")
 
@@ -135,4 +135,4 @@ def test_no_answer_shows_a_key() -> None:
 def test_a_value_that_the_log_itself_has_comes_first() -> None:
     line = "[TM][ERROR]  Assertion fail: /w/src/turbomind/python/bind.cpp:9"
     found = explain(f"$ lmdeploy serve api_server /m/Moon-7B-AWQ-G32\n{line}\n")
-    assert some(found.others).had[0].startswith("groups of 32, by the name in the log")
+    assert some(found.others).had[0].startswith("groups of 32")

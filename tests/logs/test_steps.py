@@ -9,7 +9,7 @@ FATAL = "[TM][ERROR] CUDA runtime error: out of memory /l/src/turbomind/utils/al
 
 def test_general_advice_on_the_share_has_its_number() -> None:
     found = explain("lmdeploy serve api_server /m/moon --cache-max-entry-count 0.5\n" + FATAL)
-    assert found.first == "--cache-max-entry-count 0.4: with 0.5 it ran out of memory"
+    assert found.first.startswith("--cache-max-entry-count 0.4: with 0.5 ")
     assert not any("a lower --cache-max-entry-count" in step for step in found.changes)
 
 
@@ -28,6 +28,6 @@ def test_who_held_the_whole_card_is_not_looked_for() -> None:
         " PyTorch, and 60.00 MiB is reserved by PyTorch but unallocated.\n"
     )
     assert found.first.startswith("--cache-max-entry-count 0.7")
-    assert found.first.endswith("the account is too low here")
+    assert found.first.endswith("account is too low here")
     assert some(found.would_work).settings["cache_max_entry_count"] == 0.7
-    assert "once the cards are free" not in some(found.would_work).verdict
+    assert "cards are free" not in some(found.would_work).verdict

@@ -69,10 +69,10 @@ def test_2_llava_lora_with_an_offload_error() -> None:
     found = explain_file("case2_llava_lora_offload")
     assert (found.kind, found.phase) == ("offload", "weights")
     assert "layers.22" in found.why[0]
-    assert "had too little free memory" in told(found)
+    assert "too little free memory" in told(found)
     for words in ("turbofit doctor", "turbofit merge BASE ADAPTER OUT", "turbofit plan OUT"):
         assert any(words in change for change in found.changes)
-    assert "how many GPUs were visible" in " ".join(found.unknown)
+    assert "GPUs were visible" in " ".join(found.unknown)
     advice = some(found.would_work)
     assert advice.model == "LLaVA-1.5-7B"
     assert advice.fits
@@ -88,10 +88,10 @@ def test_3_llava_on_a_shared_l4() -> None:
     # Torch calls itself by pid here: the process that holds what torch allocated.
     this = "this process (process 51222 of the text)"
     assert held == {this: round(14.25 * GIB), "process 28410": int(7.91 * GIB)}
-    assert any("end what else holds the card (process 28410)" in one for one in found.changes)
+    assert any("(process 28410)" in one for one in found.changes)
     assert any("expandable_segments" in one for one in found.changes)
     assert some(found.would_work).fits
-    assert "once the cards are free" in some(found.would_work).verdict
+    assert "cards are free" in some(found.would_work).verdict
     assert found.read.machine == "1xl4"
 
 

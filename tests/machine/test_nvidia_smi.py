@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.errors import UsageError
+from turbofit.core.units import MIB
 from turbofit.machine.spec import parse_spec
 
 TABLE = """\
@@ -28,3 +29,23 @@ def test_a_list_with_another_line_is_asked_back():
     with pytest.raises(UsageError, match="line 2 is of no GPU") as refusal:
         parse_spec("GPU 0: NVIDIA L4 (UUID: GPU-7f31)\nNVIDIA L4")
     assert "`nvidia-smi -L`" in (refusal.value.hint or "")
+
+
+QUERIES = [
+    ("index, name, memory.total [MiB], memory.used [MiB]", "0, NVIDIA L4, 23034 MiB, 1024 MiB"),
+    ("memory.free [MiB], memory.total [MiB], name", "22010, 23034, NVIDIA L4"),
+    ("name, memory.total [MiB], memory.used [MiB]", "NVIDIA L4, 23034 MiB, 1024 MiB"),
+]
+
+
+@pytest.mark.parametrize("lines", QUERIES)
+def test_the_answer_to_a_query_is_read_by_its_first_line(lines: tuple[str, str]) -> None:
+    (gpu,) = parse_spec("\n".join(lines)).gpus
+    assert (gpu.name, gpu.used) == ("NVIDIA L4", 1024 * MIB)
+    assert len(parse_spec("\n".join((*lines, lines[1]))).gpus) == 2
+
+
+def test_a_query_without_names_is_asked_back() -> None:
+    with pytest.raises(UsageError, match="names no card") as caught:
+        parse_spec("memory.total [MiB], memory.used [MiB]\n24576 MiB, 0 MiB")
+    assert "--query-gpu=name" in caught.value.hint

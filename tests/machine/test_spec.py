@@ -139,7 +139,7 @@ def test_links_and_ram_and_cores():
         ("a100-80g:mig=5g.40gb", "no MIG profile 5g.40gb", "3g.40gb"),
         ("2xa100-80g:mig=3g.40gb,p2p=all", "MIG slices have no peers", "leave p2p out"),
         ("2xa100-80g:mig=3g.40gb,nvlink=0-1", "no NVLink", "leave the pair out"),
-        ("4 3090", "no GPU preset is called", "2xNAME"),
+        ("rtx3090:18GB", "'18GB' is no key", "free=18gb, or total=18gb"),
         ("l4:free=99GiB", "more than the", "total"),
         ("l4:used=1GiB:free=1GiB", "do not add up", "only one"),
         ("2xrtx3090,nvlink=0", "not a pair", "0-1+2-3"),
@@ -216,7 +216,12 @@ OTHER_FORMS = [
     ("\u516b\u5361A100", "8xA100"),
     ("3090 (5GB used)", "3090:used=5GB"), ("4090 with 18GB free", "4090:free=18GB"),
     ("rtx 4090, rtx 4090", "rtx 4090+rtx 4090"), ("rtx3090,4090", "rtx3090+4090"),
-    ("2xl4:free=18GB,10GB", "l4:free=18GB+l4:free=10GB"),
+    ("2xl4:free=18GB,10GB", "l4:free=18GB+l4:free=10GB"), ("autodl 4090", "4090"),
+    ("colab T4", "T4"), ("2 4090s", "2x4090"), ("two 3090s", "2x3090"), ("2 L40S", "2xL40S"),
+    ("\u5355\u5f204090", "1x4090"), ("3090 2\u5f20", "2x3090"), ("3090 and 4090", "3090+4090"),
+    ("\u4e24\u5f203090\u548c\u4e00\u5f204090", "2x3090+1x4090"), ("4 3090", "4x3090"),
+    ("3090 free 18GB", "3090:free=18GB"), ("3090 (6GB used by Xorg)", "3090:used=6GB"),
+    ("two 4090s and one 3090s", "2x4090+1x3090"),
 ]  # fmt: skip
 
 
@@ -229,11 +234,12 @@ def test_a_form_that_can_only_mean_one_machine_is_read_and_said(typed: str, read
 
 def test_each_form_has_an_example() -> None:
     for form, _ in neighbours()["specs"]:
-        assert any(re.fullmatch(form, typed, re.IGNORECASE) for typed, _ in OTHER_FORMS), form
+        texts = [part for typed, _ in OTHER_FORMS for part in (typed, typed.removeprefix("two "))]
+        assert any(re.fullmatch(form, text, re.IGNORECASE) for text in texts), form
 
 
 @pytest.mark.parametrize(
-    "text", ["internvl2-8b", "x2", "2x", "4090 x 99", "rtx", "l4:free=2GB,1GB"]
+    "text", ["internvl2-8b", "x2", "2x", "4090 x 99", "rtx", "l4:free=2GB,1GB", "3090:18GB"]
 )
 def test_what_means_no_machine_stays_refused(text: str) -> None:
     with pytest.raises(UsageError):

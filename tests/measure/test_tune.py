@@ -16,7 +16,7 @@ from turbofit.measure.load.result import LoadResult, Spread
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune import Tuner, why_not_kept
 from turbofit.measure.tune_runner import TrialEnd, figures_of
-from turbofit.measure.tune_space import choices
+from turbofit.measure.tune_space import choices, drafts_to_try
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
@@ -155,3 +155,28 @@ def test_an_interrupted_one_takes_no_longer_ones_place() -> None:
     whole, part = go(Engines(), starts=4), go(Engines({3: STOP}))
     assert "an earlier tuning tried 5 settings" in why_not_kept(part, whole)
     assert why_not_kept(part, None) == why_not_kept(whole, part) == why_not_kept(whole, whole) == ""
+
+
+def test_each_number_of_draft_tokens_is_tried_and_the_fastest_is_kept() -> None:
+    """No forecast knows how many tokens are accepted: the order of forecasts decides nothing."""
+    request = PlanRequest(
+        model="qwen3.5-9b", on="1xa100-40g", images=0, speculative_algorithm="qwen3_5_mtp"
+    )
+    load = LoadSpec.of(concurrency=8, seconds=30.0, images=0)
+    tried: list[int] = []
+
+    def run(plan: Any, _: LoadSpec) -> TrialEnd:
+        tried.append(plan.model.draft.tokens if plan.model.draft else 0)
+        return TrialEnd(figures_of(result((5.0, 7.0, 9.0, 8.0)[tried[-1]])), "measured")
+
+    found = Tuner(
+        drafts_to_try(request, plan(request), load, 8, (0, 1, 2, 3)), load,
+        lambda options: plan(request.changed(**options)), run, lambda _: None, at_once=8,
+        blank=Tuning(turbofit_version="0", created="", goal="throughput", slo={}, **FACTS),
+        starts=6, seconds=1e6,
+    ).tune()  # fmt: skip
+    assert tried[0] == 1  # the plan as it is
+    assert sorted(tried[:4]) == [0, 1, 2, 3]
+    assert tried[4:] == [2]  # the best again
+    assert found.winner is not None
+    assert found.winner.options == {"speculative_num_draft_tokens": 2}

@@ -16,7 +16,6 @@ import turbofit
 from tests.support.plans import changed
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.logs.explain import diagnose
 from turbofit.logs.log_events import CacheBudget, Slab
 from turbofit.memory import engines, versions
@@ -43,6 +42,7 @@ from turbofit.serving.engine.worst_requests import (
     check_seconds,
     other_worst_requests,
 )
+from turbofit.serving.plan_gateway import bounds_of
 
 NEWER = "0.19"
 MANY = 200

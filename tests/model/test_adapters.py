@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.rehearsal.adapters import ALL, ATTENTION, write_adapter
+from bench.rehearsal.adapters import ALL, ATTENTION, DELTA, write_adapter
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.model.adapters import with_adapters
@@ -62,6 +62,11 @@ def test_configs(config: dict[str, Any], message: str, tmp_path: Path) -> None:
         read(QWEN, f"a={adapter}")
     assert message in caught.value.message
     assert "\n" not in caught.value.message + caught.value.hint
+    # The hint leads to `merge` only where `merge` takes the adapter.
+    taken = {"modules_to_save", "use_rslora", "bias"} & config.keys()
+    assert not taken or "turbofit merge" in caught.value.hint
+    refused = {"use_dora", "rank_pattern", "alpha_pattern", "peft_type", "init_lora_weights"}
+    assert not refused & config.keys() or "peft's own" in caught.value.hint
 
 
 def test_files(tmp_path: Path) -> None:
@@ -130,24 +135,41 @@ def test_ranks_that_the_kernel_takes(tmp_path: Path) -> None:
     assert len(read(QWEN, f"odd={odd}", f"small={small}", f"large={large}").loras) == 3
 
 
-def test_modules_of_the_vision_tower(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "clash", "apart"),
+    [
+        ("qwen2.5-vl-3b", ("gate_proj",), ATTENTION),
+        ("internvl3-1b-hf", ("q_proj",), ("o_proj", "gate_proj", "up_proj", "down_proj")),
+        ("intern-s1-mini", ("v_proj",), ("down_proj",)),
+        ("llava-1.5-7b", ("k_proj",), ("o_proj", "up_proj")),
+        ("llava-v1.6-mistral-7b", ("v_proj",), ("o_proj", "gate_proj")),
+        ("qwen2-vl-2b", (), ALL),
+        ("internvl3-1b", (), ALL),
+        ("qwen3.5-0.8b", (), (*ALL, *DELTA)),
+    ],
+)
+def test_modules_of_the_vision_tower(
+    name: str, clash: tuple[str, ...], apart: tuple[str, ...], tmp_path: Path
+) -> None:
     """They are found by the end of their names, and would be given the prompt's positions."""
-    model = resolve_model("qwen2.5-vl-3b")
-    adapter = write_adapter(model, tmp_path / "a", 8)
-    with pytest.raises(UsageError, match=r"the vision tower's \w+_proj") as caught:
-        read(model, f"a={adapter}")
+    model = resolve_model(name)
+    layers = "model.language_model.layers"
+    served = write_adapter(model, tmp_path / "served", 8, apart, layers=layers)
+    loaded = read(model, f"a={served}")
+    assert loaded.loras[0].modules == apart
+    assert any("not rehearsed" in line for line in loaded.warnings) is bool(model.text.delta)
+    if not clash:
+        return
+    refused = write_adapter(model, tmp_path / "refused", 8, (*clash, *apart), layers=layers)
+    with pytest.raises(UsageError, match=f"the vision tower's {clash[0]}") as caught:
+        read(model, f"a={refused}")
     assert "--language-model-only" in caught.value.hint
-    assert read(model, f"a={adapter}", only_text=True).loras
-    attention = write_adapter(model, tmp_path / "b", 8, ATTENTION)
-    assert read(model, f"a={attention}").loras
-    qwen2 = resolve_model("qwen2-vl-2b")
-    assert read(qwen2, f"a={write_adapter(qwen2, tmp_path / 'c', 8)}").loras
+    assert read(model, f"a={refused}", only_text=True).loras
 
 
-def test_classes_without_a_table_of_joined_modules(tmp_path: Path) -> None:
-    model = resolve_model("internvl3-1b-hf")
+def test_a_class_that_was_not_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="finds no modules for adapters") as caught:
-        read(model, f"a={tmp_path}")
+        read(resolve_model("gemma-3-4b"), f"a={tmp_path}")
     assert "turbofit merge" in caught.value.hint
 
 

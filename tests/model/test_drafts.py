@@ -120,12 +120,12 @@ def test_a_base_with_few_layers(tmp_path: Path) -> None:
     ("model", "algorithm", "draft", "tokens", "message"),
     [
         ("llama-3.1-8b", "qwen3_5_mtp", None, 1, "planned for Qwen3_5ForCausalLM, "),
-        ("qwen3.5-9b", "deepseek_mtp", None, 1, "planned for Glm4MoeForCausalLM, not Qwen3_5"),
+        ("qwen3.5-9b", "deepseek_mtp", None, 1, "planned for Glm4MoeForCausalLM, .*, not Qwen3_5"),
         ("qwen3.5-9b", "eagle3", None, 1, "has eagle3 for LlamaForCausalLM"),
         ("qwen3.5-9b", "qwen3_5_mtp", "/draft", 1, "a part of .*own checkpoint"),
         ("qwen3.5-9b", "qwen3_5_mtp", None, 7, "plans up to 6"),
-        ("deepseek-v3", "deepseek_mtp", None, 1, "by FlashMLA, and turbofit has no account"),
-        ("glm-4.7-flash", "deepseek_mtp", None, 1, "FlashMLA"),
+        ("deepseek-v2-lite", "deepseek_mtp", None, 1, "not DeepseekV2ForCausalLM"),
+        ("kimi-k2.5", "deepseek_mtp", None, 1, "not KimiK2ForCausalLM"),
         ("kimi-k2.5", "eagle3", "/draft", 1, "no account of Kimi's draft"),
     ],
 )

@@ -97,6 +97,27 @@ def test_what_lmdeploy_loads_are_the_weights_of_a_merge(
         assert not len(found)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("name", "modules"), [("internvl2-1b", ALL), ("internvl2-2b", INTERNLM2)])
+def test_an_adapter_of_zeros_is_the_base(
+    name: str, modules: tuple[str, ...], world: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    needs("lmdeploy", "torch")
+    from safetensors.torch import load_file
+
+    model = small(name)
+    adapter = write_adapter(model, tmp_path / "lora", 8, modules, layers=INSIDE)
+    model = with_adapters(model, [f"sql={adapter}"], only_text=False)
+    folder = opened(model, tmp_path / "run")
+    config = SimpleNamespace(**json.loads((folder / "adapter_config.json").read_text()))
+    assert {*config.target_modules} == {*engine_modules(model)}
+    for module in config.target_modules:
+        copy = load_file(folder / FILE)
+        for rows in loaded_rows(model, config, module, copy, world, monkeypatch):
+            assert not rows.any(), module  # memory that nothing fills would be NaN, which is true
+
+
 def by_kind(model: Model, rows: Any) -> Any:
     """All rows of queries, then those of keys, then those of values."""
     import torch

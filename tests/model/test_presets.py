@@ -103,7 +103,7 @@ def test_names_as_people_type_them(typed, preset):
         # A generation is known without its dot.
         ("internvl35-9b", "internvl3.5-8b"), ("qwen35-28b", "qwen3.5-27b"),
         ("InternVL25-9B", "internvl2.5-8b"), ("glm41v-9b", "glm-4.1v-9b"),
-        ("Qwen/Qwen2_5-VL-9B", "qwen2.5-vl-7b"), ("llama3-8b", "llama-3.1-8b"),
+        ("Qwen/Qwen2_5-VL-9B", "qwen2.5-vl-7b"), ("llama3-9b", "llama-3-8b"),
         # Another size of a generation is nearer than another generation.
         ("qwen3.5-72b", "qwen3.5-27b"), ("qwen3.5-72b", "qwen3.5-2b"),
         ("qwen3_6-27b-fp9", "qwen3.6-27b-fp8"), ("internvl4-8b", "internvl3-8b"),

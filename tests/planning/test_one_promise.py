@@ -17,7 +17,7 @@ from turbofit.core.plan import Plan
 from turbofit.gateway.http.about import about_plan, limits_in_words
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.ranges import scope_of
-from turbofit.gateway.limits.request_limits import LimitedImage, bounds_of, check_request
+from turbofit.gateway.limits.request_limits import LimitedImage, check_request
 from turbofit.machine.source import machine_from
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune_space import choices
@@ -26,6 +26,7 @@ from turbofit.planning.request import PlanRequest, WhichRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.which import empty_row, serving
 from turbofit.report.views.plan_view import promise_facts
+from turbofit.serving.plan_gateway import bounds_of
 
 _MODELS = (
     "internvl2-8b", "qwen2-vl-7b", "internvl2-2b", "qwen2.5-vl-7b", "internvl3-8b", "qwen2.5-7b",

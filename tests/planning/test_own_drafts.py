@@ -9,9 +9,12 @@ import pytest
 
 import turbofit
 from tests.memory.pytorch.test_own_drafts import QWEN, drafted, planned
+from tests.support.plans import few_presets
+from turbofit import api
 from turbofit.core.plan import Plan
-from turbofit.core.units import MIB
+from turbofit.core.units import GIB, MIB
 from turbofit.planning.own_drafts import draft_warnings
+from turbofit.serving.cluster.actors import cluster_from
 
 
 @pytest.mark.parametrize("on", ["2xh100", "2xa100-80g"])
@@ -39,6 +42,35 @@ def test_a_plan_says_how_many_requests_each_number_of_tokens_leaves() -> None:
     assert "--speculative-draft-model" not in engine.command.argv
     assert engine.speculative_config() == {"method": QWEN, "num_speculative_tokens": 2}
     assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("name", "on", "options"),
+    [
+        ("qwen3.5-9b", "1xa100-40g", {"least": True}),
+        ("qwen3.5-9b", "1xa100-80g", {"budget": "40GiB"}),
+        ("qwen3.5-9b", "1xa100-40g+1xh100", {"images": 0}),
+        ("qwen3.5-9b", "1xh100:free=40GiB", {"goal": "context"}),
+        ("qwen3.5-27b-fp8", "2xl40s", {"tp": 2, "eager_mode": True}),
+        ("glm-4.5-air", "4xh100", {"goal": "latency"}),
+        ("glm-4.6", "8xh200", {}),
+    ],
+)
+def test_whatever_is_planned_is_doubted(name: str, on: str, options: dict[str, Any]) -> None:
+    plan = planned(name, on, **options)
+    assert plan.fits
+    assert "counted, not rehearsed" in plan.warnings[0]
+    assert all(ledger.headroom >= ledger.margin >= GIB for ledger in plan.ledgers)
+
+
+def test_a_cluster_and_which_say_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: Any = {"images": 0, "speculative_algorithm": QWEN}
+    nodes = cluster_from("sim:1xa100-40g/1xh100")
+    cluster = api.plan_cluster("qwen3.5-9b", nodes, **options)
+    assert "counted, not rehearsed" in cluster.warnings[0]
+    few_presets(monkeypatch, ["a100-40g"])
+    (row,) = turbofit.which("qwen3.5-9b", **options).keep
+    assert "counted, not rehearsed" in row.warnings[0]
 
 
 def test_a_given_margin_stays() -> None:

@@ -11,10 +11,10 @@ from tests.sweep import sweep
 from turbofit.core.images import CrossRule
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.gate import UNSTATED
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.memory.account import VisionLoad
 from turbofit.model.presets import known_presets, load_preset
 from turbofit.planning.speed import counted_tokens
+from turbofit.serving.plan_gateway import bounds_of
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
 

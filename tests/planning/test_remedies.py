@@ -50,6 +50,27 @@ def test_memory_is_told_as_a_sum_of_the_card_and_what_others_hold_comes_first() 
     assert "short of the margin of 256 MiB before the first KV block (weights 13.2 GiB" in said
 
 
+def test_unequal_cards_are_told_why_they_share_no_4_bit_weights_and_what_would_do() -> None:
+    """Four cards were named where two suffice, and the reason only where --tp 2 was typed."""
+    plan = turbofit.plan("internvl2.5-38b-awq", on="rtx3090+rtx4090", engine="turbomind")
+    first = "4-bit weights need cards of one generation, so an engine has 1 of 2 GPUs: "
+    assert plan.verdict.startswith(f"does not fit: InternVL2.5-38B-AWQ: {first}")
+    assert "2 x NVIDIA GeForce RTX 3090" in remedies("rtx3090+rtx4090", "internvl2.5-38b-awq")
+    idle = turbofit.plan("internvl2.5-38b-awq", on="2xrtx3090+rtx4090", engine="turbomind")
+    assert any("GPU 2" in text and "one generation" in text for text in idle.warnings)
+    equal = turbofit.plan("internvl2.5-38b-awq", on="rtx3090", engine="turbomind")
+    assert "generation" not in equal.verdict
+
+
+def test_an_engine_over_unequal_cards_is_named_where_it_fits() -> None:
+    """The search makes none unasked: a plan that --tp 2 serves was told to buy other weights."""
+    effects = remedies("rtx3090+rtx4090", "internvl3-14b")
+    change, effect = next(iter(effects.items()))
+    assert (change.split(",")[0], effect[:4]) == ("--tp 2", "fits")
+    asked = turbofit.plan("internvl3-14b", on="rtx3090+rtx4090", tp=2)
+    assert f"{asked.engines[0].kv.tokens:,} KV tokens" in effect
+
+
 def test_memory_that_nobody_explains_can_be_freed() -> None:
     effects = remedies("1xt4:free=1GiB", "internvl2-1b")
     change = "free the memory that others hold on GPU 0 (13.6 GiB)"

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from tests.measure.test_tune_runner import SEEN
 from tests.support.plans import machine
+from turbofit.core.plan import SPECULATIVE
 from turbofit.core.tuning import TrialForecast, TrialRecord, Tuning
 from turbofit.memory.calibrated import identity
 from turbofit.model.source import resolve_model
@@ -111,3 +112,24 @@ def test_a_rehearsal_keeps_the_settings() -> None:
     assert after.engines[0].settings.max_prefill_token_num == 2048
     assert [text for text in after.reasons if text.startswith("tuned: ")]
     assert tuned.pinned(REQUEST, plan(REQUEST.changed(no_tuned=True))) is REQUEST
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [({SPECULATIVE[2]: 3}, 3), (dict.fromkeys(SPECULATIVE), 0)],
+    ids=["three tokens", "no draft"],
+)
+def test_the_tokens_of_a_draft_that_were_the_fastest(options, tokens) -> None:
+    plain = PlanRequest(model="qwen3.5-2b", on=HERE, images=0)
+    asked = plain.changed(speculative_algorithm="qwen3_5_mtp")
+    promise = tuned.promise_of(asked.given())
+    keep_tuned(
+        tuning(options=options, promise=promise, model=identity(resolve_model("qwen3.5-2b")))
+    )
+    found = plan(asked)
+    assert any(text.startswith("tuned: ") for text in found.reasons)
+    draft = found.model.draft
+    assert (draft.tokens if draft else 0) == tokens
+    again = tuned.same_shape(asked, found, {}, rehearsed=True).model.draft
+    assert (again.tokens if again else 0) == tokens
+    assert not any(text.startswith("tuned: ") for text in plan(plain).reasons)

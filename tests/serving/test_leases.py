@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from tests.support.nvml import Scenario, gpu_3090
 from tests.support.plans import gpu, machine, plausible_plan
@@ -20,9 +21,10 @@ from tests.support.processes import REPO
 from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
 from turbofit.core.process import files
-from turbofit.core.process.stat import group_of, members, start_time
+from turbofit.core.process.stat import start_time
 from turbofit.core.units import GIB, MIB
-from turbofit.serving.leases import Leases, counted, end_orphans
+from turbofit.serving.leases import Leases, _with_reserved, counted, end_orphans
+from turbofit.serving.process.groups import group_of, members
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +87,10 @@ def test_a_lease_counts_for_others_and_not_for_its_owner(tmp_path: Path) -> None
         assert seen.free == max(0, before.free - need)
         assert seen.used + seen.free == before.used + before.free
         assert seen.holders[-1].pid == os.getpid()
-        assert "reserved" in seen.holders[-1].name
+        assert "turbofit stop ends it)" in seen.holders[-1].name
+        pretend = replace(before, uuid="preset-0")
+        seen = _with_reserved(pretend, [replace(lease, need={"preset-0": need})])
+        assert "another --on SPEC is another machine" in seen.holders[-1].name
         assert counted(machine(1), mine) == machine(1)
         child = os.fork()  # which leaves it alone
         if not child:

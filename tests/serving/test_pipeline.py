@@ -372,7 +372,8 @@ def test_more_images_than_planned_share_the_units(pipeline, internvl2, image, ca
     assert answer.finish_reason == "error"
     assert "27 images in a request, the limit is 26" in answer.error_message
     said = [one.getMessage() for one in caplog.records if one.name.startswith("turbofit")]
-    assert said == ["a request is refused: 27 images in a request, the limit is 26"]
+    images = "27 images in a request, the limit is 26"
+    assert said == [f"a request is refused (invalid_request): {images}"]
     assert len(seen(pipe)) == 2
     session = None
     for turn in range(1, 5):  # a chat goes on with a picture in each

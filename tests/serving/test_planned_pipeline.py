@@ -85,6 +85,35 @@ def test_what_cannot_be_lowered_is_the_requests_own_error(
     assert engine.given[0][1].top_k == 1024
 
 
+class FailingEngine:
+    """LMDeploy's own errors: each becomes an empty text, and some hide their cause."""
+
+    async def preprocess(self, messages: Any, session_id: Any) -> Any:
+        from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
+
+        if messages == "long":
+            raise RequestError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "Input length (80012)")
+        raise RequestError(ErrorCode.PREPROCESS_FAILED) from ConnectionError("no answer of x.org")
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ("long", "(context_length_exceeded): Input length (80012)"),
+        ("url", "(preprocess_failed): ConnectionError: no answer of x.org"),
+    ],
+)
+def test_lmdeploys_own_errors_are_logged_by_their_names(messages, words, caplog) -> None:
+    from lmdeploy.serve.core.exceptions import RequestError
+
+    engine = FailingEngine()
+    ours().hold_engine(engine, SCOPE)
+    with pytest.raises(RequestError):
+        asyncio.run(engine.preprocess(messages, 1))
+    said = [one.getMessage() for one in caplog.records if one.name.startswith("turbofit")]
+    assert said == [f"a request is refused {words}"]
+
+
 class CountingEngine:
     """Counts what waits for its first answer; knows nothing of the queue."""
 

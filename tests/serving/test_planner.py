@@ -24,7 +24,7 @@ from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.process.signals import StopSignal
 from turbofit.core.units import MIB
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.server import GatewayThread, make_gateway
+from turbofit.gateway.server import GatewayThread
 from turbofit.machine import source
 from turbofit.model.source import resolve_model
 from turbofit.planning.plan import plan as best_plan
@@ -32,6 +32,7 @@ from turbofit.planning.request import PlanRequest
 from turbofit.rehearsal import confirm
 from turbofit.serving.leases import Leases
 from turbofit.serving.options import ServeConfig
+from turbofit.serving.plan_gateway import make_gateway
 from turbofit.serving.planner import Planner, launch_request, leases_for
 from turbofit.serving.run import Reloader
 

@@ -21,9 +21,9 @@ from turbofit.core.errors import DoesNotFitError, TurbofitError
 from turbofit.core.process.signals import StopSignal
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.idle import AttachedGateway, IdleGateway
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.server import GatewayThread
 from turbofit.serving import serve_idle
+from turbofit.serving.plan_gateway import bounds_of
 from turbofit.serving.serve_idle import IdleServer
 
 

@@ -145,7 +145,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 )
 def test_from_the_command_to_the_child(words: list[str], stack: list[str]) -> None:
     main([*words, "--pretend", "--on", "1xrtx3060"])
-    assert stack[-1] == "core/process/processes.py"
+    assert stack[-1] == "serving/process/child.py"
     assert len(set(stack)) <= MOST_FILES, stack
     rooms = [file.partition("/")[0] for file in stack]
     assert "cli" not in rooms[rooms.index("serving") :], stack

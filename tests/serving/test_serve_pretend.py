@@ -22,9 +22,9 @@ from tests.support.processes import Child, gone, pids
 from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
 from tests.support.waiting import HANG, until
 from turbofit.core.plan import Plan
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.rehearsal.no_answer import SENTENCE
 from turbofit.serving.engine.pretend_launch import PretendReader
+from turbofit.serving.plan_gateway import bounds_of
 
 pytestmark = [pytest.mark.lmdeploy]
 needs("lmdeploy", "fastapi", "torchvision")

@@ -11,8 +11,9 @@ import pytest
 from tests.support.plans import plausible_plan
 from turbofit.core.engine_end import End
 from turbofit.core.units import MIB
+from turbofit.serving.engine.engine_client import Timing
+from turbofit.serving.engine.worst_requests import ask_worst
 from turbofit.serving.start import Start
-from turbofit.serving.start_progress import StartProgress
 
 PLAN = plausible_plan(gpus=1, tp=1)
 
@@ -27,7 +28,7 @@ PLAN = plausible_plan(gpus=1, tp=1)
     ],
 )
 def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(kind, taken, expected) -> None:
-    start: Any = Start(SimpleNamespace(), PLAN, 0)
+    start = start_of([])
     start._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)
     end = End(kind=kind, message=kind, hint="none")
     assert start._other_cause(SimpleNamespace(planned=PLAN.engines[0]), end) is expected
@@ -48,7 +49,7 @@ def test_a_start_beyond_its_forecast_is_a_warning(over: int, kinds: list[str]) -
     engine.tracker.figures, engine.launch.tuning = [], None
     engine.tracker.cached_tokens.return_value = None
     start = start_of([engine], on_open=lambda _: None, say=said.append)
-    start._proves, start._proof = True, MagicMock()
+    start._ask, start._proof = ask_worst, MagicMock()
     start._open(["http://127.0.0.1:1"])
     assert [call.args[0] for call in start._run.record.event.call_args_list] == kinds
     assert [line.startswith("warning:") for line in said] == [bool(kinds)]
@@ -70,13 +71,13 @@ def test_the_standby_imports_before_ready_once_no_engine_imports(importing, star
 def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:
     """A start whose engines are these."""
     run = SimpleNamespace(
-        config=SimpleNamespace(pretend=pretend, gateway=None), on_tick=lambda: None, examiner=None,
-        standby=None, folder=MagicMock(),
+        config=SimpleNamespace(pretend=pretend, gateway=None, check="none"),
+        on_tick=lambda: None, examiner=None, standby=None, folder=MagicMock(),
         leases=SimpleNamespace(note=given.get("note")), on_open=given.get("on_open"),
         say=given.get("say"), record=MagicMock(), starts_trials=False,
     )  # fmt: skip
-    start: Any = Start(cast("Any", run), PLAN, 0)
+    described = SimpleNamespace(plan=PLAN, launches=[], timing=Timing(), prepare=None, began=0.0)
+    start: Any = Start(cast("Any", run), cast("Any", described))
     start._supervisor = SimpleNamespace(engines=engines, ready=True)
-    start._start_progress = StartProgress(PLAN, {})
     start._used = dict  # no GPU is read
     return start

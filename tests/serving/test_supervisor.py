@@ -23,12 +23,13 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.signals import StopSignal
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import Outage
-from turbofit.gateway.server import GatewayThread, make_gateway
+from turbofit.gateway.server import GatewayThread
 from turbofit.planning.commands import commands
 from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import Supervision
+from turbofit.serving.plan_gateway import make_gateway
 from turbofit.serving.supervisor import Supervisor
 
 

@@ -101,6 +101,7 @@ def serve_begins_with_the_best(children: list[Child], tmp_path: Path, **environ:
         ("tune", (*ONE, "--drafts", "a,b"), 2, "no list of numbers"),
         ("tune", (*ONE, "--drafts", "0,1"), 2, "none is given"),
         ("tune", (*DRAFTED, "--speculative-num-draft-tokens", "2"), 2, "are one setting"),
+        ("tune", DRAFTED, 2, "accept no token"),
         ("tune", (*ONE, "--rate", "3"), 2, "do not go together"),
         ("tune", FULL, 3, "does not fit"),
         ("tune", FALLBACK, 2, "planned for Transformers"),

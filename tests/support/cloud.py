@@ -87,15 +87,16 @@ class Serving:
     """``turbofit serve --cluster --pretend`` in a process, with another front before its nodes.
 
     Clients show `KEY` to ``port``, the other front's: it outlives a controller that is killed.
+    ``own`` is the port of the controller's own front.
     """
 
     def __init__(self, cloud: Cloud, state: Path, *words: str) -> None:
-        self.cloud, self.state, self.port = cloud, state, free_port()
+        self.cloud, self.state, self.port, self.own = cloud, state, free_port(), free_port()
         self.children: list[Child] = []
         # That the worst requests are answered before a server opens is tested alone; so are
         # standbys.
         self._words = [
-            "serve", "internvl2-2b", "--pretend", "--port", str(free_port()), "--drain", "60",
+            "serve", "internvl2-2b", "--pretend", "--port", str(self.own), "--drain", "60",
             "--check", "none", "--no-standby", "--api-key", KEY, *words,
         ]  # fmt: skip
         self.child = self.again()

@@ -18,8 +18,8 @@ from turbofit.core.plan import Plan
 from turbofit.core.promise import Limits, Promise
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.upstream import Died, Unreachable
+from turbofit.serving.plan_gateway import bounds_of
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
@@ -212,13 +212,17 @@ class Reply:
         return json.loads(self.body)
 
 
-def gateway(plan=None, *, engines=1, overlay=True, recorder=None, fetcher=None, log=None, **config):
+def gateway(
+    plan=None, *, engines=1, overlay=True, recorder=None, fetcher=None, log=None, grammars=None,
+    **config,
+):  # fmt: skip
     """A gateway in front of a recorder, as ``(app, recorder)``."""
     plan = plan or plan_for()
     recorder = recorder or Recorder()
     urls = [f"http://127.0.0.1:{9000 + i}" for i in range(engines)]
     bounds, settings = bounds_of(plan, overlay=overlay), GatewayConfig(**config)
-    return Gateway(bounds, urls, settings, log, fetcher, recorder), recorder
+    app = Gateway(bounds, urls, settings, log, fetcher, recorder, grammars=grammars)
+    return app, recorder
 
 
 async def call(

@@ -16,9 +16,9 @@ from pydantic import Field
 
 from turbofit.batch_jobs.output_file import CHAT, BatchItem, ItemError
 from turbofit.core.errors import UsageError
-from turbofit.core.validation import SECONDS, Metavar, Validated
+from turbofit.core.validation import SECONDS, Metavar, Positive, Validated
 from turbofit.measure.load.prompt import user_message
-from turbofit.planning.request import Positive, Tokens
+from turbofit.planning.request import Tokens
 
 Seconds = Annotated[float, Field(gt=0, lt=1e7), SECONDS, Metavar("SECONDS")]
 

@@ -27,13 +27,13 @@ from turbofit.batch_jobs.batch_input import BatchSpec, open_input
 from turbofit.batch_jobs.output_file import BatchItem, BatchLine, OutputFile, Survey
 from turbofit.batch_jobs.sender import Sender, request_body
 from turbofit.core.errors import LaunchError, UsageError, error_from
-from turbofit.core.process.guard import guarded
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.process.network import open_files
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.variable_names import without_options
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
+from turbofit.serving.process.guard import guarded
 from turbofit.serving.runs import requests_at
 
 SERVE: Final = (sys.executable, "-m", "turbofit", "serve")

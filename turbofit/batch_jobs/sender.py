@@ -163,7 +163,8 @@ class Sender(ServerClient):
             body = await asyncio.to_thread(make_body, item)
             status, headers, raw = await self._answer("POST", item.url, body)
             response, error = _read(status, headers, raw)
-            self.lowered += error is None and "x-turbofit-limited" in headers
+            if error is None and "x-turbofit-limited" in headers:
+                self.lowered += 1
         except ItemError as exc:
             error = _failed(exc.code, exc.message)
         except (aiohttp.InvalidURL, ValueError) as exc:
@@ -182,16 +183,19 @@ class Sender(ServerClient):
             try:
                 status, headers, raw = await self._exchange(method, path, body)
                 why = f"status {status}" if status in _AWAY else ""
-                errors += status >= 500 and not why
-                if not why and (status < 500 or errors >= _MOST_ERRORS):
-                    self._away_since, self.waits = None, ""
-                    return status, headers, raw
+                if not why:
+                    errors += 1
+                    if status < 500 or errors >= _MOST_ERRORS:
+                        self._away_since, self.waits = None, ""
+                        return status, headers, raw
             except aiohttp.InvalidURL:
                 raise
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
-                why = next(why for kinds, why in _REASONS if isinstance(exc, kinds))
-                errors += why == _NO_ANSWER
-                breaks += why == _BROKE and self._patience is not None
+                why = _reason(exc)
+                if why == _NO_ANSWER:
+                    errors += 1
+                if why == _BROKE and self._patience is not None:
+                    breaks += 1
                 # Only an item fails; the request for the model's name has no body, and is repeated.
                 if body is not None and (breaks >= _MOST_BREAKS or errors >= _MOST_ERRORS):
                     times = max(breaks, errors)
@@ -234,6 +238,10 @@ class Sender(ServerClient):
                 hint="start the server again and give the same command: it sends only items without"
                 " a line",
             )
+
+
+def _reason(exc: Exception) -> str:
+    return next(why for kinds, why in _REASONS if isinstance(exc, kinds))
 
 
 def _read(status: int, headers: Any, raw: bytes) -> tuple[JsonObject, JsonObject | None]:

@@ -178,7 +178,7 @@ class CliCommand(click.Command):
         form, typed = ctx.params.get("form", Form()), ctx.meta.get(TYPED)
         if self.only_linux:
             # Not at the top: this loads logging, which other commands do without.
-            from turbofit.core.process.log_queue import queued_stderr
+            from turbofit.serving.process.log_queue import queued_stderr
         try:
             with (
                 queued_stderr() if self.only_linux else nullcontext(),

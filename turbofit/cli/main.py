@@ -127,7 +127,7 @@ def _bug_report(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
     import traceback
 
     from turbofit.core.process.files import new_path
-    from turbofit.core.process.hidden import hide_secrets, without_secrets
+    from turbofit.serving.process.hidden import hide_secrets, without_secrets
 
     words = " ".join(without_secrets(argv, texts=True))
     text = hide_secrets("".join(traceback.format_exception(exc)), argv, os.environ)
@@ -174,7 +174,7 @@ def unknown_command(words: list[str]) -> UsageError:
     """Return the error for a first word that is not a command."""
     from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.messages import guess, neighbours
-    from turbofit.core.process.hidden import without_secrets
+    from turbofit.serving.process.hidden import without_secrets
 
     (name,) = without_secrets(words[:1])
     if name.startswith("-") or "=" in name:

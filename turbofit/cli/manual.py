@@ -38,6 +38,7 @@ COMMANDS: Final[dict[str, str]] = {
     "batch": "a file or a folder of requests, until each has its line; resumes",
     "gateway": "hold every request to a plan, in front of any LMDeploy",
     "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
+    "quantize": "what a 4-bit checkpoint takes, the program that makes it, and its reader",
     "machine": "GPUs, who uses them, how they reach each other",
     "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
     "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",

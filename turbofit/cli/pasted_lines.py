@@ -16,7 +16,7 @@ from turbofit.core.messages import plain
 #: The engine of each of LMDeploy's configurations in Python.
 _CONFIGS: Final = {"TurbomindEngineConfig": "turbomind", "PytorchEngineConfig": "pytorch"}
 _CODE: Final = re.compile(r"\b(?:pipeline|TurbomindEngineConfig|PytorchEngineConfig)\s*\(")
-_SWIFT: Final = re.compile(r"(?:\S*/)?swift (?:deploy|infer|app|app-ui|web-ui|eval)\b")
+_SWIFT: Final = re.compile(r"\bswift (?:deploy|infer|app|app-ui|web-ui|eval)\b")
 #: Options of ms-swift that name the model, the surest first.
 _SWIFT_MODEL: Final = ("--model", "--model_id_or_path", "--ckpt_dir", "--model_type")
 #: Options of ms-swift that are LMDeploy's, without the prefix that newer releases write.

@@ -17,7 +17,7 @@ from typing import Final
 import click
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import guess, near, neighbour, neighbours, of_vllm
+from turbofit.core.messages import guess, near, neighbour, neighbours, of_other_server
 from turbofit.core.units import grouped
 from turbofit.serving.passthrough import engine_options
 
@@ -91,24 +91,29 @@ def hint_for_option(name: str, ctx: click.Context) -> str:
 
     The first of these hints: the command's own option for an option of another program, by
     presets/neighbours.yaml; the command's options that begin with the name; the commands that have
-    the option; the command's option with the nearest name; the hint on the nearest option of vLLM
-    or LMDeploy; all options, if the command has few.
+    the option; the command's option with the nearest name; the hint on the nearest option of
+    another server or of LMDeploy; all options, if the command has few.
     """
     name = name.replace("_", "-")
     params, command = ctx.command.params, ctx.info_name or ""
     own = [option for param in params for option in param.opts if option[:2] == "--"]
     fields = [str(param.name) for param in params]
-    if hint := neighbour(name, fields, option_of, command) or of_vllm(name, option_of):
+    if hint := neighbour(name, fields, option_of, command) or of_other_server(name, option_of):
         return hint
     begun = [option for option in own if option.startswith(name)]
     if 0 < len(begun) <= _MEANT:
         return f"did you mean {' or '.join(begun)}?"
     if hint := _who_has(name, own, ctx) or guess(name, own):
         return hint
-    if alike := near(name, [*(f"--{word}" for word in neighbours()["vllm"]), *engine_options()]):
+    if alike := near(name, [*_of_others(), *engine_options()]):
         return f"did you mean {alike[0]}? {hint_for_option(alike[0], ctx)}"
     its = [option for option in own if option not in _EVERYWHERE]
     return f"its options are {', '.join(its)}" if len(its) <= _LISTED else ""
+
+
+def _of_others() -> list[str]:
+    """Return the options of other servers that presets/neighbours.yaml knows."""
+    return [f"--{word}" for rows in neighbours()["programs"].values() for word in rows]
 
 
 def _who_has(name: str, own: Sequence[str], ctx: click.Context) -> str:

@@ -1,6 +1,20 @@
 """Errors that a person can cause or fix; each names its cause, and has a hint and an exit code.
 
-Any other exception is a bug in turbofit, and ends the process with exit code 1.
+The exit code stands behind the name, if it differs from the class above::
+
+    TurbofitError            1
+        UsageError           2
+        DoesNotFitError      3
+            NoKernelError
+            UnservedError
+        MachineError         4
+            NoGpuError
+        LaunchError          5
+        OutOfMemoryError     6
+        PackageError         7
+
+Rooms below have classes of their own under these, such as `model.hub.HubUnreachableError` under
+`UsageError`. Any other exception is a bug in turbofit, and ends the process with exit code 1.
 """
 
 from __future__ import annotations

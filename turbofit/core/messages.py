@@ -96,13 +96,16 @@ def plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text.strip().strip(_QUOTES)).strip()
 
 
-def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
-    """Return words for turbofit's equivalent of an option of vLLM; empty for other options.
+def of_other_server(name: str, spelled: Callable[[str], str]) -> str:
+    """Return words for turbofit's equivalent of an option of vLLM, SGLang, llama.cpp or Ollama.
 
-    ``spelled`` turns the name of a setting into the name of turbofit's option.
+    The words are empty for other options. ``spelled`` turns the name of a setting into the name of
+    turbofit's option.
     """
-    row = neighbours()["vllm"].get(name.lstrip("-").replace("_", "-").lower())
-    return "" if row is None else f"an option of vLLM; here: {_equivalent(row, spelled)}"
+    for program, rows in neighbours()["programs"].items():
+        if row := rows.get(name.lstrip("-").replace("_", "-").lower()):
+            return f"an option of {program}; here: {_equivalent(row, spelled)}"
+    return ""
 
 
 def _equivalent(row: Mapping[str, str], spelled: Callable[[str], str]) -> str:
@@ -113,9 +116,14 @@ def _equivalent(row: Mapping[str, str], spelled: Callable[[str], str]) -> str:
 def neighbours() -> dict[str, Any]:
     """Return presets/neighbours.yaml: words of other programs, with turbofit's own words.
 
-    The tables are of commands, options, arguments, SPECs, and options of vLLM.
+    The tables are of commands, options, arguments, SPECs, and options of other servers. A row of
+    options with several names stands under each of them.
     """
     table: dict[str, Any] = load_yaml(presets_dir() / "neighbours.yaml")
+    for tables in (table["options"], table["programs"]):
+        for program, rows in tables.items():
+            named = ((name, row) for names, row in rows.items() for name in names.split())
+            tables[program] = dict(named)
     return table
 
 

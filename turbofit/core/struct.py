@@ -12,7 +12,7 @@ from turbofit.core.errors import UsageError
 #: A JSON object of another program, such as a request of OpenAI's API or a checkpoint's config. The
 #: code must check every field.
 JsonObject: TypeAlias = dict[str, Any]
-#: Options by their names, as people, profiles and engines write them; `PlanRequest` checks values.
+#: Options by their names, as people, files and engines write them; `PlanRequest` checks values.
 Options: TypeAlias = dict[str, Any]
 #: A document of turbofit without a type: of a rehearsal, a calibration or a run of `pretend`.
 Document: TypeAlias = dict[str, Any]

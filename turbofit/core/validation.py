@@ -8,11 +8,18 @@ import re
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 from typing_extensions import Self
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.units import parse_seconds
+from turbofit.core.units import parse_seconds, plain_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Options
 
 _SHOWN = 80
+#: The largest number that an option takes.
+LARGEST: Final = 1 << 40
 #: The expected value in words, by the type of pydantic's error; pydantic's words are for
 #: programmers.
 _SHOULD = {
@@ -66,12 +75,29 @@ def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+def whole(text: str, name: str) -> str | int:
+    """Parse ``1,000`` and ``1k`` as 1000, and refuse 4.0.
+
+    Other texts are returned unchanged, and the field's type checks them.
+    """
+    plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
+    before, point, rest = plain.partition(".")
+    if point and before.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):
+        several = f" or {before}{rest}" if len(rest) == 3 else ""
+        raise UsageError(
+            f"{name} {text!r} is not a whole number", hint=f"write it as {before}{several}"
+        )
+    return int(plain) if plain != text.strip() and plain.isdigit() else plain
+
+
 def _seconds(text: str, name: str) -> str | float:
     return text if re.fullmatch(r"[-+\d.eE\s]+", text) else parse_seconds(text, name)
 
 
 #: The validator of a field in seconds, which may be a number, or 500ms, 2s, 20m, 1h30m.
 SECONDS: Final = parsed(_seconds)
+#: A whole number of 1 or more.
+Positive = Annotated[int, Field(ge=1, le=LARGEST), parsed(whole), Metavar("N")]
 #: A path. ~ is expanded here: a shell does not expand it in quotes or in variables, and does not
 #: read a file of options.
 FilePath = Annotated[str, parsed(lambda text, _: os.path.expanduser(text)), Metavar("FILE")]
@@ -211,10 +237,10 @@ def _field_error(
     if isinstance(cause, UsageError):
         cause.options = cause.options or (field,)
         return cause
-    from turbofit.core.messages import guess, meant, neighbour, of_vllm
+    from turbofit.core.messages import guess, meant, neighbour, of_other_server
 
     if error["type"] == "extra_forbidden":
-        near = neighbour(field, kind.model_fields, str) or of_vllm(field, str)
+        near = neighbour(field, kind.model_fields, str) or of_other_server(field, str)
         hint = near or meant(field, sorted(kind.model_fields))
         wrong = f"{kind.__name__} has no field {field}"
         return UsageError(wrong, hint=hint, options=[field])

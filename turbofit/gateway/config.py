@@ -10,15 +10,16 @@ from turbofit.core.errors import UsageError, option_of
 from turbofit.core.process.network import DEFAULT_PORT, LAST_PORT
 from turbofit.core.struct import Struct
 from turbofit.core.units import KIB
-from turbofit.core.validation import FilePath, Metavar, Validated
+from turbofit.core.validation import FilePath, Metavar, Positive, Validated
 from turbofit.gateway.http.about import MemoryBar
 from turbofit.gateway.limits.defaults import Defaults, JsonArguments, JsonSampling
-from turbofit.planning.request import Positive
 
 #: The entry of ``allowed_media_domains`` for every public host, by https on port 443.
 ANY_PUBLIC: Final = "*"
 #: Options that can change while a gateway serves.
-LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
+LIVE: Final = (
+    "api_key", "allow_origins", "allowed_hosts", "allowed_media_domains", "allowed_media_networks",
+)  # fmt: skip
 
 
 class ConnectionLimits(Struct):
@@ -54,6 +55,7 @@ class GatewayOptions(Validated):
     front_key_file: FilePath | None = None
     no_auth: bool = False
     allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = ()
+    allowed_media_networks: tuple[Annotated[str, Metavar("NETWORK")], ...] = ()
     allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = ()
     allowed_hosts: tuple[Annotated[str, Metavar("NAME")], ...] = ()
     trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = ()
@@ -96,6 +98,7 @@ class GatewayConfig(GatewayOptions):
       ``names`` is empty, every name is passed on.
     - ``about`` is the part of `/health` that describes the plan. ``memory`` is the plan's memory
       for the chat page.
+    - ``cores`` is the number of cores that this process may use.
     """
 
     front_keys: tuple[str, ...] = ()
@@ -116,6 +119,7 @@ class GatewayConfig(GatewayOptions):
     names: dict[str, str] = Field(default_factory=dict)
     about: dict[str, Any] = Field(default_factory=dict)
     memory: tuple[MemoryBar, ...] = ()
+    cores: int = 1
 
     @property
     def defaults(self) -> Defaults:

@@ -204,6 +204,9 @@ class Front(AsgiApp):
         if isinstance(engine, Node):
             engine.trouble = _SILENT
 
+    def _pretends(self) -> bool:
+        return any(about_at(node).pretend for node in self.nodes.values())
+
     def _waits(self) -> list[str]:
         return [f"{node.index} {node.trouble}" for node in self.nodes.values() if not node.up]
 
@@ -326,7 +329,7 @@ class ModelsGateway(Front):
         return {name: name for name in self.servers}
 
     def _models(self) -> list[ModelFacts]:
-        known = [(name, models_at(node)) for name, node in self.servers.items()]
+        known = [(name, about_at(node).models) for name, node in self.servers.items()]
         return [replace(facts[0], name=name) for name, facts in known if facts]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
@@ -340,12 +343,9 @@ class ModelsGateway(Front):
         return page, retry
 
 
-def models_at(node: Node) -> tuple[ModelFacts, ...]:
-    """Return the model and the adapters of a server, as its page ``/about`` lists them.
-
-    The result is empty if the page is not readable.
-    """
+def about_at(node: Node) -> About:
+    """Return the page ``/about`` of a server; one that tells nothing, if it is not readable."""
     try:
-        return msgspec.json.decode(node.about, type=About).models
+        return msgspec.json.decode(node.about, type=About)
     except msgspec.MsgspecError:
-        return ()
+        return About(pretend=False, key=False, notices=(), models=())

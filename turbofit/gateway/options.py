@@ -8,6 +8,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.variables import SERVER_KEYS, keys_in
 from turbofit.gateway.config import ANY_PUBLIC, ConnectionLimits, GatewayConfig, GatewayOptions
 from turbofit.gateway.http.connections import Networks, is_loopback
+from turbofit.gateway.media.addresses import private_networks
 
 #: What a client sends beside its key.
 _HEADER: Final = b"Authorization: Bearer \r\n"
@@ -26,6 +27,7 @@ def configured(options: GatewayOptions, *, upstream_key: str | None = None) -> G
     if not all(key.strip() for key in options.api_key):
         raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
     Networks(options.trusted_proxies)  # raises for a bad address, before anything starts
+    _check_media_networks(options)
     keys = (*options.api_key, *_keys_in(options.api_key_file)) or keys_in(SERVER_KEYS)
     keys = tuple(key.strip() for key in keys if key.strip())
     front_keys = _keys_in(options.front_key_file)
@@ -87,6 +89,23 @@ def _media_domains(options: GatewayOptions, *, keyed: bool) -> tuple[str, ...]:
         return ()
     alone = is_loopback(options.host) and not options.trusted_proxies
     return given or ((ANY_PUBLIC,) if keyed or alone else ())
+
+
+def _check_media_networks(options: GatewayOptions) -> None:
+    """Check the private networks, which count only for hosts that a person names.
+
+    With ``*`` alone, whoever owns a domain could lead the server to any address of the networks.
+
+    Raises:
+        UsageError: a network is not private, or no host is named.
+    """
+    if private_networks(options.allowed_media_networks) and not (
+        {*options.allowed_media_domains} - {ANY_PUBLIC, "none"}
+    ):
+        raise UsageError(
+            "--allowed-media-networks counts only for hosts that --allowed-media-domains names",
+            hint="name the hosts, as --allowed-media-domains minio.lan:9000",
+        )
 
 
 def _keys_in(file: str | None) -> tuple[str, ...]:

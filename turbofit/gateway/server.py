@@ -1,4 +1,4 @@
-"""Makes the gateway of a plan, and serves it.
+"""Serves a gateway.
 
 `run_gateway` serves in the main thread until a signal comes; a `GatewayThread` leaves the main
 thread to the engines' supervisor.
@@ -15,25 +15,18 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.process.network import EVERY_ADDRESS
-from turbofit.gateway.http.about import about_plan, memory_bars
 from turbofit.gateway.http.uvicorn_server import (
     bind,
     keep_large_blocks,
     run_loop,
     uvicorn_server,
 )
-from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from turbofit.core.plan import Plan
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
-    from turbofit.gateway.http.metrics import Log
     from turbofit.gateway.http.protocol import LimitedProtocol
-    from turbofit.gateway.routing.deny_list import DenyList
 
 #: Seconds in which clients may read a last message, and in which aborted connections must end.
 _AT_ONCE: Final = 2.0
@@ -45,34 +38,6 @@ _START_SECONDS, _BEYOND = 30.0, 5.0
 
 _Answer = TypeVar("_Answer")
 _App = TypeVar("_App", bound="AsgiApp")
-
-
-def make_gateway(
-    plan: Plan,
-    upstreams: Sequence[str],
-    config: GatewayConfig,
-    *,
-    overlay: bool = True,
-    log: Log | None = None,
-    deny_list: DenyList | None = None,
-) -> Gateway:
-    """Make the gateway of a plan, which is an ASGI app.
-
-    ``upstreams`` are the engines' URLs in the order of the plan's groups. ``overlay``: the engines
-    run on the folder that `gateway.overlay` makes. ``deny_list`` is the deny list of the previous
-    gateway; if None, the gateway has a new list.
-
-    Raises:
-        UsageError: there is no engine, or a text is no URL.
-    """
-    from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.upstream import refuse_no_url
-
-    refuse_no_url(upstreams or [""], "an engine", "http://127.0.0.1:23334")
-
-    bounds = bounds_of(plan, overlay=overlay)
-    config = config.changed(about=about_plan(plan), memory=memory_bars(plan))
-    return Gateway(bounds, upstreams, config, log, deny_list=deny_list)
 
 
 class _Serving:

@@ -11,9 +11,9 @@ from msgspec import field
 
 from turbofit.core.engine_end import Phase
 from turbofit.core.plan import Remedy
-from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import Struct
 from turbofit.logs.causes import Rank
+from turbofit.logs.keys import without_keys
 
 if TYPE_CHECKING:
     from turbofit.logs.facts import LogEvent

@@ -420,7 +420,7 @@ def _hint(course: Course, plan: Plan | None) -> str:
     if plan is None:
         return ""
     if course.stage in ("starting", "weights"):
-        return "more --tp, an AWQ variant or freer GPUs"
+        return "more --tp, 4-bit weights (turbofit quantize makes them) or freer GPUs"
     margin = max(gpu.margin for gpu in plan.ledgers)
     return (
         "somebody else may have taken memory, or the plan counted too little: plan with a --margin "

@@ -51,6 +51,8 @@ _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_atte
 _NO_ATTENTION: Final = ("cache", "quantising")
 #: A card with room for any model: the account of a plan on this card has the bytes of one copy.
 _LARGE_CARD: Final = "1xh200:total=1000GiB"
+#: Files of notebooks: Colab's and Kaggle's folders, and the cells of IPython.
+_NOTEBOOK: Final = re.compile(r"^/content/|^/kaggle/|ipykernel|<ipython-input")
 _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
 #: Words of training, which needs more memory than an answer.
@@ -170,15 +172,14 @@ def _phase(end: End) -> Phase:
 
 def _program(case: LogCase, memory: TorchMemory | None) -> str:
     """Return the program whose steps help: a key of `out_of_memory` in `presets/causes.yaml`."""
-    subject = case.subject
-    programs = {
-        "lmdeploy-lite": subject.quantises,
-        "jetson": memory is None and case.on_jetson,
-        # In a log of LMDeploy torch's text is LMDeploy's own: TurboMind's server uses torch, too.
-        "other": memory is not None and not subject.of_lmdeploy,
-        "lmdeploy-pytorch": subject.on_pytorch,
-    }
-    return next((name for name, holds in programs.items() if holds), "lmdeploy")
+    if case.subject.quantises:
+        return "lmdeploy-lite"
+    if memory is None and case.on_jetson:
+        return "jetson"
+    # In a log of LMDeploy torch's text is LMDeploy's own: TurboMind's server uses torch, too.
+    if memory is not None and not case.subject.of_lmdeploy:
+        return "other"
+    return "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
 
 
 def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
@@ -260,6 +261,8 @@ def _signs(
     split = model is not None and draft.loading and model.weight_bytes > (memory.total or math.inf)
     signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
     signs += [*_of_load(case, memory, draft, own), *_of_degree(case, draft)]
+    if own and model is None:
+        return [*signs, *_of_notebook(mark, memory)]
     return signs if model is None else [*signs, *_beyond(model, memory, split=split)]
 
 
@@ -344,6 +347,18 @@ def _of_degree(case: LogCase, draft: Draft) -> Iterator[_Sign]:
         tp = larger[0]
         why = f"{visible} cards are visible, and this run took {case.tp}"
         yield why, f"--tp {tp}: {why}", None
+
+
+def _of_notebook(mark: LogEvent, memory: TorchMemory) -> Iterator[_Sign]:
+    """Yield a sign if a notebook's process filled a card, with a model that no line names."""
+    path = next((frame.path for frame in mark.stack if _NOTEBOOK.search(frame.path)), "")
+    if path and (memory.process or 0) > _MOST * (memory.total or math.inf):
+        yield (
+            f"{path} is of a notebook, and its process held {format_bytes(memory.process or 0)},"
+            " nearly all of the card: a model of an earlier cell may still be in it",
+            text_of("restart"),
+            None,
+        )
 
 
 def _all_of_torch(case: LogCase, memory: TorchMemory | None) -> bool:

@@ -7,7 +7,6 @@ and a log without a fault have answers, too. Of several answers `explain` takes 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from string import Formatter
@@ -15,7 +14,6 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
@@ -24,6 +22,7 @@ from turbofit.logs.case import LogCase
 from turbofit.logs.causes import Hit, Kind, Sentence, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
+from turbofit.logs.keys import without_keys
 from turbofit.logs.out_of_memory import lack_of_memory
 from turbofit.logs.whose_fault import WhoseFault, whose_fault
 from turbofit.memory.versions import listed_since, written
@@ -105,17 +104,22 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     if arch is None and gpu and gpu.compute_capability != NA:
         arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
     built = list(map(int, re.findall(r"(?:sm|compute)_(\d+)", str(of_log.get("built") or ""))))
-    return {
-        "arch": arch,
-        "no_bfloat16": arch if (arch or math.inf) < _FIRST_WITH_BFLOAT16 else None,
-        "built_newest": max(built, default=None),
-        "built_oldest": min(built, default=None),
-        # Newer than the build that the log names, or than every build up to CUDA 12.6.
-        "too_new": (arch or 0) > max(built, default=_FIRST_OF_CUDA_12_8 - 1) or None,
-        "too_old": (arch or math.inf) < min(built, default=0) or None,
-        # The card is not of the compute capability that a kernel's own check names.
-        "other_arch": arch if arch and arch // 10 != of_log.get("wanted_arch", 0) else None,
-    }
+    newest, oldest = max(built, default=None), min(built, default=None)
+    figures = {"arch": arch, "built_newest": newest, "built_oldest": oldest}
+    told = dict.fromkeys(("no_bfloat16", "too_new", "too_old", "other_arch"))
+    if arch is None:
+        return figures | told
+    if arch < _FIRST_WITH_BFLOAT16:
+        told["no_bfloat16"] = arch
+    # Newer than the build that the log names, or than every build up to CUDA 12.6.
+    if arch > (newest or _FIRST_OF_CUDA_12_8 - 1):
+        told["too_new"] = True
+    if oldest is not None and arch < oldest:
+        told["too_old"] = True
+    # The card is not of the compute capability that a kernel's own check names.
+    if arch // 10 != of_log.get("wanted_arch", 0):
+        told["other_arch"] = arch
+    return figures | told
 
 
 def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> dict[str, Any]:

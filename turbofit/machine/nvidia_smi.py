@@ -1,4 +1,4 @@
-"""Reads nvidia-smi's output on GPUs: its table, and its list.
+"""Reads nvidia-smi's output on GPUs: its table, its list, and its answer to ``--query-gpu``.
 
 ``turbofit plan --on`` reads a whole text with `read_text`. The reader of logs uses `SmiTable` and
 `listed`, line by line. For both, `groups` makes groups of a SPEC.
@@ -10,6 +10,7 @@ memory that the driver reserves.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from turbofit.core.errors import UsageError
@@ -21,6 +22,9 @@ from turbofit.core.units import MIB
 _LISTED: Final = re.compile(
     r"\s*GPU\s+(\d+(?:,\d+)*):\s*(\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:.*|$)"
 )
+#: The first line of ``--query-gpu``.
+_QUERY: Final = re.compile(r"(?=.*(?:name|memory))[a-z_.]+( \[\w+\])?(,\s*[a-z_.]+( \[\w+\])?)*")
+_MIB: Final = re.compile(r"\d+(?= MiB|$)").match
 #: The line of a MIG slice, which follows the line of the slice's GPU.
 _LISTED_SLICE: Final = re.compile(r"\s*MIG\s+(\S+)\s+Device\b")
 
@@ -141,11 +145,34 @@ def read_text(text: str) -> list[str]:
         UsageError: a line of the list is of no GPU.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and _QUERY.fullmatch(lines[0]):
+        return [gpu.spec() for gpu in _queried(lines)]
     table = SmiTable()
     found = [*map(table.line, lines), table.unfinished()]
     gpus = [event for event in found if isinstance(event, SmiGpu)]
     slices = [event for event in found if isinstance(event, MigSlice)]
     return groups(gpus, slices) or _read_list(lines)
+
+
+def _queried(lines: list[str]) -> Iterator[SmiGpu]:
+    """Yield the GPUs of ``nvidia-smi --query-gpu=… --format=csv``, whose first line names columns.
+
+    Raises:
+        UsageError: there is no column of names.
+    """
+    columns = [column.partition(" ")[0] for column in map(str.strip, lines[0].split(","))]
+    for line in lines[1:]:
+        row = dict(zip(columns, map(str.strip, line.split(",")), strict=False))
+        if "name" not in row:
+            raise UsageError(
+                "what nvidia-smi printed names no card",
+                hint="ask for the names, too: nvidia-smi --query-gpu=name,memory.total,memory.used"
+                " --format=csv",
+            )
+        sizes = {key: int(found[0]) * MIB for key, value in row.items() if (found := _MIB(value))}
+        total, free = sizes.get("memory.total"), sizes.get("memory.free")
+        used = total - free if total and free else None
+        yield SmiGpu(index=0, name=row["name"], used=sizes.get("memory.used", used), total=total)
 
 
 def _read_list(lines: list[str]) -> list[str]:

@@ -28,14 +28,15 @@ _SIZED_NAME: Final = re.compile(r".*-(\d+)gb?")
 _NO_CARDS: Final = frozenset({"aliases", "context", "unlisted", "unsupported"})
 #: The fields that `fill` takes from a preset where NVML has no figure.
 _CONSTANTS: Final = ("compute_capability", "sm_count", "l2", "memory_bandwidth", "dense_flops")
-_COUNTS: Final = {"一": 1, "单": 1, "two": 2, "两": 2, "二": 2, "双": 2, "三": 3, "four": 4,
-                  "四": 4, "eight": 8, "八": 8}  # fmt: skip
+#: Words of numbers, as people count cards.
+COUNTS: Final = {"one": 1, "一": 1, "单": 1, "two": 2, "两": 2, "二": 2, "双": 2, "three": 3,
+                 "三": 3, "four": 4, "四": 4, "eight": 8, "八": 8}  # fmt: skip
 #: A card's name in a text, with an optional size, and with a count before or behind the name. A
 #: name that is only a number, such as 3090, needs a count.
 _CARD: Final = re.compile(
     r"(?:(?<![A-Za-z0-9_.:])(?<!GPU )(?<!evice )(?<!ank )(?P<count>\d{1,2})"
     r"(?:\s*[x×*]\s*|\s*[张块片卡颗]\s*|(?<=[248]) )"
-    rf"|(?P<word>{'|'.join(_COUNTS)})\s?[张块片卡颗]?\s*)?"
+    rf"|(?P<word>{'|'.join(COUNTS)})\s?[张块片卡颗]?\s*)?"
     r"(?P<name>(?<![A-Za-z0-9_])"
     r"(?:(?:NVIDIA |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
     r"(?: ?D\b)?(?: ?Ti)?(?: ?SUPER)?(?: Ada)?(?: Laptop)?"
@@ -449,7 +450,7 @@ class NamedCards(NamedTuple):
 def cards_in(text: str) -> Iterator[NamedCards]:
     """Yield the cards that a text names; cards without a name in a SPEC are left out."""
     for match in _CARD.finditer(text):
-        name, number = match["name"].removesuffix(" Laptop"), _COUNTS.get(match["word"] or "", 0)
+        name, number = match["name"].removesuffix(" Laptop"), COUNTS.get(match["word"] or "", 0)
         number = int(match["count"] or match["times"] or number)
         key = find_preset(match["name"]) or (match["name"] if _MAKER.match(name) else None)
         if key is None:

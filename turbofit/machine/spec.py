@@ -30,6 +30,7 @@ from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share, three_digits
 from turbofit.machine.nvidia_smi import read_text
 from turbofit.machine.presets import (
+    COUNTS,
     GpuPreset,
     OtherSize,
     assumed_note,
@@ -60,6 +61,7 @@ _MOST_CORES: Final = 4096
 #: The most characters of a group; names of cards have up to 60.
 _LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
+_NUMBER: Final = re.compile(rf"(?<![a-z])(?:{'|'.join(COUNTS)})(?![a-z])", re.IGNORECASE)
 _COUNT: Final = re.compile(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
 #: A separator between cards; the + of a MIG profile (1g.10gb+me) separates nothing.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)", re.IGNORECASE)
@@ -67,6 +69,7 @@ _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)", re.IGNORECASE)
 _ANY: Final = re.compile(r"(\d{1,4}(?:\.\d)?)\s*gi?b?", re.IGNORECASE)
 #: A name with the memory behind it, as nvidia-smi gives both.
 _SMI_NAME: Final = re.compile(r"(?P<name>.+?)\s+(?P<mib>\d{3,7})\s*MiB", re.IGNORECASE)
+_SIZE: Final = re.compile(r"\d+(?:\.\d+)? ?[gm]i?b?")
 _CAPABILITY: Final = re.compile(r"(?:sm|cc)?[_ ]?(\d{1,2})\.?(\d)[a-z]?", re.IGNORECASE)
 _PAIR: Final = re.compile(r"\s*(\d{1,3})\s*-\s*(\d{1,3})\s*")
 #: The keys of a card, each with an example of its value.
@@ -101,8 +104,8 @@ def is_spec(text: str) -> bool:
 def parse_spec(spec: str) -> Machine:
     """Build the machine that a SPEC describes.
 
-    Some other forms of text can mean only one machine. Such a text is read as the SPEC of that
-    machine, with a warning.
+    Some other forms of text can mean only one machine (`_rewritten`). Such a text is read as the
+    SPEC of that machine, with a warning.
 
     Raises:
         UsageError: a name, key, size or pair is not valid; the hint has a valid one.
@@ -111,14 +114,28 @@ def parse_spec(spec: str) -> Machine:
     try:
         return _parsed(spec)
     except UsageError:
-        for form, meant in neighbours()["specs"]:
-            found = re.fullmatch(form, spec, re.IGNORECASE)
-            written = "" if found is None else found.expand(meant)
-            with suppress(UsageError):
-                machine = _parsed(written)
-                note = f"{spec} was read as {written}"
-                return replace(machine, warnings=(note, *machine.warnings))
+        written = _rewritten(" ".join(_NUMBER.sub(_digit, spec).split()))
+        with suppress(UsageError):
+            machine = _parsed("" if "\n" in spec else written)
+            note = f"{spec} was read as {written}"
+            return replace(machine, warnings=(note, *machine.warnings))
         raise
+
+
+def _digit(word: re.Match[str]) -> str:
+    return f" {COUNTS[word[0].lower()]} "
+
+
+def _rewritten(text: str) -> str:
+    """Return the SPEC that people write in this way: each form applies to what the last one made.
+
+    presets/neighbours.yaml has the forms. They apply to each group of cards, too.
+    """
+    for form, meant in neighbours()["specs"]:
+        if found := re.fullmatch(form, text, re.IGNORECASE):
+            text = found.expand(meant)
+    groups = _JOINT.split(text)
+    return text if len(groups) < 2 else "+".join(map(_rewritten, groups))
 
 
 def in_other_size(spec: str, size: OtherSize) -> str:
@@ -348,7 +365,9 @@ def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[s
             _refuse(f"{key} is given twice", f"give {key} once")
         if key not in known or not value:
             examples = ", ".join(f"{key}={value}" for key, value in known.items())
-            join = "" if known is _KEYS else "; + joins cards, and : joins the keys of a card"
+            join = "; + joins cards, and : joins the keys of a card"
+            if known is _KEYS:
+                join = f"; {key} is free={key}, or total={key}" if _SIZE.fullmatch(key) else ""
             _refuse(f"{part.strip()[:40]!r} is no {what}", f"{what}s are {examples}{join}")
         values[key] = value
     return values

@@ -63,10 +63,10 @@ class TuneRequest(NamedTuple):
     apart: bool
 
     def check(self) -> None:
-        """Refuse numbers of draft tokens without a draft, or beside a given number.
+        """Refuse numbers of draft tokens without a draft, beside a given number, or without a card.
 
         Raises:
-            UsageError: the options contradict each other.
+            UsageError: the options contradict each other, or nothing could be measured.
         """
         given = self.request.given()
         if self.drafts and "speculative_algorithm" not in given:
@@ -77,6 +77,13 @@ class TuneRequest(NamedTuple):
             raise UsageError(
                 "--drafts and --speculative-num-draft-tokens are one setting",
                 hint="give only one of the two",
+            )
+        if self.drafts and self.apart:
+            raise UsageError(
+                "--drafts asks which number of tokens is the fastest, and pretend GPUs accept no"
+                " token of a draft: nothing would be measured",
+                hint="run it on the card; `turbofit plan` says how many requests run at once with"
+                " each number",
             )
 
 

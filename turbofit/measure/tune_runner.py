@@ -19,7 +19,6 @@ import msgspec
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.network import LOOPBACK
-from turbofit.core.process.processes import child
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.signals import StoppedError, StopSignal
 from turbofit.core.process.variable_names import without_options
@@ -28,6 +27,7 @@ from turbofit.core.units import parse_seconds
 from turbofit.gateway.config import GatewayConfig
 from turbofit.measure.load.result import LoadResult
 from turbofit.serving.engine.engine_client import Timing
+from turbofit.serving.process.child import child
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
 

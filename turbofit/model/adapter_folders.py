@@ -8,9 +8,9 @@ copy: with the names that the engine reads, or with stacked matrices.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
-from itertools import product
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +26,7 @@ from turbofit.model.adapters import (
     PARENTS,
     Stack,
     layers_of,
+    layers_with,
     read_again,
     sizes_of,
     stack_of,
@@ -35,12 +36,15 @@ from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.merge import ADAPTER_CONFIG
 from turbofit.model.safetensors import PREFIX, Tensor, header_length
 
+#: The files that an engine opens.
+_FILES = (ADAPTER_CONFIG, FILE)
+
 
 def with_copies(plan: Plan, root: Path) -> Plan:
     """Return the plan with the folders of its adapters that engines open, below ``root``.
 
     Call this before each start of an engine. A folder from an earlier call stays unchanged, since
-    an engine may be reading it.
+    an engine may be reading it; unless the adapter or the folder changed in between.
 
     Raises:
         UsageError: an adapter is not what the plan counts any more.
@@ -63,14 +67,13 @@ def with_copies(plan: Plan, root: Path) -> Plan:
 def _engine_folder(model: Model, planned: Adapter, folder: Path, *, only_text: bool) -> Path:
     """Return ``folder`` with an adapter's config, and a link to its file or a copy."""
     adapter = read_again(model, planned, only_text=only_text)
-    config = folder / ADAPTER_CONFIG  # written last, so a folder with a config is complete
-    if config.exists():
-        return folder
     source = Path(adapter.path)
+    if _is_current(folder, source):
+        return folder
     try:
         given = json.loads((source / ADAPTER_CONFIG).read_bytes())
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         if (stack := _stack(model, source)) is not None:
             _write_stacked(model, stack, source, folder / FILE)
             # An exact power of two, so that the engine's scaling is the adapter's to the last bit.
@@ -81,13 +84,28 @@ def _engine_folder(model: Model, planned: Adapter, folder: Path, *, only_text: b
             given["target_modules"] = used_modules(model, adapter)
         else:
             (folder / FILE).symlink_to((source / FILE).resolve())
-        config.write_text(json.dumps(given))
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(given))
+        for name in _FILES:
+            if not (folder / name).is_symlink():
+                os.utime(folder / name, ns=(0, (source / name).stat().st_mtime_ns))
     except OSError as exc:
         raise LaunchError(
             f"the folder of adapter {adapter.name} cannot be made: {exc.strerror or exc}",
             hint="set XDG_STATE_HOME to a folder that can be written and has room",
         ) from None
     return folder
+
+
+def _is_current(folder: Path, source: Path) -> bool:
+    """Whether a folder has what was made of an adapter's files as they are now, and nothing else.
+
+    A copy has its original's time of change; whatever changes one of the two changes its time.
+    """
+    try:
+        times = [[(path / name).stat().st_mtime_ns for name in _FILES] for path in (folder, source)]
+        return times[0] == times[1] and sorted(os.listdir(folder)) == sorted(_FILES)
+    except OSError:
+        return False
 
 
 def _stack(model: Model, source: Path) -> Stack | None:
@@ -111,12 +129,16 @@ def _write_stacked(model: Model, stack: Stack, source: Path, target: Path) -> No
     in rows and columns of its own. All else is zeros, which add nothing to the product.
     """
     matrices = _matrices(source)
-    layers = sorted({layer for _, layer, _ in matrices})
+    modules = [
+        (layer, module, parts)
+        for module, parts in stack.modules.items()
+        for layer in layers_with(model, parts[0])
+    ]
     dtype, item = next((one.dtype, one.bytes // one.elements) for one in matrices.values())
     header: dict[str, object] = {}
     end = 0
-    for layer, module in product(layers, stack.modules):
-        place = f"{layers_of(model)}.{layer}.{PARENTS[stack.modules[module][0]]}.{module}"
+    for layer, module, parts in modules:
+        place = f"{layers_of(model)}.{layer}.{PARENTS[parts[0]]}.{module}"
         for part, shape in zip("AB", stack.shapes(model, module), strict=True):
             begin, end = end, end + prod(shape) * item
             header[f"base_model.model.{place}.lora_{part}.weight"] = {
@@ -125,7 +147,7 @@ def _write_stacked(model: Model, stack: Stack, source: Path, target: Path) -> No
     row = stack.rank * item
     with open(source / FILE, "rb") as old, open(target, "wb") as new:
         _write_header(new, header)
-        for layer, parts in product(layers, stack.modules.values()):
+        for layer, _, parts in modules:
             present = [part for part in parts if (part, layer, "A") in matrices]
             below = b"".join(_read(old, matrices[part, layer, "A"]) for part in present)
             new.write(below.ljust(row * sizes_of(model, parts[0])[1], b"\0"))

@@ -21,7 +21,7 @@ from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.files import located
-from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, beyond_lora
+from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, PEFT_MERGES, beyond_lora
 from turbofit.model.presets import find_preset
 from turbofit.model.safetensors import Tensor as Stored
 from turbofit.model.tensors import Tensor, text_tensors
@@ -39,54 +39,74 @@ _LAYERS: Final = {
         "model.layers",
     ),
     "Qwen3VLForConditionalGeneration": "language_model.layers",
+    **dict.fromkeys(
+        ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
+        "model.language_model.layers",
+    ),
 }  # fmt: skip
-#: The same name in LMDeploy's class InternVLChatModel, by the decoder inside, of which InternLM2
-#: loads the weights itself. Source:
+#: LMDeploy's classes that join modules without that table: their adapters are stacked. Names of
+#: layers are those of the decoder inside, of which InternLM2 loads the weights itself. Source:
 #: lmdeploy pytorch/models/internvl.py::InternVLChatModel.load_lora_weights #cd4065
+#: lmdeploy models/internvl3_hf.py::InternVLForConditionalGeneration.load_lora_weights #cd4065
+#: lmdeploy pytorch/models/llava.py::LlavaForConditionalGeneration.__init__ #6953d1
+_WITHOUT_TABLE: Final = frozenset({
+    "InternVLChatModel", "InternVLForConditionalGeneration", "InternS1ForConditionalGeneration",
+    "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
+})  # fmt: skip
 _LAYERS_INSIDE: Final = {
     "InternLM2ForCausalLM": "model.layers",
     **dict.fromkeys(
-        ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
+         "Qwen3MoeForCausalLM"),
         "language_model.model.layers",
     ),
-}
+}  # fmt: skip
 #: Names of the decoder's layers of a vision-language model in releases of Transformers, which
 #: renamed the layers in 4.52.
 _CALLED: Final = frozenset({
     "model.layers", "language_model.model.layers", "model.language_model.layers",
     "language_model.layers",
 })  # fmt: skip
-#: Modules of a tower whose names end like names of the decoder's modules.
+_ATTENTION: Final = ("q_proj", "k_proj", "v_proj")
+#: Modules of a tower whose names end like names of the decoder's modules. CLIP's tower and that of
+#: InternVL's Transformers format join queries, keys and values, too. Source:
+#: lmdeploy pytorch/models/llava.py::CLIPAttention.__init__ #09c345
+#: lmdeploy pytorch/models/internvl3_hf.py::InternVLVisionAttention.__init__ #1e204c
 _IN_TOWER: Final = {
     "Qwen2_5_VLForConditionalGeneration": frozenset({"gate_proj", "up_proj", "down_proj"}),
+    **dict.fromkeys(_WITHOUT_TABLE - {"InternVLChatModel"}, frozenset(_ATTENTION)),
 }
-_INTERNVL: Final = "InternVLChatModel"
 #: Settings of peft's config that LMDeploy does not read.
 _UNREAD: Final = ("modules_to_save", "use_rslora", *NOT_PLAIN)
 #: Names of the modules that adapters change, by the roles of the modules' tensors.
 _MODULES: Final = {
     "q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj",
     "mlp.gate": "gate_proj", "mlp.up": "up_proj", "mlp.down": "down_proj",
+    "delta.qkv": "in_proj_qkv", "delta.z": "in_proj_z", "delta.b": "in_proj_b",
+    "delta.a": "in_proj_a", "delta.o": "out_proj",
 }  # fmt: skip
 #: Modules as InternLM2's files call them, and the modules that each of them is.
 _INTERNLM2: Final = {
-    "wqkv": ("q_proj", "k_proj", "v_proj"), "wo": ("o_proj",),
+    "wqkv": _ATTENTION, "wo": ("o_proj",),
     "w1": ("gate_proj",), "w3": ("up_proj",), "w2": ("down_proj",),
 }  # fmt: skip
 #: The part of the decoder's layer in which a module is, by the module's name in files.
 PARENTS: Final = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),
+    **dict.fromkeys((*_ATTENTION, "o_proj"), "self_attn"),
     **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp"),
+    **dict.fromkeys(
+        ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"), "linear_attn"
+    ),
     **dict.fromkeys(("wqkv", "wo"), "attention"),
     **dict.fromkeys(("w1", "w3", "w2"), "feed_forward"),
 }
+_Joined = Mapping[str, tuple[str, ...]]
 #: Modules that LMDeploy joins, and their parts as files call them. A class without the table
-#: packed_modules_mapping has adapters of the joined modules alone.
-_JOINED: Final = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-_JOINED_INTERNLM2: Final = {"gate_up_proj": ("w1", "w3")}
+#: packed_modules_mapping has adapters of the joined modules alone. Qwen3.5's table lacks the two
+#: gates of a delta net: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
+_JOINED: Final[_Joined] = {"qkv_proj": _ATTENTION, "gate_up_proj": ("gate_proj", "up_proj")}
+_JOINED_INTERNLM2: Final[_Joined] = {"gate_up_proj": ("w1", "w3")}
+_JOINED_GATES: Final[_Joined] = {"in_proj_ba": ("in_proj_b", "in_proj_a")}
 #: The key of one matrix in an adapter's file.
 KEY: Final = re.compile(
     r"base_model\.model\.(?P<layers>.+)\.(?P<layer>\d{1,6})\.(?P<parent>\w+)\.(?P<module>\w+)"
@@ -104,6 +124,10 @@ _TEMPLATES: Final = frozenset({
     "llava-chatml", "hf",
 })  # fmt: skip
 _SPEED: Final = "the forecast of speed is that of the base: the work of adapters is not counted"
+_COUNTED: Final = (
+    "the adapters' memory is counted, not rehearsed: pretend GPUs run no delta nets on the PyTorch"
+    " engine"
+)
 #: The file with an adapter's matrices. LMDeploy would prefer adapter_model.bin.
 FILE: Final = "adapter_model.safetensors"
 _MERGE: Final = "turbofit merge BASE ADAPTER OUT makes a model of it"
@@ -116,7 +140,7 @@ def lora_modules(text: TextDims) -> dict[str, Tensor]:
 
 def layers_of(model: Model) -> str | None:
     """Return the name of the decoder's layers by which LMDeploy's class loads adapters, or None."""
-    if model.architecture == _INTERNVL:
+    if model.architecture in _WITHOUT_TABLE:
         return _LAYERS_INSIDE.get(model.text.architecture)
     return _LAYERS.get(model.architecture)
 
@@ -134,12 +158,12 @@ def file_modules(model: Model) -> Mapping[str, tuple[str, ...]]:
 def engine_modules(model: Model) -> Mapping[str, tuple[str, ...]]:
     """Return the modules that the engine finds, each with the modules of files that it is made of.
 
-    Only in classes that join modules without a table are there several: their matrices are stacked.
+    Several of them, which LMDeploy joins and its table lacks, are stacked.
     """
     known = file_modules(model)
-    if model.architecture != _INTERNVL:
-        return {module: (module,) for module in known}
-    tables = _JOINED_INTERNLM2 if known is _INTERNLM2 else _JOINED
+    tables: Mapping[str, tuple[str, ...]] = _JOINED_GATES
+    if model.architecture in _WITHOUT_TABLE:
+        tables = _JOINED_INTERNLM2 if known is _INTERNLM2 else _JOINED
     joined = {name: parts for name, parts in tables.items() if known.keys() >= {*parts}}
     alone = known.keys() - {part for parts in joined.values() for part in parts}
     return {**joined, **{module: (module,) for module in known if module in alone}}
@@ -178,7 +202,8 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool, typed:
         if adapter.base and adapter.base.rstrip("/").rpartition("/")[2].lower() not in own_names
     )
     renamed = (_words_of_copy(model, adapter) for adapter in adapters if adapter.renamed)
-    warnings = dict.fromkeys((*model.warnings, _SPEED, *of_another_base, *renamed))
+    counted = () if model.text.delta is None else (_COUNTED,)
+    warnings = dict.fromkeys((*model.warnings, _SPEED, *counted, *of_another_base, *renamed))
     return replace(model, adapters=tuple(adapters), warnings=tuple(warnings))
 
 
@@ -318,9 +343,11 @@ class Stack(NamedTuple):
 
     def elements(self, model: Model) -> int:
         """Return the number of elements of all stacked matrices."""
-        both = (self.shapes(model, module) for module in self.modules)
-        layers = len(lora_modules(model.text)["q_proj"].layers or ())
-        return layers * sum(prod(a) + prod(b) for a, b in both)
+        total = 0
+        for module, parts in self.modules.items():
+            a, b = self.shapes(model, module)
+            total += len(layers_with(model, parts[0])) * (prod(a) + prod(b))
+        return total
 
 
 def stack_of(model: Model, used: Sequence[str], rank: int) -> Stack | None:
@@ -341,10 +368,18 @@ def sizes_of(model: Model, module: str) -> tuple[int, int]:
     return sum(shape[0] for shape in shapes), shapes[0][1]
 
 
+def layers_with(model: Model, module: str) -> Sequence[int]:
+    """Return the numbers of the layers with a module of files."""
+    return lora_modules(model.text)[file_modules(model)[module][0]].layers or ()
+
+
 def _check_config(name: str, config: Section, files: FolderFiles) -> None:
     """Refuse more than plain LoRA, and a file that cannot be checked."""
     if problem := beyond_lora(config, _UNREAD):
-        raise _refusal(f"adapter {name}: {problem}; LMDeploy {REFERENCE} serves plain LoRA alone")
+        hint = _MERGE if beyond_lora(config) is None else PEFT_MERGES
+        raise _refusal(
+            f"adapter {name}: {problem}; LMDeploy {REFERENCE} serves plain LoRA alone", hint
+        )
     if config.string("bias", "none") != "none":
         raise _refusal(f"adapter {name}: it has biases, and LMDeploy would end")
     if files.size("adapter_model.bin") is not None:
@@ -369,10 +404,9 @@ def _expected_shapes(
     model: Model, used: Sequence[str], rank: int
 ) -> Iterator[tuple[tuple[str, int, str], tuple[int, ...]]]:
     """Yield the shape of each matrix of an adapter, by module, layer and letter (A or B)."""
-    tensors = lora_modules(model.text)
     for module in used:
         outputs, inputs = sizes_of(model, module)
-        for layer in tensors[file_modules(model)[module][0]].layers or ():
+        for layer in layers_with(model, module):
             yield (module, layer, "A"), (rank, inputs)
             yield (module, layer, "B"), (outputs, rank)
 
@@ -393,7 +427,7 @@ def _check_keys(
             raise _refusal(
                 f"adapter {name}: LMDeploy would stop, since it has no place for the tensor"
                 f" {key[:120]}",
-                f"was it trained on another base than {model.name}? {_MERGE}",
+                f"was it trained on another base than {model.name}? If not, {_MERGE}",
             )
         if match["layers"] not in called:
             raise _refusal(

@@ -81,17 +81,7 @@ def read_quantization(config: Section) -> Quantization | None:
     method, version = section.string("quant_method", ""), section.string("version", "")
     if method == "smooth_quant":
         raise _without_account(section, "smooth_quant (W8A8)")
-    _refuse(
-        section,
-        {
-            "weights whose quantization_config has no quant_method": not method,
-            f"the quantisation {method[:40]!r}": method not in _METHODS,
-            f"an AWQ version other than gemm, here {version[:40]!r}":
-                method == "awq" and version.lower() not in ("", "gemm"),
-            "GPTQ with desc_act": method == "gptq" and section.boolean("desc_act", False),
-            "GPTQ without sym": method == "gptq" and not section.boolean("sym", True),
-        },
-    )  # fmt: skip
+    _refuse_method(section, method, version)
     if method == "awq" and version != "gemm":
         raise UsageError(
             f"{section.what}: LMDeploy {REFERENCE}'s TurboMind does not start from AWQ whose"
@@ -112,14 +102,28 @@ def read_quantization(config: Section) -> Quantization | None:
     return Quantization(method="mxfp4", bits=4, group_size=32, unconverted=skipped)
 
 
+def _refuse_method(section: Section, method: str, version: str) -> None:
+    """Refuse a method of quantisation, or a form of it, that no engine of LMDeploy runs."""
+    if not method:
+        raise _not_run(section, "weights whose quantization_config has no quant_method")
+    if method not in _METHODS:
+        raise _not_run(section, f"the quantisation {method[:40]!r}")
+    if method == "awq" and version.lower() not in ("", "gemm"):
+        raise _not_run(section, f"an AWQ version other than gemm, here {version[:40]!r}")
+    if method == "gptq" and section.boolean("desc_act", False):
+        raise _not_run(section, "GPTQ with desc_act")
+    if method == "gptq" and not section.boolean("sym", True):
+        raise _not_run(section, "GPTQ without sym")
+
+
 def _left_out(section: Section) -> list[str]:
     """Return patterns for the modules that GPTQModel's ``dynamic`` leaves unquantised.
 
     A ``dynamic`` that packs some modules in another way is refused.
     """
     rules = section.part("dynamic").values
-    several = any(isinstance(rule, dict) and rule for rule in rules.values())
-    _refuse(section, {"GPTQ with several ways of packing (dynamic)": several})
+    if any(isinstance(rule, dict) and rule for rule in rules.values()):
+        raise _not_run(section, "GPTQ with several ways of packing (dynamic)")
     return [f"re:{name[2:]}" for name in rules if name.startswith("-:")]
 
 
@@ -128,10 +132,9 @@ def _fp8(section: Section) -> Quantization:
     block = section.integers("weight_block_size")
     if not block and section.string("activation_scheme", "") == "static":
         raise _without_account(section, "fp8 with one static scale a tensor")
-    here = f"blocks of {' x '.join(map(str, block))}" if block else "no blocks"
-    _refuse(
-        section, {f"fp8 without scales for blocks of 128 x 128: it has {here}": block != _BLOCK}
-    )
+    if block != _BLOCK:
+        here = f"blocks of {' x '.join(map(str, block))}" if block else "no blocks"
+        raise _not_run(section, f"fp8 without scales for blocks of 128 x 128: it has {here}")
     skipped = section.strings("modules_to_not_convert")
     return Quantization(method="fp8", bits=8, group_size=128, unconverted=skipped)
 
@@ -153,18 +156,15 @@ def _compressed(section: Section) -> Quantization:
         "group_size",
         f"is {size!r} with the strategy {strategy[:20]!r}",
     )
-    _refuse(
-        section,
-        {
-            "compressed-tensors without weights in config_groups.group_0": not weights.values,
-            f"compressed-tensors as {stored[:40]!r} of type {kind[:20]!r}":
-                stored != "pack-quantized" or kind != "int",
-            f"compressed-tensors with {len(groups.values)} groups of layers":
-                len(groups.values) > 1,
-            f"compressed-tensors with {bits} bits and one scale a {strategy[:20]}":
-                strategy not in _OF_GROUPS,
-        },
-    )  # fmt: skip
+    if not weights.values:
+        raise _not_run(section, "compressed-tensors without weights in config_groups.group_0")
+    if stored != "pack-quantized" or kind != "int":
+        raise _not_run(section, f"compressed-tensors as {stored[:40]!r} of type {kind[:20]!r}")
+    if len(groups.values) > 1:
+        raise _not_run(section, f"compressed-tensors with {len(groups.values)} groups of layers")
+    if strategy not in _OF_GROUPS:
+        one = f"one scale a {strategy[:20]}"
+        raise _not_run(section, f"compressed-tensors with {bits} bits and {one}")
     quantization = _checked(weights, "compressed-tensors", bits, section)
     if not quantization.of_experts and not group.string("format", ""):
         # TurboMind raises KeyError 'format'; checkpoints with packed experts alone run on the
@@ -190,23 +190,18 @@ def _checked(
     outer = outer or section
     group = section.integer("group_size", section.integer("q_group_size", 128, low=-1), low=-1)
     packed = f"{method} with {bits} bits"
-    _refuse(
-        outer,
-        {
-            f"{packed} and one scale a channel": group == -1,
-            f"{packed} in groups of {group}": bits != 4 or group not in _GROUPS[method],
-        },
-    )
+    if group == -1:
+        raise _not_run(outer, f"{packed} and one scale a channel")
+    if bits != 4 or group not in _GROUPS[method]:
+        raise _not_run(outer, f"{packed} in groups of {group}")
     skipped = "ignore" if method == "compressed-tensors" else "modules_to_not_convert"
     return Quantization(
         method=method, bits=bits, group_size=group, unconverted=outer.strings(skipped)
     )
 
 
-def _refuse(section: Section, reasons: Mapping[str, bool]) -> None:
-    """Raise a UsageError with the first reason that is true; do nothing if no reason is true."""
-    if what := next((what for what, is_so in reasons.items() if is_so), None):
-        raise UsageError(f"{section.what}: LMDeploy {REFERENCE} does not run {what}", hint=_OTHERS)
+def _not_run(section: Section, what: str) -> UsageError:
+    return UsageError(f"{section.what}: LMDeploy {REFERENCE} does not run {what}", hint=_OTHERS)
 
 
 def _without_account(section: Section, what: str) -> UsageError:

@@ -43,7 +43,10 @@ _OWN: Final = {
         "Qwen3_5ForCausalLM": "mtp.fc.weight",
         "Qwen3_5MoeForCausalLM": "mtp.fc.weight",
     },
-    "deepseek_mtp": {"Glm4MoeForCausalLM": "model.layers.{}.eh_proj.weight"},
+    "deepseek_mtp": dict.fromkeys(
+        ("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "DeepseekV3ForCausalLM"),
+        "model.layers.{}.eh_proj.weight",
+    ),
 }
 _WITHOUT: Final = "leave the draft out: answers are the same"
 #: The most tokens that a draft proposes in a step. For each answer, the engine reserves cache
@@ -96,28 +99,32 @@ def with_draft(model: Model, algorithm: str | None, path: str | None, tokens: in
         return model
     if algorithm in _OWN:
         return replace(model, draft=_own_layers(model, str(algorithm), path, tokens or 1))
+    _refuse_beside(model, algorithm, path, tokens or 1)
+    return replace(model, draft=_read(model, str(algorithm), str(path).strip(), tokens or 1))
+
+
+def _refuse_beside(model: Model, algorithm: str | None, path: str | None, tokens: int) -> None:
+    """Refuse an algorithm, path or number of tokens for a draft beside the model."""
     option = "`--speculative-algorithm`"
-    unplanned = _UNPLANNED.get(str(algorithm))
-    refused = (
-        (algorithm is None, f"LMDeploy loads no draft without {option}", f"give {option}"),
-        (algorithm in _UNPLANNED, f"{option} {algorithm}: {unplanned}", _WITHOUT),
-        (
-            algorithm == EAGLE3 and model.text.architecture == _KIMI,
+    if algorithm is None:
+        raise _refusal(f"LMDeploy loads no draft without {option}", f"give {option}")
+    if algorithm in _UNPLANNED:
+        raise _refusal(f"{option} {algorithm}: {_UNPLANNED[algorithm]}", _WITHOUT)
+    if algorithm == EAGLE3 and model.text.architecture == _KIMI:
+        raise _refusal(
             f"{option} {algorithm}: turbofit has no account of Kimi's draft, which each rank has",
             _WITHOUT,
-        ),
-        (
-            model.architecture != _LLAMA,
+        )
+    if model.architecture != _LLAMA:
+        raise _refusal(
             f"LMDeploy {REFERENCE} has {algorithm} for {_LLAMA}, and {model.name} is"
-            f" {model.architecture}", _WITHOUT,
-        ),
-        (path is None, f"{option} {algorithm} needs a draft", "give `--speculative-draft-model`"),
-        ((tokens or 1) > _MOST_TOKENS, *_too_many(tokens or 1)),
-    )  # fmt: skip
-    for wrong, problem, hint in refused:
-        if wrong:
-            raise _refusal(problem, hint)
-    return replace(model, draft=_read(model, str(algorithm), str(path).strip(), tokens or 1))
+            f" {model.architecture}",
+            _WITHOUT,
+        )
+    if path is None:
+        raise _refusal(f"{option} {algorithm} needs a draft", "give `--speculative-draft-model`")
+    if tokens > _MOST_TOKENS:
+        raise _refusal(*_too_many(tokens))
 
 
 def _own_layers(model: Model, algorithm: str, path: str | None, tokens: int) -> Draft:
@@ -129,12 +136,6 @@ def _own_layers(model: Model, algorithm: str, path: str | None, tokens: int) -> 
     text, option = model.text, f"`--speculative-algorithm {algorithm}`"
     layers = 1 if text.draft_layers is UNSET else text.draft_layers
     name = _OWN[algorithm].get(text.architecture)
-    if algorithm == "deepseek_mtp" and text.mla is not None:
-        raise _refusal(
-            f"{option}: LMDeploy decodes several tokens of latent attention by FlashMLA, and"
-            " turbofit has no account of its memory",
-            _WITHOUT,
-        )
     if name is None:
         models = ", ".join(_OWN[algorithm])
         raise _refusal(f"{option} is planned for {models}, not {text.architecture}", _WITHOUT)
@@ -220,29 +221,30 @@ def _check(model: Model, draft: Draft, config: Section) -> None:
     text, base, is_eagle3 = draft.text, model.text, draft.algorithm == EAGLE3
     states = config.integer("target_hidden_size", text.hidden)
     checkpoint = model.source.checkpoint or model.name
-    problems = {
-        f"it is {model.name} itself": os.path.realpath(checkpoint) == os.path.realpath(draft.path),
-        f"its vocabulary has {text.vocab:,} tokens, and that of {model.name} {base.vocab:,}": (
-            text.vocab != base.vocab
-        ),
-        f"it has {text.hidden} hidden channels, and {model.name} {base.hidden}": (
-            {text.hidden, states} != {base.hidden}
-        ),
-        f"LMDeploy {REFERENCE} runs EAGLE-3 drafts of one layer, and it has {text.layers}": (
-            is_eagle3 and text.layers > 1
-        ),
-        f"EAGLE-3 reads three layers, of a base of {_LEAST_LAYERS} layers or more": (
-            is_eagle3 and base.layers < _LEAST_LAYERS
-        ),
-        f"LMDeploy {REFERENCE} takes no draft whose head is tied to its embeddings": (
-            text.tie_word_embeddings
-        ),
-        "it has biases or is quantised, and turbofit has no account of that": (
-            text.qkv_bias or text.mlp_bias or "quantization_config" in config
-        ),
-    }
-    if problem := next((what for what, is_so in problems.items() if is_so), None):
-        raise _refusal(f"the draft in {draft.path}: {problem}")
+    if os.path.realpath(checkpoint) == os.path.realpath(draft.path):
+        raise _unfit(draft, f"it is {model.name} itself")
+    if text.vocab != base.vocab:
+        its, own = f"{text.vocab:,}", f"{base.vocab:,}"
+        raise _unfit(draft, f"its vocabulary has {its} tokens, and that of {model.name} {own}")
+    if {text.hidden, states} != {base.hidden}:
+        raise _unfit(draft, f"it has {text.hidden} hidden channels, and {model.name} {base.hidden}")
+    if is_eagle3 and text.layers > 1:
+        runs = f"LMDeploy {REFERENCE} runs EAGLE-3 drafts of one layer"
+        raise _unfit(draft, f"{runs}, and it has {text.layers}")
+    if is_eagle3 and base.layers < _LEAST_LAYERS:
+        raise _unfit(
+            draft, f"EAGLE-3 reads three layers, of a base of {_LEAST_LAYERS} layers or more"
+        )
+    if text.tie_word_embeddings:
+        raise _unfit(
+            draft, f"LMDeploy {REFERENCE} takes no draft whose head is tied to its embeddings"
+        )
+    if text.qkv_bias or text.mlp_bias or "quantization_config" in config:
+        raise _unfit(draft, "it has biases or is quantised, and turbofit has no account of that")
+
+
+def _unfit(draft: Draft, problem: str) -> UsageError:
+    return _refusal(f"the draft in {draft.path}: {problem}")
 
 
 def _refusal(problem: str, hint: str = _HINT) -> UsageError:

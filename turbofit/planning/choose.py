@@ -48,7 +48,7 @@ from turbofit.planning.reasons import (
 from turbofit.planning.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
 from turbofit.planning.search.search import EngineFit, fit_on_host
-from turbofit.planning.search.shapes import Evaluation
+from turbofit.planning.search.shapes import Evaluation, unsplittable
 from turbofit.planning.search.sizing import longest_context
 from turbofit.planning.verdict import Planned, Verdict, fitting
 from turbofit.planning.why_lost import (
@@ -121,10 +121,17 @@ def _verdict(fit: EngineFit, causes: tuple[str, ...], usual: UsualImage | UnsetT
 
 
 def problem_of(fit: EngineFit) -> str:
-    """Return what an engine's best shape lacks: host memory, or what `why_not_served` says."""
-    if fit.best.fits and fit.host_problem:
+    """Return what an engine's best shape lacks: host memory, or what `why_not_served` says.
+
+    If no engine can be split over all GPUs, this reason comes first.
+    """
+    request, best = fit.request, fit.best
+    if best.fits and fit.host_problem:
         return fit.host_problem
-    return why_not_served(fit.request, fit.best, fit.engine)
+    problem, why = why_not_served(request, best, fit.engine), unsplittable(request)
+    if not (why and problem):
+        return problem
+    return f"{why}, so an engine has {best.shape.tp} of {len(request.visible)} GPUs: {problem}"
 
 
 def _why_engine_lost(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
@@ -202,7 +209,8 @@ def _warnings(fit: EngineFit, promise: Promise) -> Iterator[str]:
     if best.fits:
         yield from known_warnings(fit)
         if idle := idle_words(request, shape.groups):
-            yield idle
+            why = unsplittable(request)
+            yield f"{idle}, since {why}" if why else idle
         for group in shape.groups:
             if len({request.machine.gpu(index).name for index in group}) > 1:
                 yield (

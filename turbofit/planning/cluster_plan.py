@@ -26,6 +26,7 @@ from turbofit.core.struct import NA, known
 from turbofit.core.units import GIB, grouped
 from turbofit.core.version import __version__
 from turbofit.planning.choose import plan_best
+from turbofit.planning.own_drafts import draft_warnings
 from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.planning.verdict import Planned, Verdict, all_fitting
 
@@ -243,7 +244,8 @@ def _verdict(
 
 
 def _warnings(plans: Sequence[Plan], left: Sequence[tuple[str, int]]) -> Iterator[str]:
-    """Yield which nodes are left out and why, then the warnings of all plans."""
+    """Yield a draft's doubt, which nodes are left out and why, then the warnings of all plans."""
+    yield from dict.fromkeys(text for plan in plans for text in draft_warnings(plan))
     for why, n in left if plans else ():
         yield f"{_count(n, 'node')} left out: {why}"
     runs = sorted({f"{it.backend} in {it.settings.dtype}" for plan in plans for it in plan.engines})

@@ -13,6 +13,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.model import Model
 from turbofit.core.plan import SPECULATIVE, Plan
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.planning.choose import best_plan
@@ -30,10 +31,13 @@ _COUNTED: Final = (
 
 def draft_warnings(plan: Plan) -> tuple[str, ...]:
     """Return the warning of such a draft that no rehearsal has run; empty for other plans."""
-    draft, rehearsal = plan.model.draft, plan.rehearsal
-    if not draft or not draft.is_own or (rehearsal and rehearsal.outcome == "served"):
-        return ()
-    return (_COUNTED,)
+    rehearsal = plan.rehearsal
+    return () if rehearsal and rehearsal.outcome == "served" else doubts(plan.model)
+
+
+def doubts(model: Model) -> tuple[str, ...]:
+    """Return the warning of such a draft; empty for other models."""
+    return (_COUNTED,) if model.draft and model.draft.is_own else ()
 
 
 def with_numbers(plan: Plan, request: ResolvedRequest) -> Plan:

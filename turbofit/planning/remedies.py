@@ -14,13 +14,16 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError, option_of
 from turbofit.core.machine import Gpu, Link
 from turbofit.core.messages import indices, plural
+from turbofit.core.model import Model
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes, round_up
 from turbofit.memory.account import Engine, capability_of
 from turbofit.model.presets import four_bit_variant, fp8_variant
+from turbofit.model.quantize.scheme import packed_model
 from turbofit.planning.resolved_request import ResolvedRequest, host_short, vision_load_of
 from turbofit.planning.search.search import EngineFit, fit_on_host, limit_that_fits
+from turbofit.planning.search.shapes import kinds
 from turbofit.planning.search.sizing import (
     MIN_TEXT_TOKENS,
     excess_tokens,
@@ -148,6 +151,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     """Yield the changes to try, cheapest first."""
     request = fit.request
     yield from left_to_turbofit(request)
+    yield from _over_unequal_cards(request)
     yield from _usual_margin(request)
     if request.workload.queue_images is False:
         out = "--no-queue-images"
@@ -189,6 +193,14 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
         given = request.budget
         budget = f"--budget {given if isinstance(given, str) else format_bytes(given)}"
         yield Change("leave --budget out", replace(request, budget=None), budget)
+
+
+def _over_unequal_cards(request: ResolvedRequest) -> Iterator[Change]:
+    """Yield changes to an engine over more cards than are equal; the search makes none unasked."""
+    alike = max(map(len, kinds(request.visible)))
+    for tp in (2, 4, 8):
+        if request.tp is None and alike < tp <= len(request.visible):
+            yield Change(f"--tp {tp}, over unequal cards", replace(request, tp=tp))
 
 
 def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
@@ -270,20 +282,33 @@ def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield changes to the published checkpoint in 4 bits, and in FP8 for cards that compute it."""
-    variant = four_bit_variant(request.model)
+    """Yield changes to a checkpoint in 4 bits, and to one in FP8 for cards that compute it.
+
+    A published checkpoint in 4 bits comes first; where none is known, one can be made.
+    """
+    model = request.model
+    variant = four_bit_variant(model)
     if variant is not None:
-        engine_options = dict(request.engine_options)
-        change = f"use {variant.hub_id or variant.name} (4-bit weights)"
-        if engine_options.get("dtype", "float16") != "float16":  # 4-bit kernels have no other dtype
-            del engine_options["dtype"]
-            change += ", and leave --dtype out"
-        yield Change(change, replace(request, model=variant, engine_options=engine_options))
+        yield _in_four_bits(
+            request, f"use {variant.hub_id or variant.name} (4-bit weights)", variant
+        )
+    elif (made := packed_model(model)) is not None:
+        name = model.hub_id or model.source.where
+        yield _in_four_bits(request, f"make 4-bit weights: turbofit quantize {name}", made)
     cards = [capability_of(gpu, (0, 0)) for gpu in request.visible]
     variant = fp8_variant(request.model) if min(cards) >= (8, 9) else None
     if variant is not None:
         change = f"use {variant.hub_id or variant.name} (FP8 weights)"
         yield Change(change, replace(request, model=variant))
+
+
+def _in_four_bits(request: ResolvedRequest, change: str, model: Model) -> Change:
+    """Return the change to a model in 4 bits, whose kernels have no dtype but float16."""
+    engine_options = dict(request.engine_options)
+    if engine_options.get("dtype", "float16") != "float16":
+        del engine_options["dtype"]
+        change += ", and leave --dtype out"
+    return Change(change, replace(request, model=model, engine_options=engine_options))
 
 
 def _plan_words(fit: EngineFit) -> str:
@@ -307,8 +332,9 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
     The links matter for memory, too: NVLink takes some.
     """
     gpu = max(request.visible, key=lambda card: known(card.free, 0))
+    alike = next(len(cards) for cards in kinds(request.visible) if gpu in cards)
     for count in (2, 4, 8):
-        if count <= len(request.visible):
+        if count <= alike:
             continue
         machine = replace(
             request.machine,

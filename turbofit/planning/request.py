@@ -21,13 +21,12 @@ from turbofit.core.plan import (
     Workload,
 )
 from turbofit.core.units import parse_bytes, parse_share, plain_number
-from turbofit.core.validation import Metavar, Validated, parsed
+from turbofit.core.validation import LARGEST, Metavar, Positive, Validated, parsed, whole
 from turbofit.core.version import REFERENCE
 from turbofit.planning.resolved_request import Margin
 
 EngineChoice = Literal["auto", EngineName]
 
-_LARGEST: Final = 1 << 40
 #: The most requests at once; no engine runs so many.
 _MOST_AT_ONCE: Final = 1 << 20
 _DTYPES: Final = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
@@ -90,21 +89,6 @@ def _size(text: str, name: str) -> tuple[int, int]:
     return int(pixels[0]), int(pixels[-1])
 
 
-def _whole(text: str, name: str) -> str | int:
-    """Parse ``1,000`` and ``1k`` as 1000, and refuse 4.0.
-
-    Other texts are returned unchanged, and the field's type checks them.
-    """
-    plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
-    whole, point, rest = plain.partition(".")
-    if point and whole.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):
-        several = f" or {whole}{rest}" if len(rest) == 3 else ""
-        raise UsageError(
-            f"{name} {text!r} is not a whole number", hint=f"write it as {whole}{several}"
-        )
-    return int(plain) if plain != text.strip() and plain.isdigit() else plain
-
-
 def _pixels(text: str, name: str) -> str | int:
     """Parse pixels: ``1280*28*28`` as on models' pages, ``12.8 MP`` as from `turbofit models`."""
     plain = plain_number(text.strip())
@@ -112,13 +96,13 @@ def _pixels(text: str, name: str) -> str | int:
         return prod(map(int, re.findall(r"\d+", plain)))
     if megapixels := _MEGAPIXELS.fullmatch(plain):
         return round(float(megapixels[1]) * 1_000_000)
-    return _whole(text, name)
+    return whole(text, name)
 
 
 def _tokens(text: str, name: str) -> str | int:
-    """Parse ``32k`` as 32,768, as in models' names; other numbers are parsed by `_whole`."""
+    """Parse ``32k`` as 32,768, as in models' names; other numbers are parsed by `whole`."""
     counted = _COUNTED.fullmatch(plain_number(text.strip()))
-    return int(counted[1]) * _THOUSANDS[counted[2].lower()] if counted else _whole(text, name)
+    return int(counted[1]) * _THOUSANDS[counted[2].lower()] if counted else whole(text, name)
 
 
 def _context(text: str, name: str) -> str | int:
@@ -142,15 +126,14 @@ def _named_paths(value: object) -> object:
     return value
 
 
-Positive = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_whole), Metavar("N")]
 #: Requests at once; limited, since lists of a batch's length are made.
-AtOnce = Annotated[int, Field(ge=1, le=_MOST_AT_ONCE), parsed(_whole), Metavar("N")]
-Pixels = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_pixels), Metavar("PIXELS")]
-Count = Annotated[int, Field(ge=0, le=_LARGEST), parsed(_whole), Metavar("N")]
-Tokens = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_tokens), Metavar("TOKENS")]
-TokensOrNone = Annotated[int, Field(ge=0, le=_LARGEST), parsed(_tokens), Metavar("TOKENS")]
+AtOnce = Annotated[int, Field(ge=1, le=_MOST_AT_ONCE), parsed(whole), Metavar("N")]
+Pixels = Annotated[int, Field(ge=1, le=LARGEST), parsed(_pixels), Metavar("PIXELS")]
+Count = Annotated[int, Field(ge=0, le=LARGEST), parsed(whole), Metavar("N")]
+Tokens = Annotated[int, Field(ge=1, le=LARGEST), parsed(_tokens), Metavar("TOKENS")]
+TokensOrNone = Annotated[int, Field(ge=0, le=LARGEST), parsed(_tokens), Metavar("TOKENS")]
 Context = Annotated[
-    Annotated[int, Field(ge=1, le=_LARGEST)] | Literal["max"] | None,
+    Annotated[int, Field(ge=1, le=LARGEST)] | Literal["max"] | None,
     parsed(_context),
     Metavar("TOKENS|max"),
 ]
@@ -233,7 +216,7 @@ class PlanRequest(Validated):
     max_pixels: Pixels | None = Field(
         default=None, description="pixels an image, for Qwen2-VL: 1003520, 1280*28*28 or 1 MP"
     )
-    image_threads: Annotated[int, Field(ge=1, le=64), parsed(_whole), Metavar("N")] | None = Field(
+    image_threads: Annotated[int, Field(ge=1, le=64), parsed(whole), Metavar("N")] | None = Field(
         default=None,
         description="threads of each engine of LMDeploy that prepare images; 1 is LMDeploy's own "
         "way (default: the engine's share of the cores but one, 2 to 16)",

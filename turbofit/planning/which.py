@@ -27,6 +27,7 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.choose import choose, known_warnings, problem_of, promise_of
+from turbofit.planning.own_drafts import doubts
 from turbofit.planning.reasons import limit_costs, unkept, usual_image
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
@@ -131,7 +132,11 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
     return replace(
         row,
         kv_tokens=sum(account.tokens_at(account.ratio) for account in fit.accounts),
-        warnings=(*fit.request.model.warnings, *known_warnings(fit)),
+        warnings=(
+            *doubts(fit.request.model),
+            *fit.request.model.warnings,
+            *known_warnings(fit),
+        ),
     )
 
 

@@ -33,6 +33,7 @@ class RehearsedEngine:
         process_context: whether the pretend machine charges each process for its CUDA context.
         environ: environment variables of the engine's processes.
         path: folders in which the engine's processes look for modules first.
+        library: finds the engine's library, if the record names its calls.
     """
 
     driver: str
@@ -44,6 +45,7 @@ class RehearsedEngine:
     process_context: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)
     path: tuple[Path, ...] = ()
+    library: Callable[[], Path] | None = None
 
 
 def _on_torch(driver: str) -> RehearsedEngine:
@@ -75,6 +77,7 @@ REHEARSED_ENGINES: Final[Mapping[str, RehearsedEngine]] = {
         before=("cuda_context", "cublas", "torch_kernels", CONTEXT),
         after=("kernel_modules", "pool_growth", BUFFERS),
         environ={"TM_LOG_LEVEL": "INFO", "OMP_NUM_THREADS": "1"},
+        library=packages.engine_library,
     ),
     "pytorch": _on_torch("torch_engine"),
     "transformers": _on_torch("torch_generate"),

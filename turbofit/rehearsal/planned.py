@@ -1,4 +1,11 @@
-"""Makes a rehearsal's specification from a plan, and puts its results into the plan's ledger."""
+"""Makes a rehearsal's specification from a plan, and puts its results into the plan's ledger.
+
+Only plain documents cross between this process and the child that drives the engine. A `Spec` goes
+as JSON; notes, records, timelines and a log come back as files. So the child knows no plan, this
+process imports neither torch nor an engine, and what a dead child has left can be read. `Plan`,
+`Rehearsal` and `AnyEnd` stay on this side: `plan_spec` makes a `Spec` of a plan, and a document of
+`report` becomes a `Rehearsal`.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +62,8 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
     path = (*rehearsed.path, DRAFT) if has_draft else rehearsed.path
     folder = Path(tempfile.mkdtemp(prefix="turbofit-rehearsal-"))
     try:
-        ended = run_child(spec, folder, rehearsed.environ, path)
+        library = None if rehearsed.library is None else rehearsed.library()
+        ended = run_child(spec, folder, rehearsed.environ, path, library)
         document = report(ended, rehearsed.read(ended), versions)
         if keep is not None:
             shutil.copytree(folder, keep, dirs_exist_ok=True)

@@ -18,8 +18,8 @@ from turbofit.core.process.progress import Step, listening, tell
 from turbofit.core.struct import Document, to_json
 from turbofit.rehearsal.notes import read_notes
 from turbofit.rehearsal.pretend.command import CHANGING, find_turbofit, put_first
-from turbofit.rehearsal.pretend.run import FinishedRun, PreparedRun, run_pretend
-from turbofit.rehearsal.pretend.usage import read_shared
+from turbofit.rehearsal.pretend.record import processes_in
+from turbofit.rehearsal.pretend.run import FinishedRun, run_pretend
 from turbofit.rehearsal.spec import Spec
 
 #: Beginnings of the environment variables that a rehearsal removes: such variables, also Ray's,
@@ -88,11 +88,16 @@ class Readings:
 
 
 def run_child(
-    spec: Spec, folder: Path, environ: Mapping[str, str], path: tuple[Path, ...]
+    spec: Spec,
+    folder: Path,
+    environ: Mapping[str, str],
+    path: tuple[Path, ...],
+    library: Path | None = None,
 ) -> EndedRun:
     """Run a rehearsal's child until it and all processes that it started have ended.
 
     ``folder`` is a new folder. The folders in ``path`` come first on the child's ``PYTHONPATH``.
+    ``library`` is the engine's library whose calls the record names.
 
     Raises:
         KeyboardInterrupt: a signal ended the child, and is meant to end this process, too.
@@ -108,6 +113,7 @@ def run_child(
         every=_LOOK,
         tick=watch,
         base=_environment(folder, {**environ, **spec.environ}, path),
+        library=library,
     )
     if -ran.code in _STOPPED:
         raise KeyboardInterrupt
@@ -176,7 +182,7 @@ class _Watch:
             self.stopped = "idle"
         if not self.stopped:
             return
-        shared = read_shared(PreparedRun(self._folder / "pretend").shared)
+        shared = processes_in(self._folder / "pretend")
         pids = {process.pid for process in shared.processes if process.alive}
         if "pid" in notes:
             pids.add(notes["pid"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ class LaunchDescription:
 
     def __init__(self, run: Run, plan: Plan, number: int, holders: ExitStack) -> None:
         """Fetch the checkpoint, make the overlay, and describe each engine's launch."""
+        #: The beginning of the start, by `time.monotonic`.
+        self.began = time.monotonic()
         config, timing = run.config, run.config.timing
         self._run, self._number = run, number
         self.key: str | None = None
@@ -98,7 +101,7 @@ class LaunchDescription:
         return with_copies(self.plan, self._run.folder / f"overlay-{self._number}-adapters")
 
     def _make_overlay(self) -> Path:
-        from turbofit.gateway.overlay import make_overlay
+        from turbofit.serving.overlay import make_overlay
 
         return make_overlay(self.plan, self._run.folder / f"overlay-{self._number}")
 

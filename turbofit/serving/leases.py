@@ -27,10 +27,11 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Gpu, Holder, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.process.files import lock_soon, write_atomic
-from turbofit.core.process.stat import group_of, members, start_time
+from turbofit.core.process.stat import start_time
 from turbofit.core.process.variables import leases_folder
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin
+from turbofit.serving.process.groups import group_of, members
 
 #: The folder without ``TURBOFIT_LEASES``. All users share the folder, so TMPDIR does not change it;
 #: see `_open_folder`.
@@ -42,6 +43,8 @@ _END_SECONDS: Final = 5.0
 _ALL_READ: Final = 0o644
 #: Flags for opening a lease: no symlinks, no blocking on a FIFO.
 _TO_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: The beginning of the UUIDs that a SPEC gives its pretend GPUs.
+_PRETEND: Final = "preset-"
 #: The most bytes of a lease; a lease of a hundred GPUs has 30,000 bytes.
 _LARGEST: Final = 1 << 20
 #: Bytes by GPU UUID, from 0 to below 2**62.
@@ -333,7 +336,10 @@ def _with_reserved(gpu: Gpu, others: list[Lease]) -> Gpu:
     for lease in others:
         pending = _still_to_take(gpu, lease)
         if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):
-            name = f"turbofit, which reserved it for {lease.model} (see turbofit ps)"
+            elsewhere = (
+                "; another --on SPEC is another machine" if gpu.uuid.startswith(_PRETEND) else ""
+            )
+            name = f"turbofit's run of {lease.model} (turbofit stop ends it{elsewhere})"
             gpu = replace(
                 gpu,
                 used=gpu.used + min(pending, gpu.free),

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import of_vllm
+from turbofit.core.messages import of_other_server
 from turbofit.core.presets import read_preset
 from turbofit.core.struct import Struct
 from turbofit.core.version import REFERENCE
@@ -148,7 +148,7 @@ def full_name(written: str, known: Collection[str]) -> str:
     if name in known or name in engine_options():
         return name
     meant = [option for option in engine_options() if option.startswith(name)]
-    return meant[0] if len(meant) == 1 and not of_vllm(written, str) else written
+    return meant[0] if len(meant) == 1 and not of_other_server(written, str) else written
 
 
 def take_values(rest: list[str], wanted: int | str, name: str) -> list[str]:
@@ -179,6 +179,6 @@ def _refused(name: str, option: EngineOption | None, values: list[str]) -> Usage
     typed = " ".join([name, *values[:1]])
     if option is not None:
         return UsageError(f"{typed}: {option.why}", hint=option.way)
-    hint = of_vllm(name, lambda field: f"{option_of(field)} before --")
+    hint = of_other_server(name, lambda field: f"{option_of(field)} before --")
     hint = hint or "leave it out, or take the risk with --unplanned"
     return UsageError(f"{name} after -- is no option of LMDeploy {REFERENCE}", hint=hint)

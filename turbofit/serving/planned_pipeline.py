@@ -32,7 +32,6 @@ from turbofit.gateway.limits.request_limits import (
     Bounds,
     LimitedImage,
     RequestedImage,
-    bounds_of,
     check_images,
     check_request,
     planned_limit,
@@ -46,6 +45,7 @@ from turbofit.gateway.limits.sharing import (
 )
 from turbofit.gateway.media.pictures import resized_image
 from turbofit.serving.images.preparation import prepare, threads_here
+from turbofit.serving.plan_gateway import bounds_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.rules import Scope
     from turbofit.serving.leases import Leases
 
+_LOG: Final = logging.getLogger(__name__)
 #: Parameters of ``preprocess`` that `Pipeline` passes by itself.
 _GIVEN: Final = ("messages", "session_id", "input_ids")
 #: Keywords of `Pipeline.infer`, `.stream_infer` and `.chat` that do not reach the engine.
@@ -98,16 +99,18 @@ def check_keywords(engine: Any, keywords: Options) -> None:
         raise UsageError(f"LMDeploy drops {name}={value!r} of a pipeline's call", hint=hint)
 
 
-def _logged(refusal: Refusal) -> str:
-    """Return a refusal's message, and log the message: LMDeploy answers with an empty text."""
-    logging.getLogger(__name__).warning("a request is refused: %s", refusal.message)
-    return refusal.message
+def _log(error: Any) -> None:
+    """Log LMDeploy's error of a request, by its name: LMDeploy answers with an empty text."""
+    cause, words = error.__cause__, error.message
+    if cause is not None and str(cause) != words:
+        words = f"{type(cause).__name__}: {cause}"
+    _LOG.warning("a request is refused (%s): %s", error.code.value, words)
 
 
 def hold_engine(engine: Any, scope: Scope) -> None:
     """Check each request to LMDeploy's ``AsyncEngine``, and lower values to the plan's limits.
 
-    A refused request gets the error as its answer.
+    A refused request gets the error as its answer. The log names each error, LMDeploy's own, too.
     """
     from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
 
@@ -124,9 +127,14 @@ def hold_engine(engine: Any, scope: Scope) -> None:
                 call.arguments["gen_config"] = hold_config(config, scope)
             if ids is not None:
                 RULES["generate"]["input_ids"].hold("input_ids", list(ids), scope)
+            return await preprocess(*call.args, **call.kwargs)
         except Refusal as refusal:
-            raise RequestError(ErrorCode.INVALID_REQUEST, _logged(refusal)) from None
-        return await preprocess(*call.args, **call.kwargs)
+            error = RequestError(ErrorCode.INVALID_REQUEST, refusal.message)
+            _log(error)
+            raise error from None
+        except RequestError as exc:
+            _log(exc)
+            raise
 
     engine.preprocess = holding
 
@@ -235,7 +243,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
                     parts += message["content"]
             await self._hold(parts)
         except Refusal as refusal:
-            raise ValueError(_logged(refusal)) from None
+            raise ValueError(refusal.message) from None
         return parsed
 
     async def _hold(self, parts: list[dict[str, Any]]) -> None:

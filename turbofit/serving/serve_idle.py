@@ -16,9 +16,9 @@ from turbofit.core.units import format_duration
 from turbofit.gateway.http.about import about_plan
 from turbofit.gateway.http.uvicorn_server import keep_large_blocks
 from turbofit.gateway.idle import BUSY_SECONDS, AttachedGateway, IdleGateway
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.server import GatewayThread
 from turbofit.serving.engine.standby import standby_of
+from turbofit.serving.plan_gateway import bounds_of
 from turbofit.serving.planner import leases_for, preview
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow

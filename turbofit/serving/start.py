@@ -57,48 +57,73 @@ if TYPE_CHECKING:
 
 
 class Start:
-    """Start ``number`` of a run, counted from 0: its engines, gateway and GPU watch."""
+    """One start of a run: its engines, gateway and GPU watch.
 
-    def __init__(self, run: Run, plan: Plan, number: int) -> None:
+    ``described`` says which plan is started, and how its engines are launched.
+    """
+
+    def __init__(self, run: Run, described: LaunchDescription) -> None:
         """Launch nothing yet; `run` launches the engines."""
-        self._run, self._plan, self._number = run, plan, number
-        #: `run` sets the next four attributes.
-        self._described: LaunchDescription
-        self._supervisor: Supervisor
-        #: Whether this start sends the worst cases, whose answers prove the plan.
-        self._proves = False
-        self._start_progress: StartProgress
+        self._run, self._described, self._plan = run, described, described.plan
+        self._began = described.began
+        #: The day on which engines here answered the worst cases, so that no check is needed.
+        self._checked_on = self._day_of_proof()
+        #: Sends what each engine must answer before it is ready; None for no check.
+        self._ask = self._choose_check()
+        #: Bytes in use on each GPU before our engines start.
+        self._before = self._used()
+        self._start_progress = StartProgress(self._plan, self._before)
         self._gpu_monitor: GpuMonitor | None = None
-        self._began = time.monotonic()
         #: The phases of the start so far, with the bytes in use at their beginnings.
         self._moments: list[RunMoment] = []
-        #: Bytes in use on each GPU before our engines start.
-        self._before: dict[int, int] = {}
         #: The gateway's records of the engines, by index; empty until the gateway opens.
         self._routed: dict[int, RoutedEngine] = {}
+        supervision = Supervision(
+            run.say, self._ask, described.timing, before_start=described.prepare,
+            clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
+            on_back=lambda engine: self._call_gateway(lambda gw: gw.engine_ready(engine.index)),
+            on_doubt=lambda index, ends_at: self._call_gateway(lambda gw: gw.doubt(index, ends_at)),
+        )  # fmt: skip
+        self._supervisor = Supervisor(self._plan, described.launches, run.folder, supervision)
 
-    def run(self, stop: StopSignal, holders: ExitStack) -> signal.Signals:
+    def run(self, stop: StopSignal) -> signal.Signals:
         """Launch the engines and serve until a signal; return the signal.
-
-        ``holders`` gets the sockets that keep the engines' ports from other programs.
 
         Raises:
             EndedError: an engine ended, and another start of the engine would not help.
             TurbofitError: the start failed for another reason.
         """
+        self._refuse()
+        self._announce_check()
+        run = self._run
+        if run.examiner is not None:
+            run.examiner.begin(self._plan)
+        elif not run.config.pretend:
+            launches, version = self._described.launches, run.lmdeploy.version
+            give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
+        stop.on_second(self._cut_off)  # first of all, clients are told why their requests end
+        try:
+            return self._supervisor.run(stop, self._open, self._tick, self._drain)
+        except EndedError as exc:
+            self._forget_proof(exc.end)
+            raise
+        finally:
+            self._check_memory_back()
+
+    def _refuse(self) -> None:
+        """Refuse what would stop an engine after minutes of loading, and warn of what may.
+
+        Raises:
+            TurbofitError: an engine would not start, or the gateway's port is taken.
+        """
         from turbofit.machine.host import read_host
 
         run, config = self._run, self._run.config
-        run.public = None
-        described = LaunchDescription(run, self._plan, self._number, holders)
-        self._described, self._plan = described, described.plan
         if config.gateway is not None and run.publish is None:
             from turbofit.gateway.http.uvicorn_server import bind
 
-            # Fail before minutes of loading; the port is bound for good once engines are ready.
-            bind(config.gateway).close()
-        launches = described.launches
-        ports = [launch.port for launch in launches]
+            bind(config.gateway).close()  # the port is bound for good once engines are ready
+        ports = [launch.port for launch in self._described.launches]
         scene = Scene(
             Sources(), "start", host=read_host(), plan=self._plan, folder=run.folder, ports=ports,
             pretend=config.pretend,
@@ -106,54 +131,52 @@ class Start:
         for warning in checks.refuse(scene):
             run.say(f"warning: {warning}")
         if config.pretend:
-            run.say(described.clock.words)
-        self._before = self._used()
-        self._start_progress = StartProgress(self._plan, self._before)
-        if run.examiner is None:
-            worst_cases = self._worst_cases()
-        else:
-            run.examiner.begin(self._plan)
-            worst_cases = run.examiner.examine
-        self._proves = worst_cases is ask_worst
-        if run.examiner is None and not config.pretend:
-            version = run.lmdeploy.version
-            give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
-        supervision = Supervision(
-            run.say, worst_cases, described.timing, before_start=described.prepare,
-            clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
-            on_back=lambda engine: self._call_gateway(lambda gw: gw.engine_ready(engine.index)),
-            on_doubt=lambda index, ends_at: self._call_gateway(lambda gw: gw.doubt(index, ends_at)),
-        )  # fmt: skip
-        self._supervisor = Supervisor(self._plan, launches, run.folder, supervision)
-        stop.on_second(self._cut_off)  # first of all, clients are told why their requests end
-        try:
-            return self._supervisor.run(stop, self._open, self._tick, self._drain)
-        finally:
-            self._check_memory_back()
+            run.say(self._described.clock.words)
 
-    def _worst_cases(self) -> AskWorstCases | None:
-        """Choose and announce the requests that each engine must answer; None for no check."""
-        run, check = self._run, self._run.config.check
-        day = self._proof.day if check == "auto" else ""
-        if day:
-            run.say(f"checked on {day}: engines here have answered the worst cases of this plan")
-        if day or check == "quick":
-            self._start_progress.doing["check"] = "answering a small request"
-            return ask_small
-        if check == "none":
+    def _day_of_proof(self) -> str:
+        """Return the day on which the plan was proved here; empty if it must be checked."""
+        if self._run.examiner is not None or self._run.config.check != "auto":
+            return ""
+        return self._proof.day
+
+    def _choose_check(self) -> AskWorstCases | None:
+        """Return what sends each engine its check; None for no check."""
+        if self._run.examiner is not None:
+            return self._run.examiner.examine
+        if self._run.config.check == "none":
             return None
+        if self._run.config.check == "quick" or self._checked_on:
+            return ask_small
+        return ask_worst
+
+    @property
+    def _proves(self) -> bool:
+        """Whether this start sends the worst cases, whose answers prove the plan."""
+        return self._ask is ask_worst
+
+    def _announce_check(self) -> None:
+        """Say what each engine must answer before it is ready."""
+        run = self._run
+        if self._checked_on:
+            run.say(
+                f"checked on {self._checked_on}: engines here have answered the worst cases of this"
+                " plan"
+            )
+        if self._ask is ask_small:
+            self._start_progress.doing["check"] = "answering a small request"
+        if not self._proves:
+            return
         seconds = check_seconds(self._plan)
         self._start_progress.check_seconds = seconds
         if not run.config.pretend:
             choice = "; --check quick sends one small request instead" if seconds > LONG else ""
             run.say(f"the worst-case requests will take about {seconds:.0f} s{choice}")
-        return ask_worst
 
     @cached_property
     def _proof(self) -> Proof:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
 
-    def forget_proof(self, end: End) -> None:
+    def _forget_proof(self, end: End) -> None:
         """Forget the proof of a plan whose engine ran out of memory: the next start checks anew."""
         if end.is_oom:
             self._proof.forget()
@@ -213,8 +236,9 @@ class Start:
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
         """Make and open the engines' gateway; return the public side."""
         from turbofit.gateway.grammar_trials import trials_of
-        from turbofit.gateway.http.metrics import access_log
-        from turbofit.gateway.server import GatewayThread, make_gateway
+        from turbofit.gateway.server import GatewayThread
+        from turbofit.serving.access_log import access_log
+        from turbofit.serving.plan_gateway import make_gateway
 
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
@@ -231,13 +255,14 @@ class Start:
             names=serve_config.names(plan),
         )
         log = access_log(serve_config.access_log or str(run.folder / "access.log"))
-        gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)
-        gateway.grammars = trials_of(
-            plan, str(described.overlay), described.options, run.say, ours=True
-        )
+        overlay, options = str(described.overlay), described.options
+        gateway = make_gateway(
+            plan, urls, config, log=log, deny_list=run.deny_list,
+            grammars=trials_of(plan, overlay, options, run.say, ours=True),
+            in_use=partial(self._start_progress.used, self._supervisor.engines),
+            clock=self._clock_facts,
+        )  # fmt: skip
         run.deny_list = gateway.deny_list
-        gateway.in_use = partial(self._start_progress.used, self._supervisor.engines)
-        gateway.clock = self._clock_facts
         supervised = zip(gateway.engines, self._supervisor.engines, strict=True)
         for index, (engine, started) in enumerate(supervised):
             self._routed[index] = engine
@@ -328,7 +353,7 @@ class Start:
 
     def _ended(self, engine: SupervisedEngine, end: End) -> None:
         """Record an engine's end, and tell the gateway."""
-        self.forget_proof(end)
+        self._forget_proof(end)
         died = f"{engine.name}: {end.error.message}"
         self._run.record.event("ended", died)
         self._run.on_death(died)
@@ -387,17 +412,17 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
     """Start the run's plan, then plans that need less memory if it runs out; return the signal."""
     failed, why = 0, ""
     while True:
-        start = Start(run, plan, failed)
+        run.public = None
         run.record.begin(
             number=failed, changes=run.changes, why=why, requests_at_once=plan.requests_at_once,
             settings=tuple(engine.settings for engine in plan.engines),
         )  # fmt: skip
         try:
             with ExitStack() as holders:
-                return start.run(stop, holders)
+                described = LaunchDescription(run, plan, failed, holders)
+                return Start(run, described).run(stop)
         except EndedError as exc:
             end = exc.end
-            start.forget_proof(end)
         except TurbofitError as exc:
             run.record.change(state="failed", ended=exc.to_dict()["error"])
             raise

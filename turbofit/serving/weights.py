@@ -20,11 +20,11 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.model import Model
-from turbofit.core.process.processes import child
 from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
 from turbofit.model.folder import hub_cache, modelscope_cache, uses_modelscope
 from turbofit.planning.examine.scene import Sources
+from turbofit.serving.process.child import child
 
 _LOOK_SECONDS: Final = 1.0
 _SAY_SECONDS: Final = 10.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,14 @@ def test_what_is_piped_in_is_one_question(server, capsys) -> None:
 
 
 def test_it_remembers_and_forgets(server, typed, capsys) -> None:
-    typed("one", "two", "/clear", "three", "/bye", "never")
+    typed("one", "two", "/clear", "/help", "help", "?", "three", "/bye", "never")
     assert main(["chat", server.url, "--system", "Be short."]) == 0
     said = [[one["content"] for one in body["messages"]] for body in server.bodies]
     assert said == [
         ["Be short.", "one"], ["Be short.", "one", "Two cats.", "two"], ["Be short.", "three"],
     ]  # fmt: skip
-    assert "m at http" in capsys.readouterr().err
+    said_here = capsys.readouterr().err
+    assert ("m at http" in said_here, said_here.count("'/clear'")) == (True, 4)
 
 
 def test_a_refused_question_is_said_and_forgotten(server, typed, capsys) -> None:
@@ -153,4 +155,8 @@ def test_a_path_becomes_the_picture(text: str, tmp_path: Path) -> None:
     picture, said = question_of(text.format(file))["content"]
     assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,iVBOR")
     assert str(file) not in said["text"]
+    dropped = tmp_path / "my cat (1).jpg"
+    dropped.write_bytes(PNG)
+    escaped = re.sub(r"([ ()])", r"\\\1", str(dropped))
+    assert question_of(f"what is {escaped} ?")["content"][1]["text"] == "what is ?"
     assert question_of("https://x.org/a.png")["content"] == "https://x.org/a.png"

@@ -19,6 +19,8 @@ from tests.support.processes import gone
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.units import MIB
+from turbofit.planning.examine.packages import torch_cuda
+from turbofit.planning.examine.scene import Sources
 
 COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not COMPILER, reason="no C compiler")]
@@ -168,6 +170,14 @@ def test_wrong_use_is_said_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFi
         assert error.startswith("error: ")
         assert cause in error
         assert hint.startswith("hint: ")
+
+
+def test_a_failure_beside_a_cpu_build_of_torch_names_the_build_to_install() -> None:
+    for code, said in ((3, torch_cuda(Sources()) == ""), (0, False)):
+        command = [sys.executable, "-c", f"raise SystemExit({code})"]
+        words = words_of("--on", "1xrtx3060", "--", *command)
+        ran = subprocess.run(words, capture_output=True, text=True, timeout=HANG, check=False)
+        assert (ran.returncode, "without-gpu --pytorch" in ran.stderr) == (code, said)
 
 
 def test_a_killed_turbofit_leaves_no_command_behind(program: Any) -> None:

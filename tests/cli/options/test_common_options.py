@@ -12,7 +12,8 @@ from turbofit.core.errors import UsageError
 @pytest.mark.parametrize(
     ("address", "hint"),
     [
-        ("127.0.0.1:23333", "write it as http://127.0.0.1:23333"),
+        ("127.0.0.1", "write it as http://127.0.0.1"),
+        ("what is it?", "chat asks for the message"),
         ("ftp://host:80", "write it as http://host:80"),
         ("internvl2-8b", "it is a model"),
     ],
@@ -22,6 +23,17 @@ def test_what_is_no_address_is_refused(address: str, hint: str) -> None:
         server_of(address, None)
     assert hint in caught.value.hint
     assert server_of("http://host:80", "k") == ("http://host:80", "k")
+
+
+@pytest.mark.parametrize(
+    ("typed", "address"),
+    [
+        ("24400", "127.0.0.1:24400"), ("localhost:24400", "localhost:24400"),
+        ("gpu-box.lan:80/v1", "gpu-box.lan:80/v1"), ("[::1]:8000", "[::1]:8000"),
+    ],
+)  # fmt: skip
+def test_a_port_or_a_host_with_its_port_is_an_address(typed: str, address: str) -> None:
+    assert server_of(typed, "k") == (f"http://{address}", "k")
 
 
 def test_a_server_that_does_not_answer_is_said(capsys) -> None:

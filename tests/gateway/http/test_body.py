@@ -81,7 +81,6 @@ async def test_a_body_below_the_least_rate_is_given_up(sizes, after) -> None:
     refusal = await upload.refusal()
     assert (refusal.status, refusal.reason, bodies.in_memory) == (408, "slow_body", 0)
     assert time.monotonic() - began <= after + 0.5
-    assert "at least 1 bytes a second must come" in refusal.message
 
 
 async def test_a_body_that_is_here_is_not_late_while_it_waits_for_a_thread(monkeypatch) -> None:
@@ -102,7 +101,7 @@ async def test_a_body_has_a_deadline_however_it_comes() -> None:
     await asyncio.sleep(24)
     await upload.send(10)
     await asyncio.sleep(1)
-    assert "did not arrive within 25 s" in (await upload.refusal()).message
+    assert (await upload.refusal()).key == "slow_body"
 
 
 async def test_a_client_alone_gets_half_and_others_are_served_meanwhile() -> None:

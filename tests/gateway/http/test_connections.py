@@ -147,7 +147,7 @@ def test_an_address_makes_room_for_itself_only() -> None:
         all_.works(conn)
     refusal = all_.opened(ones[3], "10.0.0.2")
     assert (refusal.status, refusal.reason) == (429, "too_many_connections")
-    assert "2 connections with a running request, the limit is 2" in refusal.message
+    assert refusal.facts == {"count": 2, "most": 2}
     assert not other.closed
 
 
@@ -157,8 +157,9 @@ def test_networks_and_that_an_ipv6_client_is_its_64() -> None:
     for host in ("127.0.0.1", "nonsense"):
         assert host not in Networks(["::1"])
     for word in ("proxy.example.com", "10.0.0.1/8", "", "10.0.0.0/33"):
-        with pytest.raises(UsageError, match="is no address or network"):
+        with pytest.raises(UsageError) as caught:
             Networks([word])
+        assert word in caught.value.message
     for host in ("10.0.0.1", "::ffff:10.0.0.1"):
         assert address_of(host) == "10.0.0.1"
     assert address_of("2001:db8::1") == address_of("2001:db8::ffff:1") == "2001:db8::/64"

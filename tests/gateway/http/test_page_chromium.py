@@ -347,6 +347,12 @@ def test_the_limit_of_pictures_is_said_before_they_are_sent(
     browser.run(add, data_url(picture(9, 9)), 1)
     browser.one("#clear").click()
     assert browser.all("#pictures img") == browser.all("#log .turn") == []
+    # A new chat takes the text of a refused message with it, and what is no picture is marked.
+    page.write("again")
+    browser.one("#clear").click()
+    assert browser.run("return at('text').value") == ""
+    browser.run("pictures = ['data:image/png;base64,QQ==']; showPictures()")
+    until(lambda: browser.run("return document.querySelectorAll('.unread').length") == 1, "a mark")
 
 
 def test_on_a_phone_the_chat_has_most_of_the_window(

@@ -173,3 +173,14 @@ def test_images_beyond_the_memory_of_the_host_are_refused() -> None:
     app.bounds = replace(app.bounds, host_bytes=1)
     reply = ask(app, body=chat(image_part(64, 64)))
     assert (reply.status, reply.json["error"]["code"]) == (400, "images_over_limit")
+
+
+def test_of_several_images_the_refused_one_is_named_by_its_place() -> None:
+    app, _ = gateway()
+    broken = {"type": "image_url", "image_url": {"url": data_url(picture(64, 64)[:-9])}}
+    for parts, place in (
+        ((image_part(64, 64), broken), "image 2 of 2: "),
+        ((broken,), "an image "),
+    ):
+        error = ask(app, body=chat(*parts)).json["error"]
+        assert (error["code"], error["message"].startswith(place)) == ("truncated_image", True)

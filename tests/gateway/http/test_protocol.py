@@ -27,8 +27,8 @@ from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.http.protocol import LimitedProtocol
 from turbofit.gateway.http.uvicorn_server import uvicorn_server
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.server import GatewayThread
+from turbofit.serving.plan_gateway import bounds_of
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
 #: Deadlines that no test waits for.

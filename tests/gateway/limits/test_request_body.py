@@ -104,6 +104,12 @@ def test_shapes_that_could_carry_something_past_are_refused(kind, body) -> None:
     assert refused(kind, body).message
 
 
+def test_a_picture_for_responses_is_told_where_pictures_go() -> None:
+    content = [{"type": "input_text", "text": "?"}, {"type": "input_image", "image_url": "x"}]
+    refusal = refused("responses", {"input": [{"role": "user", "content": content}]})
+    assert "images go to /v1/chat/completions" in refusal.message
+
+
 VIDEO = {"url": "data:video/mp4;base64,QQ=="}
 
 

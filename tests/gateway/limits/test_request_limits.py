@@ -16,21 +16,19 @@ from tests.support.gateway import (
     plan_for,
     promise_for,
 )
-from tests.support.plans import changed
 from turbofit.core.images import TileRule
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits import request_limits
-from turbofit.gateway.limits.gate import UNSTATED, KvCache
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.request_limits import (
     Bounds,
     EngineBounds,
     RequestedImage,
-    bounds_of,
     check_images,
     check_request,
     model_default,
 )
+from turbofit.serving.plan_gateway import bounds_of
 
 sizes = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 values: st.SearchStrategy[Any] = st.one_of(
@@ -148,21 +146,26 @@ def test_counts_are_refused_with_number_and_limit() -> None:
     check_request(b, [image], n=4)
     # Text waits in the engine without memory, as LMDeploy's own requests do.
     check_request(b, [], n=128)
-    for images, copies, words in (
-        ([image] * 27, 1, "27 images.*limit is 26"), ([image], 5, "5 answers.*4"),
-        ([], 129, "129 answers.*128"), ([image] * 2, 1, "6657.*4000"),
+    for images, copies, key, number, limit in (
+        ([image] * 27, 1, "too_many_images", 27, 26), ([image], 5, "n_over_limit", 5, 4),
+        ([], 129, "n_over_limit", 129, 128),
+        ([image] * 2, 1, "images_over_limit:request", 6657, 4000),
     ):  # fmt: skip
-        with pytest.raises(Refusal, match=words) as caught:
+        with pytest.raises(Refusal) as caught:
             check_request(b, images, n=copies)
-        assert caught.value.status == 400
+        said = caught.value
+        assert (said.status, said.key) == (400, key)
+        assert {number, limit} <= {*said.facts.values()}
 
 
 def test_copies_intersect_in_one_forward() -> None:
     b = msgspec.structs.replace(bounds(n=9), engines=(EngineBounds(units=39),))
     image = hold_image(b, (448, 5376), {})
     check_request(b, [image], n=3)
-    with pytest.raises(Refusal, match="52 vision tiles for 4 answers, the limit is 39"):
+    with pytest.raises(Refusal) as caught:
         check_request(b, [image], n=4)
+    facts = caught.value.facts
+    assert (caught.value.key, facts["number"], facts["limit"]) == ("n_over_limit", 52, 39)
 
 
 def test_no_images_without_a_plan_for_them() -> None:
@@ -171,19 +174,6 @@ def test_no_images_without_a_plan_for_them() -> None:
     for refused in (lambda: check_images(b, 1), lambda: hold_image(b, (9, 9), {})):
         with pytest.raises(Refusal, match="has no images"):
             refused()
-
-
-def test_gate_and_cache_count_only_where_the_plan_paid_less_and_it_may_run_out() -> None:
-    paid = bounds_of(plan_for(units_per_forward=10**6))
-    assert (paid.gate, paid.engines[0].kv) == (None, KvCache())
-    plan = plan_for(units_per_forward=20)
-    assert not plan.may_evict()
-    assert (bounds_of(plan).gate, bounds_of(plan).engines[0].kv.tokens) == (20, UNSTATED)
-    settings = msgspec.structs.replace(plan.engines[0].settings, max_batch_size=1024)
-    more = bounds_of(changed(plan, settings=settings))
-    assert (paid.answer_tokens, bounds_of(plan).answer_tokens, more.answer_tokens) == (0, 0, 1024)
-    kv = KvCache(tokens=plan.engines[0].kv.tokens, longest=32768, block=64, ahead=2)
-    assert more.engines[0].kv == kv
 
 
 def refused(kind: Any, body: Any) -> Refusal:

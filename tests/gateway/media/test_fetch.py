@@ -9,34 +9,21 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from yarl import URL
 
 from tests.support.gateway import ask, chat, data_url, gateway, picture
 from tests.support.waiting import HANG, auntil
 from tests.virtual_time import settled
+from turbofit.core.errors import UsageError
 from turbofit.gateway.config import ANY_PUBLIC, GatewayOptions
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import fetch
-from turbofit.gateway.media.fetch import MediaFetcher, allowed_host, is_public
+from turbofit.gateway.media.fetch import MediaFetcher, allowed_host
 from turbofit.gateway.options import configured
 
 MOST = 1 << 20
-INSIDE = "has no public address that this server finds"
+INSIDE, NEVER = "no public address that this server finds", "never fetched"
 PICTURE = picture(64, 48)
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.9", "169.254.169.254", "0.0.0.0", "::1",
-        "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
-        "224.0.0.1", "255.255.255.255", "100.64.0.1", "not an address", "", "ff02::1",
-        "2001:db8::1", "fec0::1", "64:ff9b:1::7f00:1", "::127.0.0.1", "fd00:ec2::254",
-        "168.63.129.16", "::ffff:168.63.129.16", "100.100.100.200", "192.0.0.192",
-    ],
-)  # fmt: skip
-def test_inner_addresses_are_known_however_they_are_wrapped(address) -> None:
-    assert not is_public(address)
-    assert all(map(is_public, ("8.8.8.8", "2606:4700::1111", "64:ff9b::808:808")))
 
 
 @pytest.mark.parametrize(
@@ -46,11 +33,13 @@ def test_inner_addresses_are_known_however_they_are_wrapped(address) -> None:
         ("example.com", 8080, "http", False), ("www.example.com", 443, "https", False),
         ("a.cdn.org", 443, "https", True), ("cdn.org", 443, "https", False),
         ("evilcdn.org", 443, "https", False), ("host", 8443, "https", True),
-        ("host", 443, "https", False),
+        ("host", 443, "https", False), ("fd12::7", 80, "http", True),
+        ("fd12::7", 9000, "http", True), ("fd12::7", 81, "http", False),
     ],
 )  # fmt: skip
 def test_domains(host, port, scheme, good) -> None:
-    assert allowed_host(host, port, scheme, ("Example.com", "*.cdn.org", "host:8443")) is good
+    entries = ("Example.com", "*.cdn.org", "host:8443", "[fd12::7]", "[fd12::7]:9000")
+    assert allowed_host(host, port, scheme, entries) is good
 
 
 @pytest.mark.parametrize(
@@ -58,11 +47,12 @@ def test_domains(host, port, scheme, good) -> None:
     [
         ("https://example.org/a.png", None),
         ("https://example.org:8443/a.png", "port 443"), ("http://example.org/a.png", "by https"),
-        ("https://127.0.0.1/a.png", INSIDE), ("https://2130706433/a.png", INSIDE),
-        ("https://0x7f.1/a.png", INSIDE), ("https://[::ffff:7f00:1]/a.png", INSIDE),
-        ("https://[64:ff9b::a9fe:a9fe]/latest/meta-data", INSIDE),
-        ("https://127\u30020\u30020\u30021/a.png", INSIDE),
-        ("https://\u2460\u2461\u2466.0.0.1/a.png", INSIDE), ("https://@127.0.0.1/a.png", INSIDE),
+        ("https://127.0.0.1/a.png", NEVER), ("https://2130706433/a.png", NEVER),
+        ("https://0x7f.1/a.png", NEVER), ("https://[::ffff:7f00:1]/a.png", NEVER),
+        ("https://[64:ff9b::a9fe:a9fe]/latest/meta-data", NEVER),
+        ("https://127\u30020\u30020\u30021/a.png", NEVER),
+        ("https://\u2460\u2461\u2466.0.0.1/a.png", NEVER), ("https://@127.0.0.1/a.png", NEVER),
+        ("https://10.1.2.3/a.png", INSIDE), ("https://localhost/a.png", NEVER),
         ("https://user@example.org/a.png", "no plain host"),
         ("https://example.org\\@127.0.0.1/", "cannot be read"),
     ],
@@ -126,12 +116,16 @@ def test_a_name_with_one_inner_address_is_refused_in_the_words_of_an_unknown_one
         return caught.value
 
     refusal = asyncio.run(main())
-    assert (refusal.status, refusal.message) == (400, f"https://x.org/a: a remote image {INSIDE}")
+    assert (refusal.status, refusal.message) == (
+        400,
+        f"https://x.org/a: a remote image {fetch._INSIDE}",
+    )
+    assert INSIDE in refusal.message
 
 
 def test_an_inner_address_is_not_dialled_whoever_gave_it(monkeypatch) -> None:
     """A resolver or a URL that was not checked: the socket is."""
-    monkeypatch.setattr(MediaFetcher, "_checked", lambda _, url: url)
+    monkeypatch.setattr(MediaFetcher, "_checked", lambda _, url: URL(url))
 
     async def main() -> None:
         came = []
@@ -235,11 +229,74 @@ async def test_clients_that_have_no_turn_get_one_in_turn() -> None:
         ({"host": "0.0.0.0", "no_auth": True}, ()), ({"trusted_proxies": ("10.0.0.1",)}, ()),
         ({"allowed_media_domains": ("none",)}, ()),
         ({"host": "0.0.0.0", "no_auth": True, "allowed_media_domains": ("a.org",)}, ("a.org",)),
+        ({"allowed_media_networks": ("10.0.0.0/8",), "allowed_media_domains": ("a",)}, ("a",)),
     ],
 )  # fmt: skip
 def test_who_gets_remote_images_without_a_word(options, allowed, monkeypatch) -> None:
     monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
     assert configured(GatewayOptions(**options)).allowed_media_domains == allowed
+
+
+@pytest.mark.parametrize("domains", [(), ("*",), ("none",)])
+def test_networks_count_for_named_hosts_alone(domains) -> None:
+    given = {"allowed_media_networks": ("10.0.0.0/8",), "allowed_media_domains": domains}
+    with pytest.raises(UsageError, match="that --allowed-media-domains names"):
+        configured(GatewayOptions(**given))
+
+
+def fetch_in_networks(monkeypatch, url: str, answer: str, allowed=("minio.lan:9000", "*")) -> str:
+    """Return why a URL was not fetched; all sockets are closed, and the name has this address."""
+    lookups(monkeypatch, (answer,))
+
+    def closed(*_: object) -> None:
+        raise OSError("dialled")
+
+    async def main() -> Refusal:
+        monkeypatch.setattr(socket, "socket", closed)
+        with pytest.raises(Refusal) as caught:
+            await MediaFetcher(allowed, ["10.1.0.0/16"]).fetch_all([url], MOST, print)
+        return caught.value
+
+    return asyncio.run(main()).message
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "words"),
+    [
+        ("http://minio.lan:9000/a.png", "10.1.2.3", "takes no connection"),
+        ("http://minio.lan:9000/a.png", "10.2.2.3", INSIDE),
+        ("http://minio.lan:9000/a.png", "127.0.0.1", INSIDE),
+        ("http://minio.lan:9000/a.png", "169.254.169.254", INSIDE),
+        ("https://evil.org/a.png", "10.1.2.3", INSIDE),  # allowed by * alone
+        ("http://10.1.2.3:9000/a.png", "10.1.2.3", "not allowed here"),
+        ("http://localhost:9000/a.png", "10.1.2.3", NEVER),
+    ],
+)
+def test_a_private_network_is_dialled_for_named_hosts_alone(
+    url, address, words, monkeypatch
+) -> None:
+    assert words in fetch_in_networks(monkeypatch, url, address)
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("http://10.1.2.3:9000/a", ["10.1.2.3:9000", "10.1.2.3"]),
+        ("http://[fd12::7]/a", ["[fd12::7]", "fd12::7"]),
+        ("http://[fd12::7]:81/a", ["[fd12::7]:81", "fd12::7"]),
+        ("https://192.168.1.7/a", ["192.168.1.7", "192.168.1.7"]),
+    ],
+)
+@pytest.mark.parametrize("allowed", [(), ("a.org",), ("*",)])
+def test_the_hint_of_a_private_address_leads_to_its_picture(url, options, allowed) -> None:
+    with pytest.raises(Refusal) as caught:
+        MediaFetcher(allowed)._checked(url)
+    if url[:5] == "http:" or "*" not in allowed:
+        domain, network = options
+        named = f"--allowed-media-domains {domain} --allowed-media-networks {network}"
+        assert caught.value.message.endswith(named)
+    fetcher = MediaFetcher(options[:1], options[1:])
+    assert fetcher._networks_of(fetcher._checked(url))
 
 
 @pytest.mark.parametrize("url", ["https://example.org/a.png", "http://example.org/a.png"])
@@ -270,6 +327,7 @@ class Site:
         port = request.headers["host"].rpartition(":")[2]
         redirects = {
             "/to-a": "/a.png", "/to-inner": "http://127.0.0.1:1/a.png", "/loop": "/loop",
+            "/to-evil": "https://evil.org/a.png",
             "/to-other": f"http://other.org:{port}/a.png", "/to-file": "file:///etc/hostname",
         }  # fmt: skip
         bodies = {"/a.png": PICTURE, "/big": bytes(MOST + 1)}
@@ -293,10 +351,11 @@ class Site:
         raise web.HTTPNotFound
 
 
-def fetched(path: str, *, here: bool = True, allowed=("here.org",)):
+def fetched(path: str, *, here: bool = True, allowed=("here.org",), networks=()):
     """One fetch: the pictures or the refusal, and the site's hits.
 
-    ``here``: every name is this machine, and its address counts as public.
+    ``here``: every name is this machine, and its address counts as public; or as one of the
+    ``networks``, if there are some.
     """
     came: list[int] = []
 
@@ -304,7 +363,8 @@ def fetched(path: str, *, here: bool = True, allowed=("here.org",)):
         site, app = Site(), web.Application()
         app.router.add_get("/{tail:.*}", site.serve)
         async with TestServer(app, handler_cancellation=True) as server:
-            fetcher = MediaFetcher([f"{name}:{server.port}" for name in allowed])
+            names = [name if name == "*" else f"{name}:{server.port}" for name in allowed]
+            fetcher = MediaFetcher(names, networks)
             url = path if "://" in path else f"http://here.org:{server.port}{path}"
             try:
                 files = await fetcher.fetch_all([url], MOST, lambda _, size: came.append(size))
@@ -316,13 +376,21 @@ def fetched(path: str, *, here: bool = True, allowed=("here.org",)):
     with pytest.MonkeyPatch.context() as patch:
         if here:
             lookups(patch, ("127.0.0.1",))
-            patch.setattr(fetch, "is_public", lambda _: True)
+            patch.setattr(fetch, "may_dial", lambda _, of=(): bool(of) or not networks)
         return asyncio.run(run())
 
 
 @pytest.mark.parametrize("path", ["/a.png", "/to-a"])
 def test_pictures_of_allowed_domains_come(path) -> None:
     assert list(fetched(path)[0].values()) == [PICTURE]
+
+
+def test_a_redirect_takes_no_network_with_it() -> None:
+    """A named host may be in a private network; whom it names next is allowed by ``*`` alone."""
+    inside = {"allowed": ("here.org", "*"), "networks": ("10.0.0.0/8",)}
+    assert list(fetched("/to-a", **inside)[0].values()) == [PICTURE]
+    refusal, hits = fetched("/to-evil", **inside)
+    assert (INSIDE in refusal.message, hits) == (True, ["/to-evil"])
 
 
 def test_no_proxy_of_the_environment_is_asked(monkeypatch) -> None:

@@ -44,8 +44,10 @@ def pattern(word: str):
 
 async def test_of_the_grammars_at_a_silent_engine_only_a_dear_one_ends() -> None:
     go_on = asyncio.Event()
-    app, _ = gateway(recorder=Recorder(lambda *_: stream(EVENT, EVENT, go_on, EVENT, DONE)))
-    app.grammars = trials = Trials()
+    trials = Trials()
+    app, _ = gateway(
+        recorder=Recorder(lambda *_: stream(EVENT, EVENT, go_on, EVENT, DONE)), grammars=trials
+    )
     await app.startup()
     dear, innocent, plain, *more = answers(app, "dear", "innocent", "", "dear")
     await asyncio.sleep(1.0)
@@ -67,8 +69,8 @@ async def test_of_the_grammars_at_a_silent_engine_only_a_dear_one_ends() -> None
 
 async def test_a_prefill_is_given_more_time_than_a_token() -> None:
     begin = asyncio.Event()
-    app, _ = gateway(recorder=Recorder(lambda *_: stream(begin, EVENT, DONE)))
-    app.grammars = trials = Trials()
+    trials = Trials()
+    app, _ = gateway(recorder=Recorder(lambda *_: stream(begin, EVENT, DONE)), grammars=trials)
     await app.startup()
     (task,) = answers(app, "innocent")
     await asyncio.sleep(8.0)
@@ -82,8 +84,9 @@ async def test_a_prefill_is_given_more_time_than_a_token() -> None:
 
 async def test_grammars_wait_where_their_prices_would_add_up_and_texts_pass() -> None:
     go_on = asyncio.Event()
-    app, recorder = gateway(recorder=Recorder(lambda *_: stream(EVENT, go_on, DONE)))
-    app.grammars = Trials()
+    app, recorder = gateway(
+        recorder=Recorder(lambda *_: stream(EVENT, go_on, DONE)), grammars=Trials()
+    )
     first, second, cheap, plain = answers(app, "priced", "priced", "cheap", "")
     await settled()
     assert app.admission.waiting == 1

@@ -1,26 +1,17 @@
-"""Which engine is next, what each has of the promise, and when the first one is expected."""
+"""Which engine is next, and when the first one is expected."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
-from msgspec.structs import replace
 
-import turbofit
-from tests.support.gateway import (
-    plan_for,
-)
-from turbofit.core.plan import Plan
-from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.gate import Cost, Gate
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing.engines import (
     Fleet,
     RoutedEngine,
     Turn,
 )
-from turbofit.gateway.server import make_gateway
 
 
 def test_the_engine_that_one_more_request_fills_least_is_next() -> None:
@@ -72,54 +63,3 @@ def test_who_finds_no_engine_is_told_when_the_first_one_is_expected(
     clock[0] += 600
     fast.succeeded()
     assert fast.start_seconds == 30.5, "it was left alone"
-
-
-URLS = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
-
-
-@pytest.fixture(scope="module")
-def plan() -> Plan:
-    return turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
-
-
-def test_engines_have_the_shares_of_their_cards(plan: Plan) -> None:
-    gateway = make_gateway(plan, URLS, GatewayConfig())
-    shares = [engine.share for engine in gateway.engines]
-    assert shares == [group_plan.requests for group_plan in plan.engines]
-    assert gateway.fleet.best(Cost()).share == max(shares)
-    # Engines that were not planned take the same.
-    for other, urls in ((plan, [*URLS, "http://127.0.0.1:3"]), (plan_for(), URLS)):
-        gateway = make_gateway(other, urls, GatewayConfig())
-        assert [engine.share for engine in gateway.engines] == [1.0] * len(urls)
-
-
-def test_requests_are_held_to_the_poorest_card(plan: Plan) -> None:
-    bounds = bounds_of(plan)
-    longest, batches = zip(
-        *((one.kv.longest_request_tokens, one.settings.max_batch_size) for one in plan.engines),
-        strict=True,
-    )
-    assert (bounds.promise.context, bounds.limits.n) == (min(longest), min(batches))
-    assert bounds.gate is None  # it is paid for on each card
-    first, second = plan.engines
-    poorer = replace(second, units_per_forward=20, requests=3)
-    assert bounds_of(replace(plan, engines=(first, poorer))).gate == 20
-
-
-def test_each_engine_has_its_own_gate_and_cache(plan: Plan) -> None:
-    """All engines were held to the smallest cache and to the least units of any engine."""
-    first, second = plan.engines
-    poorer = replace(second, units_per_forward=20, kv=replace(second.kv, tokens=40_000))
-    gateway = make_gateway(replace(plan, engines=(first, poorer)), URLS, GatewayConfig())
-    one, two = gateway.engines
-    assert (one.gate.units, two.gate.units) == (None, 20)
-    assert (two.gate.kv.tokens, two.gate.kv.longest) == (40_000, 32_768)
-    for engine in gateway.engines:
-        engine.gate.take(Cost(units=13))
-    large = Cost(units=13)
-    assert (one.fits(large), two.fits(large)) == (True, False)
-    richer = replace(first, units_per_forward=26)
-    gateway = make_gateway(replace(plan, engines=(richer, poorer)), URLS, GatewayConfig())
-    assert [engine.gate.units for engine in gateway.engines] == [26, 20]
-    caches = [engine.gate.kv.tokens for engine in gateway.engines]
-    assert caches == [richer.kv.tokens, poorer.kv.tokens]

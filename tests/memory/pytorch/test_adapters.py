@@ -14,7 +14,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.adapters import adapter_bytes, adapter_files, adapter_problem
 from turbofit.memory.pytorch.weights import load_constants
-from turbofit.model.adapters import with_adapters
+from turbofit.model.adapters import layers_of, with_adapters
 from turbofit.model.source import resolve_model
 
 QWEN = resolve_model("qwen2.5-0.5b")
@@ -62,6 +62,46 @@ def test_a_stacked_query_is_dealt_as_keys_are(tmp_path: Path) -> None:
     model = with_adapters(model, [f"a={query}"], only_text=False)
     assert adapter_problem(model, 2) is None
     assert "2 KV heads" in str(adapter_problem(model, 4))
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_the_gates_of_a_delta_net_are_one_module(tp: int, tmp_path: Path) -> None:
+    """Qwen3.5-0.8B by hand: 18 delta nets, 1,024 channels, 16 value heads of 128; 6 attentions."""
+    base, inside = resolve_model("qwen3.5-0.8b"), "model.language_model.layers"
+    modules = ("q_proj", "in_proj_b", "in_proj_a", "out_proj")
+    adapter = write_adapter(base, tmp_path / "a", 8, modules, layers=inside)
+    model = with_adapters(base, [f"a={adapter}"], only_text=False)
+    sizes = [(1024, 4096 // tp), (1024, 32 // tp), (2048 // tp, 1024)]
+    queries, gates, outputs = (
+        rounded(16 * inputs * 2) + rounded(16 * outs * 2) + 512 for inputs, outs in sizes
+    )
+    assert adapter_bytes(model, tp) == 6 * queries + 18 * (gates + outputs) + 3 * 1024
+    assert (model.loras[0].rank, adapter_problem(model, tp)) == (16, None)
+    joined = write_adapter(base, tmp_path / "b", 8, ("in_proj_qkv",), layers=inside)
+    problem = adapter_problem(with_adapters(base, [f"a={joined}"], only_text=False), tp)
+    assert ("in_proj_qkv" in str(problem)) is (tp == 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "possible"),
+    [
+        ("internvl2-8b-awq", "w1", False),
+        ("internvl2-8b-awq", "wo", True),
+        ("internvl2-8b", "w1", True),
+        ("qwen2.5-7b-awq", "up_proj", True),
+        ("qwen3.5-9b-awq", "in_proj_b", True),
+    ],
+)
+def test_joined_modules_that_are_quantised(
+    name: str, module: str, possible: bool, tmp_path: Path
+) -> None:
+    """LMDeploy's class of the two has no way to part a joined B, which Qwen2.5's are not."""
+    model = resolve_model(name)
+    layers = layers_of(model) or ""
+    adapter = write_adapter(model, tmp_path / "a", 8, (module,), layers=layers)
+    model = with_adapters(model, [f"a={adapter}"], only_text=False)
+    assert adapter_problem(model, 1) is None
+    assert (adapter_problem(model, 2) is None) is possible
 
 
 def test_kv_heads_that_are_repeated_cannot_be_dealt(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.model import Draft, Model
 from turbofit.core.plan import Plan, Settings
 from turbofit.core.units import GIB, MIB
-from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.activations import Activations, Prefill, latent_parts
 from turbofit.memory.pytorch.cache import draft_block, state_bytes
 from turbofit.memory.pytorch.weights import load_constants, own_draft_weights
 from turbofit.model.drafts import with_draft
@@ -71,6 +71,13 @@ _GLM_EXPERTS = 128 * 3 * 4096 * 1408 + 3 * 4096 * 1408
             4096 * (2 * 12288 + 2 * 1024) + _GLM_EXPERTS + 151552 * 4096,
             151552 * 4096 + 2 * 4096**2 + 2 * 128 * 4096,  # a router of 32 bits
         ),
+        # latents: queries of 20 heads with 256 channels, values of 256, and copies of kv_b
+        (
+            "glm-4.7-flash",
+            4,
+            768 * 5120 + 2 * 512 * 20 * 448 + 5120 * 2048 + 65 * 3 * 2048 * 1536 + 154880 * 2048,
+            2048 * (768 + 576) + 154880 * 2048 + 2 * 2048**2 + 64 * 2048,
+        ),
     ],
 )
 def test_weights_by_hand(name: str, tp: int, divided: int, whole: int) -> None:
@@ -94,10 +101,18 @@ def test_fp8_layers_are_packed_and_what_joins_is_not() -> None:
 
 @pytest.mark.parametrize(
     ("name", "tp", "size"),
-    [("qwen3.5-27b", 1, 4 * 256), ("qwen3.5-27b", 4, 256), ("glm-4.5-air", 2, 4 * 128)],
+    # keys and values; of latents there are keys alone, whole on every rank
+    [
+        ("qwen3.5-27b", 1, 2 * 4 * 256),
+        ("qwen3.5-27b", 4, 2 * 256),
+        ("glm-4.5-air", 2, 2 * 4 * 128),
+        ("glm-4.7-flash", 4, 576),
+        ("deepseek-v3", 8, 576),
+    ],
 )
 def test_blocks_are_divided_as_the_models(name: str, tp: int, size: int) -> None:
-    assert draft_block(drafted(name)[0], Settings(tp=tp)) == 2 * 64 * size * 2
+    settings = Settings(tp=tp, speculative_algorithm=GLM)
+    assert draft_block(drafted(name)[0], settings) == 64 * size * 2
 
 
 def planned(name: str, on: str, **options: object) -> Plan:
@@ -118,6 +133,8 @@ def planned(name: str, on: str, **options: object) -> Plan:
         ("qwen3.5-35b-a3b", "2xa100-80g", 2, 1),
         ("glm-4.5-air", "4xh100", 4, 1),
         ("glm-4.5-air", "4xa100-80g", 4, 2),
+        ("glm-4.7-flash", "2xh100", 2, 3),
+        ("deepseek-v3", "8xh200", 8, 1),
     ],
 )
 def test_plans_by_hand(name: str, on: str, tp: int, tokens: int) -> None:
@@ -152,6 +169,30 @@ def test_images_keep_embeddings_for_the_draft() -> None:
     kept = 2 * 4096 * draft.text.hidden * 2
     pixels = 2 * model.pixel_bytes(64) + model.features(64) * draft.text.hidden * 2
     assert image - text == kept + pixels
+
+
+def test_flashmla_keeps_sums_of_parts() -> None:
+    """By hand, of 64 sequences, 20 heads and 132 SMs: 513 numbers of 32 bits a part and head."""
+    model, draft = drafted("glm-4.7-flash", 1)
+    work = Activations(model, Settings(speculative_algorithm=GLM), load_constants())
+    work.processors = 132
+    sums = ((64 + 132) * 513 + 64) * 40 * 4
+    assert model.text.mla is not None
+    assert work.decode(64) - 128 * work._latent_elements(model.text.mla) * 2 == sums
+    assert latent_parts(4 * 20, 132) == 66  # two tiles of 64 heads
+    assert work.own_graphs(draft, [64], 0) > sums
+
+
+def test_latents_need_a_hopper_and_blocks_of_64() -> None:
+    for on in ("1xa100-80g", "1xb200"):
+        with pytest.raises(
+            NoKernelError, match=r"by FlashMLA.* compute capability 9, and none for"
+        ):
+            planned("glm-4.7-flash", on)
+    with pytest.raises(UsageError, match="FlashMLA, for a draft, takes 64 alone"):
+        planned("glm-4.7-flash", "1xh100", cache_block_seq_len=32)
+    plan = planned("glm-4.7-flash", "1xh100", max_batch_size=8)
+    assert plan.kv_tokens % 64 == 0
 
 
 def test_a_checkpoint_without_such_layers() -> None:

@@ -31,6 +31,7 @@ PACKAGES = [
     ("kernels", "stops", lambda s: setattr(s, "census", None)),
     ("kernels", "unreadable", lambda s: (s.packages.pop("lmdeploy"), setattr(s, "census", None))),
     ("pairing", "warning", lambda s: s.packages.update(torch="2.13.0+cpu")),
+    ("pairing", "ok", lambda s: (s.packages.update(torch="2.13.0+cpu"), _torch(s, "None"))),
     ("pairing", "warning", lambda s: s.packages.update(transformers="5.0.2")),
     ("pairing", "unreadable", lambda s: s.packages.pop("lmdeploy")),
     ("driver_cuda", "stops", lambda s: _torch(s, "'13.0'")),
@@ -180,6 +181,7 @@ def with_draft(plan: Plan) -> Plan:
         (plan_of("qwen2.5-7b", "transformers"), set()),
         (with_lora(plan_of("qwen2.5-7b")), {"peft"}),
         (with_draft(plan_of("llama-3.1-8b")), {"flash_attn_interface"}),
+        (with_draft(plan_of("glm-4.7-flash")), {"flash_mla"}),
     ],
 )
 def test_what_lmdeploy_imports_for_one_model_is_looked_for_before_it_loads(

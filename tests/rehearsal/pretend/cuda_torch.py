@@ -39,16 +39,19 @@ class Ran:
 
 
 def run(
-    folder: Path, program: str, *, on: str = "1xrtx3090", seconds: float = 600.0, **env: str
-) -> Ran:
+    folder: Path, program: str, *given: str, on: str = "1xrtx3090", seconds: float = 600.0,
+    **env: str,
+) -> Ran:  # fmt: skip
     """Run a program, torch imported, that calls ``result`` with what it found.
 
-    It is written into ``folder``, where nothing may shadow a module, and killed after ``seconds``.
+    It is given words and written into ``folder``, where nothing may shadow a module, and killed
+    after ``seconds``.
     """
     folder.mkdir(exist_ok=True)
     file = folder / "program.py"
     file.write_text(HEAD + program)
-    words = ("-m", "turbofit", "pretend", "--on", on, "--json", "--", sys.executable, str(file))
+    command = (sys.executable, str(file), *given)
+    words = ("-m", "turbofit", "pretend", "--on", on, "--json", "--", *command)
     done = _run(words, cwd=folder, timeout=seconds, env=env)
     told = [line for line in done.stderr.splitlines() if line.startswith(_MARK)]
     result = json.loads(told[-1].removeprefix(_MARK)) if told else None

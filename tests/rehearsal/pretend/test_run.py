@@ -12,6 +12,7 @@ from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.rehearsal.pretend import run
 from turbofit.rehearsal.pretend.process_memory import ProcessMemory
+from turbofit.rehearsal.pretend.record import MachineRecord
 from turbofit.rehearsal.pretend.run import FinishedRun, report, run_pretend, scenario_of, site_of
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import Event, Process, SharedRecord
@@ -82,7 +83,8 @@ def test_the_newest_refusal_and_a_process_that_called_exec() -> None:
         (3 * MIB, *ROW), 4 * MIB,
     )  # fmt: skip
     scenario = Scenario((PretendGpu("Card", total=10 * MIB, used=MIB),))
-    document = report(FinishedRun(("prog", "x"), -9, 1.0, scenario, shared, memories))
+    machine = MachineRecord(scenario, shared, memories)
+    document = report(FinishedRun(("prog", "x"), -9, 1.0, machine))
     assert (document["exit_code"], document["signal"]) == (137, "SIGKILL")
     assert [p["command"] for p in document["processes"]] == ["old", "new"]
     phases = [row["phase"] for p in document["processes"] for row in p["gpus"]]

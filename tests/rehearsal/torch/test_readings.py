@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,11 +20,13 @@ from turbofit.rehearsal.packages import SERVED
 from turbofit.rehearsal.planned import report
 from turbofit.rehearsal.pretend.command import find_turbofit, put_first
 from turbofit.rehearsal.pretend.process_memory import ProcessMemory
+from turbofit.rehearsal.pretend.record import MachineRecord
+from turbofit.rehearsal.pretend.run import FinishedRun
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import Event, read_timeline
 from turbofit.rehearsal.run import EndedRun
 from turbofit.rehearsal.spec import Spec
-from turbofit.rehearsal.torch.readings import end_of, read_run, span
+from turbofit.rehearsal.torch.readings import end_of, read_run
 
 ORDER = (
     "import", "build", "sizing", "graph runner", "cache", "warm-up", "ready", "case a", "case b",
@@ -85,10 +87,8 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
     memories = [
         ProcessMemory(1, None, MIB).read(read_timeline(path)) for path in folder.glob("*.timeline")
     ]
-    ran: Any = SimpleNamespace(
-        code=0, exit_code=0, seconds=9.0, command=(), shared=shared, scenario=scenario,
-        memories=memories,
-    )  # fmt: skip
+    machine = MachineRecord(scenario, cast("Any", shared), tuple(memories))
+    ran = FinishedRun((), 0, 9.0, machine)
     (folder / "records").mkdir()
     (folder / "records" / "7.json").write_text(json.dumps({"pid": 7, "number": 9, "rows": rows}))
     ended = EndedRun(Spec(scenario, "x", "pytorch"), ran, told, log.splitlines(), "", folder)
@@ -171,15 +171,15 @@ def test_what_processes_hold_together(tmp_path: Path) -> None:
     held = [ProcessMemory(1, None, MIB).read(read_timeline(path)).cards[0] for path in paths]
 
     def together(phase: str) -> tuple[int, int]:
-        spans = [span(card, phase, order) for card in held]
+        spans = [card.span(phase, order) for card in held]
         return sum(peak for peak, _ in spans), sum(end for _, end in spans)
 
     order = ["import", "build", "ready", "case x"]
-    assert [span(held[0], name, order)[0] - 300 for name in order] == [0, 25, 5, 12]
+    assert [held[0].span(name, order)[0] - 300 for name in order] == [0, 25, 5, 12]
     assert together("build") == (525, 505)
     assert together("case x")[0] == 512
     # A phase in which a process was not marked: what it held after the one before.
-    assert span(held[0], "later", [*order, "later"])[1] == 305
+    assert held[0].span("later", [*order, "later"])[1] == 305
 
 
 OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capacity of 23.70 GiB"
@@ -188,8 +188,8 @@ OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capac
 def death(log: str, *events: Event, **told: Any) -> dict[str, Any]:
     process = SimpleNamespace(pid=0, refused_at=1)
     memories = (ProcessMemory(1, None, MIB).read(events),)
-    shared = SimpleNamespace(processes=(process,))
-    ran = SimpleNamespace(memories=memories, shared=shared, scenario=Scenario(()))
+    shared: Any = SimpleNamespace(processes=(process,))
+    ran = FinishedRun((), 1, 0.0, MachineRecord(Scenario(()), shared, memories))
     ended: Any = SimpleNamespace(ran=ran, notes=told, log=log.splitlines())
     return end_of(ended)
 

@@ -81,6 +81,13 @@ def told(plan: Plan) -> str:
     return " ".join(paint(plan_view(plan), short=True).split())
 
 
+def test_a_first_token_says_of_how_many_images_it_is() -> None:
+    for images, said in ((1, " s of 1920x1080"), (4, " s of 4 images of 1920x1080")):
+        plan = turbofit.plan("internvl2-2b", on="1xrtx3090", images=images)
+        text = paint(plan_view(plan), short=True)
+        assert said in text[text.index("first token") :]
+
+
 def test_a_plan_that_holds_only_in_a_queue_hands_out_no_command_without_one() -> None:
     plan = turbofit.plan("qwen2-vl-7b", on="2xrtx4090")
     assert QUEUED in plan.warnings

@@ -25,14 +25,19 @@ if TYPE_CHECKING:
 
     from turbofit.core.struct import JsonObject
 
-#: A word of a message; a path with spaces is in quotes.
-_WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
+#: A word of a message; a path with spaces is in quotes, or has backslashes, as a file that was
+#: dropped on the terminal.
+_WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|(?:\\\s|\S)+")
+_ESCAPED: Final = re.compile(r"\\([^\w\\])")
 _PICTURE: Final = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 #: The most seconds without a byte: a request may wait for a place, then for its first token.
 _SILENCE: Final = 600.0
 #: The statuses with which servers refuse messages that are longer than the context.
 _TOO_LONG: Final = (400, 413)
-_WORDS: Final = "'/clear' forgets the messages, '/bye' or Ctrl-D ends the chat, Ctrl-C an answer"
+_WORDS: Final = (
+    "a picture's path in a message sends the picture; '/clear' forgets the messages, '/bye' or"
+    " Ctrl-D ends the chat, Ctrl-C an answer"
+)
 
 
 class OutgrownError(UnservedError):
@@ -150,7 +155,7 @@ def question_of(text: str) -> JsonObject:
     """
     pictures = []
     for word in _WORD.findall(text):
-        path = os.path.expanduser(word.strip("\"'"))
+        path = os.path.expanduser(_ESCAPED.sub(r"\1", word.strip("\"'")))
         if not _PICTURE.fullmatch(path) or "://" in path:
             continue
         try:
@@ -189,13 +194,13 @@ def chat(
     with suppress(ImportError):  # Windows has no readline
         import readline  # noqa: F401 - `input` edits its line with it
 
-    note(
-        f"{server.model} at {server.url}; a picture's path in a message sends the picture; {_WORDS}"
-    )
+    note(f"{server.model} at {server.url}; {_WORDS}")
     messages = list(instructions)
     while (text := _typed_line()) is not None:
         if text == "/clear":
             messages = list(instructions)
+        elif text.lstrip("/") in ("help", "?"):
+            note(_WORDS)
         elif text:
             try:
                 question = question_of(text)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 #: Options of the gateway that a front leaves to its nodes.
 _OF_NODES: Final = (
-    "front_key_file", "allowed_media_domains", "default_chat_template_kwargs",
-    "default_sampling",
+    "front_key_file", "allowed_media_domains", "allowed_media_networks",
+    "default_chat_template_kwargs", "default_sampling",
 )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def gateway(
         return _serve_before_cluster(cluster, name, options, form)
     if models:
         from turbofit.gateway.front import ModelsGateway, model_servers
-        from turbofit.gateway.http.metrics import access_log
+        from turbofit.serving.access_log import access_log
 
         together = {"nodes": nodes, "max_concurrent_requests": options.max_concurrent_requests}
         refuse_together({**of_one, **together}, "--models", "; each server has its own")
@@ -109,20 +109,21 @@ def _gateway_of_plan(
     Without an overlay, a note says how images are counted.
     """
     from turbofit.gateway.grammar_trials import trials_of
-    from turbofit.gateway.http.metrics import access_log
-    from turbofit.gateway.server import make_gateway
+    from turbofit.serving.access_log import access_log
     from turbofit.serving.engine.parsers import parser_options
+    from turbofit.serving.plan_gateway import make_gateway
 
     if not overlay and planned.promise.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "
             "(--overlay says that the engines run on an overlay)"
         )
-    app = make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
     folder = planned.model.source.checkpoint or ""
     parsers = [*parser_options(planned.model, Path(folder), ())]
-    app.grammars = trials_of(planned, folder, parsers, note, ours=False)
-    return app
+    trials = trials_of(planned, folder, parsers, note, ours=False)
+    return make_gateway(
+        planned, upstream, config, overlay=overlay, log=access_log(log or "-"), grammars=trials
+    )
 
 
 def _serve(app: AsgiApp, form: Form) -> int:
@@ -139,7 +140,7 @@ def _serve(app: AsgiApp, form: Form) -> int:
 
 def _make_front(options: GatewayOptions, source: Callable[[], Sequence[NodeAddress]]) -> Front:
     from turbofit.gateway.front import Front
-    from turbofit.gateway.http.metrics import access_log
+    from turbofit.serving.access_log import access_log
 
     return Front(source, public_side(options), access_log(options.access_log or "-"))
 

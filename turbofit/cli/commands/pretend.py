@@ -11,6 +11,11 @@ from turbofit.core.errors import UsageError
 from turbofit.core.units import parse_bytes
 
 _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
+#: Said after a failure: such a torch says only "Torch not compiled with CUDA enabled".
+_CPU_TORCH: Final = (
+    "torch in this environment is a CPU build, which uses no GPU: scripts/without-gpu --pytorch"
+    " installs one for CUDA, which runs on pretend GPUs (docs/pretend.md)"
+)
 
 
 @command(
@@ -45,6 +50,8 @@ def pretend(
 
     from turbofit.machine.presets import context_bytes
     from turbofit.machine.source import machine_from
+    from turbofit.planning.examine.packages import torch_cuda
+    from turbofit.planning.examine.scene import Sources
     from turbofit.rehearsal.pretend.run import NOTICE, report, run_pretend, scenario_of
     from turbofit.report.painters.terminal import paint
     from turbofit.report.views.measured_view import pretend_view
@@ -83,4 +90,6 @@ def pretend(
         answer(text)
     else:
         note(f"\n{paint(pretend_view(document), width=100)}".rstrip("\n"))
+    if ran.exit_code and torch_cuda(Sources()) == "":
+        note(_CPU_TORCH)
     return ran.exit_code

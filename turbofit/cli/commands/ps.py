@@ -14,9 +14,9 @@ from turbofit.cli.options.common_options import FORMS, RUN
 from turbofit.cli.options.field_options import filled, options_of
 from turbofit.cli.terminal.output import Form, answer, note, say
 from turbofit.core.errors import UsageError
-from turbofit.core.process.processes import child
 from turbofit.core.process.progress import under_way
 from turbofit.core.validation import SECONDS, Metavar, Validated
+from turbofit.serving.process.child import child
 
 _LINES = 100
 

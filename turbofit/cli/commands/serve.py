@@ -63,8 +63,8 @@ _FIRST: Final = (
 #: `--cluster` names, options that every command has, and two options that only the manual explains.
 _NOT_IN_HELP: Final = (
     *ENGINE_OPTIONS, "async", "revision", "model_name", "allow_origins", "allowed_media_domains",
-    "max_concurrent_requests", "name", "node_port", "front_key_file", "quiet", "verbose", "help",
-    "no_standby", "no_tuned",
+    "allowed_media_networks", "max_concurrent_requests", "name", "node_port", "front_key_file",
+    "quiet", "verbose", "help", "no_standby", "no_tuned",
 )  # fmt: skip
 #: Options that belong to one machine.
 _ONE_MACHINE: Final = (
@@ -73,7 +73,10 @@ _ONE_MACHINE: Final = (
 )  # fmt: skip
 _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
 #: Options of the gateway that the nodes of a cluster apply, and their front does not.
-_OF_NODES: Final = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
+_OF_NODES: Final = (
+    "allowed_media_domains", "allowed_media_networks", "default_chat_template_kwargs",
+    "default_sampling",
+)  # fmt: skip
 
 
 class Arguments(NamedTuple):
@@ -344,13 +347,13 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
-    from turbofit.core.process.hidden import without_secrets
     from turbofit.model.source import refuse_missing_folder
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
     from turbofit.report.views.figures import limits_not_kept, shell_words
     from turbofit.serving.options import ServeConfig
+    from turbofit.serving.process.hidden import without_secrets
 
     refuse_missing_folder(arguments.request.model)
     plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.request)

@@ -12,6 +12,7 @@ from turbofit.cli.command import PATH, Argument, Option
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options.untyped import use_file
 from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.messages import neighbours
 from turbofit.core.process.network import DEFAULT_PORT, LAST_PORT
 from turbofit.core.struct import Options
 
@@ -38,6 +39,8 @@ API_KEY: Final = Option(
     "--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"
 )
 
+#: An address without its scheme: a port, or a host and a port.
+_BARE: Final = re.compile(r"(?:(?P<host>[\w.-]+|\[[\da-f:]+\]):)?(?P<rest>\d{2,5}(?:/.*)?)")
 _SERVER: Final = f"http://127.0.0.1:{DEFAULT_PORT}"
 #: Address, model and key of a running server; `server_of` reads address and key.
 SERVER_OPTIONS: Final = (
@@ -55,7 +58,8 @@ SERVER_OPTIONS: Final = (
 def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     """Return the address and the key of the server that `SERVER_OPTIONS` name.
 
-    The default is the only running server of this user, else port 23333 of this machine.
+    The default is the only running server of this user, else port 23333 of this machine. A port
+    alone is of this machine.
 
     Raises:
         UnservedError: the only server is still starting.
@@ -67,9 +71,13 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     if url is None and sys.platform == "linux":
         url = _own_server()
     address = url or _SERVER
+    if bare := _BARE.fullmatch(address):
+        address = f"http://{bare['host'] or '127.0.0.1'}:{bare['rest']}"
     if not re.match(r"https?://[^/]", address):
         host = re.search(r"localhost.*|[\w\[].*[.:].*", address.rpartition("://")[2])
         hint = unknown_word(address) or f"write it as {f'http://{host[0]}' if host else _SERVER}"
+        if " " in address:
+            hint = neighbours()["arguments"]["chat"]
         raise UsageError(f"{address} is no address of a server", hint=hint)
     return address, api_key or next(iter(keys_in(SERVER_KEYS)), None)
 

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import guess, of_vllm
+from turbofit.core.messages import guess, of_other_server
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
 
 ROOT: Final = PREFIX.rstrip("_")
@@ -61,7 +61,7 @@ def check_names(ctx: click.Context) -> None:
             command = group.get_command(ctx, command_name)
             known.update(variables_of(command, other_prefix) if command else ())
         bare = wrong[0].removeprefix(f"{prefix}_")
-        near = of_vllm(bare, lambda it: f"{prefix}_{it.upper()}")
+        near = of_other_server(bare, lambda it: f"{prefix}_{it.upper()}")
         near = near or guess(wrong[0].upper(), sorted(known))
         raise UsageError(
             f"{wrong[0]} is neither a variable nor an option of turbofit",
@@ -105,7 +105,7 @@ def read_file(path: Path, ctx: click.Context) -> dict[str, Any]:
     for key, nodes, is_null in _entries(path):
         name = key.replace("-", "_")
         if name not in params:
-            near = guess(name, params) or of_vllm(name, str) or _HINT
+            near = guess(name, params) or of_other_server(name, str) or _HINT
             raise UsageError(f"{key} is no option of plan or serve", hint=near)
         if name.endswith("key"):
             raise UsageError(

@@ -1,1 +1,1 @@
-"""What a process needs of its system: variables, files, logs, signals, ports, child processes."""
+"""What a process needs of its system: variables, files, logs, signals, ports."""

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from turbofit.core.process.interpreter import in_thread
-from turbofit.core.struct import NA
 from turbofit.gateway.first_tokens import FirstTokens
 from turbofit.gateway.http.about import ModelFacts, facts_of
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
@@ -26,7 +25,6 @@ from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 from turbofit.gateway.routing.health import Monitor, healthy, trouble
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream
-from turbofit.machine.host import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +32,8 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Document
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.grammar_trials import GrammarTrials
+    from turbofit.gateway.http.about import ClockFacts
+    from turbofit.gateway.http.asgi_app import Log
     from turbofit.gateway.http.metrics import Gauges
     from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Route
@@ -61,8 +61,9 @@ _T = TypeVar("_T")
 class Gateway(AsgiApp):
     """The gateway's app; ``bounds`` limit requests, ``upstreams`` are the engines' URLs.
 
-    ``deny_list`` is the deny list of the previous gateway, if there was one. Only tests pass
-    ``fetcher`` and ``upstream``.
+    ``deny_list`` is the deny list of the previous gateway, if there was one. ``grammars`` tries the
+    grammars of requests; None if no engine compiles grammars. ``in_use`` returns the bytes in use
+    on each GPU, by index. Only tests pass ``fetcher`` and ``upstream``.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -70,12 +71,15 @@ class Gateway(AsgiApp):
         bounds: Bounds,
         upstreams: Sequence[str],
         config: GatewayConfig,
-        log: Callable[[Document], None] | None = None,
+        log: Log | None = None,
         fetcher: MediaFetcher | None = None,
         upstream: Upstream | None = None,
         deny_list: DenyList | None = None,
+        grammars: GrammarTrials | None = None,
+        in_use: Callable[[], dict[int, int]] = dict,
+        clock: Callable[[], ClockFacts | None] = lambda: None,
     ) -> None:
-        super().__init__(config, bounds.limits.bytes_per_body, log)
+        super().__init__(config, bounds.limits.bytes_per_body, log, clock)
         self.bounds = bounds
         engines = [bounds.engine_bounds(number, len(upstreams)) for number in range(len(upstreams))]
         self.fleet = Fleet(
@@ -93,11 +97,12 @@ class Gateway(AsgiApp):
         )
         for engine in self.fleet.engines:
             engine.prefix_caching = bounds.prefix_caching
-        self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
+        self._fetcher = fetcher or MediaFetcher(
+            config.allowed_media_domains, config.allowed_media_networks
+        )
         self._looking = asyncio.Semaphore(_LOOKED_AT)
         self._working = asyncio.Semaphore(_WORKED_ON)
-        cores = usable_cores()
-        self._resizing = PicturePermits(0 if cores == NA else min(int(cores) - 1, _MOST_RESIZED))
+        self._resizing = PicturePermits(min(config.cores - 1, _MOST_RESIZED))
         self._upstream = upstream or Upstream(serial=bounds.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds,
@@ -106,14 +111,11 @@ class Gateway(AsgiApp):
         self.monitor = Monitor(self.engines, self._upstream, config, self.admission.pump)
         self.deny_list = deny_list or DenyList()
         self.deny_list.count = self.metrics.count
-        #: Returns the bytes in use on each GPU, by index; `serving.start` sets this function.
-        self.in_use: Callable[[], dict[int, int]] = dict
-        #: Tries the grammars of requests, if not None; `serving.start` sets this attribute.
-        self.grammars: GrammarTrials | None = None
+        self.in_use, self._grammars = in_use, grammars
         #: The tasks that start the trials' process, and that look for dear grammars.
         self._trials_start: asyncio.Task[None] | None = None
         self._dear_steps: asyncio.Task[None] | None = None
-        #: The last call of `in_use`, which may still run.
+        #: The last call of ``in_use``, which may still run.
         self._asked: asyncio.Future[dict[int, int]] | None = None
         self._first_tokens = FirstTokens(self._upstream)
         self._forwarder = RequestForwarder(
@@ -169,8 +171,8 @@ class Gateway(AsgiApp):
 
     def start_trials(self) -> None:
         """Start the process that tries grammars; call this method in the gateway's event loop."""
-        if self.grammars is not None:
-            self._trials_start = asyncio.ensure_future(self.grammars.start())
+        if self._grammars is not None:
+            self._trials_start = asyncio.ensure_future(self._grammars.start())
 
     def take_over(self, config: GatewayConfig) -> None:
         """Apply the keys, origins, hosts and media domains of ``config``.
@@ -179,13 +181,14 @@ class Gateway(AsgiApp):
         """
         self.config = self.config.taking_over(config)
         self._let_in(self.config)
-        self._fetcher.allow(config.allowed_media_domains)
+        self._fetcher.allow(config.allowed_media_domains, config.allowed_media_networks)
 
     async def startup(self) -> None:
         self.monitor.start()
         self._first_tokens.start(self.engines if not self.bounds.serial else ())
-        if self.grammars is not None:
-            self._dear_steps = asyncio.ensure_future(DearSteps(self.engines, self.grammars).watch())
+        if self._grammars is not None:
+            dear_steps = DearSteps(self.engines, self._grammars)
+            self._dear_steps = asyncio.ensure_future(dear_steps.watch())
 
     async def shutdown(self) -> None:
         await self.monitor.stop()
@@ -193,8 +196,8 @@ class Gateway(AsgiApp):
         await self._upstream.close()
         for task in filter(None, (self._trials_start, self._dear_steps)):
             task.cancel()
-        if self.grammars is not None:
-            await self.grammars.end()
+        if self._grammars is not None:
+            await self._grammars.end()
         self._close_log()
 
     async def _serve(
@@ -234,8 +237,8 @@ class Gateway(AsgiApp):
         large = len(request.body) >= LARGE
         prepared = await self._work(large, Preparation, *given)
         hold_name(self.config.names, prepared.parsed.body)
-        if self.grammars is not None and prepared.generates:
-            request.grammar = await self.grammars.check(prepared.parsed.body, request.who)
+        if self._grammars is not None and prepared.generates:
+            request.grammar = await self._grammars.check(prepared.parsed.body, request.who)
         most = self.bounds.limits.bytes_per_image
 
         def count(url: str, size: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -17,7 +17,7 @@ from turbofit.gateway.http.about import About, ClockFacts, ModelFacts, chat_page
 from turbofit.gateway.http.access import Hosts, Keys, Origins
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
-from turbofit.gateway.http.metrics import AccessLog, Metrics
+from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
     ForwardOutcome,
@@ -35,6 +35,9 @@ from turbofit.gateway.http.routes import (
     models_document,
 )
 
+#: Takes the record of each request.
+Log: TypeAlias = Callable[[Document], None]
+
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: Routes that are called again and again; the access log has only their failures.
 _POLLED: Final = ("/health", "/about", "/metrics")
@@ -44,20 +47,32 @@ _PAGES: Final = (b"", b"/docs")
 _OF_USE: Final = (*_PAGES, b"/about", b"/metrics")
 
 
+@runtime_checkable
+class OpenLog(Protocol):
+    """A `Log` that is a file: it is closed after the last request."""
+
+    def close(self) -> object:
+        """Write the last lines, and close the file."""
+
+
 class AsgiApp(ABC):
     """An ASGI app for HTTP requests with bodies of up to ``most`` bytes.
 
     The server of the app calls `startup` before the first request, and `shutdown` after the last
-    request. ``log`` receives one record a request, without prompts and images.
+    request. ``log`` receives one record a request, without prompts and images. ``clock`` reads how
+    time passes on pretend GPUs, and returns None without such a clock.
     """
 
     def __init__(
-        self, config: GatewayConfig, most: int, log: Callable[[Document], None] | None = None
+        self,
+        config: GatewayConfig,
+        most: int,
+        log: Log | None = None,
+        clock: Callable[[], ClockFacts | None] = lambda: None,
     ) -> None:
         self.config, self._log = config, log or (lambda _: None)
         self.metrics = Metrics()
-        #: Reads how time passes on pretend GPUs; returns None without such a clock.
-        self.clock: Callable[[], ClockFacts | None] = lambda: None
+        self.clock = clock
         self._let_in(config)
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
@@ -111,12 +126,16 @@ class AsgiApp(ABC):
             self._log(log_record(request, path, outcome.first_byte))
 
     def _close_log(self) -> None:
-        if isinstance(self._log, AccessLog):
+        if isinstance(self._log, OpenLog):
             self._log.close()
 
     def _models(self) -> Sequence[ModelFacts]:
         """Return the facts of each model; empty if only the engines know the models."""
         return ()
+
+    def _pretends(self) -> bool:
+        """Return whether the GPUs behind this address are pretend ones."""
+        return self.config.pretend
 
     def _waits(self) -> list[str]:
         """Return sentences that say why requests wait now; empty if no request has to wait."""
@@ -130,9 +149,9 @@ class AsgiApp(ABC):
             if retry is not None:
                 status = 503
                 request.answer_headers.append((b"retry-after", str(retry).encode()))
-            body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
+            body = msgspec.json.encode({**page, "pretend": True} if self._pretends() else page)
         elif route.kind == "about":
-            clock, pretend = self.clock(), self.config.pretend
+            clock, pretend = self.clock(), self._pretends()
             warnings = (PRETEND_WORDS,) if clock is None else (PRETEND_WORDS, clock.words)
             body = msgspec.json.encode(
                 About(

@@ -1,31 +1,17 @@
-"""Metrics of the gateway and of its engines, in Prometheus' text format; and the access log."""
+"""Metrics of the gateway and of its engines, in Prometheus' text format."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from bisect import bisect_left
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-
-from turbofit.core.errors import UsageError
-from turbofit.core.process.log_queue import FileLog
-from turbofit.core.units import MIB
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from turbofit.core.struct import Document
+    from collections.abc import Iterable, Mapping
 
     #: The values of gauges by name, each with its labels.
     Gauges: TypeAlias = Mapping[str, Iterable[tuple[tuple[str, ...], float]]]
 
-    Log = Callable[[dict[str, Any]], None]
-
-_LOG_CAP: Final = 64 * MIB
-#: The text begins with a line end, since the line before it may be incomplete on the disk.
-_LOST: Final = '\n{"lost": "lines are missing here: the disk was full or slow"}\n'
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PREFIX: Final = "turbofit_gateway_"
 _HELP: Final = {
@@ -59,45 +45,6 @@ _HELP: Final = {
     "first_tokens_told": ("gauge", "Whether an engine tells first tokens of answers in one piece."),
     "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
 }
-
-
-class AccessLog(FileLog):
-    """A log file with a line of JSON for each request, and a line where lines were lost."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, _LOG_CAP, _LOST)
-
-    def __call__(self, record: Document) -> None:
-        self.put(_entry(record))
-
-
-def access_log(where: str) -> Log | None:
-    """Return the log that the option ``--access-log`` names, or None for ``none``.
-
-    ``-`` is stderr. Any other text is the path of a file, and this function opens the file.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    if where == "none":
-        return None
-    if where == "-":
-        return _to_stderr
-    try:
-        return AccessLog(Path(where))
-    except OSError as exc:
-        raise UsageError(
-            f"{where} cannot be written: {exc.strerror or exc}", hint="choose another --access-log"
-        ) from None
-
-
-def _to_stderr(record: Document) -> None:
-    sys.stderr.write(_entry(record))
-    sys.stderr.flush()
-
-
-def _entry(record: Document) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 class Metrics:

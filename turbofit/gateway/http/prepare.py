@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -126,10 +127,12 @@ class Preparation:
             Refusal: an image or video cannot be used, or all media together exceed the plan.
         """
         bounds, parsed, kind = self._bounds, self.parsed, self.kind
-        self.media = [
-            clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched)
-            for slot in parsed.slots
-        ]
+        count = len(parsed.slots)
+        self.media = []
+        for place, slot in enumerate(parsed.slots, 1):
+            with _about_place(place, count):
+                medium = clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched)
+            self.media.append(medium)
         watch = partial(self._watch, clip) if clip is not None else None
         shared, clips = hold_media(bounds, self._requested_images(), watch)
         if shared.request:
@@ -263,6 +266,17 @@ class Preparation:
             )
             for slot, picture in pictures
         ]
+
+
+@contextmanager
+def _about_place(place: int, count: int) -> Iterator[None]:
+    """Let a refusal's message begin with the image's place, if there are several."""
+    try:
+        yield
+    except Refusal as refusal:
+        if count > 1:
+            refusal.message = f"image {place} of {count}: {refusal.message}"
+        raise
 
 
 def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> Picture:

@@ -81,6 +81,7 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
         **facts: object,
     ) -> None:
         row = refusals()[key]
+        self.key, self.facts = key, facts
         self.status, self.reason = status or row.status, key.partition(":")[0]
         self.message = row.says.format(param=param, **facts)
         super().__init__(self.message)

@@ -46,6 +46,8 @@ _ITEMS: Final = ("message", "function_call", "function_call_output")
 _PARTS_TAKEN: Final = "text, image_url and video_url are taken"
 _BLOCKS_TAKEN: Final = "text, image and tool_result are taken"
 _TEXT_TAKEN: Final = "text is taken"
+#: Words for a Responses request: LMDeploy takes its texts alone.
+_IMAGES_ELSEWHERE: Final = "; images go to /v1/chat/completions, as image_url"
 #: Roles of LMDeploy's own internal messages.
 _INNER_ROLES: Final = ("preprocess", "forward")
 
@@ -189,11 +191,11 @@ def _medium(role: str, content: list[Any], index: int) -> MediaSlot:
     return MediaSlot(source, options, shape, content, index)
 
 
-def _not_taken(field: str, kind: str, taken: str) -> Refusal:
+def _not_taken(field: str, kind: str, taken: str, elsewhere: str = "") -> Refusal:
     """Return the refusal of a part whose type is not accepted; ``taken`` lists accepted types."""
     media = kind in (*_IMAGE_PARTS, *_CLIP_PARTS, *_OTHER_PARTS)
     what = "type" if media else "unknown type"
-    return refused(field, f"holds a part of {what} {kind[:20]!r}: {taken} here")
+    return refused(field, f"holds a part of {what} {kind[:20]!r}: {taken} here{elsewhere}")
 
 
 def _forget_unknown(parsed: Parsed, field: str, content: list[Any], taken: Sequence[str]) -> None:
@@ -303,11 +305,14 @@ def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: 
             raise _not_taken("messages", kind, _BLOCKS_TAKEN)
 
 
-def _check_texts(field: str, parts: list[Any]) -> None:
-    """Refuse parts that are no text, since LMDeploy reads only text in ``field``."""
+def _check_texts(field: str, parts: list[Any], elsewhere: str = "") -> None:
+    """Refuse parts that are no text, since LMDeploy reads only text in ``field``.
+
+    ``elsewhere`` says where others go.
+    """
     for part in parts:
         if (kind := _part_type(part, field)) not in _TEXT_PARTS:
-            raise _not_taken(field, kind, _TEXT_TAKEN)
+            raise _not_taken(field, kind, _TEXT_TAKEN, elsewhere)
 
 
 def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: int) -> MediaSlot:
@@ -339,7 +344,7 @@ def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
     if isinstance(parts, list):
         if item.get("role") == "assistant":
             _forget_unknown(parsed, "input", parts, _TEXT_PARTS)
-        _check_texts("input", parts)
+        _check_texts("input", parts, _IMAGES_ELSEWHERE)
 
 
 def _processor_fields(parsed: Parsed) -> None:

@@ -1,4 +1,4 @@
-"""The limits of one request: pure functions from a plan and image sizes to LMDeploy's parameters.
+"""The limits of one request: pure functions from bounds and image sizes to LMDeploy's parameters.
 
 Every image that can carry parameters gets explicit parameters. So the limit holds for any default
 of the model, with and without the overlay. Any other image (in blocks of the Messages API, or for
@@ -12,30 +12,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule, ImageRule
 from turbofit.core.images.rule import Allowed, Size
 from turbofit.core.messages import plural
-from turbofit.core.model import DTYPE_BYTES
-from turbofit.core.plan import EnginePlan, Plan, may_evict
 from turbofit.core.promise import Limits, Promise
 from turbofit.core.struct import Options, Struct
 from turbofit.core.units import GIB
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.gate import UNSTATED, KvCache
-from turbofit.gateway.media.pictures import BYTES_OF_PIXEL, LARGEST_PIXELS
-from turbofit.memory.account import vision_load_within
-from turbofit.memory.engines import engine_of
+from turbofit.gateway.limits.gate import KvCache
 
 #: Parameters that LMDeploy reads beside an image.
 KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 
 _SHOWN: Final = 24
-#: Bytes of host memory for one value of an image during preprocessing: 4 bytes, and 2 bytes more
-#: for the value in the result.
-_WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
 #: The bytes of text for which LMDeploy takes 0.5 s of its event loop. A longer text is allowed only
 #: if the session is so long that `_BYTES_PER_TOKEN` allows the text.
 _LEAST_TEXT: Final = 256 << 10
@@ -47,10 +38,8 @@ _BYTES_PER_TOKEN: Final = 8
 _LONGEST_TOKEN: Final = 256
 #: A body may have at least these bytes beside its images, for tools and names.
 _LEAST_BODY: Final = 1 << 16
-#: The least limit of host memory for images, in bytes.
-_LEAST_HOST: Final = 2 * GIB
 #: The limit of host memory for images, in bytes, if the free memory of the host is unknown.
-_UNKNOWN_HOST: Final = 4 * GIB
+UNKNOWN_HOST: Final = 4 * GIB
 
 
 class EngineBounds(Struct):
@@ -69,8 +58,7 @@ class EngineBounds(Struct):
 class Bounds(Struct):
     """What a plan promises to requests, and the limits of its engines.
 
-    - ``overlay``: the engines run on a model folder whose default limit is the plan's limit
-      (`gateway.overlay`).
+    - ``overlay``: the engines run on a model folder whose default limit is the plan's limit.
     - ``answer_tokens``: the most tokens of an answer whose request states no length; 0 if such an
       answer may fill the session.
     - ``bytes_per_unit``: bytes of host memory for the preprocessing of one unit.
@@ -91,7 +79,7 @@ class Bounds(Struct):
     engine: str = "turbomind"
     vocabulary: int = 0
     serial: bool = False
-    host_bytes: int = _UNKNOWN_HOST
+    host_bytes: int = UNKNOWN_HOST
     prefix_caching: bool = False
     engines: tuple[EngineBounds, ...] = (EngineBounds(),)
 
@@ -163,31 +151,6 @@ class RequestedImage(Struct):
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     carries: bool = True
     by_request: bool = False
-
-
-def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
-    """Return a plan's bounds for requests.
-
-    ``overlay``: the engines run on the folder that `gateway.overlay` makes.
-    """
-    rule = plan.model.image_rule if plan.promise.limits.vision_unit is not None else None
-    bytes_per_unit = 0 if rule is None else plan.model.unit_values * _WIDE
-    engines = tuple(_engine_bounds(plan, engine, rule) for engine in plan.engines)
-    has_gate = any(engine.units is not None for engine in engines)
-    return Bounds(
-        rule=rule,
-        promise=plan.promise,
-        overlay=overlay,
-        answer_tokens=plan.workload.unstated_answer if has_gate and plan.may_evict() else 0,
-        bytes_per_unit=bytes_per_unit,
-        watches=plan.takes_videos,
-        engine=plan.backend.name,
-        vocabulary=plan.model.text.vocab,
-        serial=plan.backend.serial,
-        host_bytes=images_in_flight(plan, bytes_per_unit),
-        prefix_caching=plan.prefix_caching,
-        engines=engines,
-    )
 
 
 def model_default(bounds: Bounds) -> int:
@@ -333,43 +296,3 @@ def shown(value: Any) -> str:
         return "huge"
     text = str(value)[:_SHOWN] if isinstance(value, str | int | float) else type(value).__name__
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-+") else "?" for c in text)
-
-
-def _engine_bounds(plan: Plan, engine: EnginePlan, rule: ImageRule | None) -> EngineBounds:
-    """Return the limits of one engine.
-
-    Only an engine that could take more units than the plan counts needs a gate. Without a gate no
-    tokens are counted.
-    """
-    account = engine_of(plan)
-    bounds = EngineBounds(share=engine.requests)
-    if rule is None:
-        return bounds
-    vision_load = vision_load_within(plan.promise.limits)
-    if engine.units_per_forward >= account.units_bound(rule, vision_load, engine.settings):
-        return bounds
-    # A cache with space for a full batch of the longest requests cannot become full. Requests
-    # beyond the batch wait in the engine and use no cache.
-    evicts = may_evict(engine.settings, engine.kv.tokens)
-    kv = KvCache(
-        tokens=engine.kv.tokens if evicts else UNSTATED,
-        longest=engine.kv.longest_request_tokens,
-        block=engine.settings.cache_block_seq_len,
-        ahead=account.blocks_ahead,
-    )
-    return replace(bounds, units=engine.units_per_forward, kv=kv)
-
-
-def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
-    """Return the most bytes of host memory for the images of all requests at one engine.
-
-    A quarter of the memory that the plan leaves free is divided among the engines. The result is at
-    least 2 GiB (4 GiB if the free memory is unknown), and at least what one request's images take.
-    """
-    limits, available = plan.promise.limits, plan.host.available
-    decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, limits.images_per_request)
-    least = decoded + limits.units_per_request * bytes_per_unit
-    if available is None:
-        return max(least, _UNKNOWN_HOST)
-    free = available - plan.host.pinned - plan.host.pageable
-    return max(least, _LEAST_HOST, free // 4 // max(1, plan.replicas))

@@ -2,13 +2,13 @@
 
 The host of a URL is checked in the form in which aiohttp connects to the host. An address is
 checked after the look-up of its name, and again where its socket is made, before a byte is sent.
-The name is looked up only once.
+The name is looked up only once. A private address may be dialled only for a host that
+``--allowed-media-domains`` names, in a network of ``--allowed-media-networks``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 import socket
 from collections import Counter, OrderedDict, deque
@@ -24,6 +24,7 @@ from yarl import URL
 from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.media.addresses import PRIVATE, Network, may_dial, private_networks
 
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
@@ -32,41 +33,23 @@ _AT_ONCE: Final = 16
 #: permit may go to a client that holds none.
 _SHARE: Final = 3
 _PORTS: Final = {"http": 80, "https": 443}
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-#: Inner networks that Python calls global: NAT64 for local use (RFC 8215), the address of Azure's
-#: host, which gives out a machine's certificates, and a network of the IETF with Oracle's metadata.
-_INNER: Final = tuple(
-    map(ipaddress.ip_network, ("64:ff9b:1::/48", "168.63.129.16/32", "192.0.0.0/24"))
-)
 _LONGEST_URL: Final = 4096
 _CHUNK: Final = 1 << 16
 #: What refusals say of an inner address, of a name of an inner address, and of an unknown name: the
 #: same words, so that they do not tell which names exist here.
-_INSIDE: Final = "has no public address that this server finds"
+_INSIDE: Final = (
+    "has no public address that this server finds; a host of your own network needs"
+    " --allowed-media-domains with its name, and --allowed-media-networks with its network"
+)
+_NEVER: Final = (
+    "is at an address that is never fetched (this machine, link-local, a cloud's metadata);"
+    " send the image inline"
+)
 _UNREADABLE: Final = "has an address that cannot be read"
 #: The parts of a URL that a refusal leaves out: user, password and query.
 _SECRETS: Final = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
 #: The most characters of a URL that a refusal repeats.
 _SHOWN: Final = 200
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IP address, and an IPv4 address embedded in it, are public."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner:
-            return is_public(str(inner))
-        if ip.is_site_local:
-            return False
-    if any(ip in network for network in _INNER):
-        return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> bool:
@@ -80,6 +63,7 @@ def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> b
             return True
         name, _, wanted = entry.lower().rpartition(":")
         name, wanted = (name, wanted) if wanted.isdigit() and name else (entry.lower(), "")
+        name = name.strip("[]")  # of an IPv6 address
         if port != (int(wanted) if wanted else _PORTS[scheme]):
             continue
         if host == name or (name.startswith("*.") and host.endswith(name[1:]) and host != name[2:]):
@@ -88,7 +72,7 @@ def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> b
 
 
 class _Names(AbstractResolver):
-    """Resolves host names like the system; an address that is not public raises an OSError.
+    """Resolves host names like the system; an address that may not be dialled raises an OSError.
 
     Each look-up has a thread of its own, since uvloop and asyncio have only a few threads for
     look-ups, and a silent name server would block these. A waiting thread does not delay the exit.
@@ -96,6 +80,8 @@ class _Names(AbstractResolver):
 
     #: The last look-up, which continues after a cancellation; None before the first look-up.
     asking: asyncio.Future[list[Any]] | None = None
+    #: The private networks in which the host of the present URL may be.
+    networks: Sequence[Network] = ()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -109,7 +95,7 @@ class _Names(AbstractResolver):
         self.asking = asyncio.wrap_future(in_daemon_thread(ask, "resolver"))
         infos = await asyncio.shield(self.asking)
         addresses = [(info[0], str(info[4][0])) for info in infos]
-        if not addresses or not all(is_public(address) for _, address in addresses):
+        if not addresses or not all(may_dial(it, self.networks) for _, it in addresses):
             raise OSError(f"{host} is not a public address")
         return [
             ResolveResult(
@@ -119,20 +105,19 @@ class _Names(AbstractResolver):
             for kind, address in addresses
         ]  # fmt: skip
 
+    def make_socket(self, address: Any) -> socket.socket:
+        """Make a socket for an address of `socket.getaddrinfo`, if it may be dialled."""
+        family, kind, proto, _, where = address
+        if not may_dial(where[0], self.networks):
+            raise _NotPublicError(f"{where[0]} is not a public address")
+        return socket.socket(family, kind, proto)
+
     async def close(self) -> None:
         """Do nothing, since nothing is open."""
 
 
 class _NotPublicError(OSError):
     """An address is not public, so no connection is made."""
-
-
-def _public_socket(address: Any) -> socket.socket:
-    """Make a socket for an address of `socket.getaddrinfo`, if the address is public."""
-    family, kind, proto, _, where = address
-    if not is_public(where[0]):
-        raise _NotPublicError(f"{where[0]} is not a public address")
-    return socket.socket(family, kind, proto)
 
 
 class FetchPermits:
@@ -180,14 +165,17 @@ class FetchPermits:
 
 
 class MediaFetcher:
-    """Fetches the files of requests, only from allowed domains (see `allowed_host`)."""
+    """Fetches the files of requests, only from allowed domains (see `allowed_host`).
 
-    def __init__(self, allowed: Sequence[str] = ()) -> None:
-        self._allowed = tuple(allowed)
+    ``networks`` are the private networks in which hosts may be that ``allowed`` names.
+    """
+
+    def __init__(self, allowed: Sequence[str] = (), networks: Sequence[str] = ()) -> None:
         self._permits = FetchPermits(_AT_ONCE)
+        self.allow(allowed, networks)
 
-    def allow(self, domains: Sequence[str]) -> None:
-        self._allowed = tuple(domains)
+    def allow(self, domains: Sequence[str], networks: Sequence[str]) -> None:
+        self._allowed, self._networks = tuple(domains), private_networks(networks)
 
     async def fetch_all(
         self,
@@ -244,7 +232,10 @@ class MediaFetcher:
         # No cookies, no proxies of the environment, and no decompression, which could be a bomb.
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                resolver=names, use_dns_cache=False, force_close=True, socket_factory=_public_socket
+                resolver=names,
+                use_dns_cache=False,
+                force_close=True,
+                socket_factory=names.make_socket,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -252,7 +243,9 @@ class MediaFetcher:
             headers={"Accept": "image/*, video/*", "Accept-Encoding": "identity"},
         ) as session:
             for _ in range(_REDIRECTS + 1):
-                async with session.get(self._checked(url), allow_redirects=False) as response:
+                checked = self._checked(url)
+                names.networks = self._networks_of(checked)
+                async with session.get(checked, allow_redirects=False) as response:
                     if response.status not in (301, 302, 303, 307, 308):
                         return await _body(response, most_bytes)
                     url = urljoin(url, response.headers.get("Location", ""))
@@ -267,25 +260,49 @@ class MediaFetcher:
         host = (parts.raw_host or "").rstrip(".")
         if not host or parts.user is not None or parts.password is not None:
             raise _refusal(400, "has no plain host name")
-        # The option may have an international name in ASCII or in its own letters.
-        spellings = (host, (parts.host or "").rstrip("."))
-        port = parts.port or _PORTS[parts.scheme]
-        if not any(allowed_host(name, port, parts.scheme, self._allowed) for name in spellings):
-            shown = "".join(c for c in host[:80] if c.isalnum() or c in ".-:")
-            raise self._not_allowed(shown)
         # Resolvers read a host as an address if it has a colon, or ends with a number.
         end = host.rpartition(".")[2]
         is_address = ":" in host or end.isdigit() or end.startswith("0x")
-        if is_address and not is_public(host):
+        if (is_address and not may_dial(host, PRIVATE)) or end == "localhost":
+            raise _refusal(403, _NEVER)
+        if not _is_allowed(parts, self._allowed):
+            raise self._not_allowed(parts, is_private=is_address and not may_dial(host))
+        if is_address and not may_dial(host, self._networks_of(parts)):
             raise _refusal(403, _INSIDE)
         return parts
 
-    def _not_allowed(self, host: str) -> Refusal:
+    def _networks_of(self, url: URL) -> tuple[Network, ...]:
+        """Return the private networks in which the host may be: none, if only ``*`` allows it."""
+        named = [entry for entry in self._allowed if entry != ANY_PUBLIC]
+        return self._networks if _is_allowed(url, named) else ()
+
+    def _not_allowed(self, url: URL, *, is_private: bool) -> Refusal:
+        """Return the refusal of a host; ``is_private``: the host is a private address."""
+        host, port = _shown_host(url), url.port or _PORTS[url.scheme]
+        address = f"[{host}]" if ":" in host else host
+        name = address if port == _PORTS[url.scheme] else f"{address}:{port}"
+        inside = ", and --allowed-media-networks NETWORK if it is on a private network"
+        if is_private:
+            inside = f" --allowed-media-networks {host}"
+        row = "media_domain"
         if not self._allowed:
-            return Refusal("media_domain:none", shown=host)
-        if ANY_PUBLIC in self._allowed:
-            return Refusal("media_domain:http", shown=host)
-        return Refusal("media_domain", shown=host)
+            row = "media_domain:none"
+        elif ANY_PUBLIC in self._allowed and not is_private:
+            row = "media_domain:http"
+        return Refusal(row, shown=host, name=name, inside=inside)
+
+
+def _is_allowed(url: URL, allowed: Sequence[str]) -> bool:
+    """Return whether entries allow the host, in ASCII or with its own letters."""
+    spellings = ((url.raw_host or "").rstrip("."), (url.host or "").rstrip("."))
+    port = url.port or _PORTS[url.scheme]
+    return any(allowed_host(name, port, url.scheme, allowed) for name in spellings)
+
+
+def _shown_host(url: URL) -> str:
+    """Return as much of the host as a refusal repeats."""
+    host = (url.raw_host or "").rstrip(".")
+    return "".join(c for c in host[:80] if c.isalnum() or c in ".-:")
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
-from turbofit.core.validation import SECONDS, Metavar, Validated
-from turbofit.planning.request import Count, Positive, Size, Tokens, TokensOrNone
+from turbofit.core.validation import SECONDS, Metavar, Positive, Validated
+from turbofit.planning.request import Count, Size, Tokens, TokensOrNone
 
 Seconds = Annotated[float, Field(gt=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 Pause = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]

@@ -46,6 +46,7 @@ from turbofit.memory.pytorch.adapters import (
 )
 from turbofit.memory.pytorch.cache import (
     KV_TYPES,
+    LATENT_BLOCK,
     RESERVED_BLOCKS,
     TURBO_QUANT,
     UnitsMet,
@@ -389,6 +390,9 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
             f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, and runs it in no"
             f" other dtype: `--dtype` is {settings.dtype}"
         )
+    tokens = settings.cache_block_seq_len
+    if model.draft and model.text.cached_latent is not None and tokens != LATENT_BLOCK:
+        yield f"`--cache-block-seq-len {tokens}`: FlashMLA, for a draft, takes {LATENT_BLOCK} alone"
     if model.draft and settings.quant_policy:
         yield (
             f"`--quant-policy {settings.quant_policy}`: FlashAttention-3 reads the caches of draft"
@@ -453,6 +457,19 @@ def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
 def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | None:
     """Return the name of the first card with a lower compute capability, or None."""
     return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < capability), None)
+
+
+def _draft_problem(model: Model, gpu: Gpu) -> str | None:
+    """Return a sentence if a card cannot decode a draft's tokens, or None."""
+    kernels, generations, oldest = "FlashAttention-3", "8 and 9", AMPERE
+    if model.text.cached_latent is not None:
+        kernels, generations, oldest = "FlashMLA", "9", HOPPER
+    if oldest <= capability_of(gpu) < _AFTER_HOPPER:
+        return None
+    return (
+        f"LMDeploy decodes a draft's tokens by {kernels}, which has kernels for compute capability"
+        f" {generations}, and none for {gpu.name}"
+    )
 
 
 def _drafted_ranks(model: Model, ranks: int) -> range:
@@ -635,11 +652,8 @@ class Pytorch(Engine):
         for gpu in launch.gpus:
             if problem := kernel_problem(launch.model, capability_of(gpu), gpu.name):
                 return problem
-            if launch.model.draft and not AMPERE <= capability_of(gpu) < _AFTER_HOPPER:
-                return (
-                    "LMDeploy decodes a draft's tokens by FlashAttention-3, which has kernels for"
-                    f" compute capability 8 and 9, and none for {gpu.name}"
-                )
+            if launch.model.draft and (problem := _draft_problem(launch.model, gpu)):
+                return problem
         quantization = launch.model.quantization
         bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
         if bfloat_states and (card := _card_before(launch, AMPERE)):

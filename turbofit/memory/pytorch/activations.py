@@ -16,14 +16,14 @@ from turbofit.core.model import Draft, MlaDims, Model, MoeDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import FLOAT, HALF, INT
-from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
+from turbofit.memory.pytorch.adapters import widest_output
+from turbofit.memory.pytorch.cache import TURBO_QUANT, block_tokens
 from turbofit.memory.pytorch.weights import (
     WHOLE_TOWERS,
     PytorchConstants,
     expert_channels,
     kv_heads_held,
 )
-from turbofit.model.adapters import engine_modules
 from turbofit.model.drafts import EAGLE3, STATES
 
 #: Hidden states alive when deepstack features are added: embeddings, hidden, residual, the
@@ -96,6 +96,8 @@ _MOST_PARTS = 128
 #: FlashAttention-3 cuts nothing if whole sequences use at least 0.8 of the SMs. Otherwise it takes
 #: the fewest parts whose use of the SMs is at least 0.85 of the best use.
 _BUSY, _GOOD = 0.8, 0.85
+#: The heads of a tile of queries in FlashMLA.
+_QUERY_TILE = 64
 #: Additional hidden states of a draft's layer, which joins embeddings and states. Source:
 #: lmdeploy models/llama_eagle3.py::Eagle3LlamaModel.forward #0ff5db
 _JOINED = 2
@@ -123,6 +125,14 @@ def attention_parts(kv_heads: int, processors: int) -> int:
     uses = [wave / ceil(wave) for wave in waves]
     best = max(uses)
     return next(n for n, use in enumerate(uses, start=1) if use >= _GOOD * best)
+
+
+def latent_parts(heads: int, processors: int) -> int:
+    """Return the groups of multiprocessors among which FlashMLA deals a step's latents.
+
+    ``heads`` are those of all tokens of a sequence's step.
+    """
+    return max(1, processors // ceil(heads / _QUERY_TILE))
 
 
 def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
@@ -275,11 +285,26 @@ class Activations:
             heads = kv_heads_held(self.text.kv_heads, self.tp) // self.tp
             parts = attention_parts(heads, self.processors)
         per_head = parts * 2 * (self.text.head_dim + 2)  # the outputs of attention's parts
-        if (mla := self.text.cached_latent) is not None:
-            attention = self._latent_elements(mla, per_head)
-        else:
+        sums = 0
+        if (mla := self.text.cached_latent) is None:
             attention = self._attention_elements() + int(self.text.heads / self.tp * per_head)
-        return rows * self.step_tokens * max(mlp, attention, self._delta_elements()) * HALF
+        elif self.model.draft:
+            attention, sums = self._latent_elements(mla), self._latent_sums(mla, rows)
+        else:
+            attention = self._latent_elements(mla, per_head)
+        each = rows * self.step_tokens * HALF
+        return max(each * max(mlp, self._delta_elements()), each * attention + sums)
+
+    def _latent_sums(self, mla: MlaDims, rows: int) -> int:
+        """Return the bytes of FlashMLA's sums in a step: outputs and weights of parts at 32 bits.
+
+        FlashMLA cuts the latents of ``rows`` sequences into at most one part for each sequence, and
+        one more for each group of multiprocessors that takes a tile of the queries. Source:
+        deepseek-ai/FlashMLA csrc/sm90 ``total_num_splits``, and ``num_sm_parts``.
+        """
+        heads = self.step_tokens * (self.text.heads // self.tp)
+        parts = rows + latent_parts(heads, self.processors)
+        return (parts * (mla.kv_rank + 1) + rows) * heads * FLOAT
 
     def restored(self, rows: int) -> int:
         """Return the bytes of the widest output of a module with adapters; 0 without adapters.
@@ -288,10 +313,9 @@ class Activations:
         therefore keeps a copy. A copy of less than 1 MiB has a page of its own. Source:
         lmdeploy kernels/cuda/fused_lora.py `restore_value=['c_ptr']`
         """
-        text, page = self.text, self.constants.page
-        joined = len(engine_modules(self.model).get("gate_up_proj", "1"))
-        copied = rows * max(joined * text.intermediate // self.tp, text.hidden) * HALF
-        return copied + page if self.model.loras else 0
+        if not self.model.loras:
+            return 0
+        return rows * widest_output(self.model, self.tp) * HALF + self.constants.page
 
     def delta_warmup(self, rows: int) -> int:
         """Return the bytes that delta nets add to the warm-up, a prefill of one token a row."""
@@ -398,7 +422,8 @@ class Activations:
         """
         tokens = forward.tokens
         values = tokens * self.text.heads // self.tp * mla.v_dim
-        flattened = (forward.context + 2 * WIDE_BLOCK) * self.text.head_dim
+        padded = 2 * block_tokens(self.text, self.settings)
+        flattened = (forward.context + padded) * self.text.head_dim
         return (tokens * self._latent_elements(mla) + max(0, flattened - values)) * HALF
 
     def _attention(self, forward: Prefill) -> int:

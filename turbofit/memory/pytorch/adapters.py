@@ -28,6 +28,8 @@ _LEAST_BLOCK: Final = 512
 #: and 221,184 for rank 256; on 7.5 it takes 640 bytes a rank.
 _LARGEST_RANK: Final = {(8, 0): 128, (9, 0): 256, (10, 0): 256, (10, 3): 256}
 _LEAST_RANK: Final = 64
+#: The module of a delta net with queries, keys and values.
+_DELTA_QKV: Final = "in_proj_qkv"
 
 
 def adapter_bytes(model: Model, tp: int) -> int:
@@ -46,6 +48,14 @@ def adapter_bytes(model: Model, tp: int) -> int:
             each = sum(round_up(size, _LEAST_BLOCK) for size in sizes)
             total += each * tensors[0].count + 2 * _LEAST_BLOCK
     return total
+
+
+def widest_output(model: Model, tp: int) -> int:
+    """Return the most outputs that a module with adapters may have on one rank."""
+    return max(
+        sum(_sizes_on_rank(model, tensor, tp)[1] for tensor in tensors)
+        for tensors, _ in _engine_modules(model)
+    )
 
 
 def _engine_modules(model: Model) -> Iterator[tuple[list[Tensor], set[str]]]:
@@ -79,10 +89,20 @@ def adapter_files(model: Model) -> int:
 def adapter_problem(model: Model, tp: int) -> str | None:
     """Return the reason why ``tp`` ranks cannot load the adapters, or None.
 
-    If KV heads are repeated, LMDeploy cuts B into equal parts, which are too small for a rank.
-    Source: lmdeploy nn/linear/lora.py::LoRA.weight_loader_B #0a14e6
+    LMDeploy cuts B into equal parts. If KV heads are repeated, these are too small for a rank. A
+    rank gets others' rows of a delta net's queries, keys and values, which are one module, and of
+    joined modules that are quantised: most of their classes do not part a joined B. Source:
+    lmdeploy nn/linear/lora.py::LoRA.weight_loader_B #0a14e6
+    lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet._patch_qkv_weight_loader #81e311
+    lmdeploy nn/linear/awq.py::MergedAwqLinear #680d0f
     """
     changed = {module for adapter in model.loras for module in adapter.modules}
+    wrong = changed & {_DELTA_QKV, *_joined_quantised(model)}
+    if tp > 1 and wrong:
+        return (
+            f"`--adapters`: LMDeploy would give {tp} ranks the wrong rows of an adapter's"
+            f" {min(wrong)}"
+        )
     of_keys = any(
         names & changed and names & {"k_proj", "v_proj"} for _, names in _engine_modules(model)
     )
@@ -92,6 +112,13 @@ def adapter_problem(model: Model, tp: int) -> str | None:
             " of an adapter"
         )
     return None
+
+
+def _joined_quantised(model: Model) -> Iterator[str]:
+    """Yield the modules that LMDeploy joins, if they are quantised."""
+    for tensors, names in _engine_modules(model):
+        if model.quantization is not None and len(tensors) > 1 and tensors[0].packs:
+            yield from names
 
 
 def kernel_problem(model: Model, capability: tuple[int, int], card: str) -> str | None:

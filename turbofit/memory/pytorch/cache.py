@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.images import ImageRule
@@ -23,6 +24,8 @@ _ALIGN = 256
 #: The fewest channels of a wide head; with wide heads a block has at most WIDE_BLOCK tokens.
 _WIDE = 512
 WIDE_BLOCK = 32
+#: The tokens of a block of latents that FlashMLA takes.
+LATENT_BLOCK: Final = 64  # lmdeploy executor/base.py `Please set block_size to 64 for flash_mla`
 
 #: The ``quant_policy`` with rotated keys at 4 bits, and rotated values at 2 bits.
 TURBO_QUANT: Final = 42
@@ -52,9 +55,12 @@ KV_TYPES: Final = {
 
 
 def block_tokens(text: TextDims, settings: Settings) -> int:
-    """Return the tokens in one KV block: those of the option, or fewer if the heads are wide."""
-    tokens = settings.cache_block_seq_len
-    return min(tokens, WIDE_BLOCK) if text.head_dim >= _WIDE else tokens
+    """Return the tokens in one KV block: those of the option, or fewer if the heads are wide.
+
+    With a draft, FlashMLA reads the cache, and takes only `LATENT_BLOCK` tokens a block.
+    """
+    tokens, drafts = settings.cache_block_seq_len, settings.speculative_algorithm is not UNSET
+    return min(tokens, WIDE_BLOCK) if text.head_dim >= _WIDE and not drafts else tokens
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:

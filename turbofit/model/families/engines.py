@@ -6,7 +6,6 @@ cannot run another part of the model, loading fails: LMDeploy does not try its P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from turbofit.core.model import Model, Quantization, TextDims
@@ -124,60 +123,58 @@ def engine_problem(model: Model, engine: str) -> str | None:
     return checks[engine](model)
 
 
-def _first_true(reasons: Mapping[str, object]) -> str | None:
-    """Return the first reason whose value is true, or None."""
-    return next((reason for reason, applies in reasons.items() if applies), None)
+def only_its_code(model: Model) -> bool:
+    """Return whether only the checkpoint's own code defines the model, so Transformers lacks it."""
+    return not _REMOTE_CODE.isdisjoint((model.architecture, model.text.architecture))
 
 
 def _turbomind(model: Model) -> str | None:
     """Return why TurboMind cannot run the model's architecture, shape or quantisation, or None."""
-    text, vision, moe, packed = model.text, model.vision, model.text.moe, model.quantization
+    text, vision = model.text, model.vision
     if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
-        tower = f"has no encoder for {model.name}'s vision tower"
-        return f"{_TURBOMIND} {tower if vision else f'does not run {model.architecture}'}"
-    heads = _TURBOMIND_HEADS.get(vision.kind) if vision else None
-    channels = " or ".join(map(str, sorted(heads or ())))
-    inside = " inside, and LMDeploy tries no other engine" if vision else ""
+        if vision:
+            return f"{_TURBOMIND} has no encoder for {model.name}'s vision tower"
+        return f"{_TURBOMIND} does not run {model.architecture}"
+    if text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER:
+        inside = " inside, and LMDeploy tries no other engine" if vision else ""
+        return f"{_TURBOMIND} does not run {text.architecture}{inside}"
+    if problem := _shape_on_turbomind(model):
+        return problem
+    return None if model.quantization is None else _packed_on_turbomind(text, model.quantization)
+
+
+def _shape_on_turbomind(model: Model) -> str | None:
+    """Return why TurboMind cannot run layers and heads of these shapes, or None."""
+    text, vision, moe = model.text, model.vision, model.text.moe
     sparse = text.architecture == "Qwen2MoeForCausalLM"
-    has_dense = moe and (moe.step != 1 or (sparse and moe.layers < text.layers))
-    head_channels = vision.head_dim if vision else 0
-    problem = _first_true(
-        {
-            f"{_TURBOMIND} does not run {text.architecture}{inside}":
-                text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER,
-            f"{_TURBOMIND} treats every layer as sparse, and this model has dense layers":
-                has_dense,
-            f"{_TURBOMIND} runs vision heads of {channels} channels, not {head_channels}":
-                heads and head_channels not in heads,
-            f"{_TURBOMIND} runs gated delta nets with heads of 128 channels only":
-                text.delta and (text.delta.key_dim, text.delta.value_dim) != (128, 128),
-        }
-    )  # fmt: skip
-    return problem or (_packed_on_turbomind(text, packed) if packed else None)
+    if moe and (moe.step != 1 or (sparse and moe.layers < text.layers)):
+        return f"{_TURBOMIND} treats every layer as sparse, and this model has dense layers"
+    heads = _TURBOMIND_HEADS.get(vision.kind) if vision else None
+    if vision and heads and vision.head_dim not in heads:
+        channels = " or ".join(map(str, sorted(heads)))
+        return f"{_TURBOMIND} runs vision heads of {channels} channels, not {vision.head_dim}"
+    if text.delta and (text.delta.key_dim, text.delta.value_dim) != (128, 128):
+        return f"{_TURBOMIND} runs gated delta nets with heads of 128 channels only"
+    return None
 
 
 def _packed_on_turbomind(text: TextDims, packed: Quantization) -> str | None:
     """Return why TurboMind cannot run these quantised weights, or None."""
-    inner = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z")
-    groups = _TURBOMIND_GROUPS.get(packed.method, {packed.group_size})
-    problem = _first_true(
-        {
-            # TurboMind multiplies weights of latent attention as stored:
-            # lmdeploy builders/mla.py::fold_kv_b #5bb339
-            "turbofit has no account of TurboMind's latent attention in quantised checkpoints":
-                text.mla,
-            # TurboMind joins packed and unpacked projections, which gptq does not allow:
-            # lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
-            f"{_TURBOMIND} cannot widen gptq weights for gated delta nets: take awq":
-                packed.method == "gptq" and text.delta is not None
-                and not all(packed.exempts(it, n) for it in inner for n in range(text.layers)),
-            f"{_TURBOMIND} cannot reorder fp8 scales of heads of {text.head_dim} channels":
-                packed.method == "fp8" and _splits_scales(text, packed),
-            f"{_TURBOMIND} does not run {packed.method} groups of {packed.group_size}":
-                packed.group_size not in groups,
-        }
-    )  # fmt: skip
-    return problem or _partial_group(text, packed)
+    # TurboMind multiplies weights of latent attention as stored:
+    # lmdeploy builders/mla.py::fold_kv_b #5bb339
+    if text.mla:
+        return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
+    # TurboMind joins packed and unpacked projections, which gptq does not allow:
+    # lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
+    if packed.method == "gptq" and text.delta is not None:
+        inner = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z")
+        if not all(packed.exempts(it, n) for it in inner for n in range(text.layers)):
+            return f"{_TURBOMIND} cannot widen gptq weights for gated delta nets: take awq"
+    if packed.method == "fp8" and _splits_scales(text, packed):
+        return f"{_TURBOMIND} cannot reorder fp8 scales of heads of {text.head_dim} channels"
+    if packed.group_size not in _TURBOMIND_GROUPS.get(packed.method, {packed.group_size}):
+        return f"{_TURBOMIND} does not run {packed.method} groups of {packed.group_size}"
+    return _partial_group(text, packed)
 
 
 def _partial_group(text: TextDims, packed: Quantization) -> str | None:
@@ -231,37 +228,41 @@ def _pytorch(model: Model) -> str | None:
 
 def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
     """Return why LMDeploy's PyTorch engine cannot run a model's quantised weights, or None."""
-    kind, method, size = model.architecture, packed.method, packed.group_size
+    kind, method = model.architecture, packed.method
     if kind in _SIXTEEN_BITS:
         return _SIXTEEN_BITS[kind].format(method=method)
-    awq, kimi, compressed = method == "awq", kind == _KIMI, method == "compressed-tensors"
-    problem = _first_true(
-        {
-            # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
-            "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits":
-                awq and model.text.delta is not None,
-            f"{_PYTORCH} expects the projector in awq, too": awq and kind in PROJECTOR_AS_TEXT,
-            f"{_PYTORCH} has no experts in awq": awq and not kimi and model.text.moe,
-            f"{_PYTORCH} does not read {method} weights": method in {"gptq", "mxfp4"},
-            # lmdeploy pytorch/config.py::_parse_compressed_tensors_config #4dbcec
-            f"turbofit has no account of Kimi-K2.5 in {method}: take 4 bits or 16":
-                kimi and not compressed,
-        }
-    )  # fmt: skip
-    if problem or not compressed:
-        return problem
-    return _first_true(
-        {
-            # The config exempts layers by name, but this class makes layers without their names:
-            # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
-            f"LMDeploy {REFERENCE}'s {kind} does not start with compressed-tensors":
-                not kimi and model.text.mla is not None,
-            f"{_PYTORCH} reads compressed-tensors for experts only":
-                not (kimi and packed.of_experts),
-            f"{_PYTORCH} reads groups of {_KIMI_GROUP} in compressed-tensors, not of {size}":
-                size != _KIMI_GROUP,
-        }
-    )  # fmt: skip
+    if method == "compressed-tensors":
+        return _compressed_on_pytorch(model, packed)
+    # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
+    if method == "awq" and model.text.delta is not None:
+        return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
+    if method == "awq" and kind in PROJECTOR_AS_TEXT:
+        return f"{_PYTORCH} expects the projector in awq, too"
+    if method == "awq" and kind != _KIMI and model.text.moe:
+        return f"{_PYTORCH} has no experts in awq"
+    if method in {"gptq", "mxfp4"}:
+        return f"{_PYTORCH} does not read {method} weights"
+    # lmdeploy pytorch/config.py::_parse_compressed_tensors_config #4dbcec
+    if kind == _KIMI:
+        return f"turbofit has no account of Kimi-K2.5 in {method}: take 4 bits or 16"
+    return None
+
+
+def _compressed_on_pytorch(model: Model, packed: Quantization) -> str | None:
+    """Return why LMDeploy's PyTorch engine cannot run a model in compressed-tensors, or None."""
+    kind, is_kimi = model.architecture, model.architecture == _KIMI
+    # The config exempts layers by name, but this class makes layers without their names:
+    # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
+    if not is_kimi and model.text.mla is not None:
+        return f"LMDeploy {REFERENCE}'s {kind} does not start with compressed-tensors"
+    if not (is_kimi and packed.of_experts):
+        return f"{_PYTORCH} reads compressed-tensors for experts only"
+    if packed.group_size != _KIMI_GROUP:
+        return (
+            f"{_PYTORCH} reads groups of {_KIMI_GROUP} in compressed-tensors, not of"
+            f" {packed.group_size}"
+        )
+    return None
 
 
 def _transformers(model: Model) -> str | None:

@@ -34,7 +34,9 @@ _GLM_MOE: Final = "Glm4MoeForCausalLM"
 _PHI_MOE: Final = "PhiMoEForCausalLM"
 #: The key with the number of layers that propose tokens.
 _DRAFT_LAYERS: Final = {
-    _GLM_MOE: "num_nextn_predict_layers",
+    **dict.fromkeys(
+        (_GLM_MOE, "Glm4MoeLiteForCausalLM", "DeepseekV3ForCausalLM"), "num_nextn_predict_layers"
+    ),
     "Qwen3_5TextModel": "mtp_num_hidden_layers",
     "Qwen3_5MoeTextModel": "mtp_num_hidden_layers",
 }

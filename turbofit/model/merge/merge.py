@@ -55,7 +55,8 @@ NOT_PLAIN: Final = (
 )  # fmt: skip
 #: Initialisations that also change the base, so that W must be the changed base's weight.
 _RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_HINT: Final = "merge it with peft's own merge_and_unload, if the base fits into RAM"
+#: The hint on an adapter that `merge` does not take.
+PEFT_MERGES: Final = "merge it with peft's own merge_and_unload, if the base fits into RAM"
 #: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
 _PREFIXES: Final = ("base_model", "model", "language_model")
 
@@ -111,7 +112,7 @@ def read_adapter(folder: str) -> AdapterWeights:
             hint="name the folder that peft's save_pretrained wrote",
         )
     if problem := beyond_lora(config):
-        raise UsageError(f"{config.what}: {problem}", hint=_HINT)
+        raise UsageError(f"{config.what}: {problem}", hint=PEFT_MERGES)
     weights = next((name for name in _WEIGHTS if files.size(name) is not None), None)
     if weights is None:
         raise UsageError(
@@ -160,14 +161,14 @@ def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
     if kinds.keys() != {"A", "B"}:
         halves = kinds.keys() < {"A", "B"}
         what = "one half of a LoRA" if halves else "a bias of B, or LoRA on embeddings"
-        raise UsageError(f"{plain} has {what}, which is not merged here", hint=_HINT)
+        raise UsageError(f"{plain} has {what}, which is not merged here", hint=PEFT_MERGES)
     a, b, rank = kinds["A"], kinds["B"], config.integer("r", 8)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
         shapes = " and ".join("x".join(map(str, one.shape)) for one in (a, b))
         raise UsageError(
             f"{plain} has LoRA matrices of {shapes}; both need two dimensions and the config's"
             f" rank {rank}",
-            hint=_HINT,
+            hint=PEFT_MERGES,
         )
     alpha = config.values.get("lora_alpha", 8)
     if type(alpha) is not int:  # an integer is not made a float, as in peft

@@ -40,10 +40,14 @@ _DELTA: Final = {"pytorch": ("fla", "tilelang")}
 #: FlashAttention-3, by which LMDeploy decodes several tokens of a sequence at once:
 #: lmdeploy attention/__init__.py::require_fa3_for_speculative_decoding #42332f
 _FLASH: Final = "flash_attn_interface"
+#: FlashMLA, which takes its place for latents:
+#: lmdeploy graph_runner/runner.py::_validate_speculative_decoding #1b7966
+_FLASH_MLA: Final = "flash_mla"
 #: What pip installs for a module whose package has another name, or no name on PyPI.
 _PACKAGES: Final = {
     "fla": "flash-linear-attention",
     _FLASH: "flash-attn-3==3.0.0",  # a wheel of PyTorch's own index, as in LMDeploy's image
+    _FLASH_MLA: "git+https://github.com/deepseek-ai/FlashMLA.git",  # compiled there
 }
 
 
@@ -68,7 +72,11 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
 
 
 def pairing(sources: Sources, _: Scene) -> Answer:
-    """Compare the installed torch and Transformers with what LMDeploy's metadata requires."""
+    """Compare the installed torch and Transformers with what LMDeploy's metadata requires.
+
+    A CPU build of torch runs on pretend GPUs alone (`driver_cuda` stops it on a card), and only its
+    newest version is on the usual indexes: it is not compared.
+    """
     from packaging.requirements import Requirement
     from packaging.version import Version
 
@@ -76,8 +84,10 @@ def pairing(sources: Sources, _: Scene) -> Answer:
     if not required:
         return unreadable("LMDeploy's metadata")
     wrong = []
+    pretends = torch_cuda(sources) == ""
     for package in required:
-        here = package.name in _PAIRED and sources.version(package.name)
+        compared = package.name in _PAIRED and not (pretends and package.name == "torch")
+        here = compared and sources.version(package.name)
         if here and Version(here).base_version not in package.specifier:
             wrong.append(f"{package.name} {here} instead of {package.specifier}")
     if not wrong:
@@ -92,7 +102,7 @@ def driver_cuda(machine: Machine, scene: Scene) -> Answer:
     """
     if NA in (machine.driver, machine.cuda):
         return unreadable("the driver's version")
-    cuda, torch = _torch_cuda(scene.sources), scene.sources.version("torch")
+    cuda, torch = torch_cuda(scene.sources), scene.sources.version("torch")
     driver = f"driver {machine.driver} (CUDA {machine.cuda})"
     if cuda is None:
         return unreadable(f"the CUDA of torch {torch or '(none)'}, beside {driver}")
@@ -114,7 +124,7 @@ def driver_cuda(machine: Machine, scene: Scene) -> Answer:
     return ok(f"torch for CUDA {cuda}, {driver}")
 
 
-def _torch_cuda(sources: Sources) -> str | None:
+def torch_cuda(sources: Sources) -> str | None:
     """Return the CUDA version of the installed torch: "" for a CPU build, None if unknown."""
     folder = sources.package_folder("torch")
     try:
@@ -133,7 +143,7 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
     sources, cards = scene.sources, _capabilities(machine)
     if not cards:
         return unreadable("the cards' compute capability")
-    if not _torch_cuda(sources):
+    if not torch_cuda(sources):
         return unreadable("torch's architectures: it has no CUDA, or is missing")
     built = sources.torch_architectures()
     if not built:
@@ -344,7 +354,8 @@ def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     wanted += ["peft"] if model.loras else []
-    wanted += [_FLASH] if model.draft else []
+    latent = model.text.cached_latent is not None
+    wanted += [_FLASH_MLA if latent else _FLASH] if model.draft else []
     return [module for module in wanted if not sources.has_module(module)]
 
 

@@ -44,6 +44,7 @@ from turbofit.planning.search.shapes import (
     check_tp,
     shape_settings,
     shapes,
+    unsplittable,
 )
 from turbofit.planning.search.sizing import Ask, SearchState, longest_context, most_context
 from turbofit.planning.speed import Speed, counted_tokens, group_rates, group_speed
@@ -247,7 +248,9 @@ class _Search:
         serving = [it for it in evaluations if it.serves]
         if lowers and not serving:
             best, more = self.lowered(space)
-            return (best if best.serves else max(whole, key=_order)), [*evaluations, *more]
+            if not best.serves:
+                best = max(whole, key=_order)
+            return best, [*evaluations, *more]
         best = max(serving or whole, key=_order)
         place = evaluations.index(best)
         if best.serves and best.queues:
@@ -272,8 +275,7 @@ class _Search:
             check_tp(request, engine)
             check_gpus(request)
             raise UsageError(
-                f"`--tp {request.tp}` would split over unequal GPUs, but 4-bit weights need cards"
-                " of one generation",
+                f"`--tp {request.tp}` would split over unequal GPUs, but {unsplittable(request)}",
                 hint="let turbofit choose `--tp` and `--replicas`",
             )
         stages: tuple[tuple[Ask, Callable[[Any], TurbofitError]], ...] = (

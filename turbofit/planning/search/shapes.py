@@ -326,16 +326,26 @@ def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
 def _unequal_groupings(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[Group, ...]]:
     """Yield groups of unequal cards, if ``tp`` was given.
 
-    Quantised weights have different formats on some cards, but an account knows one format per
-    group, so such a model gets no group of unequal capabilities.
+    A model that `unsplittable` names gets no group of unequal capabilities.
     """
     gpus, tp = [gpu for gpu in request.visible if not gpu.mig], request.tp
-    if tp is None or engine.tp_problem(request.model, tp):
-        return
-    if request.model.quantization is not None and len({gpu.compute_capability for gpu in gpus}) > 1:
+    if tp is None or engine.tp_problem(request.model, tp) or unsplittable(request):
         return
     for replicas in _replicas(request, len(gpus) // tp):
         yield from ways(request.machine, gpus, tp, replicas)
+
+
+def unsplittable(request: ResolvedRequest) -> str:
+    """Return why no engine is split over all the visible GPUs, in words; empty if one may be.
+
+    Quantised weights have different formats on some cards, but an account knows one format per
+    group.
+    """
+    whole = {gpu.compute_capability for gpu in request.visible if not gpu.mig}
+    packed = request.model.quantization
+    if packed is None or len(whole) < 2:
+        return ""
+    return f"{packed.bits}-bit weights need cards of one generation"
 
 
 def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[int]:

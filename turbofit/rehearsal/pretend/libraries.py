@@ -65,6 +65,7 @@ _BY_HAND = {
     "libcublas": ("cublas.c",),
     "libcublasLt": ("cublaslt.c",),
     "libcudnn": ("cudnn.c",),
+    "libcusolver": ("cusolver.c",),
     "libnvrtc": ("nvrtc.c",),
     "libnccl": ("nccl.c",),
     "libnvidia-ml": ("nvml.c", "nvml_memory.c", "nvml_links.c", "nvml_values.c"),

@@ -9,7 +9,7 @@ is allocated. ``warm-up`` begins with the first allocation of the executor's poo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -102,6 +102,23 @@ class CardMemory:
     free_at_cache: int | None = None
     cache_region: int | None = None
     cache_address: int = 0
+
+    def span(self, phase: str, order: Sequence[str]) -> tuple[int, int]:
+        """Return the bytes that the process holds in a phase: the most, and those at its end.
+
+        ``order`` is the order of the phases. The bytes include the CUDA context. Allocations before
+        the process's first mark count in its first phase. A phase that the process did not mark has
+        the bytes from the end of the earlier phase.
+        """
+        first = next((name for name in self.peak if name != BEFORE), phase)
+        if BEFORE in self.peak and phase == first:
+            most = max(self.peak[BEFORE], self.peak.get(phase, 0))
+            return self.context + most, self.context + self.end.get(phase, self.end[BEFORE])
+        if phase in self.peak:
+            return self.context + self.peak[phase], self.context + self.end[phase]
+        earlier = order[: order.index(phase)] if phase in order else ()
+        end = next((self.end[name] for name in reversed(earlier) if name in self.end), 0)
+        return self.context + end, self.context + end
 
 
 class _Block(NamedTuple):

@@ -1,14 +1,13 @@
-"""Runs any command on a pretend machine, and reads how much memory its processes used."""
+"""Runs any command on a pretend machine, and reports how much memory its processes used."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -18,7 +17,7 @@ from turbofit.core.machine import Gpu, Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.processes import output_of
 from turbofit.core.struct import Document
-from turbofit.core.units import MIB, grouped
+from turbofit.core.units import MIB
 from turbofit.rehearsal.pretend.build import build
 from turbofit.rehearsal.pretend.command import (
     cuda_site,
@@ -27,15 +26,9 @@ from turbofit.rehearsal.pretend.command import (
     site_with,
 )
 from turbofit.rehearsal.pretend.process_memory import ProcessMemory
+from turbofit.rehearsal.pretend.record import MachineRecord, read
 from turbofit.rehearsal.pretend.scenario import Scenario, pretend_twin, write_scenario
-from turbofit.rehearsal.pretend.usage import (
-    BEFORE,
-    Process,
-    SharedRecord,
-    TimelineReader,
-    read_shared,
-    timeline_is_full,
-)
+from turbofit.rehearsal.pretend.usage import BEFORE, Process
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -48,17 +41,12 @@ SCHEMA = "turbofit.pretend-run/1"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A command that ran for ``seconds`` of wall time; ``code`` is negative after a signal.
-
-    ``memories`` has an item for each timeline. A process that called exec has several timelines.
-    """
+    """A command that ran for ``seconds`` of wall time; ``code`` is negative after a signal."""
 
     command: tuple[str, ...]
     code: int
     seconds: float
-    scenario: Scenario
-    shared: SharedRecord
-    memories: tuple[ProcessMemory, ...]
+    machine: MachineRecord
 
     @property
     def exit_code(self) -> int:
@@ -87,12 +75,14 @@ def run_pretend(  # noqa: PLR0913 - each keyword is a choice of the caller
     tick: Callable[[], None] = lambda: None,
     base: Mapping[str, str] | None = None,
     python: str | None = None,
+    library: Path | None = None,
 ) -> FinishedRun:
     """Run a command on a pretend machine until it and all processes that it started have ended.
 
     ``keep`` is a new or empty folder for scenario, shared file and timelines. ``tick`` is called
     every ``every`` seconds. The pretend machine adds variables to the environment ``base``, which
     is this process's if None. The command loads the packages of ``python``; see `site_of`.
+    ``library`` is the engine's library whose calls the record names.
 
     Raises:
         UsageError: the command cannot be run, or the folder cannot be used.
@@ -101,46 +91,14 @@ def run_pretend(  # noqa: PLR0913 - each keyword is a choice of the caller
     site = site_of(command, python)
     with tempfile.TemporaryDirectory(prefix="turbofit-pretend-") as temporary:
         folder = _kept(keep) if keep else Path(temporary)
-        prepared = prepare(scenario, folder, base, site=site)
+        env = prepare(scenario, folder, base, site=site)
 
         _LOG.info("on pretend GPUs: %s in %s", command[0], folder)
         begun = time.monotonic()
-        code = run_command(command, prepared.env, stdout=stdout, every=every, tick=tick)
+        code = run_command(command, env, stdout=stdout, every=every, tick=tick)
         seconds = round(time.monotonic() - begun, 3)
         _LOG.info("on pretend GPUs: %s ended with code %d after %s s", command[0], code, seconds)
-        memories = []
-        for path in prepared.timelines():
-            reader, memory = TimelineReader(path), _empty(scenario)
-            memories.append(memory.read(reader.new_events()))
-            memory.complete = not timeline_is_full(path)
-            os.truncate(path, reader.read_bytes)  # cut off the zero bytes after the last event
-        shared = read_shared(prepared.shared)
-        return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(memories))
-
-
-def _empty(scenario: Scenario) -> ProcessMemory:
-    """Return the memory of a process before its first event."""
-    return ProcessMemory(len(scenario.gpus), None, scenario.pool_step)
-
-
-@dataclass(frozen=True)
-class PreparedRun:
-    """A pretend machine's folder, and the environment for its processes."""
-
-    folder: Path
-    env: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def shared(self) -> Path:
-        return self.folder / "shared"
-
-    def timelines(self) -> list[Path]:
-        """Return the timeline files sorted by process ID.
-
-        Process PID writes ``PID.timeline``, and ``PID-1.timeline`` after an exec.
-        """
-        files = (self.folder / "timelines").iterdir()
-        return sorted(files, key=lambda file: [int(part) for part in file.stem.split("-")])
+        return FinishedRun(tuple(command), code, seconds, read(folder, scenario, library))
 
 
 def prepare(
@@ -149,17 +107,16 @@ def prepare(
     base: Mapping[str, str] | None = None,
     *,
     site: Path | None = None,
-) -> PreparedRun:
-    """Write a pretend machine's files to a new or empty folder.
+) -> dict[str, str]:
+    """Write a pretend machine's files to a new or empty folder; return its processes' environment.
 
     ``site`` is the ``site-packages`` folder of the programs that will run.
     """
     libraries = build(site=site)
     path, timelines = folder / "scenario", folder / "timelines"
     timelines.mkdir(parents=True)
-    prepared = PreparedRun(folder, pretend_environment(libraries, path, base, site=site, keep=True))
-    write_scenario(path, scenario, f"{timelines}/", str(prepared.shared))
-    return prepared
+    write_scenario(path, scenario, f"{timelines}/", str(folder / "shared"))
+    return pretend_environment(libraries, path, base, site=site, keep=True)
 
 
 def _kept(folder: Path) -> Path:
@@ -200,8 +157,9 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
 
 def report(ran: FinishedRun) -> Document:
     """Return the document of a run, without processes that held no memory."""
-    cards = range(len(ran.scenario.gpus))
-    rows = [_process_row(one, used, len(cards)) for one, used in _pairs(ran) if one.used]
+    machine = ran.machine
+    cards = range(len(machine.scenario.gpus))
+    rows = [_process_row(one, used, len(cards)) for one, used in machine.pairs() if one.used]
     return {
         "schema": SCHEMA,
         "pretend": NOTICE,
@@ -209,35 +167,13 @@ def report(ran: FinishedRun) -> Document:
         "exit_code": ran.exit_code,
         "signal": signal_name(-ran.code) if ran.code < 0 else None,
         "seconds": ran.seconds,
-        "context": ran.scenario.context,
-        "gpus": [{"gpu": index, **card_at_peak(ran, index)} for index in cards],
+        "context": machine.scenario.context,
+        "gpus": [{"gpu": index, **machine.card_at_peak(index)} for index in cards],
         "processes": rows,
-        "pinned_peak": ran.shared.pinned_peak,
-        "allocations": ran.shared.allocations,
-        "pinned_allocations": ran.shared.pinned_allocations,
-        "refused": newest_refusal(ran),
-    }
-
-
-def _pairs(ran: FinishedRun) -> list[tuple[Process, ProcessMemory]]:
-    """Pair each process with its memory; processes with equal pids are paired in their order."""
-    memories = grouped((memory.pid, memory) for memory in ran.memories)
-    left = {pid: iter(ones) for pid, ones in memories.items()}
-    return [
-        (process, next(left.get(process.pid, iter(())), _empty(ran.scenario)))
-        for process in ran.shared.processes
-    ]
-
-
-def card_at_peak(ran: FinishedRun, index: int) -> Document:
-    """Return the facts of a card, with the most bytes that all processes held at one time."""
-    gpu, peak = ran.scenario.gpus[index], ran.shared.peak[index]
-    return {
-        "name": gpu.name,
-        "total": gpu.total,
-        "used_by_others": gpu.used,
-        "peak": peak,
-        "left_at_peak": max(0, gpu.total - gpu.used - peak),
+        "pinned_peak": machine.shared.pinned_peak,
+        "allocations": machine.shared.allocations,
+        "pinned_allocations": machine.shared.pinned_allocations,
+        "refused": machine.newest_refusal(),
     }
 
 
@@ -267,22 +203,4 @@ def _process_row(process: Process, memory: ProcessMemory, gpus: int) -> dict[str
         "pinned_peak": process.pinned_peak,
         "refused": len(memory.deaths),
         "complete": memory.complete,
-    }
-
-
-def newest_refusal(ran: FinishedRun) -> Document | None:
-    """Return the newest refused allocation of any process; None if no allocation was refused."""
-    refusing = [pair for pair in _pairs(ran) if pair[0].refused_at and pair[1].deaths]
-    if not refusing:
-        return None
-    process, memory = max(refusing, key=lambda pair: pair[0].refused_at)
-    death = memory.deaths[-1]
-    return {
-        "count": sum(len(memory.deaths) for _, memory in refusing),
-        "pid": process.pid,
-        "command": memory.command,
-        "kind": death["memory_kind"],
-        "short": death["missing"] or 0,
-        "site": death["where"],
-        **{name: death[name] for name in ("gpu", "asked", "left", "phase", "simulated")},
     }

@@ -17,9 +17,6 @@ from turbofit.logs.log_reader import read_line
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.rehearsal.notes import DEAD
-from turbofit.rehearsal.pretend.process_memory import CardMemory
-from turbofit.rehearsal.pretend.run import card_at_peak, newest_refusal
-from turbofit.rehearsal.pretend.usage import BEFORE
 from turbofit.rehearsal.run import EndedRun, Readings
 from turbofit.rehearsal.torch.phase_recorder import read_records
 
@@ -41,38 +38,18 @@ _NOT_THEIRS: Final = (
 _MOST_FRAMES: Final = 4
 
 
-def span(card: CardMemory, phase: str, order: Sequence[str]) -> tuple[int, int]:
-    """Return the bytes that a process holds on a card in a phase: the most, and those at its end.
-
-    ``card`` is the process's memory on this card, ``order`` the order of the phases. The bytes
-    include the CUDA context. Allocations before the process's first mark count in its first phase.
-    A phase that the process did not mark has the bytes from the end of the earlier phase.
-    """
-    context, ends, peaks = card.context, card.end, card.peak
-    first = next((name for name in peaks if name != BEFORE), phase)
-    if BEFORE in peaks and phase == first:
-        return context + max(peaks[BEFORE], peaks.get(phase, 0)), context + ends.get(
-            phase, ends[BEFORE]
-        )
-    if phase in peaks:
-        return context + peaks[phase], context + ends[phase]
-    earlier = order[: order.index(phase)] if phase in order else ()
-    end = next((ends[name] for name in reversed(earlier) if name in ends), 0)
-    return context + end, context + end
-
-
 def read_run(ended: EndedRun) -> Readings:
     """Return the memory of each phase of a rehearsal on torch, and how the rehearsal ended.
 
     The figures are from torch's allocator and the account of the pretend machine.
     """
     notes, cards = ended.notes, range(len(ended.spec.machine.gpus))
-    memories, records = ended.ran.memories, read_records(ended.folder)
+    memories, records = ended.ran.machine.memories, read_records(ended.folder)
     order = [name for name in notes.get("seconds", {}) if name not in ("import", "end")]
     phases: list[dict[str, dict[str, Any]]] = [{} for _ in cards]
     for gpu in cards:
         for name in order:
-            spans = [span(memory.cards[gpu], name, order) for memory in memories]
+            spans = [memory.cards[gpu].span(name, order) for memory in memories]
             row = {"peak": sum(peak for peak, _ in spans), "held": sum(end for _, end in spans)}
             phases[gpu][name] = row | _counters(records, gpu, name)
     cache = _cache(notes, len(cards))
@@ -81,7 +58,7 @@ def read_run(ended: EndedRun) -> Readings:
         terms=[_terms(notes, phases[gpu], cache["region"][gpu]) for gpu in cards],
         cache=cache,
         cards=[
-            card_at_peak(ended.ran, gpu)
+            ended.ran.machine.card_at_peak(gpu)
             | {"contexts": sum(memory.cards[gpu].context for memory in memories)}
             for gpu in cards
         ],
@@ -168,7 +145,7 @@ def end_of(ended: EndedRun) -> Document:
     events = _events(message)
     end = {"kind": death(events).kind, "phase": phase, "where": where, "message": message}
     if any(isinstance(event, TorchMemory) for event in events):
-        refusal = newest_refusal(ended.ran) or {}
+        refusal = ended.ran.machine.newest_refusal() or {}
         sizes = {name: refusal.get(name) for name in ("gpu", "asked", "left", "simulated")}
         end |= {"missing": refusal.get("short"), "where": refusal.get("site") or where, **sizes}
     return end

@@ -20,11 +20,7 @@ from turbofit.logs.log_events import Backpressure
 from turbofit.logs.log_reader import read_line
 from turbofit.memory.account import POOL_WARMUP, LoggedSlab
 from turbofit.memory.engines import engine_named
-from turbofit.rehearsal.packages import engine_library
-from turbofit.rehearsal.pretend.elf import Symbols
-from turbofit.rehearsal.pretend.libraries import PretendError
-from turbofit.rehearsal.pretend.process_memory import CallSites, ProcessMemory
-from turbofit.rehearsal.pretend.usage import KINDS, VMM, read_timeline
+from turbofit.rehearsal.pretend.process_memory import ProcessMemory
 from turbofit.rehearsal.run import EndedRun, Readings
 
 NOT_KNOWN: Final = (
@@ -45,7 +41,7 @@ _SITES: Final = {
     "expert_routing": "MoeFfnDefaultImpl::Init",
     "gemm_workspace": "gemm::Workspace::Workspace",
     "l2_flush": "gemm::CacheFlushing::CacheFlushing",
-    "symmetric_buffer": KINDS[VMM],
+    "symmetric_buffer": "VMM",
 }
 #: Words of the log lines about the cache: its budget, its slabs, a sequence's state.
 _CACHE_WORDS: Final = ("Object cache budget", "slab_size", "[GDN]")
@@ -65,7 +61,8 @@ def read_run(ended: EndedRun) -> Readings:
     Raises:
         PretendError: the timeline is incomplete.
     """
-    memory, cards = _memory_of(ended), range(len(ended.spec.machine.gpus))
+    memory = ended.ran.machine.memory_of(ended.notes.get("pid"))
+    cards = range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
     names = [case["name"] for case in ended.notes.get("cases", [])]
     phases = [
@@ -112,26 +109,6 @@ def end_of(ended: EndedRun, memory: ProcessMemory) -> Document:
     kind = death(events, account=account, known=(engine, Settings())).kind
     end = {"kind": kind, "phase": phase, "where": where, "message": message if fatal else ""}
     return {**end, **refused}
-
-
-def _memory_of(ended: EndedRun) -> ProcessMemory:
-    """Return the memory of the rehearsal's child, by its timeline.
-
-    Raises:
-        PretendError: the timeline is incomplete.
-    """
-    machine, pid = ended.spec.machine, ended.notes.get("pid")
-    memory = ProcessMemory(
-        len(machine.gpus), CallSites(Symbols(engine_library()).name), machine.pool_step
-    )
-    if any(read.pid == pid and not read.complete for read in ended.ran.memories):
-        raise PretendError(
-            "the timeline is incomplete: the disk is full, or it reached"
-            f" {machine.timeline_limit:,} bytes",
-            hint="make room on the disk, or rehearse fewer requests at once",
-        )
-    timeline = ended.folder / "pretend" / "timelines" / f"{pid}.timeline"
-    return memory.read(read_timeline(timeline) if timeline.exists() else ())
 
 
 def _terms(memory: ProcessMemory, index: int, cases: Sequence[str]) -> dict[str, int]:

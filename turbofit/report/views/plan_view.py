@@ -153,7 +153,7 @@ def _short_facts(plan: Plan) -> dict[str, str]:
     facts["engine"] = in_brief(plan.why_engine, _REASON)
     drafts = next((reason for reason in plan.reasons if reason.startswith(DRAFTS)), "")
     facts["drafts"] = drafts.removeprefix(DRAFTS)
-    facts["died?"] = _DIED * (plan.fits and not plan.considered)
+    facts["died?"] = _DIED if plan.fits and not plan.considered else ""
     if plan.rehearsal is not None:
         engine = "LMDeploy" if plan.backend.of_lmdeploy else "Transformers"
         rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"
@@ -227,12 +227,15 @@ def _first_tokens(plan: Plan, speed: Throughput, *, whole: bool = False) -> str:
     """
     usual, alone, size = plan.usual_image, speed.first_token_alone, plan.workload.image_size
     largest = "the largest images" if plan.promise.limits.vision_unit else "text"
+    many = f"{plan.workload.images} images of " if plan.workload.images > 1 else ""
+    of_size = f"of {many}{_size(size)}" if size else f"of {largest}"
     figures = [
-        (speed.seconds_to_first_token_alone, f"of {_size(size) if size else largest}", alone),
+        (speed.seconds_to_first_token_alone, of_size, alone),
         (speed.seconds_to_first_token_of_text, "of text", speed.first_token_of_text),
     ]
     if usual:
-        first = (usual.seconds_to_first_token_alone, f"of {_size(usual.image_size)}", alone)
+        photographs = f"of {many}{_size(usual.image_size)}"
+        first = (usual.seconds_to_first_token_alone, photographs, alone)
         figures = [first, *(figures if whole else figures[1:])]
     if whole:
         there = f"while {speed.concurrent_requests} are there"

@@ -24,10 +24,10 @@ from turbofit.core.messages import BESIDE_COMMANDS, plural
 from turbofit.core.process.files import digest_of_parts, needed_state_dir
 from turbofit.core.version import __version__
 from turbofit.gateway.front import Front
-from turbofit.gateway.http.metrics import access_log
 from turbofit.gateway.server import GatewayThread
 from turbofit.planning.cluster_plan import common_promise
 from turbofit.planning.plan import plan_cluster, refusal
+from turbofit.serving.access_log import access_log
 from turbofit.serving.cluster import ray_adapter
 from turbofit.serving.cluster.actors import (
     actor_name,

@@ -19,9 +19,9 @@ from msgspec.structs import replace
 from turbofit.core.cluster import NodePlan, NodeStatus
 from turbofit.core.plan import Plan
 from turbofit.core.process.files import state_dir, write_atomic
-from turbofit.core.process.processes import child
 from turbofit.gateway.front import NodeAddress
 from turbofit.serving.cluster import ray_adapter
+from turbofit.serving.process.child import child
 
 #: Why a drained node gets no plan.
 DRAINED: Final = "it is drained until it leaves the cluster"

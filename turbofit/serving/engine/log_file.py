@@ -10,7 +10,7 @@ import re
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.process.log_queue import FileLog
+from turbofit.serving.process.log_queue import FileLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,11 +20,9 @@ from turbofit.rehearsal.plan_clock import step_table
 from turbofit.rehearsal.planned import charged
 from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
 from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
-from turbofit.rehearsal.pretend.elf import Symbols
-from turbofit.rehearsal.pretend.process_memory import CallSites, ProcessMemory
-from turbofit.rehearsal.pretend.run import PreparedRun, prepare
+from turbofit.rehearsal.pretend.record import TimelineMemory, processes_in
+from turbofit.rehearsal.pretend.run import prepare
 from turbofit.rehearsal.pretend.scenario import Scenario
-from turbofit.rehearsal.pretend.usage import TimelineReader, read_shared
 from turbofit.rehearsal.turbomind.server import server_environment
 from turbofit.serving.engine.launches import Launch, StartCommand
 
@@ -83,9 +81,9 @@ class PretendLaunch(Launch):
             if plan.model.draft:
                 put_first(env, "PYTHONPATH", str(DRAFT))
             find_turbofit(env)
-        prepared = prepare(machine, folder, env, site=cuda_site())
+        env = prepare(machine, folder, env, site=cuda_site())
         alone = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_ADDRESS": "local"}
-        return {**prepared.env, **alone}
+        return {**env, **alone}
 
 
 class PretendUsage(Struct):
@@ -110,8 +108,6 @@ class PretendReader:
         self._machine = charged(plan, group)
         #: One thread reads at a time: the supervisor's or the gateway's.
         self._reading = Lock()
-        self._memory: ProcessMemory | None = None
-        self._events: TimelineReader | None = None
 
     def usages(self) -> tuple[PretendUsage, ...]:
         """Return the use of each pretend GPU of the group so far; empty if unreadable."""
@@ -120,7 +116,7 @@ class PretendReader:
             if self._plan.backend.on_torch:
                 sizes = self._torch_held()
             else:
-                memory = self._read()
+                memory = self._memory.read()
                 cards = () if memory is None else memory.cards
                 sizes = [(max(card.peak.values(), default=0), card.in_use) for card in cards]
                 # A timeline has the allocations alone; the shared file also has the late bytes.
@@ -134,24 +130,13 @@ class PretendReader:
     def _torch_held(self) -> list[tuple[int, int]]:
         """Return the peak and the use now of each GPU of an engine on torch, in bytes."""
         try:
-            shared = read_shared(PreparedRun(self.timeline).shared)
+            shared = processes_in(self.timeline)
         except (OSError, ValueError):
             return []
         sizes = map(shared.held, range(len(self._machine.gpus)))
         return list(zip(shared.peak, sizes, strict=False))
 
     @cached_property
-    def _sites(self) -> CallSites:
-        return CallSites(Symbols(engine_library()).name)
-
-    def _read(self) -> ProcessMemory | None:
-        """Return TurboMind's memory so far; None if the timeline cannot be read."""
-        if self._memory is None or self._events is None:
-            cards, step = len(self._machine.gpus), self._machine.pool_step
-            self._memory = ProcessMemory(cards, self._sites, step)
-            self._events = TimelineReader(self.timeline)
-        try:
-            return self._memory.read(self._events.new_events())
-        except (OSError, ValueError, LookupError):
-            self._memory = None  # an event may be incomplete: the next reading begins anew
-            return None
+    def _memory(self) -> TimelineMemory:
+        """TurboMind's memory, by its timeline."""
+        return TimelineMemory(self.timeline, self._machine, engine_library())

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.process.hidden import without_secrets
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.processes import child
 from turbofit.serving.engine.log_file import LogFile
+from turbofit.serving.process.child import child
+from turbofit.serving.process.hidden import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,9 +1,9 @@
 """Keeps a standby: a process that has imported an engine's modules and can become an engine.
 
 Imports take most of a start. While a server runs, its standby has done the imports and holds no
-memory of a card. At the next start of an engine, of any model, the standby becomes the engine. A
-standby has the process group, guard and output of an engine (`core.process.guard`: the kernel kills
-the standby when turbofit dies). A message tells the standby the engine's command and environment.
+memory of a card. At the next start of an engine, the standby becomes the engine. A standby has the
+process group, guard and output of an engine (`process.guard`: the kernel kills the standby when
+turbofit dies). A message tells the standby the engine's command and environment.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from threading import Lock, current_thread, main_thread
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.processes import child
-from turbofit.core.process.stat import processor_seconds
 from turbofit.core.struct import known
 from turbofit.core.units import GIB
 from turbofit.serving.engine.gemm_tuning import VARIABLES
 from turbofit.serving.engine.launches import KEY
 from turbofit.serving.engine.lmdeploy import ENTRY
 from turbofit.serving.images.preparation import CACHE, THREADS
+from turbofit.serving.process.child import child
+from turbofit.serving.process.groups import processor_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

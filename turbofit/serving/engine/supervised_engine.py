@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from turbofit.core.engine_end import End, EndKind
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.network import LOOPBACK
-from turbofit.core.process.stat import processor_seconds
 from turbofit.core.units import doubled
 from turbofit.logs.death import Exit
 from turbofit.machine.host import host_kills
@@ -25,6 +24,7 @@ from turbofit.serving.engine.engine_log import (
 from turbofit.serving.engine.process import EngineProcess
 from turbofit.serving.engine.worst_requests import seconds_of, whole_check
 from turbofit.serving.gpu_monitor import any_busy
+from turbofit.serving.process.groups import processor_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -216,11 +216,15 @@ class SupervisedEngine:
         name: str = "engine",
     ) -> None:
         """Prepare the engine; `start` starts its process."""
+        # Given, the same through all starts.
         self.plan, self.launch, self._tell, self.name = plan, launch, tell, name
         self._supervision, self.index = supervision, index
         self._timing, self._clock = supervision.timing, supervision.clock
         self.log = folder / f"engine-{launch.group}.log"
         self.url = f"http://{LOOPBACK}:{launch.port}"
+        self.client = EngineClient(launch.port, launch.key)
+
+        # Where the engine is among its starts.
         self.state: EngineState = "waiting"
         #: The number of starts so far.
         self.starts = 0
@@ -228,21 +232,25 @@ class SupervisedEngine:
         self.again_at = 0.0
         #: Whether the engine has been ready in any start.
         self.was_ready = False
+        #: The times of the ends within `Timing.window`.
+        self._ends: list[float] = []
+
+        # Of the present process; `start` makes them anew.
         self.process: EngineProcess | None = None
         #: Reads the memory in use on pretend GPUs; None on real GPUs.
         self.pretended: PretendReader | None = None
         #: The clock of pretend GPUs; None on real GPUs, and if forwards take no time.
         self.clock: ClockFile | None = None
         self.tracker = StartupTracker(plan, self.planned, self.log)
-        self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
-        #: The silence of the present start, and the time at which the engine became ready.
+        #: The silence of the present start.
         self.silence: Silence | None = None
+
+        # Learned of the present process, by `look`.
+        #: The time at which the engine became ready.
         self._ready_at = 0.0
         #: The time of the engine's end that `on_doubt` got last.
         self._doubted = float("inf")
-        #: The times of the ends within `Timing.window`.
-        self._ends: list[float] = []
         #: The times of the start, of the last count of kills, and of the engine's last output.
         self._began = self._counted = self._heard = 0.0
         #: The kernel's count of killed processes, at the last two readings.

@@ -1,9 +1,11 @@
-"""Hides secrets of command lines and texts in all that turbofit writes or prints."""
+"""Hides the secrets of a command line in all that turbofit writes or prints."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final
+
+from turbofit.logs.keys import HIDDEN, USER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +13,6 @@ if TYPE_CHECKING:
     #: A word with its secrets hidden, and the list of these secrets.
     Shown = tuple[str, list[str]]
 
-#: The text that replaces a secret.
-HIDDEN: Final = "***"
 #: Options and variables whose value is a secret; LMDeploy's ``--api-keys`` may be shortened.
 _NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$|^bearer$")
 #: A number of tokens, as of ``--max-tokens``: a few digits, fewer than a token of access has.
@@ -25,19 +25,8 @@ _TEXT: Final = re.compile(
 _QUOTES: Final = "{}'\",:"
 #: Ends of a word whose secret is the next word, though the word is no option.
 _BEFORE_SECRET: Final = (":", "Bearer", "bearer")
-#: The user name and password in a URL.
-_USER: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
 #: The shortest secret, in characters, that is searched for in a text.
 _SHORTEST: Final = 4
-
-#: Keys in a line: texts with the beginning of a key, and texts after a word such as ``token=``.
-_KEY: Final = re.compile(
-    _USER.pattern + r"|\b(?:hf_|ghp_|AKIA)[A-Za-z0-9]{12,}"
-    r"|\b(?:sk-|github_pat_|glpat-|xox[bp]-)[\w-]{12,}"
-    r"|(?<=Bearer )[^\s'\"]+|(?<=Basic )[\w+/=]{8,}"
-    r"|(?i:(?<=token=)|(?<=password=)|(?<=secret=))[\w.~+/-]{8,}"
-    r"|(?i:(?<=api_key)|(?<=api-key)|(?<=apikey)|(?<=password))['\"]?[:=] ?['\"]?[\w.~+/-]{6,}"
-)
 
 
 def without_secrets(words: Sequence[str], *, texts: bool = False) -> list[str]:
@@ -61,12 +50,7 @@ def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) ->
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, HIDDEN)
-    return _USER.sub(HIDDEN, text)
-
-
-def without_keys(text: str) -> str:
-    """Return a line of a log with ``***`` in place of each key."""
-    return _KEY.sub(HIDDEN, text)
+    return USER.sub(HIDDEN, text)
 
 
 def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
@@ -119,4 +103,4 @@ def _plain(word: str) -> Shown:
     """Hide the secrets inside a text of several words, and the user in a URL."""
     if inside := _inside(word):
         return " ".join(shown for shown, _ in inside), _secrets(word)
-    return _USER.sub(HIDDEN, word), ["".join(_USER.findall(word))]
+    return USER.sub(HIDDEN, word), ["".join(USER.findall(word))]

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from turbofit.core.process.hidden import hide_secrets, without_secrets
+from turbofit.serving.process.hidden import hide_secrets, without_secrets
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from tests.support.processes import gone
 
 PROGRAM = """
 import subprocess
-from turbofit.core.process.guard import guarded
+from turbofit.serving.process.guard import guarded
 words = ["sh", "-c", "sleep 1000 & echo $!; wait"]
 subprocess.Popen(guarded(words), start_new_session=True).wait()
 """

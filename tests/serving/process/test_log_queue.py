@@ -15,7 +15,7 @@ import pytest
 from tests.support.waiting import HANG
 from turbofit.core.process import files
 from turbofit.core.process.files import lock_soon
-from turbofit.core.process.log_queue import FileLog, QueuedLog, queued_stderr
+from turbofit.serving.process.log_queue import FileLog, QueuedLog, queued_stderr
 
 LOST = "(lost)\n"
 
@@ -59,7 +59,7 @@ def test_a_disk_that_is_full_costs_lines_and_says_so_once(tmp_path: Path) -> Non
 
 EVERYBODY = """
 import logging, sys, threading, traceback, warnings
-from turbofit.core.process.log_queue import queued_stderr
+from turbofit.serving.process.log_queue import queued_stderr
 
 before = sys.stderr
 with queued_stderr():

@@ -15,8 +15,8 @@ from tests.support.checkpoints_llava import make_llava
 from tests.support.gateway import limits_for
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.gateway.overlay import edits, make_overlay
 from turbofit.model.source import resolve_model
+from turbofit.serving.overlay import edits, make_overlay
 
 
 def test_links_edited_files_and_the_same_name(tmp_path) -> None:

@@ -1,0 +1,1 @@
+"""A cluster of pretend nodes under kills."""

@@ -1,0 +1,1 @@
+"""Measures how a server recovers from faults."""

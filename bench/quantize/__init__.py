@@ -1,0 +1,1 @@
+"""Holds the count of `turbofit quantize` against llm-compressor's own code on pretend GPUs."""

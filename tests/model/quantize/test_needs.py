@@ -1,0 +1,52 @@
+"""What a quantisation takes: by hand, and by what llm-compressor's code took."""
+
+from __future__ import annotations
+
+import pytest
+
+from turbofit.core.units import GIB, MIB
+from turbofit.model.presets import preset_model
+from turbofit.model.quantize.needs import awq_needs, needs_of
+from turbofit.model.quantize.scheme import scheme_for
+
+
+def needs(name, samples=256, tokens=2048):
+    model = preset_model(name)
+    return needs_of(model, scheme_for(model), samples, tokens)
+
+
+def test_the_widest_hessian_decides_the_card() -> None:
+    seven = needs("qwen2.5-vl-7b")
+    widest = 18944**2 * 4
+    assert seven.card_terms["inverse"] == 4 * widest + widest // 1024
+    assert seven.card == sum(seven.card_terms.values())
+    assert needs("qwen2.5-vl-7b", tokens=512).card < seven.card
+
+
+def test_experts_wait_with_their_hessians_on_the_card() -> None:
+    terms = needs("qwen3-30b-a3b").card_terms
+    experts = 128 * (2 * 2048**2 + 768**2) * 4
+    attention = (3 * 2048**2 + 4096**2) * 4
+    assert terms["hessians"] == experts + attention
+
+
+def test_host_memory_grows_with_samples_and_disk_does_not() -> None:
+    many, few = needs("llama-3.1-8b", samples=256), needs("llama-3.1-8b", samples=64)
+    assert many.host - few.host == 192 * many.host_terms["samples"] // 256
+    assert many.disk == few.disk
+    assert 4 * GIB < many.disk < many.source / 2
+
+
+@pytest.mark.parametrize(
+    ("model", "printed"),  # lmdeploy#2873: InternVL2.5-78B's language model at its layers, in GiB
+    [("internvl2.5-78b", 19.95)],
+)
+def test_auto_awq_at_a_layer_is_what_a_log_printed(model, printed) -> None:
+    known = preset_model(model)
+    tokens = 128 * 2048
+    took = awq_needs(known)
+    norm = 6 * tokens * known.text.hidden * 2 + known.text.vocab * known.text.hidden * 2
+    assert took.card == norm
+    assert printed * GIB < took.card
+    assert awq_needs(preset_model("qwen3-vl-8b")).why_not
+    assert took.card - awq_needs(known, samples=64).card > 100 * MIB

@@ -1,0 +1,136 @@
+"""The program for llm-compressor: its constants, and runs of it on models of two layers."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import json
+import runpy
+
+import pytest
+
+from tests.model.quantize.made import fill_randomly
+from tests.support.checkpoints import TEXT, make_internvl_hf, make_qwen2_vl, write
+from turbofit.machine.source import machine_from
+from turbofit.model.presets import preset_model
+from turbofit.model.quantize.fit import quantizing
+from turbofit.model.quantize.program import Request
+from turbofit.model.quantize.read import read_result
+from turbofit.model.source import resolve_model
+
+EXPERTS = {
+    **TEXT, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 128, "decoder_sparse_step": 1,
+    "head_dim": 64, "norm_topk_prob": True, "mlp_only_layers": [],
+}  # fmt: skip
+DENSE = {**TEXT, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 64}
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'image' %}PICTURE{% else %}{{ part.text }}"
+    "{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
+)
+
+
+def make_qwen2_5_vl(folder):
+    """Qwen2.5-VL, made of Qwen2-VL's checkpoint: its tower has other layers."""
+    make_qwen2_vl(folder)
+    config = json.loads((folder / "config.json").read_text())
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    processor["processor_class"] = "Qwen2_5_VLProcessor"
+    config |= {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+    config["vision_config"] = {
+        "depth": 2, "hidden_size": 64, "num_heads": 1, "intermediate_size": 128, "patch_size": 14,
+        "out_hidden_size": 128, "in_chans": 3, "spatial_merge_size": 2, "temporal_patch_size": 2,
+        "window_size": 112, "fullatt_block_indexes": [1], "model_type": "qwen2_5_vl",
+    }  # fmt: skip
+    return write(folder, config, preprocessor_config=processor)
+
+
+def picture(width):
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.effect_noise((width, 96), 80).convert("RGB").save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def conversation(number, *, pictured):
+    text = f"question {number} of a few words, and of no others"
+    parts = [{"type": "text", "text": text}]
+    if pictured:
+        address = {"url": picture(90 + number)}
+        parts.insert(0, {"type": "image_url", "image_url": address})
+    said = {"role": "assistant", "content": "an answer " * (number + 2)}
+    return {
+        "custom_id": str(number),
+        "body": {"messages": [{"role": "user", "content": parts}, said]},
+    }
+
+
+def written(model, folder, **options):
+    request = Request(name=model, **options)
+    known = resolve_model(model) if "/" in model else preset_model(model)
+    made = quantizing(known, machine_from("1xrtx3090,ram=64GiB"), request)
+    path = folder / "quantize.py"
+    path.write_text(made.program)
+    return path, made
+
+
+def test_the_program_is_python_with_the_constants_of_the_request(tmp_path) -> None:
+    options = {"data": "my 'own'.jsonl", "samples": 7, "tokens": 512, "revision": "v1"}
+    path, made = written("qwen3-30b-a3b", tmp_path, **options)
+    assigned = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id != "DEVICE"
+    }
+    wanted = {"SAMPLES": "my 'own'.jsonl", "COUNT": 7, "LENGTH": 512, "REVISION": "v1"}
+    wanted |= {"MODEL": "qwen3-30b-a3b", "OUT": made.folder, "EXPERTS": True, "GROUP": 128}
+    assert wanted.items() <= assigned.items()
+    assert assigned["IGNORE"] == list(made.scheme.ignore)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "picture_token"),
+    [
+        (make_qwen2_5_vl, "<|vision_start|><|image_pad|><|vision_end|>"),
+        (make_internvl_hf, "<IMG_CONTEXT>"),
+        (lambda folder: write(folder, DENSE), ""),
+        (lambda folder: write(folder, EXPERTS), ""),
+    ],
+    ids=["qwen2.5-vl", "internvl-hf", "qwen3", "qwen3-moe"],
+)
+def test_the_program_makes_what_lmdeploy_reads(
+    make, picture_token, tmp_path, monkeypatch, capsys
+) -> None:
+    """It runs where llm-compressor is installed, on a CPU (PYTHONPATH of a --target folder)."""
+    pytest.importorskip("llmcompressor", reason="llm-compressor is not installed (0.3 GB)")
+    source = make(tmp_path / "model")
+    fill_randomly(source / "model.safetensors")
+    template = TEMPLATE.replace("PICTURE", picture_token)
+    (source / "chat_template.jinja").write_text(template)
+    known = resolve_model(str(source))
+    lines = [conversation(number, pictured=known.vision is not None) for number in range(6)]
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path, made = written(str(source), tmp_path, data=str(samples), samples=4, tokens=512)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    assert "before" in capsys.readouterr().out
+    reading = read_result(known, str(tmp_path / made.folder))
+    assert reading.problems == ()
+    assert reading.engines["turbomind"] == ""
+    assert 0 < reading.worst_error < 0.5
+    bits = {layer.name: layer.packed for layer in reading.layers}
+    assert all(
+        packed
+        == (
+            "layers.N" in name
+            and "norm" not in name
+            and "vis" not in name
+            and "mlp.gate." not in name
+        )
+        for name, packed in bits.items()
+    ), bits

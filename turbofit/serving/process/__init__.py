@@ -1,0 +1,1 @@
+"""How processes of serving start, end, belong together, and write their lines."""
