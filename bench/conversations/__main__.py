@@ -102,8 +102,11 @@ def measure(servers: Servers, name: str, factor: float) -> list[dict[str, Any]]:
 
 
 def _beyond(line: dict[str, Any], turn: int) -> str:
-    """The p50 and p90 of a turn's first token beyond the host's time, in seconds of the card."""
-    if len(line["first"]) <= turn:
+    """The p50 and p90 of a turn's first token beyond the host's time, in seconds of the card.
+
+    Empty for a turn that nobody took.
+    """
+    if not any(line["first"][turn]):
         return ""
     own = line["host"][turn] / line["factor"]
     return " / ".join(f"{max(0.0, value - own):.2f}" for value in line["first"][turn])

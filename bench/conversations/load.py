@@ -169,13 +169,15 @@ async def drive(url: str, count: int, *, rate: float | None = None, seed: int = 
             talks.talk(when, number, picture, model)
             for number, (when, picture) in enumerate(zip(starts, shown, strict=True))
         ))  # fmt: skip
-        passed, late = time.perf_counter() - wall, 0.0
-        if before is not None:
-            after = (await get("/about"))["clock"]
-            late = held_up_share(
-                after["late"] - before["late"], after["idle"] - before["idle"], passed
-            )
-        return _told(talks, by, passed, late)
+        passed = time.perf_counter() - wall
+        return _told(talks, by, passed, _late(before, (await get("/about"))["clock"], passed))
+
+
+def _late(before: Any, after: Any, passed: float) -> float:
+    """Return the share of ``passed`` seconds by which the host held the clock of the cards up."""
+    if before is None:
+        return 0.0
+    return held_up_share(after["late"] - before["late"], after["idle"] - before["idle"], passed)
 
 
 def _told(talks: Talks, by: float, passed: float, late: float) -> Told:
@@ -206,8 +208,13 @@ async def alike(url: str, count: int) -> Told:
     ) as session:
         async with session.get(url + "/v1/models") as response:
             model = (await response.json())["data"][0]["id"]
-        async with session.get(url + "/about") as response:
-            by = (await response.json())["clock"]["factor"] or 1.0
+
+        async def clock() -> Any:
+            async with session.get(url + "/about") as response:
+                return (await response.json())["clock"]
+
+        before = await clock()
+        by = before["factor"] or 1.0
         talks, left = Talks(session, url, by), iter(range(count))
 
         async def place() -> None:
@@ -217,4 +224,5 @@ async def alike(url: str, count: int) -> Told:
 
         wall = time.perf_counter()
         await asyncio.gather(*(place() for _ in range(_AT_ONCE)))
-        return _told(talks, by, time.perf_counter() - wall, 0.0)
+        passed = time.perf_counter() - wall
+        return _told(talks, by, passed, _late(before, await clock(), passed))

@@ -9,7 +9,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from bench.conversations.load import Talks
+from bench.conversations.load import Talks, alike
 
 ANSWER = {"choices": [{"message": {"content": "Yes."}}], "usage": {"prompt_tokens": 8}}
 
@@ -43,3 +43,31 @@ def test_a_turn_that_a_death_cut_off_is_counted_and_sent_again() -> None:
     told, failed = asyncio.run(ask())
     assert (told, failed) == ([None, "Yes.", None], {"broken off": 2})
     assert seen == [False, False, True]
+
+
+def test_requests_that_begin_alike_say_how_long_the_host_held_the_cards_up() -> None:
+    late = iter((0.0, 1e6))
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def about(_: web.Request) -> web.Response:
+        return web.json_response({"clock": {"factor": 2.0, "late": next(late), "idle": 0.0}})
+
+    async def answer(request: web.Request) -> web.Response:
+        assert (await request.json())["messages"][1]["role"] == "assistant"
+        event = b'data: {"choices": [{"delta": {"content": "Yes."}}], "usage": null}\n\n'
+        return web.Response(body=event, content_type="text/event-stream")
+
+    async def told() -> tuple[int, float]:
+        app = web.Application()
+        app.router.add_get("/v1/models", models)
+        app.router.add_get("/about", about)
+        app.router.add_post("/v1/chat/completions", answer)
+        async with TestServer(app) as server:
+            found = await alike(str(server.make_url("")).rstrip("/"), 8)
+        return found.first[0].count, found.late
+
+    count, held_up = asyncio.run(told())
+    assert count == 8
+    assert held_up > 0
