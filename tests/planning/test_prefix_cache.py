@@ -7,11 +7,11 @@ import pytest
 import turbofit
 from turbofit.core.messages import QUEUED
 from turbofit.core.plan import Plan
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.tuned import same_shape
 from turbofit.serving.engine.worst_requests import fullest_forward
+from turbofit.serving.plan_gateway import bounds_of
 
 
 def cached(plan: Plan) -> bool:

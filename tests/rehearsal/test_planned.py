@@ -201,7 +201,9 @@ def test_a_prefix_cache_brings_more_tiles_together_though_no_picture_was_seen(
         request(5, 1, 3), request(5, 1, 13), request(3, 1, 13), request(3, 1, 1),
         request(3, 1, 13),
     ]  # fmt: skip
-    settings = {"max_prefill_token_num": 4096, "max_batch_size": 19, "enable_prefix_caching": True}
+    settings: dict[str, Any] = {
+        "max_prefill_token_num": 4096, "max_batch_size": 19, "enable_prefix_caching": True,
+    }  # fmt: skip
     document = run(
         "internvl2-1b",
         cases=[
