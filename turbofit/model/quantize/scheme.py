@@ -128,7 +128,8 @@ def _ignored(model: Model) -> tuple[str, ...]:
 def _instead(model: Model) -> str:
     """Return what to do for a model whose 4 bits TurboMind does not read."""
     awq = replace(model, quantization=Quantization(method="awq", bits=BITS, group_size=128))
-    if engine_problem(awq, "pytorch") is None:
+    problem = engine_problem(awq, "pytorch")
+    if problem is None:
         return (
             "LMDeploy's PyTorch engine reads this model in AWQ (gemm, groups of 128): take a"
             " published one"
