@@ -21,6 +21,7 @@ from turbofit.core.units import GIB, format_bytes, round_up
 from turbofit.memory.account import Engine, capability_of
 from turbofit.model.presets import four_bit_variant, fp8_variant
 from turbofit.model.quantize.scheme import packed_model
+from turbofit.planning.prefix_cache import with_prefix_cache
 from turbofit.planning.resolved_request import ResolvedRequest, host_short, vision_load_of
 from turbofit.planning.search.search import EngineFit, fit_on_host, limit_that_fits
 from turbofit.planning.search.shapes import kinds
@@ -129,7 +130,7 @@ def helpful(
 def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
     """Return the search result of a changed request; None if the request cannot be planned."""
     try:
-        return fit_on_host(request, engine)
+        return with_prefix_cache(fit_on_host(request, engine))
     except TurbofitError:
         return None
 
