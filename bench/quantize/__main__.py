@@ -35,11 +35,15 @@ CARD = "1xa100-80g"
 PACKAGES = os.environ.get("LLMCOMPRESSOR_PATH", "")
 _SAMPLES = 4
 _LINE = "a line of words that the tokenizer takes letter by letter, and so makes it long; " * 64
-#: Nothing is computed, so the program counts no words, and rounds no columns: that would be a
-#: million launches.
+#: Nothing is computed, so the program counts no words, rounds no columns (that would be a million
+#: launches), and asks not whether a matrix could be factored.
 _EDITS = {
     "\nDEVICE = ": "\nfrom llmcompressor.modifiers.gptq import gptq_quantize\n"
-    "gptq_quantize.gptq_block_update = lambda *_, **__: None\nDEVICE = ",
+    "gptq_quantize.gptq_block_update = lambda *_, **__: None\n"
+    "def cholesky(A, upper, out):\n"
+    "    info = torch.zeros((), dtype=torch.int32, device=A.device)\n"
+    "    return torch.linalg.cholesky_ex(A, upper=upper, out=(out, info))[0]\n"
+    "torch.linalg.cholesky = cholesky\nDEVICE = ",
     "return total / count": "return total",
 }
 

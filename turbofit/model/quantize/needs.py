@@ -199,7 +199,7 @@ def _loss_peak(model: Model, tokens: int) -> dict[str, int]:
     text = model.text
     return {
         "head": text.vocab * text.hidden * HALF,
-        "logits": tokens * text.vocab * HALF + _LOSS_ROWS * text.vocab * FLOAT,
+        "logits": 2 * tokens * text.vocab * HALF + _LOSS_ROWS * text.vocab * FLOAT,
     }
 
 
