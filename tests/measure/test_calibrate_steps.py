@@ -26,7 +26,10 @@ from turbofit.rehearsal.plan_clock import step_table
 from turbofit.rehearsal.pretend.clock import StepTable
 
 T = TypeVar("T")
-PLAN = turbofit.plan("internvl2-2b", on="1xrtx3090", engine="turbomind", max_batch_size=128)
+OPTIONS: dict[str, Any] = {
+    "engine": "turbomind", "max_batch_size": 128, "max_prefill_token_num": 4096,
+}  # fmt: skip
+PLAN = turbofit.plan("internvl2-2b", on="1xrtx3090", **OPTIONS)
 _ADDRESS = EngineAddress("http://none", "m")
 
 
@@ -185,11 +188,10 @@ def slower(machine: Machine) -> Machine:
 
 
 def test_a_slower_card_is_forecast_as_slow_once_it_was_timed(monkeypatch) -> None:
-    options = {"engine": "turbomind", "max_batch_size": 128}
-    slow = turbofit.plan("internvl2-2b", on=slower(PLAN.machine), **options)
+    slow = turbofit.plan("internvl2-2b", on=slower(PLAN.machine), **OPTIONS)
     steps = timed(Engine(slow, step_table(slow, slow.engines[0])), monkeypatch)
     machine = replace(PLAN.machine, calibrations=(with_steps(PLAN, steps),))
-    after = turbofit.plan("internvl2-2b", on=machine, **options)
+    after = turbofit.plan("internvl2-2b", on=machine, **OPTIONS)
     told, true = after.throughput, slow.throughput
     assert "steps as measured here on 2026-11-29" in told.basis
     assert PLAN.throughput.requests_per_second > 1.3 * true.requests_per_second
