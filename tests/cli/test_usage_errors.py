@@ -198,7 +198,7 @@ def test_what_keyboards_leave_is_read(capsys: Out) -> None:
     ("words", "hint"),
     [
         ("plan internvl2-8b --on 3090 --on t4", "--on A+B"),
-        ("plan internvl2-8b --gpu 3090", "here: --on, as --on 2xrtx3090"),
+        ("plan internvl2-8b --gpu 3090", "here: --on, as --on rtx3090"),
         ("plan internvl2-8b --gpus 3090", "--on 3090 is a machine with this card"),
         ("plan internvl2-8b --device 3090", "a card by its name is --on NAME"),
         ("plan internvl2-8b --image 4", "here: --images"),

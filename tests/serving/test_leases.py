@@ -24,7 +24,7 @@ from turbofit.core.process import files
 from turbofit.core.process.stat import start_time
 from turbofit.core.units import GIB, MIB
 from turbofit.serving.leases import Leases, _with_reserved, counted, end_orphans
-from turbofit.serving.process.groups import group_of, members
+from turbofit.serving.process.child import group_of, members
 
 pytestmark = pytest.mark.slow
 

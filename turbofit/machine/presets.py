@@ -29,8 +29,8 @@ _NO_CARDS: Final = frozenset({"aliases", "context", "unlisted", "unsupported"})
 #: The fields that `fill` takes from a preset where NVML has no figure.
 _CONSTANTS: Final = ("compute_capability", "sm_count", "l2", "memory_bandwidth", "dense_flops")
 #: Words of numbers, as people count cards.
-COUNTS: Final = {"one": 1, "一": 1, "单": 1, "two": 2, "两": 2, "二": 2, "双": 2, "three": 3,
-                 "三": 3, "four": 4, "四": 4, "eight": 8, "八": 8}  # fmt: skip
+COUNTS: Final = {"one": 1, "一": 1, "单": 1, "two": 2, "dual": 2, "两": 2, "二": 2, "双": 2,
+                 "three": 3, "三": 3, "four": 4, "四": 4, "eight": 8, "八": 8}  # fmt: skip
 #: A card's name in a text, with an optional size, and with a count before or behind the name. A
 #: name that is only a number, such as 3090, needs a count.
 _CARD: Final = re.compile(

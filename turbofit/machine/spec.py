@@ -62,6 +62,8 @@ _MOST_CORES: Final = 4096
 _LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
 _NUMBER: Final = re.compile(rf"(?<![a-z])(?:{'|'.join(COUNTS)})(?![a-z])", re.IGNORECASE)
+#: Where the options of a machine begin.
+_OPTION: Final = re.compile(r"(?=, ?(?:nvlink|p2p|ram|cores)=)")
 _COUNT: Final = re.compile(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
 #: A separator between cards; the + of a MIG profile (1g.10gb+me) separates nothing.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)", re.IGNORECASE)
@@ -114,7 +116,8 @@ def parse_spec(spec: str) -> Machine:
     try:
         return _parsed(spec)
     except UsageError:
-        written = _rewritten(" ".join(_NUMBER.sub(_digit, spec).split()))
+        cards, *options = _OPTION.split(" ".join(_NUMBER.sub(_digit, spec).split()), 1)
+        written = "".join([_rewritten(cards), *options])
         with suppress(UsageError):
             machine = _parsed("" if "\n" in spec else written)
             note = f"{spec} was read as {written}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
@@ -115,6 +117,23 @@ def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
             folder = os.path.join(root, above, owner, stored)
             if has_config(folder) and revision is None:
                 yield folder
+
+
+def cache_folders(hub_id: str, revision: str | None) -> Iterator[str]:
+    """Yield a hub id's folders in the local caches, complete or not.
+
+    The cache of the hub that is in use comes first.
+    """
+    snapshot = cached_snapshot(hub_id, revision)
+    stored = [[snapshot] if snapshot else [], modelscope_folders(hub_id, revision)]
+    yield from chain(*(reversed(stored) if uses_modelscope() else stored))
+
+
+def is_path(name: str) -> bool:
+    """Return whether the text can only be a path."""
+    begins = ("/", "./", "../", "~", f".{os.sep}")
+    is_path = name.startswith(begins) or name in {".", ".."} or "\0" in name or "\\" in name
+    return is_path or bool(re.match(r"[A-Za-z]:/(?!/)", name))
 
 
 def has_config(folder: str) -> bool:

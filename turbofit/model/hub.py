@@ -21,7 +21,7 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.core.version import __version__
 from turbofit.model.checkpoint import Weights
 from turbofit.model.config import LARGEST_JSON, parse_json
-from turbofit.model.folder import INDEX, sharded
+from turbofit.model.folder import INDEX, sharded, uses_modelscope
 from turbofit.model.safetensors import (
     LARGEST_INDEX,
     PREFIX,
@@ -290,6 +290,20 @@ class ModelScopeFiles(HubFiles):
             hint="look the model up on ModelScope, since owners differ; without"
             " LMDEPLOY_USE_MODELSCOPE, the Hugging Face hub is asked",
         )
+
+
+def files_of(name: str, revision: str | None) -> HubFiles:
+    """Return the files of a hub id on the hub that LMDeploy downloads from.
+
+    Raises:
+        HubUnreachableError: the environment forbids the network.
+    """
+    if is_offline():
+        raise HubUnreachableError(
+            f"{name} is not in the local hub cache, and the environment forbids the network",
+            hint="download it first, or unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE",
+        )
+    return (ModelScopeFiles if uses_modelscope() else HubFiles)(name, revision)
 
 
 class _Redirects(HTTPRedirectHandler):

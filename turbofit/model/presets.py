@@ -136,6 +136,13 @@ def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
     )
 
 
+def unheeded(revision: str | None) -> tuple[str, ...]:
+    """Return the warning that a preset describes another revision than the given one."""
+    if revision is None:
+        return ()
+    return (f"a preset describes the main revision; the revision {revision!r} was not read",)
+
+
 def four_bits(preset_id: str) -> str | None:
     """Return the preset of the same model in 4 bits, AWQ first, or None."""
     known = load_preset(preset_id)

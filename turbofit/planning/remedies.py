@@ -175,6 +175,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
         free = replace(request, tp=None, replicas=None)
         yield Change("leave --tp to turbofit", free, f"--tp {request.tp}")
     yield from with_more_gpus(request)
+    yield from _made_checkpoint(request)
     yield from stopped(request)
 
 
@@ -283,24 +284,26 @@ def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield changes to a checkpoint in 4 bits, and to one in FP8 for cards that compute it.
-
-    A published checkpoint in 4 bits comes first; where none is known, one can be made.
-    """
-    model = request.model
-    variant = four_bit_variant(model)
+    """Yield changes to the published checkpoint in 4 bits, and in FP8 for cards that compute it."""
+    variant = four_bit_variant(request.model)
     if variant is not None:
         yield _in_four_bits(
             request, f"use {variant.hub_id or variant.name} (4-bit weights)", variant
         )
-    elif (made := packed_model(model)) is not None:
-        name = model.hub_id or model.source.where
-        yield _in_four_bits(request, f"make 4-bit weights: turbofit quantize {name}", made)
     cards = [capability_of(gpu, (0, 0)) for gpu in request.visible]
     variant = fp8_variant(request.model) if min(cards) >= (8, 9) else None
     if variant is not None:
         change = f"use {variant.hub_id or variant.name} (FP8 weights)"
         yield Change(change, replace(request, model=variant))
+
+
+def _made_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
+    """Yield the change to a checkpoint in 4 bits that a person makes, where none is published."""
+    model = request.model
+    made = None if four_bit_variant(model) is not None else packed_model(model)
+    if made is not None:
+        name = model.hub_id or model.source.where
+        yield _in_four_bits(request, f"make 4-bit weights: turbofit quantize {name}", made)
 
 
 def _in_four_bits(request: ResolvedRequest, change: str, model: Model) -> Change:

@@ -18,7 +18,7 @@ from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.machine.nvml import ask_driver
 from turbofit.planning.examine.cards import kept_margin, who_grew
-from turbofit.serving.process.groups import group_of
+from turbofit.serving.process.child import group_of
 
 _EVERY: Final = 10.0
 #: Growth below this many bytes is noise of drivers and displays.

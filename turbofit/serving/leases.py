@@ -31,7 +31,7 @@ from turbofit.core.process.stat import start_time
 from turbofit.core.process.variables import leases_folder
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin
-from turbofit.serving.process.groups import group_of, members
+from turbofit.serving.process.child import group_of, members
 
 #: The folder without ``TURBOFIT_LEASES``. All users share the folder, so TMPDIR does not change it;
 #: see `_open_folder`.

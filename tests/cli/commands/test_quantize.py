@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -47,3 +50,19 @@ def test_a_result_is_read_and_planned_and_a_damaged_one_is_not(tmp_path, capsys)
     assert document["plan"] is None
     assert "model.layers.0.mlp.up_proj" in document["reading"]["problems"][0]
     assert main([*words, str(bad), "--out", "x.py"]) == 2
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="no LMDeploy")
+def test_lmdeploys_own_class_reads_the_same_bits(tmp_path) -> None:
+    """TurboMind's library needs a driver, so the command runs on a pretend card."""
+    plain = make_plain(tmp_path / "m")
+    out = write_packed(plain, tmp_path / "out")
+    turbofit = (sys.executable, "-m", "turbofit")
+    words = (*turbofit, "pretend", "-q", "--on", "1xrtx3090", "--", *turbofit, "quantize")
+    done = subprocess.run(
+        [*words, str(plain), *ON, "--json", "--read", str(out)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["reading"]["equal"] is True

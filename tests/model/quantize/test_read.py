@@ -60,6 +60,13 @@ def test_a_damaged_scale_is_named_with_its_place(read, plain, factor, said) -> N
     assert said in problem
 
 
+def test_a_group_of_zeros_is_no_damage(read, plain) -> None:
+    """GPTQ makes zeros of weights whose inputs were zero in all samples."""
+    tensors = packed_tensors(plain)
+    tensors[f"{MODULE}.weight_packed"][3, :16] = -0x77777778  # eight times 8, which is 0
+    assert read(tensors).problems == ()
+
+
 def test_a_missing_tensor_is_named(read, plain) -> None:
     tensors = packed_tensors(plain)
     del tensors["model.norm.weight"], tensors[f"{MODULE}.weight_scale"]

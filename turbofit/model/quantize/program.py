@@ -53,7 +53,7 @@ def program_text(model: Model, scheme: Scheme, request: Request, needs: Needs) -
         "SAMPLES": request.data or usual,
         "COUNT": needs.samples,
         "LENGTH": needs.tokens,
-        "HELD_OUT": _HELD_OUT,
+        "HELD": _HELD_OUT,
         "SIDE": PICTURE_SIDE,
         "BITS": scheme.bits,
         "GROUP": scheme.group_size,

@@ -39,6 +39,8 @@ _OFFSET: Final = 8
 _LARGEST_ERROR: Final = 0.9
 #: The most problems of one kind that are named.
 _SHOWN: Final = 5
+#: The end of the name of a tensor with all experts of a layer.
+_STACKED: Final = re.compile(r"(?<=[.]experts)[.](?:gate_up|down)_proj$")
 _NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.)")
 _ENGINES: Final = ("turbomind", "pytorch")
 #: Files of a checkpoint that are not needed beside the weights.
@@ -127,9 +129,14 @@ def _plain(name: str) -> str:
 
 
 def _absent(tensors: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield which tensors of the 16-bit checkpoint are missing, and which have no scales."""
+    """Yield which tensors of the 16-bit checkpoint are missing, and which have no scales.
+
+    Experts that are stacked in one tensor there have a tensor each here.
+    """
     here = {_plain(name) for name in tensors}
-    yield from _few("is missing", [name for name in originals if name not in here])
+    here |= {name.partition(".experts.")[0] + ".experts" for name in tensors}
+    missing = [name for name in originals if _STACKED.sub("", name) not in here]
+    yield from _few("is missing", missing)
     without = [name for name in tensors if name.endswith(PACKED) and _scale_of(name) not in tensors]
     yield from _few("has no weight_scale", without)
 
@@ -226,7 +233,7 @@ class _Comparison:
         if self._lmdeploy is not None and not weight.equal(self._read_by_lmdeploy(packed, scale)):
             self.equal = False
             return "LMDeploy's class makes other weights of it"
-        return self._error(name, weight)
+        return self._error(name, weight, _uses(whole, self._group))
 
     def _read_by_lmdeploy(self, packed: Any, scale: Any) -> Any:
         """Return the weight as LMDeploy's class unpacks it, outputs first."""
@@ -239,8 +246,12 @@ class _Comparison:
         }
         return read.dequant(tensors, scale.dtype)["weight"].t()
 
-    def _error(self, name: str, weight: Any) -> str:
-        """Compare with the 16-bit weight; return which group is far from it, or an empty text."""
+    def _error(self, name: str, weight: Any, used: Any) -> str:
+        """Compare with the 16-bit weight; return which group is far from it, or an empty text.
+
+        GPTQ makes zeros of weights whose inputs were zero in all samples, so groups that are not
+        ``used`` do not count.
+        """
         original = self._originals.tensor(_plain(name))
         if original is None:
             return ""
@@ -251,7 +262,7 @@ class _Comparison:
         self.worst = max(self.worst, float(difference.norm() / original.norm()))
         groups = (-1, weight.shape[1] // self._group, self._group)
         errors = difference.reshape(groups).norm(dim=2)
-        far = errors > _LARGEST_ERROR * original.reshape(groups).norm(dim=2)
+        far = used & (errors > _LARGEST_ERROR * original.reshape(groups).norm(dim=2))
         return f"the scale of {_place(far)} is far from the 16-bit weights" if far.any() else ""
 
 

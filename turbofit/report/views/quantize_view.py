@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.model.quantize.fit import Quantizing
-    from turbofit.model.quantize.needs import AwqNeeds
     from turbofit.model.quantize.read import Reading
     from turbofit.report.painters.document import Block
 
@@ -53,7 +52,7 @@ def quantizing_view(made: Quantizing) -> Iterator[Block]:
             "packed": f"GPTQ, int4, symmetric, groups of {scheme.group_size}; TurboMind reads it",
             "in 16 bits": ", ".join(scheme.ignore),
             "smallest card": made.smallest_card or "none that turbofit knows",
-            "lmdeploy lite auto_awq": _auto_awq(made.auto_awq),
+            "lmdeploy lite auto_awq": _auto_awq(made),
         },
         short=True,
     )
@@ -69,11 +68,14 @@ def _terms(terms: dict[str, int]) -> str:
     return ", ".join(f"{name} {format_bytes(size)}" for name, size in largest if size)
 
 
-def _auto_awq(needs: AwqNeeds) -> str:
+def _auto_awq(made: Quantizing) -> str:
+    """Return what LMDeploy's own tool takes of the card, and whether it fits."""
+    needs = made.auto_awq
     if needs.why_not:
         return needs.why_not
+    does = "fits" if needs.card + made.context <= made.card_free else "does not fit"
     usual = f"its usual {needs.samples} samples of {needs.tokens:,} tokens"
-    return f"{format_bytes(needs.card)} of the card for {usual}, all at once; makes AWQ"
+    return f"makes AWQ; {format_bytes(needs.card)} of the card, which {does}, for {usual} at once"
 
 
 def _making(made: Quantizing) -> str:

@@ -26,8 +26,7 @@ from turbofit.serving.engine.gemm_tuning import VARIABLES
 from turbofit.serving.engine.launches import KEY
 from turbofit.serving.engine.lmdeploy import ENTRY
 from turbofit.serving.images.preparation import CACHE, THREADS
-from turbofit.serving.process.child import child
-from turbofit.serving.process.groups import processor_seconds
+from turbofit.serving.process.child import child, processor_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -24,7 +24,7 @@ from turbofit.serving.engine.engine_log import (
 from turbofit.serving.engine.process import EngineProcess
 from turbofit.serving.engine.worst_requests import seconds_of, whole_check
 from turbofit.serving.gpu_monitor import any_busy
-from turbofit.serving.process.groups import processor_seconds
+from turbofit.serving.process.child import processor_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from turbofit.core.process.stat import start_time
-from turbofit.serving.process.groups import group_of, members, processor_seconds
+from turbofit.serving.process.child import group_of, members, processor_seconds
 
 
 def test_a_session_has_its_members_until_it_ends() -> None:
