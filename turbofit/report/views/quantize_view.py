@@ -14,7 +14,6 @@ from turbofit.report.painters.document import (
     Items,
     Verdict,
     known_facts,
-    listed,
     table,
 )
 
