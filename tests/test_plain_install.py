@@ -48,6 +48,7 @@ LINES = {
     "batch": f"requests.jsonl answers.jsonl --url {NOBODY}",
     "gateway": f"--plan plan.json --upstream {NOBODY}",
     "merge": "base adapter merged",
+    "quantize": "internvl3-2b-hf --on 1xrtx3090",
     "machine": "",
     "export": f"systemd {PLAN}",
     "report": "latest",

@@ -53,6 +53,11 @@ def test_a_host_that_is_not_known_is_said() -> None:
     assert "if the host" in unknown.verdict
 
 
+def test_a_count_that_is_known_to_be_low_is_said() -> None:
+    assert any("too low" in text for text in made("qwen3-30b-a3b", "1xrtx3090").warnings)
+    assert not any("too low" in text for text in made("qwen3.5-27b", "1xrtx3090").warnings)
+
+
 def test_samples_longer_than_the_model_are_refused() -> None:
     with pytest.raises(UsageError) as caught:
         made("llama-2-7b", "1xrtx3090", tokens=8192)

@@ -14,7 +14,6 @@ from turbofit.report.painters.document import (
     Items,
     Verdict,
     known_facts,
-    listed,
     table,
 )
 
@@ -59,7 +58,8 @@ def quantizing_view(made: Quantizing) -> Iterator[Block]:
     yield Heading("How", short=True)
     yield Code(made.install, "the packages", short=True)
     yield Code(_making(made), "the program", short=True)
-    yield from listed("Warnings", made.warnings, "warn")
+    if made.warnings:
+        yield Items(made.warnings, "warn", short=True)
 
 
 def _terms(terms: dict[str, int]) -> str:
