@@ -85,6 +85,9 @@ def test_what_cannot_be_lowered_is_the_requests_own_error(
     assert engine.given[0][1].top_k == 1024
 
 
+_SIGNED = "https://x.org/a.png?X-Amz-Signature=abc"
+
+
 class FailingEngine:
     """LMDeploy's own errors: each becomes an empty text, and some hide their cause."""
 
@@ -93,14 +96,17 @@ class FailingEngine:
 
         if messages == "long":
             raise RequestError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "Input length (80012)")
-        raise RequestError(ErrorCode.PREPROCESS_FAILED) from ConnectionError("no answer of x.org")
+        cause = ConnectionError(f"no answer of {_SIGNED}")
+        code = ErrorCode.INVALID_REQUEST if messages == "told" else ErrorCode.PREPROCESS_FAILED
+        raise RequestError(code, str(cause)) from cause
 
 
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
         ("long", "(context_length_exceeded): Input length (80012)"),
-        ("url", "(preprocess_failed): ConnectionError: no answer of x.org"),
+        ("url", "(preprocess_failed): ConnectionError"),
+        ("told", "(invalid_request): ConnectionError"),
     ],
 )
 def test_lmdeploys_own_errors_are_logged_by_their_names(messages, words, caplog) -> None:

@@ -100,10 +100,12 @@ def check_keywords(engine: Any, keywords: Options) -> None:
 
 
 def _log(error: Any) -> None:
-    """Log LMDeploy's error of a request, by its name: LMDeploy answers with an empty text."""
-    cause, words = error.__cause__, error.message
-    if cause is not None and str(cause) != words:
-        words = f"{type(cause).__name__}: {cause}"
+    """Log LMDeploy's error of a request, by its name: LMDeploy answers with an empty text.
+
+    The words of a cause are left out: they may hold a person's text, picture or signed address.
+    """
+    cause = error.__cause__
+    words = error.message if cause is None else type(cause).__name__
     _LOG.warning("a request is refused (%s): %s", error.code.value, words)
 
 

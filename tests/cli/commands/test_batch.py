@@ -14,7 +14,7 @@ def test_the_command_tells_what_came_of_it(tmp_path, capsys, monkeypatch) -> Non
     monkeypatch.setenv("TURBOFIT_API_KEY", "k")
     words = ["batch", str(source), str(output)]
     with StandIn(key="k") as server:
-        words += ["--url", server.url]
+        words += ["--url", server.url.removeprefix("http://")]
         assert main(words) == 0
         told = capsys.readouterr()
         assert not told.out
@@ -45,7 +45,7 @@ def test_what_is_sent_and_how_it_ends(tmp_path, capsys) -> None:
             "--tp is an option of a server that batch starts",
         ),
         ([str(source), out, "--model", "m", "--patience", "2"], "leave --patience out"),
-        ([str(source), out, "--url", "x:80"], "x:80 is no address"),
+        ([str(source), out, "--url", "ftp://x"], "ftp://x is no address"),
         ([str(source), out, "--url", "http://x", "--tp", "2"], "unknown option --tp"),
         ([str(tmp_path), out, "--url", "http://x"], "holds no image"),
     ):

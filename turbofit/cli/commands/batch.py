@@ -59,7 +59,8 @@ def batch(
     if spec.url is None:
         refuse_together({"patience": spec.given().get("patience")}, "--model")
     else:
-        _, key = common.server_of(spec.url, api_key)
+        address, key = common.server_of(spec.url, api_key)
+        spec = spec.changed(url=address)
         if rest:
             raise UsageError(
                 f"{rest[0]} is an option of a server that batch starts",
