@@ -239,9 +239,12 @@ def test_each_form_has_an_example() -> None:
         assert any(re.fullmatch(form, text, re.IGNORECASE) for text in texts), form
 
 
-@pytest.mark.parametrize(
-    "text", ["internvl2-8b", "x2", "2x", "4090 x 99", "rtx", "l4:free=2GB,1GB", "3090:18GB"]
-)
+NO_MACHINES = ["internvl2-8b", "x2", "2x", "4090 x 99", "rtx", "l4:free=2GB,1GB", "3090:18GB"]
+#: Texts with as many parts as another form may have, and with more.
+LONG_TEXTS = ["x\u3001" * 200, "x\u3001" * 500, "x\u3001" * 500 + "\nx"]
+
+
+@pytest.mark.parametrize("text", NO_MACHINES + LONG_TEXTS)
 def test_what_means_no_machine_stays_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_spec(text)

@@ -60,6 +60,10 @@ _MOST_CORES: Final = 4096
 
 #: The most characters of a group; names of cards have up to 60.
 _LONGEST: Final = 200
+
+#: The most characters of a text that is read as another form. Each joint in it is a recursion, and
+#: each recursion tries all forms; 400 characters of joints take 0.15 s.
+_LONGEST_FORM: Final = 400
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
 _NUMBER: Final = re.compile(rf"(?<![a-z])(?:{'|'.join(COUNTS)})(?![a-z])", re.IGNORECASE)
 #: Where the options of a machine begin.
@@ -107,7 +111,7 @@ def parse_spec(spec: str) -> Machine:
     """Build the machine that a SPEC describes.
 
     Some other forms of text can mean only one machine (`_rewritten`). Such a text is read as the
-    SPEC of that machine, with a warning.
+    SPEC of that machine, with a warning. A form has one line and at most 400 characters.
 
     Raises:
         UsageError: a name, key, size or pair is not valid; the hint has a valid one.
@@ -116,10 +120,12 @@ def parse_spec(spec: str) -> Machine:
     try:
         return _parsed(spec)
     except UsageError:
+        if "\n" in spec or len(spec) > _LONGEST_FORM:
+            raise
         cards, *options = _OPTION.split(" ".join(_NUMBER.sub(_digit, spec).split()), 1)
         written = "".join([_rewritten(cards), *options])
         with suppress(UsageError):
-            machine = _parsed("" if "\n" in spec else written)
+            machine = _parsed(written)
             note = f"{spec} was read as {written}"
             return replace(machine, warnings=(note, *machine.warnings))
         raise
