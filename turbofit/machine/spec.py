@@ -368,15 +368,16 @@ def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[s
     """Parse ``key=value`` parts into a dict; repeated or unknown keys are errors."""
     values: dict[str, str] = {}
     for part in parts:
-        key, _, value = (word.strip() for word in part.partition("="))
-        key = key.lower()
+        typed, _, value = (word.strip() for word in part.partition("="))
+        key = typed.lower()
         if key in values:
             _refuse(f"{key} is given twice", f"give {key} once")
         if key not in known or not value:
             examples = ", ".join(f"{key}={value}" for key, value in known.items())
             join = "; + joins cards, and : joins the keys of a card"
             if known is _KEYS:
-                join = f"; {key} is free={key}, or total={key}" if _SIZE.fullmatch(key) else ""
+                size = f"; {typed} is free={typed}, or total={typed}"
+                join = size if _SIZE.fullmatch(key) else ""
             _refuse(f"{part.strip()[:40]!r} is no {what}", f"{what}s are {examples}{join}")
         values[key] = value
     return values
