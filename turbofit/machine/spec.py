@@ -325,10 +325,14 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
 
     A given ``total`` is all that CUDA can allocate: nothing is reserved then. A percentage in
     ``used`` is of the card's total, a percentage in ``free`` of the total less the reserved bytes.
+    What nvidia-smi printed may be more than CUDA can allocate by the preset, since drivers reserve
+    different sizes; it counts as all, then.
     """
     total, reserved = int(gpu.total), int(gpu.reserved)
+    printed = _SMI_NAME.fullmatch(name)
+    most = int(printed["mib"]) * MIB if printed else 0
     if "total" in given:
-        total, reserved = parse_bytes(given["total"], what=f"total of {name}"), 0
+        total, reserved, most = parse_bytes(given["total"], what=f"total of {name}"), 0, 0
     usable = total - reserved
     if total == 0:
         _refuse(
@@ -346,12 +350,13 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
             sizes[key] = parse_bytes(given[key], what=what)
         else:
             sizes[key] = min(usable, int(whole * share))
-        if sizes[key] > usable:
+        if sizes[key] > max(usable, most):
             _refuse(
                 f"{name}: {key}={format_bytes(sizes[key])} is more than the "
                 f"{format_bytes(usable)} that CUDA can hand out",
                 f"lower {key}, or give the total as well",
             )
+        sizes[key] = min(usable, sizes[key])
     if len(sizes) == 2 and sum(sizes.values()) != usable:
         _refuse(
             f"{name}: used {format_bytes(sizes['used'])} and free {format_bytes(sizes['free'])} do "
