@@ -32,8 +32,12 @@ def test_a_list_with_another_line_is_asked_back():
 
 
 QUERIES = [
+    (
+        "utilization.gpu [%], memory.total [MiB], memory.used [MiB], name",
+        "7 %, 23034, 1024, NVIDIA L4",
+    ),
     ("index, name, memory.total [MiB], memory.used [MiB]", "0, NVIDIA L4, 23034 MiB, 1024 MiB"),
-    ("memory.free [MiB], memory.total [MiB], name", "22010, 23034, NVIDIA L4"),
+    ("memory.free [MiB], memory.total [MiB], name", "21535, 23034, NVIDIA L4"),
     ("name, memory.total [MiB], memory.used [MiB]", "NVIDIA L4, 23034 MiB, 1024 MiB"),
 ]
 
@@ -43,6 +47,35 @@ def test_the_answer_to_a_query_is_read_by_its_first_line(lines: tuple[str, str])
     (gpu,) = parse_spec("\n".join(lines)).gpus
     assert (gpu.name, gpu.used) == ("NVIDIA L4", 1024 * MIB)
     assert len(parse_spec("\n".join((*lines, lines[1]))).gpus) == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "total", "said", "free"),
+    [
+        ("NVIDIA GeForce RTX 3090", 24576, 24150, 24126),  # more than with the preset's driver
+        ("NVIDIA GeForce RTX 3090", 24576, 24000, 24000),
+        ("NVIDIA GeForce RTX 3090", 24576, 1, 1),
+        ("NVIDIA GeForce RTX 3090", 24576, 0, 0),
+        ("NVIDIA Unlisted 5", 24576, 24150, 22118),  # nine tenths of a card without a preset
+    ],
+)
+def test_free_memory_is_what_cuda_can_still_hand_out(named, total, said, free) -> None:
+    first = "name, memory.total [MiB], memory.used [MiB], memory.free [MiB]"
+    for used, line in ((12, first), (12, first.replace("memory.used", "memory.reserved"))):
+        (card,) = parse_spec(f"{line}\n{named}, {total} MiB, {used} MiB, {said} MiB").gpus
+        assert int(card.free) // MIB == free
+        assert card.used + card.free == card.total - card.reserved
+
+
+@pytest.mark.parametrize("keys", ["free=23035MiB", "total=9GiB:free=10GiB"])
+def test_free_memory_above_the_printed_or_given_total_is_refused(keys: str) -> None:
+    with pytest.raises(UsageError, match="more than the"):
+        parse_spec(f"NVIDIA L4 23034 MiB:{keys}")
+
+
+def test_a_full_card_has_nothing_free() -> None:
+    lines = "name, memory.total [MiB], memory.used [MiB]\nNVIDIA L4, 23034 MiB, 22900 MiB"
+    assert parse_spec(lines).gpus[0].free == 0
 
 
 def test_a_query_without_names_is_asked_back() -> None:

@@ -139,7 +139,8 @@ def test_links_and_ram_and_cores():
         ("a100-80g:mig=5g.40gb", "no MIG profile 5g.40gb", "3g.40gb"),
         ("2xa100-80g:mig=3g.40gb,p2p=all", "MIG slices have no peers", "leave p2p out"),
         ("2xa100-80g:mig=3g.40gb,nvlink=0-1", "no NVLink", "leave the pair out"),
-        ("rtx3090:18GB", "'18GB' is no key", "free=18gb, or total=18gb"),
+        ("rtx3090:18GB", "'18GB' is no key", "18GB is free=18GB, or total=18GB"),
+        ("l4:20GiB", "'20GiB' is no key", "20GiB is free=20GiB, or total=20GiB"),
         ("l4:free=99GiB", "more than the", "total"),
         ("l4:used=1GiB:free=1GiB", "do not add up", "only one"),
         ("2xrtx3090,nvlink=0", "not a pair", "0-1+2-3"),
@@ -239,9 +240,12 @@ def test_each_form_has_an_example() -> None:
         assert any(re.fullmatch(form, text, re.IGNORECASE) for text in texts), form
 
 
-@pytest.mark.parametrize(
-    "text", ["internvl2-8b", "x2", "2x", "4090 x 99", "rtx", "l4:free=2GB,1GB", "3090:18GB"]
-)
+NO_MACHINES = ["internvl2-8b", "x2", "2x", "4090 x 99", "rtx", "l4:free=2GB,1GB", "3090:18GB"]
+#: Texts with as many parts as another form may have, and with more.
+LONG_TEXTS = ["x\u3001" * 200, "x\u3001" * 500, "x\u3001" * 500 + "\nx"]
+
+
+@pytest.mark.parametrize("text", NO_MACHINES + LONG_TEXTS)
 def test_what_means_no_machine_stays_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_spec(text)

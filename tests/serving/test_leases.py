@@ -21,10 +21,12 @@ from tests.support.processes import REPO
 from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
 from turbofit.core.process import files
+from turbofit.core.process.files import state_dir
 from turbofit.core.process.stat import start_time
 from turbofit.core.units import GIB, MIB
 from turbofit.serving.leases import Leases, _with_reserved, counted, end_orphans
 from turbofit.serving.process.child import group_of, members
+from turbofit.serving.runs import Record
 
 pytestmark = pytest.mark.slow
 
@@ -87,9 +89,8 @@ def test_a_lease_counts_for_others_and_not_for_its_owner(tmp_path: Path) -> None
         assert seen.free == max(0, before.free - need)
         assert seen.used + seen.free == before.used + before.free
         assert seen.holders[-1].pid == os.getpid()
-        assert "turbofit stop ends it)" in seen.holders[-1].name
         pretend = replace(before, uuid="preset-0")
-        seen = _with_reserved(pretend, [replace(lease, need={"preset-0": need})])
+        seen = _with_reserved(pretend, [replace(lease, need={"preset-0": need})], set())
         assert "another --on SPEC is another machine" in seen.holders[-1].name
         assert counted(machine(1), mine) == machine(1)
         child = os.fork()  # which leaves it alone
@@ -100,6 +101,27 @@ def test_a_lease_counts_for_others_and_not_for_its_owner(tmp_path: Path) -> None
         assert [lease.pid for lease in yours.others()] == [os.getpid()]
     with Leases(tmp_path) as later:
         assert later.others() == later.stale() == []
+
+
+@pytest.mark.usefixtures("state")
+def test_turbofit_stop_is_named_where_it_ends_the_owner(tmp_path: Path) -> None:
+    """Pipelines, trials, other users and other containers hold leases that no `stop` finds."""
+    with reserved(tmp_path), Leases(tmp_path) as yours:
+
+        def names_stop() -> bool:
+            return "turbofit stop" in counted(machine(1), yours).gpus[0].holders[-1].name
+
+        assert not names_stop()
+        record = Record(state_dir("runs") / "20260101-000000-M", model="M", command="tune")
+        record.folder.mkdir()
+        record.change()
+        assert not names_stop()
+        record.change(command="serve")
+        assert names_stop()
+        (lease,) = yours.others()
+        elsewhere = replace(lease, pid_namespace="of another container")
+        seen = _with_reserved(machine(1).gpus[0], [elsewhere], {lease.pid})
+        assert "turbofit stop" not in seen.holders[-1].name
 
 
 def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path, engine: Any) -> None:

@@ -22,8 +22,10 @@ from turbofit.core.units import MIB
 _LISTED: Final = re.compile(
     r"\s*GPU\s+(\d+(?:,\d+)*):\s*(\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:.*|$)"
 )
-#: The first line of ``--query-gpu``.
-_QUERY: Final = re.compile(r"(?=.*(?:name|memory))[a-z_.]+( \[\w+\])?(,\s*[a-z_.]+( \[\w+\])?)*")
+#: The first line of ``--query-gpu``; a unit is in brackets, as in "memory.free [MiB]".
+_QUERY: Final = re.compile(
+    r"(?=.*(?:name|memory))[a-z_.]+( \[[\w%]+\])?(,\s*[a-z_.]+( \[[\w%]+\])?)*"
+)
 _MIB: Final = re.compile(r"\d+(?= MiB|$)").match
 #: The line of a MIG slice, which follows the line of the slice's GPU.
 _LISTED_SLICE: Final = re.compile(r"\s*MIG\s+(\S+)\s+Device\b")
@@ -33,7 +35,8 @@ class SmiGpu(Struct):
     """A GPU from nvidia-smi's table, from ``nvidia-smi -L``, or from another program's list.
 
     Sizes are in bytes, as nvidia-smi counts memory. ``count`` is the number of equal GPUs that one
-    line of a list names.
+    line of a list names. Neither ``used`` nor ``free`` has what the driver reserves, so
+    ``used`` is not ``total`` less ``free``.
     """
 
     index: int
@@ -41,13 +44,16 @@ class SmiGpu(Struct):
     count: int = 1
     used: int | None = None
     total: int | None = None
+    free: int | None = None
 
     def spec(self) -> str:
         """Return the GPU, or all equal GPUs of its line, as one group of a SPEC."""
         parts = [f"{self.count}x{self.name}" if self.count > 1 else self.name]
         if self.total:
             parts[0] += f" {self.total // MIB} MiB"
-        if self.used:
+        if self.free is not None:
+            parts.append(f"free={self.free // MIB}MiB")
+        elif self.used:
             parts.append(f"used={self.used // MIB}MiB")
         return ":".join(parts)
 
@@ -170,9 +176,8 @@ def _queried(lines: list[str]) -> Iterator[SmiGpu]:
                 " --format=csv",
             )
         sizes = {key: int(found[0]) * MIB for key, value in row.items() if (found := _MIB(value))}
-        total, free = sizes.get("memory.total"), sizes.get("memory.free")
-        used = total - free if total and free else None
-        yield SmiGpu(index=0, name=row["name"], used=sizes.get("memory.used", used), total=total)
+        total, used, free = (sizes.get(f"memory.{key}") for key in ("total", "used", "free"))
+        yield SmiGpu(index=0, name=row["name"], used=used, total=total, free=free)
 
 
 def _read_list(lines: list[str]) -> list[str]:

@@ -60,6 +60,10 @@ _MOST_CORES: Final = 4096
 
 #: The most characters of a group; names of cards have up to 60.
 _LONGEST: Final = 200
+
+#: The most characters of a text that is read as another form. Each joint in it is a recursion, and
+#: each recursion tries all forms; 400 characters of joints take 0.15 s.
+_LONGEST_FORM: Final = 400
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
 _NUMBER: Final = re.compile(rf"(?<![a-z])(?:{'|'.join(COUNTS)})(?![a-z])", re.IGNORECASE)
 #: Where the options of a machine begin.
@@ -107,7 +111,7 @@ def parse_spec(spec: str) -> Machine:
     """Build the machine that a SPEC describes.
 
     Some other forms of text can mean only one machine (`_rewritten`). Such a text is read as the
-    SPEC of that machine, with a warning.
+    SPEC of that machine, with a warning. A form has one line and at most 400 characters.
 
     Raises:
         UsageError: a name, key, size or pair is not valid; the hint has a valid one.
@@ -116,10 +120,12 @@ def parse_spec(spec: str) -> Machine:
     try:
         return _parsed(spec)
     except UsageError:
+        if "\n" in spec or len(spec) > _LONGEST_FORM:
+            raise
         cards, *options = _OPTION.split(" ".join(_NUMBER.sub(_digit, spec).split()), 1)
         written = "".join([_rewritten(cards), *options])
         with suppress(UsageError):
-            machine = _parsed("" if "\n" in spec else written)
+            machine = _parsed(written)
             note = f"{spec} was read as {written}"
             return replace(machine, warnings=(note, *machine.warnings))
         raise
@@ -319,10 +325,14 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
 
     A given ``total`` is all that CUDA can allocate: nothing is reserved then. A percentage in
     ``used`` is of the card's total, a percentage in ``free`` of the total less the reserved bytes.
+    What nvidia-smi printed may be more than CUDA can allocate by the preset, since drivers reserve
+    different sizes; it counts as all, then.
     """
     total, reserved = int(gpu.total), int(gpu.reserved)
+    printed = _SMI_NAME.fullmatch(name)
+    most = int(printed["mib"]) * MIB if printed else 0
     if "total" in given:
-        total, reserved = parse_bytes(given["total"], what=f"total of {name}"), 0
+        total, reserved, most = parse_bytes(given["total"], what=f"total of {name}"), 0, 0
     usable = total - reserved
     if total == 0:
         _refuse(
@@ -340,12 +350,13 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
             sizes[key] = parse_bytes(given[key], what=what)
         else:
             sizes[key] = min(usable, int(whole * share))
-        if sizes[key] > usable:
+        if sizes[key] > max(usable, most):
             _refuse(
                 f"{name}: {key}={format_bytes(sizes[key])} is more than the "
                 f"{format_bytes(usable)} that CUDA can hand out",
                 f"lower {key}, or give the total as well",
             )
+        sizes[key] = min(usable, sizes[key])
     if len(sizes) == 2 and sum(sizes.values()) != usable:
         _refuse(
             f"{name}: used {format_bytes(sizes['used'])} and free {format_bytes(sizes['free'])} do "
@@ -362,15 +373,16 @@ def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[s
     """Parse ``key=value`` parts into a dict; repeated or unknown keys are errors."""
     values: dict[str, str] = {}
     for part in parts:
-        key, _, value = (word.strip() for word in part.partition("="))
-        key = key.lower()
+        typed, _, value = (word.strip() for word in part.partition("="))
+        key = typed.lower()
         if key in values:
             _refuse(f"{key} is given twice", f"give {key} once")
         if key not in known or not value:
             examples = ", ".join(f"{key}={value}" for key, value in known.items())
             join = "; + joins cards, and : joins the keys of a card"
             if known is _KEYS:
-                join = f"; {key} is free={key}, or total={key}" if _SIZE.fullmatch(key) else ""
+                size = f"; {typed} is free={typed}, or total={typed}"
+                join = size if _SIZE.fullmatch(key) else ""
             _refuse(f"{part.strip()[:40]!r} is no {what}", f"{what}s are {examples}{join}")
         values[key] = value
     return values

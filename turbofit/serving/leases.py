@@ -32,6 +32,7 @@ from turbofit.core.process.variables import leases_folder
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin
 from turbofit.serving.process.child import group_of, members
+from turbofit.serving.runs import live_servers
 
 #: The folder without ``TURBOFIT_LEASES``. All users share the folder, so TMPDIR does not change it;
 #: see `_open_folder`.
@@ -328,18 +329,23 @@ def counted(machine: Machine, leases: Leases) -> Machine:
     engines that are not ready is added to the memory that these engines already use.
     """
     others = leases.others()
-    return replace(machine, gpus=tuple(_with_reserved(gpu, others) for gpu in machine.gpus))
+    servers = {server.record.pid for server in live_servers()} if others else set()
+    gpus = tuple(_with_reserved(gpu, others, servers) for gpu in machine.gpus)
+    return replace(machine, gpus=gpus)
 
 
-def _with_reserved(gpu: Gpu, others: list[Lease]) -> Gpu:
-    """Return the GPU; memory of the GPU that other turbofits will still take counts as used."""
+def _with_reserved(gpu: Gpu, others: list[Lease], servers: set[int]) -> Gpu:
+    """Return the GPU; memory of the GPU that other turbofits will still take counts as used.
+
+    ``servers`` are the processes that `turbofit stop` ends.
+    """
     for lease in others:
         pending = _still_to_take(gpu, lease)
         if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):
-            elsewhere = (
-                "; another --on SPEC is another machine" if gpu.uuid.startswith(_PRETEND) else ""
-            )
-            name = f"turbofit's run of {lease.model} (turbofit stop ends it{elsewhere})"
+            ways = ["turbofit stop ends it"] if lease.here and lease.pid in servers else []
+            if gpu.uuid.startswith(_PRETEND):
+                ways.append("another --on SPEC is another machine")
+            name = f"turbofit's run of {lease.model}" + (f" ({'; '.join(ways)})" if ways else "")
             gpu = replace(
                 gpu,
                 used=gpu.used + min(pending, gpu.free),
