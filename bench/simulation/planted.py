@@ -68,7 +68,7 @@ BUGS = (
         "        if self.turn is not None:\n            engine.turns[self] = self.turn\n", ""),
     Bug("an engine that somebody killed accuses its requests", _START,
         'end.kind == "killed" or any_lost(uuids)', "any_lost(uuids)"),
-    Bug("the next gateway knows no suspect", _START, ", deny_list=run.deny_list)", ")"),
+    Bug("the next gateway knows no suspect", _START, ", deny_list=run.deny_list,", ","),
     Bug("a death is noted once", "gateway/routing/engines.py",
         "self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at",
         "self.death is None"),

@@ -221,7 +221,7 @@ _ONCE = {"encodes_again": False}
 _LARGE = {"model": "qwen2-vl-2b", "max_prefill_token_num": 4096}
 FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
     ("limits", "turbomind", {}, {"units_bound": _twice(engine_bound)}, lambda p: bounds_of(p).gate),
-    ("limits", "turbomind", {}, {"blocks_ahead": 3}, let_in),
+    ("limits", "turbomind", {"enable_prefix_caching": False}, {"blocks_ahead": 3}, let_in),
     ("start", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, cheaper),
     ("start", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, check_seconds),
     ("start", "turbomind", _LARGE, _ONCE, cheaper),

@@ -128,10 +128,16 @@ def problem_of(fit: EngineFit) -> str:
     request, best = fit.request, fit.best
     if best.fits and fit.host_problem:
         return fit.host_problem
-    problem, why = why_not_served(request, best, fit.engine), unsplittable(request)
+    problem, why = why_not_served(request, best, fit.engine), _why_apart(request)
     if not (why and problem):
         return problem
     return f"{why}, so an engine has {best.shape.tp} of {len(request.visible)} GPUs: {problem}"
+
+
+def _why_apart(request: ResolvedRequest) -> str:
+    """Return why no engine has all the GPUs; empty where the person chose tp or replicas."""
+    chosen = request.tp is not None or request.replicas is not None
+    return "" if chosen else unsplittable(request)
 
 
 def _why_engine_lost(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
@@ -209,7 +215,7 @@ def _warnings(fit: EngineFit, promise: Promise) -> Iterator[str]:
     if best.fits:
         yield from known_warnings(fit)
         if idle := idle_words(request, shape.groups):
-            why = unsplittable(request)
+            why = _why_apart(request)
             yield f"{idle}, since {why}" if why else idle
         for group in shape.groups:
             if len({request.machine.gpu(index).name for index in group}) > 1:

@@ -22,6 +22,8 @@ PLAN = ["plan", "internvl2-8b", "--on", "1xrtx3090"]
 
 def sample(option: Option) -> str:
     """A value that click takes."""
+    if isinstance(option.type, click.IntRange) and option.type.min is not None:
+        return str(option.type.min)
     if option.is_flag or option.count or isinstance(option.type, click.types.IntParamType):
         return "1"
     return str(option.type.choices[0]) if isinstance(option.type, click.Choice) else "7"

@@ -33,7 +33,7 @@ def test_the_log_goes_to_stderr_and_json_stays_json(option: list[str], said, cap
     lines = captured.err.splitlines()
     assert {line.split()[2] for line in lines} == said
     search = "turbomind on 1xrtx3090: 4 shapes looked at, 4 fit; the best: tp 1 x 1"
-    assert sum(search in line for line in lines) == bool(said)
+    assert any(search in line for line in lines) == bool(said)
     assert not logging.getLogger("turbofit").handlers
 
 

@@ -10,12 +10,15 @@ from typing import Final
 
 from turbofit.core.model import Model
 from turbofit.core.struct import Struct
+from turbofit.core.version import REFERENCE
 from turbofit.model.quantize.needs import PICTURE_SIDE, Needs
 from turbofit.model.quantize.scheme import Scheme
 
 #: The packages of the program, in one command so that pip keeps to LMDeploy's own versions: both
 #: take torch 2.10 to 2.14 and Transformers 5.15 to 5.17.
-INSTALL: Final = "pip install llmcompressor==0.14.0.1 compressed-tensors==0.19.0 lmdeploy==0.18.0"
+INSTALL: Final = (
+    f"pip install llmcompressor==0.14.0.1 compressed-tensors==0.19.0 lmdeploy=={REFERENCE}.0"
+)
 #: Data sets of the hub that llm-compressor's own examples take.
 _TEXTS: Final = "HuggingFaceH4/ultrachat_200k:train_sft"
 _PICTURES: Final = "lmms-lab/flickr30k:test"
