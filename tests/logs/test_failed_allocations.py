@@ -25,7 +25,7 @@ from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.pretend.elf import Symbols
 from turbofit.rehearsal.pretend.process_memory import CallSites, ProcessMemory
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
-from turbofit.rehearsal.pretend.usage import PINNED, read_timeline
+from turbofit.rehearsal.pretend.usage import PINNED, TimelineReader
 from turbofit.rehearsal.run import EndedRun, run_child
 from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest, Spec
 
@@ -63,9 +63,9 @@ def symbols() -> Symbols:
 def allocations(life: EndedRun) -> Iterator[Allocation]:
     sites, counts = CallSites(symbols().name), [0, 0]
     memory = ProcessMemory(1, CallSites(symbols().name), Scenario(gpus=(CARD,)).pool_step)
-    for event in read_timeline(
+    for event in TimelineReader(
         life.folder / "pretend" / "timelines" / f"{life.notes['pid']}.timeline"
-    ):
+    ).new_events():
         memory.read((event,))
         if event.tag not in "AE":
             continue

@@ -16,7 +16,7 @@ from tests.support.waiting import HANG
 from turbofit.core.units import MIB
 from turbofit.rehearsal.pretend.command import pretend_environment
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario, write_scenario
-from turbofit.rehearsal.pretend.usage import Event, SharedRecord, read_shared, read_timeline
+from turbofit.rehearsal.pretend.usage import Event, SharedRecord, TimelineReader, read_shared
 
 CARD = PretendGpu("Pretend RTX 3090", total=1000 * MIB, used=100 * MIB)
 PRELUDE = """
@@ -99,7 +99,9 @@ class Machine:
         return read_shared(self.folder / "shared")
 
     def timeline(self, pid: int, suffix: str = "") -> list[Event]:
-        return list(read_timeline(self.folder / "timelines" / f"{pid}{suffix}.timeline"))
+        return list(
+            TimelineReader(self.folder / "timelines" / f"{pid}{suffix}.timeline").new_events()
+        )
 
     def timelines(self) -> set[str]:
         return set(os.listdir(self.folder / "timelines"))
@@ -145,4 +147,4 @@ def run(libraries: Path, folder: Path, code: str, scenario: Scenario | None = No
     """Runs code on a pretend machine."""
     timeline = folder / "timeline"
     write_scenario(folder / "scenario", scenario or Scenario((CARD,)), str(timeline))
-    return Ran(Machine(libraries, folder).run(code), list(read_timeline(timeline)))
+    return Ran(Machine(libraries, folder).run(code), list(TimelineReader(timeline).new_events()))

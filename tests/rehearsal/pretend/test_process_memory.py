@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.rehearsal.pretend.process_memory import LOADER, STAGING, CallSites, ProcessMemory
-from turbofit.rehearsal.pretend.usage import Event, read_timeline
+from turbofit.rehearsal.pretend.usage import Event, TimelineReader
 from turbofit.rehearsal.turbomind.readings import card_terms, load_peak
 
 _NAMES = {
@@ -112,7 +112,7 @@ O 1 0 -1 9000 500 8500 @
 S big.py:9
 """
     )
-    seen = ProcessMemory(2, None, pool_step=512).read(read_timeline(path))
+    seen = ProcessMemory(2, None, pool_step=512).read(TimelineReader(path).new_events())
     assert (seen.pid, seen.parent, seen.command) == (7, 3, "python  train.py --x")
     card = seen.cards[1]
     assert card.peak == {"load weights": 512, "step": 1536, "end": 200}

@@ -73,11 +73,6 @@ class TimelineReader:
                     return
 
 
-def read_timeline(path: Path) -> Iterator[Event]:
-    """Yield all events of a timeline."""
-    return TimelineReader(path).new_events()
-
-
 def timeline_is_full(path: Path) -> bool:
     """Return whether events are missing: the file reached its limit, or the disk was full."""
     with path.open("rb") as file:
