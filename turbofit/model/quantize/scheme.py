@@ -31,6 +31,14 @@ _ROUTERS: Final = ("re:.*mlp[.]gate$", "re:.*shared_expert_gate$")
 _DELTA: Final = "re:.*linear_attn[.]in_proj.*"
 #: The roles of those projections.
 _DELTA_ROLES: Final = ("delta.qkv", "delta.z")
+#: Models of whose experts TurboMind reads other names than llm-compressor writes, which are
+#: ``experts.0.gate_proj``, ``up_proj`` and ``down_proj`` of each expert. Source:
+#: lmdeploy turbomind/models/mixtral.py::MixtralModel.ffn #be4f98
+#: lmdeploy turbomind/models/gpt_oss.py::GptOssModel._packed_moe_ffn #6575b1
+_READ_EXPERTS: Final = {
+    "MixtralForCausalLM": "w1, w3 and w2",
+    "GptOssForCausalLM": "the stacked gate_up_proj and down_proj",
+}
 
 
 class Scheme(Struct):
@@ -74,6 +82,12 @@ def scheme_for(model: Model) -> Scheme:
             " defined by the checkpoint's own code alone",
             hint="name the same model in the Transformers format, as InternVL3-8B-hf is of"
             " InternVL3-8B, or make AWQ with lmdeploy lite auto_awq",
+        )
+    if read := _READ_EXPERTS.get(model.text.architecture):
+        raise UsageError(
+            "llm-compressor writes each expert's gate_proj, up_proj and down_proj, and TurboMind"
+            f" reads {read} of {model.text.architecture}",
+            hint=_instead(model),
         )
     problem = ""
     for size in GROUPS:
