@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import base64
+import importlib
 import io
 import json
 import runpy
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.model.quantize.made import fill_randomly
-from tests.support.checkpoints import TEXT, make_internvl_hf, make_qwen2_vl, write
+from tests.support.checkpoints import TEXT, make_internvl_hf, make_qwen2_vl, write, write_files
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.quantize.fit import quantizing
@@ -89,6 +92,45 @@ def test_the_program_is_python_with_the_constants_of_the_request(tmp_path) -> No
     wanted |= {"MODEL": "qwen3-30b-a3b", "OUT": made.folder, "EXPERTS": True, "GROUP": 128}
     assert wanted.items() <= assigned.items()
     assert assigned["IGNORE"] == list(made.scheme.ignore)
+    assert assigned["DTYPE"] == "auto"
+
+
+def test_a_float32_checkpoint_is_loaded_and_counted_in_16_bits() -> None:
+    half = preset_model("llama-3.1-8b")
+    full = replace(half, dtype="float32", weight_bytes=2 * half.weight_bytes)
+    machine, request = machine_from("1xrtx3090,ram=64GiB"), Request(name="m")
+    of_half, of_full = (quantizing(model, machine, request) for model in (half, full))
+    assert "DTYPE = 'bfloat16'" in of_full.program
+    assert of_full.needs.host == of_half.needs.host
+    assert of_full.needs.card == of_half.needs.card
+    assert of_full.needs.source == 2 * of_half.needs.source
+
+
+def functions_of(program, **more):
+    """The program's functions, without its imports of llm-compressor and its loss."""
+    body = [
+        node
+        for node in ast.parse(program).body
+        if (isinstance(node, ast.FunctionDef) and not node.decorator_list)
+        or (isinstance(node, ast.Assign) and node.targets[0].id != "DEVICE")
+    ]
+    names = {name: importlib.import_module(name) for name in ("inspect", "json", "os", "shutil")}
+    names |= {"Path": Path, **more}
+    exec(compile(ast.Module(body=body, type_ignores=[]), "quantize.py", "exec"), names)
+    return names
+
+
+def test_the_config_of_what_is_made_of_float32_says_16_bits(tmp_path) -> None:
+    half = preset_model("llama-3.1-8b")
+    machine, request = machine_from("1xrtx3090,ram=64GiB"), Request(name="m")
+    program = quantizing(replace(half, dtype="float32"), machine, request).program
+    source, out = tmp_path / "source", tmp_path / "out"
+    config = {"torch_dtype": "float32", "text_config": {"dtype": "float32", "hidden_size": 8}}
+    write_files(source, config=config)
+    write_files(out, config={"quantization_config": {"ignore": []}})
+    functions_of(program)["copy_the_rest"](source, out)
+    made = json.loads((out / "config.json").read_text())
+    assert made["torch_dtype"] == made["text_config"]["dtype"] == "bfloat16"
 
 
 @pytest.mark.slow

@@ -80,3 +80,11 @@ def test_models_whose_experts_get_other_names_are_refused(name) -> None:
     assert model.architecture in caught.value.message
     assert "gate_proj" in caught.value.message
     assert packed_model(model) is None
+
+
+def test_what_is_made_of_float32_has_16_bits() -> None:
+    half = preset_model("llama-3.1-8b")
+    made = packed_model(replace(half, dtype="float32"))
+    assert made is not None
+    assert made.dtype == "bfloat16"
+    assert made.weight_bytes == packed_model(half).weight_bytes

@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import DTYPE_BYTES, Model
+from turbofit.core.model import Model
 from turbofit.core.struct import Struct
 from turbofit.core.units import FLOAT, GIB, HALF, MIB
 from turbofit.model.parameters import stored_bytes
@@ -96,7 +96,7 @@ def needs_of(model: Model, scheme: Scheme, samples: int, tokens: int) -> Needs:
     )
     card["pool"] = max(_POOL, int(sum(card.values()) * _POOL_SHARE))
     host = {
-        "model": model.parameters * DTYPE_BYTES[model.dtype],
+        "model": model.parameters * HALF,
         "samples": samples * _sample_bytes(model, tokens),
         "process": _PROCESS,
     }

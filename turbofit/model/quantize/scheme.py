@@ -11,7 +11,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model, Quantization
+from turbofit.core.model import Dtype, Model, Quantization
 from turbofit.core.struct import Struct
 from turbofit.model.families.engines import engine_problem, only_its_code
 from turbofit.model.parameters import stored_bytes
@@ -39,6 +39,11 @@ _READ_EXPERTS: Final = {
     "MixtralForCausalLM": "w1, w3 and w2",
     "GptOssForCausalLM": "the stacked gate_up_proj and down_proj",
 }
+
+
+def dtype_in_16_bits(model: Model) -> Dtype:
+    """Return the type in which a model is loaded to be packed: its own, if that has 16 bits."""
+    return "bfloat16" if model.dtype == "float32" else model.dtype
 
 
 class Scheme(Struct):
@@ -109,10 +114,12 @@ def packed_model(model: Model) -> Model | None:
         packing = scheme_for(model).quantization
     except UsageError:
         return None
+    dtype = dtype_in_16_bits(model)
     return replace(
         model,
+        dtype=dtype,
         quantization=packing,
-        weight_bytes=stored_bytes(model.text, model.vision, model.dtype, packing),
+        weight_bytes=stored_bytes(model.text, model.vision, dtype, packing),
         tensor_bytes={},
         source=replace(model.source, sizes="formula"),
     )
