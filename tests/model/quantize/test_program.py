@@ -9,6 +9,7 @@ import io
 import json
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
@@ -131,6 +132,50 @@ def test_the_config_of_what_is_made_of_float32_says_16_bits(tmp_path) -> None:
     functions_of(program)["copy_the_rest"](source, out)
     made = json.loads((out / "config.json").read_text())
     assert made["torch_dtype"] == made["text_config"]["dtype"] == "bfloat16"
+
+
+class Ids(list):
+    """A text's ids, a row of one batch, as a tensor has them: with a shape, and cut by columns."""
+
+    shape = property(lambda self: (1, len(self)))
+
+    def __getitem__(self, key):
+        return Ids(super().__getitem__(key[1])) if isinstance(key, tuple) else self
+
+
+def read_rows(rows, folder):
+    """Return the texts of the samples that the program takes of these lines."""
+    samples = folder / "samples.jsonl"
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path, _ = written("llama-3.1-8b", folder, data=str(samples), samples=8, tokens=64)
+    texts: list[str] = []
+
+    def tokenizer(text, return_tensors):
+        texts.append(text[0])
+        return {"input_ids": Ids(text[0])}
+
+    model = SimpleNamespace(forward=lambda input_ids: None)
+    kept, held = functions_of(path.read_text())["read_samples"](model, tokenizer)
+    return texts, len(kept) + len(held)
+
+
+def test_lines_of_ordinary_logs_are_read_or_left_out(tmp_path, capsys) -> None:
+    """They are read after the model was loaded, so a crash there costs minutes."""
+    user = {"role": "user", "content": "hi"}
+    video = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA"}}
+    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    rows = [
+        {"messages": [user, called]},
+        {"messages": [user, {"role": "assistant"}]},
+        {"body": {"prompt": "a prompt"}},
+        {"messages": [{"role": "user", "content": [video]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        {"score": 1},
+    ]
+    texts, count = read_rows(rows, tmp_path)
+    assert texts == ["hi\n", "hi\n", "a prompt"]
+    assert count == 3
+    assert "3 left out" in capsys.readouterr().out
 
 
 @pytest.mark.slow
