@@ -33,6 +33,22 @@ def test_a_machine_that_is_too_small_is_exit_code_3(capsys) -> None:
     assert "llmcompressor==" in shown
 
 
+def test_the_shown_commands_are_what_was_typed(tmp_path, capsys) -> None:
+    program = str(tmp_path / "my.py")
+    words = ["llama-3.1-8b", *ON, "--gpus", "0", "--samples", "own.jsonl", "--calib-samples", "9"]
+    assert main(["quantize", *words, "--out", program]) == 0
+    shown = capsys.readouterr().out
+    assert f"turbofit quantize {' '.join(words)} --calib-seqlen 2048 --out {program}" in shown
+    assert f"python {program}" in shown
+
+
+def test_no_program_is_written_for_a_missing_folder(tmp_path, capsys) -> None:
+    program = tmp_path / "quantize.py"
+    assert main(["quantize", "/missing/llama-3.1-8b", *ON, "--out", str(program)]) == 2
+    assert not program.exists()
+    assert "/missing/llama-3.1-8b" in capsys.readouterr().err
+
+
 def test_a_result_is_read_and_planned_and_a_damaged_one_is_not(tmp_path, capsys) -> None:
     pytest.importorskip("safetensors.torch")
     plain = make_plain(tmp_path / "m")

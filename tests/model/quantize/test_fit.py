@@ -35,6 +35,18 @@ def test_fewer_and_then_shorter_samples_are_taken_where_memory_is_short() -> Non
     assert few.needs.host < 22 * GIB
     given = made("llama-3.1-8b", "1xrtx3090,ram=22GiB", samples=256, tokens=2048)
     assert (given.fits, given.needs.samples) == (False, 256)
+    assert "with 256 samples of 2,048 tokens:" in given.verdict
+    assert "not even" not in given.verdict
+    assert (
+        "not even with 64 samples of 512 tokens:" in made("llama-3.1-8b", "1xt4,ram=4GiB").verdict
+    )
+
+
+def test_the_program_runs_on_the_card_that_was_counted() -> None:
+    """Without these variables it runs on the first card, whatever is free there."""
+    several = made("llama-3.1-8b", "1xrtx3060+1xrtx3090,ram=64GiB")
+    assert several.environment == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1"}
+    assert made("llama-3.1-8b", "1xrtx3090,ram=64GiB").environment == {}
 
 
 def test_a_small_card_is_told_by_how_much_and_which_would_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from turbofit.core.units import GIB, MIB
 from turbofit.model.presets import preset_model
@@ -36,6 +37,20 @@ def test_host_memory_grows_with_samples_and_disk_does_not() -> None:
     assert many.host - few.host == 192 * many.host_terms["samples"] // 256
     assert many.disk == few.disk
     assert 4 * GIB < many.disk < many.source / 2
+
+
+def test_layers_that_propose_tokens_are_copied_in_16_bits() -> None:
+    """Qwen3.5-27B's mtp: a layer of full attention, what joins two states, and four norms."""
+    model = preset_model("qwen3.5-27b")
+    scheme = scheme_for(model)
+    plain = replace(model, text=replace(model.text, draft_layers=0))
+    with_draft, without = (needs_of(one, scheme, 64, 512) for one in (model, plain))
+    text = model.text
+    attention = text.hidden * text.head_dim * (3 * text.heads + 2 * text.kv_heads)
+    layer = attention + 3 * text.hidden * text.intermediate
+    copied = 2 * (layer + 2 * text.hidden**2)
+    assert 0 <= with_draft.disk - without.disk - copied < MIB
+    assert with_draft.source - without.source == with_draft.disk - without.disk
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import base64
+import importlib
 import io
 import json
 import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from tests.model.quantize.made import fill_randomly
-from tests.support.checkpoints import TEXT, make_internvl_hf, make_qwen2_vl, write
+from tests.support.checkpoints import TEXT, make_internvl_hf, make_qwen2_vl, write, write_files
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.quantize.fit import quantizing
@@ -89,6 +93,89 @@ def test_the_program_is_python_with_the_constants_of_the_request(tmp_path) -> No
     wanted |= {"MODEL": "qwen3-30b-a3b", "OUT": made.folder, "EXPERTS": True, "GROUP": 128}
     assert wanted.items() <= assigned.items()
     assert assigned["IGNORE"] == list(made.scheme.ignore)
+    assert assigned["DTYPE"] == "auto"
+
+
+def test_a_float32_checkpoint_is_loaded_and_counted_in_16_bits() -> None:
+    half = preset_model("llama-3.1-8b")
+    full = replace(half, dtype="float32", weight_bytes=2 * half.weight_bytes)
+    machine, request = machine_from("1xrtx3090,ram=64GiB"), Request(name="m")
+    of_half, of_full = (quantizing(model, machine, request) for model in (half, full))
+    assert "DTYPE = 'bfloat16'" in of_full.program
+    assert of_full.needs.host == of_half.needs.host
+    assert of_full.needs.card == of_half.needs.card
+    assert of_full.needs.source == 2 * of_half.needs.source
+
+
+def functions_of(program, **more):
+    """The program's functions, without its imports of llm-compressor and its loss."""
+    body = [
+        node
+        for node in ast.parse(program).body
+        if (isinstance(node, ast.FunctionDef) and not node.decorator_list)
+        or (isinstance(node, ast.Assign) and node.targets[0].id != "DEVICE")
+    ]
+    names = {name: importlib.import_module(name) for name in ("inspect", "json", "os", "shutil")}
+    names |= {"Path": Path, **more}
+    exec(compile(ast.Module(body=body, type_ignores=[]), "quantize.py", "exec"), names)
+    return names
+
+
+def test_the_config_of_what_is_made_of_float32_says_16_bits(tmp_path) -> None:
+    half = preset_model("llama-3.1-8b")
+    machine, request = machine_from("1xrtx3090,ram=64GiB"), Request(name="m")
+    program = quantizing(replace(half, dtype="float32"), machine, request).program
+    source, out = tmp_path / "source", tmp_path / "out"
+    config = {"torch_dtype": "float32", "text_config": {"dtype": "float32", "hidden_size": 8}}
+    write_files(source, config=config)
+    write_files(out, config={"quantization_config": {"ignore": []}})
+    functions_of(program)["copy_the_rest"](source, out)
+    made = json.loads((out / "config.json").read_text())
+    assert made["torch_dtype"] == made["text_config"]["dtype"] == "bfloat16"
+
+
+class Ids(list):
+    """A text's ids, a row of one batch, as a tensor has them: with a shape, and cut by columns."""
+
+    shape = property(lambda self: (1, len(self)))
+
+    def __getitem__(self, key):
+        return Ids(super().__getitem__(key[1])) if isinstance(key, tuple) else self
+
+
+def read_rows(rows, folder):
+    """Return the texts of the samples that the program takes of these lines."""
+    samples = folder / "samples.jsonl"
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path, _ = written("llama-3.1-8b", folder, data=str(samples), samples=8, tokens=64)
+    texts: list[str] = []
+
+    def tokenizer(text, return_tensors):
+        texts.append(text[0])
+        return {"input_ids": Ids(text[0])}
+
+    model = SimpleNamespace(forward=lambda input_ids: None)
+    kept, held = functions_of(path.read_text())["read_samples"](model, tokenizer)
+    return texts, len(kept) + len(held)
+
+
+def test_lines_of_ordinary_logs_are_read_or_left_out(tmp_path, capsys) -> None:
+    """They are read after the model was loaded, so a crash there costs minutes."""
+    user = {"role": "user", "content": "hi"}
+    video = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA"}}
+    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    rows = [
+        {"messages": [user, called]},
+        {"messages": [user, {"role": "assistant"}]},
+        {"body": {"prompt": "a prompt"}},
+        {"messages": [{"role": "user", "content": [video]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        {"score": 1},
+    ]
+    texts, count = read_rows(rows, tmp_path)
+    assert texts == ["hi\n", "hi\n", "a prompt"]
+    assert count == 3
+    assert "3 left out" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
 from tests.model.quantize.made import config_of, make_plain, packed_tensors, write_packed
+from tests.support.tiny_checkpoints import LLAMA
 from turbofit.core.errors import UsageError
 from turbofit.model.quantize.read import read_result, unpacked
 from turbofit.model.source import resolve_model
@@ -73,6 +77,28 @@ def test_a_missing_tensor_is_named(read, plain) -> None:
     problems = read(tensors).problems
     assert any(problem.startswith("model.norm.weight ") for problem in problems)
     assert any(problem.startswith(f"{MODULE}.weight_packed ") for problem in problems)
+
+
+def test_a_buffer_and_a_tied_head_are_no_missing_tensors(plain, tmp_path) -> None:
+    """Old checkpoints have inv_freq, and some a copy of the tied head; Transformers saves none."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "source"
+    shutil.copytree(plain, source)
+    stored = load_file(source / "model.safetensors")
+    stored["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(64)
+    save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
+    tensors = packed_tensors(plain)
+    del tensors["lm_head.weight"]
+    for tied, missing in ((True, []), (False, ["lm_head.weight"])):
+        config = config_of() | {"tie_word_embeddings": tied}
+        source.joinpath("config.json").write_text(
+            json.dumps({**LLAMA, "torch_dtype": "bfloat16", "tie_word_embeddings": tied})
+        )
+        out = write_packed(source, tmp_path / str(tied), tensors, config)
+        problems = read_result(resolve_model(str(source)), str(out)).problems
+        assert [problem.split()[0] for problem in problems] == missing
 
 
 def test_scales_of_another_group_than_the_config_says_are_named(read, plain) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.model.presets import preset_model
-from turbofit.model.quantize.scheme import packed_linears, scheme_for
+from turbofit.model.quantize.scheme import packed_linears, packed_model, scheme_for
 
 
 def in_16_bits(name: str, module: str) -> bool:
@@ -68,3 +69,22 @@ def test_models_that_cannot_be_made_are_refused_with_another_way(model, said) ->
     with pytest.raises(UsageError) as caught:
         scheme_for(preset_model(model))
     assert said in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "gpt-oss-20b"])
+def test_models_whose_experts_get_other_names_are_refused(name) -> None:
+    """llm-compressor writes gate_proj for each expert, which TurboMind's classes do not read."""
+    model = replace(preset_model(name), quantization=None)
+    with pytest.raises(UsageError) as caught:
+        scheme_for(model)
+    assert model.architecture in caught.value.message
+    assert "gate_proj" in caught.value.message
+    assert packed_model(model) is None
+
+
+def test_what_is_made_of_float32_has_16_bits() -> None:
+    half = preset_model("llama-3.1-8b")
+    made = packed_model(replace(half, dtype="float32"))
+    assert made is not None
+    assert made.dtype == "bfloat16"
+    assert made.weight_bytes == packed_model(half).weight_bytes

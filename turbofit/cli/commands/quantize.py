@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -49,9 +50,11 @@ def quantize(
     from turbofit.machine.source import machine_from
     from turbofit.model.quantize.fit import quantizing
     from turbofit.model.quantize.program import Request
-    from turbofit.model.source import resolve_model
-    from turbofit.report.views.quantize_view import quantizing_view
+    from turbofit.model.source import refuse_missing_folder, resolve_model
+    from turbofit.report.views.quantize_view import Typed, quantizing_view
 
+    if out is not None:
+        refuse_missing_folder(model)
     machine = machine_from(on, gpus=gpus)
     with under_way("reading the checkpoint"):
         known = resolve_model(model, revision=revision)
@@ -77,8 +80,16 @@ def quantize(
     if out is not None:
         write_output(out, made.program)
         say(f"written to {out}: run it where llm-compressor is installed")
-    form.show(made, quantizing_view)
+    typed = Typed(start=_start(model, revision, on, gpus), samples=samples, out=out)
+    form.show(made, lambda document: quantizing_view(document, typed))
     return code
+
+
+def _start(model: str, revision: str | None, on: str | None, gpus: str | None) -> tuple[str, ...]:
+    """Return the words that name model and machine, as they were typed."""
+    options = {"--revision": revision, "--on": on, "--gpus": gpus}
+    given = [(name, value) for name, value in options.items() if value is not None]
+    return (model, *chain.from_iterable(given))
 
 
 def _read(model: Model, folder: str, machine: Machine, form: Form) -> int:

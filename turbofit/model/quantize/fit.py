@@ -40,6 +40,9 @@ class Quantizing(JsonDocument):
     needs: Needs
     context: Annotated[int, doc("The CUDA context of the program on this card, at most.")]
     card_free: Annotated[int, doc("Free bytes of the freest card.")]
+    environment: Annotated[
+        dict[str, str], doc("Variables with which the program runs on this card.")
+    ]
     host_available: Size | NaType
     smallest_card: Annotated[str | None, doc("The smallest known card that is large enough.")]
     auto_awq: Annotated[AwqNeeds, doc("What LMDeploy's own tool takes, with its usual samples.")]
@@ -71,17 +74,19 @@ def quantizing(model: Model, machine: Machine, request: Request) -> Quantizing:
     fitting = [one for one in counted if not _shortages(one, context, gpu, available)]
     needs = (fitting or counted[-1:])[0]
     shortages = _shortages(needs, context, gpu, available)
+    was_given = request.samples is not None and request.tokens is not None
     return Quantizing(
         model=request.name,
         folder=request.folder,
         parameters=model.parameters,
         machine=machine.name,
         fits=not shortages,
-        verdict=_verdict(needs, gpu, available, shortages),
+        verdict=_verdict(needs, gpu, available, shortages, was_given=was_given),
         scheme=scheme,
         needs=needs,
         context=context,
         card_free=known(gpu.free, 0),
+        environment=_environment(machine, gpu),
         host_available=available,
         smallest_card=_smallest_card(needs.card),
         auto_awq=awq_needs(model),
@@ -111,10 +116,21 @@ def _shortages(needs: Needs, context: int, gpu: Gpu, available: int | NaType) ->
     return found
 
 
-def _verdict(needs: Needs, gpu: Gpu, available: int | NaType, shortages: list[str]) -> str:
+def _environment(machine: Machine, gpu: Gpu) -> dict[str, str]:
+    """Return what makes a card the first one of a process; nothing where there is no other card."""
+    if len(machine.gpus) == 1:
+        return {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(gpu.index)}
+
+
+def _verdict(
+    needs: Needs, gpu: Gpu, available: int | NaType, shortages: list[str], *, was_given: bool
+) -> str:
+    """Say whether the card can make it; ``was_given``: a person gave both numbers."""
     size = f"{needs.samples} samples of {needs.tokens:,} tokens"
     if shortages:
-        return f"{gpu.name} cannot make it, with {size} neither: {'; '.join(shortages)}"
+        with_ = "with" if was_given else "not even with"
+        return f"{gpu.name} cannot make it, {with_} {size}: {'; '.join(shortages)}"
     made = f"{gpu.name} can make it, with {size}"
     if available == NA:
         return f"{made}, if the host has {format_bytes(needs.host)} of memory left"

@@ -13,9 +13,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import DTYPE_BYTES, Model
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
 from turbofit.core.struct import Struct
 from turbofit.core.units import FLOAT, GIB, HALF, MIB
+from turbofit.model.drafts import with_draft
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.quantize.scheme import Scheme, packed_linears
 from turbofit.model.tensors import Tensor, elements, text_tensors
@@ -40,6 +42,8 @@ _LOSS_ROWS: Final = 3 * 256
 _PROCESS: Final = 3 * GIB
 #: Bytes of a score in attention that is computed in the open: 16 bits, float32, 16 bits again.
 _SCORE: Final = HALF + FLOAT + HALF
+#: The draft whose layers the program copies: tensors of ``mtp.``.
+_MTP: Final = "qwen3_5_mtp"
 #: Samples and tokens that `lmdeploy lite auto_awq` takes if nobody says otherwise. Source:
 #: lmdeploy lite/apis/auto_awq.py::auto_awq #8be456
 AWQ_SAMPLES: Final = 128
@@ -96,10 +100,11 @@ def needs_of(model: Model, scheme: Scheme, samples: int, tokens: int) -> Needs:
     )
     card["pool"] = max(_POOL, int(sum(card.values()) * _POOL_SHARE))
     host = {
-        "model": model.parameters * DTYPE_BYTES[model.dtype],
+        "model": model.parameters * HALF,
         "samples": samples * _sample_bytes(model, tokens),
         "process": _PROCESS,
     }
+    copied = _copied_bytes(model)
     return Needs(
         samples=samples,
         tokens=tokens,
@@ -107,9 +112,25 @@ def needs_of(model: Model, scheme: Scheme, samples: int, tokens: int) -> Needs:
         card_terms=card,
         host=sum(host.values()),
         host_terms=host,
-        disk=stored_bytes(model.text, model.vision, "bfloat16", scheme.quantization),
-        source=model.weight_bytes,
+        disk=stored_bytes(model.text, model.vision, "bfloat16", scheme.quantization) + copied,
+        source=model.weight_bytes + copied,
     )
+
+
+def _copied_bytes(model: Model) -> int:
+    """Return the bytes of the layers that propose tokens, which the program copies in 16 bits.
+
+    A model's weight bytes are without them. A linear layer joins a token's embedding and its state,
+    after a norm of each.
+    """
+    try:
+        draft = with_draft(model, _MTP, None, None).draft
+    except UsageError:
+        return 0
+    assert draft
+    layers = [one for one in text_tensors(draft.text) if one.part not in ("embedding", "head")]
+    joins, norms = 2 * draft.text.hidden, 2
+    return (elements(layers) + (joins + norms) * draft.text.hidden) * HALF
 
 
 def awq_needs(model: Model, samples: int = AWQ_SAMPLES, tokens: int = AWQ_TOKENS) -> AwqNeeds:

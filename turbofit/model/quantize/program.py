@@ -12,7 +12,7 @@ from turbofit.core.model import Model
 from turbofit.core.struct import Struct
 from turbofit.core.version import REFERENCE
 from turbofit.model.quantize.needs import PICTURE_SIDE, Needs
-from turbofit.model.quantize.scheme import Scheme
+from turbofit.model.quantize.scheme import Scheme, dtype_in_16_bits
 
 #: The packages of the program, in one command so that pip keeps to LMDeploy's own versions: both
 #: take torch 2.10 to 2.14 and Transformers 5.15 to 5.17.
@@ -49,9 +49,11 @@ class Request(Struct):
 def program_text(model: Model, scheme: Scheme, request: Request, needs: Needs) -> str:
     """Return the text of the program for a model."""
     usual = _TEXTS if model.vision is None else _PICTURES
+    dtype = dtype_in_16_bits(model)
     values: dict[str, object] = {
         "MODEL": request.name,
         "REVISION": request.revision,
+        "DTYPE": "auto" if dtype == model.dtype else dtype,
         "OUT": request.folder,
         "SAMPLES": request.data or usual,
         "COUNT": needs.samples,

@@ -12,7 +12,7 @@ import importlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Final
 
@@ -42,6 +42,8 @@ _SHOWN: Final = 5
 #: The end of the name of a tensor with all experts of a layer.
 _STACKED: Final = re.compile(r"(?<=[.]experts)[.](?:gate_up|down)_proj$")
 _NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.)")
+_BUFFER: Final = ".rotary_emb.inv_freq"
+_HEAD: Final = "lm_head.weight"
 _ENGINES: Final = ("turbomind", "pytorch")
 #: Files of a checkpoint that are not needed beside the weights.
 _NOT_NEEDED: Final = (".md", ".png", ".jpg", ".gitattributes", "LICENSE", "NOTICE")
@@ -103,7 +105,8 @@ def read_result(source: Model, folder: str) -> Reading:
     where = source.source.checkpoint
     originals = dict(FolderFiles(where).weights().tensors or {}) if where else {}
     comparison = _Comparison(result.source.where, tensors, where, originals, packing)
-    problems = [*_absent(tensors, originals), *_files(result.source.where, where)]
+    wanted = [name for name in originals if not _is_left_out(name, source)]
+    problems = [*_absent(tensors, wanted), *_files(result.source.where, where)]
     problems += _mixed(tensors)
     problems += comparison.problems()
     engines = {name: engine_problem(result, name) or "" for name in _ENGINES}
@@ -128,14 +131,20 @@ def _plain(name: str) -> str:
     return name.removesuffix(PACKED) + _WEIGHT if name.endswith(PACKED) else name
 
 
-def _absent(tensors: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield which tensors of the 16-bit checkpoint are missing, and which have no scales.
+def _is_left_out(name: str, source: Model) -> bool:
+    """Return whether Transformers saves no such tensor: a buffer, or a copy of a tied head."""
+    is_tied = name.endswith(_HEAD) and source.text.tie_word_embeddings
+    return is_tied or name.endswith(_BUFFER)
+
+
+def _absent(tensors: Mapping[str, Tensor], wanted: Sequence[str]) -> Iterator[str]:
+    """Yield which ``wanted`` tensors of the 16-bit checkpoint are missing; which have no scales.
 
     Experts that are stacked in one tensor there have a tensor each here.
     """
     here = {_plain(name) for name in tensors}
     here |= {name.partition(".experts.")[0] + ".experts" for name in tensors}
-    missing = [name for name in originals if _STACKED.sub("", name) not in here]
+    missing = [name for name in wanted if _STACKED.sub("", name) not in here]
     yield from _few("is missing", missing)
     without = [name for name in tensors if name.endswith(PACKED) and _scale_of(name) not in tensors]
     yield from _few("has no weight_scale", without)

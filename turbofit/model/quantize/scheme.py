@@ -11,7 +11,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model, Quantization
+from turbofit.core.model import Dtype, Model, Quantization
 from turbofit.core.struct import Struct
 from turbofit.model.families.engines import engine_problem, only_its_code
 from turbofit.model.parameters import stored_bytes
@@ -31,6 +31,19 @@ _ROUTERS: Final = ("re:.*mlp[.]gate$", "re:.*shared_expert_gate$")
 _DELTA: Final = "re:.*linear_attn[.]in_proj.*"
 #: The roles of those projections.
 _DELTA_ROLES: Final = ("delta.qkv", "delta.z")
+#: Models of whose experts TurboMind reads other names than llm-compressor writes, which are
+#: ``experts.0.gate_proj``, ``up_proj`` and ``down_proj`` of each expert. Source:
+#: lmdeploy turbomind/models/mixtral.py::MixtralModel.ffn #be4f98
+#: lmdeploy turbomind/models/gpt_oss.py::GptOssModel._packed_moe_ffn #6575b1
+_READ_EXPERTS: Final = {
+    "MixtralForCausalLM": "w1, w3 and w2",
+    "GptOssForCausalLM": "the stacked gate_up_proj and down_proj",
+}
+
+
+def dtype_in_16_bits(model: Model) -> Dtype:
+    """Return the type in which a model is loaded to be packed: its own, if that has 16 bits."""
+    return "bfloat16" if model.dtype == "float32" else model.dtype
 
 
 class Scheme(Struct):
@@ -75,6 +88,12 @@ def scheme_for(model: Model) -> Scheme:
             hint="name the same model in the Transformers format, as InternVL3-8B-hf is of"
             " InternVL3-8B, or make AWQ with lmdeploy lite auto_awq",
         )
+    if read := _READ_EXPERTS.get(model.text.architecture):
+        raise UsageError(
+            "llm-compressor writes each expert's gate_proj, up_proj and down_proj, and TurboMind"
+            f" reads {read} of {model.text.architecture}",
+            hint=_instead(model),
+        )
     problem = ""
     for size in GROUPS:
         scheme = Scheme(group_size=size, ignore=_ignored(model))
@@ -95,10 +114,12 @@ def packed_model(model: Model) -> Model | None:
         packing = scheme_for(model).quantization
     except UsageError:
         return None
+    dtype = dtype_in_16_bits(model)
     return replace(
         model,
+        dtype=dtype,
         quantization=packing,
-        weight_bytes=stored_bytes(model.text, model.vision, model.dtype, packing),
+        weight_bytes=stored_bytes(model.text, model.vision, dtype, packing),
         tensor_bytes={},
         source=replace(model.source, sizes="formula"),
     )

@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
-from turbofit.core.struct import NA
+from turbofit.core.struct import NA, Struct
 from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import (
     Code,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.model.quantize.read import Reading
     from turbofit.report.painters.document import Block
 
-#: The name of the program in the commands that are shown.
+#: The name of the program in the commands that are shown, where no other was typed.
 _PROGRAM: Final = "quantize.py"
 #: What is said of LMDeploy's own class.
 _EQUAL: Final = {
@@ -35,7 +35,18 @@ _EQUAL: Final = {
 }
 
 
-def quantizing_view(made: Quantizing) -> Iterator[Block]:
+class Typed(Struct):
+    """What was typed after `turbofit quantize`.
+
+    ``start`` are the words of model and machine. ``samples`` and ``out`` are the options' values.
+    """
+
+    start: tuple[str, ...]
+    samples: str | None = None
+    out: str | None = None
+
+
+def quantizing_view(made: Quantizing, typed: Typed) -> Iterator[Block]:
     """Yield what a quantisation takes of a machine, and the commands that make the checkpoint."""
     needs, scheme = made.needs, made.scheme
     left = "" if made.host_available == NA else f" of {format_bytes(made.host_available)}"
@@ -57,7 +68,7 @@ def quantizing_view(made: Quantizing) -> Iterator[Block]:
     )
     yield Heading("How", short=True)
     yield Code(made.install, "the packages", short=True)
-    yield Code(_making(made), "the program", short=True)
+    yield Code(_making(made, typed), "the program", short=True)
     if made.warnings:
         yield Items(made.warnings, "warn", short=True)
 
@@ -78,12 +89,21 @@ def _auto_awq(made: Quantizing) -> str:
     return f"makes AWQ; {format_bytes(needs.card)} of the card, which {does}, for {usual} at once"
 
 
-def _making(made: Quantizing) -> str:
-    """Return the commands that write the program, run it, and examine its result."""
-    start = ["turbofit", "quantize", made.model]
-    write = shlex.join([*start, "--on", made.machine, "--out", _PROGRAM])
-    read = shlex.join([*start, "--read", made.folder, "--on", made.machine])
-    return f"{write}\npython {_PROGRAM}\n{read}"
+def _making(made: Quantizing, typed: Typed) -> str:
+    """Return the commands that write the program, run it, and examine its result.
+
+    The numbers of samples and tokens are those that were counted.
+    """
+    start, program = ["turbofit", "quantize", *typed.start], typed.out or _PROGRAM
+    data = [] if typed.samples is None else ["--samples", typed.samples]
+    counts = ["--calib-samples", str(made.needs.samples), "--calib-seqlen", str(made.needs.tokens)]
+    variables = [f"{name}={value}" for name, value in made.environment.items()]
+    commands = (
+        [*start, *data, *counts, "--out", program],
+        [*variables, "python", program],
+        [*start, "--read", made.folder],
+    )
+    return "\n".join(map(shlex.join, commands))
 
 
 def reading_view(reading: Reading, plan: Plan | None) -> Iterator[Block]:
