@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import socket
 import threading
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -285,6 +286,8 @@ def test_a_private_network_is_dialled_for_named_hosts_alone(
         ("http://[fd12::7]/a", ["[fd12::7]", "fd12::7"]),
         ("http://[fd12::7]:81/a", ["[fd12::7]:81", "fd12::7"]),
         ("https://192.168.1.7/a", ["192.168.1.7", "192.168.1.7"]),
+        ("http://[::ffff:a00:1]/a", [f"[{ip_address('::ffff:a00:1')}]", "10.0.0.1"]),
+        ("http://[64:ff9b::a00:1]:81/a", ["[64:ff9b::a00:1]:81", "10.0.0.1"]),
     ],
 )
 @pytest.mark.parametrize("allowed", [(), ("a.org",), ("*",)])

@@ -24,7 +24,7 @@ from yarl import URL
 from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media.addresses import PRIVATE, Network, may_dial, private_networks
+from turbofit.gateway.media.addresses import PRIVATE, Network, innermost, may_dial, private_networks
 
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
@@ -283,7 +283,8 @@ class MediaFetcher:
         name = address if port == _PORTS[url.scheme] else f"{address}:{port}"
         inside = ", and --allowed-media-networks NETWORK if it is on a private network"
         if is_private:
-            inside = f" --allowed-media-networks {host}"
+            network = innermost((url.raw_host or "").rstrip("."))
+            inside = f" --allowed-media-networks {network}"
         row = "media_domain"
         if not self._allowed:
             row = "media_domain:none"
