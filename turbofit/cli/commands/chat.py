@@ -199,7 +199,7 @@ def chat(
     while (text := _typed_line()) is not None:
         if text == "/clear":
             messages = list(instructions)
-        elif text.lstrip("/") in ("help", "?"):
+        elif text in ("/help", "/?"):
             note(_WORDS)
         elif text:
             try:
