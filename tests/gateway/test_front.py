@@ -143,6 +143,32 @@ def test_a_node_with_an_odd_health_page_is_out_with_the_reason(world, body, monk
     assert app._bodies._most == most
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"x": ' + b"[" * 100_000, b"[1]", b"no JSON"], ids=["deep", "a list", "text"]
+)
+def test_a_node_with_an_odd_page_about_serves_and_the_front_stays_healthy(
+    world, body, monkeypatch
+) -> None:
+    address, _, odd = world.node("a")
+    shown = Event()
+
+    async def page(request: Any, route: Any, send: Any) -> bool:
+        if route.kind != "about":
+            return await AsgiApp._page(odd._gateway, request, route, send)
+        await answer(request, send, 200, body, "application/json")
+        shown.set()
+        return True
+
+    monkeypatch.setattr(odd._gateway, "_page", page)
+    app, front = world.front(address)
+    assert shown.is_set()
+    status, _, page_of_front = asked(front.url, path="/health")
+    assert (status, json.loads(page_of_front)["status"]) == (200, "healthy")
+    assert asked(front.url, chat())[0] == 200
+    (node,) = app.nodes.values()
+    assert (node.trouble, node.about.pretend, node.about.models) == ("", False, ())
+
+
 def test_a_front_heeds_its_bound_of_all_requests_at_once(world) -> None:
     address, engine, _ = world.node("a")
     app, front = world.front(address, max_concurrent_requests=2)

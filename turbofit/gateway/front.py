@@ -47,6 +47,8 @@ _CLOSED: Final = (
     "does not show its /about here: --upstream-key gives a server's key, and --allowed-hosts a"
     " server the name in its address"
 )
+#: What the front knows of a node whose page ``/about`` is missing or not readable.
+_UNTOLD: Final = About(pretend=False, key=False, notices=(), models=())
 #: Seconds after which a client should try again, while a server does not answer.
 _RETRY: Final = 5
 
@@ -93,8 +95,8 @@ class Node(RoutedEngine):
         self.up = False
         #: Why the node gets no requests, as a clause without its subject; empty if the node serves.
         self.trouble = _SILENT
-        #: The text of the node's page ``/about`` when it was last read; empty without an answer.
-        self.about = ""
+        #: The node's page ``/about`` when it was last read; `_UNTOLD` if it was not readable.
+        self.about = _UNTOLD
         #: The most bytes of a body by the node's plan; 0 until its health page was read.
         self.bytes_per_body = 0
 
@@ -170,33 +172,34 @@ class Front(AsgiApp):
         """Read a node's pages, and note whether the node serves, and its requests at once.
 
         A node answers ``/about`` only with the right key, and under a name of its own; ``/health``
-        needs neither. Return whether the node has answered ``/about``.
+        needs neither. Return whether the node has answered ``/about``, with a page that is
+        readable or not, and has a valid health page.
         """
-        node.about = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
+        about = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
         text = await self._upstream.page(node, "/health", _HEALTH_SECONDS)
         page, trouble = HealthPage(), ""
-        if not node.about:
+        if not about:
             trouble = _CLOSED
         if not text:
             trouble = _SILENT
         try:
             page = msgspec.json.decode(text or "{}", type=HealthPage)
         except (msgspec.MsgspecError, RecursionError) as exc:
-            trouble, node.about = f"gives a health page that is not valid: {exc}", ""
+            trouble, about = f"gives a health page that is not valid: {exc}", ""
         if page.draining:
             trouble = "ends"
         if trouble != node.trouble:
             _LOG.info("node %s %s", node.index, trouble or "serves")
-        node.trouble, node.up = trouble, not trouble
+        node.trouble, node.up, node.about = trouble, not trouble, _about_in(about)
         # How many requests the engines that are up serve at once; never 0, since `rank` divides by
         # this number.
         node.share = max(1e-3, (page.at_once or 1) * page.up / (page.engines or 1))
         node.prefix_caching = page.prefix_caching
-        if text and node.about:
+        if text and about:
             node.bytes_per_body = page.bytes_per_body
             sizes = (each.bytes_per_body for each in self.nodes.values())
             self._bodies.limit(max(sizes, default=0) or _LARGEST)
-        return bool(node.about)
+        return bool(about)
 
     def doubt(self, engine: RoutedEngine) -> None:
         """Send a node no new requests until its health page says that the node serves."""
@@ -205,7 +208,7 @@ class Front(AsgiApp):
             engine.trouble = _SILENT
 
     def _pretends(self) -> bool:
-        return any(about_at(node).pretend for node in self.nodes.values())
+        return any(node.about.pretend for node in self.nodes.values())
 
     def _waits(self) -> list[str]:
         return [f"{node.index} {node.trouble}" for node in self.nodes.values() if not node.up]
@@ -244,6 +247,14 @@ class Front(AsgiApp):
                 "engine_up": [(label, int(node.up)) for label, node in nodes],
             }
         )
+
+
+def _about_in(text: str) -> About:
+    """Return the page ``/about`` in a text; `_UNTOLD` if the text is empty or not readable."""
+    try:
+        return msgspec.json.decode(text, type=About)
+    except (msgspec.MsgspecError, RecursionError):
+        return _UNTOLD
 
 
 def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress]:
@@ -329,7 +340,7 @@ class ModelsGateway(Front):
         return {name: name for name in self.servers}
 
     def _models(self) -> list[ModelFacts]:
-        known = [(name, about_at(node).models) for name, node in self.servers.items()]
+        known = [(name, node.about.models) for name, node in self.servers.items()]
         return [replace(facts[0], name=name) for name, facts in known if facts]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
@@ -341,11 +352,3 @@ class ModelsGateway(Front):
         if retry is None and page["up"] < len(self.nodes):
             page["status"] = "degraded"
         return page, retry
-
-
-def about_at(node: Node) -> About:
-    """Return the page ``/about`` of a server; one that tells nothing, if it is not readable."""
-    try:
-        return msgspec.json.decode(node.about, type=About)
-    except msgspec.MsgspecError:
-        return About(pretend=False, key=False, notices=(), models=())

@@ -84,14 +84,15 @@ def test_what_is_piped_in_is_one_question(server, capsys) -> None:
 
 
 def test_it_remembers_and_forgets(server, typed, capsys) -> None:
-    typed("one", "two", "/clear", "/help", "help", "?", "three", "/bye", "never")
+    typed("one", "two", "/clear", "/help", "/?", "help", "?", "/bye", "never")
     assert main(["chat", server.url, "--system", "Be short."]) == 0
     said = [[one["content"] for one in body["messages"]] for body in server.bodies]
     assert said == [
-        ["Be short.", "one"], ["Be short.", "one", "Two cats.", "two"], ["Be short.", "three"],
+        ["Be short.", "one"], ["Be short.", "one", "Two cats.", "two"], ["Be short.", "help"],
+        ["Be short.", "help", "Two cats.", "?"],
     ]  # fmt: skip
     said_here = capsys.readouterr().err
-    assert ("m at http" in said_here, said_here.count("'/clear'")) == (True, 4)
+    assert ("m at http" in said_here, said_here.count("'/clear'")) == (True, 3)
 
 
 def test_a_refused_question_is_said_and_forgotten(server, typed, capsys) -> None:

@@ -13,8 +13,8 @@ from turbofit.core.errors import UsageError
     ("address", "hint"),
     [
         ("127.0.0.1", "write it as http://127.0.0.1"),
-        ("what is it?", "chat asks for the message"),
         ("ftp://host:80", "write it as http://host:80"),
+        ("is localhost:80 up", "write it as http://127.0.0.1:23333"),
         ("internvl2-8b", "it is a model"),
     ],
 )
@@ -34,6 +34,14 @@ def test_what_is_no_address_is_refused(address: str, hint: str) -> None:
 )  # fmt: skip
 def test_a_port_or_a_host_with_its_port_is_an_address(typed: str, address: str) -> None:
     assert server_of(typed, "k") == (f"http://{address}", "k")
+
+
+@pytest.mark.parametrize(("command", "told"), [("chat", True), ("bench", False)])
+def test_only_chat_says_that_it_asks_for_the_message(command: str, told: bool, capsys) -> None:
+    assert main([command, "hello world"]) == 2
+    said = capsys.readouterr().err
+    assert "hello world is no address of a server" in said
+    assert ("chat asks for the message" in said, "write it as http://" in said) == (told, not told)
 
 
 def test_a_server_that_does_not_answer_is_said(capsys) -> None:

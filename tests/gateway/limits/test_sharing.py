@@ -322,6 +322,14 @@ def test_a_video_and_images_share_the_request() -> None:
     assert refusal(watching(4, video_part(sequence(4, (64, 48)))))[1]["code"] == "too_many_videos"
 
 
+def test_the_place_of_a_refused_image_counts_no_video() -> None:
+    url = data_url(picture(64, 64)[:-9])
+    broken = {"type": "image_url", "image_url": {"url": url}}
+    for parts, place in (((broken,), "an image "), ((image_part(), broken), "image 2 of 2: ")):
+        _, error = refusal(watching(4, *parts))
+        assert (error["code"], error["message"].startswith(place)) == ("truncated_image", True)
+
+
 def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
     parameters = {"video": {"max_pixels": 10**8, "min_pixels": 10**8}, "image": {"max_pixels": 1}}
     body, reply = passed(watching(4, mm_processor_kwargs=parameters))

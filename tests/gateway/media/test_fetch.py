@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import socket
 import threading
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -35,10 +36,17 @@ PICTURE = picture(64, 48)
         ("evilcdn.org", 443, "https", False), ("host", 8443, "https", True),
         ("host", 443, "https", False), ("fd12::7", 80, "http", True),
         ("fd12::7", 9000, "http", True), ("fd12::7", 81, "http", False),
+        ("fd00::1", 443, "https", True), ("fd00:", 1, "https", False),
+        ("fd00::1", 1, "https", False), ("fd00::2", 443, "https", True),
+        ("fd00::3", 9000, "http", True), ("fd00::3", 80, "http", False),
+        ("fd00::4:9000", 80, "http", True), ("fd00::4", 9000, "http", False),
     ],
 )  # fmt: skip
 def test_domains(host, port, scheme, good) -> None:
-    entries = ("Example.com", "*.cdn.org", "host:8443", "[fd12::7]", "[fd12::7]:9000")
+    entries = (
+        "Example.com", "*.cdn.org", "host:8443", "[fd12::7]", "[fd12::7]:9000",
+        "FD00::1", "[fd00:0::2]", "[fd00:0:0::3]:9000", "fd00::4:9000",
+    )  # fmt: skip
     assert allowed_host(host, port, scheme, entries) is good
 
 
@@ -285,6 +293,8 @@ def test_a_private_network_is_dialled_for_named_hosts_alone(
         ("http://[fd12::7]/a", ["[fd12::7]", "fd12::7"]),
         ("http://[fd12::7]:81/a", ["[fd12::7]:81", "fd12::7"]),
         ("https://192.168.1.7/a", ["192.168.1.7", "192.168.1.7"]),
+        ("http://[::ffff:a00:1]/a", [f"[{ip_address('::ffff:a00:1')}]", "10.0.0.1"]),
+        ("http://[64:ff9b::a00:1]:81/a", ["[64:ff9b::a00:1]:81", "10.0.0.1"]),
     ],
 )
 @pytest.mark.parametrize("allowed", [(), ("a.org",), ("*",)])

@@ -14,7 +14,7 @@ from turbofit.cli.command import Option, command
 from turbofit.cli.options.common_options import SERVER_OPTIONS, server_of
 from turbofit.cli.terminal.output import answer, complain, note
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.messages import PRETEND_HEADER, PRETEND_WORDS
+from turbofit.core.messages import PRETEND_HEADER, PRETEND_WORDS, neighbours
 from turbofit.core.process.network import opened
 from turbofit.gateway.http.routes import first_model
 from turbofit.measure.load.prompt import LARGEST_ERROR, StreamError, event_of, user_message
@@ -186,6 +186,9 @@ def chat(
     max_tokens: int | None,
 ) -> int:
     """Send questions and print the answers; input from a pipe is one question."""
+    if url is not None and " " in url:
+        hint = neighbours()["arguments"]["chat"]
+        raise UsageError(f"{url} is no address of a server", hint=hint)
     server = Server(*server_of(url, api_key), model, note)
     instructions: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     if not sys.stdin.isatty():
@@ -199,7 +202,7 @@ def chat(
     while (text := _typed_line()) is not None:
         if text == "/clear":
             messages = list(instructions)
-        elif text.lstrip("/") in ("help", "?"):
+        elif text in ("/help", "/?"):
             note(_WORDS)
         elif text:
             try:

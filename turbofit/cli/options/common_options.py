@@ -12,7 +12,6 @@ from turbofit.cli.command import PATH, Argument, Option
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options.untyped import use_file
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.messages import neighbours
 from turbofit.core.process.network import DEFAULT_PORT, LAST_PORT
 from turbofit.core.struct import Options
 
@@ -74,10 +73,8 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     if bare := _BARE.fullmatch(address):
         address = f"http://{bare['host'] or '127.0.0.1'}:{bare['rest']}"
     if not re.match(r"https?://[^/]", address):
-        host = re.search(r"localhost.*|[\w\[].*[.:].*", address.rpartition("://")[2])
+        host = re.fullmatch(r"localhost\S*|[\w\[]\S*[.:]\S*", address.rpartition("//")[2])
         hint = unknown_word(address) or f"write it as {f'http://{host[0]}' if host else _SERVER}"
-        if " " in address:
-            hint = neighbours()["arguments"]["chat"]
         raise UsageError(f"{address} is no address of a server", hint=hint)
     return address, api_key or next(iter(keys_in(SERVER_KEYS)), None)
 

@@ -127,12 +127,15 @@ class Preparation:
             Refusal: an image or video cannot be used, or all media together exceed the plan.
         """
         bounds, parsed, kind = self._bounds, self.parsed, self.kind
-        count = len(parsed.slots)
+        count = sum(slot.shape != "clip" for slot in parsed.slots)
+        places = iter(range(1, count + 1))
         self.media = []
-        for place, slot in enumerate(parsed.slots, 1):
-            with _about_place(place, count):
-                medium = clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched)
-            self.media.append(medium)
+        for slot in parsed.slots:
+            if clip is not None and slot.shape == "clip":
+                self.media.append(clip)
+                continue
+            with _about_place(next(places), count):
+                self.media.append(_picture(bounds, slot, fetched))
         watch = partial(self._watch, clip) if clip is not None else None
         shared, clips = hold_media(bounds, self._requested_images(), watch)
         if shared.request:
@@ -270,7 +273,7 @@ class Preparation:
 
 @contextmanager
 def _about_place(place: int, count: int) -> Iterator[None]:
-    """Let a refusal's message begin with the image's place, if there are several."""
+    """Let a refusal's message begin with the image's place, if there are several images."""
     try:
         yield
     except Refusal as refusal:

@@ -37,7 +37,7 @@ def may_dial(address: str, networks: Sequence[Network] = ()) -> bool:
     addresses are never dialled, either.
     """
     try:
-        ip = _innermost(ipaddress.ip_address(address.partition("%")[0]))
+        ip = innermost(address)
     except ValueError:
         return False
     return _is_public(ip) or (_is_in(ip, networks) and not _is_in(ip, _METADATA))
@@ -73,8 +73,13 @@ def _is_in(ip: Address, networks: Iterable[Network]) -> bool:
     return any(ip in network for network in networks)
 
 
-def _innermost(ip: Address) -> Address:
-    """Return the address, or the IPv4 address that is embedded in it."""
+def innermost(address: str) -> Address:
+    """Return the IP address of a text without its zone, or the IPv4 address embedded in it.
+
+    Raises:
+        ValueError: the text is no IP address.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv4Address):
         return ip
     if ip in _NAT64:

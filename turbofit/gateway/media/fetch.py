@@ -9,6 +9,7 @@ The name is looked up only once. A private address may be dialled only for a hos
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import socket
 from collections import Counter, OrderedDict, deque
@@ -24,7 +25,7 @@ from yarl import URL
 from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media.addresses import PRIVATE, Network, may_dial, private_networks
+from turbofit.gateway.media.addresses import PRIVATE, Network, innermost, may_dial, private_networks
 
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
@@ -56,19 +57,35 @@ def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> b
     """Return whether a URL's host, in lower case without a final dot, is allowed.
 
     An entry ``*.example.com`` allows each name below that domain. An entry ``*`` allows any host
-    over https. An entry without a port allows only the scheme's default port.
+    over https. An entry without a port allows only the scheme's default port. An IPv6 address with
+    a port is in brackets; ``host`` and entries are compared in the address's shortest form.
     """
     for entry in allowed:
         if entry == ANY_PUBLIC and scheme == "https" and port == _PORTS["https"]:
             return True
-        name, _, wanted = entry.lower().rpartition(":")
-        name, wanted = (name, wanted) if wanted.isdigit() and name else (entry.lower(), "")
-        name = name.strip("[]")  # of an IPv6 address
+        name, wanted = _host_and_port(entry.lower())
         if port != (int(wanted) if wanted else _PORTS[scheme]):
             continue
         if host == name or (name.startswith("*.") and host.endswith(name[1:]) and host != name[2:]):
             return True
     return False
+
+
+def _host_and_port(entry: str) -> tuple[str, str]:
+    """Return the host that an entry names, and its port; "" for no port."""
+    name, _, port = entry.rpartition(":")
+    if _is_address(entry) or not (name and port.isdigit()):
+        name, port = entry, ""
+    name = name.strip("[]")
+    return ipaddress.ip_address(name).compressed if _is_address(name) else name, port
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 class _Names(AbstractResolver):
@@ -283,7 +300,8 @@ class MediaFetcher:
         name = address if port == _PORTS[url.scheme] else f"{address}:{port}"
         inside = ", and --allowed-media-networks NETWORK if it is on a private network"
         if is_private:
-            inside = f" --allowed-media-networks {host}"
+            network = innermost((url.raw_host or "").rstrip("."))
+            inside = f" --allowed-media-networks {network}"
         row = "media_domain"
         if not self._allowed:
             row = "media_domain:none"

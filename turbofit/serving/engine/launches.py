@@ -43,8 +43,7 @@ class Launch:
     place of the command's first word. If the command does not contain the API key ``key``, the
     engine's environment does. ``ratio`` returns the cache ratio of a start; None keeps the
     command's ratio. ``images`` are variables for the preparation of images. ``spawn`` starts the
-    process; None means `process.child`. ``tuning`` keeps the GEMM tuning; None keeps
-    nothing.
+    process; None means `process.child.child`. ``tuning`` keeps the GEMM tuning; None keeps nothing.
     """
 
     command: Command
