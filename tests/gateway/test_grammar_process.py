@@ -96,7 +96,7 @@ DEAR = {
     "a branch": pattern(rf"(a[a-z]*)|(\x00{MANY})"), "a literal": pattern(rf"\x00{{40}}{MANY}"),
     "all but one": pattern(f"([^#]*)|(#{MANY})"), "deep": pattern(f"[a-z]{{2000}}{MANY}"),
     "a word": pattern(f"[a-z ]*|(password{MANY})"),
-    "a tree": pattern(f"([a-z]{{1,8}}!){{6}}#{MANY}"),
+    "a tree": pattern(f"([a-z]{{1,8}}!){{4}}#{MANY}"),
     "a field": form({**fields(TEXT, {**TEXT, "pattern": f"^{MANY}$"}), "required": []}),
     "a tool": forced(fields({**TEXT, "pattern": f"^{MANY}$"})),
 }  # fmt: skip

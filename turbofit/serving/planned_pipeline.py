@@ -102,10 +102,12 @@ def check_keywords(engine: Any, keywords: Options) -> None:
 def _log(error: Any) -> None:
     """Log LMDeploy's error of a request, by its name: LMDeploy answers with an empty text.
 
-    The words of a cause are left out: they may hold a person's text, picture or signed address.
+    The words of a cause are left out, unless they are turbofit's own: they may hold a person's
+    text, picture or signed address.
     """
     cause = error.__cause__
-    words = error.message if cause is None else type(cause).__name__
+    ours = cause is None or isinstance(cause.__cause__, Refusal)
+    words = error.message if ours else type(cause).__name__
     _LOG.warning("a request is refused (%s): %s", error.code.value, words)
 
 
@@ -245,7 +247,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
                     parts += message["content"]
             await self._hold(parts)
         except Refusal as refusal:
-            raise ValueError(refusal.message) from None
+            raise ValueError(refusal.message) from refusal
         return parsed
 
     async def _hold(self, parts: list[dict[str, Any]]) -> None:
