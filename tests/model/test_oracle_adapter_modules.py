@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 import turbofit
 from bench.rehearsal.adapters import ALL, DELTA, write_adapter
+from tests.model.trained_adapter import FILE, trained
 from tests.rehearsal.pretend.cuda_torch import run
 from tests.support.processes import CUDA_PATH
 from tests.support.serving import needs
@@ -28,7 +29,6 @@ from turbofit.model.adapters import (
     with_adapters,
 )
 from turbofit.model.merge.merge import Lora
-from turbofit.model.safetensors import PREFIX
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.twin import twin_of, write_model
 
@@ -39,7 +39,6 @@ pytestmark = [
     pytest.mark.skipif(CUDA_PATH is None, reason="no CUDA build of torch"),
 ]
 
-FILE: Final = "adapter_model.safetensors"
 NEW: Final = "model.language_model.layers"
 #: What LMDeploy adds to each module that it found, by adapter; memory that nothing fills is NaN.
 PROGRAM: Final = """
@@ -86,18 +85,6 @@ def small(name: str) -> Model:
     return replace(model, text=text)
 
 
-def trained(model: Model, folder: Path, rank: int, modules: tuple[str, ...]) -> Path:
-    """An adapter of small fractions: 32 bits hold every sum of their products exactly."""
-    import numpy as np
-
-    adapter = write_adapter(model, folder, rank, modules, layers=NEW)
-    whole = (adapter / FILE).read_bytes()
-    begin = PREFIX + int.from_bytes(whole[:PREFIX], "little")
-    values = np.random.default_rng(rank).integers(-8, 9, (len(whole) - begin) // 4) / 64
-    (adapter / FILE).write_bytes(whole[:begin] + values.astype("<f4").tobytes())
-    return adapter
-
-
 APART: Final = ("o_proj", "gate_proj", "up_proj", "down_proj")
 CASES: Final = {
     "internvl3-1b-hf": (APART, False),
@@ -119,7 +106,7 @@ def test_what_lmdeploy_adds_is_what_merge_adds(tmp_path: Path) -> None:
     for name, (modules, only_text) in CASES.items():
         model, folder = small(name), tmp_path / name
         words = [
-            f"trained={trained(model, folder / 'trained', 6, modules)}",
+            f"trained={trained(model, folder / 'trained', 6, modules, layers=NEW)}",
             f"zeros={write_adapter(model, folder / 'zeros', 8, modules, layers=NEW)}",
         ]
         models[name] = model = with_adapters(model, words, only_text=only_text)

@@ -13,15 +13,14 @@ from msgspec.structs import replace
 
 import turbofit
 from bench.rehearsal.adapters import ALL, INTERNLM2, write_adapter
+from tests.model.trained_adapter import FILE, trained
 from tests.support.serving import needs
 from turbofit.core.model import Model
 from turbofit.model.adapter_folders import with_copies
 from turbofit.model.adapters import PARENTS, engine_modules, file_modules, sizes_of, with_adapters
 from turbofit.model.merge.merge import Lora
-from turbofit.model.safetensors import PREFIX
 from turbofit.model.source import resolve_model
 
-FILE = "adapter_model.safetensors"
 INSIDE = "language_model.model.layers"
 PLAN = turbofit.plan("internvl2-1b", on="1xl4", engine="pytorch", max_batch_size=8)
 
@@ -30,18 +29,6 @@ def small(name: str) -> Model:
     """A model with one layer, so that its adapters are small."""
     model = resolve_model(name)
     return replace(model, text=replace(model.text, layers=1))
-
-
-def trained(model: Model, folder: Path, rank: int, modules: tuple[str, ...]) -> Path:
-    """An adapter of small fractions: 32 bits hold every sum of their products exactly."""
-    import numpy as np
-
-    adapter = write_adapter(model, folder, rank, modules, layers=INSIDE)
-    whole = (adapter / FILE).read_bytes()
-    begin = PREFIX + int.from_bytes(whole[:PREFIX], "little")
-    values = np.random.default_rng(rank).integers(-8, 9, (len(whole) - begin) // 4) / 64
-    (adapter / FILE).write_bytes(whole[:begin] + values.astype("<f4").tobytes())
-    return adapter
 
 
 def opened(model: Model, root: Path) -> Path:
@@ -71,7 +58,7 @@ def test_what_lmdeploy_loads_are_the_weights_of_a_merge(
     from safetensors.torch import load_file
 
     model = small(name)
-    adapter = trained(model, tmp_path / "lora", rank, modules)
+    adapter = trained(model, tmp_path / "lora", rank, modules, layers=INSIDE)
     model = with_adapters(model, [f"sql={adapter}"], only_text=False)
     (lora,) = model.loras
     folder = opened(model, tmp_path / "run")

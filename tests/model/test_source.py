@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.model.refused_name import refused
 from tests.support.tiny_checkpoints import make
-from turbofit.core.errors import UsageError
 from turbofit.model.source import resolve_model
-
-
-def refused(name: str, **keywords: str) -> UsageError:
-    with pytest.raises(UsageError) as caught:
-        resolve_model(name, **keywords)
-    assert "cannot be reached" not in caught.value.message
-    assert "\n" not in caught.value.message
-    return caught.value
 
 
 def test_a_folder_wins_over_everything_where_it_has_a_config(tmp_path, monkeypatch):
