@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
     _Parameters = ParamSpec("_Parameters")
 
+_Request = TypeVar("_Request", bound=PlanRequest)
+_Answer = TypeVar("_Answer")
+
 
 def _text_of(plan: Plan) -> str:
     """Return the short answer of `turbofit plan`, without its last line on other options."""
@@ -44,9 +47,6 @@ def _text_of(plan: Plan) -> str:
 
 
 Plan.painter = _text_of
-
-_Request = TypeVar("_Request", bound=PlanRequest)
-_Answer = TypeVar("_Answer")
 
 
 @cache

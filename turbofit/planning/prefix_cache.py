@@ -94,19 +94,19 @@ def _with_fewer_tokens(fit: EngineFit) -> EngineFit:
     """Return the best result with the cache and the same groups, or a reason why it is off."""
     rule = fit.request.model.image_rule
     if rule is None or not rule.client_knobs:
-        return _too_dear(fit, "more pictures could meet in a forward than a start can try")
+        return _only_if_asked(fit, "more pictures could meet in a forward than a start can try")
     wished = replace(fit.request, prefix_caching=True, may_queue=fit.best.queues)
     limit, groups = fit.served_request.image_limit, fit.best.shape.groups
     try:
         found = fit_on_host(replace(wished, image_limit=limit, groups=groups), fit.engine)
     except TurbofitError:
-        return _too_dear(fit, "nothing would fit")
+        return _only_if_asked(fit, "nothing would fit")
     if not _keeps(fit, found):
-        return _too_dear(fit, "the promise would be smaller")
+        return _only_if_asked(fit, "the promise would be smaller")
     lost = 1 - _worth(found) / max(_worth(fit), 1e-9)
     cost = f"{max(0.0, lost):.1%} of {_measure(fit)}"
     if lost > _MOST_LOST:
-        return _too_dear(fit, f"it would cost {cost}")
+        return _only_if_asked(fit, f"it would cost {cost}")
     evaluations = tuple(found.best if it is fit.best else it for it in fit.evaluations)
     return _on(fit, replace(found, request=wished, evaluations=evaluations), cost)
 
@@ -176,5 +176,5 @@ def _off(fit: EngineFit, why: str) -> EngineFit:
     return replace(fit, reasons=(*fit.reasons, f"{_NAME}: off: {why}"))
 
 
-def _too_dear(fit: EngineFit, why: str) -> EngineFit:
+def _only_if_asked(fit: EngineFit, why: str) -> EngineFit:
     return _off(fit, f"{why}{_gain(fit)} ({_OPTION} asks for it whatever it costs)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final, cast
 
 from turbofit.core.errors import UsageError
 
@@ -58,9 +58,8 @@ def _private_network(text: str) -> Network:
         network = ipaddress.ip_network(text)
     except ValueError as exc:
         raise UsageError(f"--allowed-media-networks: {exc}", hint=hint) from None
-    ends = {(it.version, int(it[0]), int(it[-1])) for it in PRIVATE}
-    first, last = int(network[0]), int(network[-1])
-    if not any(it == network.version and a <= first and last <= z for it, a, z in ends):
+    same = (it for it in PRIVATE if it.version == network.version)
+    if not any(network.subnet_of(cast("Any", it)) for it in same):
         raise UsageError(
             f"--allowed-media-networks: {text} is no private network;"
             f" private are {', '.join(map(str, PRIVATE))}",
