@@ -160,8 +160,7 @@ def engine_modules(model: Model) -> Mapping[str, tuple[str, ...]]:
 
     Several of them, which LMDeploy joins and its table lacks, are stacked.
     """
-    known = file_modules(model)
-    tables: Mapping[str, tuple[str, ...]] = _JOINED_GATES
+    known, tables = file_modules(model), _JOINED_GATES
     if model.architecture in _WITHOUT_TABLE:
         tables = _JOINED_INTERNLM2 if known is _INTERNLM2 else _JOINED
     joined = {name: parts for name, parts in tables.items() if known.keys() >= {*parts}}
