@@ -96,6 +96,11 @@ class LogCase:
         return "a Jetson" in self.no_machine
 
     @property
+    def below_lmdeploy(self) -> bool:
+        """Whether the card is too old for every engine of LMDeploy."""
+        return self.subject.of_lmdeploy and "no code below" in self.no_machine
+
+    @property
     def reads_text_alone(self) -> bool:
         return self.model is not None and self.model.vision is None
 

@@ -397,10 +397,12 @@ class LogFacts:
     def _counts_until(self, mark: LogEvent, line: int) -> bool:
         """Return whether an event may be the cause of the exception at ``line``.
 
-        An event is no cause if its words report no end, or if two lines after it show progress.
+        An event is no cause if its words report no end and no traceback is before it, or if two
+        lines after it show progress.
         """
         in_words = isinstance(mark.event, KnownMessage)
-        if in_words and mark.kind not in _MACHINE and not END.search(mark.text):
+        ended = mark.kind in _MACHINE or mark.stack or END.search(mark.text)
+        if in_words and not ended:
             return False
         place = bisect_left(self._progress, line) - 2
         survived = place >= 0 and mark.line < self._progress[place]

@@ -19,7 +19,7 @@ from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
 from turbofit.logs.answer import Draft, Holding, Missing, evidence, raised_in
 from turbofit.logs.case import LogCase
-from turbofit.logs.causes import Hit, Kind, Sentence, release_of, table, text_of
+from turbofit.logs.causes import Hit, Kind, Row, Sentence, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
 from turbofit.logs.keys import without_keys
@@ -107,6 +107,8 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     newest, oldest = max(built, default=None), min(built, default=None)
     figures = {"arch": arch, "built_newest": newest, "built_oldest": oldest}
     told = dict.fromkeys(("no_bfloat16", "too_new", "too_old", "other_arch"))
+    if case.below_lmdeploy:
+        told["too_old"] = case.no_machine
     if arch is None:
         return figures | told
     if arch < _FIRST_WITH_BFLOAT16:
@@ -187,7 +189,7 @@ def answer_to_line(mark: LogEvent, case: LogCase) -> Draft | None:
         phase=(row.phase or kind.phase) if what else "unknown",
         what=what,
         rank=row.rank,
-        why=said(row.why) if what else raised_in(mark),
+        why=(*(said(row.why) if what else raised_in(mark)), *_threads(row)),
         possible=said(row.possible),
         changes=said(row.change),
         unknown=said(row.unknown),
@@ -195,6 +197,13 @@ def answer_to_line(mark: LogEvent, case: LogCase) -> Draft | None:
         planned=kind.plan,
         by_row=not row.frame,
     )
+
+
+def _threads(row: Row) -> tuple[str, ...]:
+    """Return one sentence with LMDeploy's threads about a message; empty without a thread."""
+    numbers = re.findall(r"\blmdeploy#(\d+)", row.source)
+    urls = ", ".join(f"https://github.com/InternLM/lmdeploy/issues/{number}" for number in numbers)
+    return (text_of("threads").format(urls=urls),) if urls else ()
 
 
 def possible_answers(case: LogCase) -> Iterator[Draft]:
@@ -244,12 +253,13 @@ def _unknown_fault(mark: LogEvent, case: LogCase) -> Draft:
     cleans_up = any(frame.function in _CLEANS_UP for frame in mark.stack)
     why = (*raised_in(mark), *([text_of("cleans up")] if cleans_up else []))
     follows = mark.after or text.startswith("SystemExit") or cleans_up or mark.copied
-    fault = whose_fault(mark, case) or WhoseFault("unknown", "", (), ())
+    fault = whose_fault(mark, case) or WhoseFault("unknown")
     return Draft(
         kind=fault.kind,
         line=mark.line,
         rank="consequence" if follows else "refusal",
         what=fault.what,
+        where=fault.where,
         possible=fault.possible,
         changes=fault.changes,
         why=why,
@@ -337,11 +347,14 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
             evidence=(evidence(ready, "the engine is ready"),),
         )
     elif facts.complaint:
-        exits = any(mark.text.startswith("SystemExit") for mark in facts.fatal)
+        ends = [mark for mark in facts.fatal if not mark.is_notice]
+        exits = any(mark.text.startswith("SystemExit") for mark in ends)
+        # Compiled code prints its last words, and aborts.
+        last = {mark.kind for mark in ends} == {"aborted"} and facts.complaint.line < ends[0].line
         yield Draft(
             kind="unknown",
             line=facts.complaint.line,
-            rank="refusal" if exits else "notice",
+            rank="refusal" if exits or last else "notice",
             evidence=(evidence(facts.complaint, "the last line that reports an error"),),
             planned=case.has_all and IN_WORDS(facts.complaint.text) is not None,
         )

@@ -27,6 +27,9 @@ _OF_CODE: Final = re.compile(
 )
 #: Exceptions that a person's data raises, too; between LMDeploy's own files LMDeploy is at fault.
 _OF_LMDEPLOY: Final = re.compile(r"(?:Key|NotImplemented)Error\b")
+#: Exceptions of a failed operation or check. One that code raises by itself has words for people.
+_FAILED: Final = re.compile(r"(?:Runtime|Assertion)Error\b")
+_RAISED: Final = "raise "
 #: Errors of a call or a name. If one package's files made them alone, no input is the reason.
 _CERTAIN: Final = re.compile(
     r"(?:UnboundLocal|Name)Error: |TypeError: .*\(\) (?:missing \d+ required|takes .*positional"
@@ -43,51 +46,60 @@ _PACKAGE: Final = re.compile(
 class WhoseFault(NamedTuple):
     """An answer, with a kind as rows of `presets/causes.yaml` have.
 
-    ``what`` is empty if the log proves no cause; ``possible`` then has what others had.
+    ``what`` is empty if the log proves no cause; ``possible`` then has what others had, and
+    ``where`` says in whose code it failed.
     """
 
     kind: str
-    what: str
-    possible: tuple[str, ...]
-    changes: tuple[str, ...]
+    what: str = ""
+    where: str = ""
+    possible: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
     """Return the answer to an error of code; None for another line, or for a person's own files."""
-    text = mark.text.strip()
-    of_code = _OF_CODE.match(text) is not None
-    if not isinstance(mark.event, PythonError) or not (of_code or _OF_LMDEPLOY.match(text)):
+    text, frames = mark.text.strip(), [f for f in mark.stack if not _PASSES_ON.search(f.path)]
+    owners = [_package_of(frame.path) for frame in frames]
+    if not isinstance(mark.event, PythonError) or not frames or not owners[-1]:
         return None
-    paths = [frame.path for frame in mark.stack if not _PASSES_ON.search(frame.path)]
-    owners = [_package_of(path) for path in paths]
-    owner = owners[-1] if owners else ""
+    owner, of_code = owners[-1], _OF_CODE.match(text) is not None
+    file = re.split(r"[/\\]", frames[-1].path)[-1]
     if owner == "lmdeploy":
-        certain = _CERTAIN.match(text) is not None
-        own = owners[-2:] == [owner, owner] or (certain and len(owners) == 1)
-        return _of_lmdeploy(mark, paths[-1], case, certain=certain) if own else None
-    if not owner or not of_code:
+        own = of_code or _OF_LMDEPLOY.match(text) or _failed_by_itself(text, frames[-1].code)
+        alone = len(owners) == 1 and _CERTAIN.match(text) is not None
+        called = owners[-2:] == [owner, owner] or alone
+        return _of_lmdeploy(text, file, case) if own and called else None
+    if not of_code:
         return None
     if owner == _CHECKPOINT:
-        possible, step = text_of("checkpoint at fault"), text_of("fitting transformers")
+        whose, possible = "the checkpoint's own code", text_of("checkpoint at fault")
+        step = text_of("fitting transformers")
     else:
-        named = f"{owner} {case.subject.packages.get(owner, '')}".strip()
-        possible = text_of("package at fault").format(name=named)
+        whose = f"{owner} {case.subject.packages.get(owner, '')}".strip()
+        possible = text_of("package at fault").format(name=whose)
         step = text_of("fitting package").format(package=owner)
-    return WhoseFault("package_versions", "", (possible,), (step,))
+    where = text_of("failed in").format(whose=whose, file=file)
+    return WhoseFault("package_versions", where=where, possible=(possible,), changes=(step,))
 
 
-def _of_lmdeploy(mark: LogEvent, path: str, case: LogCase, *, certain: bool) -> WhoseFault:
-    """Return the answer to an error between LMDeploy's files, of which ``path`` is innermost."""
-    subject = case.subject
-    release = f"LMDeploy {subject.version}" if subject.version else "this release of LMDeploy"
-    file = re.split(r"[/\\]", path)[-1]
-    said = f"a fault of {release}, in {file}, which its own code called"
-    than = f"than {subject.version} " if subject.version else ""
-    newer = text_of("newer lmdeploy").format(than=than)
-    ascend = (text_of("newer dlinfer"),) if "ascend" in subject.facts else ()
-    if certain:
-        return WhoseFault("program_bug", f"{said}: {mark.text.strip()}", (), (newer, *ascend))
-    return WhoseFault("program_bug", "", (said, text_of("bad input")), (newer, *ascend))
+def _failed_by_itself(text: str, code: str) -> bool:
+    """Return whether an operation or a check failed in this line of code, without its own words."""
+    return bool(code) and not code.startswith(_RAISED) and _FAILED.match(text) is not None
+
+
+def _of_lmdeploy(text: str, file: str, case: LogCase) -> WhoseFault:
+    """Return the answer to an error between LMDeploy's files, of which ``file`` is innermost."""
+    version = case.subject.version
+    release = f"LMDeploy {version}" if version else "this release of LMDeploy"
+    fault = f"a fault of {release}, in {file}, which its own code called"
+    than = f"than {version} " if version else ""
+    ascend = (text_of("newer dlinfer"),) if "ascend" in case.subject.facts else ()
+    changes = (text_of("newer lmdeploy").format(than=than), *ascend)
+    if _CERTAIN.match(text):
+        return WhoseFault("program_bug", f"{fault}: {text}", changes=changes)
+    where = text_of("failed in").format(whose=f"LMDeploy {version or ''}".strip(), file=file)
+    return WhoseFault("program_bug", "", where, (fault, text_of("bad input")), changes)
 
 
 def _package_of(path: str) -> str:
