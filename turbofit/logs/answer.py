@@ -136,8 +136,8 @@ class Diagnosis(Struct):
 class Draft(Diagnosis):
     """A possible answer to a log; `explain` makes one of them the answer.
 
-    ``line``: the number of the line that reports the trouble. ``where``: in whose code it failed, if
-    the files of the stack tell that. ``by_row``: a row of
+    ``line``: the number of the line that reports the trouble. ``where``: inside whose code it
+    failed, in words; empty if no file of the stack tells that. ``by_row``: a row of
     `presets/causes.yaml` knows the words of this line, not only its form and place. If ``what`` is
     empty, the log proves no cause: ``possible`` then has causes that other people had, and
     ``changes`` has changes that they tried. ``planned``: the answer needs a plan. ``by_others``:

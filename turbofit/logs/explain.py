@@ -89,7 +89,13 @@ def diagnose(
     cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
     last = cases[-1]
     if last.subject.foreign:
-        return _foreign(last)
+        return Diagnosis(
+            kind="unknown",
+            phase="unknown",
+            what=f"a log of {last.subject.foreign}, which turbofit does not explain",
+            unknown=("what caused it",),
+            read=_read(last),
+        )
     drafts = _in_order(cases)
     nothing = Draft(
         kind="unknown",
@@ -379,17 +385,6 @@ def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
     if (copies := plan.replicas) > 1 and command.startswith("lmdeploy"):
         own = "its own CUDA_VISIBLE_DEVICES and --server-port"
         yield f"one process for each group of GPUs: {copies} of these, each with {own}"
-
-
-def _foreign(case: LogCase) -> Diagnosis:
-    """Return the answer to a log of another engine: the engine's name, and no cause."""
-    return Diagnosis(
-        kind="unknown",
-        phase="unknown",
-        what=f"a log of {case.subject.foreign}, which turbofit does not explain",
-        unknown=("what caused it",),
-        read=_read(case),
-    )
 
 
 def _read(case: LogCase) -> Read:

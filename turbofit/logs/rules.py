@@ -36,6 +36,7 @@ _CLEANS_UP: Final = (
     "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
     "__exit__", "_cleanup", "cleanup",
 )  # fmt: skip
+_THREADS: Final = "https://github.com/InternLM/lmdeploy/issues"
 #: What an engine does when it stands still, with words of the last line that it prints before.
 _STANDS: Final = {
     "TurboMind's cache or warm-up": re.compile(
@@ -201,9 +202,8 @@ def answer_to_line(mark: LogEvent, case: LogCase) -> Draft | None:
 
 def _threads(row: Row) -> tuple[str, ...]:
     """Return one sentence with LMDeploy's threads about a message; empty without a thread."""
-    numbers = re.findall(r"\blmdeploy#(\d+)", row.source)
-    urls = ", ".join(f"https://github.com/InternLM/lmdeploy/issues/{number}" for number in numbers)
-    return (text_of("threads").format(urls=urls),) if urls else ()
+    urls = [f"{_THREADS}/{number}" for number in re.findall(r"\blmdeploy#(\d+)", row.source)]
+    return (text_of("threads").format(urls=", ".join(urls)),) if urls else ()
 
 
 def possible_answers(case: LogCase) -> Iterator[Draft]:

@@ -29,7 +29,6 @@ _OF_CODE: Final = re.compile(
 _OF_LMDEPLOY: Final = re.compile(r"(?:Key|NotImplemented)Error\b")
 #: Exceptions of a failed operation or check. One that code raises by itself has words for people.
 _FAILED: Final = re.compile(r"(?:Runtime|Assertion)Error\b")
-_RAISED: Final = "raise "
 #: Errors of a call or a name. If one package's files made them alone, no input is the reason.
 _CERTAIN: Final = re.compile(
     r"(?:UnboundLocal|Name)Error: |TypeError: .*\(\) (?:missing \d+ required|takes .*positional"
@@ -38,8 +37,9 @@ _CERTAIN: Final = re.compile(
 #: Packages whose frames only pass a call on: torch, and Python's own library.
 _PASSES_ON: Final = re.compile(r"[/\\]torch[/\\]|[/\\]python\d[\d.]*[/\\](?!site-|dist-)|<frozen")
 _CHECKPOINT: Final = "transformers_modules"
+#: The package that a file belongs to. A file of a person's own has none.
 _PACKAGE: Final = re.compile(
-    rf"[/\\]({_CHECKPOINT})[/\\]|(?:site|dist)-packages[/\\]([A-Za-z_]\w*)|[/\\](lmdeploy)[/\\]"
+    rf"(?:site|dist)-packages[/\\]([A-Za-z_]\w*)|[/\\]({_CHECKPOINT}|lmdeploy)[/\\]"
 )
 
 
@@ -59,19 +59,21 @@ class WhoseFault(NamedTuple):
 
 def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
     """Return the answer to an error of code; None for another line, or for a person's own files."""
-    text, frames = mark.text.strip(), [f for f in mark.stack if not _PASSES_ON.search(f.path)]
-    owners = [_package_of(frame.path) for frame in frames]
-    if not isinstance(mark.event, PythonError) or not frames or not owners[-1]:
+    frames = [frame for frame in mark.stack if not _PASSES_ON.search(frame.path)]
+    found = [_PACKAGE.search(frame.path) for frame in frames]
+    owners = [one and (one[1] or one[2]) for one in found]
+    if not isinstance(mark.event, PythonError) or not owners or not owners[-1]:
         return None
-    owner, of_code = owners[-1], _OF_CODE.match(text) is not None
-    file = re.split(r"[/\\]", frames[-1].path)[-1]
-    if owner == "lmdeploy":
-        own = of_code or _OF_LMDEPLOY.match(text) or _failed_by_itself(text, frames[-1].code)
-        alone = len(owners) == 1 and _CERTAIN.match(text) is not None
-        called = owners[-2:] == [owner, owner] or alone
-        return _of_lmdeploy(text, file, case) if own and called else None
-    if not of_code:
-        return None
+    text, file = mark.text.strip(), re.split(r"[/\\]", frames[-1].path)[-1]
+    if owners[-1] == "lmdeploy":
+        near = len(owners) == 1 and _CERTAIN.match(text)
+        called = near or owners[-2:] == ["lmdeploy", "lmdeploy"]
+        return _of_lmdeploy(text, file, frames[-1].code, case) if called else None
+    return _of_package(owners[-1], file, case) if _OF_CODE.match(text) else None
+
+
+def _of_package(owner: str, file: str, case: LogCase) -> WhoseFault:
+    """Return the answer to an error in another package's, or in the checkpoint's, own code."""
     if owner == _CHECKPOINT:
         whose, possible = "the checkpoint's own code", text_of("checkpoint at fault")
         step = text_of("fitting transformers")
@@ -83,13 +85,14 @@ def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
     return WhoseFault("package_versions", where=where, possible=(possible,), changes=(step,))
 
 
-def _failed_by_itself(text: str, code: str) -> bool:
-    """Return whether an operation or a check failed in this line of code, without its own words."""
-    return bool(code) and not code.startswith(_RAISED) and _FAILED.match(text) is not None
+def _of_lmdeploy(text: str, file: str, code: str, case: LogCase) -> WhoseFault | None:
+    """Return the answer to an error in LMDeploy's ``file``, whose line ``code`` its own code ran.
 
-
-def _of_lmdeploy(text: str, file: str, case: LogCase) -> WhoseFault:
-    """Return the answer to an error between LMDeploy's files, of which ``file`` is innermost."""
+    None for an exception that LMDeploy raises with words for people.
+    """
+    failed = bool(code) and not code.startswith("raise ") and _FAILED.match(text)
+    if not (failed or _OF_CODE.match(text) or _OF_LMDEPLOY.match(text)):
+        return None
     version = case.subject.version
     release = f"LMDeploy {version}" if version else "this release of LMDeploy"
     fault = f"a fault of {release}, in {file}, which its own code called"
@@ -100,9 +103,3 @@ def _of_lmdeploy(text: str, file: str, case: LogCase) -> WhoseFault:
         return WhoseFault("program_bug", f"{fault}: {text}", changes=changes)
     where = text_of("failed in").format(whose=f"LMDeploy {version or ''}".strip(), file=file)
     return WhoseFault("program_bug", "", where, (fault, text_of("bad input")), changes)
-
-
-def _package_of(path: str) -> str:
-    """Return the package that a file belongs to; empty for a file of a person's own."""
-    found = _PACKAGE.search(path)
-    return next(filter(None, found.groups()), "") if found else ""
