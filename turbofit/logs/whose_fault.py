@@ -27,8 +27,11 @@ _OF_CODE: Final = re.compile(
 )
 #: Exceptions that a person's data raises, too; between LMDeploy's own files LMDeploy is at fault.
 _OF_LMDEPLOY: Final = re.compile(r"(?:Key|NotImplemented)Error\b")
-#: Exceptions of a failed operation or check. One that code raises by itself has words for people.
-_FAILED: Final = re.compile(r"(?:Runtime|Assertion)Error\b")
+#: A check without words for people, and torch's words where tensors do not fit each other. Code
+#: raises them by itself, too: then its line begins with ``raise``.
+_FAILED: Final = re.compile(
+    r"AssertionError:? *$|RuntimeError: .*\b(?:shapes?|sizes?|dim(?:ension)?s?|strides?|tensors?)\b"
+)
 #: Errors of a call or a name. If one package's files made them alone, no input is the reason.
 _CERTAIN: Final = re.compile(
     r"(?:UnboundLocal|Name)Error: |TypeError: .*\(\) (?:missing \d+ required|takes .*positional"
