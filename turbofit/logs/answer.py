@@ -183,5 +183,4 @@ def raised_in(mark: LogEvent) -> tuple[str, ...]:
 
 
 def evidence(place: LogEvent | Place, tells: str) -> Evidence:
-    line, text = place[0], place[1]
-    return Evidence(line=line, text=without_keys(text.strip())[:_SHOWN], tells=tells)
+    return Evidence(line=place[0], text=without_keys(place[1].strip())[:_SHOWN], tells=tells)

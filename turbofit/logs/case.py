@@ -96,11 +96,6 @@ class LogCase:
         return "a Jetson" in self.no_machine
 
     @property
-    def below_lmdeploy(self) -> bool:
-        """Whether the card is too old for every engine of LMDeploy."""
-        return self.subject.of_lmdeploy and "no code below" in self.no_machine
-
-    @property
     def reads_text_alone(self) -> bool:
         return self.model is not None and self.model.vision is None
 
@@ -318,9 +313,12 @@ class LogCase:
 
     def _least(self, torch: list[TorchMemory]) -> int:
         """Return how many cards the log shows at least."""
-        counts = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
-        counts += [event.gpu + 1 for event in torch if event.gpu]
-        return max([*counts, self.told_tp or 1, self.subject.visible or 1])
+        return max(
+            self.told_tp or 1,
+            self.subject.visible or 1,
+            *(max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)),
+            *(event.gpu + 1 for event in torch if event.gpu),
+        )
 
     def _peers(self, number: int) -> str:
         return ",p2p=none" if number > 1 and self.facts.first(PeerMissing) else ""

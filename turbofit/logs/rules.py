@@ -72,8 +72,8 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
         f"{name}_release": case.subject.packages.get(name)
         for name in ("lmdeploy", "torch", "triton")
     }
-    of_others = _of_cards(case, of_log) | _of_releases(case, mark, of_log)
-    return {**of_log, **sizes, **of_line, **packages, **of_others}
+    cards, releases = _of_cards(case, of_log), _of_releases(case, mark, of_log)
+    return of_log | sizes | of_line | packages | cards | releases
 
 
 def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,12 +106,14 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
         arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
     built = list(map(int, re.findall(r"(?:sm|compute)_(\d+)", str(of_log.get("built") or ""))))
     newest, oldest = max(built, default=None), min(built, default=None)
-    figures = {"arch": arch, "built_newest": newest, "built_oldest": oldest}
-    told = dict.fromkeys(("no_bfloat16", "too_new", "too_old", "other_arch"))
-    if case.below_lmdeploy:
-        told["too_old"] = case.no_machine
+    told: dict[str, Any] = {
+        "arch": arch, "built_newest": newest, "built_oldest": oldest,
+        "no_bfloat16": None, "too_new": None, "too_old": None, "other_arch": None,
+    }  # fmt: skip
+    if case.subject.of_lmdeploy and "no code below" in case.no_machine:
+        told["too_old"] = case.no_machine  # for no engine of LMDeploy is there a build
     if arch is None:
-        return figures | told
+        return told
     if arch < _FIRST_WITH_BFLOAT16:
         told["no_bfloat16"] = arch
     # Newer than the build that the log names, or than every build up to CUDA 12.6.
@@ -122,7 +124,7 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     # The card is not of the compute capability that a kernel's own check names.
     if arch // 10 != of_log.get("wanted_arch", 0):
         told["other_arch"] = arch
-    return figures | told
+    return told
 
 
 def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,13 +350,13 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
         )
     elif facts.complaint:
         ends = [mark for mark in facts.fatal if not mark.is_notice]
+        # The words before an exit, or before an abort of compiled code, are its reason.
         exits = any(mark.text.startswith("SystemExit") for mark in ends)
-        # Compiled code prints its last words, and aborts.
-        last = {mark.kind for mark in ends} == {"aborted"} and facts.complaint.line < ends[0].line
+        exits |= {mark.kind for mark in ends} == {"aborted"} and facts.complaint.line < ends[0].line
         yield Draft(
             kind="unknown",
             line=facts.complaint.line,
-            rank="refusal" if exits or last else "notice",
+            rank="refusal" if exits else "notice",
             evidence=(evidence(facts.complaint, "the last line that reports an error"),),
             planned=case.has_all and IN_WORDS(facts.complaint.text) is not None,
         )

@@ -97,12 +97,12 @@ def _of_lmdeploy(text: str, file: str, code: str, case: LogCase) -> WhoseFault |
     if not (failed or _OF_CODE.match(text) or _OF_LMDEPLOY.match(text)):
         return None
     version = case.subject.version
-    release = f"LMDeploy {version}" if version else "this release of LMDeploy"
-    fault = f"a fault of {release}, in {file}, which its own code called"
+    whose = f"LMDeploy {version}" if version else "LMDeploy"
+    fault = f"a fault of {whose}, in {file}, which its own code called"
     than = f"than {version} " if version else ""
     ascend = (text_of("newer dlinfer"),) if "ascend" in case.subject.facts else ()
     changes = (text_of("newer lmdeploy").format(than=than), *ascend)
     if _CERTAIN.match(text):
         return WhoseFault("program_bug", f"{fault}: {text}", changes=changes)
-    where = text_of("failed in").format(whose=f"LMDeploy {version or ''}".strip(), file=file)
+    where = text_of("failed in").format(whose=whose, file=file)
     return WhoseFault("program_bug", "", where, (fault, text_of("bad input")), changes)
