@@ -22,7 +22,9 @@ from tests.support.gateway import (
     plan_for,
     stream,
 )
+from tests.virtual_time import settled
 from turbofit.gateway.limits.gate import Cost, Gate
+from turbofit.gateway.routing.admission import Admission, Place
 from turbofit.gateway.routing.conversations import Conversation, Conversations, conversation_of
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
@@ -105,9 +107,13 @@ def test_a_later_turn_goes_to_the_engine_of_the_turn_before() -> None:
     assert fleet.best(Cost(), None, going(b"a")) is three[2]
     assert fleet.best(Cost(), None, going(b"a", on=False)) is three[0], "a first turn"
     assert fleet.best(Cost(), None, going(b"b")) is three[0], "nobody knows it"
-    three[2].gate.counted = 5
-    assert fleet.best(Cost(units=1), None, going(b"a")) is three[0], "it has no room"
-    three[2].gate.counted = 0
+    share = three[2].gate.take(Cost(units=5))
+    assert fleet.best(Cost(units=1), None, going(b"a")) is None, "first tokens are soon there"
+    assert fleet.best(Cost(units=1), Turn("x", together=1, alone=False), going(b"a")) is three[0]
+    three[2].gate.reserved = 1
+    assert fleet.best(Cost(units=1), None, going(b"a")) is three[0], "answers have to end first"
+    three[2].gate.reserved = 0
+    three[2].gate.end(share)
     turn = Turn("x", together=1, alone=True)
     three[2].turns["its place"] = turn
     assert fleet.best(Cost(), None, going(b"a")) is three[0], "a suspect is alone there"
@@ -183,3 +189,35 @@ async def test_turns_stay_at_their_engine_and_go_on_elsewhere_when_it_ends(
         'engine="0",kept="false"} 1', 'engine="0",kept="true"} 2', 'engine="1",kept="true"} 4',
     }  # fmt: skip
     assert counted == (kept if prefix_caching else set())
+
+
+async def test_a_turn_waits_for_its_engine_and_holds_up_nobody_who_goes_to_another() -> None:
+    """Elsewhere its pictures would be read again, before those who wait there."""
+    two = engines(2)
+    fleet, picture = Fleet(two), Cost(units=5)
+    door = Admission(fleet)
+
+    async def ask(conversation: Conversation | None = None) -> asyncio.Task[Place]:
+        task = asyncio.ensure_future(door.admit("c", picture, None, conversation))
+        await settled()
+        return task
+
+    first = (await ask()).result()
+    assert first.engine is two[0]
+    fleet.conversations.note(going(b"a"), two[0])
+    later, other, third, again = [
+        await ask(each) for each in (going(b"a"), None, None, going(b"a"))
+    ]
+    assert [task.done() for task in (later, other, third, again)] == [False, True, False, False]
+    assert "first tokens" in door.waits_for
+    other.result().begin()
+    await settled()
+    assert [task.done() for task in (later, third, again)] == [False, True, False]
+    assert {other.result().engine, third.result().engine} == {two[1]}
+    first.begin()
+    await settled()
+    assert (later.result().engine, later.result().kept, again.done()) == (two[0], True, False)
+    two[0].up = False
+    third.result().begin()
+    await settled()
+    assert again.result().engine is two[1]

@@ -152,8 +152,11 @@ class Gate:
         """
         if self.units is None or not (cost.units or cost.tokens):
             return True
-        over = self.reserved + self.kv.reservation(cost) > self.kv.room
-        return (self._all if over else self.counted) + cost.units <= self.units
+        return (self._all if self.over(cost) else self.counted) + cost.units <= self.units
+
+    def over(self, cost: Cost) -> bool:
+        """Return whether the running requests and this one reserve more than the cache has."""
+        return self.reserved + self.kv.reservation(cost) > self.kv.room
 
     def lacks(self, cost: Cost) -> str:
         """Return what a request waits for that does not fit; empty if it fits."""

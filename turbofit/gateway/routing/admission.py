@@ -30,6 +30,8 @@ from turbofit.core.messages import plural
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from turbofit.gateway.limits.gate import Cost, Share
     from turbofit.gateway.routing.conversations import Conversation
     from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
@@ -203,7 +205,7 @@ class Admission:
         if self._at_once is not None and self.under_way >= self._at_once:
             lacks = "one of the requests at once that the server may have"
         else:
-            lacks = self._fleet.lacks(first.cost)
+            lacks = self._fleet.lacks(first.cost, first.conversation)
         return f"{count} {plural(count, 'request')} {'wait' if count > 1 else 'waits'} for {lacks}"
 
     async def admit(
@@ -237,15 +239,30 @@ class Admission:
 
     def pump(self) -> None:
         """Let in all waiting requests for which an engine now has room."""
-        lines = self._queue.lines
-        while lines:
-            client, line = next(iter(lines.items()))
-            if not self._settle(self._queue, line[0]):
-                break
-            if client in lines:  # the other clients come before the rest of its requests
-                lines.move_to_end(client)
+        while self._let_next_in():
+            pass
         while self._let_suspects_in():
             pass
+
+    def _let_next_in(self) -> bool:
+        """Let the next waiting request in; return whether any request has left the queue.
+
+        All wait behind the first one; but those behind one that waits for the engine of its
+        conversation may go to other engines.
+        """
+        lines = self._queue.lines
+        awaited: set[RoutedEngine] = set()
+        for client, line in lines.items():
+            for place in line:
+                if self._settle(self._queue, place, awaited):
+                    if client in lines:  # the other clients come before the rest of its requests
+                        lines.move_to_end(client)
+                    return True
+                keeper = self._fleet.keeper(place.cost, place.conversation)
+                if keeper is None:
+                    return False
+                awaited.add(keeper)
+        return False
 
     def _let_suspects_in(self) -> bool:
         """Let in one waiting suspect of each client; return whether any of them left the queue.
@@ -264,15 +281,16 @@ class Admission:
                     lines.move_to_end(client)
         return went
 
-    def _settle(self, queue: _Queue, place: Place) -> bool:
+    def _settle(self, queue: _Queue, place: Place, awaited: Collection[RoutedEngine] = ()) -> bool:
         """Give a waiting request a place at an engine, or a refusal, if possible.
 
-        Return whether the request has left the queue.
+        Return whether the request has left the queue. Requests before it wait for the ``awaited``
+        engines.
         """
         if not place.given.done():
             if not self._fleet.open:
                 place.given.set_exception(self._fleet.dead())
-            elif self._take(place):
+            elif self._take(place, awaited):
                 place.given.set_result(None)
                 self._let_in.append(time.monotonic())
             else:
@@ -330,14 +348,14 @@ class Admission:
             queue.drop(place)
             self.pump()
 
-    def _take(self, place: Place) -> bool:
+    def _take(self, place: Place, awaited: Collection[RoutedEngine] = ()) -> bool:
         """Give a request a place at the best engine; return False if no engine has room."""
         if self._at_once is not None and self.under_way >= self._at_once:
             return False
         turn = place.turn
         if turn is not None and turn.fingerprint in self._fleet.suspects:
             return False
-        best = self._fleet.best(place.cost, turn, place.conversation)
+        best = self._fleet.best(place.cost, turn, place.conversation, awaited)
         if best is None:
             return False
         place.take(best)

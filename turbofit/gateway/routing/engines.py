@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -219,6 +219,11 @@ class RoutedEngine:
         most = self.host_limit
         return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
 
+    def fits_soon(self, cost: Cost) -> bool:
+        """Return whether a request lacks nothing here but the first tokens of those before it."""
+        alone = any(each.alone for each in self.turns.values())
+        return self.up and not alone and self.fits_grammar(cost) and not self.gate.over(cost)
+
     def fits_grammar(self, cost: Cost) -> bool:
         """Return whether the grammars at the engine leave time for one more at a token.
 
@@ -347,28 +352,43 @@ class Fleet:
         return min(*map(ceil, left), _LONGEST_RETRY) if left else _RETRY
 
     def best(
-        self, cost: Cost, turn: Turn | None = None, conversation: Conversation | None = None
+        self,
+        cost: Cost,
+        turn: Turn | None = None,
+        conversation: Conversation | None = None,
+        awaited: Collection[RoutedEngine] = (),
     ) -> RoutedEngine | None:
-        """Return the best engine with room for a request; None if no engine has room.
+        """Return the best engine with room for a request; None if the request waits.
 
-        This is the engine that keeps the request's conversation, unless it is much busier than the
-        others; else the least busy one. ``turn`` is the turn that the request must take if it is a
-        suspect.
+        This is the request's `keeper`, for which it waits; else the least busy engine with room.
+        ``turn`` is the turn that the request must take if it is a suspect: it waits for no keeper.
+        Requests before this one wait for the ``awaited`` engines.
         """
-        fitting = [engine for engine in self.engines if engine.fits(cost, turn)]
-        keeper = self.conversations.engine_of(conversation)
-        if keeper in fitting and not self._much_busier(keeper):
-            return keeper
+        fitting = [each for each in self.engines if each not in awaited and each.fits(cost, turn)]
+        keeper = self.keeper(cost, conversation)
+        if keeper in fitting or (keeper is not None and turn is None):
+            return keeper if keeper in fitting else None
         return min(fitting, key=lambda engine: engine.rank, default=None)
+
+    def keeper(self, cost: Cost, conversation: Conversation | None) -> RoutedEngine | None:
+        """Return the engine that keeps a conversation, if a request may go or wait there.
+
+        None if the engine is much busier than the others, or lacks more than first tokens.
+        """
+        keeper = self.conversations.engine_of(conversation)
+        if keeper is None or self._much_busier(keeper):
+            return None
+        return keeper if keeper.fits(cost) or keeper.fits_soon(cost) else None
 
     @property
     def moved_at(self) -> float:
         """The time when an engine that takes requests last sent a byte, or was seen to work on."""
         return max((engine.last_byte_at for engine in self.engines if engine.up), default=-_NEVER)
 
-    def lacks(self, cost: Cost) -> str:
+    def lacks(self, cost: Cost, conversation: Conversation | None = None) -> str:
         """Return what a request that no engine takes waits for, as words for people."""
-        up = [engine for engine in self.engines if engine.up]
+        keeper = self.keeper(cost, conversation)
+        up = [engine for engine in self.engines if engine.up and keeper in (None, engine)]
         if not up:
             return "an engine"
         if not any(engine.fits_grammar(cost) for engine in up):
