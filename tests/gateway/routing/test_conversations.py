@@ -25,7 +25,7 @@ from tests.support.gateway import (
 from tests.virtual_time import settled
 from turbofit.gateway.limits.gate import Cost, Gate
 from turbofit.gateway.routing.admission import Admission, Place
-from turbofit.gateway.routing.conversations import Conversation, Conversations, conversation_of
+from turbofit.gateway.routing.conversations import Conversation, conversation_of
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
 QUESTION = {"role": "user", "content": "And then?"}
@@ -103,7 +103,7 @@ def going(name: bytes, *, on: bool = True) -> Conversation:
 def test_a_later_turn_goes_to_the_engine_of_the_turn_before() -> None:
     three = engines()
     fleet = Fleet(three)
-    fleet.conversations.note(going(b"a"), three[2])
+    fleet.note(going(b"a"), three[2])
     assert fleet.best(Cost(), None, going(b"a")) is three[2]
     assert fleet.best(Cost(), None, going(b"a", on=False)) is three[0], "a first turn"
     assert fleet.best(Cost(), None, going(b"b")) is three[0], "nobody knows it"
@@ -129,7 +129,7 @@ def test_an_engine_that_is_much_busier_makes_way() -> None:
     fleet, same = Fleet(four), going(b"a")
     for _ in range(1000):
         best = fleet.best(Cost(), None, same)
-        fleet.conversations.note(same, best)
+        fleet.note(same, best)
         best.outstanding += 1
     most = max(engine.outstanding for engine in four)
     assert most <= 1.25 * 250 + 2
@@ -143,20 +143,20 @@ def test_a_new_conversation_goes_to_the_engine_that_keeps_the_fewest_of_equals()
     for number in range(4):
         conversation = going(str(number).encode(), on=False)
         best = fleet.best(Cost(), None, conversation)
-        fleet.conversations.note(conversation, best)
+        fleet.note(conversation, best)
         places.append(best.index)
     assert places == [0, 1, 0, 1]
 
 
 def test_the_table_forgets_the_conversation_that_was_silent_for_longest() -> None:
     (engine,) = engines(1)
-    table: Conversations[RoutedEngine] = Conversations()
+    table = Fleet([engine])
     for number in range(4096):
         table.note(going(str(number).encode()), engine)
     table.note(going(b"0"), engine)
     table.note(going(b"new"), engine)
-    assert table.engine_of(going(b"0")) is engine
-    assert table.engine_of(going(b"1")) is None
+    assert table.keeper(Cost(), going(b"0")) is engine
+    assert table.keeper(Cost(), going(b"1")) is None
     assert engine.conversations == 4096
 
 
@@ -204,7 +204,7 @@ async def test_a_turn_waits_for_its_engine_and_holds_up_nobody_who_goes_to_anoth
 
     first = (await ask()).result()
     assert first.engine is two[0]
-    fleet.conversations.note(going(b"a"), two[0])
+    fleet.note(going(b"a"), two[0])
     later, other, third, again = [
         await ask(each) for each in (going(b"a"), None, None, going(b"a"))
     ]

@@ -88,10 +88,6 @@ class Share:
     tokens: int
     begun: bool = False
 
-    @property
-    def units(self) -> int:
-        return self.cost.units
-
 
 class Gate:
     """Limits the requests at one engine so that no forward encodes more than ``units`` units.
@@ -174,8 +170,8 @@ class Gate:
         self._number += 1
         share = Share(self._number, cost, self.kv.reservation(cost))
         self.reserved += share.tokens
-        self._all += share.units
-        self.counted += share.units
+        self._all += share.cost.units
+        self.counted += share.cost.units
         if self.units is not None and self.reserved > self.kv.room:
             # The engine may evict any running request, and encode its images again.
             self._doubtful, self.counted = self._number, self._all
@@ -193,11 +189,11 @@ class Gate:
             less = share.tokens - self.kv.reservation(needed)
             share.tokens, self.reserved = share.tokens - less, self.reserved - less
         if not share.begun and share.number > self._doubtful:
-            self.counted -= share.units
+            self.counted -= share.cost.units
         share.begun = True
 
     def end(self, share: Share) -> None:
         self.reserved -= share.tokens
-        self._all -= share.units
+        self._all -= share.cost.units
         if not share.begun or share.number <= self._doubtful:
-            self.counted -= share.units
+            self.counted -= share.cost.units

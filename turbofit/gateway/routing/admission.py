@@ -360,8 +360,7 @@ class Admission:
             return False
         place.take(best)
         if place.conversation is not None:
-            place.kept = self._fleet.conversations.engine_of(place.conversation) is best
-            self._fleet.conversations.note(place.conversation, best)
+            place.kept = self._fleet.note(place.conversation, best)
         return True
 
     def _busy(self, place: Place, why: str) -> Refusal:

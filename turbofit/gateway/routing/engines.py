@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import STEP_SECONDS, Cost, Gate
-from turbofit.gateway.routing.conversations import Conversation, Conversations
+from turbofit.gateway.routing.conversations import Conversation
 
 if TYPE_CHECKING:
     from turbofit.gateway.grammar_trials import Grammar
@@ -33,6 +33,8 @@ _NEVER: Final = float("inf")
 #: An engine is much busier than the others if it has so many times the mean of their requests, and
 #: more than one request beyond.
 _MUCH_BUSIER: Final = 1.25
+#: The most conversations whose engines are remembered.
+_MOST_KEPT: Final = 4096
 #: Seconds that are assumed between the end of an engine and its next start.
 _UNSEEN_PAUSE: Final = 2.0
 
@@ -210,19 +212,17 @@ class RoutedEngine:
 
         ``turn`` is the turn that the request must take if it is a suspect.
         """
-        if not self.up or not self.gate.fits(cost) or not self.fits_grammar(cost):
-            return False
-        if any(each.alone for each in self.turns.values()):
+        if not self.takes(cost) or not self.gate.fits(cost):
             return False
         if turn is not None and not (self.turn_left and len(self.turns) < turn.together):
             return False
         most = self.host_limit
         return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
 
-    def fits_soon(self, cost: Cost) -> bool:
-        """Return whether a request lacks nothing here but the first tokens of those before it."""
+    def takes(self, cost: Cost) -> bool:
+        """Return whether the engine takes a request as soon as there is room for its images."""
         alone = any(each.alone for each in self.turns.values())
-        return self.up and not alone and self.fits_grammar(cost) and not self.gate.over(cost)
+        return self.up and not alone and self.fits_grammar(cost)
 
     def fits_grammar(self, cost: Cost) -> bool:
         """Return whether the grammars at the engine leave time for one more at a token.
@@ -321,7 +321,8 @@ class Fleet:
         self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why no engine will be up for a while, if that is known.
         self.outage: Outage | None = None
-        self.conversations: Conversations[RoutedEngine] = Conversations()
+        #: The engine of each conversation's last turn, by its beginning; the oldest is first.
+        self._kept: OrderedDict[bytes, RoutedEngine] = OrderedDict()
 
     @property
     def open(self) -> int:
@@ -375,10 +376,25 @@ class Fleet:
 
         None if the engine is much busier than the others, or lacks more than first tokens.
         """
-        keeper = self.conversations.engine_of(conversation)
+        if conversation is None or not conversation.goes_on:
+            return None
+        keeper = self._kept.get(conversation.beginning)
         if keeper is None or self._much_busier(keeper):
             return None
-        return keeper if keeper.fits(cost) or keeper.fits_soon(cost) else None
+        soon = keeper.takes(cost) and not keeper.gate.over(cost)
+        return keeper if soon or keeper.fits(cost) else None
+
+    def note(self, conversation: Conversation, engine: RoutedEngine) -> bool:
+        """Note that a turn goes to an engine; return whether the turn before went there, too."""
+        before = self._kept.pop(conversation.beginning, None)
+        kept = conversation.goes_on and before is engine
+        if before is None and len(self._kept) == _MOST_KEPT:
+            _, before = self._kept.popitem(last=False)
+        if before is not None:
+            before.conversations -= 1
+        self._kept[conversation.beginning] = engine
+        engine.conversations += 1
+        return kept
 
     @property
     def moved_at(self) -> float:
