@@ -250,13 +250,10 @@ class Admission:
         All wait behind the first one; but those behind one that waits for the engine of its
         conversation may go to other engines.
         """
-        lines = self._queue.lines
         awaited: set[RoutedEngine] = set()
-        for client, line in lines.items():
+        for line in self._queue.lines.values():
             for place in line:
                 if self._settle(self._queue, place, awaited):
-                    if client in lines:  # the other clients come before the rest of its requests
-                        lines.move_to_end(client)
                     return True
                 keeper = self._fleet.keeper(place.cost, place.conversation)
                 if keeper is None:
@@ -270,15 +267,13 @@ class Admission:
         Suspects that must be alone come first, since others would keep the engines from them.
         """
         lines, went = self._suspects.lines, False
-        if self._fleet.open and not self._fleet.turns_left:  # no engine takes another suspect
+        up = [engine for engine in self._fleet.engines if engine.up]
+        if up and not any(engine.turn_left for engine in up):  # no engine takes another suspect
             return False
         lone = [place for line in lines.values() for place in line if place.alone]
-        for client, line in tuple(lines.items()):
+        for line in tuple(lines.values()):
             next_ones = [place for place in line if place.alone or not lone]
-            if any(self._settle(self._suspects, place) for place in next_ones):
-                went = True
-                if client in lines:
-                    lines.move_to_end(client)
+            went |= any(self._settle(self._suspects, place) for place in next_ones)
         return went
 
     def _settle(self, queue: _Queue, place: Place, awaited: Collection[RoutedEngine] = ()) -> bool:
@@ -296,6 +291,8 @@ class Admission:
             else:
                 return False
         queue.drop(place)
+        if place.client in queue.lines:  # the other clients come before the rest of its requests
+            queue.lines.move_to_end(place.client)
         return True
 
     def _passes(self, cost: Cost) -> bool:
@@ -353,7 +350,9 @@ class Admission:
         if self._at_once is not None and self.under_way >= self._at_once:
             return False
         turn = place.turn
-        if turn is not None and turn.fingerprint in self._fleet.suspects:
+        if turn is not None and any(
+            turn.fingerprint in each.in_turn for each in self._fleet.engines
+        ):
             return False
         best = self._fleet.best(place.cost, turn, place.conversation, awaited)
         if best is None:
@@ -372,8 +371,7 @@ class Admission:
 
     def _retry_after(self) -> int:
         """Return the seconds after which the queue will have moved on, by its pace until now."""
-        waiting, let_in = self._queue.waiting, self._let_in
-        seconds = self._seconds / 4
+        let_in, seconds = self._let_in, self._seconds / 4
         if len(let_in) > 1:
-            seconds = waiting * (time.monotonic() - let_in[0]) / len(let_in)
+            seconds = self._queue.waiting * (time.monotonic() - let_in[0]) / len(let_in)
         return min(max(_LEAST_RETRY, round(seconds)), _MOST_RETRY)

@@ -177,8 +177,7 @@ class RoutedEngine:
         """
         if not self.start_seconds:
             return _NEVER
-        dead = self.death is not None and not self.answered
-        ends_at = self.died_at if dead else self.ends_at
+        ends_at = self.died_at if self.dead_since(self.died_at) else self.ends_at
         return ends_at + self.start_seconds + _UNSEEN_PAUSE
 
     @property
@@ -238,7 +237,7 @@ class RoutedEngine:
     def succeeded(self) -> None:
         """Note that the engine works, since a byte of a completion came."""
         now = time.monotonic()
-        if self.death is not None and not self.answered and not self.rested:
+        if self.dead_since(self.died_at) and not self.rested:
             self.start_seconds = now - self.died_at
         self.rested = False
         self.last_success = self.last_byte_at = now
@@ -335,15 +334,6 @@ class Fleet:
         return len(self.engines) > 1 and any(engine.prefix_caching for engine in self.engines)
 
     @property
-    def suspects(self) -> set[str]:
-        """The fingerprints of suspects that have a turn."""
-        return set().union(*(engine.in_turn for engine in self.engines))
-
-    @property
-    def turns_left(self) -> bool:
-        return any(engine.up and engine.turn_left for engine in self.engines)
-
-    @property
     def retry_seconds(self) -> int:
         """Seconds until an engine is expected to serve, after which a client should try again."""
         if self.outage is not None:
@@ -381,8 +371,8 @@ class Fleet:
         keeper = self._kept.get(conversation.beginning)
         if keeper is None or self._much_busier(keeper):
             return None
-        soon = keeper.takes(cost) and not keeper.gate.over(cost)
-        return keeper if soon or keeper.fits(cost) else None
+        waits = keeper.takes(cost) and not keeper.gate.over(cost)
+        return keeper if waits or keeper.fits(cost) else None
 
     def note(self, conversation: Conversation, engine: RoutedEngine) -> bool:
         """Note that a turn goes to an engine; return whether the turn before went there, too."""
