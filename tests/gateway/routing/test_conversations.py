@@ -104,6 +104,7 @@ def test_a_later_turn_goes_to_the_engine_of_the_turn_before() -> None:
     three = engines()
     fleet = Fleet(three)
     fleet.note(going(b"a"), three[2])
+    fleet.running.clear()  # the turn before has ended
     assert fleet.best(Cost(), None, going(b"a")) is three[2]
     assert fleet.best(Cost(), None, going(b"a", on=False)) is three[0], "a first turn"
     assert fleet.best(Cost(), None, going(b"b")) is three[0], "nobody knows it"
@@ -205,6 +206,7 @@ async def test_a_turn_waits_for_its_engine_and_holds_up_nobody_who_goes_to_anoth
     first = (await ask()).result()
     assert first.engine is two[0]
     fleet.note(going(b"a"), two[0])
+    fleet.running.clear()
     later, other, third, again = [
         await ask(each) for each in (going(b"a"), None, None, going(b"a"))
     ]
@@ -221,3 +223,18 @@ async def test_a_turn_waits_for_its_engine_and_holds_up_nobody_who_goes_to_anoth
     third.result().begin()
     await settled()
     assert again.result().engine is two[1]
+    for task in (later, third, again):
+        task.result().leave()
+    first.leave()
+    other.result().leave()
+    assert not fleet.running
+
+
+async def test_requests_that_all_begin_alike_wait_for_no_engine() -> None:
+    four = engines(4)
+    door = Admission(Fleet(four))
+    tasks = [
+        asyncio.ensure_future(door.admit("c", Cost(units=5), None, going(b"a"))) for _ in range(4)
+    ]
+    await settled()
+    assert {task.result().engine for task in tasks} == set(four)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -103,6 +103,8 @@ class Place:
         left, and the request may still end the engine.
         """
         self._give_back_host()
+        if self.conversation is not None:
+            self._admission.fleet.running -= Counter((self.conversation.beginning,))
         if self.turn is not None:
             self.turn.alone = False  # other requests may come before the turn ends
         loop = asyncio.get_running_loop()
@@ -182,7 +184,7 @@ class Admission:
     def __init__(
         self, fleet: Fleet, *, longest: int = 256, seconds: float = 30.0, at_once: int | None = None
     ) -> None:
-        self._fleet, self._seconds, self._at_once = fleet, seconds, at_once
+        self.fleet, self._seconds, self._at_once = fleet, seconds, at_once
         self.under_way = 0
         #: When requests of the queue were let in lately.
         self._let_in: deque[float] = deque(maxlen=_LET_IN)
@@ -205,7 +207,7 @@ class Admission:
         if self._at_once is not None and self.under_way >= self._at_once:
             lacks = "one of the requests at once that the server may have"
         else:
-            lacks = self._fleet.lacks(first.cost, first.conversation)
+            lacks = self.fleet.lacks(first.cost, first.conversation)
         return f"{count} {plural(count, 'request')} {'wait' if count > 1 else 'waits'} for {lacks}"
 
     async def admit(
@@ -222,8 +224,8 @@ class Admission:
               suspects).
         """
         place = Place(self, client, cost, turn, conversation)
-        if not self._fleet.open:
-            raise self._fleet.dead()
+        if not self.fleet.open:
+            raise self.fleet.dead()
         first = not self._queue.lines or self._passes(cost)
         if turn is None and first and self._take(place):
             return place
@@ -255,7 +257,7 @@ class Admission:
             for place in line:
                 if self._settle(self._queue, place, awaited):
                     return True
-                keeper = self._fleet.keeper(place.cost, place.conversation)
+                keeper = self.fleet.keeper(place.cost, place.conversation)
                 if keeper is None:
                     return False
                 awaited.add(keeper)
@@ -267,7 +269,7 @@ class Admission:
         Suspects that must be alone come first, since others would keep the engines from them.
         """
         lines, went = self._suspects.lines, False
-        up = [engine for engine in self._fleet.engines if engine.up]
+        up = [engine for engine in self.fleet.engines if engine.up]
         if up and not any(engine.turn_left for engine in up):  # no engine takes another suspect
             return False
         lone = [place for line in lines.values() for place in line if place.alone]
@@ -283,8 +285,8 @@ class Admission:
         engines.
         """
         if not place.given.done():
-            if not self._fleet.open:
-                place.given.set_exception(self._fleet.dead())
+            if not self.fleet.open:
+                place.given.set_exception(self.fleet.dead())
             elif self._take(place, awaited):
                 place.given.set_result(None)
                 self._let_in.append(time.monotonic())
@@ -300,7 +302,7 @@ class Admission:
         if not cost.light:
             return False
         line = (place for waiting in self._queue.lines.values() for place in waiting)
-        return not (cost.tokens and self._fleet.gated and any(place.cost.light for place in line))
+        return not (cost.tokens and self.fleet.gated and any(place.cost.light for place in line))
 
     async def _wait(self, queue: _Queue, place: Place) -> None:
         """Wait in a queue until the place is given; raise a `Refusal` if the wait is too long."""
@@ -312,7 +314,10 @@ class Admission:
         latest, why = began + _LONGEST_WAIT * self._seconds, ""
         while not place.given.done() and not why:
             # What the engines do for others does not help a suspect, which waits for its turn.
-            moved_at = self._fleet.moved_at if place.turn is None else began
+            moved_at = max(
+                (each.last_byte_at for each in self.fleet.engines if each.up and not place.turn),
+                default=began,
+            )
             now, patience = time.monotonic(), max(began, moved_at) + self._seconds
             if now >= latest:
                 why = f"the request has waited for {now - began:.0f} s"
@@ -351,15 +356,15 @@ class Admission:
             return False
         turn = place.turn
         if turn is not None and any(
-            turn.fingerprint in each.in_turn for each in self._fleet.engines
+            turn.fingerprint in each.in_turn for each in self.fleet.engines
         ):
             return False
-        best = self._fleet.best(place.cost, turn, place.conversation, awaited)
+        best = self.fleet.best(place.cost, turn, place.conversation, awaited)
         if best is None:
             return False
         place.take(best)
         if place.conversation is not None:
-            place.kept = self._fleet.note(place.conversation, best)
+            place.kept = self.fleet.note(place.conversation, best)
         return True
 
     def _busy(self, place: Place, why: str) -> Refusal:

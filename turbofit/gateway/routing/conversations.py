@@ -58,11 +58,6 @@ class _Message(msgspec.Struct):
     role: Any = None
     type: Any = None
 
-    @property
-    def of_model(self) -> bool:
-        """Whether the model said it; a call of the Responses API has no role."""
-        return bool(self.role == "assistant" or self.type == "function_call")
-
 
 async def conversation_of(kind: Kind, body: bytes, key: str) -> Conversation | None:
     """Return the conversation of a body; None if none can be told, or if it is not worth it.
@@ -107,7 +102,10 @@ def _of_messages(
         return None
     for message in messages[: of_user[0] + 1]:
         digest.update(_unmarked(message) if marked else message)
-    goes_on = any(head.of_model for head in heads[of_user[0] :])
+    # A call of the Responses API has no role.
+    goes_on = any(
+        head.role == "assistant" or head.type == "function_call" for head in heads[of_user[0] :]
+    )
     return Conversation(beginning=digest.digest(), goes_on=goes_on)
 
 

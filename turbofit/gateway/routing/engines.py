@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -322,6 +322,8 @@ class Fleet:
         self.outage: Outage | None = None
         #: The engine of each conversation's last turn, by its beginning; the oldest is first.
         self._kept: OrderedDict[bytes, RoutedEngine] = OrderedDict()
+        #: How many requests with a beginning are at engines.
+        self.running: Counter[bytes] = Counter()
 
     @property
     def open(self) -> int:
@@ -364,18 +366,25 @@ class Fleet:
     def keeper(self, cost: Cost, conversation: Conversation | None) -> RoutedEngine | None:
         """Return the engine that keeps a conversation, if a request may go or wait there.
 
-        None if the engine is much busier than the others, or lacks more than first tokens.
+        None if the engine is much busier than the others, or lacks more than first tokens. A
+        conversation has one turn at a time: no request waits that begins like one under way, so
+        that many equal beginnings use all engines.
         """
         if conversation is None or not conversation.goes_on:
             return None
         keeper = self._kept.get(conversation.beginning)
         if keeper is None or self._much_busier(keeper):
             return None
-        waits = keeper.takes(cost) and not keeper.gate.over(cost)
+        waits = (
+            conversation.beginning not in self.running
+            and keeper.takes(cost)
+            and not keeper.gate.over(cost)
+        )
         return keeper if waits or keeper.fits(cost) else None
 
     def note(self, conversation: Conversation, engine: RoutedEngine) -> bool:
         """Note that a turn goes to an engine; return whether the turn before went there, too."""
+        self.running[conversation.beginning] += 1
         before = self._kept.pop(conversation.beginning, None)
         kept = conversation.goes_on and before is engine
         if before is None and len(self._kept) == _MOST_KEPT:
@@ -385,11 +394,6 @@ class Fleet:
         self._kept[conversation.beginning] = engine
         engine.conversations += 1
         return kept
-
-    @property
-    def moved_at(self) -> float:
-        """The time when an engine that takes requests last sent a byte, or was seen to work on."""
-        return max((engine.last_byte_at for engine in self.engines if engine.up), default=-_NEVER)
 
     def lacks(self, cost: Cost, conversation: Conversation | None = None) -> str:
         """Return what a request that no engine takes waits for, as words for people."""
