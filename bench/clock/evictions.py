@@ -54,7 +54,8 @@ async def send(url: str, count: int) -> dict[str, int]:
 
 
 def _body(model: str, draw: random.Random) -> dict[str, Any]:
-    parts: list[Any] = [{"type": "text", "text": "why " * draw.randint(1, _WORDS)}]
+    text = f"{draw.getrandbits(64)} " + "why " * draw.randint(1, _WORDS)  # no two begin alike
+    parts: list[Any] = [{"type": "text", "text": text}]
     if draw.random() < WITH_PICTURE:
         image = {"type": "image_url", "image_url": {"url": photograph(*SIZE)}}
         parts = [image, {"type": "text", "text": "What is it?"}]

@@ -9,7 +9,8 @@ Where a beginning went is noted in a table, and a new one goes to the least busy
 the beginning needs no table, but chooses without regard to load: first turns wait behind others.
 
 A request without an answer in it is a first turn, which no engine has read before. A wrong guess
-costs the time of one prefill, never more: the engine reads what it does not have.
+costs the time of one prefill, never more: the engine reads what it does not have. So a later turn
+also waits for its engine, but for first tokens alone, each of which comes after a prefill.
 """
 
 from __future__ import annotations
