@@ -1,6 +1,6 @@
 """Requests whose answers grow long where images wait: evictions, and the largest forward.
 
-    python -m bench.clock.evictions [--requests 2000] [--clock 1]
+    python -m bench.clock.evictions [--requests 2000] [--clock 0.25]
 
 Two fifths of the requests have a picture. Most state no length, and get all tokens that they may
 have, so more tokens run than the cache holds. LMDeploy's log says how often a request began or came
@@ -29,7 +29,7 @@ OPTIONS = ("--max-batch-size", "40", "--output-tokens", "128")
 #: Clients; the share of requests with a picture, and of those that state a length.
 AT_ONCE, WITH_PICTURE, STATED = 64, 0.4, 0.2
 #: Words of a text alone, at most; each is some tokens.
-_WORDS = 2000
+_WORDS = 1000
 #: In LMDeploy's log: a request is let in or comes back; tiles of a forward.
 _LET_IN = re.compile(r"scheduler\.cc.*\(uid (\d+)\) resume")
 _TILES = re.compile(r"InternViT setup: .* patches=(\d+)")
@@ -67,7 +67,7 @@ def _body(model: str, draw: random.Random) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.clock.evictions", description=__doc__)
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--clock", type=float, default=1.0)
+    parser.add_argument("--clock", type=float, default=0.25)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="turbofit-bench-evictions-") as folder:
         servers = Servers(Path(folder))
