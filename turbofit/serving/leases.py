@@ -27,7 +27,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Gpu, Holder, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.process.files import lock_soon, write_atomic
-from turbofit.core.process.stat import start_time
+from turbofit.core.process.processes import start_time
 from turbofit.core.process.variables import leases_folder
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin

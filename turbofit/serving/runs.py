@@ -20,7 +20,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import Plan, Settings
 from turbofit.core.process.files import new_path, state_dir, unwritable_state, write_atomic
-from turbofit.core.process.stat import start_time
+from turbofit.core.process.processes import start_time
 from turbofit.core.run_report import RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import cache, wraps
 from typing import Any, Final
 
-from turbofit.serving.process.patches import once_imported, unlike
+from turbofit.core.process.imports import once_imported, unlike
 
 _MODULE: Final = "lmdeploy.serve.core.async_engine"
 #: LMDeploy's functions whose code this module relies on, and the first digits of their sources'

@@ -6,7 +6,7 @@ import os
 import subprocess
 from typing import IO, TYPE_CHECKING
 
-from turbofit.core.process.stat import every_stat, start_time, stat_of
+from turbofit.core.process.processes import every_stat, start_time, stat_of
 from turbofit.serving.process.guard import guarded
 
 if TYPE_CHECKING:
