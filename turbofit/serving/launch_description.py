@@ -16,8 +16,7 @@ from turbofit.core.struct import Options
 from turbofit.model.adapter_folders import with_copies
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.rehearsal.plan_clock import clock_for
-from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio
-from turbofit.serving.engine.launches import Launch
+from turbofit.serving.engine.launches import Launch, ratio_now, shared_ratio
 from turbofit.serving.engine.lmdeploy import module_runner
 from turbofit.serving.engine.parsers import parser_options
 from turbofit.serving.images.preparation import image_environment
