@@ -13,26 +13,22 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from turbofit.core.plan import GRAMMAR_TRIAL, Plan
+from turbofit.core.struct import JsonObject
 from turbofit.core.units import MIB
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.grammars import grammar_of
 from turbofit.gateway.limits.rules import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.core.struct import JsonObject
 
 #: The most seconds of processor time for a grammar, of all threads together. A string of
 #: ``maxLength`` 255 takes 8 s with a vocabulary of 151,643 (`bench/gateway/GRAMMARS.md`). XGrammar

@@ -15,26 +15,20 @@ is at least the measured value. The margin is added to the corrected forecast.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.machine import Calibration, MeasuredSteps
-from turbofit.core.plan import BEFORE_CACHE
+from turbofit.core.plan import BEFORE_CACHE, EnginePlan, GpuLedger, Plan
 from turbofit.core.run_report import RunFigure
-from turbofit.core.struct import Struct, to_builtins
+from turbofit.core.struct import Document, Struct, to_builtins
 from turbofit.core.units import MIB, mib, round_up
-from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, LoggedSlab
+from turbofit.logs.log_events import CacheBudget, Slab
+from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, CacheShape, LoggedSlab
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.engines import engine_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from turbofit.core.plan import EnginePlan, GpuLedger, Plan
-    from turbofit.core.struct import Document
-    from turbofit.logs.log_events import CacheBudget, Slab
-    from turbofit.memory.account import CacheShape
 
 #: Names of the readings after the warm-up, and after one small request of each kind.
 STEADY: Final = "steady"

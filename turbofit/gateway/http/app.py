@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from turbofit.core.process.interpreter import in_thread
+from turbofit.core.struct import Document
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.first_tokens import FirstTokens
-from turbofit.gateway.http.about import ModelFacts, facts_of
-from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
+from turbofit.gateway.grammar_trials import GrammarTrials
+from turbofit.gateway.http.about import ClockFacts, ModelFacts, facts_of
+from turbofit.gateway.http.asgi_app import AsgiApp, Log, while_connected
 from turbofit.gateway.http.body import LARGE
-from turbofit.gateway.http.metrics import merge
+from turbofit.gateway.http.metrics import Gauges, merge
 from turbofit.gateway.http.prepare import Preparation
-from turbofit.gateway.http.request_context import RequestContext
-from turbofit.gateway.http.routes import hold_name
+from turbofit.gateway.http.request_context import Receive, RequestContext, Send
+from turbofit.gateway.http.routes import Route, hold_name
 from turbofit.gateway.limits.gate import Gate
+from turbofit.gateway.limits.request_limits import Bounds
 from turbofit.gateway.media.clips import video_of
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.pictures import PicturePermits
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.dear_steps import DearSteps
 from turbofit.gateway.routing.deny_list import DenyList
-from turbofit.gateway.routing.engines import Fleet, RoutedEngine
+from turbofit.gateway.routing.engines import Fleet, Outage, RoutedEngine
 from turbofit.gateway.routing.health import Monitor, healthy, trouble
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from turbofit.core.struct import Document
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.grammar_trials import GrammarTrials
-    from turbofit.gateway.http.about import ClockFacts
-    from turbofit.gateway.http.asgi_app import Log
-    from turbofit.gateway.http.metrics import Gauges
-    from turbofit.gateway.http.request_context import Receive, Send
-    from turbofit.gateway.http.routes import Route
-    from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.routing.engines import Outage
 
 #: Seconds to wait for an engine's metrics; Prometheus itself waits for 10 s.
 _PAGE_SECONDS: Final = 3.0

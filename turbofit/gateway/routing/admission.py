@@ -24,15 +24,13 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.messages import plural
 from turbofit.gateway.http.refusals import Refusal
-
-if TYPE_CHECKING:
-    from turbofit.gateway.limits.gate import Cost, Share
-    from turbofit.gateway.routing.conversations import Conversation
-    from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
+from turbofit.gateway.limits.gate import Cost, Share
+from turbofit.gateway.routing.conversations import Conversation
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10

@@ -18,15 +18,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.struct import Struct
-
-if TYPE_CHECKING:
-    from turbofit.gateway.http.routes import Kind
+from turbofit.gateway.http.routes import Kind
 
 #: The most conversations whose engines are remembered.
 _MOST: Final = 4096

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from turbofit.gateway.grammar_trials import GrammarTrials
-    from turbofit.gateway.http.refusals import Refusal
-    from turbofit.gateway.routing.engines import Present, RoutedEngine
+from turbofit.gateway.grammar_trials import GrammarTrials
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.routing.engines import Present, RoutedEngine
 
 _LOG: Final = LazyLogger(__name__)
 

@@ -7,20 +7,17 @@ other processes grow, or sleep and take memory later.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from turbofit.core.plan import Command, Plan
 from turbofit.core.process.network import DEFAULT_PORT
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from turbofit.core.plan import Command, Plan
-    from turbofit.rehearsal.pretend.clock import ClockFile
-    from turbofit.serving.engine.gemm_tuning import GemmTuning
-    from turbofit.serving.engine.process import Spawn
+from turbofit.rehearsal.pretend.clock import ClockFile
+from turbofit.serving.engine.gemm_tuning import GemmTuning
+from turbofit.serving.engine.process import Spawn
 
 #: The variable in which `entry.py` finds the engine's API key.
 KEY: Final = "TURBOFIT_ENGINE_KEY"
