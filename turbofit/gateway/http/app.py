@@ -104,8 +104,7 @@ class Gateway(AsgiApp):
         self.deny_list.count = self.metrics.count
         self.in_use, self._grammars = in_use, grammars
         #: The tasks that start the trials' process, and that look for dear grammars.
-        self._trials_start: asyncio.Task[None] | None = None
-        self._dear_steps: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         #: The last call of ``in_use``, which may still run.
         self._asked: asyncio.Future[dict[int, int]] | None = None
         self._first_tokens = FirstTokens(self._upstream)
@@ -163,7 +162,7 @@ class Gateway(AsgiApp):
     def start_trials(self) -> None:
         """Start the process that tries grammars; call this method in the gateway's event loop."""
         if self._grammars is not None:
-            self._trials_start = asyncio.ensure_future(self._grammars.start())
+            self._tasks.append(asyncio.ensure_future(self._grammars.start()))
 
     def take_over(self, config: GatewayConfig) -> None:
         """Apply the keys, origins, hosts and media domains of ``config``.
@@ -179,13 +178,13 @@ class Gateway(AsgiApp):
         self._first_tokens.start(self.engines if not self.bounds.serial else ())
         if self._grammars is not None:
             dear_steps = DearSteps(self.engines, self._grammars)
-            self._dear_steps = asyncio.ensure_future(dear_steps.watch())
+            self._tasks.append(asyncio.ensure_future(dear_steps.watch()))
 
     async def shutdown(self) -> None:
         await self.monitor.stop()
         await self._first_tokens.stop()
         await self._upstream.close()
-        for task in filter(None, (self._trials_start, self._dear_steps)):
+        for task in self._tasks:
             task.cancel()
         if self._grammars is not None:
             await self._grammars.end()
@@ -291,19 +290,14 @@ class Gateway(AsgiApp):
         await asyncio.wait({self._asked}, timeout=_PAGE_SECONDS)
         in_use = self._asked.result() if self._asked.done() else {}
         suspected, refused = self.deny_list.numbers
-        whole: Gauges = {
+        labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
+        gated = [(label, engine) for label, engine in labelled if engine.gate.units is not None]
+        gauges: Gauges = {
             "connections": [((), len(self.connections))],
             "waiting": [((), self.admission.waiting)],
             "suspects": [((), suspected)],
             "convicted": [((), refused)],
             "gpu_bytes_in_use": [((f"gpu={index}",), size) for index, size in in_use.items()],
-        }
-        return merge(pages) + self.metrics.text({**whole, **self._gauges_of_engines()})
-
-    def _gauges_of_engines(self) -> Gauges:
-        labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
-        gated = [(label, engine) for label, engine in labelled if engine.gate.units is not None]
-        return {
             "in_flight": [(label, engine.outstanding) for label, engine in labelled],
             "units_in_flight": [(label, engine.gate.counted) for label, engine in labelled],
             "kv_tokens_reserved": [(label, engine.gate.reserved) for label, engine in gated],
@@ -313,6 +307,7 @@ class Gateway(AsgiApp):
             ],
             "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
         }
+        return merge(pages) + self.metrics.text(gauges)
 
     def _record(self, request: RequestContext) -> None:
         """Count a request, its images and what was lowered, and log it."""

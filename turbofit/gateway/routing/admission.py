@@ -251,8 +251,9 @@ class Admission:
         Suspects that must be alone come first, since others would keep the engines from them.
         """
         lines, went = self._suspects.lines, False
-        if self._fleet.open and not self._fleet.turns_left:  # no engine takes another suspect
-            return False
+        engines = [engine for engine in self._fleet.engines if engine.up]
+        if engines and not any(engine.turn_left for engine in engines):
+            return False  # no engine takes another suspect
         lone = [place for line in lines.values() for place in line if place.alone]
         for client, line in tuple(lines.items()):
             next_ones = [place for place in line if place.alone or not lone]
@@ -349,12 +350,8 @@ class Admission:
         if place.turn is not None:
             return Refusal("suspect_waits", why=why, retry_after=_SUSPECT_RETRY)
         why = ": ".join(filter(None, (why, self.waits_for)))
-        return Refusal("busy:engines", why=why, retry_after=self._retry_after())
-
-    def _retry_after(self) -> int:
-        """Return the seconds after which the queue will have moved on, by its pace until now."""
-        waiting, let_in = self._queue.waiting, self._let_in
-        seconds = self._seconds / 4
-        if len(let_in) > 1:
-            seconds = waiting * (time.monotonic() - let_in[0]) / len(let_in)
-        return min(max(_LEAST_RETRY, round(seconds)), _MOST_RETRY)
+        seconds, let_in = self._seconds / 4, self._let_in
+        if len(let_in) > 1:  # by the pace at which the queue has moved until now
+            seconds = self._queue.waiting * (time.monotonic() - let_in[0]) / len(let_in)
+        again = min(max(_LEAST_RETRY, round(seconds)), _MOST_RETRY)
+        return Refusal("busy:engines", why=why, retry_after=again)

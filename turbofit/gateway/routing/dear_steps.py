@@ -62,13 +62,10 @@ class DearSteps:
         while True:
             await asyncio.sleep(_TICK)
             for engine in self._engines:
-                if self._is_silent(engine):
+                begun = any(present.begun for present in engine.in_flight)
+                silent = time.monotonic() - engine.silent_since
+                if engine.outstanding > 0 and silent > (_STEP if begun else _PREFILL):
                     await self._look(engine)
-
-    def _is_silent(self, engine: RoutedEngine) -> bool:
-        begun = any(present.begun for present in engine.in_flight)
-        silent = time.monotonic() - engine.silent_since
-        return engine.outstanding > 0 and silent > (_STEP if begun else _PREFILL)
 
     async def _look(self, engine: RoutedEngine) -> None:
         """Try the grammars at an engine again, and end the requests of those that are dear."""
