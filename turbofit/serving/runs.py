@@ -178,7 +178,8 @@ def chosen_run(name: str | None) -> LiveRun:
     """
     servers = live_servers()
     if name is not None:
-        servers = servers_of(name)
+        known = _known_as(name)
+        servers = [run for run in live_runs() if known & {run.name, run.record.model.casefold()}]
         if not servers:
             raise UsageError(
                 f"no server {name!r} runs here",
@@ -190,12 +191,6 @@ def chosen_run(name: str | None) -> LiveRun:
         names = ", ".join(server.name for server in servers)
         raise UsageError(f"{len(servers)} servers run here", hint=f"name a server: {names}")
     return servers[0]
-
-
-def servers_of(name: str) -> list[LiveRun]:
-    """Return the running servers with this name, or with a model of this name."""
-    known = _known_as(name)
-    return [run for run in live_runs() if known & {run.name, run.record.model.casefold()}]
 
 
 def server_on(port: int) -> LiveRun | None:
