@@ -101,23 +101,16 @@ def learn(
             free=free,
             steps=observation.steps,
         )
-        calibrations[names] = _larger(calibrations.get(names, calibration), calibration)
+        alike = calibrations.get(names, calibration)
+        calibrations[names] = replace(
+            alike,
+            context=max(alike.context, calibration.context),
+            buffers=max(alike.buffers, calibration.buffers),
+            spread=max(alike.spread, abs(alike.total - calibration.total)),
+            free=max(alike.free, calibration.free),
+            steps=alike.steps or calibration.steps,
+        )
     return tuple(calibrations.values())
-
-
-def _larger(calibration: Calibration, other: Calibration) -> Calibration:
-    """Return a calibration with the larger corrections of two equal groups.
-
-    ``spread`` is the difference between the corrections of the two groups.
-    """
-    return replace(
-        calibration,
-        context=max(calibration.context, other.context),
-        buffers=max(calibration.buffers, other.buffers),
-        spread=max(calibration.spread, abs(calibration.total - other.total)),
-        free=max(calibration.free, other.free),
-        steps=calibration.steps or other.steps,
-    )
 
 
 def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document]:
