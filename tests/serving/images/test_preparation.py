@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.serving import needs
 from turbofit.core.plan import image_threads
+from turbofit.core.process.imports import unlike
 from turbofit.serving.images import preparation
-from turbofit.serving.process.patches import unlike
 
 needs("lmdeploy", "torchvision")
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.filterwarnings("ignore")]
