@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
-from turbofit.core.plan import THINKING_TOKENS, Workload
+from turbofit.core.plan import THINKING_TOKENS
 from turbofit.core.units import GIB
 from turbofit.machine.source import machine_from
 from turbofit.model.adapters import with_adapters
@@ -71,10 +71,13 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source == "nvml":
         machine = with_calibrations(machine, pretend=pretends())
+    workload = request.workload
+    if request.output_tokens is None and model.thinks:
+        workload = replace(workload, output_tokens=THINKING_TOKENS)
     resolved = ResolvedRequest(
         model=model,
         machine=machine,
-        workload=_workload_of(request, model),
+        workload=workload,
         engine_options=request.engine_options,
         tp=request.tp,
         replicas=request.replicas,
@@ -88,14 +91,6 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
     resolved = with_image_limit(resolved, request.max_dynamic_patch, request.max_pixels)
     _check(request, resolved)
     return resolved
-
-
-def _workload_of(request: PlanRequest, model: Model) -> Workload:
-    """Return the request's workload; a model that thinks has longer answers by default."""
-    workload = request.workload
-    if request.output_tokens is None and model.thinks:
-        return replace(workload, output_tokens=THINKING_TOKENS)
-    return workload
 
 
 def model_of(request: PlanRequest) -> Model:
