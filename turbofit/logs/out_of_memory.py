@@ -75,8 +75,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     end, finding = death(course, known=known), Finding()
     if end.kind == "host_memory":
         return _of_host_memory(case, mark, end)
-    calls = (f"{frame.path} {frame.function} {frame.code}" for frame in mark.stack)
-    if case.subject.trains or any(map(_TRAINS.search, calls)):
+    if case.subject.trains or _in_training(mark):
         return _of_training(mark, memory)
     if not case.subject.quantises:
         past = course.stage not in ("starting", "weights")
@@ -143,6 +142,11 @@ def _of_training(mark: LogEvent, memory: TorchMemory | None) -> Draft:
         evidence=(evidence(mark, "the training's own error"),),
         changes=(text_of("train smaller"),),
     )
+
+
+def _in_training(mark: LogEvent) -> bool:
+    calls = (f"{frame.path} {frame.function} {frame.code}" for frame in mark.stack)
+    return any(map(_TRAINS.search, calls))
 
 
 def _general_steps(
