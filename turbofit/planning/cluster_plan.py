@@ -20,13 +20,14 @@ from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import TurbofitError
 from turbofit.core.machine import Host, Machine
 from turbofit.core.messages import plural
-from turbofit.core.plan import EnginePlan, Plan, Remedy
+from turbofit.core.plan import Plan, Remedy
 from turbofit.core.promise import Promise
 from turbofit.core.struct import NA, known
 from turbofit.core.units import GIB, grouped
 from turbofit.core.version import __version__
 from turbofit.planning.choose import plan_best
 from turbofit.planning.own_drafts import draft_warnings
+from turbofit.planning.plan_document import on_machine
 from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.planning.verdict import Planned, Verdict, all_fitting
 
@@ -76,7 +77,8 @@ def make_cluster_plan(
         if best is not None and planned.plan is not None:
             why, plan = _kept(base, planned, best, engine)
         for node in nodes:
-            served = None if plan is None else _plan_of_node(node, plan)
+            assert node.machine is not None
+            served = None if plan is None else on_machine(plan, node.machine)
             if served is not None and node is not nodes[0]:
                 served = replace(served, considered=())
             found[node.id] = replace(found[node.id], plan=served, why_not=why)
@@ -158,20 +160,6 @@ def _kept(
         return "", again.document
     broken = best.promise.why_broken(own.promise, own.model.image_rule) if own.fits else ""
     return broken or planned.verdict.reason or again.verdict.reason, None
-
-
-def _plan_of_node(node: Node, plan: Plan) -> Plan:
-    """Return the plan of a kind of node for one node of this kind: with its machine and GPU ids."""
-    machine = node.machine
-    assert machine is not None
-    engines = tuple(_engine_on(machine, engine) for engine in plan.engines)
-    return replace(plan, machine=machine, engines=engines)
-
-
-def _engine_on(machine: Machine, engine: EnginePlan) -> EnginePlan:
-    """Return the engine of a plan with the GPU ids of a machine."""
-    ledgers = (replace(it, uuid=machine.gpu(it.index).uuid) for it in engine.ledgers)
-    return replace(engine, ledgers=tuple(ledgers))
 
 
 def common_promise(plans: Sequence[Plan]) -> Promise | None:

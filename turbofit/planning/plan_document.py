@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.forecast import Throughput, UsualImage
+from turbofit.core.machine import Machine
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import (
     Candidate,
@@ -252,6 +253,15 @@ def requests_held(
         min(account.settings.max_batch_size, account.settings.requests_in(cache, size))
         for account, cache, size in zip(accounts, tokens, sizes, strict=True)
     )
+
+
+def on_machine(plan: Plan, machine: Machine) -> Plan:
+    """Return the plan with a machine that is equal for planning, and with its GPU ids."""
+    engines = []
+    for engine in plan.engines:
+        ledgers = (replace(it, uuid=machine.gpu(it.index).uuid) for it in engine.ledgers)
+        engines.append(replace(engine, ledgers=tuple(ledgers)))
+    return replace(plan, machine=machine, engines=tuple(engines))
 
 
 def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:

@@ -60,6 +60,7 @@ from turbofit.core.promise import Limits, Promise
 from turbofit.core.run_report import EngineRecord, RunAttempt, RunFigure, RunMoment, RunReport
 from turbofit.core.struct import NA, Document, Struct, const, decode, doc
 from turbofit.core.units import format_bytes, mib
+from turbofit.planning.plan_document import on_machine
 from turbofit.report.painters.document import Block, FactList, Heading, Items, Paragraph, table
 from turbofit.report.stored_documents import StoredPlan
 from turbofit.serving.calibration import SEEN_FILE, CalibratedGpu, Observation, phase_rows
@@ -202,11 +203,9 @@ def _plan(plan: Plan, model: str) -> Plan:
         gpus=tuple(replace(gpu, uuid=f"GPU-{gpu.index}") for gpu in kept.machine.gpus),
     )
     return replace(
-        kept,
+        on_machine(kept, machine),
         created=_day(plan.created),
         model=replace(kept.model, name=model, hub_id=_public(plan.model.hub_id, plan.model)),
-        machine=machine,
-        engines=tuple(map(_engine, kept.engines)),
         host=replace(kept.host, available=None, image_threads=None),
     )
 
@@ -214,11 +213,6 @@ def _plan(plan: Plan, model: str) -> Plan:
 def _public(name: str | None, model: Model) -> str | None:
     """Return a model's name, None for a model in a folder, whose names are its owner's."""
     return None if model.source.kind == "folder" else name
-
-
-def _engine(engine: EnginePlan) -> EnginePlan:
-    ledgers = (replace(gpu, uuid=f"GPU-{gpu.index}") for gpu in engine.ledgers)
-    return replace(engine, ledgers=tuple(ledgers))
 
 
 def _run(run: RunReport, model: str) -> RunReport:
