@@ -9,6 +9,7 @@ import pytest
 
 import turbofit
 from tests.sweep import sweep
+from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.units import round_up
 
@@ -69,8 +70,9 @@ def test_no_batch_is_planned_that_ends_an_engine() -> None:
     more = turbofit.plan(**asked).remedies[-1].change
     assert more.endswith("RTX 3090, and leave --replicas out")
     assert planned_with(more, **asked).fits
-    batched = turbofit.plan(**asked, max_batch_size=1)
-    assert "--concurrency 2" in [remedy.change for remedy in batched.remedies]
+    with pytest.raises(UsageError) as refused:
+        turbofit.plan(**asked, max_batch_size=1)
+    assert refused.value.hint == "give concurrency=2 at most, or leave max_batch_size out"
 
 
 def test_a_concurrency_that_is_held_takes_no_more_than_the_batch_that_turbofit_chose() -> None:

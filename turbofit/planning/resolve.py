@@ -8,6 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import THINKING_TOKENS
 from turbofit.core.units import GIB
@@ -124,6 +125,7 @@ def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:
                 " none",
                 hint=_ONE_OF,
             )
+    _check_batch(request, resolved)
 
 
 def _check_context(resolved: ResolvedRequest) -> None:
@@ -137,4 +139,20 @@ def _check_context(resolved: ResolvedRequest) -> None:
         raise UsageError(
             f"{resolved.model.name} reads {longest} tokens, not {context}",
             hint=f"`--context {longest}` at most",
+        )
+
+
+def _check_batch(request: PlanRequest, resolved: ResolvedRequest) -> None:
+    """Refuse a batch that is too small for the promised requests on any number of engines."""
+    batch, requests = request.max_batch_size, request.concurrency
+    visible = len(resolved.machine.visible)
+    if batch is None or requests is None or not visible:  # the GPUs of a cluster are not known here
+        return
+    most = request.replicas or max(1, visible // (request.tp or 1))
+    if requests > batch * most:
+        engines = plural(most, "engine")
+        raise UsageError(
+            f"`--max-batch-size {batch}` runs {batch * most} requests at once on {most} {engines},"
+            f" not `--concurrency {requests}`",
+            hint=f"give `--concurrency {batch * most}` at most, or leave `--max-batch-size` out",
         )
