@@ -23,18 +23,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict, deque
+from collections.abc import Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.messages import plural
 from turbofit.gateway.http.refusals import Refusal
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from turbofit.gateway.limits.gate import Cost, Share
-    from turbofit.gateway.routing.conversations import Conversation
-    from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
+from turbofit.gateway.limits.gate import Cost, Share
+from turbofit.gateway.routing.conversations import Conversation
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10

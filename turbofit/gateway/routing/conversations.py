@@ -18,15 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.struct import Struct
-
-if TYPE_CHECKING:
-    from turbofit.gateway.http.routes import Kind
+from turbofit.gateway.http.routes import Kind
 
 #: The characters with which prompts of one conversation begin alike. A shorter prompt is read soon.
 _PROMPT: Final = 1024

@@ -7,14 +7,12 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from turbofit.gateway.grammar_trials import Grammar
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import STEP_SECONDS, Cost, Gate
 from turbofit.gateway.routing.conversations import Conversation
-
-if TYPE_CHECKING:
-    from turbofit.gateway.grammar_trials import Grammar
 
 #: Seconds for which an engine is assumed to have a request whose client left. For an answer in one
 #: piece, LMDeploy notices only at the next token that the client has left. A stream that has begun
