@@ -2,7 +2,7 @@
 
     python -m bench.clock.evictions [--requests 2000] [--clock 0.25]
 
-Two fifths of the requests have a picture. Most state no length, and get all tokens that they may
+One request of seven has a picture. Most state no length, and get all tokens that they may
 have, so more tokens run than the cache holds. LMDeploy's log says how often a request began or came
 back, and how many pictures met in a forward. A death is one of the engine's process.
 """
@@ -27,7 +27,7 @@ SERVED = ("internvl3-2b", "1xrtx3090:free=6GiB")
 #: More rows than the cache holds; a request that states no length has four times these tokens.
 OPTIONS = ("--max-batch-size", "40", "--output-tokens", "128")
 #: Clients; the share of requests with a picture, and of those that state a length.
-AT_ONCE, WITH_PICTURE, STATED = 64, 0.4, 0.2
+AT_ONCE, WITH_PICTURE, STATED = 64, 0.15, 0.2
 #: Words of a text alone, at most; each is some tokens.
 _WORDS = 1000
 #: In LMDeploy's log: a request is let in or comes back; tiles of a forward.

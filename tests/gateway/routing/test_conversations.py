@@ -137,6 +137,17 @@ def test_an_engine_that_is_much_busier_makes_way() -> None:
     assert sum(engine.conversations for engine in four) == 1
 
 
+def test_two_conversations_stay_at_an_engine_while_the_others_have_nothing_to_do() -> None:
+    """To read one of them again elsewhere would take longer than the other's turn."""
+    four = engines(4)
+    fleet = Fleet(four)
+    fleet.note(going(b"a"), four[3])
+    four[3].outstanding = 2
+    assert fleet.best(Cost(), None, going(b"a")) is four[3]
+    four[3].outstanding = 3
+    assert fleet.best(Cost(), None, going(b"a")) is four[0]
+
+
 def test_a_new_conversation_goes_to_the_engine_that_keeps_the_fewest_of_equals() -> None:
     two = engines(2)
     fleet = Fleet(two)

@@ -29,7 +29,7 @@ _RETRY: Final = 5
 _LONGEST_RETRY: Final = 60
 _NEVER: Final = float("inf")
 #: An engine is much busier than the others if it has so many times the mean of their requests, and
-#: more than one request beyond.
+#: more than two requests beyond: with few requests, two at one engine are not many.
 _MUCH_BUSIER: Final = 1.25
 #: The most conversations whose engines are remembered.
 _MOST_KEPT: Final = 4096
@@ -408,7 +408,7 @@ class Fleet:
         """Return whether an engine has many more requests, for its share, than all engines."""
         up = [each for each in self.engines if each.up]
         mean = sum(each.outstanding for each in up) / sum(each.share for each in up)
-        return engine.outstanding > _MUCH_BUSIER * mean * engine.share + 1
+        return engine.outstanding > _MUCH_BUSIER * mean * engine.share + 2
 
     def dead(self) -> Refusal:
         """Return the refusal that clients get while no engine is up."""
