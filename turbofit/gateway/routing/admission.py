@@ -251,9 +251,8 @@ class Admission:
         Suspects that must be alone come first, since others would keep the engines from them.
         """
         lines, went = self._suspects.lines, False
-        engines = [engine for engine in self._fleet.engines if engine.up]
-        if engines and not any(engine.turn_left for engine in engines):
-            return False  # no engine takes another suspect
+        if self._fleet.open and not self._fleet.turns_left:  # no engine takes another suspect
+            return False
         lone = [place for line in lines.values() for place in line if place.alone]
         for client, line in tuple(lines.items()):
             next_ones = [place for place in line if place.alone or not lone]

@@ -332,6 +332,10 @@ class Fleet:
         return set().union(*(engine.in_turn for engine in self.engines))
 
     @property
+    def turns_left(self) -> bool:
+        return any(engine.up and engine.turn_left for engine in self.engines)
+
+    @property
     def retry_seconds(self) -> int:
         """Seconds until an engine is expected to serve, after which a client should try again."""
         if self.outage is not None:
