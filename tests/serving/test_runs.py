@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
-from tests.support.processes import REPO, put_for_python
+from tests.support.processes import HANG, REPO, put_for_python
 from turbofit.cli.main import main
 from turbofit.cli.options.common_options import server_of
 from turbofit.core.errors import UnservedError, UsageError
@@ -208,7 +208,7 @@ def test_a_log_is_followed_until_its_server_ends(servers) -> None:
         assert following.stdout.readline() == "more\n"
         servers[first].kill()
         servers[first].wait()
-        assert following.wait(60) == 0
+        assert following.wait(HANG) == 0
 
 
 def test_a_process_of_the_same_number_is_no_server() -> None:
