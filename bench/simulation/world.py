@@ -149,7 +149,7 @@ class World:
         """Return the plan of an engine that was started, with its part, and when it was made.
 
         It is the newest plan with these cards; a start may lower its ratio
-        (`serving.engine.cache_ratio`).
+        (`serving.engine.launches`).
         """
         process = self.scheduler.process
         plans = self.plans.get(process.pid, []) if process is not None else []
