@@ -20,7 +20,7 @@ from turbofit.cli.main import main
 from turbofit.cli.options.common_options import server_of
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.files import state_dir
-from turbofit.core.process.stat import start_time
+from turbofit.core.process.processes import start_time
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
 from turbofit.serving import runs

@@ -13,8 +13,8 @@ import pytest
 from tests.support.serving import needs
 from tests.support.waiting import HANG
 from turbofit.core.plan import image_threads
+from turbofit.core.process.imports import unlike
 from turbofit.serving.images import preparation
-from turbofit.serving.process.patches import unlike
 
 needs("lmdeploy", "torchvision")
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.filterwarnings("ignore")]
