@@ -55,10 +55,10 @@ LONGEST = (
 #: Files of one worker, which imports LMDeploy and Transformers or Ray, or starts Chromium, once.
 TOGETHER = (
     "model/test_(oracle_|parameters|loading)|model/families/|gateway/test_oracle_lmdeploy"
-    "|serving/test_(pipeline|passthrough|fallback_server)|serving/fallback/|serving/images/"
+    "|serving/test_((planned_)?pipeline|passthrough|fallback_server)|serving/fallback/|serving/images/"
     "|memory/transformers/test_oracle_|rehearsal/.*/test_(hfconfig|readings)"
-    "|memory/pytorch/test_oracle_|bench/test_registry|model/merge/|planning/test_commands"
-    "|core/images/test_video|gateway/limits/test_sharing|cli/commands/test_merge"
+    "|memory/pytorch/test_oracle_|bench/test_registry|model/(merge/|quantize/test_read)"
+    "|planning/test_commands|core/images/test_video|gateway/limits/test_sharing|cli/commands/test_merge"
     "|tests/test_(api|users_cases)",
     "(report|gateway)/.*_chromium",
     "serving/cluster/test_(serve_cluster|ray_adapter)",

@@ -172,9 +172,9 @@ def shared(folder):
     made.end()
 
 
-@pytest.fixture
-def process(folder):
-    made = Process(folder)
+@pytest.fixture(scope="module")
+def thinking(folder):
+    made = Process(folder, "--tool-call-parser", "qwen3", "--reasoning-parser", "default")
     yield made
     made.end()
 
@@ -238,11 +238,9 @@ def test_what_compiles_at_once_is_refused_for_one_dear_token_wherever_it_is(shar
     assert said["a branch"] == said["a literal"] == said["deep"] == {"over": "token"}
 
 
-def test_the_schema_of_a_forced_tool_is_found_behind_a_model_s_thoughts(folder):
-    thinks = Process(folder, "--tool-call-parser", "qwen3", "--reasoning-parser", "default")
-    plain = thinks.ask(forced(fields(TEXT)))
-    limited = thinks.ask(forced(longest(60)))
-    thinks.end()
+def test_the_schema_of_a_forced_tool_is_found_behind_a_model_s_thoughts(thinking):
+    plain = thinking.ask(forced(fields(TEXT)))
+    limited = thinking.ask(forced(longest(60)))
     # What a token takes near the end of 60 characters is seen only there.
     assert plain["price"] < grammar_trials._FREE < limited["price"]
 
@@ -253,29 +251,28 @@ def test_a_text_that_was_answered_leads_to_its_dear_token(shared):
     assert shared.ask(DEAR["deep"], SECONDS, text) == {"over": "token"}
 
 
-def test_a_trial_is_stopped_and_its_fork_ended_from_outside_is_not_the_grammar_s_fault(process):
+def test_a_trial_is_stopped_and_its_fork_ended_from_outside_is_not_the_grammar_s_fault(shared):
     slow = HOSTILE["a pattern of 9,000 bytes"]
-    process.send(slow, 600)
-    process.fork()
-    process.send()
-    assert process.answer() == {"stopped": 0}
-    process.send()  # came too late
-    process.send(slow, 600)
-    os.kill(process.fork(), signal.SIGKILL)
-    assert process.answer() == {"ended": signal.SIGKILL}
-    assert process.ask(form(TEXT))["price"] < TOKEN_SECONDS
+    shared.send(slow, 600)
+    shared.fork()
+    shared.send()
+    assert shared.answer() == {"stopped": 0}
+    shared.send()  # came too late
+    shared.send(slow, 600)
+    os.kill(shared.fork(), signal.SIGKILL)
+    assert shared.answer() == {"ended": signal.SIGKILL}
+    assert shared.ask(form(TEXT))["price"] < TOKEN_SECONDS
 
 
-@pytest.mark.parametrize("end", ["killed", "no more input"])
-def test_a_fork_ends_with_its_process(process, end):
-    process.send(HOSTILE["a pattern of 9,000 bytes"], 600)
-    fork = process.fork()
-    if end == "killed":
-        process.popen.kill()
-    else:
-        process.popen.stdin.close()
-    process.popen.wait()
-    until(lambda: not Path(f"/proc/{fork}").exists(), "the end of the fork")
+def test_a_fork_ends_with_its_process(shared, thinking):
+    """It comes after all tests that ask these processes."""
+    ends = ((shared, shared.popen.kill), (thinking, thinking.popen.stdin.close))
+    for process, end in ends:
+        process.send(HOSTILE["a pattern of 9,000 bytes"], 600)
+        fork = process.fork()
+        end()
+        process.popen.wait()
+        until(lambda: not Path(f"/proc/{fork}").exists(), "the end of the fork")  # noqa: B023
 
 
 def test_a_folder_without_a_tokenizer_is_said(tmp_path):

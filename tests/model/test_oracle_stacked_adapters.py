@@ -26,9 +26,11 @@ PLAN = turbofit.plan("internvl2-1b", on="1xl4", engine="pytorch", max_batch_size
 
 
 def small(name: str) -> Model:
-    """A model with one layer, so that its adapters are small."""
+    """A model with one layer and few heads and channels, so that its adapters are small."""
     model = resolve_model(name)
-    return replace(model, text=replace(model.text, layers=1))
+    hidden = 4 * model.text.head_dim
+    text = replace(model.text, layers=1, hidden=hidden, intermediate=512, heads=4, kv_heads=2)
+    return replace(model, text=text)
 
 
 def opened(model: Model, root: Path) -> Path:
