@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.units import GIB, MIB, grouped, parse_bytes, parse_seconds, three_digits
+from turbofit.core.units import (
+    GIB,
+    MIB,
+    bisect,
+    grouped,
+    last_good,
+    parse_bytes,
+    parse_seconds,
+    three_digits,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +75,17 @@ def test_keys_and_values_keep_the_order_of_the_pairs():
 
 def test_no_pairs_make_no_group():
     assert grouped([]) == {}
+
+
+@pytest.mark.parametrize("bend", [0.0, 1e-6, 0.3, 1e6])
+def test_the_last_good_number_is_bisects_in_fewer_tries(bend: float) -> None:
+    for crossing in (0, 1, 2, 17, 500, 998, 999):
+        tried: list[int] = []
+
+        def value(number: int, crossing: int = crossing, tried: list[int] = tried) -> float:
+            tried.append(number)
+            left = crossing - number
+            return left if left >= 0 else left - bend * left**2
+
+        assert last_good(value, 0, 1000) == bisect(lambda it: it <= crossing, 0, 1000)[0]
+        assert len(tried) < (7 if not bend else 24)

@@ -155,6 +155,25 @@ def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> t
     return low, high
 
 
+def last_good(value: Callable[[int], float], low: int, high: int) -> int:
+    """Return the last number, from ``low`` and below ``high``, whose value is not negative.
+
+    ``low`` counts as good without a test. Values must fall. Numbers are tried where a line through
+    two values crosses zero, which takes few tries if the values fall evenly. One end's value is
+    halved at each try, so that both ends move (the Illinois method).
+    """
+    good, bad, guess = max(0.0, value(low)) + 1, -1.0, high - 1
+    while high - low > 1:
+        found = value(guess)
+        if found >= 0:
+            low, good, bad = guess, found + 1, bad / 2
+        else:
+            high, bad, good = guess, found, good / 2
+        crossing = low + int((high - low) * good / (good - bad))
+        guess = min(max(crossing, low + 1), high - 1)
+    return low
+
+
 def number(value: Any) -> int:
     """Convert a client's value, such as an integer, a float or a text, to an integer.
 
