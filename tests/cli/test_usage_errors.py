@@ -19,6 +19,8 @@ from turbofit.machine import nvml_machine
 Out = pytest.CaptureFixture[str]
 #: It has no options that a person could mistake.
 PLAIN = {"completion"}
+#: They read options of other servers as their own.
+PLANS = {"calibrate", "export", "plan", "predict", "rehearse", "serve", "tune", "which"}
 
 
 def refused(capsys: Out, *words: str) -> tuple[str, str]:
@@ -32,14 +34,11 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ("--gpu-memory-utilization 0.5", "of vLLM; here: --budget, a share of each card, as 90%"),
-        ("--max_model_len 8192", "an option of vLLM; here: --context"),
-        ("--port 80", "turbofit serve, gateway, export have it"),
-        ("--model x/y", "the model stands without an option"),
+        ("--mem-fraction-static 0.5", "SGLang; here: --budget, a share of each card, as 90%"),
+        ("--max-prefill 2", "did you mean --max-prefill-token-num?"),
         ("--foo 2", "see turbofit plan --help"),
         ("--imags 2", "did you mean --images?"),
         ("--max-prefil 2", "did you mean --max-prefill-token-num?"),
-        ("--enforce-eager", "here: --eager-mode"),
         ("--limit-mm-per-prompt=4", "here: --images"),
         ("-tp 2", "did you mean --tp?"),
         (
@@ -63,7 +62,6 @@ def test_options_of_others_at_plan(words: str, hint: str, capsys: Out) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ("tune internvl2-8b --max-model-len 8192", "here: --context"),
         ("gateway --server-port 80", "it is LMDeploy's; here: --port"),
         (
             "stop --sever-port 80",
@@ -101,7 +99,7 @@ def test_an_option_without_its_value_or_with_one_too_many(
     assert refused(capsys, "plan", "internvl2-8b", *words.split())[1].startswith(hint)
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - PLAIN))
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - PLAIN - PLANS))
 def test_every_command_knows_the_names_of_others(command: str, capsys: Out) -> None:
     error, hint = refused(capsys, command, "--max-model-len", "8192")
     assert error == "unknown option --max-model-len"
@@ -112,6 +110,9 @@ def test_every_command_knows_the_names_of_others(command: str, capsys: Out) -> N
     ("words", "note", "field", "value"),
     [
         ("--backend=pytorch", "LMDeploy's: --backend as --engine", "backend.name", "pytorch"),
+        ("--max_model_len 4416", "read: --max_model_len as --context", "promise.context", 4416),
+        ("--gpu-memory-utilization 0.90", "as --budget", "tp", 1),
+        ("--port 80", "read: --port without effect on the plan", "tp", 1),
         ("--api-keys x --max_batch_size 2", "LMDeploy's: --api-keys without effect on the plan",
          "requests_at_once", 4),
     ],
@@ -157,7 +158,7 @@ def test_a_lines_gpus_of_a_measured_machine_stay_a_variable(monkeypatch, capsys:
 def test_a_value_is_no_option(capsys: Out) -> None:
     """What follows an option is its value, but for another option; and the model is no value."""
     assert "needs a value before" in refused(capsys, "plan", "m", "--on", "--md")[0]
-    assert refused(capsys, "serve", "--max-model-len", "--tp", "2")[0].endswith("--max-model-len")
+    assert refused(capsys, "stop", "--max-model-len", "--tp")[0].endswith("--max-model-len, --tp")
     error, hint = refused(capsys, "serve", "m", "--", "--max-model-len", "8192")
     assert "is no option of LMDeploy" in error
     assert hint == "an option of vLLM; here: --context before --"
@@ -210,7 +211,9 @@ def test_what_keyboards_leave_is_read(capsys: Out) -> None:
         ("chat what photo.jpg", "chat asks for the message, in which a picture is its path"),
         ("gateway http://127.0.0.1:23334", "an engine's address is --upstream URL"),
         ("export docker", "turbofit export compose MODEL"),
-        ("plan vllm serve internvl2-8b --tensor-parallel-size 2", "vLLM; here: --tp"),
+        ("plan vllm chat internvl2-8b", "turbofit plan vllm serve MODEL"),
+        ("plan ollama run qwen2.5vl:7b", "LMDeploy reads no GGUF"),
+        ("serve -d --plan -", "save the plan first"),
         ("plan internvl2-8b --on 2x RTX 3090", "put several words in quotes"),
         ("chat -", "write it as http://127.0.0.1"),
         ("plan qwen", "`turbofit models qwen`"),

@@ -136,7 +136,15 @@ def test_what_else_stands_before_the_program_is_cut_off_and_said(monkeypatch) ->
         typed("lmdeploy serve api_server 'm")
 
 
-@pytest.mark.parametrize("line", ["vllm serve m --tp 2", "A=1 /opt/bin/vllm serve m --tp 2"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "vllm serve m --tensor-parallel-size 2", "A=1 /opt/bin/vllm serve m --tp 2",
+        "python -m vllm.entrypoints.openai.api_server --model m --tp 2",
+        "sglang serve --model-path m --tp-size 2",
+        "python3 -m sglang.launch_server --model-path=m --tp 2",
+    ],
+)  # fmt: skip
 def test_a_line_of_other_servers_server_is_read_as_well_but_is_not_in_lmdeploys_place(
     line: str,
 ) -> None:
@@ -151,7 +159,6 @@ def test_a_line_of_other_servers_server_is_read_as_well_but_is_not_in_lmdeploys_
         ["m", "--model-name", "api_server", "--on", "vllm"],
         ["--on", "t4", "lmdeploy", "serve", "api_server", "m"],
         ["models/api_server", "--on", "t4"],
-        ["vllm", "chat", "m"],
     ],
 )
 def test_nothing_else_is_taken_for_a_line_of_the_server(words: list[str]) -> None:

@@ -24,7 +24,7 @@ def test_every_option_that_the_table_names_is_one() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("--gpu-memory-utilization", "--budget, a share of each card, as 90%"),
+        ("--mem-fraction-static", "--budget, a share of each card, as 90%"),
         ("tensor_parallel_size", "--tp"),
         ("--chunked-prefill-size", "--max-prefill-token-num"),
         ("--max-running-requests", "--max-batch-size"),

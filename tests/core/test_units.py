@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.units import GIB, MIB, grouped, parse_bytes, parse_seconds, three_digits
+from turbofit.core.units import (
+    GIB,
+    MIB,
+    grouped,
+    last_good,
+    parse_bytes,
+    parse_seconds,
+    three_digits,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +74,17 @@ def test_keys_and_values_keep_the_order_of_the_pairs():
 
 def test_no_pairs_make_no_group():
     assert grouped([]) == {}
+
+
+@pytest.mark.parametrize("bend", [0.0, 1e-6, 0.3, 1e6])
+@pytest.mark.parametrize("crossing", [0, 1, 2, 17, 500, 998, 999])
+def test_the_last_good_number_is_found_in_few_tries(crossing: int, bend: float) -> None:
+    tried: list[int] = []
+
+    def value(number: int) -> float:
+        tried.append(number)
+        left = crossing - number
+        return left if left >= 0 else left - bend * left**2
+
+    assert last_good(value, 0, 1000) == crossing
+    assert len(tried) <= (8 if bend < 0.1 else 30), tried

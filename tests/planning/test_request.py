@@ -28,6 +28,7 @@ from turbofit.planning.resolved_request import Margin
         ({"context": "32,768"}, {"context": 32768}),
         ({"context": "max"}, {"context": "max"}),
         ({"budget": "19.5 GB"}, {"budget": 19_500_000_000}),
+        ({"budget": "0.90"}, {"budget": "90%"}),
         ({"image_size": "4k"}, {"image_size": (3840, 2160)}),
         ({"image_size": "1,024 x 768"}, {"image_size": (1024, 768)}),
         ({"max_pixels": "1280*28*28"}, {"max_pixels": 1_003_520}),

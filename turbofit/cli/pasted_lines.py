@@ -26,7 +26,7 @@ _SWIFT_OPTION: Final = re.compile(
 READ: Final = (
     "read are `lmdeploy serve api_server …`, `lmdeploy serve gradio …`, `lmdeploy chat …`, Python's"
     " pipeline('MODEL', backend_config=TurbomindEngineConfig(…)), ms-swift's with"
-    " --infer_backend lmdeploy, and `vllm serve …`"
+    " --infer_backend lmdeploy, `vllm serve …` and `sglang serve …`"
 )
 
 

@@ -12,6 +12,7 @@ import click
 
 from turbofit.cli.pasted_lines import READ, pasted_line
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import neighbours, same_option
 from turbofit.serving.passthrough import (
     EngineOption,
     engine_options,
@@ -21,17 +22,26 @@ from turbofit.serving.passthrough import (
     take_values,
 )
 
-#: The words that start LMDeploy's server, its page or its chat. Those of vLLM's server are read,
-#: too: each option of vLLM then gets its hint.
+#: The words that start LMDeploy's server, its page or its chat, or the server of vLLM or SGLang.
 _COMMAND: Final = re.compile(
-    r"(?:.*/)?lmdeploy serve (?:api_server|gradio)|(?:.*[ /])?(?:lmdeploy chat|vllm serve)"
+    r"(?:.*/)?lmdeploy serve (?:api_server|gradio)"
+    r"|(?:.*[ /])?(?:lmdeploy chat|vllm serve|sglang serve)"
 )
-_PASTED: Final = re.compile(r"api_server|vllm serve|lmdeploy (?:chat|serve)").search
-#: LMDeploy's server as a module that Python runs.
-_MODULE: Final = re.compile(r"lmdeploy\.serve\.(?:openai\.)?api_server")
+_PASTED: Final = re.compile(
+    r"api_server|(?:vllm|sglang) serve|lmdeploy (?:chat|serve)|launch_server"
+).search
+#: These servers as modules that Python runs.
+_MODULE: Final = re.compile(
+    r"lmdeploy\.serve\.(?:openai\.)?api_server|vllm\.entrypoints\.openai\.api_server"
+    r"|sglang\.launch_server"
+)
+#: How other servers name their model's option.
+_MODEL: Final = ("--model", "--model-path")
+#: Options of every server that a plan does not need.
+_OF_SERVERS: Final = ("--host", "--port", "--api-key")
 _VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
 _OF_PROGRAM: Final = re.compile(
-    r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm)(?:\.\S+)?|serve|api_server|gradio|chat"
+    r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm|sglang)(?:\.\S+)?|serve|api_server|gradio|chat"
 )
 #: The key, in a context's ``meta``, of the sorted words (`Typed`).
 TYPED: Final = "turbofit.typed"
@@ -81,10 +91,12 @@ def read(
     while remaining:
         word = remaining.pop(0)
         written, equals, value = word.partition("=")
-        name = full_name(written, options) if plans else written
+        name = (same_option(written) or full_name(written, options)) if plans else written
         attached = [value] if equals else []
         # Several short options in one word, such as -vq, which click splits.
         are_letters = word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
+        if plans and name == same_option(written):
+            reader.read_as.append(f"{written} as {name}")
         if name in options:
             reader.take_own(name, attached, remaining)
         elif not is_option(word) or are_letters:
@@ -93,6 +105,11 @@ def read(
             reader.take_lmdeploys(
                 name, row, attached or take_values(remaining, row.values, written)
             )
+        elif plans and not serves and name in _OF_SERVERS:
+            attached or take_values(remaining, 1, written)
+            reader.read_as.append(f"{name} without effect on the plan")
+        elif plans and name in _MODEL:
+            reader.own += attached or take_values(remaining, 1, written)
         else:
             typed.unknown.append(written)
     if not serves and not typed.unknown:
@@ -105,12 +122,14 @@ class _Reader:
     """Takes the options of a command line one by one, and notes the use of LMDeploy's options.
 
     ``own`` are turbofit's words so far, and ``_lists`` the values of its options that take several
-    words. ``_said`` has the names of LMDeploy's options by the clause on their use.
+    words. ``read_as`` has clauses on options of other servers. ``_said`` has the names of
+    LMDeploy's options by the clause on their use.
     """
 
     def __init__(self, options: Mapping[str, TypedOption], typed: Typed, *, serves: bool) -> None:
         self._options, self._typed, self._serves = options, typed, serves
         self.own: list[str] = []
+        self.read_as: list[str] = []
         self._lists: dict[str, list[str]] = {}
         self._said: dict[str, list[str]] = {}
 
@@ -164,9 +183,10 @@ class _Reader:
         return words
 
     def notes(self) -> list[str]:
-        """Return a sentence on the use of LMDeploy's options, if the line has any."""
+        """Return a sentence on options of other servers, and one on options of LMDeploy."""
         parts = [f"{', '.join(names)} {what}" for what, names in self._said.items() if what]
-        return [f"as LMDeploy's: {'; '.join(parts)}"] if parts else []
+        pairs = (("read", self.read_as), ("as LMDeploy's", parts))
+        return [f"{what}: {'; '.join(clauses)}" for what, clauses in pairs if clauses]
 
 
 def _pasted(words: Sequence[str]) -> Typed:
@@ -189,6 +209,8 @@ def _pasted(words: Sequence[str]) -> Typed:
                 hint=READ,
             )
     end = _end_of_program(words)
+    if not end and (hint := neighbours()["commands"].get("".join(words[:1]))):
+        raise UsageError(f"{words[0]!r} begins a line of another program", hint=hint)
     if any(word.startswith("-") and word != "-m" for word in words[:end]):
         end = 0  # options of turbofit come first, and api_server is the value of one of them
     return _cut(words[:end], list(words[end:]))
@@ -211,7 +233,8 @@ def _cut(before: Sequence[str], words: list[str]) -> Typed:
     found = [match for word in before if (match := _VARIABLE.fullmatch(word))]
     left_out = len(found) < sum(not _OF_PROGRAM.fullmatch(word) for word in before)
     notes = ["left out: other words before lmdeploy serve api_server"] if left_out else []
-    in_place = "".join(before[-1:]).endswith("api_server")
+    last = "".join(before[-1:])
+    in_place = last.endswith("api_server") and not last.startswith("vllm")
     return Typed(words, [], {match[1]: match[2] for match in found}, notes, [], in_place)
 
 

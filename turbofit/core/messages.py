@@ -102,10 +102,25 @@ def of_other_server(name: str, spelled: Callable[[str], str]) -> str:
     The words are empty for other options. ``spelled`` turns the name of a setting into the name of
     turbofit's option.
     """
-    for program, rows in neighbours()["programs"].items():
-        if row := rows.get(name.lstrip("-").replace("_", "-").lower()):
-            return f"an option of {program}; here: {_equivalent(row, spelled)}"
-    return ""
+    program, row = _of_other_server(name)
+    return f"an option of {program}; here: {_equivalent(row, spelled)}" if row else ""
+
+
+def same_option(name: str) -> str:
+    """Return turbofit's option that takes an option of another server as it is; empty if none.
+
+    These are the rows of presets/neighbours.yaml that have nothing else to say.
+    """
+    row = _of_other_server(name)[1]
+    return option_of(row["here"]) if row.keys() == {"here"} else ""
+
+
+def _of_other_server(name: str) -> tuple[str, dict[str, str]]:
+    """Return the server that has an option, and the option's row; both are empty if none has."""
+    word = name.lstrip("-").replace("_", "-").lower()
+    found = (pair for pair in neighbours()["programs"].items() if word in pair[1])
+    program, rows = next(found, ("", {word: {}}))
+    return program, rows[word]
 
 
 def _equivalent(row: Mapping[str, str], spelled: Callable[[str], str]) -> str:
@@ -117,13 +132,13 @@ def neighbours() -> dict[str, Any]:
     """Return presets/neighbours.yaml: words of other programs, with turbofit's own words.
 
     The tables are of commands, options, arguments, SPECs, and options of other servers. A row of
-    options with several names stands under each of them.
+    commands or options with several names stands under each of them.
     """
     table: dict[str, Any] = load_yaml(presets_dir() / "neighbours.yaml")
-    for tables in (table["options"], table["programs"]):
-        for program, rows in tables.items():
-            named = ((name, row) for names, row in rows.items() for name in names.split())
-            tables[program] = dict(named)
+    for tables in (table, table["options"], table["programs"]):
+        for title in tables.keys() - {"options", "programs", "specs"}:
+            named = ((name, row) for names, row in tables[title].items() for name in names.split())
+            tables[title] = dict(named)
     return table
 
 

@@ -155,6 +155,26 @@ def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> t
     return low, high
 
 
+def last_good(value: Callable[[int], float], low: int, high: int) -> int:
+    """Return the last number, from ``low`` and below ``high``, whose value is not negative.
+
+    ``low`` counts as good without a test. Values must fall. A number is tried where a line through
+    the values of both ends crosses zero, which takes few tries if they fall evenly. If the same end
+    moves twice, the middle is tried.
+    """
+    good, bad, guess, was_good = max(0.0, value(low)) + 1, -1.0, high - 1, None
+    while high - low > 1:
+        found = value(guess)
+        same, was_good = was_good == (found >= 0), found >= 0
+        if was_good:
+            low, good = guess, found + 1
+        else:
+            high, bad = guess, found
+        part = 0.5 if same else good / (good - bad)
+        guess = min(max(low + int((high - low) * part), low + 1), high - 1)
+    return low
+
+
 def number(value: Any) -> int:
     """Convert a client's value, such as an integer, a float or a text, to an integer.
 

@@ -32,6 +32,7 @@ _MOST_AT_ONCE: Final = 1 << 20
 _DTYPES: Final = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 _THOUSANDS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _COUNTED: Final = re.compile(r"(\d{1,9})\s*([km]?)", re.IGNORECASE)
+_PART: Final = re.compile(r"0?\.\d+|1\.0+")
 _SIDES: Final = re.compile(r"([\d,]{1,11})\s*[x×*]\s*([\d,]{1,11})|(\d{3,5})", re.IGNORECASE)
 _PRODUCT: Final = re.compile(r"\d{1,7}(?: ?[x×*] ?\d{1,7}){1,2}", re.IGNORECASE)
 _MEGAPIXELS: Final = re.compile(r"(\d{1,4}(?:\.\d{1,3})?) ?(?:m|mp|megapixels?)", re.IGNORECASE)
@@ -67,6 +68,8 @@ def _bytes(text: str, name: str) -> int:
 
 
 def _share(text: str, name: str) -> int | str:
+    if name.endswith("budget") and _PART.fullmatch(text):  # as vLLM writes a share of a card
+        text = f"{100 * float(text):g}%"
     # A margin of the whole card leaves nothing to plan with.
     share = parse_share(text, name, 1.0 if name.endswith("margin") else 1.001)
     return parse_bytes(text, what=name) if share is None else text.strip()

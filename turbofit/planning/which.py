@@ -244,23 +244,31 @@ def _fewest_of_card(promise: WhichRequest, name: str, errors: list[TurbofitError
     """
     for count in COUNTS:
         on = f"{count}x{name}"
-        row = _row_of_request(promise.changed(on=machine_from(on)), on, errors)
+        asked = promise.changed(on=machine_from(on))
+        row = _row_of_request(asked, on, errors, lowers=count == COUNTS[-1])
         if row.keeps:
             break
     return row
 
 
-def _row_of_request(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Serving:
+def _row_of_request(
+    request: WhichRequest, on: str, errors: list[TurbofitError], *, lowers: bool = True
+) -> Serving:
     """Return the row of one request, whose model and machine are already read.
 
-    An error becomes the row's reason, and is added to ``errors``.
+    An error becomes the row's reason, and is added to ``errors``. If not ``lowers``, no image limit
+    is tried that would break the promise: the search for one takes half of the time.
     """
     model, machine = request.model, request.on
     assert isinstance(model, Model)
     assert isinstance(machine, Machine)
     blank = empty_row(model.name, on, machine)
     try:
-        return serving(request, resolve(request), blank)
+        resolved = replace(resolve(request), compares_shapes=False)
+        limit = resolved.requested_image_limit
+        if not (lowers or excess_tokens(resolved, vision_load_of(resolved, limit))):
+            resolved = replace(resolved, image_limit=limit)
+        return serving(request, resolved, blank)
     except TurbofitError as exc:
         errors.append(exc)
         return replace(blank, why_not=exc.message)

@@ -200,6 +200,11 @@ def serve(
     if not model and not options.plan:
         raise _no_model(options.cluster)
     if detach and not options.dry_run:
+        if options.plan == "-":
+            raise UsageError(
+                "--plan - is standard input, which no server in the background has",
+                hint="save the plan first: turbofit plan MODEL --json > plan.json",
+            )
         return _serve_detached(form, options.cluster)
     if options.cluster is not None:
         return serve_on_cluster(arguments, form)

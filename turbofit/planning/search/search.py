@@ -22,7 +22,7 @@ from turbofit.core.images.rule import ImageRule
 from turbofit.core.plan import HostMemory
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
-from turbofit.core.units import bisect
+from turbofit.core.units import MIB, bisect
 from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
@@ -51,6 +51,8 @@ from turbofit.planning.speed import Speed, counted_tokens, group_rates, group_sp
 from turbofit.planning.throughput import forecast, with_text
 
 _LOG: Final = LazyLogger(__name__)
+#: Missing bytes, per GPU, that no other prefill size gives back.
+_MUCH: Final = 128 * MIB
 
 
 class EngineFit(Struct):
@@ -128,8 +130,9 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
     Raises:
         UsageError: an option of the user cannot be used on this machine or with this model.
     """
-    best, evaluations = _Search(request, engine).best()
-    fit = _with_client_rows(fit_of(request, engine, best, evaluations))
+    searched = _Search(request, engine)
+    best, evaluations = searched.best()
+    fit = _with_client_rows(fit_of(request, engine, best, evaluations), searched.state)
     best = fit.best
     _LOG.info(
         "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
@@ -158,10 +161,11 @@ def fit_of(
     )
 
 
-def _with_client_rows(fit: EngineFit) -> EngineFit:
+def _with_client_rows(fit: EngineFit, state: SearchState) -> EngineFit:
     """Return the result with the batch for clients as they come, if the host's memory allows it."""
     best = fit.best
-    state = SearchState(fit.served_request, fit.engine, fit.requested_load)
+    if fit.served_request is not fit.request:  # the search lowered the image limit
+        state = SearchState(fit.served_request, fit.engine, fit.requested_load)
     larger = with_client_rows(state, best)
     if larger is best:
         return fit
@@ -200,7 +204,9 @@ def at_limit(
     request: ResolvedRequest, shape: Shape, image_limit: int, engine: Engine
 ) -> Evaluation:
     """Return the best evaluation of a shape's groups under another image limit."""
-    here = _Search(replace(request, image_limit=image_limit, groups=shape.groups), engine)
+    groups = shape.groups
+    lower = replace(request, image_limit=image_limit, groups=groups, compares_shapes=False)
+    here = _Search(lower, engine)
     return with_client_rows(here.state, here.best()[0])
 
 
@@ -238,10 +244,17 @@ class _Search:
         limit.
         """
         request, space = self.request, self.shapes()
-        whole = [self.evaluate(shape) for shape in space]
-        evaluations = [*whole]
-        for shape, evaluation in zip(space, whole, strict=True):
-            evaluations += self.queued(shape, evaluation)
+        whole, queued, hopeless = list[Evaluation](), list[Evaluation](), set[object]()
+        for shape in reversed(space):  # a larger prefill takes more memory, or little less
+            kinds = self.state.kinds(shape.groups)
+            if kinds in hopeless:
+                continue
+            whole.insert(0, self.evaluate(shape))
+            queued[:0] = waiting = list(self.queued(shape, whole[0]))
+            far = all(it.short > _MUCH and not it.serves for it in (whole[0], *waiting))
+            if far and not request.compares_shapes:
+                hopeless.add(kinds)
+        evaluations = [*whole, *queued]
         rule, given = request.model.image_rule, request.image_limit is not None
         images = self.state.requested_load.units_per_image
         lowers = rule is not None and not given and request.workload.image_size is None and images
@@ -308,9 +321,10 @@ class _Search:
         longest = request.model.text.max_position_embeddings if images else most_context(request)
         for gpus in state.distinct(shape.groups):
             settings = shape_settings(request, replace(shape, tp=len(gpus), at_once=1.0), longest)
-            launch = launch_of(request, settings, gpus, state.requested_load)
-            key = ask, settings, state.key_of(gpus)
-            problem = state.once(key, partial(ask, launch))
+            kind = settings, state.key_of(gpus)
+            make = partial(launch_of, request, settings, gpus, state.requested_load)
+            launch = state.once(("launch", *kind), make)
+            problem = state.once((ask, *kind), partial(ask, launch))
             if problem is not None:
                 return problem
         return None
@@ -382,12 +396,20 @@ class _Search:
         def at(shape: Shape, limit: int) -> Evaluation:
             return under(limit).evaluate(under(limit).limited(shape, limit))
 
-        def lowered(shape: Shape) -> Evaluation:
-            most = _largest_limit(rule, shape, lambda limit: at(shape, limit).serves)
-            return at(shape, most or rule.least_limit)
+        def most(shape: Shape) -> int:
+            found = _largest_limit(rule, shape, lambda limit: at(shape, limit).serves)
+            return found or rule.least_limit
 
-        limit = max(map(lowered, space), key=_order).shape.image_limit
-        assert limit is not None
+        limit = rule.least_limit
+        if self.request.promised_requests is None:  # the shape with the largest limit is the best
+            kinds = self.state.kinds
+            alike = {(kinds(it.groups), it.max_prefill_token_num): it for it in space}
+            for shape in reversed(alike.values()):
+                if at(shape, limit + rule.limit_step).serves:
+                    limit = max(limit, most(shape))
+        else:
+            best = max((at(shape, most(shape)) for shape in space), key=_order)
+            limit = best.shape.image_limit or limit
         return under(limit).best()
 
     @property

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
 from turbofit.core.struct import known
-from turbofit.core.units import bisect, round_up
+from turbofit.core.units import bisect, last_good, round_up
 from turbofit.memory.account import (
     NO_IMAGES,
     RATIO_STEPS,
@@ -105,6 +105,10 @@ class SearchState:
             first.setdefault(self.key_of(gpus), gpus)
         return list(first.values())
 
+    def kinds(self, groups: Groups) -> frozenset[object]:
+        """Return the kinds of the groups: more groups of the same kinds serve the same images."""
+        return frozenset(map(self.key_of, self.gpus_of(groups)))
+
     def key_of(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
         """Return a key that is equal for groups with equal accounts and speeds.
 
@@ -155,13 +159,9 @@ class Sizer:
 
         The evaluation has no forecast of speed.
         """
-        accounts = self.accounts(session_len)
         settings = shape_settings(self.request, self.shape, session_len)
-        ratio = self.ratio(accounts)
-        if ratio is not None and self.request.least:
-            ratio = self._least_ratio(accounts, ratio)
-        kv_tokens = 0 if ratio is None else min(account.tokens_at(ratio) for account in accounts)
-        short = self._short(accounts, ratio, kv_tokens)
+        key = "sized", settings, self.vision_load, self.shape.groups
+        ratio, kv_tokens, short = self.state.once(key, lambda: self._cache(settings))
         if ratio is not None:
             settings = replace(settings, cache_max_entry_count=ratio)
         return Evaluation(
@@ -173,6 +173,15 @@ class Sizer:
             fits=not short,
             short=short,
         )
+
+    def _cache(self, settings: Settings) -> tuple[float | None, int, int]:
+        """Return the cache ratio, the KV tokens and the missing bytes with these settings."""
+        accounts = [self._account(settings, gpus) for gpus in self.distinct]
+        ratio = self.ratio(accounts)
+        if ratio is not None and self.request.least:
+            ratio = self._least_ratio(accounts, ratio)
+        kv_tokens = 0 if ratio is None else min(account.tokens_at(ratio) for account in accounts)
+        return ratio, kv_tokens, self._short(accounts, ratio, kv_tokens)
 
     def lacking(self, kv_tokens: int, session_len: int, wanted: int) -> int:
         """Return the bytes that a cache of ``kv_tokens`` lacks to hold ``wanted`` requests."""
@@ -220,15 +229,16 @@ class Sizer:
         sent = state.requested_load if images is None else images
 
         def rates() -> GroupRates:
-            return group_rates(request.model, settings, request.machine, gpus, self.engine)
+            found = group_rates(request.model, settings, request.machine, gpus, self.engine)
+            return found.plain if plain else found
 
         def forecast() -> Speed:
             # A search varies many settings, but only the GPUs, `tp` and `dtype` determine the
             # rates.
             indices = tuple(gpu.index for gpu in gpus)
-            group = state.once(("rates", settings.tp, settings.dtype, indices), rates)
+            group = state.once(("rates", settings.tp, settings.dtype, indices, plain), rates)
             waiting = replace(sent, units_per_forward=units)
-            return group_speed(group.plain if plain else group, settings, waiting, kv_tokens, load)
+            return group_speed(group, settings, waiting, kv_tokens, load)
 
         units = self.shape.units_per_forward
         key = "speed", settings, state.key_of(gpus), kv_tokens, load, units, plain, sent
@@ -259,10 +269,10 @@ class Sizer:
         longest = min(longest, self._tokens_held(low) + 1)
         steps = low // CONTEXT_STEP, -(-longest // CONTEXT_STEP)
 
-        def holds(steps: int) -> bool:
-            return self._tokens_held(CONTEXT_STEP * steps) >= CONTEXT_STEP * steps
+        def left(steps: int) -> int:
+            return self._tokens_held(CONTEXT_STEP * steps) - CONTEXT_STEP * steps
 
-        low = CONTEXT_STEP * bisect(holds, *steps)[0]
+        low = CONTEXT_STEP * last_good(left, *steps)
         rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
         # Rounding must cost little: 3,072 of 4,032 would lose a quarter.
         cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
@@ -403,22 +413,24 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     kept = alone.kv_tokens * _TOKENS_KEPT if sizer.request.workload.goal == "context" else 0
     least = max(kept, min(session_len, alone.kv_tokens))  # tokens that a larger batch must leave
 
+    settings = shape_settings(sizer.request, sizer.shape, session_len)
+
     def rate(batch: int) -> float:
-        some = sizer.with_batch(batch)
-        settings = shape_settings(sizer.request, some.shape, session_len)
-        tokens = alone.kv_tokens
+        rows = replace(settings, max_batch_size=batch)
         speeds = [
-            some.speed(settings, gpus, tokens, plain=True, images=usual) for gpus in some.distinct
+            sizer.speed(rows, gpus, alone.kv_tokens, batch, plain=True, images=usual)
+            for gpus in sizer.distinct
         ]
         return sum(speed.requests_per_second for speed in speeds)
 
-    def holds(batch: int) -> bool:
+    def left(batch: int) -> float:
+        """Return for how many more requests a batch leaves room; negative if it is too large."""
         sized = sizer.with_batch(batch).evaluation(session_len)
         held = sized.settings.requests_in(sized.kv_tokens, need)
-        return sized.fits and held >= batch and sized.kv_tokens >= least
+        return min(held - batch, (sized.kv_tokens - least) / need) if sized.fits else -1.0
 
     wanted = _fastest(rate, most)[0]
-    chosen = wanted if wanted == 1 or holds(wanted) else bisect(holds, 1, wanted)[0]
+    chosen = last_good(left, 1, wanted + 1)
     # The cache bounds the batch if a larger batch, up to LMDeploy's default, might be faster.
     bound = most < default and wanted == most
     return chosen, bound or chosen < wanted
@@ -500,9 +512,11 @@ def _fastest(rate: Callable[[int], float], most: int) -> tuple[int, float]:
     The rate grows up to a single maximum; powers of two and ``most`` are tried.
     """
     tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
-    rates = list(map(rate, tried))
-    enough = max(rates) * _NEARLY_ALL
-    first = next(i for i, value in enumerate(rates) if value >= enough)
+    best = len(tried) - 1
+    while best and rate(tried[best - 1]) > rate(tried[best]):
+        best -= 1
+    enough = rate(tried[best]) * _NEARLY_ALL
+    first = bisect(lambda place: rate(tried[place]) < enough, -1, best)[1]
     low = tried[first - 1] if first else 0
     return bisect(lambda batch: rate(batch) < enough, low, tried[first])[1], enough
 
