@@ -366,7 +366,9 @@ def _compare(row: Row) -> Found:
     missed: list[str] = []
     say = missed.append
     if document["outcome"] != "served":
-        say(f"{document['outcome']}: {(document['death'] or {}).get('phase')}")
+        death = document["death"] or {}
+        say(f"{document['outcome']}: {death.get('phase')}: {death.get('message')}")
+        return Found((row.name, document["outcome"], *[""] * 10), missed, document["versions"])
     fixed = segments(plan.engines[0].settings) == "fixed"
     cases = _cases(cards[_fullest(document)], fixed, say)
     start = (row.name, document["outcome"], *_start(row, plan, cards, document, say))
