@@ -45,6 +45,8 @@ _SMALLEST_BLOCK: Final = 512
 _PAGE: Final = 2 * MIB
 #: How tensors are cut that are parts of one module.
 _JOINED: Final = ("columns", "kv_heads")
+#: The place of modules outside the layers: before them.
+_OUTSIDE: Final = -1
 #: The compute capability on which TurboMind's kernels multiply AWQ's packed weights. Source:
 #: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #7d9834
 _COPIED_ON = (9, 0)
@@ -164,23 +166,31 @@ def _blocks_on_rank(model: Model, tp: int) -> Iterator[int]:
 
     The engine joins what is cut by columns: queries, keys and values, and gate and up.
     """
-    vision, of_text = model.vision, text_tensors(model.text)
-    groups = [[(one, _bytes_on_rank(model, replace(one, bias=False), tp)) for one in of_text]]
-    if vision is not None:
-        share = 1 if vision.kind in WHOLE_TOWERS else _heads_share(vision.heads, tp)
-        towers = tower_tensors(vision, model.text.hidden)
-        parts = [1 if one.split == "whole" else share for one in towers]
-        sizes = [int(one.weights * part) * HALF for one, part in zip(towers, parts, strict=True)]
-        groups.insert(0, list(zip(towers, sizes, strict=True)))
-    for group in groups:
-        placed = [
-            (layer, one.part if one.split in _JOINED else one.role, size // len(one.layers or "1"))
-            for one, size in group
-            for layer in one.layers or (-1,)
-        ]
+    of_text = [
+        (one, _bytes_on_rank(model, replace(one, bias=False), tp))
+        for one in text_tensors(model.text)
+    ]
+    for group in (_towers_on_rank(model, tp), of_text):
+        placed: list[tuple[int, str, int]] = []
+        for one, size in group:
+            layers = one.layers or (_OUTSIDE,)
+            module = one.part if one.split in _JOINED else one.role
+            placed += [(layer, module, size // len(layers)) for layer in layers]
         placed.sort(key=itemgetter(0))
-        for _, joined in groupby(placed, key=itemgetter(0, 1)):
-            yield sum(size for _, _, size in joined)
+        for _, parts in groupby(placed, key=itemgetter(0, 1)):
+            yield sum(size for _, _, size in parts)
+
+
+def _towers_on_rank(model: Model, tp: int) -> list[tuple[Tensor, int]]:
+    """Return the tensors of the towers, each with its bytes on one rank in all layers."""
+    vision = model.vision
+    if vision is None:
+        return []
+    share = 1 if vision.kind in WHOLE_TOWERS else _heads_share(vision.heads, tp)
+    return [
+        (one, int(one.weights * (1 if one.split == "whole" else share)) * HALF)
+        for one in tower_tensors(vision, model.text.hidden)
+    ]
 
 
 @lru_cache
