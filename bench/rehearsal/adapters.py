@@ -12,6 +12,8 @@ from turbofit.model.adapters import PARENTS, layers_with, sizes_of
 
 ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL: Final = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+#: The modules that LLaVA and InternVL in Transformers' format can have.
+BESIDE_TOWER: Final = ("o_proj", "gate_proj", "up_proj", "down_proj")
 #: The modules of Qwen3.5's delta nets.
 DELTA: Final = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
 #: The modules as InternLM2's files call them.

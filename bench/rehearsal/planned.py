@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from bench.page import table
-from bench.rehearsal.adapters import ALL, ATTENTION, INTERNLM2, write_adapter
+from bench.rehearsal.adapters import ALL, ATTENTION, BESIDE_TOWER, INTERNLM2, write_adapter
 from bench.rehearsal.drafts import MTP, Algorithm, write_draft
 from turbofit import api
 from turbofit.core.plan import SPECULATIVE, GpuLedger, Plan
@@ -237,6 +237,9 @@ ROWS = (
     Row("internvl2-2b", "1xl4", layers=2, loras=((16, INTERNLM2),), called=_INSIDE),
     Row("internvl2-2b", "2xrtx3060", None, {"tp": 2}, 2, ((16, INTERNLM2),), _INSIDE),
     Row("internvl3-8b", "2xrtx3060", None, {"tp": 2}, 2, ((8, ALL),), _INSIDE),
+    # towers whose modules have the names of the decoder's: adapters of o_proj and the MLP alone
+    Row("internvl3-8b-hf", "1xrtx3090", layers=2, loras=((16, BESIDE_TOWER),), called=_INSIDE),
+    Row("llava-1.5-7b", "1xrtx3090", layers=2, loras=((16, BESIDE_TOWER),), called=_INSIDE),
     Row("llama-3.1-8b", "2xrtx3090", None, _MP, layers=2, loras=((64, ALL),)),
     Row("qwen2.5-0.5b", "2xrtx3060", None, {"tp": 2}, layers=2, loras=((16, ALL),)),
     Row("qwen2.5-0.5b", "1xrtx3060", None, _LONG, layers=2),
@@ -363,7 +366,9 @@ def _compare(row: Row) -> Found:
     missed: list[str] = []
     say = missed.append
     if document["outcome"] != "served":
-        say(f"{document['outcome']}: {(document['death'] or {}).get('phase')}")
+        death = document["death"] or {}
+        say(f"{document['outcome']}: {death.get('phase')}: {death.get('message')}")
+        return Found((row.name, document["outcome"], *[""] * 10), missed, document["versions"])
     fixed = segments(plan.engines[0].settings) == "fixed"
     cases = _cases(cards[_fullest(document)], fixed, say)
     start = (row.name, document["outcome"], *_start(row, plan, cards, document, say))

@@ -8,9 +8,11 @@ import pytest
 
 import turbofit
 from bench.rehearsal.adapters import ATTENTION, write_adapter
+from tests.memory.pytorch.test_account import account
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
+from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.adapters import adapter_bytes, adapter_files, adapter_problem
 from turbofit.memory.pytorch.weights import load_constants
@@ -54,6 +56,26 @@ def test_stacked_matrices_count_with_their_own_rank(tp: int, tmp_path: Path) -> 
     assert adapter_bytes(model, tp) == 24 * each + 1024
     assert adapter_files(model) == 24 * 16 * (896 + 896 + 2 * 128) * 4
     assert (model.loras[0].rank, model.loras[0].renamed) == (16, True)
+
+
+@pytest.mark.parametrize(("backend", "kept"), [("ray", True), ("mp", False)])
+def test_ray_workers_keep_what_choosing_kernels_took(
+    backend: str, kept: bool, tmp_path: Path
+) -> None:
+    """Blocks stand in the fixed segment that the first CUDA graph would free."""
+    adapter = write_adapter(QWEN, tmp_path / "a", 8, ("q_proj",))
+    model = with_adapters(QWEN, [f"a={adapter}"], only_text=False)
+    pools = [
+        next(
+            term.bytes
+            for term in account(one, "2xa100-80g", tp=2, distributed_executor_backend=backend)
+            .ledgers_at(0.5)[0]
+            .terms
+            if term.term == POOL_WARMUP
+        )
+        for one in (QWEN, model)
+    ]
+    assert (pools[1] - pools[0] > 256 * MIB) == kept
 
 
 def test_a_stacked_query_is_dealt_as_keys_are(tmp_path: Path) -> None:

@@ -158,6 +158,21 @@ def test_weights_of_each_of_two_ranks_are_the_engines(name: str, layers: int, mi
         assert sum(weight_classes(model, 1).values()) == 2 * parameters(model.text, model.vision)
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "mib"),
+    [
+        ("qwen2-vl-2b", 28, 134.5), ("qwen2-vl-7b", 28, 150.9), ("internvl3-8b-hf", 28, 142.8),
+        ("cogvlm-17b", 32, 367.5), ("deepseek-v2-lite", 27, 65.4), ("internvl3-8b", 2, 43.8),
+        ("qwen2.5-0.5b", 2, 17.0), ("qwen3-next-80b-a3b", 4, 14.5),
+    ],
+)  # fmt: skip
+def test_what_lies_between_weights_of_ray_workers(name: str, layers: int, mib: float) -> None:
+    """``mib`` is what torch reserved beyond the weights of one of two ranks, on pretend GPUs."""
+    (ledger, _) = account(cut(name, layers), on="2xa100-80g", tp=2).ledgers_at(0.5)
+    charged = {term.term: term.bytes for term in ledger.terms}["load_fragmentation"]
+    assert mib <= charged / MIB <= mib + 60
+
+
 @pytest.mark.parametrize(("tp", "channels"), [(1, 768), (4, 256), (8, 128)])
 def test_experts_of_fp8_are_dealt_in_whole_blocks(tp: int, channels: int) -> None:
     """768 channels are six blocks of 128: of four ranks the first two have two of them."""

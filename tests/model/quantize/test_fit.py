@@ -30,10 +30,10 @@ def test_a_24_gb_card_makes_7b_and_host_memory_stops_72b() -> None:
 
 
 def test_fewer_and_then_shorter_samples_are_taken_where_memory_is_short() -> None:
-    few = made("llama-3.1-8b", "1xrtx3090,ram=22GiB")
+    few = made("llama-3.1-8b", "1xrtx3090,ram=20GiB")
     assert (few.needs.samples, few.needs.tokens) == (64, 2048)
-    assert few.needs.host < 22 * GIB
-    given = made("llama-3.1-8b", "1xrtx3090,ram=22GiB", samples=256, tokens=2048)
+    assert few.needs.host < 20 * GIB
+    given = made("llama-3.1-8b", "1xrtx3090,ram=20GiB", samples=256, tokens=2048)
     assert (given.fits, given.needs.samples) == (False, 256)
     assert "with 256 samples of 2,048 tokens:" in given.verdict
     assert "not even" not in given.verdict
@@ -63,11 +63,6 @@ def test_a_host_that_is_not_known_is_said() -> None:
     assert unknown.fits
     assert unknown.host_available == "NA"
     assert "if the host" in unknown.verdict
-
-
-def test_a_count_that_is_known_to_be_low_is_said() -> None:
-    assert any("too low" in text for text in made("qwen3-30b-a3b", "1xrtx3090").warnings)
-    assert not any("too low" in text for text in made("qwen3.5-27b", "1xrtx3090").warnings)
 
 
 def test_samples_longer_than_the_model_are_refused() -> None:

@@ -134,6 +134,36 @@ def test_the_config_of_what_is_made_of_float32_says_16_bits(tmp_path) -> None:
     assert made["torch_dtype"] == made["text_config"]["dtype"] == "bfloat16"
 
 
+def test_layers_that_propose_tokens_are_copied_bit_by_bit(tmp_path) -> None:
+    """Transformers loads none of them, so llm-compressor's result has none."""
+    torch = pytest.importorskip("torch")
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    write_files(source, config={})
+    write_files(out, config={"quantization_config": {"ignore": ["lm_head"]}})
+    drafts = {f"mtp.{n}.weight": torch.randn(4, 8).bfloat16() for n in range(3)}
+    save_file(
+        {"a.weight": torch.zeros(2), "mtp.0.weight": drafts["mtp.0.weight"]},
+        source / "1.safetensors",
+    )
+    save_file({name: drafts[name] for name in list(drafts)[1:]}, source / "2.safetensors")
+    save_file({"a.weight_packed": torch.zeros(2)}, out / "model.safetensors")
+    program = written("qwen3.5-27b", tmp_path)[0].read_text()
+    more = {"safe_open": safe_open, "save_file": save_file}
+    functions_of(program, **more)["copy_the_rest"](source, out)
+    copied = load_file(out / "model-mtp.safetensors")
+    assert copied.keys() == drafts.keys()
+    assert all(torch.equal(copied[name], drafts[name]) for name in drafts)
+    files = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    assert files == dict.fromkeys(drafts, "model-mtp.safetensors") | {
+        "a.weight_packed": "model.safetensors"
+    }
+    made = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert made["ignore"] == ["lm_head", "re:^mtp[.].*"]
+
+
 class Ids(list):
     """A text's ids, a row of one batch, as a tensor has them: with a shape, and cut by columns."""
 

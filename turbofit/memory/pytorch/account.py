@@ -74,6 +74,7 @@ from turbofit.memory.pytorch.weights import (
     segments,
     share_of,
     staged_copy,
+    unusable_between,
     weight_classes,
 )
 
@@ -148,7 +149,9 @@ def weight_terms(
         held, note = adapter_bytes(model, settings.tp), f"{len(model.loras)} LoRA, of all modules"
         terms.append(term("weights.adapters", "weights", held, "formula", note))
     kind = segments(settings)
-    fragmented = constants.load_fragmentation[kind]
+    fragmented = constants.segment
+    if kind == "fixed":
+        fragmented += unusable_between(model, settings.tp)
     if model.text.moe is not None or model.draft:
         # Unusable memory: 33 MiB after experts are copied to a new layout (on pretend GPUs), 9 MiB
         # after tensors of a draft are freed.
@@ -224,7 +227,9 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     size += work.further_pool()
     size += round_up(work.restored(settings.max_batch_size), constants.page)
-    if work.model.loras and settings.eager_mode:  # a first CUDA graph frees this memory
+    # A first CUDA graph frees what choosing kernels took, unless a block stands in a fixed segment.
+    fixed = segments(settings) == "fixed"
+    if (work.model.loras and (fixed or settings.eager_mode)) or (work.text.moe and fixed):
         size += constants.kernel_tuning
     return term(POOL_WARMUP, "buffers", size, "formula", note)
 

@@ -10,9 +10,12 @@ lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = False`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
+from itertools import groupby
 from math import prod
+from operator import itemgetter
 from typing import Final
 
 from msgspec import UNSET
@@ -30,13 +33,20 @@ from turbofit.model.drafts import EAGLE3, draft_tensors
 from turbofit.model.families.engines import PROJECTOR_AS_TEXT
 from turbofit.model.parameters import is_packed, packed_bytes, unpacked_bytes
 from turbofit.model.tensors import Tensor, elements, linears, text_tensors
-from turbofit.model.towers import audio_tensors, vision_tensors
+from turbofit.model.towers import audio_tensors, tower_tensors, vision_tensors
 
 #: Terms and phases that are not in torch's allocator.
 _BEFORE: Final = ("before", "context")
 OUTSIDE_TORCH: Final = frozenset({"kernel_modules", "packed_kernels", BUFFERS})
 #: The least bytes beside the plan's peak that torch's allocator may take of a card.
 _LEAST_ROOM: Final = 128 * MIB
+#: The smallest block and segment of torch's allocator.
+_SMALLEST_BLOCK: Final = 512
+_PAGE: Final = 2 * MIB
+#: How tensors are cut that are parts of one module.
+_JOINED: Final = ("columns", "kv_heads")
+#: The place of modules outside the layers: before them.
+_OUTSIDE: Final = -1
 #: The compute capability on which TurboMind's kernels multiply AWQ's packed weights. Source:
 #: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #7d9834
 _COPIED_ON = (9, 0)
@@ -76,7 +86,6 @@ class PytorchConstants(Struct):
     cublas_workspaces: int
     cublas_workspace: dict[str, int]
     segment: int
-    load_fragmentation: dict[str, int]
     live_fragmentation: dict[str, float]
     kernel_modules: int
     nccl_buffers: dict[str, int]
@@ -142,6 +151,71 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
         room = max((ledger.margin - ledger.beyond_budget) // 2, _LEAST_ROOM)
         shares.append((held + room) / ledger.usable)
     return max(shares)
+
+
+def unusable_between(model: Model, tp: int) -> int:
+    """Return the bytes of torch's fixed segments that lie unusable between one rank's weights.
+
+    Torch's allocator, walked over the modules in the order of the layers, without biases.
+    """
+    return _unusable(tuple(_blocks_on_rank(model, tp)))
+
+
+def _blocks_on_rank(model: Model, tp: int) -> Iterator[int]:
+    """Yield the bytes on one rank of each module: the towers', then the language model's.
+
+    The engine joins what is cut by columns: queries, keys and values, and gate and up.
+    """
+    of_text = [
+        (one, _bytes_on_rank(model, replace(one, bias=False), tp))
+        for one in text_tensors(model.text)
+    ]
+    for group in (_towers_on_rank(model, tp), of_text):
+        placed: list[tuple[int, str, int]] = []
+        for one, size in group:
+            layers = one.layers or (_OUTSIDE,)
+            module = one.part if one.split in _JOINED else one.role
+            placed += [(layer, module, size // len(layers)) for layer in layers]
+        placed.sort(key=itemgetter(0))
+        for _, parts in groupby(placed, key=itemgetter(0, 1)):
+            yield sum(size for _, _, size in parts)
+
+
+def _towers_on_rank(model: Model, tp: int) -> list[tuple[Tensor, int]]:
+    """Return the tensors of the towers, each with its bytes on one rank in all layers."""
+    vision = model.vision
+    if vision is None:
+        return []
+    share = 1 if vision.kind in WHOLE_TOWERS else _heads_share(vision.heads, tp)
+    return [
+        (one, int(one.weights * (1 if one.split == "whole" else share)) * HALF)
+        for one in tower_tensors(vision, model.text.hidden)
+    ]
+
+
+@lru_cache
+def _unusable(sizes: tuple[int, ...]) -> int:
+    """Return the bytes of fixed segments that blocks of ``sizes``, one after the other, leave.
+
+    The rule is that of c10/cuda/CUDACachingAllocator.cpp: best fit, else a new segment, of 2 MiB
+    for blocks of at most 1 MiB, of 20 MiB for those below 10 MiB, and else of the block's own size.
+    A rest stays usable if it has one of the smallest blocks, or more than 1 MiB.
+    """
+    held = 0
+    small: list[int] = []
+    large: list[int] = []
+    for size in sizes:
+        block = round_up(size, _SMALLEST_BLOCK)
+        free = small if block <= MIB else large
+        place = bisect_left(free, block)
+        if place < len(free):
+            room = free.pop(place)
+        else:
+            room = round_up(block, _PAGE) if block <= MIB or block >= 10 * MIB else 20 * MIB
+            held += room
+        if room - block > (0 if free is small else MIB):
+            insort(free, room - block)
+    return held - sum(sizes)
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:

@@ -92,7 +92,7 @@ def quantizing(model: Model, machine: Machine, request: Request) -> Quantizing:
         auto_awq=awq_needs(model),
         install=INSTALL,
         program=program_text(model, scheme, request, needs),
-        warnings=(*model.warnings, *_known_faults(model)),
+        warnings=model.warnings,
     )
 
 
@@ -135,15 +135,6 @@ def _verdict(
     if available == NA:
         return f"{made}, if the host has {format_bytes(needs.host)} of memory left"
     return made
-
-
-def _known_faults(model: Model) -> Iterator[str]:
-    """Yield where the count is known to be wrong (bench/quantize/RESULTS.md)."""
-    if model.text.moe is not None:
-        yield (
-            "the card's count is too low for models of experts: on pretend GPUs llm-compressor ran"
-            " out of memory on it (Qwen3-30B-A3B), so take a card with more"
-        )
 
 
 def _smallest_card(card: int) -> str | None:
