@@ -75,8 +75,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     end, finding = death(course, known=known), Finding()
     if end.kind == "host_memory":
         return _of_host_memory(case, mark, end)
-    calls = (f"{frame.path} {frame.function} {frame.code}" for frame in mark.stack)
-    if case.subject.trains or any(map(_TRAINS.search, calls)):
+    if case.subject.trains or _in_training(mark):
         return _of_training(mark, memory)
     if not case.subject.quantises:
         past = course.stage not in ("starting", "weights")
@@ -145,6 +144,10 @@ def _of_training(mark: LogEvent, memory: TorchMemory | None) -> Draft:
     )
 
 
+def _in_training(mark: LogEvent) -> bool:
+    return any(_TRAINS.search(f"{call.path} {call.function} {call.code}") for call in mark.stack)
+
+
 def _general_steps(
     case: LogCase, program: str, phase: Phase, finding: Finding, *, unsized: bool
 ) -> tuple[str, ...]:
@@ -153,8 +156,7 @@ def _general_steps(
     If the cache had a tiny share of the free memory, and no line shows the phase, the weights are
     what is too large.
     """
-    tiny = case.tiny_share and phase == "unknown"
-    lacks = "weights" if tiny else phase
+    lacks = "weights" if case.tiny_share and phase == "unknown" else phase
     steps = less_memory(program, "no cache" if unsized else lacks)
     return (text_of("contradicted"), *steps) if finding.contradiction else steps
 
