@@ -22,7 +22,7 @@ from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.plan import refusal
 from turbofit.planning.request import PlanRequest
-from turbofit.serving.engine.cache_ratio import ratio_now
+from turbofit.serving.engine.launches import ratio_now
 from turbofit.serving.engine.lmdeploy import find_lmdeploy
 from turbofit.serving.leases import Leases
 from turbofit.serving.passthrough import uncounted_fields
