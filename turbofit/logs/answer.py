@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from turbofit.logs.facts import LogEvent
     from turbofit.logs.subject import Place
 
+NOT_KNOWN: Final = "turbofit does not know the cause from this log"
 _SHOWN: Final = 240
 #: The most frames of a traceback that an answer names, from the innermost on.
 _FRAMES: Final = 3
@@ -136,23 +137,23 @@ class Diagnosis(Struct):
 class Draft(Diagnosis):
     """A possible answer to a log; `explain` makes one of them the answer.
 
-    ``line``: the number of the line that reports the trouble. ``where``: inside whose code it
-    failed, in words; empty if no file of the stack tells that. ``by_row``: a row of
-    `presets/causes.yaml` knows the words of this line, not only its form and place. If ``what`` is
-    empty, the log proves no cause: ``possible`` then has causes that other people had, and
-    ``changes`` has changes that they tried. ``planned``: the answer needs a plan. ``by_others``:
-    bytes of each card that the plan leaves to other processes. ``short``: the run lacked memory, so
-    other settings may cure it. ``unsized``: the run lacked memory for the first blocks of a cache,
-    and a larger share cures it. ``free``: the step that frees cards from other processes; it comes
-    before all other steps. ``all_own``: the log shows that nobody else held the card. ``emptied``:
-    the plan is for empty cards, after the step ``free``. ``contradicts``: the log's figures
-    contradict turbofit's account, so that the account proves no step and no plan.
+    ``line``: the number of the line that reports the trouble. ``where``: the beginning of an answer
+    without a cause, which names inside whose code it failed, if the stack shows it. ``by_row``: a
+    row of `presets/causes.yaml` knows the words of this line, not only its form and place. If
+    ``what`` is empty, the log proves no cause: ``possible`` then has causes that other people had,
+    and ``changes`` has changes that they tried. ``planned``: the answer needs a plan.
+    ``by_others``: bytes of each card that the plan leaves to other processes. ``short``: the run
+    lacked memory, so other settings may cure it. ``unsized``: the run lacked memory for the first
+    blocks of a cache, and a larger share cures it. ``free``: the step that frees cards from other
+    processes; it comes before all other steps. ``all_own``: the log shows that nobody else held the
+    card. ``emptied``: the plan is for empty cards, after the step ``free``. ``contradicts``: the
+    log's figures contradict turbofit's account, so that the account proves no step and no plan.
     """
 
     line: int
     phase: Phase = "unknown"
     what: str = ""
-    where: str = ""
+    where: str = NOT_KNOWN
     rank: Rank = "cause"
     by_row: bool = False
     possible: tuple[str, ...] = ()

@@ -54,7 +54,7 @@ _GUESSES: Final = (
 _IN_USE: Final = 256 * MIB
 DEGREES: Final = (1, 2, 4, 8)
 #: The least share of the cache that a step names. A run that died with less lacks something else:
-#: of the presets no model has a plan below 0.15 on any card.
+#: of the presets no model has a plan below 0.15 on any card. Plans of older releases may be lower.
 LEAST_SHARE: Final = 0.1
 _SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
 

@@ -45,7 +45,6 @@ _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
 #: The most lighter checkpoints that are tried in the place of a model that does not fit.
 _LIGHTER: Final = 4
 _ONCE_FREE: Final = "once the cards are free: "
-_UNKNOWN: Final = "turbofit does not know the cause from this log"
 #: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
 #: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.
 _OF_PROGRAM: Final = re.compile(
@@ -151,7 +150,7 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
             draft,
             kind="unknown",
             phase="unknown",
-            what=draft.what or f"{draft.where or _UNKNOWN}: {draft.quoted}",
+            what=draft.what or f"{draft.where}: {draft.quoted}",
             unknown=draft.unknown or ("what caused it",),
             send=(*draft.send, *_to_send(case, draft)),
         )

@@ -145,8 +145,7 @@ def _of_training(mark: LogEvent, memory: TorchMemory | None) -> Draft:
 
 
 def _in_training(mark: LogEvent) -> bool:
-    calls = (f"{frame.path} {frame.function} {frame.code}" for frame in mark.stack)
-    return any(map(_TRAINS.search, calls))
+    return any(_TRAINS.search(f"{call.path} {call.function} {call.code}") for call in mark.stack)
 
 
 def _general_steps(
@@ -157,8 +156,7 @@ def _general_steps(
     If the cache had a tiny share of the free memory, and no line shows the phase, the weights are
     what is too large.
     """
-    tiny = case.tiny_share and phase == "unknown"
-    lacks = "weights" if tiny else phase
+    lacks = "weights" if case.tiny_share and phase == "unknown" else phase
     steps = less_memory(program, "no cache" if unsized else lacks)
     return (text_of("contradicted"), *steps) if finding.contradiction else steps
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from turbofit.logs.answer import NOT_KNOWN
 from turbofit.logs.causes import text_of
 from turbofit.logs.log_events import PythonError
 
@@ -50,12 +51,12 @@ class WhoseFault(NamedTuple):
     """An answer, with a kind as rows of `presets/causes.yaml` have.
 
     ``what`` is empty if the log proves no cause; ``possible`` then has what others had, and
-    ``where`` says in whose code it failed.
+    ``where`` says inside whose code it failed.
     """
 
     kind: str
     what: str = ""
-    where: str = ""
+    where: str = NOT_KNOWN
     possible: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
 
