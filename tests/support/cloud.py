@@ -26,6 +26,7 @@ KEY = "secret"
 RAY = {
     "RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_worker_niceness": "0",
     "RAY_worker_register_timeout_seconds": "600", "RAY_gcs_server_request_timeout_seconds": "600",
+    "RAY_gcs_server_port_wait_time_s": "600",
 }  # fmt: skip
 #: In the place of engines of nodes: a server without LMDeploy, as fast as these are.
 STAND_IN = {"PYTHONPATH": f"{STANDIN}:{REPO}", "STANDIN_PACE": "0.02", "STANDIN_FREE": "100000"}
@@ -100,8 +101,7 @@ class Serving:
             "--check", "none", "--no-standby", "--api-key", KEY, *words,
         ]  # fmt: skip
         self.child = self.again()
-        self.child.wait_for("fits:")
-        until(self.status, "the first actors")
+        self.child.wait_for(": starting")  # the first actor of a node
         self.run("gateway", "--port", str(self.port), "--api-key", KEY, "--access-log", "none")
 
     def run(self, *words: str) -> Child:

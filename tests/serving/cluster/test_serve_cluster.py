@@ -49,7 +49,8 @@ def test_3_a_drained_node_loses_nothing(serving: Serving) -> None:
     with Clients(serving.port) as clients:
         clients.more(10)
         assert serving.cli("cluster", "drain", serving.cloud.identity("one"))[0] == 0
-        until(lambda: serving.state_of("one") == "drained", "the node to be drained")
+        serving.child.wait_for(": drained")
+        until(lambda: serving.state_of("one") == "drained", "its answer, which may be late")
         serving.wait("large")
         clients.more(10)
     assert set(clients.outcomes) == {"answered"}
