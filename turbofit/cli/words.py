@@ -101,16 +101,7 @@ def read(
             reader.take_own(name, attached, remaining)
         elif not is_option(word) or are_letters:
             reader.own.append(word)
-        elif plans and (row := engine_options().get(name)):
-            reader.take_lmdeploys(
-                name, row, attached or take_values(remaining, row.values, written)
-            )
-        elif plans and not serves and name in _OF_SERVERS:
-            attached or take_values(remaining, 1, written)
-            reader.read_as.append(f"{name} without effect on the plan")
-        elif plans and name in _MODEL:
-            reader.own += attached or take_values(remaining, 1, written)
-        else:
+        elif not plans or not reader.take_others(name, written, attached, remaining):
             typed.unknown.append(written)
     if not serves and not typed.unknown:
         sort_options(typed.passed)  # raises if no plan counts an option
@@ -149,9 +140,25 @@ class _Reader:
                 raise click.BadOptionUsage(name, f"{name} needs a value before {remaining[0]}")
             self.own.append(remaining.pop(0))
 
-    def take_lmdeploys(self, name: str, row: EngineOption, values: list[str]) -> None:
-        """Pass an option of LMDeploy to the engine, make it turbofit's option, or leave it out."""
-        self._said.setdefault(self._taken(name, row, values), []).append(name)
+    def take_others(
+        self, name: str, written: str, attached: list[str], remaining: list[str]
+    ) -> bool:
+        """Take an option of LMDeploy, or of another server; return whether it is known.
+
+        An option of LMDeploy is for the engine, or becomes turbofit's option, or is left out.
+        """
+        row = engine_options().get(name)
+        if row is not None:
+            values = attached or take_values(remaining, row.values, written)
+            self._said.setdefault(self._taken(name, row, values), []).append(name)
+        elif name in _OF_SERVERS and not self._serves:
+            attached or take_values(remaining, 1, written)
+            self.read_as.append(f"{name} without effect on the plan")
+        elif name in _MODEL:
+            self.own += attached or take_values(remaining, 1, written)
+        else:
+            return False
+        return True
 
     def _taken(self, name: str, row: EngineOption, values: list[str]) -> str:
         """Take one option of LMDeploy, and return a clause on its use for the note.
