@@ -39,10 +39,9 @@ def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int 
     The number is rounded down: a quota of 3.5 cores counts as 3; but a quota below 1 counts as 1.
     """
     limits = _quotas(Path(proc), Path(cgroup))
-    try:
-        limits.append(len(os.sched_getaffinity(0)))
-    except (AttributeError, OSError):
-        limits += filter(None, [os.cpu_count()])
+    cores = affinity_cores()
+    if cores != NA:
+        limits.append(int(cores))
     return min(limits, default=NA)
 
 
@@ -127,6 +126,14 @@ def _free(path: str) -> int | NaType:
     except (AttributeError, OSError):  # Windows has no statvfs
         return NA
     return stat.f_bavail * stat.f_frsize
+
+
+def affinity_cores() -> int | NaType:
+    """Return the number of cores in this process's affinity."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        return os.cpu_count() or NA
 
 
 def _text(path: Path) -> str:

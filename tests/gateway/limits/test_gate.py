@@ -53,6 +53,22 @@ def test_a_cache_that_is_full_to_the_last_block_puts_nothing_in_doubt() -> None:
         assert door.fits(Cost(units=10)) is fits
 
 
+def test_only_units_that_count_until_a_first_token_are_room_soon() -> None:
+    small, long = Cost(units=5, tokens=64), Cost(units=5, tokens=320)
+    one = KV.reservation(small)
+    door = gate(10, replace(KV, tokens=KV.tokens - KV.room + 3 * one))
+    first, second = door.take(small), door.take(small)
+    assert (door.fits(small), door.fits_soon(small)) == (False, True)
+    door.end(first)
+    door.begin(second)
+    third = door.take(long)  # more than the cache has: both are in doubt until their ends
+    door.begin(third, prompt=1)
+    assert not door.over(small)
+    assert (door.fits(small), door.fits_soon(small)) == (False, False)
+    door.end(second)
+    assert door.fits(small)
+
+
 @dataclass(eq=False)
 class Sequence:
     """A request at the engine: its true length grows up to what it reserved."""

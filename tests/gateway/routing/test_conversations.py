@@ -241,6 +241,46 @@ async def test_a_turn_waits_for_its_engine_and_holds_up_nobody_who_goes_to_anoth
     assert not fleet.running
 
 
+async def test_a_waiting_turn_keeps_its_client_s_place_in_the_queue() -> None:
+    two = engines(2)
+    fleet, picture = Fleet(two), Cost(units=5)
+    door = Admission(fleet)
+
+    async def ask(client: str, conversation: Conversation | None = None) -> asyncio.Task[Place]:
+        task = asyncio.ensure_future(door.admit(client, picture, None, conversation))
+        await settled()
+        return task
+
+    running = [(await ask("before")).result() for _ in two]
+    fleet.note(going(b"a"), two[0])
+    fleet.running.clear()
+    turn = await ask("a", going(b"a"))
+    others = [await ask(client) for client in "aabb"]
+    by_engine = {place.engine: place for place in running}
+    by_engine[two[1]].begin()
+    await settled()
+    assert [task.done() for task in (turn, *others)] == [False, True, False, False, False]
+    by_engine[two[0]].begin()
+    await settled()
+    assert turn.result().engine is two[0]
+    for task in others[1:]:
+        task.cancel()
+    await settled()
+
+
+async def test_no_turn_waits_for_an_engine_that_may_hang_or_is_down() -> None:
+    two = engines(2)
+    fleet, picture = Fleet(two), Cost(units=5)
+    two[0].gate.take(picture)
+    fleet.note(going(b"a"), two[0])
+    fleet.running.clear()
+    assert fleet.best(picture, None, going(b"a")) is None
+    two[0].failures = 1
+    assert fleet.best(picture, None, going(b"a")) is two[1]
+    two[0].up = two[1].up = False
+    assert fleet.lacks(picture, going(b"a")) == "an engine"
+
+
 async def test_requests_that_all_begin_alike_wait_for_no_engine() -> None:
     four = engines(4)
     door = Admission(Fleet(four))

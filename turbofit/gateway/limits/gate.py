@@ -101,6 +101,8 @@ class Gate:
         self.reserved = 0
         #: Units that one forward may contain together, and units of all running requests.
         self.counted = self._all = 0
+        #: Units that count until the first tokens of their requests alone.
+        self._until_begun = 0
         #: The number of the last request, and of the last request that may have been evicted.
         self._number = self._doubtful = 0
 
@@ -150,6 +152,11 @@ class Gate:
             return True
         return (self._all if self.over(cost) else self.counted) + cost.units <= self.units
 
+    def fits_soon(self, cost: Cost) -> bool:
+        """Return whether a request will fit once the requests before it have their first tokens."""
+        in_doubt = self.counted - self._until_begun
+        return self.units is None or (not self.over(cost) and in_doubt + cost.units <= self.units)
+
     def over(self, cost: Cost) -> bool:
         """Return whether the running requests and this one reserve more than the cache has."""
         return self.reserved + self.kv.reservation(cost) > self.kv.room
@@ -172,9 +179,11 @@ class Gate:
         self.reserved += share.tokens
         self._all += share.cost.units
         self.counted += share.cost.units
+        self._until_begun += share.cost.units
         if self.units is not None and self.reserved > self.kv.room:
             # The engine may evict any running request, and encode its images again.
             self._doubtful, self.counted = self._number, self._all
+            self._until_begun = 0
         return share
 
     def begin(self, share: Share, prompt: int = 0) -> None:
@@ -190,10 +199,14 @@ class Gate:
             share.tokens, self.reserved = share.tokens - less, self.reserved - less
         if not share.begun and share.number > self._doubtful:
             self.counted -= share.cost.units
+            self._until_begun -= share.cost.units
         share.begun = True
 
     def end(self, share: Share) -> None:
         self.reserved -= share.tokens
         self._all -= share.cost.units
-        if not share.begun or share.number <= self._doubtful:
+        if share.number <= self._doubtful:
             self.counted -= share.cost.units
+        elif not share.begun:
+            self.counted -= share.cost.units
+            self._until_begun -= share.cost.units

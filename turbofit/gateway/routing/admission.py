@@ -3,9 +3,10 @@
 Each engine has limits of units and tokens (`Gate`), of host memory for decoded images, and of the
 time that grammars take at a token (`RoutedEngine.fits_grammar`). Requests that do not fit wait in a
 line for each client. The clients take turns, so a client with a hundred requests does not block
-other clients. While the first request waits, all later requests wait, too. If the queue is full, a
-client with fewer waiting requests still gets a place: the client with the most waiting requests
-loses its newest request.
+other clients. While the first request waits, all later requests wait, too, unless it waits for the
+engine of its conversation alone: the others may then go to other engines, but not to this one. If
+the queue is full, a client with fewer waiting requests still gets a place: the client with the most
+waiting requests loses its newest request.
 
 A request without images and without a dear grammar may pass the queue if it fits, unless another
 such request waits. Such requests do not delay the others for ever: when the requests before it have
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
@@ -101,7 +102,7 @@ class Place:
         """
         self._give_back_host()
         if self.conversation is not None:
-            self._admission.fleet.running -= Counter((self.conversation.beginning,))
+            self._admission.fleet.ended(self.conversation)
         if self.turn is not None:
             self.turn.alone = False  # other requests may come before the turn ends
         loop = asyncio.get_running_loop()
@@ -195,7 +196,7 @@ class Admission:
     def waits_for(self) -> str:
         """A sentence about the requests in the queue, and what they wait for; empty if none waits.
 
-        The first request decides, since all others wait behind it.
+        They are what the first request waits for.
         """
         count = self._queue.waiting
         if not count:
@@ -252,12 +253,16 @@ class Admission:
         awaited: set[RoutedEngine] = set()
         for line in self._queue.lines.values():
             for place in line:
+                keeper = self.fleet.keeper(place.cost, place.conversation)
+                if keeper in awaited and not place.given.done():
+                    continue
                 if self._settle(self._queue, place, awaited):
                     return True
-                keeper = self.fleet.keeper(place.cost, place.conversation)
                 if keeper is None:
                     return False
                 awaited.add(keeper)
+                if len(awaited) == self.fleet.open:
+                    return False
         return False
 
     def _let_suspects_in(self) -> bool:
@@ -272,7 +277,8 @@ class Admission:
         lone = [place for line in lines.values() for place in line if place.alone]
         for line in tuple(lines.values()):
             next_ones = [place for place in line if place.alone or not lone]
-            went |= any(self._settle(self._suspects, place) for place in next_ones)
+            if any(self._settle(self._suspects, place) for place in next_ones):
+                went = True
         return went
 
     def _settle(self, queue: _Queue, place: Place, awaited: Collection[RoutedEngine] = ()) -> bool:
@@ -289,8 +295,11 @@ class Admission:
                 self._let_in.append(time.monotonic())
             else:
                 return False
+        was_first = queue.lines[place.client][0] is place
         queue.drop(place)
-        if place.client in queue.lines:  # the other clients come before the rest of its requests
+        # The other clients come before the rest of its requests. But a client keeps its place for
+        # a request that waits for the engine of its conversation.
+        if was_first and place.client in queue.lines:
             queue.lines.move_to_end(place.client)
         return True
 
@@ -310,11 +319,10 @@ class Admission:
         began = time.monotonic()
         latest, why = began + _LONGEST_WAIT * self._seconds, ""
         while not place.given.done() and not why:
+            moved_at = began
             # What the engines do for others does not help a suspect, which waits for its turn.
-            moved_at = max(
-                (each.last_byte_at for each in self.fleet.engines if each.up and not place.turn),
-                default=began,
-            )
+            if place.turn is None:
+                moved_at = self.fleet.moved_at
             now, patience = time.monotonic(), max(began, moved_at) + self._seconds
             if now >= latest:
                 why = f"the request has waited for {now - began:.0f} s"

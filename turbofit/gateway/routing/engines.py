@@ -357,8 +357,10 @@ class Fleet:
         """
         fitting = [each for each in self.engines if each not in awaited and each.fits(cost, turn)]
         keeper = self.keeper(cost, conversation)
-        if keeper in fitting or (keeper is not None and turn is None):
-            return keeper if keeper in fitting else None
+        if keeper in fitting:
+            return keeper
+        if keeper is not None and turn is None:
+            return None
         return min(fitting, key=lambda engine: engine.rank, default=None)
 
     def keeper(self, cost: Cost, conversation: Conversation | None) -> RoutedEngine | None:
@@ -371,14 +373,14 @@ class Fleet:
         if conversation is None or not conversation.goes_on:
             return None
         keeper = self._kept.get(conversation.beginning)
-        if keeper is None or self._much_busier(keeper):
+        if keeper is None or not keeper.up or self._much_busier(keeper):
             return None
-        waits = (
-            conversation.beginning not in self.running
-            and keeper.takes(cost)
-            and not keeper.gate.over(cost)
-        )
-        return keeper if waits or keeper.fits(cost) else None
+        if keeper.fits(cost):
+            return keeper
+        # An engine that misses a look may hang.
+        works = keeper.takes(cost) and not keeper.failures
+        alone = conversation.beginning not in self.running
+        return keeper if works and alone and keeper.gate.fits_soon(cost) else None
 
     def note(self, conversation: Conversation, engine: RoutedEngine) -> bool:
         """Note that a turn goes to an engine; return whether the turn before went there, too."""
@@ -392,6 +394,17 @@ class Fleet:
         self._kept[conversation.beginning] = engine
         engine.conversations += 1
         return kept
+
+    def ended(self, conversation: Conversation) -> None:
+        """Note that a turn, which `note` noted, is no longer at its engine."""
+        self.running[conversation.beginning] -= 1
+        if not self.running[conversation.beginning]:
+            del self.running[conversation.beginning]
+
+    @property
+    def moved_at(self) -> float:
+        """The time when an engine that takes requests last sent a byte, or was seen to work on."""
+        return max((engine.last_byte_at for engine in self.engines if engine.up), default=-_NEVER)
 
     def lacks(self, cost: Cost, conversation: Conversation | None = None) -> str:
         """Return what a request that no engine takes waits for, as words for people."""

@@ -24,7 +24,7 @@ KEY: Final = "TURBOFIT_ENGINE_KEY"
 #: LMDeploy's option for the share of free memory that becomes the cache.
 RATIO: Final = "--cache-max-entry-count"
 #: The number of steps from a ratio of 0 to 1. On a card with 24 GiB, one step is 24 KiB.
-_STEPS: Final = 10**6
+_RATIO_STEPS: Final = 10**6
 
 
 class StartCommand(NamedTuple):
@@ -114,8 +114,8 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     now = [gpu.free_for_cache + free.get(gpu.uuid, gpu.free) - gpu.free for gpu in gpus]
     # The bytes to which LMDeploy will apply the ratio: the planned bytes, plus the change since.
     shared = region / ratio + min(now) - min(planned)
-    steps = ceil(region / shared * _STEPS) if shared > region else _STEPS
-    return steps / _STEPS if steps < _STEPS else ratio
+    steps = ceil(region / shared * _RATIO_STEPS) if shared > region else _RATIO_STEPS
+    return steps / _RATIO_STEPS if steps < _RATIO_STEPS else ratio
 
 
 def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
