@@ -9,7 +9,7 @@ The best shape at last gets its batch for clients as they come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Final
@@ -244,16 +244,7 @@ class _Search:
         limit.
         """
         request, space = self.request, self.shapes()
-        whole, queued, hopeless = list[Evaluation](), list[Evaluation](), set[object]()
-        for shape in reversed(space):  # a larger prefill takes more memory, or little less
-            kinds = self.state.kinds(shape.groups)
-            if kinds in hopeless:
-                continue
-            whole.insert(0, self.evaluate(shape))
-            queued[:0] = waiting = list(self.queued(shape, whole[0]))
-            far = all(it.short > _MUCH and not it.serves for it in (whole[0], *waiting))
-            if far and not request.compares_shapes:
-                hopeless.add(kinds)
+        whole, queued = self._evaluated(space)
         evaluations = [*whole, *queued]
         rule, given = request.model.image_rule, request.image_limit is not None
         images = self.state.requested_load.units_per_image
@@ -270,6 +261,26 @@ class _Search:
             best = self.widened(best)
         evaluations[place] = best
         return best, evaluations
+
+    def _evaluated(self, space: Sequence[Shape]) -> tuple[list[Evaluation], list[Evaluation]]:
+        """Return the evaluations of shapes, and of those whose images queue.
+
+        Unless shapes are compared, groups that are far too small under a shape are not tried with a
+        larger prefill: it takes more memory, or little less.
+        """
+        whole, queued, hopeless = list[Evaluation](), list[Evaluation](), set[object]()
+        for shape in reversed(space):  # the smallest prefill of groups comes first
+            kinds = self.state.kinds(shape.groups)
+            if kinds in hopeless:
+                continue
+            evaluation = self.evaluate(shape)
+            waiting = [*self.queued(shape, evaluation)]
+            far = all(it.short > _MUCH and not it.serves for it in (evaluation, *waiting))
+            if far and not self.request.compares_shapes:
+                hopeless.add(kinds)
+            whole.insert(0, evaluation)
+            queued[:0] = waiting
+        return whole, queued
 
     def shapes(self) -> list[Shape]:
         """Return the shapes that LMDeploy accepts with the user's options, at least one.
