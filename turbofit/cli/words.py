@@ -91,12 +91,10 @@ def read(
     while remaining:
         word = remaining.pop(0)
         written, equals, value = word.partition("=")
-        name = (same_option(written) or full_name(written, options)) if plans else written
+        name = reader.named(written) if plans else written
         attached = [value] if equals else []
         # Several short options in one word, such as -vq, which click splits.
         are_letters = word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
-        if plans and name == same_option(written):
-            reader.read_as.append(f"{written} as {name}")
         if name in options:
             reader.take_own(name, attached, remaining)
         elif not is_option(word) or are_letters:
@@ -105,12 +103,7 @@ def read(
             reader.take_lmdeploys(
                 name, row, attached or take_values(remaining, row.values, written)
             )
-        elif plans and not serves and name in _OF_SERVERS:
-            attached or take_values(remaining, 1, written)
-            reader.read_as.append(f"{name} without effect on the plan")
-        elif plans and name in _MODEL:
-            reader.own += attached or take_values(remaining, 1, written)
-        else:
+        elif not (plans and reader.take_others(name, attached, remaining)):
             typed.unknown.append(written)
     if not serves and not typed.unknown:
         sort_options(typed.passed)  # raises if no plan counts an option
@@ -132,6 +125,25 @@ class _Reader:
         self.read_as: list[str] = []
         self._lists: dict[str, list[str]] = {}
         self._said: dict[str, list[str]] = {}
+
+    def named(self, written: str) -> str:
+        """Return an option's name here, also of an option of another server with the same value."""
+        same = same_option(written)
+        if same:
+            self.read_as.append(f"{written} as {same}")
+        return same or full_name(written, self._options)
+
+    def take_others(self, name: str, attached: list[str], remaining: list[str]) -> bool:
+        """Take other servers' options for the model, and those that a plan does not need."""
+        needless = name in _OF_SERVERS and not self._serves
+        if not needless and name not in _MODEL:
+            return False
+        values = attached or take_values(remaining, 1, name)
+        if needless:
+            self.read_as.append(f"{name} without effect on the plan")
+        else:
+            self.own += values
+        return True
 
     def take_own(self, name: str, attached: list[str], remaining: list[str]) -> None:
         """Take an option of turbofit; its value is ``attached``, or first in ``remaining``."""

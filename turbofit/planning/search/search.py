@@ -244,16 +244,7 @@ class _Search:
         limit.
         """
         request, space = self.request, self.shapes()
-        whole, queued, hopeless = list[Evaluation](), list[Evaluation](), set[object]()
-        for shape in reversed(space):  # a larger prefill takes more memory, or little less
-            kinds = self.state.kinds(shape.groups)
-            if kinds in hopeless:
-                continue
-            whole.insert(0, self.evaluate(shape))
-            queued[:0] = waiting = list(self.queued(shape, whole[0]))
-            far = all(it.short > _MUCH and not it.serves for it in (whole[0], *waiting))
-            if far and not request.compares_shapes:
-                hopeless.add(kinds)
+        whole, queued = self.evaluated(space)
         evaluations = [*whole, *queued]
         rule, given = request.model.image_rule, request.image_limit is not None
         images = self.state.requested_load.units_per_image
@@ -270,6 +261,23 @@ class _Search:
             best = self.widened(best)
         evaluations[place] = best
         return best, evaluations
+
+    def evaluated(self, space: list[Shape]) -> tuple[list[Evaluation], list[Evaluation]]:
+        """Return the shapes' evaluations, and those with images that wait, in the shapes' order.
+
+        Without `compares_shapes`, larger prefills are left out where a smaller one lacks much.
+        """
+        whole, queued, hopeless = list[Evaluation](), list[Evaluation](), set[object]()
+        for shape in reversed(space):  # a larger prefill takes more memory, or little less
+            kinds = self.state.kinds(shape.groups)
+            if kinds in hopeless:
+                continue
+            whole.insert(0, self.evaluate(shape))
+            queued[:0] = waiting = list(self.queued(shape, whole[0]))
+            far = all(it.short > _MUCH and not it.serves for it in (whole[0], *waiting))
+            if far and not self.request.compares_shapes:
+                hopeless.add(kinds)
+        return whole, queued
 
     def shapes(self) -> list[Shape]:
         """Return the shapes that LMDeploy accepts with the user's options, at least one.
