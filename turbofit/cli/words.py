@@ -93,11 +93,9 @@ def read(
         written, equals, value = word.partition("=")
         name = reader.named(written) if plans else written
         attached = [value] if equals else []
-        # Several short options in one word, such as -vq, which click splits.
-        are_letters = word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
         if name in options:
             reader.take_own(name, attached, remaining)
-        elif not is_option(word) or are_letters:
+        elif not is_option(word) or reader.are_letters(word):
             reader.own.append(word)
         elif plans and (row := engine_options().get(name)):
             reader.take_lmdeploys(
@@ -132,6 +130,10 @@ class _Reader:
         if same:
             self.read_as.append(f"{written} as {same}")
         return same or full_name(written, self._options)
+
+    def are_letters(self, word: str) -> bool:
+        """Return whether a word is several short options, such as -vq, which click splits."""
+        return word[1:2] != "-" and all(f"-{letter}" in self._options for letter in word[1:])
 
     def take_others(self, name: str, attached: list[str], remaining: list[str]) -> bool:
         """Take other servers' options for the model, and those that a plan does not need."""
