@@ -42,20 +42,22 @@ gc.disable()  # what is made while tests are collected stays
 
 pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.support.browser"]
 
-#: Files that take longest, by minutes of a worker; a file is one worker's.
+#: Files that take longest, by seconds of a processor; a file is one worker's.
 LONGEST = (
-    "serving/test_serve_pretend_pytorch.py", "serving/test_run.py",
-    "serving/test_pretend_pipeline.py",
-    "serving/test_serve_pretend.py", "serving/test_serve_lmdeploy.py", "logs/test_first_step.py",
-    "rehearsal/test_planned.py", "gateway/test_gateway_ends.py",
-    "measure/test_calibrate_program.py", "serving/test_supervised_processes.py",
+    "gateway/test_grammar_process.py", "serving/test_serve_pretend.py",
+    "serving/test_serve_pretend_pytorch.py", "bench/test_simulation.py",
+    "serving/test_serve_lmdeploy.py", "serving/test_run.py", "serving/test_pretend_pipeline.py",
+    "logs/test_first_step.py", "planning/search/test_evaluate.py", "bench/test_golden.py",
+    "rehearsal/test_planned.py",
+    "measure/test_calibrate_program.py", "gateway/routing/test_deny_list.py",
+    "gateway/test_gateway_ends.py", "serving/test_supervised_processes.py",
 )  # fmt: skip
 #: Files of one worker, which imports LMDeploy and Transformers or Ray, or starts Chromium, once.
 TOGETHER = (
     "model/test_(oracle_|parameters|loading)|model/families/|gateway/test_oracle_lmdeploy"
-    "|serving/test_(pipeline|passthrough|held)|serving/fallback/|serving/images/"
+    "|serving/test_(pipeline|passthrough|fallback_server)|serving/fallback/|serving/images/"
     "|memory/transformers/test_oracle_|rehearsal/.*/test_(hfconfig|readings)"
-    "|memory/pytorch/test_oracle_|bench/test_(registry|simulation)|model/merge/|planning/test_commands"
+    "|memory/pytorch/test_oracle_|bench/test_registry|model/merge/|planning/test_commands"
     "|core/images/test_video|gateway/limits/test_sharing|cli/commands/test_merge"
     "|tests/test_(api|users_cases)",
     "(report|gateway)/.*_chromium",

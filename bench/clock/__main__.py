@@ -23,6 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 import turbofit
+from bench.clock.forms import FORMS, NO_QUEUE, PLANS, SHORT, given
 from bench.clock.loads import Line, Sent, closed, photograph, poisson, stream_beside
 from bench.page import ran_on, table
 from bench.speed.forecast import forecast as formula_of
@@ -61,13 +62,13 @@ class Servers:
     def __init__(self, folder: Path) -> None:
         self.folder, self.children = folder, list[Child]()
 
-    def start(self, model: str, on: str, factor: float, *words: str) -> Clocked:
+    def start(self, model: str, on: str, factor: float, *words: str, **environ: Any) -> Clocked:
         """Return a server that is ready; the one before has ended."""
         self.end()
         state = self.folder / str(len(list(self.folder.iterdir())))
         served = serve_pretend(
             self.children, state, model, "--on", on, "--engine", "turbomind", "--no-rehearse",
-            "--drain", "1", "--clock", f"{factor:g}", *words,
+            "--drain", "1", "--clock", f"{factor:g}", *words, **environ,
         )  # fmt: skip
         served.wait()
         plan = Plan.from_json((served.run / "plan.json").read_bytes())
@@ -328,9 +329,22 @@ def calibrated(servers: Servers, factor: float) -> Iterator[Line]:
                 )  # fmt: skip
 
 
+def forms(servers: Servers, factor: float) -> Iterator[Line]:
+    """Each form of client where images wait for each other, and where they do not."""
+    for model, on, queue, slower in PLANS:
+        for how, words in (("images wait", queue), ("no image waits", NO_QUEUE)):
+            server = servers.start(model, on, slower * factor, *words, **SHORT)
+            for form in FORMS:
+                found = asyncio.run(given(server.url, form))
+                what = f"{model} on {on}, {how}, {form}: requests/s, {found.refused} refused"
+                line = line_of("forms", what, None, clock=found.rate)
+                yield line._replace(held_up=found.held_up)
+
+
 GROUPS = {
     "construction": construction, "tp": tensor_parallel, "picture": picture, "page": page,
     "tables": tables, "records": records, "queues": queues, "calibrated": calibrated,
+    "forms": forms,
 }  # fmt: skip
 
 

@@ -85,17 +85,17 @@ class Client:
 
     async def __aenter__(self) -> Client:
         wait = aiohttp.ClientTimeout(total=1800)
-        self._session = aiohttp.ClientSession(timeout=wait, connector=aiohttp.TCPConnector(limit=0))
+        self.session = aiohttp.ClientSession(timeout=wait, connector=aiohttp.TCPConnector(limit=0))
         self.model = (await self.get("/v1/models"))["data"][0]["id"]
         self._before = (await self.get("/about"))["clock"]
         self.factor, self._began = self._before["factor"], time.perf_counter()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self.session.close()
 
     async def get(self, path: str) -> Any:
-        async with self._session.get(self._url + path) as response:
+        async with self.session.get(self._url + path) as response:
             return await response.json()
 
     async def held_up(self) -> float:
@@ -113,7 +113,7 @@ class Client:
             body = {"messages": [{"role": "user", "content": content}], "max_tokens": output}
         data = json.dumps({"model": self.model, "ignore_eos": True, "stream": True, **body})
         times = [time.perf_counter()]
-        async with self._session.post(
+        async with self.session.post(
             self._url + path, data=data, headers={"Content-Type": "application/json"}
         ) as response:
             response.raise_for_status()

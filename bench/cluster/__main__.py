@@ -24,7 +24,7 @@ from pathlib import Path
 from bench.page import ran_on, table
 from tests.support.cloud import Clients, Cloud, Serving, ask, found, served
 from tests.support.waiting import until
-from turbofit.core.process.stat import stat_of
+from turbofit.core.process.processes import stat_of
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 NODES = (("a", "2xrtx3090", 2), ("b", "1xl4", 1), ("c", "1xa100", 1))

@@ -41,6 +41,7 @@ class Load(NamedTuple):
     chance: bool = False
     pictures: bool = True
     kills: bool = False
+    turns: int = TURNS
 
 
 LOADS = {
@@ -50,6 +51,7 @@ LOADS = {
     "8B, by chance": Load("internvl2-8b", "4xrtx3090", 20, chance=True),
     "8B, more than the cache holds": Load("internvl2-8b", "1xl4", 30),
     "2B, an engine killed": Load("internvl2-2b", "4xrtx3090", 20, kills=True),
+    "2B, new pictures alone": Load("internvl2-2b", "1xrtx3090", 64, turns=1),
     "2B, all begin alike": Load("internvl2-2b", "4xrtx3090", 1000, pictures=False),
 }
 
@@ -75,7 +77,7 @@ async def _driven(load: Load, server: Clocked, pid: int, factor: float) -> Told:
     if not load.pictures:
         return await alike(server.url, load.clients)
     rate = begins_a_second(server) if load.chance else None
-    driving = asyncio.ensure_future(drive(server.url, load.clients, rate=rate))
+    driving = asyncio.ensure_future(drive(server.url, load.clients, rate=rate, turns=load.turns))
     if load.kills:
         await asyncio.sleep(_KILLED * factor)
         words = ("pgrep", "-P", str(pid), "-f", "turbomind.server")

@@ -62,10 +62,15 @@ class Told(NamedTuple):
 
 
 class Talks:
-    """Conversations with one server; ``factor``: how much slower than life its cards are."""
+    """Conversations with one server, of ``last`` turns.
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, factor: float) -> None:
-        self._session, self._url, self._factor = session, url, factor
+    ``factor``: how much slower than life its cards are.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, factor: float, last: int = TURNS
+    ) -> None:
+        self._session, self._url, self._factor, self._last = session, url, factor, last
         self.turns: list[Turn] = []
         self.failed: dict[str, int] = {}
 
@@ -78,7 +83,7 @@ class Talks:
             {"type": "text", "text": f"{number}: {_QUESTION}"},
         ]
         said: list[Any] = [{"role": "user", "content": parts}]
-        for turn in range(1, TURNS + 1):
+        for turn in range(1, self._last + 1):
             text = await self._ask(turn, model, said, streamed=number % 2 == 0)
             while text is None:  # a client sends a turn again that an engine's death cut off
                 await asyncio.sleep(_AGAIN * self._factor)
@@ -146,8 +151,10 @@ async def _nothing() -> Any:
         yield line
 
 
-async def drive(url: str, count: int, *, rate: float | None = None, seed: int = 132) -> Told:
-    """Hold ``count`` conversations; ``rate`` a second of the card; None: a burst."""
+async def drive(
+    url: str, count: int, *, rate: float | None = None, seed: int = 132, turns: int = TURNS
+) -> Told:
+    """Hold ``count`` conversations of ``turns``; ``rate`` a second of the card; None: a burst."""
     wait = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(
         timeout=wait, connector=aiohttp.TCPConnector(limit=0)
@@ -164,7 +171,7 @@ async def drive(url: str, count: int, *, rate: float | None = None, seed: int = 
             starts.append(draw.uniform(0, _BURST) if rate is None else at)
             at += draw.expovariate(rate) if rate is not None else 0.0
         shown = [photograph(*SIZE) for _ in range(count)]
-        talks, wall = Talks(session, url, by), time.perf_counter()
+        talks, wall = Talks(session, url, by, turns), time.perf_counter()
         await asyncio.gather(*(
             talks.talk(when, number, picture, model)
             for number, (when, picture) in enumerate(zip(starts, shown, strict=True))

@@ -216,7 +216,8 @@ def _modules() -> tuple[types.ModuleType, ...]:
     for room in _ROOMS:
         package = importlib.import_module(room)
         for found in pkgutil.walk_packages(package.__path__, f"{room}."):
-            if not found.name.endswith(".libpixels"):  # a library for ctypes
+            # A library for ctypes, and what imports LMDeploy: no server uses it.
+            if not found.name.endswith((".libpixels", ".planned_pipeline")):
                 importlib.import_module(found.name)
     return tuple(module for name, module in sys.modules.items() if name.startswith("turbofit."))
 

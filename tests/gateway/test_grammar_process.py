@@ -59,7 +59,7 @@ def longest(*lengths: int) -> Any:
 
 INVOICE = fields({**TEXT, "pattern": DATE}, {"type": "array", "items": longest(60), "maxItems": 10})
 BOX = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
-#: What people write. Each passes its first trial of a second.
+#: What people write.
 ORDINARY = {
     "nine dates": form(fields(*[{**TEXT, "pattern": DATE}] * 9)),
     "UUIDs": form(fields({**TEXT, "pattern": UUID}, {**TEXT, "format": "uuid"})),
@@ -89,7 +89,7 @@ HOSTILE = {
     "a pattern of 9,000 bytes": pattern("." * 9000),
     "a tool's pattern": forced(fields({**TEXT, "pattern": "[a-z]" * 3000})),
     "twice optional": pattern("(.|)" * 200),
-    # On a host whose cores are shared, the search for its dear token takes nearly all its time.
+    # Its search takes longest: some 70 masks, none of which is dear but the last.
     "a tree of six levels": pattern(f"([a-z]{{1,8}}!){{6}}#{MANY}"),
 }
 #: Cheap to compile; tokens on a branch, after a literal or deep inside take seconds.
@@ -189,8 +189,9 @@ def prices(verdicts: dict[str, Any]) -> dict[str, float]:
     return {name: said["price"] for name, said in verdicts.items() if "price" in said}
 
 
-def test_ordinary_grammars_pass_their_first_trial_and_cost_nothing(shared):
-    said = verdicts(shared, ORDINARY, grammar_trials._SHORT)
+def test_ordinary_grammars_pass_a_short_trial_and_cost_nothing(shared):
+    # Each takes a second or less, the first trial's, on a core that nothing else uses.
+    said = verdicts(shared, ORDINARY, 3 * grammar_trials._SHORT)
     assert prices(said).keys() == ORDINARY.keys(), said
 
 

@@ -152,6 +152,37 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
         "ImportError: cannot import name 'LogitsWarper' from"
         " 'transformers.generation.logits_process' (/x)\n",
     ),
+    "lmdeploy#2660": (
+        {}, "gpu_too_old", "no release and no setting of LMDeploy runs there",
+        "lmdeploy serve api_server internvl2-2b\nGPU 0: Tesla P100-PCIE-16GB\n  what():  [TM]"
+        "[ERROR] CUDA runtime error: no kernel image is available for execution on the device /x\n",
+    ),
+    "lmdeploy#2004": (
+        {}, "no_flash_attention", "pip uninstall flash-attn",
+        "GPU 0: Tesla V100-PCIE-32GB\nRuntimeError: FlashAttention only supports Ampere GPUs or"
+        " newer.\n",
+    ),
+    "lmdeploy#2471": (
+        {}, "ascend_operator", "the dlinfer-ascend that its page names",
+        "lmdeploy serve api_server m --device ascend\nRuntimeError: The Inner error is reported as"
+        " above. The current working operator name is aclnnFlashAttentionScore.\n",
+    ),
+    "MonkeyOCR#81": (
+        {}, "build_failed", "a link libcuda.so",
+        "/usr/bin/ld: cannot find -lcuda: No such file or directory\n",
+    ),
+    "MonkeyOCR#67, the compiler's last words": (
+        {}, "unknown", "LMDeploy with --log-level INFO",
+        "lmdeploy serve api_server m\nLLVM ERROR: Unsupported rounding mode for conversion.\n"
+        "*** SIGABRT received at time=1 on cpu 12 ***\n",
+    ),
+    "a worker's error without the word, before Ray's copy": (
+        {}, "kernel_too_large", "TurboMind instead of",
+        'Traceback (most recent call last):\n  File "/v/lmdeploy/pytorch/linear.py", line 3, in f\n'
+        "    g(x)\ntriton.runtime.errors.OutOfResources: out of resource: shared memory, Required:"
+        " 106496, Hardware limit: 101376.\nray.exceptions.RayTaskError(RuntimeError): ray::W.w()\n"
+        "RuntimeError: [/x/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.4]\n",
+    ),
 }  # fmt: skip
 
 
@@ -165,6 +196,16 @@ def test_a_report_is_read_rightly(name: str) -> None:
 def test_the_exception_above_an_access_line_is_the_message() -> None:
     found = explain(REPORTS["ms-swift#6307"][3])
     assert "MaxLengthError: " in found.what
+
+
+def test_the_words_before_an_abort_are_the_message() -> None:
+    found = explain(REPORTS["MonkeyOCR#67, the compiler's last words"][3])
+    assert "LLVM ERROR: " in found.what
+
+
+def test_a_known_thread_is_linked() -> None:
+    found = explain(REPORTS["lmdeploy#3542"][3])
+    assert any("github.com/InternLM/lmdeploy/issues/3542" in why for why in found.why)
 
 
 def test_the_share_of_a_virtual_gpu_is_told() -> None:

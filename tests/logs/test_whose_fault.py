@@ -37,6 +37,15 @@ def test_the_file_that_is_named_is_lmdeploy_s_where_torch_raised_the_error() -> 
     assert "in b.py" in found.what
 
 
+@pytest.mark.parametrize("code", ["raise RuntimeError(words)", "x = y.view(shape)", "assert x"])
+@pytest.mark.parametrize("error", ["RuntimeError: shape '[1]' is invalid", "AssertionError"])
+def test_an_operation_that_fails_is_told_from_words_for_people(code: str, error: str) -> None:
+    found = explain(f"LMDeploy: 0.11.1\n{LMDEPLOY.replace('g(x)', code)}{error}\n")
+    inside = not code.startswith("raise")
+    assert message(found) == ("program_bug" if inside else "unknown")
+    assert found.what.startswith("it failed inside LMDeploy 0.11.1 (b.py)") == inside
+
+
 def test_on_an_ascend_the_package_beside_it_is_named_too() -> None:
     log = f"lmdeploy serve api_server m --device ascend\n{LMDEPLOY}IndexError: list index\n"
     assert any("dlinfer-ascend" in step for step in some(explain(log).others).tried)
@@ -52,6 +61,7 @@ def test_another_package_is_named_with_its_release(path: str, named: str) -> Non
     found = explain(log)
     assert message(found) == "package_versions"
     assert named in some(found.others).had[0]
+    assert found.what.startswith(f"it failed inside {named}")
 
 
 def test_a_person_s_own_file_is_nobody_s_fault_that_is_known() -> None:

@@ -18,6 +18,7 @@ from tests.support.oracles import (
     tokens_of,
 )
 from tests.support.tiny_checkpoints import read as read_files
+from tests.sweep import part
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyresRule, LongestEdgeRule, PatchRule, TileRule, VideoRule
 from turbofit.model.families.engines import engine_problem
@@ -193,7 +194,7 @@ def test_tiles_are_the_preprocessor_s(transformers):
             processor = transformers.Idefics3ImageProcessor(
                 size=size, max_image_size={"longest_edge": tile}
             )
-            for _ in range(250):
+            for _ in range(part(250, 4)):
                 width, height = rng.randrange(1, 90), rng.randrange(1, 90)
                 if rng.random() < 0.2:
                     height = width + rng.randrange(-1, 2) or 1

@@ -79,6 +79,28 @@ def test_where_the_cache_is_short_queueing_serves_more_and_is_as_wide_as_costs_n
     assert chosen.engines[0].settings.session_len == forced.engines[0].settings.session_len
 
 
+@pytest.mark.parametrize(
+    ("model", "on", "queues"),
+    [
+        ("internvl2-8b", "1xl4", True),
+        ("qwen2.5-vl-7b", "1xrtx4090", True),
+        ("internvl2-8b", "1xrtx3090", False),
+        ("internvl3.5-8b", "1xrtx4090", False),
+    ],
+)
+def test_a_queue_serves_more_even_of_those_who_state_no_length(
+    model: str, on: str, queues: bool
+) -> None:
+    """They get 0.95 of what the others get where images wait, by the clock (docs/speed.md)."""
+    chosen, without, forced = (
+        turbofit.plan(model, on=on, queue_images=queue) for queue in (None, False, True)
+    )
+    assert (bounds_of(chosen).gate is not None) is queues
+    rates = [one.throughput.requests_per_second for one in (without, forced)]
+    assert rates[0] < rates[1]
+    assert (rates[0] < 0.95 * rates[1]) is queues
+
+
 @pytest.mark.parametrize("model", ["internvl2-8b", "qwen2-vl-7b"])
 def test_where_there_is_cache_enough_nothing_queues(model: str) -> None:
     roomy = turbofit.plan(model, on="1xh100")

@@ -18,8 +18,7 @@ from turbofit.core.units import GIB
 from turbofit.gateway.config import GatewayConfig
 from turbofit.rehearsal.plan_clock import ClockChoice
 from turbofit.serving import launch_description
-from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio
-from turbofit.serving.engine.launches import KEY
+from turbofit.serving.engine.launches import KEY, ratio_now, shared_ratio
 from turbofit.serving.launch_description import LaunchDescription, ratio_of
 from turbofit.serving.options import ServeConfig
 

@@ -22,7 +22,7 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
 from turbofit.core.process import files
 from turbofit.core.process.files import state_dir
-from turbofit.core.process.stat import start_time
+from turbofit.core.process.processes import start_time
 from turbofit.core.units import GIB, MIB
 from turbofit.serving.leases import Leases, _with_reserved, counted, end_orphans
 from turbofit.serving.process.child import group_of, members

@@ -15,12 +15,12 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
-from tests.support.processes import REPO, put_for_python
+from tests.support.processes import HANG, REPO, put_for_python
 from turbofit.cli.main import main
 from turbofit.cli.options.common_options import server_of
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.files import state_dir
-from turbofit.core.process.stat import start_time
+from turbofit.core.process.processes import start_time
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
 from turbofit.serving import runs
@@ -208,7 +208,7 @@ def test_a_log_is_followed_until_its_server_ends(servers) -> None:
         assert following.stdout.readline() == "more\n"
         servers[first].kill()
         servers[first].wait()
-        assert following.wait(60) == 0
+        assert following.wait(HANG) == 0
 
 
 def test_a_process_of_the_same_number_is_no_server() -> None:

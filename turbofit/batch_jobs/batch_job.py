@@ -30,7 +30,7 @@ from turbofit.core.errors import LaunchError, UsageError, error_from
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.process.network import open_files
 from turbofit.core.process.progress import Step, tell
-from turbofit.core.process.variable_names import without_options
+from turbofit.core.process.variables import without_options
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
 from turbofit.serving.process.guard import guarded

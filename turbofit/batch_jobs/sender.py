@@ -191,7 +191,7 @@ class Sender(ServerClient):
             except aiohttp.InvalidURL:
                 raise
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
-                why = _reason(exc)
+                why = next(why for kinds, why in _REASONS if isinstance(exc, kinds))
                 if why == _NO_ANSWER:
                     errors += 1
                 if why == _BROKE and self._patience is not None:
@@ -238,10 +238,6 @@ class Sender(ServerClient):
                 hint="start the server again and give the same command: it sends only items without"
                 " a line",
             )
-
-
-def _reason(exc: Exception) -> str:
-    return next(why for kinds, why in _REASONS if isinstance(exc, kinds))
 
 
 def _read(status: int, headers: Any, raw: bytes) -> tuple[JsonObject, JsonObject | None]:

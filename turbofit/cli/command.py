@@ -16,7 +16,7 @@ from turbofit.cli.terminal import screen
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
 from turbofit.cli.words import TYPED, Typed, read, split_rest
 from turbofit.core.errors import NoGpuError, UsageError
-from turbofit.core.process.variable_names import is_service_address
+from turbofit.core.process.variables import is_service_address
 from turbofit.serving.passthrough import refused_options, together
 
 _GPUS: Final = "CUDA_VISIBLE_DEVICES"

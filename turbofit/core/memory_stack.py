@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
+from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.units import format_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from turbofit.core.plan import GpuLedger, Term
 
 #: The kinds of pieces in the order of the bar, each with its letter in a drawing, and its words.
 KINDS: Final = {

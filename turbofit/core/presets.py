@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import yaml
 
 from turbofit.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from turbofit.core.struct import JsonObject
+from turbofit.core.struct import JsonObject
 
 T = TypeVar("T")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter, Signature
-from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
+from typing import Annotated, Any, Final, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,17 +17,12 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
+from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
 from turbofit.core.errors import UsageError, option_of
+from turbofit.core.struct import Options
 from turbofit.core.units import parse_seconds, plain_number
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
-
-    from pydantic.fields import FieldInfo
-
-    from turbofit.core.struct import Options
 
 _SHOWN = 80
 #: The largest number that an option takes.

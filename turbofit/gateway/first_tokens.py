@@ -12,19 +12,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import aiohttp
 
 from turbofit.core.messages import FIRST_TOKENS
-from turbofit.gateway.upstream import Died, Unreachable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from turbofit.gateway.routing.engines import RoutedEngine
-    from turbofit.gateway.upstream import Upstream
+from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.upstream import Died, Unreachable, Upstream
 
 #: Seconds until an engine is asked for its page again: after it ended, and after it had no page.
 _AGAIN: Final = 1.0

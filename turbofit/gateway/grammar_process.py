@@ -43,8 +43,12 @@ from typing import Any, NamedTuple
 
 #: The most seconds of a fork's life; it may wait for a core for most of them.
 _LONGEST = 240
-#: The most seconds of processor time for the search of the dearest token.
-_SEARCHED = 2.0
+#: The most tokens that the search of the dearest token tries: some two seconds of processor time.
+#: It ends at a number, so that a grammar gets the same verdict on a host whose cores are slow.
+_TRIED = 80_000
+#: The least and the most seconds of processor time after which it ends in any case. In between, it
+#: leaves the last second of the trial.
+_SEARCHED, _SEARCHED_MOST = 2.0, 5.0
 #: How often the search branches from equal states of the parser.
 _EQUAL = 2
 #: The tokens after which a walk through equal states ends, unless it meets a new one; and the
@@ -147,7 +151,7 @@ class Search:
         self._open: dict[int, Any] = {}
         self._order, self._by_states = deque[int](), list[tuple[int, int]]()
         self._met: dict[int, int] = {}
-        self._number = 0
+        self._number, self._tried = 0, 0
         #: Equal states to walk on from, and the tokens of the walk since a new one.
         self._walks = deque[Any](maxlen=64)
         self._walked = 0
@@ -160,15 +164,17 @@ class Search:
             if not self._matcher.accept_string(character) or self._matcher.is_terminated():
                 return
 
-    def run(self, seconds: float) -> None:
-        """Search for ``seconds`` of processor time, or until all states were met.
+    def run(self, until: float) -> None:
+        """Search until all states were met, `_TRIED` tokens tried, or ``until`` (processor time).
 
         Raises:
             DearToken: a token takes more than the limit.
         """
         self._open_at(self._matcher, 1)
-        until, turn = time.process_time() + seconds, 0
-        while time.process_time() < until and (self._open or self._walks):
+        turn = 0
+        while self._tried < _TRIED and (self._open or self._walks):
+            if time.process_time() > until:
+                return
             turn += 1
             if self._walks and (turn % 4 == 3 or not self._open):
                 self._go_on(self._walks.pop(), _LOOKED_AT)
@@ -197,6 +203,7 @@ class Search:
         rare: tuple[int, int, int] | None = None
         for token in self._choices(most):
             begun = time.thread_time()
+            self._tried += 1
             if not matcher.accept_token(token):
                 continue
             self._note(time.thread_time() - begun)
@@ -296,7 +303,7 @@ def tried(compile_of: Compile, tokens: Tokens, trial: Any, token: float) -> Any:
             return {}
         search = Search(grammar, tokens, token)
         search.follow(trial["said"])
-        search.run(_SEARCHED)
+        search.run(_end_of_search(trial["seconds"]))
         return {"price": search.price}
     except DearToken:
         return {"over": "token"}
@@ -308,6 +315,15 @@ def tried(compile_of: Compile, tokens: Tokens, trial: Any, token: float) -> Any:
         # XGrammar's messages begin with a time and a place in its sources.
         text = re.sub(r"^\[[\d:]+\] \S+ ", "", str(exc).strip()) or type(exc).__name__
         return {"wrong": text[:_TOLD]}
+
+
+def _end_of_search(seconds: float) -> float:
+    """Return the processor time of this fork at which the search ends, in a trial of ``seconds``.
+
+    In a short trial this is beyond its limit, and the kernel ends it: a longer one follows.
+    """
+    now = time.process_time()
+    return max(now + _SEARCHED, min(now + _SEARCHED_MOST, seconds - 1))
 
 
 def _memory_was_short() -> bool:

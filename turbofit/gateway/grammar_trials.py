@@ -12,27 +12,22 @@ import asyncio
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from turbofit.core.plan import GRAMMAR_TRIAL, Plan
+from turbofit.core.struct import JsonObject
 from turbofit.core.units import MIB
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.grammars import grammar_of
 from turbofit.gateway.limits.rules import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.core.struct import JsonObject
 
 #: The most seconds of processor time for a grammar, of all threads together. A string of
 #: ``maxLength`` 255 takes 8 s with a vocabulary of 151,643 (`bench/gateway/GRAMMARS.md`). XGrammar
@@ -117,31 +112,6 @@ class _Trial:
         return self.requests > 0 or self.kept
 
 
-@dataclass
-class _Queue:
-    """Trials that wait: short ones come before long ones."""
-
-    short: deque[_Trial] = field(default_factory=deque)
-    long: deque[_Trial] = field(default_factory=deque)
-
-    def __bool__(self) -> bool:
-        return bool(self.short or self.long)
-
-    def add(self, trial: _Trial) -> None:
-        (self.short if trial.seconds <= _SHORT else self.long).append(trial)
-
-    def take(self) -> _Trial:
-        return (self.short or self.long).popleft()
-
-    def drop(self, trial: _Trial) -> bool:
-        """Take a trial out of the queue; return whether it was there."""
-        for line in (self.short, self.long):
-            if trial in line:
-                line.remove(trial)
-                return True
-        return False
-
-
 class GrammarTrials:
     """Tries the grammars of one gateway, one at a time.
 
@@ -158,9 +128,10 @@ class GrammarTrials:
         self._of_client: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         #: The known grammars by their names, the oldest first.
         self._known: dict[bytes, Grammar] = {}
-        #: The grammars on trial, or waiting, by their names; and those that wait.
+        #: The grammars on trial, or waiting, by their names.
         self._trials: dict[bytes, _Trial] = {}
-        self._queue = _Queue()
+        #: The trials that wait, in order of arrival; short ones are taken before long ones.
+        self._queue: list[_Trial] = []
         self._running: _Trial | None = None
         self._worker: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -271,7 +242,8 @@ class GrammarTrials:
             trial.done.result()
         finally:
             trial.requests -= 1
-            if not trial.wanted and self._queue.drop(trial):
+            if not trial.wanted and trial in self._queue:
+                self._queue.remove(trial)
                 self._forget(trial)
             self._stop_unwanted()
 
@@ -282,7 +254,7 @@ class GrammarTrials:
             done = asyncio.get_running_loop().create_future()
             trial = _Trial(grammar, done, said, seconds)
             self._trials[grammar.name] = trial
-            self._queue.add(trial)
+            self._queue.append(trial)
             self._stop_unwanted()
             if self._worker is None or self._worker.done():
                 self._worker = asyncio.ensure_future(self._work())
@@ -305,7 +277,8 @@ class GrammarTrials:
     async def _work(self) -> None:
         """Try the grammars that wait, until none waits."""
         while self._queue:
-            trial = self._running = self._queue.take()
+            trial = self._running = min(self._queue, key=lambda trial: trial.seconds)
+            self._queue.remove(trial)
             try:
                 result = await self._try(trial)
             except BaseException as exc:
@@ -322,7 +295,8 @@ class GrammarTrials:
 
     def _fail(self, trial: _Trial, exc: BaseException) -> None:
         """End a trial that found out nothing."""
-        self._queue.drop(trial)
+        with suppress(ValueError):
+            self._queue.remove(trial)
         if not trial.done.done():
             known = exc if isinstance(exc, Refusal) else Refusal("busy:grammar", retry_after=_RETRY)
             trial.done.set_exception(known)
@@ -337,22 +311,19 @@ class GrammarTrials:
         if too_short or "stopped" in result:
             trial.stopped = False
             if trial.wanted:  # perhaps again, since it was told to stop
-                self._queue.add(trial)
+                self._queue.append(trial)
             else:
                 self._forget(trial)
             return
         found = trial.grammar
         if self._unable is None:
             found = _found(trial, result, self._known.get(found.name))
-            self._remember(found)
+            self._known[found.name] = found
+            if len(self._known) > _REMEMBERED:
+                del self._known[next(iter(self._known))]
         self._trials.pop(found.name, None)
         if not trial.done.done():
             trial.done.set_result(found)
-
-    def _remember(self, grammar: Grammar) -> None:
-        self._known[grammar.name] = grammar
-        if len(self._known) > _REMEMBERED:
-            del self._known[next(iter(self._known))]
 
     async def _try(self, trial: _Trial) -> dict[str, Any]:
         """Return the answer of the process; start the process anew once if it or its fork is ended.

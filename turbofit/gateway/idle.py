@@ -10,28 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.struct import Document
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.about import ModelFacts, facts_of
+from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.http.asgi_app import AsgiApp, disconnected
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal, ending
-from turbofit.gateway.http.routes import named_model, no_such_model
+from turbofit.gateway.http.request_context import Message, Receive, RequestContext, Send
+from turbofit.gateway.http.routes import Route, named_model, no_such_model
+from turbofit.gateway.limits.request_limits import Bounds
 from turbofit.gateway.routing.health import healthy, trouble
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.core.struct import Document
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.http.request_context import Message, Receive, RequestContext, Send
-    from turbofit.gateway.http.routes import Route
-    from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.server import GatewayThread
+from turbofit.gateway.server import GatewayThread
 
 _Answer = TypeVar("_Answer")
 

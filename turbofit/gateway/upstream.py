@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import aiohttp
 import msgspec
+from aiohttp.connector import Connection
 
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.connections import is_loopback
 from turbofit.gateway.http.refusals import BUSY, UNREACHED
 from turbofit.gateway.http.routes import first_model
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from aiohttp.connector import Connection
-
-    from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.routing.engines import RoutedEngine
 
 _CONNECT_SECONDS: Final = 5.0
 #: Seconds for which an idle connection is kept. uvicorn keeps a connection for 5 s; a request on a

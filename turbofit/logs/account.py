@@ -172,11 +172,11 @@ def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
     weights = _weights(ledger)
     others = ledger.usable - cache.free - weights
     given = "cache_max_entry_count" in case.subject.options or not cache.blocks
-    ratio = f"ratio {case.ratio if cache.blocks else cache.size / cache.free:.3g}"
-    ratio += "" if given else ", if nobody set another"
+    ratio = case.ratio if cache.blocks else cache.size / cache.free
     why = (
         f"the cache took {cache.blocks}{format_bytes(cache.size)} of {format_bytes(cache.free)}"
-        f" that were free ({ratio}): {format_bytes(cache.free - cache.size)} stayed for buffers,"
+        f" that were free (ratio {ratio:.3g}{'' if given else ', if nobody set another'}):"
+        f" {format_bytes(cache.free - cache.size)} stayed for buffers,"
         " the warm-up and every request, images included"
     )
     # A newer engine logs no blocks: its ``others`` may be memory of the load, and prove nothing.

@@ -136,7 +136,8 @@ class Diagnosis(Struct):
 class Draft(Diagnosis):
     """A possible answer to a log; `explain` makes one of them the answer.
 
-    ``line``: the number of the line that reports the trouble. ``by_row``: a row of
+    ``line``: the number of the line that reports the trouble. ``where``: inside whose code it
+    failed, in words; empty if no file of the stack tells that. ``by_row``: a row of
     `presets/causes.yaml` knows the words of this line, not only its form and place. If ``what`` is
     empty, the log proves no cause: ``possible`` then has causes that other people had, and
     ``changes`` has changes that they tried. ``planned``: the answer needs a plan. ``by_others``:
@@ -151,6 +152,7 @@ class Draft(Diagnosis):
     line: int
     phase: Phase = "unknown"
     what: str = ""
+    where: str = ""
     rank: Rank = "cause"
     by_row: bool = False
     possible: tuple[str, ...] = ()
@@ -181,5 +183,4 @@ def raised_in(mark: LogEvent) -> tuple[str, ...]:
 
 
 def evidence(place: LogEvent | Place, tells: str) -> Evidence:
-    line, text = place[0], place[1]
-    return Evidence(line=line, text=without_keys(text.strip())[:_SHOWN], tells=tells)
+    return Evidence(line=place[0], text=without_keys(place[1].strip())[:_SHOWN], tells=tells)

@@ -313,9 +313,12 @@ class LogCase:
 
     def _least(self, torch: list[TorchMemory]) -> int:
         """Return how many cards the log shows at least."""
-        counts = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
-        counts += [event.gpu + 1 for event in torch if event.gpu]
-        return max([*counts, self.told_tp or 1, self.subject.visible or 1])
+        return max(
+            self.told_tp or 1,
+            self.subject.visible or 1,
+            *(max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)),
+            *(event.gpu + 1 for event in torch if event.gpu),
+        )
 
     def _peers(self, number: int) -> str:
         return ",p2p=none" if number > 1 and self.facts.first(PeerMissing) else ""

@@ -122,8 +122,9 @@ def what_to_send(about: str) -> tuple[str, ...]:
     ``about`` is the quoted line with marks behind it, which `explain` makes of the whole log: for
     instance ``(still)`` if the engine stands still, ``(no start)`` if the log lacks the start.
     """
-    send = table().send.items()
-    return tuple(text for text, words in send if any(word in about for word in words))
+    return tuple(
+        text for text, words in table().send.items() if any(word in about for word in words)
+    )
 
 
 @cache

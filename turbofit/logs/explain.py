@@ -45,6 +45,7 @@ _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
 #: The most lighter checkpoints that are tried in the place of a model that does not fit.
 _LIGHTER: Final = 4
 _ONCE_FREE: Final = "once the cards are free: "
+_UNKNOWN: Final = "turbofit does not know the cause from this log"
 #: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
 #: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.
 _OF_PROGRAM: Final = re.compile(
@@ -88,7 +89,13 @@ def diagnose(
     cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
     last = cases[-1]
     if last.subject.foreign:
-        return _foreign(last)
+        return Diagnosis(
+            kind="unknown",
+            phase="unknown",
+            what=f"a log of {last.subject.foreign}, which turbofit does not explain",
+            unknown=("what caused it",),
+            read=_read(last),
+        )
     drafts = _in_order(cases)
     nothing = Draft(
         kind="unknown",
@@ -144,7 +151,7 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
             draft,
             kind="unknown",
             phase="unknown",
-            what=draft.what or f"turbofit does not know the cause from this log: {draft.quoted}",
+            what=draft.what or f"{draft.where or _UNKNOWN}: {draft.quoted}",
             unknown=draft.unknown or ("what caused it",),
             send=(*draft.send, *_to_send(case, draft)),
         )
@@ -186,13 +193,15 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     still, found = draft.kind == IN_DIAGNOSIS["stalled"], bool(draft.evidence)
     begun, line = case.facts.begun_at or case.facts.command_at, draft.line
     starts = begun is not None and begun < line
-    traced = any(mark.stack for mark in case.facts.marks if mark.line == line)
+    untraced = RAISED.match(draft.quoted) and not any(
+        mark.stack for mark in case.facts.marks if mark.line == line
+    )
     asks_versions = _OF_VERSIONS.search(draft.quoted) and not case.subject.has_versions
     marks = {
         draft.quoted: True, "(no versions)": asks_versions,
         "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
         "(nothing)": not found, "(no start)": found and not still and not starts,
-        "(no traceback)": not traced and RAISED.match(draft.quoted), "(whole)": starts and traced,
+        "(no traceback)": untraced, "(whole)": starts and not untraced,
         "(no command)": begun is None,
     }  # fmt: skip
     return what_to_send(" ".join(word for word, holds in marks.items() if holds))
@@ -376,17 +385,6 @@ def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
     if (copies := plan.replicas) > 1 and command.startswith("lmdeploy"):
         own = "its own CUDA_VISIBLE_DEVICES and --server-port"
         yield f"one process for each group of GPUs: {copies} of these, each with {own}"
-
-
-def _foreign(case: LogCase) -> Diagnosis:
-    """Return the answer to a log of another engine: the engine's name, and no cause."""
-    return Diagnosis(
-        kind="unknown",
-        phase="unknown",
-        what=f"a log of {case.subject.foreign}, which turbofit does not explain",
-        unknown=("what caused it",),
-        read=_read(case),
-    )
 
 
 def _read(case: LogCase) -> Read:

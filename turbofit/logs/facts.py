@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import chain, takewhile
 from typing import Final, Literal, NamedTuple, TypeVar
@@ -278,18 +278,14 @@ class LogFacts:
         return not all(mark.is_notice for mark in self.fatal)
 
     def first(self, kind: type[_T]) -> LogEvent | None:
-        return next((mark for mark, _ in self._of(kind)), None)
+        return next((mark for mark, _ in self.every(kind)), None)
 
     def first_event(self, kind: type[_T]) -> _T | None:
-        return next((event for _, event in self._of(kind)), None)
+        return next((event for _, event in self.every(kind)), None)
 
     def every(self, kind: type[_T]) -> list[tuple[LogEvent, _T]]:
-        return list(self._of(kind))
-
-    def _of(self, kind: type[_T]) -> Iterator[tuple[LogEvent, _T]]:
-        for mark in chain(self.marks, self.machine):
-            if isinstance(mark.event, kind):
-                yield mark, mark.event
+        both = chain(self.marks, self.machine)
+        return [(mark, mark.event) for mark in both if isinstance(mark.event, kind)]
 
     def until(self, last: LogEvent) -> list[Struct]:
         """Return the events that `death` reads: the events before ``last``, then ``last``.
@@ -397,10 +393,12 @@ class LogFacts:
     def _counts_until(self, mark: LogEvent, line: int) -> bool:
         """Return whether an event may be the cause of the exception at ``line``.
 
-        An event is no cause if its words report no end, or if two lines after it show progress.
+        An event is no cause if its words report no end and no traceback is before it, or if two
+        lines after it show progress.
         """
         in_words = isinstance(mark.event, KnownMessage)
-        if in_words and mark.kind not in _MACHINE and not END.search(mark.text):
+        ended = mark.kind in _MACHINE or mark.stack or END.search(mark.text)
+        if in_words and not ended:
             return False
         place = bisect_left(self._progress, line) - 2
         survived = place >= 0 and mark.line < self._progress[place]

@@ -55,7 +55,7 @@ _LARGE_CARD: Final = "1xh200:total=1000GiB"
 _NOTEBOOK: Final = re.compile(r"^/content/|^/kaggle/|ipykernel|<ipython-input")
 _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
-#: Words of training, which needs more memory than an answer.
+#: Frames of a training: its gradients, or the step of an optimiser.
 _TRAINS: Final = re.compile(
     r"\bbackward\(|\boptimizer\w*\.step\(|[/\\](?:trainer|autograd)\b|_inner_training_loop"
     r"|\btraining_step\b"
@@ -75,7 +75,8 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     end, finding = death(course, known=known), Finding()
     if end.kind == "host_memory":
         return _of_host_memory(case, mark, end)
-    if case.subject.trains or _in_training(mark):
+    calls = (f"{frame.path} {frame.function} {frame.code}" for frame in mark.stack)
+    if case.subject.trains or any(map(_TRAINS.search, calls)):
         return _of_training(mark, memory)
     if not case.subject.quantises:
         past = course.stage not in ("starting", "weights")
@@ -142,12 +143,6 @@ def _of_training(mark: LogEvent, memory: TorchMemory | None) -> Draft:
         evidence=(evidence(mark, "the training's own error"),),
         changes=(text_of("train smaller"),),
     )
-
-
-def _in_training(mark: LogEvent) -> bool:
-    """Return whether a stack shows a training: its gradients, or the step of an optimiser."""
-    calls = (f"{frame.path} {frame.function} {frame.code}" for frame in mark.stack)
-    return any(map(_TRAINS.search, calls))
 
 
 def _general_steps(
@@ -288,8 +283,10 @@ def _freed(memory: TorchMemory, others: int) -> str:
     if others <= _SMALL:
         return text_of("free cards") if memory.unexplained > GIB else ""
     pids = ", ".join(str(pid) for pid, _ in memory.others)
-    step = f"end what else holds the card (process {pids}) if it is no part of this server, or"
-    return f"{step} plan for the free memory"
+    return (
+        f"end what else holds the card (process {pids}) if it is no part of this server, or plan"
+        " for the free memory"
+    )
 
 
 def _of_use(

@@ -19,7 +19,7 @@ from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
 from turbofit.logs.answer import Draft, Holding, Missing, evidence, raised_in
 from turbofit.logs.case import LogCase
-from turbofit.logs.causes import Hit, Kind, Sentence, release_of, table, text_of
+from turbofit.logs.causes import Hit, Kind, Row, Sentence, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
 from turbofit.logs.keys import without_keys
@@ -36,6 +36,7 @@ _CLEANS_UP: Final = (
     "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
     "__exit__", "_cleanup", "cleanup",
 )  # fmt: skip
+_THREADS: Final = "https://github.com/InternLM/lmdeploy/issues"
 #: What an engine does when it stands still, with words of the last line that it prints before.
 _STANDS: Final = {
     "TurboMind's cache or warm-up": re.compile(
@@ -71,8 +72,8 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
         f"{name}_release": case.subject.packages.get(name)
         for name in ("lmdeploy", "torch", "triton")
     }
-    of_others = _of_cards(case, of_log) | _of_releases(case, mark, of_log)
-    return {**of_log, **sizes, **of_line, **packages, **of_others}
+    cards, releases = _of_cards(case, of_log), _of_releases(case, mark, of_log)
+    return of_log | sizes | of_line | packages | cards | releases
 
 
 def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,10 +106,14 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
         arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
     built = list(map(int, re.findall(r"(?:sm|compute)_(\d+)", str(of_log.get("built") or ""))))
     newest, oldest = max(built, default=None), min(built, default=None)
-    figures = {"arch": arch, "built_newest": newest, "built_oldest": oldest}
-    told = dict.fromkeys(("no_bfloat16", "too_new", "too_old", "other_arch"))
+    told: dict[str, Any] = {
+        "arch": arch, "built_newest": newest, "built_oldest": oldest,
+        "no_bfloat16": None, "too_new": None, "too_old": None, "other_arch": None,
+    }  # fmt: skip
+    if case.subject.of_lmdeploy and "no code below" in case.no_machine:
+        told["too_old"] = case.no_machine  # for no engine of LMDeploy is there a build
     if arch is None:
-        return figures | told
+        return told
     if arch < _FIRST_WITH_BFLOAT16:
         told["no_bfloat16"] = arch
     # Newer than the build that the log names, or than every build up to CUDA 12.6.
@@ -119,7 +124,7 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     # The card is not of the compute capability that a kernel's own check names.
     if arch // 10 != of_log.get("wanted_arch", 0):
         told["other_arch"] = arch
-    return figures | told
+    return told
 
 
 def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +192,7 @@ def answer_to_line(mark: LogEvent, case: LogCase) -> Draft | None:
         phase=(row.phase or kind.phase) if what else "unknown",
         what=what,
         rank=row.rank,
-        why=said(row.why) if what else raised_in(mark),
+        why=(*(said(row.why) if what else raised_in(mark)), *_threads(row)),
         possible=said(row.possible),
         changes=said(row.change),
         unknown=said(row.unknown),
@@ -195,6 +200,12 @@ def answer_to_line(mark: LogEvent, case: LogCase) -> Draft | None:
         planned=kind.plan,
         by_row=not row.frame,
     )
+
+
+def _threads(row: Row) -> tuple[str, ...]:
+    """Return one sentence with LMDeploy's threads about a message; empty without a thread."""
+    urls = [f"{_THREADS}/{number}" for number in re.findall(r"\blmdeploy#(\d+)", row.source)]
+    return (text_of("threads").format(urls=", ".join(urls)),) if urls else ()
 
 
 def possible_answers(case: LogCase) -> Iterator[Draft]:
@@ -244,12 +255,13 @@ def _unknown_fault(mark: LogEvent, case: LogCase) -> Draft:
     cleans_up = any(frame.function in _CLEANS_UP for frame in mark.stack)
     why = (*raised_in(mark), *([text_of("cleans up")] if cleans_up else []))
     follows = mark.after or text.startswith("SystemExit") or cleans_up or mark.copied
-    fault = whose_fault(mark, case) or WhoseFault("unknown", "", (), ())
+    fault = whose_fault(mark, case) or WhoseFault("unknown")
     return Draft(
         kind=fault.kind,
         line=mark.line,
         rank="consequence" if follows else "refusal",
         what=fault.what,
+        where=fault.where,
         possible=fault.possible,
         changes=fault.changes,
         why=why,
@@ -337,7 +349,10 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
             evidence=(evidence(ready, "the engine is ready"),),
         )
     elif facts.complaint:
-        exits = any(mark.text.startswith("SystemExit") for mark in facts.fatal)
+        ends = [mark for mark in facts.fatal if not mark.is_notice]
+        # The words before an exit, or before an abort of compiled code, are its reason.
+        exits = any(mark.text.startswith("SystemExit") for mark in ends)
+        exits |= {mark.kind for mark in ends} == {"aborted"} and facts.complaint.line < ends[0].line
         yield Draft(
             kind="unknown",
             line=facts.complaint.line,

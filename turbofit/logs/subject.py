@@ -172,8 +172,8 @@ class Subject:
     @property
     def has_versions(self) -> bool:
         """Whether the log prints the releases of LMDeploy and of torch or transformers."""
-        lmdeploy = self.version or "lmdeploy" in self.packages
-        return bool(lmdeploy) and not {"torch", "transformers"}.isdisjoint(self.packages)
+        others = not {"torch", "transformers"}.isdisjoint(self.packages)
+        return others and (self.version is not None or "lmdeploy" in self.packages)
 
     @property
     def visible(self) -> int | None:

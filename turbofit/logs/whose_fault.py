@@ -27,6 +27,11 @@ _OF_CODE: Final = re.compile(
 )
 #: Exceptions that a person's data raises, too; between LMDeploy's own files LMDeploy is at fault.
 _OF_LMDEPLOY: Final = re.compile(r"(?:Key|NotImplemented)Error\b")
+#: A check without words for people, and torch's words where tensors do not fit each other. Code
+#: raises them by itself, too: then its line begins with ``raise``.
+_FAILED: Final = re.compile(
+    r"AssertionError:? *$|RuntimeError: .*\b(?:shapes?|sizes?|dim(?:ension)?s?|strides?|tensors?)\b"
+)
 #: Errors of a call or a name. If one package's files made them alone, no input is the reason.
 _CERTAIN: Final = re.compile(
     r"(?:UnboundLocal|Name)Error: |TypeError: .*\(\) (?:missing \d+ required|takes .*positional"
@@ -35,62 +40,69 @@ _CERTAIN: Final = re.compile(
 #: Packages whose frames only pass a call on: torch, and Python's own library.
 _PASSES_ON: Final = re.compile(r"[/\\]torch[/\\]|[/\\]python\d[\d.]*[/\\](?!site-|dist-)|<frozen")
 _CHECKPOINT: Final = "transformers_modules"
+#: The package that a file belongs to. A file of a person's own has none.
 _PACKAGE: Final = re.compile(
-    rf"[/\\]({_CHECKPOINT})[/\\]|(?:site|dist)-packages[/\\]([A-Za-z_]\w*)|[/\\](lmdeploy)[/\\]"
+    rf"(?:site|dist)-packages[/\\]([A-Za-z_]\w*)|[/\\]({_CHECKPOINT}|lmdeploy)[/\\]"
 )
 
 
 class WhoseFault(NamedTuple):
     """An answer, with a kind as rows of `presets/causes.yaml` have.
 
-    ``what`` is empty if the log proves no cause; ``possible`` then has what others had.
+    ``what`` is empty if the log proves no cause; ``possible`` then has what others had, and
+    ``where`` says in whose code it failed.
     """
 
     kind: str
-    what: str
-    possible: tuple[str, ...]
-    changes: tuple[str, ...]
+    what: str = ""
+    where: str = ""
+    possible: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
     """Return the answer to an error of code; None for another line, or for a person's own files."""
-    text = mark.text.strip()
-    of_code = _OF_CODE.match(text) is not None
-    if not isinstance(mark.event, PythonError) or not (of_code or _OF_LMDEPLOY.match(text)):
+    frames = [frame for frame in mark.stack if not _PASSES_ON.search(frame.path)]
+    found = [_PACKAGE.search(frame.path) for frame in frames]
+    owners = [one and (one[1] or one[2]) for one in found]
+    if not isinstance(mark.event, PythonError) or not owners or not owners[-1]:
         return None
-    paths = [frame.path for frame in mark.stack if not _PASSES_ON.search(frame.path)]
-    owners = [_package_of(path) for path in paths]
-    owner = owners[-1] if owners else ""
-    if owner == "lmdeploy":
-        certain = _CERTAIN.match(text) is not None
-        own = owners[-2:] == [owner, owner] or (certain and len(owners) == 1)
-        return _of_lmdeploy(mark, paths[-1], case, certain=certain) if own else None
-    if not owner or not of_code:
-        return None
+    text, file = mark.text.strip(), re.split(r"[/\\]", frames[-1].path)[-1]
+    if owners[-1] == "lmdeploy":
+        near = len(owners) == 1 and _CERTAIN.match(text)
+        called = near or owners[-2:] == ["lmdeploy", "lmdeploy"]
+        return _of_lmdeploy(text, file, frames[-1].code, case) if called else None
+    return _of_package(owners[-1], file, case) if _OF_CODE.match(text) else None
+
+
+def _of_package(owner: str, file: str, case: LogCase) -> WhoseFault:
+    """Return the answer to an error in another package's, or in the checkpoint's, own code."""
     if owner == _CHECKPOINT:
-        possible, step = text_of("checkpoint at fault"), text_of("fitting transformers")
+        whose, possible = "the checkpoint's own code", text_of("checkpoint at fault")
+        step = text_of("fitting transformers")
     else:
-        named = f"{owner} {case.subject.packages.get(owner, '')}".strip()
-        possible = text_of("package at fault").format(name=named)
+        whose = f"{owner} {case.subject.packages.get(owner, '')}".strip()
+        possible = text_of("package at fault").format(name=whose)
         step = text_of("fitting package").format(package=owner)
-    return WhoseFault("package_versions", "", (possible,), (step,))
+    where = text_of("failed in").format(whose=whose, file=file)
+    return WhoseFault("package_versions", where=where, possible=(possible,), changes=(step,))
 
 
-def _of_lmdeploy(mark: LogEvent, path: str, case: LogCase, *, certain: bool) -> WhoseFault:
-    """Return the answer to an error between LMDeploy's files, of which ``path`` is innermost."""
-    subject = case.subject
-    release = f"LMDeploy {subject.version}" if subject.version else "this release of LMDeploy"
-    file = re.split(r"[/\\]", path)[-1]
-    said = f"a fault of {release}, in {file}, which its own code called"
-    than = f"than {subject.version} " if subject.version else ""
-    newer = text_of("newer lmdeploy").format(than=than)
-    ascend = (text_of("newer dlinfer"),) if "ascend" in subject.facts else ()
-    if certain:
-        return WhoseFault("program_bug", f"{said}: {mark.text.strip()}", (), (newer, *ascend))
-    return WhoseFault("program_bug", "", (said, text_of("bad input")), (newer, *ascend))
+def _of_lmdeploy(text: str, file: str, code: str, case: LogCase) -> WhoseFault | None:
+    """Return the answer to an error in LMDeploy's ``file``, whose line ``code`` its own code ran.
 
-
-def _package_of(path: str) -> str:
-    """Return the package that a file belongs to; empty for a file of a person's own."""
-    found = _PACKAGE.search(path)
-    return next(filter(None, found.groups()), "") if found else ""
+    None for an exception that LMDeploy raises with words for people.
+    """
+    failed = bool(code) and not code.startswith("raise ") and _FAILED.match(text)
+    if not (failed or _OF_CODE.match(text) or _OF_LMDEPLOY.match(text)):
+        return None
+    version = case.subject.version
+    whose = f"LMDeploy {version}" if version else "LMDeploy"
+    fault = f"a fault of {whose}, in {file}, which its own code called"
+    than = f"than {version} " if version else ""
+    ascend = (text_of("newer dlinfer"),) if "ascend" in case.subject.facts else ()
+    changes = (text_of("newer lmdeploy").format(than=than), *ascend)
+    if _CERTAIN.match(text):
+        return WhoseFault("program_bug", f"{fault}: {text}", changes=changes)
+    where = text_of("failed in").format(whose=whose, file=file)
+    return WhoseFault("program_bug", "", where, (fault, text_of("bad input")), changes)

@@ -39,9 +39,10 @@ def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int 
     The number is rounded down: a quota of 3.5 cores counts as 3; but a quota below 1 counts as 1.
     """
     limits = _quotas(Path(proc), Path(cgroup))
-    cores = affinity_cores()
-    if cores != NA:
-        limits.append(int(cores))
+    try:
+        limits.append(len(os.sched_getaffinity(0)))
+    except (AttributeError, OSError):
+        limits += filter(None, [os.cpu_count()])
     return min(limits, default=NA)
 
 
@@ -102,24 +103,17 @@ def _quotas(proc: Path, root: Path) -> list[int]:
 def _cgroups_of(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
     """Yield each cgroup's folder for a controller, and whether it is of cgroup version 1.
 
-    The process's own group comes first, then its parents.
+    The process's own group comes first, then its parents. In a container, some of these folders
+    may not exist.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers or controller in controllers.split(","):
             base = root / controller if controllers else root
-            for folder in _upwards(base, path):
-                yield folder, bool(controllers)
-
-
-def _upwards(base: Path, path: str) -> list[Path]:
-    """Return the paths of a cgroup's folder and of all folders above it, up to ``base``.
-
-    In a container, some of these folders may not exist.
-    """
-    parts = [part for part in path.split("/") if part and part != ".."]
-    return [base.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+            parts = [part for part in path.split("/") if part and part != ".."]
+            for depth in range(len(parts), -1, -1):
+                yield base.joinpath(*parts[:depth]), bool(controllers)
 
 
 def _number(path: Path) -> int | None:
@@ -133,14 +127,6 @@ def _free(path: str) -> int | NaType:
     except (AttributeError, OSError):  # Windows has no statvfs
         return NA
     return stat.f_bavail * stat.f_frsize
-
-
-def affinity_cores() -> int | NaType:
-    """Return the number of cores in this process's affinity."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
-        return os.cpu_count() or NA
 
 
 def _text(path: Path) -> str:

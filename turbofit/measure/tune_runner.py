@@ -21,7 +21,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.network import LOOPBACK
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.signals import StoppedError, StopSignal
-from turbofit.core.process.variable_names import without_options
+from turbofit.core.process.variables import without_options
 from turbofit.core.tuning import SpeedFigures
 from turbofit.core.units import parse_seconds
 from turbofit.gateway.config import GatewayConfig

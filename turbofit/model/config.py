@@ -39,8 +39,6 @@ def parse_json(data: bytes, what: str, hint: str = _HINT) -> Section:
         if b"\\u" in data:
             # The reader accepts half of a surrogate pair, which no plan could contain.
             json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{what} holds half of a surrogate pair", hint=hint) from None
     except (ValueError, RecursionError) as exc:
         raise UsageError(f"{what} is not JSON: {str(exc)[:200]}", hint=hint) from None
     if not isinstance(value, dict):

@@ -54,12 +54,6 @@ class NotGivenError(HubUnreachableError):
     """The hub answered, but does not have this checkpoint or revision, or denies access."""
 
 
-def is_offline() -> bool:
-    """Return whether the environment forbids network access."""
-    keys = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return any(os.environ.get(key, "").upper() in _TRUE for key in keys)
-
-
 class HubFiles:
     """The files of one repository, at the commit that the hub's first answer names."""
 
@@ -298,7 +292,8 @@ def files_of(name: str, revision: str | None) -> HubFiles:
     Raises:
         HubUnreachableError: the environment forbids the network.
     """
-    if is_offline():
+    keys = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    if any(os.environ.get(key, "").upper() in _TRUE for key in keys):
         raise HubUnreachableError(
             f"{name} is not in the local hub cache, and the environment forbids the network",
             hint="download it first, or unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE",

@@ -8,9 +8,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.messages import plural
 from turbofit.core.model import Model
-from turbofit.core.plan import THINKING_TOKENS, Workload
+from turbofit.core.plan import THINKING_TOKENS
 from turbofit.core.units import GIB
 from turbofit.machine.source import machine_from
 from turbofit.model.adapters import with_adapters
@@ -71,10 +70,13 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source == "nvml":
         machine = with_calibrations(machine, pretend=pretends())
+    workload = request.workload
+    if request.output_tokens is None and model.thinks:
+        workload = replace(workload, output_tokens=THINKING_TOKENS)
     resolved = ResolvedRequest(
         model=model,
         machine=machine,
-        workload=_workload_of(request, model),
+        workload=workload,
         engine_options=request.engine_options,
         tp=request.tp,
         replicas=request.replicas,
@@ -88,14 +90,6 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
     resolved = with_image_limit(resolved, request.max_dynamic_patch, request.max_pixels)
     _check(request, resolved)
     return resolved
-
-
-def _workload_of(request: PlanRequest, model: Model) -> Workload:
-    """Return the request's workload; a model that thinks has longer answers by default."""
-    workload = request.workload
-    if request.output_tokens is None and model.thinks:
-        return replace(workload, output_tokens=THINKING_TOKENS)
-    return workload
 
 
 def model_of(request: PlanRequest) -> Model:
@@ -130,7 +124,6 @@ def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:
                 " none",
                 hint=_ONE_OF,
             )
-    _check_batch(request, resolved)
 
 
 def _check_context(resolved: ResolvedRequest) -> None:
@@ -144,20 +137,4 @@ def _check_context(resolved: ResolvedRequest) -> None:
         raise UsageError(
             f"{resolved.model.name} reads {longest} tokens, not {context}",
             hint=f"`--context {longest}` at most",
-        )
-
-
-def _check_batch(request: PlanRequest, resolved: ResolvedRequest) -> None:
-    """Refuse a batch that is too small for the promised requests on any number of engines."""
-    batch, requests = request.max_batch_size, request.concurrency
-    visible = len(resolved.machine.visible)
-    if batch is None or requests is None or not visible:  # the GPUs of a cluster are not known here
-        return
-    most = request.replicas or max(1, visible // (request.tp or 1))
-    if requests > batch * most:
-        engines = plural(most, "engine")
-        raise UsageError(
-            f"`--max-batch-size {batch}` runs {batch * most} requests at once on {most} {engines},"
-            f" not `--concurrency {requests}`",
-            hint=f"give `--concurrency {batch * most}` at most, or leave `--max-batch-size` out",
         )

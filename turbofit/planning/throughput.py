@@ -264,16 +264,12 @@ def kind_of(model: Model, engine: str, gpus: Iterable[Gpu], *, images: bool) -> 
     Forecasts are of one kind if they have the same errors: of text or of images in tiles or
     patches; of models with experts or delta nets; on an engine; on a generation of cards.
     """
-    rule, traits = model.image_rule, _traits(model)
+    rule = model.image_rule
+    parts = {"experts": model.text.moe, "delta nets": model.text.delta, "drafts": model.draft}
+    traits = [name for name, part in parts.items() if part]
     what = f"images in {plural(2, rule.unit_name)}" if rule is not None and images else "text"
     of_model = f" of {' and '.join(traits)}" if traits else ""
     return f"{what}{of_model} with {engine}{_of_cards(tuple(gpus))}"
-
-
-def _traits(model: Model) -> list[str]:
-    """Return the properties of a model that give its forecasts a kind of their own."""
-    parts = {"experts": model.text.moe, "delta nets": model.text.delta, "drafts": model.draft}
-    return [name for name, part in parts.items() if part]
 
 
 def _of_cards(gpus: Sequence[Gpu]) -> str:

@@ -6,7 +6,7 @@ Results of pretend GPUs are stored separately: a real plan never reads them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,7 +85,8 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
 
     The request is unchanged if the plan is not tuned, or if its engines are not alike.
     """
-    if not _reasons_of_tuning(plan) or len(alike(plan.engines)) > 1:
+    is_tuned = any(text.startswith(_REASON) for text in plan.reasons)
+    if not is_tuned or len(alike(plan.engines)) > 1:
         return request
     settings = {name: getattr(plan.engines[0].settings, name) for name in _TUNED}
     drafts = {name: getattr(plan.engines[0].settings, name) for name in SPECULATIVE}
@@ -119,22 +120,13 @@ def same_shape(
     again = plan_of(search(shape.keeping(plan.promise), engine)).document
     if not again.fits:
         again = plan_of(search(shape, engine)).document
-        again = replace(again, warnings=(*again.warnings, *_less(plan, again)))
+        why = plan.promise.why_broken(again.promise, plan.model.image_rule)
+        if again.fits and why:
+            text = f"the plan before this one promised more than its memory allows: it now {why}"
+            again = replace(again, warnings=(*again.warnings, text))
     backend = replace(again.backend, reason=plan.backend.reason)
     kept = tuple(text for text in plan.reasons if text.startswith((_REASON, DRAFTS)))
     return replace(again, backend=backend, reasons=(*again.reasons, *kept))
-
-
-def _less(plan: Plan, again: Plan) -> Iterator[str]:
-    """Yield a warning if a plan that fits promises less than an earlier plan."""
-    why = plan.promise.why_broken(again.promise, plan.model.image_rule)
-    if again.fits and why:
-        yield f"the plan before this one promised more than its memory allows: it now {why}"
-
-
-def _reasons_of_tuning(plan: Plan) -> tuple[str, ...]:
-    """Return the reason that `with_tuned` added to a tuned plan; empty if the plan is not tuned."""
-    return tuple(text for text in plan.reasons if text.startswith(_REASON))
 
 
 def _is_for(tuning: Tuning, plan: Plan, request: PlanRequest) -> bool:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.struct import Document
 from turbofit.core.units import MIB
+from turbofit.gateway.http.asgi_app import Log
 from turbofit.serving.process.log_queue import FileLog
-
-if TYPE_CHECKING:
-    from turbofit.core.struct import Document
-    from turbofit.gateway.http.asgi_app import Log
 
 _LOG_CAP: Final = 64 * MIB
 #: The text begins with a line end, since the line before it may be incomplete on the disk.

@@ -15,26 +15,20 @@ is at least the measured value. The margin is added to the corrected forecast.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.machine import Calibration, MeasuredSteps
-from turbofit.core.plan import BEFORE_CACHE
+from turbofit.core.plan import BEFORE_CACHE, EnginePlan, GpuLedger, Plan
 from turbofit.core.run_report import RunFigure
-from turbofit.core.struct import Struct, to_builtins
+from turbofit.core.struct import Document, Struct, to_builtins
 from turbofit.core.units import MIB, mib, round_up
-from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, LoggedSlab
+from turbofit.logs.log_events import CacheBudget, Slab
+from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, CacheShape, LoggedSlab
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.engines import engine_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from turbofit.core.plan import EnginePlan, GpuLedger, Plan
-    from turbofit.core.struct import Document
-    from turbofit.logs.log_events import CacheBudget, Slab
-    from turbofit.memory.account import CacheShape
 
 #: Names of the readings after the warm-up, and after one small request of each kind.
 STEADY: Final = "steady"
@@ -107,23 +101,16 @@ def learn(
             free=free,
             steps=observation.steps,
         )
-        calibrations[names] = _larger(calibrations.get(names, calibration), calibration)
+        alike = calibrations.get(names, calibration)
+        calibrations[names] = replace(
+            alike,
+            context=max(alike.context, calibration.context),
+            buffers=max(alike.buffers, calibration.buffers),
+            spread=max(alike.spread, abs(alike.total - calibration.total)),
+            free=max(alike.free, calibration.free),
+            steps=alike.steps or calibration.steps,
+        )
     return tuple(calibrations.values())
-
-
-def _larger(calibration: Calibration, other: Calibration) -> Calibration:
-    """Return a calibration with the larger corrections of two equal groups.
-
-    ``spread`` is the difference between the corrections of the two groups.
-    """
-    return replace(
-        calibration,
-        context=max(calibration.context, other.context),
-        buffers=max(calibration.buffers, other.buffers),
-        spread=max(calibration.spread, abs(calibration.total - other.total)),
-        free=max(calibration.free, other.free),
-        steps=calibration.steps or other.steps,
-    )
 
 
 def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document]:

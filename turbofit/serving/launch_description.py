@@ -6,31 +6,27 @@ import os
 import secrets
 import shlex
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
+from turbofit.core.plan import Command, Plan
 from turbofit.core.process.network import free_ports
 from turbofit.core.struct import Options
 from turbofit.model.adapter_folders import with_copies
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.rehearsal.plan_clock import clock_for
-from turbofit.serving.engine.cache_ratio import ratio_now, shared_ratio
-from turbofit.serving.engine.launches import Launch
+from turbofit.serving.engine.engine_client import Timing
+from turbofit.serving.engine.launches import Launch, ratio_now, shared_ratio
 from turbofit.serving.engine.lmdeploy import module_runner
 from turbofit.serving.engine.parsers import parser_options
 from turbofit.serving.images.preparation import image_environment
+from turbofit.serving.run import Run
 from turbofit.serving.weights import fetched
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import ExitStack
-    from pathlib import Path
-
-    from turbofit.core.plan import Command, Plan
-    from turbofit.serving.engine.engine_client import Timing
-    from turbofit.serving.run import Run
 
 
 class LaunchDescription:

@@ -27,7 +27,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Gpu, Holder, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.process.files import lock_soon, write_atomic
-from turbofit.core.process.stat import start_time
+from turbofit.core.process.processes import start_time
 from turbofit.core.process.variables import leases_folder
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin
@@ -169,20 +169,12 @@ class Leases(AbstractContextManager["Leases"]):
         if lease != self._mine or self.unwritten:
             self._write(lease)
 
-    def drop(self, lease: Lease) -> None:
-        """Remove the files of a lease."""
-        path = Path(lease.path)
-        for file in (path, path.with_suffix(".lock")):
-            with suppress(OSError):
-                file.unlink()
-
     def close(self) -> None:
         """Remove our own lease; do nothing in a fork of our process."""
         if self._lock is None:
             return
-        for suffix in (".json", ".lock") if os.getpid() == self._pid else ():
-            with suppress(OSError):
-                (self._folder / f"{self._name}{suffix}").unlink()
+        if os.getpid() == self._pid:
+            _remove(self._folder / f"{self._name}.json")
         os.close(self._lock)
         self._lock, self._mine = None, Lease()
 
@@ -258,6 +250,13 @@ def _create(path: Path) -> int:
     descriptor = os.open(path, flags, _ALL_READ)
     os.fchmod(descriptor, _ALL_READ)
     return descriptor
+
+
+def _remove(lease: Path) -> None:
+    """Remove the files of a lease."""
+    for file in (lease, lease.with_suffix(".lock")):
+        with suppress(OSError):
+            file.unlink()
 
 
 def _open_lock(path: Path) -> int:
@@ -382,7 +381,7 @@ def end_orphans(leases: Leases) -> list[str]:
                     f"ended {len(left)} processes of an engine for {lease.model}, whose turbofit "
                     f"(process {lease.pid}) was killed"
                 )
-        leases.drop(lease)
+        _remove(Path(lease.path))
     return done
 
 

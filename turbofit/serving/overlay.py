@@ -12,17 +12,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.images import ImageRule
+from turbofit.core.images.rule import FolderEdits
+from turbofit.core.plan import Plan
+from turbofit.core.promise import Limits
+from turbofit.core.struct import JsonObject
 from turbofit.model.config import parse_json
-
-if TYPE_CHECKING:
-    from turbofit.core.images import ImageRule
-    from turbofit.core.images.rule import FolderEdits
-    from turbofit.core.plan import Plan
-    from turbofit.core.promise import Limits
-    from turbofit.core.struct import JsonObject
 
 _CONFIG: Final = "config.json"
 _PREPROCESSOR: Final = "preprocessor_config.json"

@@ -22,7 +22,7 @@ from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.plan import refusal
 from turbofit.planning.request import PlanRequest
-from turbofit.serving.engine.cache_ratio import ratio_now
+from turbofit.serving.engine.launches import ratio_now
 from turbofit.serving.engine.lmdeploy import find_lmdeploy
 from turbofit.serving.leases import Leases
 from turbofit.serving.passthrough import uncounted_fields
@@ -64,7 +64,9 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         warnings.warn(lmdeploy.warning, stacklevel=3)
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
     _check_plannable(keywords)
-    planning |= _draft_options(speculative_config)
+    if speculative_config is not None:
+        draft = {ours: getattr(speculative_config, name) for name, ours in DRAFT_FIELDS.items()}
+        planning |= {name: value or None for name, value in draft.items()}
     # The engine reads copies of adapters only during its start.
     with ExitStack() as failed, TemporaryDirectory(prefix="turbofit-adapters-") as copies:
         leases = Leases() if planning.get("on") is None else None
@@ -124,13 +126,6 @@ def _opened(plan: Plan, **arguments: Any) -> Any:
             f"{plan.model.name} cannot be downloaded: {str(exc).splitlines()[0]}",
             hint=HINTS["huggingface_hub"],
         ) from exc
-
-
-def _draft_options(config: Any) -> Options:
-    """Return the planning keywords of LMDeploy's configuration of a draft; empty for None."""
-    if config is None:
-        return {}
-    return {ours: getattr(config, name) or None for name, ours in DRAFT_FIELDS.items()}
 
 
 def _check_plannable(keywords: Options) -> None:

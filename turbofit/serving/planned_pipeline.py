@@ -12,10 +12,11 @@ import inspect
 import logging
 import warnings
 from asyncio import to_thread
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from weakref import finalize, ref
 
 from lmdeploy import Pipeline
@@ -23,7 +24,10 @@ from lmdeploy.serve.processors import MultimodalProcessor
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.images import ImageRule
 from turbofit.core.installation import install_command
+from turbofit.core.plan import Plan
+from turbofit.core.struct import Options
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate
 from turbofit.gateway.limits.ranges import GENERATION, RULES, hold_fields, scope_of
@@ -36,6 +40,7 @@ from turbofit.gateway.limits.request_limits import (
     check_request,
     planned_limit,
 )
+from turbofit.gateway.limits.rules import Scope
 from turbofit.gateway.limits.sharing import (
     by_request,
     check_clips,
@@ -45,16 +50,8 @@ from turbofit.gateway.limits.sharing import (
 )
 from turbofit.gateway.media.pictures import resized_image
 from turbofit.serving.images.preparation import prepare, threads_here
+from turbofit.serving.leases import Leases
 from turbofit.serving.plan_gateway import bounds_of
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from turbofit.core.images import ImageRule
-    from turbofit.core.plan import Plan
-    from turbofit.core.struct import Options
-    from turbofit.gateway.limits.rules import Scope
-    from turbofit.serving.leases import Leases
 
 _LOG: Final = logging.getLogger(__name__)
 #: Parameters of ``preprocess`` that `Pipeline` passes by itself.

@@ -6,17 +6,22 @@ reservations of other pretend servers count on pretend GPUs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Plan
 from turbofit.core.process.files import digest_of_parts, needed_state_dir
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.variables import leases_folder
+from turbofit.core.promise import Promise
+from turbofit.core.struct import Options
 from turbofit.machine.learned import forget
 from turbofit.memory.calibrated import identity
 from turbofit.model.source import resolve_model
@@ -25,19 +30,11 @@ from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import doubled_margin, finished, refusal
 from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.request import PlanRequest
 from turbofit.planning.tuned import same_shape
 from turbofit.serving.leases import Leases, counted, end_orphans
+from turbofit.serving.options import ServeConfig
 from turbofit.serving.proved import Rehearsals, ratios
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.core.model import Model
-    from turbofit.core.plan import Plan
-    from turbofit.core.promise import Promise
-    from turbofit.core.struct import Options
-    from turbofit.planning.request import PlanRequest
-    from turbofit.serving.options import ServeConfig
 
 #: The most characters of a failed rehearsal's reason that are shown.
 _SHOWN: Final = 200

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from msgspec import field
 from msgspec.structs import replace
 
 from turbofit.core.installation import installed
+from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct, known, to_builtins
 from turbofit.core.version import __version__
 from turbofit.machine.learned import learned
 from turbofit.memory.calibrated import identity
-
-if TYPE_CHECKING:
-    from turbofit.core.machine import Machine
-    from turbofit.serving.options import ServeConfig
+from turbofit.serving.options import ServeConfig
 
 #: Variables that change torch's allocations.
 _ALLOCATOR: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")

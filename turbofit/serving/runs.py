@@ -20,7 +20,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import Plan, Settings
 from turbofit.core.process.files import new_path, state_dir, unwritable_state, write_atomic
-from turbofit.core.process.stat import start_time
+from turbofit.core.process.processes import start_time
 from turbofit.core.run_report import RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
@@ -178,7 +178,8 @@ def chosen_run(name: str | None) -> LiveRun:
     """
     servers = live_servers()
     if name is not None:
-        servers = servers_of(name)
+        known = _known_as(name)
+        servers = [run for run in live_runs() if known & {run.name, run.record.model.casefold()}]
         if not servers:
             raise UsageError(
                 f"no server {name!r} runs here",
@@ -190,12 +191,6 @@ def chosen_run(name: str | None) -> LiveRun:
         names = ", ".join(server.name for server in servers)
         raise UsageError(f"{len(servers)} servers run here", hint=f"name a server: {names}")
     return servers[0]
-
-
-def servers_of(name: str) -> list[LiveRun]:
-    """Return the running servers with this name, or with a model of this name."""
-    known = _known_as(name)
-    return [run for run in live_runs() if known & {run.name, run.record.model.casefold()}]
 
 
 def server_on(port: int) -> LiveRun | None:

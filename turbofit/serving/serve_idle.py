@@ -6,29 +6,25 @@ import shutil
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from turbofit.core.errors import LaunchError, TurbofitError
-from turbofit.core.process.signals import StoppedError
+from turbofit.core.process.signals import StoppedError, StopSignal
 from turbofit.core.units import format_duration
 from turbofit.gateway.http.about import about_plan
 from turbofit.gateway.http.uvicorn_server import keep_large_blocks
 from turbofit.gateway.idle import BUSY_SECONDS, AttachedGateway, IdleGateway
 from turbofit.gateway.server import GatewayThread
 from turbofit.serving.engine.standby import standby_of
+from turbofit.serving.options import ServeConfig
 from turbofit.serving.plan_gateway import bounds_of
 from turbofit.serving.planner import leases_for, preview
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from turbofit.core.process.signals import StopSignal
-    from turbofit.serving.options import ServeConfig
 
 #: How many run folders are kept; each start makes a folder.
 _KEPT_RUNS: Final = 50

@@ -67,7 +67,9 @@ class Start:
         self._run, self._described, self._plan = run, described, described.plan
         self._began = described.began
         #: The day on which engines here answered the worst cases, so that no check is needed.
-        self._checked_on = self._day_of_proof()
+        self._checked_on = ""
+        if run.examiner is None and run.config.check == "auto":
+            self._checked_on = self._proof.day
         #: Sends what each engine must answer before it is ready; None for no check.
         self._ask = self._choose_check()
         #: Bytes in use on each GPU before our engines start.
@@ -132,12 +134,6 @@ class Start:
             run.say(f"warning: {warning}")
         if config.pretend:
             run.say(self._described.clock.words)
-
-    def _day_of_proof(self) -> str:
-        """Return the day on which the plan was proved here; empty if it must be checked."""
-        if self._run.examiner is not None or self._run.config.check != "auto":
-            return ""
-        return self._proof.day
 
     def _choose_check(self) -> AskWorstCases | None:
         """Return what sends each engine its check; None for no check."""
@@ -289,7 +285,7 @@ class Start:
         )  # fmt: skip
 
     def _tick(self) -> None:
-        """Update the lease and the record."""
+        """Update the lease, and note each new phase with the bytes that the GPUs have in use."""
         run, engines = self._run, self._supervisor.engines
         if not run.config.pretend:  # pretend GPUs take no memory from other processes
             run.leases.note(
@@ -297,7 +293,12 @@ class Start:
                 self._pids(), ready=self._supervisor.ready,
                 larger=any(engine.tracker.cache_is_larger for engine in engines),
             )  # fmt: skip
-        self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
+        phase = ", ".join(dict.fromkeys(engine.tracker.phase for engine in engines))
+        if not self._moments or self._moments[-1].phase != phase:
+            seconds = round(time.monotonic() - self._began, 3)
+            by_index = {str(index): size for index, size in self._used().items()}
+            self._moments.append(RunMoment(phase=phase, at=seconds, used=by_index))
+            run.record.attempt(moments=tuple(self._moments))
         self._tell_progress()
         # A standby of an engine that still imports would take processor time from the engine.
         if run.standby is not None and not self._supervisor.importing:
@@ -310,15 +311,6 @@ class Start:
     def _used(self) -> dict[int, int]:
         """Return bytes in use on each GPU; empty on pretend GPUs, which no other process uses."""
         return {} if self._run.config.pretend else used_now(self._plan)
-
-    def _enter(self, phase: str) -> None:
-        """Note when a phase was first seen, and how many bytes the GPUs had in use then."""
-        if self._moments and self._moments[-1].phase == phase:
-            return
-        seconds = round(time.monotonic() - self._began, 3)
-        by_index = {str(index): size for index, size in self._used().items()}
-        self._moments.append(RunMoment(phase=phase, at=seconds, used=by_index))
-        self._run.record.attempt(moments=tuple(self._moments))
 
     def _cut_off(self) -> None:
         if self._run.public is not None:

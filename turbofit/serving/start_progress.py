@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from msgspec.structs import replace
 
+from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, listening, now, tell
 from turbofit.core.run_report import RunFigure
+from turbofit.logs.death import Stage
+from turbofit.serving.engine.supervised_engine import SupervisedEngine
 from turbofit.serving.gpu_monitor import used_now
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from turbofit.core.plan import Plan
-    from turbofit.logs.death import Stage
-    from turbofit.serving.engine.supervised_engine import SupervisedEngine
 
 _DOING: Final[dict[Stage, str]] = {
     "starting": "starting the engine",

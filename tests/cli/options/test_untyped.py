@@ -15,7 +15,7 @@ from turbofit.cli.main import TURBOFIT, main
 from turbofit.cli.manual import COMMANDS
 from turbofit.cli.options.untyped import ROOT, read_again, read_file, variables_of
 from turbofit.core.errors import UsageError
-from turbofit.core.process.variable_names import VARIABLES, is_service_link, without_options
+from turbofit.core.process.variables import VARIABLES, is_service_link, without_options
 
 PLAN = ["plan", "internvl2-8b", "--on", "1xrtx3090"]
 

@@ -111,6 +111,7 @@ def test_a_picture_goes_and_an_answer_streams(
     page.show()
     (tmp_path / "a.png").write_bytes(picture(448, 896))
     browser.one("#file").send_keys(str(tmp_path / "a.png"))
+    until(lambda: browser.all("#pictures img"), "the picture of the file, which is the first one")
     for way in ("paste", "drop"):
         browser.run(PASTE, data_url(picture(64, 64)), way)
     until(lambda: len(browser.all("#pictures img")) == 3, "three pictures")

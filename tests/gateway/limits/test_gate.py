@@ -80,14 +80,16 @@ class Engine:
     def make_room(self) -> None:
         while sum(-(-item.length // 64) for item in self.there if not item.evicted) > self.blocks:
             running = [item for item in self.there if not item.evicted]
-            victim = max(running, key=lambda item: (item.encoded, item.share.units, -item.length))
+            victim = max(
+                running, key=lambda item: (item.encoded, item.share.cost.units, -item.length)
+            )
             victim.evicted, victim.encoded = True, False
             self.evictions += 1
 
     @property
     def forward(self) -> int:
         """Units of all that one forward may encode."""
-        return sum(item.share.units for item in self.there if not item.encoded)
+        return sum(item.share.cost.units for item in self.there if not item.encoded)
 
 
 def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:

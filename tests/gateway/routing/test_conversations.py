@@ -22,8 +22,10 @@ from tests.support.gateway import (
     plan_for,
     stream,
 )
+from tests.virtual_time import settled
 from turbofit.gateway.limits.gate import Cost, Gate
-from turbofit.gateway.routing.conversations import Conversation, Conversations, conversation_of
+from turbofit.gateway.routing.admission import Admission, Place
+from turbofit.gateway.routing.conversations import Conversation, conversation_of
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
 QUESTION = {"role": "user", "content": "And then?"}
@@ -101,13 +103,18 @@ def going(name: bytes, *, on: bool = True) -> Conversation:
 def test_a_later_turn_goes_to_the_engine_of_the_turn_before() -> None:
     three = engines()
     fleet = Fleet(three)
-    fleet.conversations.note(going(b"a"), three[2])
+    fleet.note(going(b"a"), three[2])
+    fleet.running.clear()  # the turn before has ended
     assert fleet.best(Cost(), None, going(b"a")) is three[2]
     assert fleet.best(Cost(), None, going(b"a", on=False)) is three[0], "a first turn"
     assert fleet.best(Cost(), None, going(b"b")) is three[0], "nobody knows it"
-    three[2].gate.counted = 5
-    assert fleet.best(Cost(units=1), None, going(b"a")) is three[0], "it has no room"
-    three[2].gate.counted = 0
+    share = three[2].gate.take(Cost(units=5))
+    assert fleet.best(Cost(units=1), None, going(b"a")) is None, "first tokens are soon there"
+    assert fleet.best(Cost(units=1), Turn("x", together=1, alone=False), going(b"a")) is three[0]
+    three[2].gate.reserved = 1
+    assert fleet.best(Cost(units=1), None, going(b"a")) is three[0], "answers have to end first"
+    three[2].gate.reserved = 0
+    three[2].gate.end(share)
     turn = Turn("x", together=1, alone=True)
     three[2].turns["its place"] = turn
     assert fleet.best(Cost(), None, going(b"a")) is three[0], "a suspect is alone there"
@@ -123,7 +130,7 @@ def test_an_engine_that_is_much_busier_makes_way() -> None:
     fleet, same = Fleet(four), going(b"a")
     for _ in range(1000):
         best = fleet.best(Cost(), None, same)
-        fleet.conversations.note(same, best)
+        fleet.note(same, best)
         best.outstanding += 1
     most = max(engine.outstanding for engine in four)
     assert most <= 1.25 * 250 + 2
@@ -137,20 +144,20 @@ def test_a_new_conversation_goes_to_the_engine_that_keeps_the_fewest_of_equals()
     for number in range(4):
         conversation = going(str(number).encode(), on=False)
         best = fleet.best(Cost(), None, conversation)
-        fleet.conversations.note(conversation, best)
+        fleet.note(conversation, best)
         places.append(best.index)
     assert places == [0, 1, 0, 1]
 
 
 def test_the_table_forgets_the_conversation_that_was_silent_for_longest() -> None:
     (engine,) = engines(1)
-    table: Conversations[RoutedEngine] = Conversations()
+    table = Fleet([engine])
     for number in range(4096):
         table.note(going(str(number).encode()), engine)
     table.note(going(b"0"), engine)
     table.note(going(b"new"), engine)
-    assert table.engine_of(going(b"0")) is engine
-    assert table.engine_of(going(b"1")) is None
+    assert table.keeper(Cost(), going(b"0")) is engine
+    assert table.keeper(Cost(), going(b"1")) is None
     assert engine.conversations == 4096
 
 
@@ -183,3 +190,51 @@ async def test_turns_stay_at_their_engine_and_go_on_elsewhere_when_it_ends(
         'engine="0",kept="false"} 1', 'engine="0",kept="true"} 2', 'engine="1",kept="true"} 4',
     }  # fmt: skip
     assert counted == (kept if prefix_caching else set())
+
+
+async def test_a_turn_waits_for_its_engine_and_holds_up_nobody_who_goes_to_another() -> None:
+    """Elsewhere its pictures would be read again, before those who wait there."""
+    two = engines(2)
+    fleet, picture = Fleet(two), Cost(units=5)
+    door = Admission(fleet)
+
+    async def ask(conversation: Conversation | None = None) -> asyncio.Task[Place]:
+        task = asyncio.ensure_future(door.admit("c", picture, None, conversation))
+        await settled()
+        return task
+
+    first = (await ask()).result()
+    assert first.engine is two[0]
+    fleet.note(going(b"a"), two[0])
+    fleet.running.clear()
+    later, other, third, again = [
+        await ask(each) for each in (going(b"a"), None, None, going(b"a"))
+    ]
+    assert [task.done() for task in (later, other, third, again)] == [False, True, False, False]
+    assert "first tokens" in door.waits_for
+    other.result().begin()
+    await settled()
+    assert [task.done() for task in (later, third, again)] == [False, True, False]
+    assert {other.result().engine, third.result().engine} == {two[1]}
+    first.begin()
+    await settled()
+    assert (later.result().engine, later.result().kept, again.done()) == (two[0], True, False)
+    two[0].up = False
+    third.result().begin()
+    await settled()
+    assert again.result().engine is two[1]
+    for task in (later, third, again):
+        task.result().leave()
+    first.leave()
+    other.result().leave()
+    assert not fleet.running
+
+
+async def test_requests_that_all_begin_alike_wait_for_no_engine() -> None:
+    four = engines(4)
+    door = Admission(Fleet(four))
+    tasks = [
+        asyncio.ensure_future(door.admit("c", Cost(units=5), None, going(b"a"))) for _ in range(4)
+    ]
+    await settled()
+    assert {task.result().engine for task in tasks} == set(four)

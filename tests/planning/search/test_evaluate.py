@@ -101,7 +101,7 @@ def random_mixed(seed: int) -> ResolvedRequest:
     return replace(request, workload=replace(request.workload, queue_images=None))
 
 
-SEEDS = sweep(range(40), 16)
+SEEDS = sweep(range(40), 20)
 
 
 @pytest.mark.parametrize("name", LMDEPLOY)

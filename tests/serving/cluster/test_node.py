@@ -16,7 +16,7 @@ from tests.support.processes import put_for_python
 from tests.support.waiting import HANG, until
 from turbofit import api
 from turbofit.core.cluster import NodePlan, NodeStatus
-from turbofit.core.process.stat import start_time
+from turbofit.core.process.processes import start_time
 from turbofit.serving.cluster import node
 from turbofit.serving.cluster.node import DRAINED, NodeActor
 

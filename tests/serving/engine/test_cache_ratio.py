@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from tests.support.plans import changed, plausible_plan
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
-from turbofit.serving.engine.cache_ratio import (
+from turbofit.serving.engine.launches import (
     RATIO,
     fitted_ratio,
     ratio_now,

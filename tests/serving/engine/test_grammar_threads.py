@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.serving import needs
+from tests.support.waiting import HANG
 from turbofit.serving.engine import grammar_threads
 
 GIVEN = {"type": "regex_schema", "regex_schema": "a"}
@@ -73,7 +74,7 @@ class Server:
         def compile_response_format(compiler: Any, given: Any) -> None:
             self.where["compile"] = threading.current_thread().name
             assert (compiler, given) == (("words", 9, 256 << 20), GIVEN)
-            assert self.compiled.wait(60)
+            assert self.compiled.wait(HANG)
 
         def parse(given: Any) -> None:
             self.where["parse"] = threading.current_thread().name

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.serving import needs
+from tests.support.waiting import HANG
 from turbofit.core.plan import image_threads
+from turbofit.core.process.imports import unlike
 from turbofit.serving.images import preparation
-from turbofit.serving.process.patches import unlike
 
 needs("lmdeploy", "torchvision")
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.filterwarnings("ignore")]
@@ -120,7 +121,7 @@ def test_torch_uses_one_core_in_these_threads_alone(encoder):
 
 def test_requests_are_prepared_beside_each_other_and_those_that_left_are_not(encoder):
     """Two meet, and others wait; a client that left costs nothing, an error is one's own."""
-    both, began, seen = threading.Barrier(2, timeout=60), threading.Event(), []
+    both, began, seen = threading.Barrier(2, timeout=HANG), threading.Event(), []
 
     def preprocess(messages):
         if messages in ("a", "b"):

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from turbofit.core.process.stat import start_time
+from turbofit.core.process.processes import start_time
 from turbofit.serving.process.child import group_of, members, processor_seconds
 
 

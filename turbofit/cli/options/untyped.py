@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import guess, of_other_server
-from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
+from turbofit.core.process.variables import PREFIX, VARIABLES, is_service_link
 
 ROOT: Final = PREFIX.rstrip("_")
 #: The commands that take ``-f FILE``; a file may have options of plan and of serve.

@@ -81,6 +81,10 @@ class BaseTileRule(ImageRule):
         """Return the tower's tokens for one tile: its patches and one class token."""
         return (self.tile_size // patch_size) ** 2 + 1
 
+    def _units(self, width: int, height: int, limit: int) -> int:
+        """Return the most units: a rule whose images vary by size overrides this method."""
+        return self._worst_units(limit)
+
     def unit_values(self, channels: int, temporal_patch: int) -> int:
         return channels * self.tile_size**2
 

@@ -16,9 +16,6 @@ class CrossRule(BaseTileRule, tag="cross"):
     varies_by_limit = False
     client_knobs: bool = False
 
-    def _units(self, width: int, height: int, limit: int) -> int:
-        return self.max_dynamic_patch
-
     def _worst_units(self, limit: int) -> int:
         return self.max_dynamic_patch
 

@@ -25,9 +25,6 @@ class HdRule(BaseTileRule, tag="hd"):
     varies_by_size = False
     client_knobs: bool = False
 
-    def _units(self, width: int, height: int, limit: int) -> int:
-        return limit + 1
-
     def _worst_units(self, limit: int) -> int:
         return limit + 1
 

@@ -63,10 +63,6 @@ class TileRule(BaseTileRule, tag="tile"):
     def by_table(self) -> bool:
         return self.dynamic and self.client_knobs
 
-    def largest_limit(self, units: int) -> int | None:
-        limit = min(self._tiles_of(units), self.max_dynamic_patch)
-        return limit if limit >= 1 and self._worst_units(limit) <= units else None
-
     def folder_edits(self, limit: int) -> FolderEdits:
         """Return the edits of a model folder that make ``limit`` its default image limit.
 

@@ -142,16 +142,14 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def lock_soon(descriptor: int, seconds: float = _LOCK_SECONDS) -> None:
-    """Lock an open file against other processes until the file is closed; no lock on Windows.
+    """Lock an open file against other processes until the file is closed.
 
     Raises:
         TimeoutError: another process holds the lock for ``seconds``.
         OSError: the file system has no locks.
     """
-    try:
-        import fcntl
-    except ImportError:
-        return
+    import fcntl  # Windows has no such module
+
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
 T = TypeVar("T")
@@ -24,14 +24,7 @@ async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any
     """
     import asyncio  # planning does not need asyncio
 
-    return await until_done(asyncio.to_thread(function, *arguments, **keywords))
-
-
-async def until_done(call: Awaitable[T]) -> T:
-    """Wait until a call ends, even if the caller's task is cancelled."""
-    import asyncio
-
-    task = asyncio.ensure_future(call)
+    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

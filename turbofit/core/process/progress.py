@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from turbofit.core.units import format_bytes
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    Listener = Callable[["Step | None"], None]
+Listener = Callable[["Step | None"], None]
 
 
 class Step(NamedTuple):

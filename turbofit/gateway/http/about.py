@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Iterable
 from functools import cache
 from hashlib import sha256
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from turbofit.core.memory_stack import KINDS, equal_ledgers, memory_label, stack, sums
 from turbofit.core.messages import indices, plural
-from turbofit.core.struct import Struct
+from turbofit.core.plan import Plan
+from turbofit.core.struct import Document, Struct
 from turbofit.core.units import format_bytes
 from turbofit.gateway.http.routes import ROUTES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from turbofit.core.plan import Plan
-    from turbofit.core.struct import Document
-    from turbofit.gateway.limits.request_limits import Bounds
+from turbofit.gateway.limits.request_limits import Bounds
 
 _PAGE: Final = Path(__file__).with_name("page.html")
 _ROUTES: Final = "<!--routes-->"

@@ -5,18 +5,15 @@ from __future__ import annotations
 import hmac
 import re
 import socket
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.connections import ip_address, is_loopback
 from turbofit.gateway.http.refusals import Refusal
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from turbofit.gateway.config import GatewayConfig
 
 #: The most characters of a host or origin that a refusal repeats.
 _SHOWN: Final = 80

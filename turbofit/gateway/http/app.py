@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from turbofit.core.process.interpreter import in_thread
+from turbofit.core.struct import Document
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.first_tokens import FirstTokens
-from turbofit.gateway.http.about import ModelFacts, facts_of
-from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
+from turbofit.gateway.grammar_trials import GrammarTrials
+from turbofit.gateway.http.about import ClockFacts, ModelFacts, facts_of
+from turbofit.gateway.http.asgi_app import AsgiApp, Log, while_connected
 from turbofit.gateway.http.body import LARGE
-from turbofit.gateway.http.metrics import merge
+from turbofit.gateway.http.metrics import Gauges, merge
 from turbofit.gateway.http.prepare import Preparation
-from turbofit.gateway.http.request_context import RequestContext
-from turbofit.gateway.http.routes import hold_name
+from turbofit.gateway.http.request_context import Receive, RequestContext, Send
+from turbofit.gateway.http.routes import Route, hold_name
 from turbofit.gateway.limits.gate import Gate
+from turbofit.gateway.limits.request_limits import Bounds
 from turbofit.gateway.media.clips import video_of
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.pictures import PicturePermits
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.dear_steps import DearSteps
 from turbofit.gateway.routing.deny_list import DenyList
-from turbofit.gateway.routing.engines import Fleet, RoutedEngine
+from turbofit.gateway.routing.engines import Fleet, Outage, RoutedEngine
 from turbofit.gateway.routing.health import Monitor, healthy, trouble
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from turbofit.core.struct import Document
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.grammar_trials import GrammarTrials
-    from turbofit.gateway.http.about import ClockFacts
-    from turbofit.gateway.http.asgi_app import Log
-    from turbofit.gateway.http.metrics import Gauges
-    from turbofit.gateway.http.request_context import Receive, Send
-    from turbofit.gateway.http.routes import Route
-    from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.routing.engines import Outage
 
 #: Seconds to wait for an engine's metrics; Prometheus itself waits for 10 s.
 _PAGE_SECONDS: Final = 3.0
@@ -113,8 +104,7 @@ class Gateway(AsgiApp):
         self.deny_list.count = self.metrics.count
         self.in_use, self._grammars = in_use, grammars
         #: The tasks that start the trials' process, and that look for dear grammars.
-        self._trials_start: asyncio.Task[None] | None = None
-        self._dear_steps: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         #: The last call of ``in_use``, which may still run.
         self._asked: asyncio.Future[dict[int, int]] | None = None
         self._first_tokens = FirstTokens(self._upstream)
@@ -172,7 +162,7 @@ class Gateway(AsgiApp):
     def start_trials(self) -> None:
         """Start the process that tries grammars; call this method in the gateway's event loop."""
         if self._grammars is not None:
-            self._trials_start = asyncio.ensure_future(self._grammars.start())
+            self._tasks.append(asyncio.ensure_future(self._grammars.start()))
 
     def take_over(self, config: GatewayConfig) -> None:
         """Apply the keys, origins, hosts and media domains of ``config``.
@@ -188,13 +178,13 @@ class Gateway(AsgiApp):
         self._first_tokens.start(self.engines if not self.bounds.serial else ())
         if self._grammars is not None:
             dear_steps = DearSteps(self.engines, self._grammars)
-            self._dear_steps = asyncio.ensure_future(dear_steps.watch())
+            self._tasks.append(asyncio.ensure_future(dear_steps.watch()))
 
     async def shutdown(self) -> None:
         await self.monitor.stop()
         await self._first_tokens.stop()
         await self._upstream.close()
-        for task in filter(None, (self._trials_start, self._dear_steps)):
+        for task in self._tasks:
             task.cancel()
         if self._grammars is not None:
             await self._grammars.end()
@@ -300,19 +290,14 @@ class Gateway(AsgiApp):
         await asyncio.wait({self._asked}, timeout=_PAGE_SECONDS)
         in_use = self._asked.result() if self._asked.done() else {}
         suspected, refused = self.deny_list.numbers
-        whole: Gauges = {
+        labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
+        gated = [(label, engine) for label, engine in labelled if engine.gate.units is not None]
+        gauges: Gauges = {
             "connections": [((), len(self.connections))],
             "waiting": [((), self.admission.waiting)],
             "suspects": [((), suspected)],
             "convicted": [((), refused)],
             "gpu_bytes_in_use": [((f"gpu={index}",), size) for index, size in in_use.items()],
-        }
-        return merge(pages) + self.metrics.text({**whole, **self._gauges_of_engines()})
-
-    def _gauges_of_engines(self) -> Gauges:
-        labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
-        gated = [(label, engine) for label, engine in labelled if engine.gate.units is not None]
-        return {
             "in_flight": [(label, engine.outstanding) for label, engine in labelled],
             "units_in_flight": [(label, engine.gate.counted) for label, engine in labelled],
             "kv_tokens_reserved": [(label, engine.gate.reserved) for label, engine in gated],
@@ -322,6 +307,7 @@ class Gateway(AsgiApp):
             ],
             "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
         }
+        return merge(pages) + self.metrics.text(gauges)
 
     def _record(self, request: RequestContext) -> None:
         """Count a request, its images and what was lowered, and log it."""

@@ -6,21 +6,18 @@ import asyncio
 import ipaddress
 import re
 import socket
+import ssl
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 from uuid import uuid4
 
 from turbofit.core.errors import UsageError
+from turbofit.gateway.config import ConnectionLimits
 from turbofit.gateway.http.refusals import Refusal
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Mapping, Sequence
-
-    from turbofit.gateway.config import ConnectionLimits
 
 _RETRY_SECONDS: Final = 2
 #: The word under which connections from fronts are counted, instead of an address.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Final, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    #: The values of gauges by name, each with its labels.
-    Gauges: TypeAlias = Mapping[str, Iterable[tuple[tuple[str, ...], float]]]
+#: The values of gauges by name, each with its labels.
+Gauges: TypeAlias = Mapping[str, Iterable[tuple[tuple[str, ...], float]]]
 
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PREFIX: Final = "turbofit_gateway_"

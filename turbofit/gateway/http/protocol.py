@@ -6,25 +6,20 @@ with the first byte, and a number of connections above which all clients are ref
 
 from __future__ import annotations
 
+import asyncio
 import select
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from turbofit.gateway.http.connections import request_id
-from turbofit.gateway.http.refusals import Refusal, ending, refusal_body, refusal_event
+from turbofit.gateway.config import ConnectionLimits
+from turbofit.gateway.http.connections import Connections, request_id
+from turbofit.gateway.http.refusals import Api, Refusal, ending, refusal_body, refusal_event
 from turbofit.gateway.http.routes import api_of
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
-
-    from turbofit.gateway.config import ConnectionLimits
-    from turbofit.gateway.http.connections import Connections
-    from turbofit.gateway.http.refusals import Api
 
 #: Bytes of a header in addition to its name and value: a colon, a space and the end of the line.
 _AROUND: Final = 4

@@ -6,18 +6,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.core.messages import PRETEND_HEADER
+from turbofit.core.struct import Document
+from turbofit.gateway.grammar_trials import Grammar
 from turbofit.gateway.http.connections import address_of, request_id
 from turbofit.gateway.http.prepare import PreparedBody
-
-if TYPE_CHECKING:
-    from turbofit.core.struct import Document
-    from turbofit.gateway.grammar_trials import Grammar
-    from turbofit.gateway.http.refusals import Api
-    from turbofit.gateway.http.routes import Route
-    from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.http.refusals import Api
+from turbofit.gateway.http.routes import Route
+from turbofit.gateway.routing.engines import RoutedEngine
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -88,10 +88,6 @@ class Share:
     tokens: int
     begun: bool = False
 
-    @property
-    def units(self) -> int:
-        return self.cost.units
-
 
 class Gate:
     """Limits the requests at one engine so that no forward encodes more than ``units`` units.
@@ -152,8 +148,11 @@ class Gate:
         """
         if self.units is None or not (cost.units or cost.tokens):
             return True
-        over = self.reserved + self.kv.reservation(cost) > self.kv.room
-        return (self._all if over else self.counted) + cost.units <= self.units
+        return (self._all if self.over(cost) else self.counted) + cost.units <= self.units
+
+    def over(self, cost: Cost) -> bool:
+        """Return whether the running requests and this one reserve more than the cache has."""
+        return self.reserved + self.kv.reservation(cost) > self.kv.room
 
     def lacks(self, cost: Cost) -> str:
         """Return what a request waits for that does not fit; empty if it fits."""
@@ -171,8 +170,8 @@ class Gate:
         self._number += 1
         share = Share(self._number, cost, self.kv.reservation(cost))
         self.reserved += share.tokens
-        self._all += share.units
-        self.counted += share.units
+        self._all += share.cost.units
+        self.counted += share.cost.units
         if self.units is not None and self.reserved > self.kv.room:
             # The engine may evict any running request, and encode its images again.
             self._doubtful, self.counted = self._number, self._all
@@ -190,11 +189,11 @@ class Gate:
             less = share.tokens - self.kv.reservation(needed)
             share.tokens, self.reserved = share.tokens - less, self.reserved - less
         if not share.begun and share.number > self._doubtful:
-            self.counted -= share.units
+            self.counted -= share.cost.units
         share.begun = True
 
     def end(self, share: Share) -> None:
         self.reserved -= share.tokens
-        self._all -= share.units
+        self._all -= share.cost.units
         if not share.begun or share.number <= self._doubtful:
-            self.counted -= share.units
+            self.counted -= share.cost.units

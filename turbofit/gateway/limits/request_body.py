@@ -8,21 +8,18 @@ parameter that a client wrote.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
+from turbofit.core.struct import JsonObject
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.routes import Kind
 from turbofit.gateway.limits.ranges import passed_fields
 from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from turbofit.core.struct import JsonObject
-    from turbofit.gateway.http.routes import Kind
-    from turbofit.gateway.media.pictures import Picture
+from turbofit.gateway.media.pictures import Picture
 
 _Shape = Literal["part", "data", "block", "count", "clip"]
 

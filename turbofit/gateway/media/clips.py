@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.request_body import MediaSlot, Parsed
 from turbofit.gateway.media.fetch import about_url
 from turbofit.gateway.media.pictures import (
     BYTES_OF_PIXEL,
@@ -30,11 +32,6 @@ from turbofit.gateway.media.pictures import (
     encoded,
     from_base64,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from turbofit.gateway.limits.request_body import MediaSlot, Parsed
 
 #: LMDeploy's media type for frames that the client has sampled: JPEGs in base64 between commas.
 _SEQUENCE: Final = "video/jpeg"

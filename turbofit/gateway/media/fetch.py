@@ -295,19 +295,19 @@ class MediaFetcher:
 
     def _not_allowed(self, url: URL, *, is_private: bool) -> Refusal:
         """Return the refusal of a host; ``is_private``: the host is a private address."""
-        host, port = _shown_host(url), url.port or _PORTS[url.scheme]
-        address = f"[{host}]" if ":" in host else host
+        host, port = (url.raw_host or "").rstrip("."), url.port or _PORTS[url.scheme]
+        shown = "".join(c for c in host[:80] if c.isalnum() or c in ".-:")
+        address = f"[{shown}]" if ":" in shown else shown
         name = address if port == _PORTS[url.scheme] else f"{address}:{port}"
         inside = ", and --allowed-media-networks NETWORK if it is on a private network"
         if is_private:
-            network = innermost((url.raw_host or "").rstrip("."))
-            inside = f" --allowed-media-networks {network}"
+            inside = f" --allowed-media-networks {innermost(host)}"
         row = "media_domain"
         if not self._allowed:
             row = "media_domain:none"
         elif ANY_PUBLIC in self._allowed and not is_private:
             row = "media_domain:http"
-        return Refusal(row, shown=host, name=name, inside=inside)
+        return Refusal(row, shown=shown, name=name, inside=inside)
 
 
 def _is_allowed(url: URL, allowed: Sequence[str]) -> bool:
@@ -315,12 +315,6 @@ def _is_allowed(url: URL, allowed: Sequence[str]) -> bool:
     spellings = ((url.raw_host or "").rstrip("."), (url.host or "").rstrip("."))
     port = url.port or _PORTS[url.scheme]
     return any(allowed_host(name, port, url.scheme, allowed) for name in spellings)
-
-
-def _shown_host(url: URL) -> str:
-    """Return as much of the host as a refusal repeats."""
-    host = (url.raw_host or "").rstrip(".")
-    return "".join(c for c in host[:80] if c.isalnum() or c in ".-:")
 
 
 @contextmanager

@@ -22,17 +22,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
+from collections.abc import Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.messages import plural
 from turbofit.gateway.http.refusals import Refusal
-
-if TYPE_CHECKING:
-    from turbofit.gateway.limits.gate import Cost, Share
-    from turbofit.gateway.routing.conversations import Conversation
-    from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
+from turbofit.gateway.limits.gate import Cost, Share
+from turbofit.gateway.routing.conversations import Conversation
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
@@ -101,6 +100,8 @@ class Place:
         left, and the request may still end the engine.
         """
         self._give_back_host()
+        if self.conversation is not None:
+            self._admission.fleet.running -= Counter((self.conversation.beginning,))
         if self.turn is not None:
             self.turn.alone = False  # other requests may come before the turn ends
         loop = asyncio.get_running_loop()
@@ -180,7 +181,7 @@ class Admission:
     def __init__(
         self, fleet: Fleet, *, longest: int = 256, seconds: float = 30.0, at_once: int | None = None
     ) -> None:
-        self._fleet, self._seconds, self._at_once = fleet, seconds, at_once
+        self.fleet, self._seconds, self._at_once = fleet, seconds, at_once
         self.under_way = 0
         #: When requests of the queue were let in lately.
         self._let_in: deque[float] = deque(maxlen=_LET_IN)
@@ -203,7 +204,7 @@ class Admission:
         if self._at_once is not None and self.under_way >= self._at_once:
             lacks = "one of the requests at once that the server may have"
         else:
-            lacks = self._fleet.lacks(first.cost)
+            lacks = self.fleet.lacks(first.cost, first.conversation)
         return f"{count} {plural(count, 'request')} {'wait' if count > 1 else 'waits'} for {lacks}"
 
     async def admit(
@@ -220,8 +221,8 @@ class Admission:
               suspects).
         """
         place = Place(self, client, cost, turn, conversation)
-        if not self._fleet.open:
-            raise self._fleet.dead()
+        if not self.fleet.open:
+            raise self.fleet.dead()
         first = not self._queue.lines or self._passes(cost)
         if turn is None and first and self._take(place):
             return place
@@ -237,15 +238,27 @@ class Admission:
 
     def pump(self) -> None:
         """Let in all waiting requests for which an engine now has room."""
-        lines = self._queue.lines
-        while lines:
-            client, line = next(iter(lines.items()))
-            if not self._settle(self._queue, line[0]):
-                break
-            if client in lines:  # the other clients come before the rest of its requests
-                lines.move_to_end(client)
+        while self._let_next_in():
+            pass
         while self._let_suspects_in():
             pass
+
+    def _let_next_in(self) -> bool:
+        """Let the next waiting request in; return whether any request has left the queue.
+
+        All wait behind the first one; but those behind one that waits for the engine of its
+        conversation may go to other engines.
+        """
+        awaited: set[RoutedEngine] = set()
+        for line in self._queue.lines.values():
+            for place in line:
+                if self._settle(self._queue, place, awaited):
+                    return True
+                keeper = self.fleet.keeper(place.cost, place.conversation)
+                if keeper is None:
+                    return False
+                awaited.add(keeper)
+        return False
 
     def _let_suspects_in(self) -> bool:
         """Let in one waiting suspect of each client; return whether any of them left the queue.
@@ -253,31 +266,32 @@ class Admission:
         Suspects that must be alone come first, since others would keep the engines from them.
         """
         lines, went = self._suspects.lines, False
-        if self._fleet.open and not self._fleet.turns_left:  # no engine takes another suspect
+        up = [engine for engine in self.fleet.engines if engine.up]
+        if up and not any(engine.turn_left for engine in up):  # no engine takes another suspect
             return False
         lone = [place for line in lines.values() for place in line if place.alone]
-        for client, line in tuple(lines.items()):
+        for line in tuple(lines.values()):
             next_ones = [place for place in line if place.alone or not lone]
-            if any(self._settle(self._suspects, place) for place in next_ones):
-                went = True
-                if client in lines:
-                    lines.move_to_end(client)
+            went |= any(self._settle(self._suspects, place) for place in next_ones)
         return went
 
-    def _settle(self, queue: _Queue, place: Place) -> bool:
+    def _settle(self, queue: _Queue, place: Place, awaited: Collection[RoutedEngine] = ()) -> bool:
         """Give a waiting request a place at an engine, or a refusal, if possible.
 
-        Return whether the request has left the queue.
+        Return whether the request has left the queue. Requests before it wait for the ``awaited``
+        engines.
         """
         if not place.given.done():
-            if not self._fleet.open:
-                place.given.set_exception(self._fleet.dead())
-            elif self._take(place):
+            if not self.fleet.open:
+                place.given.set_exception(self.fleet.dead())
+            elif self._take(place, awaited):
                 place.given.set_result(None)
                 self._let_in.append(time.monotonic())
             else:
                 return False
         queue.drop(place)
+        if place.client in queue.lines:  # the other clients come before the rest of its requests
+            queue.lines.move_to_end(place.client)
         return True
 
     def _passes(self, cost: Cost) -> bool:
@@ -285,7 +299,7 @@ class Admission:
         if not cost.light:
             return False
         line = (place for waiting in self._queue.lines.values() for place in waiting)
-        return not (cost.tokens and self._fleet.gated and any(place.cost.light for place in line))
+        return not (cost.tokens and self.fleet.gated and any(place.cost.light for place in line))
 
     async def _wait(self, queue: _Queue, place: Place) -> None:
         """Wait in a queue until the place is given; raise a `Refusal` if the wait is too long."""
@@ -297,7 +311,10 @@ class Admission:
         latest, why = began + _LONGEST_WAIT * self._seconds, ""
         while not place.given.done() and not why:
             # What the engines do for others does not help a suspect, which waits for its turn.
-            moved_at = self._fleet.moved_at if place.turn is None else began
+            moved_at = max(
+                (each.last_byte_at for each in self.fleet.engines if each.up and not place.turn),
+                default=began,
+            )
             now, patience = time.monotonic(), max(began, moved_at) + self._seconds
             if now >= latest:
                 why = f"the request has waited for {now - began:.0f} s"
@@ -330,20 +347,21 @@ class Admission:
             queue.drop(place)
             self.pump()
 
-    def _take(self, place: Place) -> bool:
+    def _take(self, place: Place, awaited: Collection[RoutedEngine] = ()) -> bool:
         """Give a request a place at the best engine; return False if no engine has room."""
         if self._at_once is not None and self.under_way >= self._at_once:
             return False
         turn = place.turn
-        if turn is not None and turn.fingerprint in self._fleet.suspects:
+        if turn is not None and any(
+            turn.fingerprint in each.in_turn for each in self.fleet.engines
+        ):
             return False
-        best = self._fleet.best(place.cost, turn, place.conversation)
+        best = self.fleet.best(place.cost, turn, place.conversation, awaited)
         if best is None:
             return False
         place.take(best)
         if place.conversation is not None:
-            place.kept = self._fleet.conversations.engine_of(place.conversation) is best
-            self._fleet.conversations.note(place.conversation, best)
+            place.kept = self.fleet.note(place.conversation, best)
         return True
 
     def _busy(self, place: Place, why: str) -> Refusal:
@@ -355,8 +373,7 @@ class Admission:
 
     def _retry_after(self) -> int:
         """Return the seconds after which the queue will have moved on, by its pace until now."""
-        waiting, let_in = self._queue.waiting, self._let_in
-        seconds = self._seconds / 4
+        let_in, seconds = self._let_in, self._seconds / 4
         if len(let_in) > 1:
-            seconds = waiting * (time.monotonic() - let_in[0]) / len(let_in)
+            seconds = self._queue.waiting * (time.monotonic() - let_in[0]) / len(let_in)
         return min(max(_LEAST_RETRY, round(seconds)), _MOST_RETRY)

@@ -9,27 +9,23 @@ Where a beginning went is noted in a table, and a new one goes to the least busy
 the beginning needs no table, but chooses without regard to load: first turns wait behind others.
 
 A request without an answer in it is a first turn, which no engine has read before. A wrong guess
-costs the time of one prefill, never more: the engine reads what it does not have.
+costs the time of one prefill, never more: the engine reads what it does not have. So a later turn
+also waits for its engine, but for first tokens alone, each of which comes after a prefill.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final
 
 import msgspec
 
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.struct import Struct
+from turbofit.gateway.http.routes import Kind
 
-if TYPE_CHECKING:
-    from turbofit.gateway.http.routes import Kind
-
-#: The most conversations whose engines are remembered.
-_MOST: Final = 4096
 #: The characters with which prompts of one conversation begin alike. A shorter prompt is read soon.
 _PROMPT: Final = 1024
 #: Bytes above which a body is read in a thread.
@@ -60,11 +56,6 @@ class _Body(msgspec.Struct):
 class _Message(msgspec.Struct):
     role: Any = None
     type: Any = None
-
-    @property
-    def of_model(self) -> bool:
-        """Whether the model said it; a call of the Responses API has no role."""
-        return bool(self.role == "assistant" or self.type == "function_call")
 
 
 async def conversation_of(kind: Kind, body: bytes, key: str) -> Conversation | None:
@@ -110,7 +101,10 @@ def _of_messages(
         return None
     for message in messages[: of_user[0] + 1]:
         digest.update(_unmarked(message) if marked else message)
-    goes_on = any(head.of_model for head in heads[of_user[0] :])
+    # A call of the Responses API has no role.
+    goes_on = any(
+        head.role == "assistant" or head.type == "function_call" for head in heads[of_user[0] :]
+    )
     return Conversation(beginning=digest.digest(), goes_on=goes_on)
 
 
@@ -122,35 +116,3 @@ def _unmarked(message: msgspec.Raw) -> bytes:
         if isinstance(block, dict):
             block.pop("cache_control", None)
     return msgspec.json.encode(content)
-
-
-class Keeper(Protocol):
-    """An engine; ``conversations`` is how many it keeps."""
-
-    conversations: int
-
-
-_Keeper = TypeVar("_Keeper", bound=Keeper)
-
-
-class Conversations(Generic[_Keeper]):
-    """The engine of each conversation, for those that were noted last."""
-
-    def __init__(self) -> None:
-        self._engines: OrderedDict[bytes, _Keeper] = OrderedDict()
-
-    def engine_of(self, conversation: Conversation | None) -> _Keeper | None:
-        """Return the engine that has the beginning of a conversation; None if none is known."""
-        if conversation is None or not conversation.goes_on:
-            return None
-        return self._engines.get(conversation.beginning)
-
-    def note(self, conversation: Conversation, engine: _Keeper) -> None:
-        """Note that a turn of a conversation goes to an engine."""
-        before = self._engines.pop(conversation.beginning, None)
-        if before is None and len(self._engines) == _MOST:
-            _, before = self._engines.popitem(last=False)
-        if before is not None:
-            before.conversations -= 1
-        self._engines[conversation.beginning] = engine
-        engine.conversations += 1

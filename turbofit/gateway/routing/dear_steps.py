@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from turbofit.gateway.grammar_trials import GrammarTrials
-    from turbofit.gateway.http.refusals import Refusal
-    from turbofit.gateway.routing.engines import Present, RoutedEngine
+from turbofit.gateway.grammar_trials import GrammarTrials
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.routing.engines import Present, RoutedEngine
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -65,13 +62,10 @@ class DearSteps:
         while True:
             await asyncio.sleep(_TICK)
             for engine in self._engines:
-                if self._is_silent(engine):
+                begun = any(present.begun for present in engine.in_flight)
+                silent = time.monotonic() - engine.silent_since
+                if engine.outstanding > 0 and silent > (_STEP if begun else _PREFILL):
                     await self._look(engine)
-
-    def _is_silent(self, engine: RoutedEngine) -> bool:
-        begun = any(present.begun for present in engine.in_flight)
-        silent = time.monotonic() - engine.silent_since
-        return engine.outstanding > 0 and silent > (_STEP if begun else _PREFILL)
 
     async def _look(self, engine: RoutedEngine) -> None:
         """Try the grammars at an engine again, and end the requests of those that are dear."""

@@ -109,10 +109,23 @@ class DenyList:
         death = engine.note_death(sent_at)
         requests = [*engine.in_flight, *engine.left_lately()]
         requests = [present for present in requests if present.fingerprint is not None]
-        if requests and not death.noted:
-            self._note(death, requests, engine.in_turn)
-            engine.left.clear()
-            self.count("engine_deaths_total", f"engine={engine.index}")
+        if not requests or death.noted:
+            return
+        death.noted, death.in_turn = True, engine.in_turn
+        # Those whose answers had not begun may have caused the death.
+        death.accused = {
+            present.fingerprint
+            for present in requests
+            if present.fingerprint is not None and not present.begun
+        }
+        death.together = ceil(sqrt(len(death.accused)))
+        self._deaths.append(death)
+        for name in death.in_turn & death.accused:
+            if self._ends(name)[1] == _REFUSED:
+                self.count("convicted_total")
+                _LOG.info("request %s is refused: engines ended in its turns", name)
+        engine.left.clear()
+        self.count("engine_deaths_total", f"engine={engine.index}")
 
     def nothing_listens(self, engine: RoutedEngine) -> None:
         """Note that nothing listens at an engine's address; accuse requests whose clients left.
@@ -137,25 +150,6 @@ class DenyList:
         engine.failed_at = float("inf")
         death.noted = True
         death.accused.clear()
-
-    def _note(self, death: EngineDeath, requests: list[Present], in_turn: frozenset[str]) -> None:
-        """Note which requests may have caused a death: those whose answers had not begun.
-
-        ``requests`` are at the engine; ``in_turn`` are the fingerprints of the suspects that
-        had their turns.
-        """
-        death.noted, death.in_turn = True, in_turn
-        death.accused = {
-            present.fingerprint
-            for present in requests
-            if present.fingerprint is not None and not present.begun
-        }
-        death.together = ceil(sqrt(len(death.accused)))
-        self._deaths.append(death)
-        for name in in_turn & death.accused:
-            if self._ends(name)[1] == _REFUSED:
-                self.count("convicted_total")
-                _LOG.info("request %s is refused: engines ended in its turns", name)
 
     @property
     def numbers(self) -> tuple[int, int]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from turbofit.gateway.grammar_trials import Grammar
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import STEP_SECONDS, Cost, Gate
-from turbofit.gateway.routing.conversations import Conversation, Conversations
-
-if TYPE_CHECKING:
-    from turbofit.gateway.grammar_trials import Grammar
+from turbofit.gateway.routing.conversations import Conversation
 
 #: Seconds for which an engine is assumed to have a request whose client left. For an answer in one
 #: piece, LMDeploy notices only at the next token that the client has left. A stream that has begun
@@ -33,6 +31,8 @@ _NEVER: Final = float("inf")
 #: An engine is much busier than the others if it has so many times the mean of their requests, and
 #: more than one request beyond.
 _MUCH_BUSIER: Final = 1.25
+#: The most conversations whose engines are remembered.
+_MOST_KEPT: Final = 4096
 #: Seconds that are assumed between the end of an engine and its next start.
 _UNSEEN_PAUSE: Final = 2.0
 
@@ -175,8 +175,7 @@ class RoutedEngine:
         """
         if not self.start_seconds:
             return _NEVER
-        dead = self.death is not None and not self.answered
-        ends_at = self.died_at if dead else self.ends_at
+        ends_at = self.died_at if self.dead_since(self.died_at) else self.ends_at
         return ends_at + self.start_seconds + _UNSEEN_PAUSE
 
     @property
@@ -210,14 +209,17 @@ class RoutedEngine:
 
         ``turn`` is the turn that the request must take if it is a suspect.
         """
-        if not self.up or not self.gate.fits(cost) or not self.fits_grammar(cost):
-            return False
-        if any(each.alone for each in self.turns.values()):
+        if not self.takes(cost) or not self.gate.fits(cost):
             return False
         if turn is not None and not (self.turn_left and len(self.turns) < turn.together):
             return False
         most = self.host_limit
         return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
+
+    def takes(self, cost: Cost) -> bool:
+        """Return whether the engine takes a request as soon as there is room for its images."""
+        alone = any(each.alone for each in self.turns.values())
+        return self.up and not alone and self.fits_grammar(cost)
 
     def fits_grammar(self, cost: Cost) -> bool:
         """Return whether the grammars at the engine leave time for one more at a token.
@@ -233,7 +235,7 @@ class RoutedEngine:
     def succeeded(self) -> None:
         """Note that the engine works, since a byte of a completion came."""
         now = time.monotonic()
-        if self.death is not None and not self.answered and not self.rested:
+        if self.dead_since(self.died_at) and not self.rested:
             self.start_seconds = now - self.died_at
         self.rested = False
         self.last_success = self.last_byte_at = now
@@ -316,7 +318,10 @@ class Fleet:
         self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why no engine will be up for a while, if that is known.
         self.outage: Outage | None = None
-        self.conversations: Conversations[RoutedEngine] = Conversations()
+        #: The engine of each conversation's last turn, by its beginning; the oldest is first.
+        self._kept: OrderedDict[bytes, RoutedEngine] = OrderedDict()
+        #: How many requests with a beginning are at engines.
+        self.running: Counter[bytes] = Counter()
 
     @property
     def open(self) -> int:
@@ -329,15 +334,6 @@ class Fleet:
         return len(self.engines) > 1 and any(engine.prefix_caching for engine in self.engines)
 
     @property
-    def suspects(self) -> set[str]:
-        """The fingerprints of suspects that have a turn."""
-        return set().union(*(engine.in_turn for engine in self.engines))
-
-    @property
-    def turns_left(self) -> bool:
-        return any(engine.up and engine.turn_left for engine in self.engines)
-
-    @property
     def retry_seconds(self) -> int:
         """Seconds until an engine is expected to serve, after which a client should try again."""
         if self.outage is not None:
@@ -347,28 +343,60 @@ class Fleet:
         return min(*map(ceil, left), _LONGEST_RETRY) if left else _RETRY
 
     def best(
-        self, cost: Cost, turn: Turn | None = None, conversation: Conversation | None = None
+        self,
+        cost: Cost,
+        turn: Turn | None = None,
+        conversation: Conversation | None = None,
+        awaited: Collection[RoutedEngine] = (),
     ) -> RoutedEngine | None:
-        """Return the best engine with room for a request; None if no engine has room.
+        """Return the best engine with room for a request; None if the request waits.
 
-        This is the engine that keeps the request's conversation, unless it is much busier than the
-        others; else the least busy one. ``turn`` is the turn that the request must take if it is a
-        suspect.
+        This is the request's `keeper`, for which it waits; else the least busy engine with room.
+        ``turn`` is the turn that the request must take if it is a suspect: it waits for no keeper.
+        Requests before this one wait for the ``awaited`` engines.
         """
-        fitting = [engine for engine in self.engines if engine.fits(cost, turn)]
-        keeper = self.conversations.engine_of(conversation)
-        if keeper in fitting and not self._much_busier(keeper):
-            return keeper
+        fitting = [each for each in self.engines if each not in awaited and each.fits(cost, turn)]
+        keeper = self.keeper(cost, conversation)
+        if keeper in fitting or (keeper is not None and turn is None):
+            return keeper if keeper in fitting else None
         return min(fitting, key=lambda engine: engine.rank, default=None)
 
-    @property
-    def moved_at(self) -> float:
-        """The time when an engine that takes requests last sent a byte, or was seen to work on."""
-        return max((engine.last_byte_at for engine in self.engines if engine.up), default=-_NEVER)
+    def keeper(self, cost: Cost, conversation: Conversation | None) -> RoutedEngine | None:
+        """Return the engine that keeps a conversation, if a request may go or wait there.
 
-    def lacks(self, cost: Cost) -> str:
+        None if the engine is much busier than the others, or lacks more than first tokens. A
+        conversation has one turn at a time: no request waits that begins like one under way, so
+        that many equal beginnings use all engines.
+        """
+        if conversation is None or not conversation.goes_on:
+            return None
+        keeper = self._kept.get(conversation.beginning)
+        if keeper is None or self._much_busier(keeper):
+            return None
+        waits = (
+            conversation.beginning not in self.running
+            and keeper.takes(cost)
+            and not keeper.gate.over(cost)
+        )
+        return keeper if waits or keeper.fits(cost) else None
+
+    def note(self, conversation: Conversation, engine: RoutedEngine) -> bool:
+        """Note that a turn goes to an engine; return whether the turn before went there, too."""
+        self.running[conversation.beginning] += 1
+        before = self._kept.pop(conversation.beginning, None)
+        kept = conversation.goes_on and before is engine
+        if before is None and len(self._kept) == _MOST_KEPT:
+            _, before = self._kept.popitem(last=False)
+        if before is not None:
+            before.conversations -= 1
+        self._kept[conversation.beginning] = engine
+        engine.conversations += 1
+        return kept
+
+    def lacks(self, cost: Cost, conversation: Conversation | None = None) -> str:
         """Return what a request that no engine takes waits for, as words for people."""
-        up = [engine for engine in self.engines if engine.up]
+        keeper = self.keeper(cost, conversation)
+        up = [engine for engine in self.engines if engine.up and keeper in (None, engine)]
         if not up:
             return "an engine"
         if not any(engine.fits_grammar(cost) for engine in up):

@@ -8,18 +8,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.upstream import HEALTH_SECONDS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from turbofit.core.struct import Document
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.routing.engines import Outage, RoutedEngine
-    from turbofit.gateway.upstream import Upstream
+from turbofit.core.struct import Document
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.routing.engines import Outage, RoutedEngine
+from turbofit.gateway.upstream import HEALTH_SECONDS, Upstream
 
 _LOG: Final = LazyLogger(__name__)
 

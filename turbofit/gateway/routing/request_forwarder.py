@@ -5,35 +5,35 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import aiohttp
 import msgspec
 
 from turbofit.core.messages import EXCHANGE
+from turbofit.gateway.first_tokens import FirstTokens
+from turbofit.gateway.http.body import Bodies
+from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_body, refusal_event, refusal_of_engine
-from turbofit.gateway.http.request_context import OF_NODES, ForwardOutcome, sent_headers, uncancel
-from turbofit.gateway.routing.conversations import conversation_of
+from turbofit.gateway.http.request_context import (
+    OF_NODES,
+    ForwardOutcome,
+    RequestContext,
+    Send,
+    sent_headers,
+    uncancel,
+)
+from turbofit.gateway.routing.admission import Admission, Place
+from turbofit.gateway.routing.conversations import Conversation, conversation_of
 from turbofit.gateway.routing.dear_steps import note_said
-from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
-from turbofit.gateway.upstream import Died, Unreachable
+from turbofit.gateway.routing.deny_list import DenyList
+from turbofit.gateway.routing.engines import LEFT_SECONDS, Fleet, Present, RoutedEngine
+from turbofit.gateway.upstream import Died, Unreachable, Upstream
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.gateway.first_tokens import FirstTokens
-    from turbofit.gateway.http.body import Bodies
-    from turbofit.gateway.http.metrics import Metrics
-    from turbofit.gateway.http.request_context import RequestContext, Send
-    from turbofit.gateway.routing.admission import Admission, Place
-    from turbofit.gateway.routing.conversations import Conversation
-    from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.engines import Fleet, RoutedEngine
-    from turbofit.gateway.upstream import Upstream
-
-    HeaderList = list[tuple[bytes, bytes]]
+HeaderList = list[tuple[bytes, bytes]]
 
 #: The most engines that are tried for a request, since each unreachable engine may take a timeout.
 _MOST_ENGINES: Final = 16

@@ -253,7 +253,8 @@ def summary(
     split = urlsplit(url)
     without_password = split._replace(netloc=split.netloc.rpartition("@")[2])
     load = to_builtins((asked or run.spec).given())
-    warm_up_errors = sum(map(window.failed_before, run.answers))
+    failed = [answer for answer in run.answers if answer.kind and not answer.counts]
+    warm_up_errors = sum(answer.begun <= window.begin for answer in failed)
     requests_per_second = window.per_second(window.share, answered)
     output_tokens_per_second = window.per_second(window.tokens, answered)
     prompt_tokens = _mean([answer.prompt_tokens for answer in good])

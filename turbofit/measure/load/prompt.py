@@ -82,9 +82,10 @@ class PromptWriter:
         ``said`` are the messages of its conversation before. Only a first turn has images.
         """
         spec = self._spec
+        turn = user_message(_text(spec.prompt_tokens), ()) if said else self._first_turn()
         body: JsonObject = {
             "model": self._model,
-            "messages": [*said, self._next_turn() if said else self._first_turn()],
+            "messages": [*said, turn],
             "temperature": 0,
         }
         if spec.output_tokens:
@@ -94,9 +95,6 @@ class PromptWriter:
         if not spec.whole:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body
-
-    def _next_turn(self) -> JsonObject:
-        return user_message(_text(self._spec.prompt_tokens), ())
 
     def _first_turn(self) -> JsonObject:
         spec = self._spec

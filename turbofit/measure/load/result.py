@@ -114,10 +114,6 @@ class Window(NamedTuple):
         came = bisect_left(answer.pieces, self.end) - bisect_left(answer.pieces, self.begin)
         return answer.tokens * came / len(answer.pieces)
 
-    def failed_before(self, answer: Answer) -> bool:
-        """Return whether a request began before the window, in the warm-up, and failed."""
-        return bool(answer.kind) and not answer.counts and answer.begun <= self.begin
-
     def per_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
         return sum(map(amount, answers)) / self.seconds if self.seconds else 0.0
 

@@ -38,8 +38,9 @@ _SHARES = 32
 _EACH = 4
 #: A rate that grows by a smaller share counts as constant.
 _GROWS = 1e-9
-#: The share of its value by which a shape whose images queue is compared: a queue bounds answers
-#: whose requests state no length (`gateway.limits.gate`), so it has to serve more.
+#: Where images queue, the requests a second that clients who state no length get, as a share of
+#: those of clients who state one: the mean of 13 pairs by the clock (docs/speed.md). To wait costs
+#: nothing; but a request without a length reserves the longest answer that it may have.
 _QUEUED_WORTH = 0.95
 #: A set of equal engines: their number, and one engine's speed as a function of its requests.
 Set = tuple[int, Callable[[float], Speed]]

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.stat import every_stat
+from turbofit.core.process.processes import every_stat
 from turbofit.core.units import grouped
 from turbofit.rehearsal.pretend.libraries import ACCOUNT, family_of
 

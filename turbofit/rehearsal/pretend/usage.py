@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from turbofit.core.process.stat import start_time
+from turbofit.core.process.processes import start_time
 
 #: The name of the phase before the first mark.
 BEFORE = "start"

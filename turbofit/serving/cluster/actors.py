@@ -133,9 +133,7 @@ def actor_name(run: str, node: str, number: int) -> str:
 def last_number(run: str) -> int:
     """Return the largest number in the names of a run's actors; 0 without actors."""
     named = (name.rsplit("/", 2) for name in ray_adapter.actors())
-    # Earlier versions wrote the time of the start, with a fraction.
-    numbers = (number.partition(".")[0] for its_run, _, number in named if its_run == run)
-    return max(map(int, numbers), default=0)
+    return max((int(number) for its_run, _, number in named if its_run == run), default=0)
 
 
 def node_actors(run: str) -> dict[str, Any]:

@@ -9,12 +9,14 @@ controller of the same request then takes the actors over.
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -22,6 +24,7 @@ from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, NodeStat
 from turbofit.core.errors import LaunchError
 from turbofit.core.messages import BESIDE_COMMANDS, plural
 from turbofit.core.process.files import digest_of_parts, needed_state_dir
+from turbofit.core.process.signals import StopSignal
 from turbofit.core.version import __version__
 from turbofit.gateway.front import Front
 from turbofit.gateway.server import GatewayThread
@@ -38,13 +41,7 @@ from turbofit.serving.cluster.actors import (
     node_actors,
 )
 from turbofit.serving.cluster.node import DRAINED, NodeActor
-
-if TYPE_CHECKING:
-    import signal
-    from collections.abc import Callable, Container, Mapping
-
-    from turbofit.core.process.signals import StopSignal
-    from turbofit.serving.options import ClusterServeConfig
+from turbofit.serving.options import ClusterServeConfig
 
 _TICK: Final = 0.5
 #: The most seconds to wait for the measurement of nodes.

@@ -23,6 +23,8 @@ from turbofit.core.process.interpreter import kept_stdout
 #: Ray's namespaces for the actors of nodes and for held names; a name is unique in its namespace.
 _NAMESPACE: Final = "turbofit"
 _HELD: Final = "turbofit-held"
+#: The most characters that a message repeats of an error of Ray; it becomes one line there.
+_SHOWN: Final = 200
 #: How often a process tries to hold a name, since Ray frees the name of a killed process late.
 _TRIES: Final = 20
 #: Seconds between two tries.
@@ -71,7 +73,7 @@ def connected(address: str | None) -> Iterator[str]:
         ) as exc:  # fmt: skip
             place = f" at {where}" if where != "auto" else " here"
             raise MachineError(
-                f"no Ray cluster answers{place}: {_one_line(exc)}",
+                f"no Ray cluster answers{place}: {str(exc)[:_SHOWN]}",
                 hint="start a cluster with ray start --head, or write --cluster ray:HOST:6379; "
                 "copy a cluster's token to ~/.ray/auth_token here, or name its file in "
                 "RAY_AUTH_TOKEN_PATH",
@@ -102,7 +104,8 @@ def nodes(address: str) -> dict[str, Node]:
         alive = [node for node in ray.nodes() if node["Alive"]]
     except Exception as exc:  # noqa: BLE001 - Ray raises any type when its head is gone
         raise MachineError(
-            f"the Ray cluster at {address} does not answer: {_one_line(exc)}", hint="see ray status"
+            f"the Ray cluster at {address} does not answer: {str(exc)[:_SHOWN]}",
+            hint="see ray status",
         ) from None
     found = {}
     for node in alive:
@@ -201,8 +204,3 @@ def outcomes(refs: Sequence[Any], seconds: float) -> list[Any]:
         except ray.exceptions.RayError as exc:  # noqa: PERF203 - each call has an outcome
             found.append(exc)
     return found
-
-
-def _one_line(exc: BaseException) -> str:
-    """Return an exception's text, in one line of at most 200 characters."""
-    return " ".join(str(exc).split())[:200]

@@ -6,22 +6,19 @@ import http.client
 import json
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.network import LOOPBACK, opened
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.routes import first_model
+from turbofit.serving.engine.worst_requests import ProbeRequest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.serving.engine.worst_requests import ProbeRequest
-
-    #: Takes the model's name, and a function that sends a request and returns its prompt's tokens.
-    AskEngine = Callable[[str, Callable[[ProbeRequest], int]], None]
+#: Takes the model's name, and a function that sends a request and returns its prompt's tokens.
+AskEngine = Callable[[str, Callable[[ProbeRequest], int]], None]
 
 #: Errors of a call to an engine that does not answer.
 FAILURES = (OSError, http.client.HTTPException)

@@ -20,7 +20,7 @@ from functools import wraps
 from typing import Any, Final
 
 from turbofit.core.messages import EXCHANGE, FIRST_TOKENS
-from turbofit.serving.process.patches import once_imported, unlike
+from turbofit.core.process.imports import once_imported, unlike
 
 _MODULE: Final = "lmdeploy.serve.openai.api_server"
 #: LMDeploy's functions whose code this module relies on, and the first digits of their sources'

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import cache, wraps
 from typing import Any, Final
 
-from turbofit.serving.process.patches import once_imported, unlike
+from turbofit.core.process.imports import once_imported, unlike
 
 _MODULE: Final = "lmdeploy.serve.core.async_engine"
 #: LMDeploy's functions whose code this module relies on, and the first digits of their sources'
@@ -78,9 +78,14 @@ def _prepare(parse: Callable[[Any], object], engine: Any, given: Any) -> None:
     with suppress(Exception):
         parse(given)
         if type(engine).__name__ == "TurboMind" and (turbomind := _turbomind()) is not None:
-            with _LOCK:
-                compiler = _compiler_of(engine, turbomind)
-            turbomind.compile_response_format(compiler, given)
+            with _LOCK:  # the engine's compiler is made as LMDeploy does, but with a limit
+                if engine._grammar_compiler is None:
+                    info = turbomind.TokenizerInfo.from_huggingface(
+                        engine.tokenizer.model.model, vocab_size=engine._vocab_size
+                    )
+                    compiler = turbomind._tm.GrammarCompiler(info, max_memory_bytes=_KEPT)
+                    engine._grammar_compiler = compiler
+            turbomind.compile_response_format(engine._grammar_compiler, given)
 
 
 @cache
@@ -92,16 +97,6 @@ def _turbomind() -> Any:
         module.compile_response_format,
     )  # fmt: skip
     return module if known else None
-
-
-def _compiler_of(engine: Any, turbomind: Any) -> Any:
-    """Return the engine's compiler; make the compiler as LMDeploy does, but with a limit."""
-    if engine._grammar_compiler is None:
-        info = turbomind.TokenizerInfo.from_huggingface(
-            engine.tokenizer.model.model, vocab_size=engine._vocab_size
-        )
-        engine._grammar_compiler = turbomind._tm.GrammarCompiler(info, max_memory_bytes=_KEPT)
-    return engine._grammar_compiler
 
 
 def _are_known(*functions: Any) -> bool:

@@ -7,14 +7,12 @@ one regular expression removes the times, and equal lines become one line with a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from turbofit.serving.process.log_queue import FileLog
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 #: TurboMind's ``[MMDD.HH:MM:SS.uuuuuu]`` and Python's ``YYYY-MM-DD HH:MM:SS,mmm``.
 _TIME: Final = re.compile(

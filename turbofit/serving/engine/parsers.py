@@ -9,13 +9,11 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
+from turbofit.core.model import Model
 from turbofit.core.presets import read_preset
 from turbofit.core.struct import Struct
-
-if TYPE_CHECKING:
-    from turbofit.core.model import Model
 
 Kind = Literal["tool", "reasoning"]
 

@@ -9,22 +9,18 @@ import subprocess
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.log import LazyLogger
-from turbofit.serving.engine.log_file import LogFile
+from turbofit.serving.engine.log_file import LogFile, Run
 from turbofit.serving.process.child import child
 from turbofit.serving.process.hidden import without_secrets
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from turbofit.serving.engine.log_file import Run
-
-    Spawn = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]
+Spawn = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]
 
 _LOG: Final = LazyLogger(__name__)
 

@@ -15,9 +15,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock, current_thread, main_thread
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import known
@@ -26,12 +27,8 @@ from turbofit.serving.engine.gemm_tuning import VARIABLES
 from turbofit.serving.engine.launches import KEY
 from turbofit.serving.engine.lmdeploy import ENTRY
 from turbofit.serving.images.preparation import CACHE, THREADS
+from turbofit.serving.options import ServeConfig
 from turbofit.serving.process.child import child, processor_seconds
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from turbofit.serving.options import ServeConfig
 
 _LOG: Final = LazyLogger(__name__)
 

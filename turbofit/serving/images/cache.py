@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
 from inspect import ismethod
@@ -76,29 +76,24 @@ def with_fingerprints(model: Any) -> Callable[..., Any]:
 
     @wraps(preprocess)
     def named(messages: Any, *arguments: Any) -> Any:
-        """Prepare images as LMDeploy does, then give them fingerprints."""
+        """Prepare images as LMDeploy does, then name each by its source, options and shape."""
         given = [item for item in model.collect_multimodal_items(messages) if item[0] == "image"]
         options = arguments[1:]  # the first argument is the prompt
         answer = preprocess(messages, *arguments)
         # The answer's form depends on the model's class.
         items = answer[-1]["content"] if isinstance(answer, list) else answer["multimodal"]
         prepared = [item for item in items if "pixel_values" in item]
-        _give_fingerprints(given, prepared, options)
+        if len(given) != len(prepared):
+            return answer
+        for (_, image, chosen), item in zip(given, prepared, strict=True):
+            values, grid = item["pixel_values"], str(item.get("image_grid_thw"))
+            shape = values.shape, values.dtype, grid
+            name = digest(image, sorted(chosen.items()), options, *shape)
+            if name is not None:
+                item["fingerprint"] = name
         return answer
 
     return named
-
-
-def _give_fingerprints(given: Sequence[Any], prepared: Sequence[Any], options: Any) -> None:
-    """Give each prepared image a fingerprint of its source, options and shape."""
-    if len(given) != len(prepared):
-        return
-    for (_, image, chosen), item in zip(given, prepared, strict=True):
-        values = item["pixel_values"]
-        grid = item.get("image_grid_thw")
-        name = digest(image, sorted(chosen.items()), options, values.shape, values.dtype, str(grid))
-        if name is not None:
-            item["fingerprint"] = name
 
 
 class ImageCache:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.serving.process.patches import once_imported, unlike
+from turbofit.core.process.imports import once_imported, unlike
 
 if TYPE_CHECKING:
     from collections.abc import Callable

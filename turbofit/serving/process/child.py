@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import IO, TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
 
-from turbofit.core.process.stat import every_stat, start_time, stat_of
+from turbofit.core.process.processes import every_stat, start_time, stat_of
 from turbofit.serving.process.guard import guarded
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 
 def child(

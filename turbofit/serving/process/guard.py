@@ -28,15 +28,14 @@ def guarded(command: Sequence[str]) -> list[str]:
 def main() -> None:
     """Start the watcher and become the command; exit if the parent has already ended."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit(1)
-        # If the command shares the group of another process, the watcher would kill that process.
-        engine = os.getpid()
-        if os.getpgrp() == engine and os.fork() == 0:
-            _watch(prctl, engine)
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+    # If the command shares the group of another process, the watcher would kill that process.
+    engine = os.getpid()
+    if os.getpgrp() == engine and os.fork() == 0:
+        _watch(prctl, engine)
     try:
         os.execvp(command[0], command)
     except OSError as exc:

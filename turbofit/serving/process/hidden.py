@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from turbofit.logs.keys import HIDDEN, USER
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    #: A word with its secrets hidden, and the list of these secrets.
-    Shown = tuple[str, list[str]]
+#: A word with its secrets hidden, and the list of these secrets.
+Shown = tuple[str, list[str]]
 
 #: Options and variables whose value is a secret; LMDeploy's ``--api-keys`` may be shortened.
 _NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$|^bearer$")

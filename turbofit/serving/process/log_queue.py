@@ -7,14 +7,11 @@ import os
 import queue
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging.handlers import QueueListener, RotatingFileHandler
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
+from pathlib import Path
+from typing import Any, Final
 
 #: The most texts that may wait in a log.
 _MOST: Final = 4096

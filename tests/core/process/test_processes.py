@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from turbofit.core.process.stat import every_stat, start_time, stat_of
+from turbofit.core.process.processes import every_stat, start_time, stat_of
 
 
 def test_a_process_has_a_parent_and_a_start_until_it_ends() -> None:
