@@ -239,7 +239,7 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
     more = {"model_name": model_name, "vision_config": vision_config}
     named = {name: value for name, value in more.items() if value is not None}
     pipeline: PlannedPipeline = open_pipeline(
-        os.fspath(model_path),
+        os.fspath(model_path) if isinstance(model_path, os.PathLike) else model_path,
         backend_config=backend_config,
         chat_template_config=chat_template_config,
         log_level=log_level,
