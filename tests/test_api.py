@@ -140,6 +140,14 @@ def test_a_log_is_explained_as_the_command_explains_it(tmp_path: Path) -> None:
         turbofit.diagnose(tmp_path / "other.log")
 
 
+@pytest.mark.parametrize(
+    ("log", "word"), [("", "here is none"), (None, "NoneType"), (b"text", "bytes")]
+)
+def test_what_is_no_log_is_refused(log, word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        turbofit.diagnose(log)
+
+
 def test_the_keywords_of_a_pipeline_are_lmdeploys() -> None:
     here = inspect.signature(turbofit.pipeline).parameters
     there = inspect.signature(open_pipeline).parameters

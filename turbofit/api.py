@@ -187,8 +187,12 @@ def diagnose(
     from turbofit.logs.explain import refuse_prose
 
     given: dict[str, Any] = {"model": model, "on": on, "hang": hang, "lmdeploy": lmdeploy}
-
-    if isinstance(log, str) and any(sign.isspace() for sign in log.strip()):
+    if not isinstance(log, (str, os.PathLike)):
+        raise UsageError(
+            f"a log of the type {type(log).__name__}: it should be a text or a path",
+            hint="name a log file, or give the log itself",
+        )
+    if isinstance(log, str) and (not log.strip() or any(map(str.isspace, log.strip()))):
         found = explain([log.encode()], **given)
         refuse_prose(log, found)
         return found
