@@ -31,7 +31,8 @@ _OF_LMDEPLOY: Final = re.compile(r"(?:Key|NotImplemented)Error\b")
 #: A check without words for people, and torch's words where tensors do not fit each other. Code
 #: raises them by itself, too: then its line begins with ``raise``.
 _FAILED: Final = re.compile(
-    r"AssertionError:? *$|RuntimeError: .*\b(?:shapes?|sizes?|dim(?:ension)?s?|strides?|tensors?)\b"
+    r"AssertionError:? *$|RuntimeError: (?!.*(?:CUDA error|[Nn]o such|\bopen|\bfile\b))"
+    r".*\b(?:shapes?|sizes?|dim(?:ension)?s?|strides?|tensors?)\b"
 )
 #: Errors of a call or a name. If one package's files made them alone, no input is the reason.
 _CERTAIN: Final = re.compile(

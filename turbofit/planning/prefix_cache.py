@@ -97,9 +97,8 @@ def _with_fewer_tokens(fit: EngineFit) -> EngineFit:
         return _only_if_asked(fit, "more pictures could meet in a forward than a start can try")
     wished = replace(fit.request, prefix_caching=True, may_queue=fit.best.queues)
     limit, groups = fit.served_request.image_limit, fit.best.shape.groups
-    asked = replace(wished, image_limit=limit, groups=groups, compares_shapes=False)
     try:
-        found = fit_on_host(asked, fit.engine)
+        found = fit_on_host(replace(wished, image_limit=limit, groups=groups), fit.engine)
     except TurbofitError:
         return _only_if_asked(fit, "nothing would fit")
     if not _keeps(fit, found):

@@ -96,7 +96,6 @@ class ResolvedRequest(Struct):
     ``options`` are the person's own options, for the plan. ``image_threads`` and ``image_cache``
     (bytes) are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``: the plan
     says what other image limits would give, which takes over half of the time of planning.
-    ``compares_shapes``: the search also evaluates shapes that cannot be the best, to list them.
     ``promise`` is the promise of an earlier plan of the same request, which this plan must keep.
     ``prefix_caching``: the engines have a prefix cache, though the person has not asked for it.
     ``may_queue``: images may wait for each other if that serves more.
@@ -118,7 +117,6 @@ class ResolvedRequest(Struct):
     image_threads: int | None = None
     image_cache: int | None = None
     compares_limits: bool = True
-    compares_shapes: bool = True
     promise: Promise | None = None
     prefix_caching: bool = False
     may_queue: bool = True

@@ -264,7 +264,7 @@ def _row_of_request(
     assert isinstance(machine, Machine)
     blank = empty_row(model.name, on, machine)
     try:
-        resolved = replace(resolve(request), compares_shapes=False)
+        resolved = resolve(request)
         limit = resolved.requested_image_limit
         if not (lowers or excess_tokens(resolved, vision_load_of(resolved, limit))):
             resolved = replace(resolved, image_limit=limit)

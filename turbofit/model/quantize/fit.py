@@ -92,7 +92,7 @@ def quantizing(model: Model, machine: Machine, request: Request) -> Quantizing:
         auto_awq=awq_needs(model),
         install=INSTALL,
         program=program_text(model, scheme, request, needs),
-        warnings=model.warnings,
+        warnings=(*model.warnings, *_untried(model)),
     )
 
 
@@ -135,6 +135,15 @@ def _verdict(
     if available == NA:
         return f"{made}, if the host has {format_bytes(needs.host)} of memory left"
     return made
+
+
+def _untried(model: Model) -> Iterator[str]:
+    """Yield what of the count was not held against a whole run (bench/quantize/RESULTS.md)."""
+    if model.text.moe is not None:
+        yield (
+            "the card's count for experts was tried on one layer of one model (Qwen3-30B-A3B), on"
+            " pretend GPUs"
+        )
 
 
 def _smallest_card(card: int) -> str | None:

@@ -9,7 +9,7 @@ The best shape at last gets its batch for clients as they come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from typing import Any, Final
@@ -22,7 +22,7 @@ from turbofit.core.images.rule import ImageRule
 from turbofit.core.plan import HostMemory
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
-from turbofit.core.units import MIB, bisect
+from turbofit.core.units import bisect
 from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
@@ -51,8 +51,6 @@ from turbofit.planning.speed import Speed, counted_tokens, group_rates, group_sp
 from turbofit.planning.throughput import forecast, with_text
 
 _LOG: Final = LazyLogger(__name__)
-#: Missing bytes, per GPU, that no other prefill size gives back.
-_MUCH: Final = 128 * MIB
 
 
 class EngineFit(Struct):
@@ -204,9 +202,7 @@ def at_limit(
     request: ResolvedRequest, shape: Shape, image_limit: int, engine: Engine
 ) -> Evaluation:
     """Return the best evaluation of a shape's groups under another image limit."""
-    groups = shape.groups
-    lower = replace(request, image_limit=image_limit, groups=groups, compares_shapes=False)
-    here = _Search(lower, engine)
+    here = _Search(replace(request, image_limit=image_limit, groups=shape.groups), engine)
     return with_client_rows(here.state, here.best()[0])
 
 
@@ -244,8 +240,10 @@ class _Search:
         limit.
         """
         request, space = self.request, self.shapes()
-        whole, queued = self._evaluated(space)
-        evaluations = [*whole, *queued]
+        whole = [self.evaluate(shape) for shape in space]
+        evaluations = [*whole]
+        for shape, evaluation in zip(space, whole, strict=True):
+            evaluations += self.queued(shape, evaluation)
         rule, given = request.model.image_rule, request.image_limit is not None
         images = self.state.requested_load.units_per_image
         lowers = rule is not None and not given and request.workload.image_size is None and images
@@ -261,26 +259,6 @@ class _Search:
             best = self.widened(best)
         evaluations[place] = best
         return best, evaluations
-
-    def _evaluated(self, space: Sequence[Shape]) -> tuple[list[Evaluation], list[Evaluation]]:
-        """Return the evaluations of shapes, and of those whose images queue.
-
-        Unless shapes are compared, groups that are far too small under a shape are not tried with a
-        larger prefill: it takes more memory, or little less.
-        """
-        whole, queued, hopeless = list[Evaluation](), list[Evaluation](), set[object]()
-        for shape in reversed(space):  # the smallest prefill of groups comes first
-            kinds = self.state.kinds(shape.groups)
-            if kinds in hopeless:
-                continue
-            evaluation = self.evaluate(shape)
-            waiting = [*self.queued(shape, evaluation)]
-            far = all(it.short > _MUCH and not it.serves for it in (evaluation, *waiting))
-            if far and not self.request.compares_shapes:
-                hopeless.add(kinds)
-            whole.insert(0, evaluation)
-            queued[:0] = waiting
-        return whole, queued
 
     def shapes(self) -> list[Shape]:
         """Return the shapes that LMDeploy accepts with the user's options, at least one.
