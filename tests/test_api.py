@@ -140,6 +140,14 @@ def test_a_log_is_explained_as_the_command_explains_it(tmp_path: Path) -> None:
         turbofit.diagnose(tmp_path / "other.log")
 
 
+@pytest.mark.parametrize(
+    ("log", "word"), [("", "here is none"), (None, "NoneType"), (b"text", "bytes")]
+)
+def test_what_is_no_log_is_refused(log, word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        turbofit.diagnose(log)
+
+
 def test_the_keywords_of_a_pipeline_are_lmdeploys() -> None:
     here = inspect.signature(turbofit.pipeline).parameters
     there = inspect.signature(open_pipeline).parameters
@@ -178,17 +186,24 @@ def test_help_of_a_request_begins_with_its_keywords_and_their_defaults() -> None
         ({"max_pixels": 10**6}, "max_pixels", "max_pixels limits", "or give max_dynamic_patch"),
         ({"quant_policy": 16, "engine": "turbomind"}, "quant_policy", "quant_policy=16", "leave"),
         ({"images": -1}, "images", "images -1: it should be 0 or more", "images: images a"),
+        ({"gpus": "4090", "on": None}, "gpus", "names a card", 'on="4090"'),
         ({"gpus": "9"}, "gpus", "gpus: '9' is not one GPU", "GPUs in on, as in 2xrtx3090"),
         ({"imags": 1}, "imags", "has no field imags", "did you mean images?"),
     ],
 )  # fmt: skip
 def test_an_error_knows_its_option_and_names_the_keyword(keywords, option, message, hint) -> None:
     with pytest.raises(UsageError) as caught:
-        turbofit.plan("internvl2-8b", on="4xrtx3090", **keywords)
+        turbofit.plan("internvl2-8b", **{"on": "4xrtx3090", **keywords})
     assert caught.value.options[0] == option
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert "--" not in caught.value.message
+
+
+@pytest.mark.parametrize("door", [turbofit.plan, turbofit.pipeline])
+def test_a_model_that_is_no_text_is_refused(door) -> None:
+    with pytest.raises(UsageError, match="model None"):
+        door(None)
 
 
 def test_an_error_ends_at_the_callers_line_in_pythons_words() -> None:

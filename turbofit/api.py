@@ -187,8 +187,12 @@ def diagnose(
     from turbofit.logs.explain import refuse_prose
 
     given: dict[str, Any] = {"model": model, "on": on, "hang": hang, "lmdeploy": lmdeploy}
-
-    if isinstance(log, str) and any(sign.isspace() for sign in log.strip()):
+    if not isinstance(log, (str, os.PathLike)):
+        raise UsageError(
+            f"a log of the type {type(log).__name__}: it should be a text or a path",
+            hint="name a log file, or give the log itself",
+        )
+    if isinstance(log, str) and (not log.strip() or any(map(str.isspace, log.strip()))):
         found = explain([log.encode()], **given)
         refuse_prose(log, found)
         return found
@@ -239,7 +243,7 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
     more = {"model_name": model_name, "vision_config": vision_config}
     named = {name: value for name, value in more.items() if value is not None}
     pipeline: PlannedPipeline = open_pipeline(
-        os.fspath(model_path),
+        os.fspath(model_path) if isinstance(model_path, os.PathLike) else model_path,
         backend_config=backend_config,
         chat_template_config=chat_template_config,
         log_level=log_level,

@@ -77,6 +77,12 @@ def test_what_stands_elsewhere(words: str, hint: str, capsys: Out) -> None:
     assert hint in refused(capsys, *words.split())[1]
 
 
+def test_options_of_the_server_that_a_batch_starts(capsys: Out) -> None:
+    error, hint = refused(capsys, "batch", "in", "out", "--pretend", "--on", "1xl4", "--tp", "2")
+    assert error == "unknown options --pretend, --on, --tp"
+    assert ("--model MODEL -- --pretend --on 1xl4" in hint, hint.count("--url")) == (True, 1)
+
+
 def test_all_unknown_options_are_named_at_once(capsys: Out) -> None:
     words = "stop m --tensor-parallel-size=4 --foo --bar"
     error, hint = refused(capsys, *words.split())

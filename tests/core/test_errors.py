@@ -25,6 +25,7 @@ def both(text: str) -> tuple[str, str]:
         ("leave `--max-pixels` out", "leave --max-pixels out", "leave max_pixels out"),
         ("`--tp 4` at most", "--tp 4 at most", "tp=4 at most"),
         ("give `--on 2xl4`", "give --on 2xl4", 'give on="2xl4"'),
+        ("`--on 4090`", "--on 4090", 'on="4090"'),
         ("give `--on SPEC`", "give --on SPEC", "give on=SPEC"),
         ("`--async 1`", "--async 1", "async_=1"),
         ("turbofit plan M --on SPEC", "turbofit plan M --on SPEC", "turbofit plan M --on SPEC"),

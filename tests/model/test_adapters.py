@@ -164,6 +164,7 @@ def test_modules_of_the_vision_tower(
     with pytest.raises(UsageError, match=f"the vision tower's {clash[0]}") as caught:
         read(model, f"a={refused}")
     assert "--language-model-only" in caught.value.hint
+    assert f"if its base is {model.name}, turbofit merge" in caught.value.hint
     assert read(model, f"a={refused}", only_text=True).loras
 
 

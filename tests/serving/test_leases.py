@@ -90,7 +90,7 @@ def test_a_lease_counts_for_others_and_not_for_its_owner(tmp_path: Path) -> None
         assert seen.used + seen.free == before.used + before.free
         assert seen.holders[-1].pid == os.getpid()
         pretend = replace(before, uuid="preset-0")
-        seen = _with_reserved(pretend, [replace(lease, need={"preset-0": need})], set())
+        seen = _with_reserved(pretend, [replace(lease, need={"preset-0": need})], {})
         assert "another --on SPEC is another machine" in seen.holders[-1].name
         assert counted(machine(1), mine) == machine(1)
         child = os.fork()  # which leaves it alone
@@ -109,7 +109,8 @@ def test_turbofit_stop_is_named_where_it_ends_the_owner(tmp_path: Path) -> None:
     with reserved(tmp_path), Leases(tmp_path) as yours:
 
         def names_stop() -> bool:
-            return "turbofit stop" in counted(machine(1), yours).gpus[0].holders[-1].name
+            (*_, holder) = counted(machine(1), yours).gpus[0].holders
+            return "turbofit stop 20260101-000000-M " in holder.name
 
         assert not names_stop()
         record = Record(state_dir("runs") / "20260101-000000-M", model="M", command="tune")
@@ -120,7 +121,7 @@ def test_turbofit_stop_is_named_where_it_ends_the_owner(tmp_path: Path) -> None:
         assert names_stop()
         (lease,) = yours.others()
         elsewhere = replace(lease, pid_namespace="of another container")
-        seen = _with_reserved(machine(1).gpus[0], [elsewhere], {lease.pid})
+        seen = _with_reserved(machine(1).gpus[0], [elsewhere], {lease.pid: "run"})
         assert "turbofit stop" not in seen.holders[-1].name
 
 

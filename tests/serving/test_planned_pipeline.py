@@ -96,8 +96,9 @@ class FailingEngine:
 
         if messages == "long":
             raise RequestError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "Input length (80012)")
-        cause = ConnectionError(f"no answer of {_SIGNED}")
-        code = ErrorCode.INVALID_REQUEST if messages == "told" else ErrorCode.PREPROCESS_FAILED
+        text = "URL is blocked for security reasons:" if messages == "blocked" else "no answer of"
+        cause = ConnectionError(f"{text} {_SIGNED}")
+        code = ErrorCode.PREPROCESS_FAILED if messages == "url" else ErrorCode.INVALID_REQUEST
         raise RequestError(code, str(cause)) from cause
 
 
@@ -107,6 +108,10 @@ class FailingEngine:
         ("long", "(context_length_exceeded): Input length (80012)"),
         ("url", "(preprocess_failed): ConnectionError"),
         ("told", "(invalid_request): ConnectionError"),
+        (
+            "blocked",
+            "(invalid_request): URL is blocked: its host is unknown, or has no public address",
+        ),
     ],
 )
 def test_lmdeploys_own_errors_are_logged_by_their_names(messages, words, caplog) -> None:

@@ -266,8 +266,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as exc:
         raise UsageError(
             f"{path} cannot be written: {exc.strerror or exc}",
-            hint="make room, or let this user write the file; then give the same command again: it"
-            " sends only items without a line",
+            hint="make its folder, make room, or let this user write the file; then give the same"
+            " command again: it sends only items without a line",
         ) from None
 
 

@@ -119,6 +119,11 @@ def _of_others() -> list[str]:
 def _who_has(name: str, own: Sequence[str], ctx: click.Context) -> str:
     """Return a hint on an option of other commands or of LMDeploy; "" for any other option."""
     having = [command for command, param in options_by_command(ctx) if name in param.opts]
+    if "serve" in having and ctx.info_name == "batch":
+        return (
+            "a server's options stand behind --, as in turbofit batch INPUT OUTPUT --model MODEL --"
+            " --pretend --on 1xl4; --url URL asks a server that runs"
+        )
     if having:
         return f"turbofit {', '.join(having[:3])} {'have' if having[1:] else 'has'} it"
     if row := engine_options().get(name):

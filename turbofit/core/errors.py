@@ -37,7 +37,8 @@ def spelled_in_shell(text: str) -> str:
 def _keyword(mark: re.Match[str]) -> str:
     """Return a marked option as a keyword in Python: ``tp``, ``tp=4``, ``on=SPEC``, ``on="l4"``."""
     name, value = _field(mark), mark[2] or ""
-    if not value or value.isdigit() or value.isupper():
+    counts = value.isdigit() and name != "on"  # a card may have a name of digits, as 4090 has
+    if not value or counts or value.isupper():
         return "=".join(filter(None, (name, value)))
     return f'{name}="{value}"'
 

@@ -293,7 +293,8 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
         raise _refusal(
             f"adapter {name}: LMDeploy {REFERENCE} would also change the vision tower's"
             f" {min(of_tower)} by positions in the prompt, and misread pictures",
-            f"{_MERGE}; `--language-model-only` serves it without pictures",
+            f"if its base is {model.name}, {_MERGE}; `--language-model-only` serves it without"
+            " pictures",
         )
     rank = config.integer("r", high=_LARGEST_RANK)
     known = file_modules(model)

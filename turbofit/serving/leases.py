@@ -328,20 +328,21 @@ def counted(machine: Machine, leases: Leases) -> Machine:
     engines that are not ready is added to the memory that these engines already use.
     """
     others = leases.others()
-    servers = {server.record.pid for server in live_servers()} if others else set()
+    servers = {server.record.pid: server.name for server in live_servers()} if others else {}
     gpus = tuple(_with_reserved(gpu, others, servers) for gpu in machine.gpus)
     return replace(machine, gpus=gpus)
 
 
-def _with_reserved(gpu: Gpu, others: list[Lease], servers: set[int]) -> Gpu:
+def _with_reserved(gpu: Gpu, others: list[Lease], servers: dict[int, str]) -> Gpu:
     """Return the GPU; memory of the GPU that other turbofits will still take counts as used.
 
-    ``servers`` are the processes that `turbofit stop` ends.
+    ``servers`` has the run of each process that `turbofit stop` ends.
     """
     for lease in others:
         pending = _still_to_take(gpu, lease)
         if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):
-            ways = ["turbofit stop ends it"] if lease.here and lease.pid in servers else []
+            run = servers.get(lease.pid) if lease.here else None
+            ways = [f"turbofit stop {run} ends it"] if run else []
             if gpu.uuid.startswith(_PRETEND):
                 ways.append("another --on SPEC is another machine")
             name = f"turbofit's run of {lease.model}" + (f" ({'; '.join(ways)})" if ways else "")

@@ -60,6 +60,8 @@ _GIVEN: Final = ("messages", "session_id", "input_ids")
 _OF_CALLS: Final = ("sessions", "stream_response", "multiplex")
 _REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
 _IMAGES: Final = ("image", "image_url", "image_data")
+#: lmdeploy vl/media/connection.py::_load_http_url #148975
+_BLOCKED: Final = "URL is blocked"
 _VIDEOS: Final = ("video", "video_url")
 
 
@@ -105,6 +107,8 @@ def _log(error: Any) -> None:
     cause = error.__cause__
     ours = cause is None or isinstance(cause.__cause__, Refusal)
     words = error.message if ours else type(cause).__name__
+    if error.message.startswith(_BLOCKED):  # the rest may hold the URL
+        words = f"{_BLOCKED}: its host is unknown, or has no public address"
     _LOG.warning("a request is refused (%s): %s", error.code.value, words)
 
 
