@@ -92,7 +92,7 @@ BUGS = (
         "                self.leases.reserve(plan)\n        return plan\n",
         "                pass\n        return plan\n"),
     Bug("a lease is left at the end", _LEASES,
-        'for suffix in (".json", ".lock") if', "for suffix in () if"),
+        'for file in (lease, lease.with_suffix(".lock")):', "for file in ():"),
     Bug("a record is written in place", "core/process/files.py",
         "    descriptor, temporary = open_beside(target) if mode is None",
         "    target.write_bytes(raw)\n    return\n"
