@@ -41,7 +41,7 @@ BUGS = (
     Bug("units are never given back", _ADMISSION,
         "        self.engine.gate.end(self._share)\n", ""),
     Bug("units are not taken", "gateway/limits/gate.py",
-        "        self.counted += share.cost.units\n", ""),
+        "        self._until_begun += share.cost.units\n", ""),
     Bug("room is given back twice", _ADMISSION,
         "        self.engine.host_bytes -= self._host_bytes\n        self._host_bytes = 0\n",
         "        self.engine.host_bytes -= self._host_bytes\n"),

@@ -22,7 +22,7 @@ def test_the_engine_that_one_more_request_fills_least_is_next() -> None:
     assert [engine.outstanding for engine in three] == [2, 2, 4], "by their shares"
     three[2].up = False
     assert fleet.best(Cost()) is three[0], "of equals the first"
-    three[0].gate.counted = 5
+    three[0].gate.take(Cost(units=5))
     assert fleet.best(Cost()) is three[1], "the fewest units"
     three[0].up = False
     assert fleet.best(Cost(units=6)) is None, "it has no room"

@@ -99,12 +99,16 @@ class Gate:
         self.units, self.kv = units, kv or KvCache()
         #: Tokens that the running requests reserve.
         self.reserved = 0
-        #: Units that one forward may contain together, and units of all running requests.
-        self.counted = self._all = 0
-        #: Units that count until the first tokens of their requests alone.
-        self._until_begun = 0
+        #: Units of all running requests; of those in doubt; and of those that are not in doubt and
+        #: have no first token yet.
+        self._all = self._in_doubt = self._until_begun = 0
         #: The number of the last request, and of the last request that may have been evicted.
         self._number = self._doubtful = 0
+
+    @property
+    def counted(self) -> int:
+        """The units that one forward may contain together."""
+        return self._in_doubt + self._until_begun
 
     def fits(self, cost: Cost) -> bool:
         """Return whether a request may be sent to the engine now, so that no forward is too large.
@@ -154,8 +158,9 @@ class Gate:
 
     def fits_soon(self, cost: Cost) -> bool:
         """Return whether a request will fit once the requests before it have their first tokens."""
-        in_doubt = self.counted - self._until_begun
-        return self.units is None or (not self.over(cost) and in_doubt + cost.units <= self.units)
+        if self.units is None:
+            return True
+        return not self.over(cost) and self._in_doubt + cost.units <= self.units
 
     def over(self, cost: Cost) -> bool:
         """Return whether the running requests and this one reserve more than the cache has."""
@@ -178,12 +183,10 @@ class Gate:
         share = Share(self._number, cost, self.kv.reservation(cost))
         self.reserved += share.tokens
         self._all += share.cost.units
-        self.counted += share.cost.units
         self._until_begun += share.cost.units
         if self.units is not None and self.reserved > self.kv.room:
             # The engine may evict any running request, and encode its images again.
-            self._doubtful, self.counted = self._number, self._all
-            self._until_begun = 0
+            self._doubtful, self._in_doubt, self._until_begun = self._number, self._all, 0
         return share
 
     def begin(self, share: Share, prompt: int = 0) -> None:
@@ -198,7 +201,6 @@ class Gate:
             less = share.tokens - self.kv.reservation(needed)
             share.tokens, self.reserved = share.tokens - less, self.reserved - less
         if not share.begun and share.number > self._doubtful:
-            self.counted -= share.cost.units
             self._until_begun -= share.cost.units
         share.begun = True
 
@@ -206,7 +208,6 @@ class Gate:
         self.reserved -= share.tokens
         self._all -= share.cost.units
         if share.number <= self._doubtful:
-            self.counted -= share.cost.units
+            self._in_doubt -= share.cost.units
         elif not share.begun:
-            self.counted -= share.cost.units
             self._until_begun -= share.cost.units
