@@ -91,12 +91,13 @@ def read(
     while remaining:
         word = remaining.pop(0)
         written, equals, value = word.partition("=")
-        name = (same_option(written) or full_name(written, options)) if plans else written
+        same = same_option(written) if plans else ""
+        name = same or (full_name(written, options) if plans else written)
         attached = [value] if equals else []
         # Several short options in one word, such as -vq, which click splits.
         are_letters = word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
-        if plans and name == same_option(written):
-            reader.read_as.append(f"{written} as {name}")
+        if same:
+            reader.read_as.append(f"{written} as {same}")
         if name in options:
             reader.take_own(name, attached, remaining)
         elif not is_option(word) or are_letters:

@@ -135,11 +135,16 @@ def neighbours() -> dict[str, Any]:
     commands or options with several names stands under each of them.
     """
     table: dict[str, Any] = load_yaml(presets_dir() / "neighbours.yaml")
-    for tables in (table, table["options"], table["programs"]):
-        for title in tables.keys() - {"options", "programs", "specs"}:
-            named = ((name, row) for names, row in tables[title].items() for name in names.split())
-            tables[title] = dict(named)
+    table["commands"] = _by_each_name(table["commands"])
+    for tables in (table["options"], table["programs"]):
+        for program, rows in tables.items():
+            tables[program] = _by_each_name(rows)
     return table
+
+
+def _by_each_name(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rows, of which some have several names, by each of their names."""
+    return {name: row for names, row in rows.items() for name in names.split()}
 
 
 def neighbour(

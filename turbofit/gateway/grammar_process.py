@@ -46,8 +46,8 @@ _LONGEST = 240
 #: The most tokens that the search of the dearest token tries: some two seconds of processor time.
 #: It ends at a number, so that a grammar gets the same verdict on a host whose cores are slow.
 _TRIED = 80_000
-#: The least and the most seconds of processor time after which it ends in any case. In between, it
-#: leaves the last second of the trial.
+#: The search ends in any case after so many seconds of processor time: one second before the limit
+#: of the trial, but not before the first of these, and not after the second.
 _SEARCHED, _SEARCHED_MOST = 2.0, 5.0
 #: How often the search branches from equal states of the parser.
 _EQUAL = 2
@@ -172,9 +172,7 @@ class Search:
         """
         self._open_at(self._matcher, 1)
         turn = 0
-        while self._tried < _TRIED and (self._open or self._walks):
-            if time.process_time() > until:
-                return
+        while time.process_time() < until and self._tried < _TRIED and (self._open or self._walks):
             turn += 1
             if self._walks and (turn % 4 == 3 or not self._open):
                 self._go_on(self._walks.pop(), _LOOKED_AT)

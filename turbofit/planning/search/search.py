@@ -392,6 +392,7 @@ class _Search:
         limit = rule.least_limit
         if self.request.promised_requests is None:  # the shape with the largest limit is the best
             kinds = self.state.kinds
+            # Of groups of the same kinds, whatever their number, one is enough.
             alike = {(kinds(it.groups), it.max_prefill_token_num): it for it in space}
             for shape in reversed(alike.values()):
                 if at(shape, limit + rule.limit_step).serves:

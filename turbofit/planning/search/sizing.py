@@ -229,14 +229,14 @@ class Sizer:
         sent = state.requested_load if images is None else images
 
         def rates() -> GroupRates:
-            found = group_rates(request.model, settings, request.machine, gpus, self.engine)
-            return found.plain if plain else found
+            return group_rates(request.model, settings, request.machine, gpus, self.engine)
 
         def forecast() -> Speed:
             # A search varies many settings, but only the GPUs, `tp` and `dtype` determine the
             # rates.
-            indices = tuple(gpu.index for gpu in gpus)
-            group = state.once(("rates", settings.tp, settings.dtype, indices, plain), rates)
+            key = settings.tp, settings.dtype, tuple(gpu.index for gpu in gpus)
+            shown = state.once(("rates", *key), rates)
+            group = state.once(("plain rates", *key), lambda: shown.plain) if plain else shown
             waiting = replace(sent, units_per_forward=units)
             return group_speed(group, settings, waiting, kv_tokens, load)
 
