@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.clock.__main__ import Servers
 from bench.clock.forms import SIZE
-from bench.clock.loads import Client, photograph
+from bench.clock.loads import Client, photograph, question
 from turbofit.serving.plan_gateway import bounds_of
 
 SERVED = ("internvl3-2b", "1xrtx3090:free=6GiB")
@@ -55,13 +55,11 @@ async def send(url: str, count: int) -> dict[str, int]:
 
 def _body(model: str, draw: random.Random) -> dict[str, Any]:
     text = f"{draw.getrandbits(64)} " + "why " * draw.randint(1, _WORDS)  # no two begin alike
-    parts: list[Any] = [{"type": "text", "text": text}]
+    messages: list[Any] = [{"role": "user", "content": text}]
     if draw.random() < WITH_PICTURE:
-        image = {"type": "image_url", "image_url": {"url": photograph(*SIZE)}}
-        parts = [image, {"type": "text", "text": "What is it?"}]
-    body = {"model": model, "messages": [{"role": "user", "content": parts}]}
+        messages = question(photograph(*SIZE))
     stated = {"max_tokens": draw.randint(16, 256)} if draw.random() < STATED else {}
-    return {**body, **stated, "ignore_eos": True}
+    return {"model": model, "messages": messages, **stated, "ignore_eos": True}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.clock.loads import Client, photograph
+from bench.clock.loads import Client, photograph, question
 from tests.support.processes import REPO
 
 #: Tokens of an answer, and the size of each request's own picture.
@@ -84,10 +84,8 @@ async def given(url: str, form: Form, *, at_once: int = AT_ONCE, count: int = RE
 
 async def _ask(client: Client, url: str, form: Form, picture: str) -> int | None:
     """Return the tokens of an answer; None if the request was refused."""
-    image = {"type": "image_url", "image_url": {"url": picture}}
-    content = [image, {"type": "text", "text": "What is it?"}]
     body: dict[str, Any] = {"model": client.model, "stream": form.streamed}
-    body["messages"] = [{"role": "user", "content": content}]
+    body["messages"] = question(picture)
     if form.stated:
         body["max_tokens"] = ANSWER
     if form.streamed:

@@ -77,6 +77,13 @@ class Sent(NamedTuple):
         return self.output / self.seconds
 
 
+def question(picture: str) -> list[Any]:
+    """Return the messages of a request that asks about a picture, a data URL."""
+    image = {"type": "image_url", "image_url": {"url": picture}}
+    content = [image, {"type": "text", "text": "What is it?"}]
+    return [{"role": "user", "content": content}]
+
+
 class Client:
     """Sends requests to one server; a context manager."""
 
@@ -107,10 +114,8 @@ class Client:
         """Send a request; return when it was sent, and when pieces of its answer came."""
         path, body = "/generate", {"input_ids": [100] * prompt, "max_tokens": output}
         if picture:
-            image = {"type": "image_url", "image_url": {"url": picture}}
-            content = [image, {"type": "text", "text": "What is it?"}]
             path = "/v1/chat/completions"
-            body = {"messages": [{"role": "user", "content": content}], "max_tokens": output}
+            body = {"messages": question(picture), "max_tokens": output}
         data = json.dumps({"model": self.model, "ignore_eos": True, "stream": True, **body})
         times = [time.perf_counter()]
         async with self.session.post(

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from bench.rehearsal.adapters import ALL, DELTA, write_adapter
+from bench.rehearsal.adapters import ALL, BESIDE_TOWER, DELTA, write_adapter
 from tests.model.trained_adapter import FILE, trained
 from tests.rehearsal.pretend.cuda_torch import run
 from tests.support.processes import CUDA_PATH
@@ -85,11 +85,10 @@ def small(name: str) -> Model:
     return replace(model, text=text)
 
 
-APART: Final = ("o_proj", "gate_proj", "up_proj", "down_proj")
 CASES: Final = {
-    "internvl3-1b-hf": (APART, False),
+    "internvl3-1b-hf": (BESIDE_TOWER, False),
     "intern-s1-mini": (("up_proj", "o_proj"), False),
-    "llava-1.5-7b": (APART, False),
+    "llava-1.5-7b": (BESIDE_TOWER, False),
     "llava-1.5-13b": (ALL, True),
     "qwen3.5-0.8b": ((*ALL, *DELTA), False),
     "qwen3.5-2b": ((*ALL, "in_proj_qkv", "out_proj"), False),
