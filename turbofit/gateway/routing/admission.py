@@ -196,7 +196,7 @@ class Admission:
     def waits_for(self) -> str:
         """A sentence about the requests in the queue, and what they wait for; empty if none waits.
 
-        They are what the first request waits for.
+        What the first request waits for is said of all.
         """
         count = self._queue.waiting
         if not count:

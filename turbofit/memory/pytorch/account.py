@@ -713,6 +713,6 @@ class Pytorch(Engine):
             return (RESERVED,)
         return (
             RESERVED,
-            "the ranks run on Ray: objects in /dev/shm (up to 30 % of host RAM), half an hour of"
-            " silence if GPUs are taken",
+            "the ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM), and"
+            " waits half an hour without a message if GPUs are taken",
         )

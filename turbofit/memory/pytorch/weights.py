@@ -43,8 +43,8 @@ _LEAST_ROOM: Final = 128 * MIB
 #: The smallest block and segment of torch's allocator.
 _SMALLEST_BLOCK: Final = 512
 _PAGE: Final = 2 * MIB
-#: Bytes that lie unusable between weights of kinds that the walk of torch's rule was not held
-#: against: above the most, 263 MiB, of 40 starts of 11 models on pretend GPUs.
+#: The least result where `unusable_between` was not compared with an engine. It is above the most,
+#: 263 MiB, that 40 starts of 11 models showed on pretend GPUs.
 _NOT_SEEN: Final = 298 * MIB
 #: How tensors are cut that are parts of one module.
 _JOINED: Final = ("columns", "kv_heads")
@@ -159,8 +159,9 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
 def unusable_between(model: Model, tp: int) -> int:
     """Return the bytes of torch's fixed segments that lie unusable between one rank's weights.
 
-    Torch's allocator, walked over the modules in the order of the layers, without biases. Packed
-    weights, delta nets and one rank were not seen: there it is at least `_NOT_SEEN`, so over.
+    The rule of torch's allocator is followed for each module in the order of the layers, without
+    biases. Packed weights, delta nets and one rank were not compared with an engine: there the
+    result is at least `_NOT_SEEN`, so over.
     """
     walked = _unusable(tuple(_blocks_on_rank(model, tp)))
     seen = model.quantization is None and model.text.delta is None and tp > 1
