@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,3 +37,28 @@ def some(value: _T | None) -> _T:
     """A part of an answer that must be there."""
     assert value is not None
     return value
+
+
+def against(found: Diagnosis, log: str) -> str:
+    """What the first step goes against; empty if nothing."""
+    first, advice = found.first, found.would_work
+    listed = (*found.changes, *(found.others.tried if found.others else ()), *found.send)
+    if first and first not in listed:
+        return "the list"
+    for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+)=([\w.:]+)", first):
+        if re.search(rf"(?<!with )\b{name}=['\"]?{re.escape(value)}\b", log):
+            return "the log, which has the variable"
+    if "PYTHONFAULTHANDLER" in first and "Fatal Python error" in log:
+        return "the log, which has the stack"
+    if advice is None:
+        return ""
+    if advice.fits is False and re.search("cache[-_]max[-_]entry[-_]count", first):
+        return "the plan, which no share helps"
+    if advice.fits and re.match("more (GPUs|cards)", first):
+        return "the plan, which fits these cards"
+    for option, value in re.findall(r"(--[a-z-]+) ([\d.]+)", first):
+        name = option.removeprefix("--").replace("-", "_")
+        held = advice.settings.get(name, value)
+        if advice.fits and str(held) != value:
+            return f"the plan, whose {name} is {held}"
+    return ""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from msgspec import yaml
 
-from tests.logs.conftest import explain, explain_file, some
+from tests.logs.conftest import against, explain, explain_file, some
 from turbofit.core.units import GIB, MIB
+from turbofit.logs.answer import Diagnosis
 from turbofit.logs.causes import text_of
 from turbofit.planning.plan import predict
 from turbofit.planning.request import PredictRequest
@@ -38,14 +40,21 @@ def torch_log(version: str = "0.6.4", options: str = "", **figures: str) -> str:
     return TORCH.format(version=version, options=options, **(FULL | figures))
 
 
+@cache
+def explained(name: str) -> Diagnosis:
+    on, _, log = DEATHS[name]
+    return explain(log, on=on or None)
+
+
 @pytest.mark.parametrize("name", DEATHS)
-def test_the_phase_of_a_death_is_known(name: str) -> None:
-    on, phase, log = DEATHS[name]
-    found = explain(log, on=on or None)
+def test_the_phase_of_a_death_is_known_and_its_first_step_goes_against_nothing(name: str) -> None:
+    _, phase, log = DEATHS[name]
+    found = explained(name)
     assert (found.kind, found.phase) == (
         "start_hang" if phase == "start-up hang" else "out_of_memory",
         phase,
     )
+    assert against(found, log) == ""
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -83,7 +92,7 @@ def test_the_first_step_is_lived_by_the_same_account(name: str) -> None:
     Where the account would allow more, the share is the next below the one that died.
     """
     on, phase, log = DEATHS[name]
-    found = explain(log, on=on)
+    found = explained(name)
     if not found.first.startswith("--cache-max-entry-count"):
         assert phase in ("weights", "start-up hang")
         return

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import pytest
 
-from tests.logs.conftest import LOGS, explain, message
-from tests.logs.test_account import DEATHS, torch_log
+from tests.logs.conftest import LOGS, against, explain, message
+from tests.logs.test_account import torch_log
 from tests.logs.test_causes import EXAMPLES
 from tests.sweep import sweep
-from turbofit.logs.answer import Diagnosis
 
 #: Runs whose account is held: on some of these cards the model fits, on some it does not.
 ACCOUNTS: Final = [
@@ -37,31 +35,6 @@ SHORT: Final = [
 ]  # fmt: skip
 
 OPTIONS: Final = ("", " --tp 2", " --cache-max-entry-count 0.3", " --backend pytorch")
-
-
-def against(found: Diagnosis, log: str) -> str:
-    """What the first step goes against; empty if nothing."""
-    first, advice = found.first, found.would_work
-    listed = (*found.changes, *(found.others.tried if found.others else ()), *found.send)
-    if first and first not in listed:
-        return "the list"
-    for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+)=([\w.:]+)", first):
-        if re.search(rf"(?<!with )\b{name}=['\"]?{re.escape(value)}\b", log):
-            return "the log, which has the variable"
-    if "PYTHONFAULTHANDLER" in first and "Fatal Python error" in log:
-        return "the log, which has the stack"
-    if advice is None:
-        return ""
-    if advice.fits is False and re.search("cache[-_]max[-_]entry[-_]count", first):
-        return "the plan, which no share helps"
-    if advice.fits and re.match("more (GPUs|cards)", first):
-        return "the plan, which fits these cards"
-    for option, value in re.findall(r"(--[a-z-]+) ([\d.]+)", first):
-        name = option.removeprefix("--").replace("-", "_")
-        held = advice.settings.get(name, value)
-        if advice.fits and str(held) != value:
-            return f"the plan, whose {name} is {held}"
-    return ""
 
 
 @pytest.mark.parametrize("text", [text for _, text in EXAMPLES])
@@ -91,12 +64,6 @@ def test_of_a_lack_of_memory(model: str, on: str, text: str) -> None:
     found = explain(log, on=on)
     assert against(found, log) == ""
     assert message(found) in ("out_of_memory", "no_kv_memory")
-
-
-@pytest.mark.parametrize("name", DEATHS)
-def test_of_a_death(name: str) -> None:
-    on, _, log = DEATHS[name]
-    assert against(explain(log, on=on or None), log) == ""
 
 
 @pytest.mark.parametrize("path", sorted(LOGS.glob("*.log")), ids=lambda path: path.stem)
