@@ -30,7 +30,12 @@ from turbofit.memory.pytorch.weights import segments
 from turbofit.model.drafts import with_draft
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.rehearsal.planned import charged, plan_document, with_rehearsed_terms
+from turbofit.rehearsal.planned import (
+    broken_promise,
+    charged,
+    plan_document,
+    with_rehearsed_terms,
+)
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.
 SHARE = 0.02
@@ -369,6 +374,9 @@ def _compare(row: Row) -> Found:
         death = document["death"] or {}
         say(f"{document['outcome']}: {death.get('phase')}: {death.get('message')}")
         return Found((row.name, document["outcome"], *[""] * 10), missed, document["versions"])
+    refused = broken_promise(plan, plan.engines[0], document)
+    if refused is not None:
+        say(f"{refused.phase}: {refused.where}")
     fixed = segments(plan.engines[0].settings) == "fixed"
     cases = _cases(cards[_fullest(document)], fixed, say)
     start = (row.name, document["outcome"], *_start(row, plan, cards, document, say))
@@ -439,13 +447,16 @@ def _cases(card: GpuLedger, fixed: bool, say: Callable[[str], None]) -> str:
     said = []
     terms = [term for term in card.terms if term.phase == "transient"]
     # Short prompts of all sequences meet before they are sampled: more than sampling itself where
-    # each has a state. The ledger charges the largest.
+    # few rows are sampled, or where each has a state. The ledger charges the largest.
     states = any(term.term == "state_cache" for term in card.terms)
     largest = max(term.bytes for term in terms)
+    text = max(term.bytes for term in terms if term.term in ("text_prefill", "sampling"))
     for term in terms:
         if term.rehearsed is None:
             continue
-        forecast = largest if states else term.bytes
+        forecast = text if term.term == "sampling" else term.bytes
+        if states:
+            forecast = largest
         upper = forecast if fixed or states else None
         _hold(term.term, forecast, term.rehearsed, card.total, say, upper=upper)
         name = f"**{term.term}**" if term.worst else term.term
