@@ -11,6 +11,7 @@ lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = False`
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import groupby
@@ -179,14 +180,24 @@ def _blocks_on_rank(model: Model, tp: int) -> Iterator[int]:
         for one in text_tensors(model.text)
     ]
     for group in (_towers_on_rank(model, tp), of_text):
-        placed: list[tuple[int, str, int]] = []
+        placed = defaultdict[int, list[tuple[str, int]]](list)
         for one, size in group:
             layers = one.layers or (_OUTSIDE,)
             module = one.part if one.split in _JOINED else one.role
-            placed += [(layer, module, size // len(layers)) for layer in layers]
-        placed.sort(key=itemgetter(0))
-        for _, parts in groupby(placed, key=itemgetter(0, 1)):
-            yield sum(size for _, _, size in parts)
+            part = module, size // len(layers)
+            for layer in layers:
+                placed[layer].append(part)
+        for layer in sorted(placed):
+            yield from _module_bytes(tuple(placed[layer]))
+
+
+@lru_cache
+def _module_bytes(parts: tuple[tuple[str, int], ...]) -> tuple[int, ...]:
+    """Return the bytes of each module of a layer; most layers of a model are equal.
+
+    ``parts`` are the modules' tensors in order, each with its module's name and its bytes.
+    """
+    return tuple(sum(size for _, size in tensors) for _, tensors in groupby(parts, itemgetter(0)))
 
 
 def _towers_on_rank(model: Model, tp: int) -> list[tuple[Tensor, int]]:
