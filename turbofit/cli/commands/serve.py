@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
@@ -191,14 +192,16 @@ def serve(
     public = fields.filled(GatewayOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
     request = fields.filled(PlanRequest, {**given, "model": model or NO_MODEL})
-    if not options.dry_run and not options.pretend:
+    if options.cluster is not None:
+        _refuse_beside_cluster(model, options, {**request.given(), **public.given()})
+    elif not options.dry_run and not options.pretend:
         launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
     options.refuse_alone()
     if options.no_gateway:
         public.refuse_unused()
     arguments = _apart_by_key(Arguments(request, options, public, passed))
     if not model and not options.plan:
-        raise _no_model(options.cluster)
+        raise UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
     if detach and not options.dry_run:
         if options.plan == "-":
             raise UsageError(
@@ -218,10 +221,22 @@ def serve(
     return _serve_model(config, arguments, form)
 
 
-def _no_model(cluster: str | None) -> UsageError:
-    if cluster is not None:
-        return UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
-    return UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
+def _refuse_beside_cluster(
+    model: str | None, options: launch.ServeOptions, others: Options
+) -> None:
+    """Refuse what does not go with ``--cluster``; ``others`` are given options of other requests.
+
+    Raises:
+        UsageError: the cluster is none, no model is named, or an option belongs to one machine.
+    """
+    cluster = options.cluster or ""
+    launch.ray_address(cluster)
+    line = shlex.join([model or "MODEL", "--cluster", cluster])
+    given = {*others, *options.given()}
+    instead = f"; turbofit plan {line} shows what would be served"
+    refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
+    if model is None:
+        raise UsageError("--cluster needs a model", hint=f"turbofit serve {line}")
 
 
 def _serve_detached(form: output.Form, cluster: str | None) -> int:
@@ -400,9 +415,6 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     request, options, public, passed = arguments
     if options.pretend:
         output.note(PRETEND)
-    given = {*request.given(), *options.given(), *public.given()}
-    instead = "; turbofit plan --cluster shows what would be served"
-    refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
     assert options.cluster is not None
     planned = arguments.request
     model = model_of(planned)  # read once, so that no node reads the model again
