@@ -16,6 +16,7 @@ from typing import Final
 
 import click
 
+from turbofit.cli.options.untyped import WORDS
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import guess, near, neighbour, neighbours, of_other_server
 from turbofit.core.units import grouped
@@ -62,18 +63,27 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
 
 def _value_error(exc: click.BadParameter, param: click.Parameter, ctx: click.Context) -> UsageError:
     """Return the error for a missing or a wrong value of an option or argument."""
-    from turbofit.cli.manual import MANUAL
-
     name, hint = max(param.opts, key=len), f"see {ctx.command_path} --help"
     if isinstance(param, click.Argument):
         name = param.make_metavar(ctx).strip("[].")
-        hint = f"for example: {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
+        hint = f"for example: {_example(ctx)}; {hint}"
     text = f"{name}: {exc.message.rstrip('.')}"
-    # The refused value may be a word of another program, as in `export docker`.
-    hint = neighbours()["commands"].get("".join(re.findall("'(.*?)'", exc.message)[:1]), hint)
+    if isinstance(param.type, click.IntRange):
+        value = exc.message.partition(" is not ")[0].strip("'")
+        most = "" if param.type.max is None else f", {param.type.max} or less"
+        text = f"{name} {value!r}: it should be a whole number, {param.type.min} or more{most}"
     if isinstance(exc, click.MissingParameter):
         text = f"{name} is missing"
     return UsageError(text, hint=hint, options=[str(param.name)])
+
+
+def _example(ctx: click.Context) -> str:
+    """Return the command's example that has the most of the typed words; of several, the first."""
+    from turbofit.cli.manual import MANUAL
+
+    typed = {*ctx.meta[WORDS]}
+    examples = MANUAL[ctx.info_name or ""].examples
+    return max(examples, key=lambda example: len(typed.intersection(example.split())))
 
 
 def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:

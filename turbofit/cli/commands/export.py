@@ -18,7 +18,7 @@ import click
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal.output import answer
-from turbofit.core.errors import DoesNotFitError, UsageError, option_of
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import plural
 from turbofit.core.plan import Plan
 from turbofit.core.presets import presets_dir
@@ -59,10 +59,9 @@ def manifest(
         UsageError: the name does not begin with a letter.
     """
     if plan.serve is None:
-        raise DoesNotFitError(
-            f"this plan does not serve: {plan.verdict}",
-            hint="export a plan that fits; turbofit report shows what would fit",
-        )
+        from turbofit.planning.plan import refusal
+
+        raise refusal(plan)
     label = _NAME.sub("-", (name or f"turbofit-{plan.model.name}").lower()).strip("-")[:53]
     if not label[:1].isalpha():  # a Kubernetes Service needs a letter first
         raise UsageError(f"--name {name} does not begin with a letter", hint="give a name like vlm")

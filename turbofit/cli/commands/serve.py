@@ -416,8 +416,7 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     if options.pretend:
         output.note(PRETEND)
     assert options.cluster is not None
-    planned = arguments.request
-    model = model_of(planned)  # read once, so that no node reads the model again
+    model = model_of(request)  # read once, so that no node reads the model again
     # Options for the `turbofit serve` of each node.
     words = (
         "--port", str(options.node_port), *options.option_arguments(_NOT_OF_NODES),
@@ -425,7 +424,7 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
         *(("--unplanned", "--", *passed.argv) if passed.argv else ()),
     )  # fmt: skip
     config = ClusterServeConfig.of(
-        request=planned.changed(model=model),
+        request=request.changed(model=model),
         gateway=arguments.gateway(),
         address=launch.ray_address(options.cluster),
         name=options.name or model.name,
