@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,9 +52,13 @@ def batch(
 
     spec = fields.filled(BatchSpec, given)
     if spec.url is None and spec.model is None:
+        from turbofit.model.names import names_a_model
+
+        model = shlex.quote(source) if names_a_model(source) else "MODEL"
         raise UsageError(
             "neither a server nor a model is named",
-            hint="add --url http://127.0.0.1:23333, or --model MODEL to start a server",
+            hint=f"turbofit batch INPUT OUTPUT --model {model} starts a server, and --url "
+            "http://127.0.0.1:23333 asks one that runs",
         )
     key = None
     if spec.url is None:
