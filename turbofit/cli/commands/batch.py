@@ -13,7 +13,7 @@ from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.terminal.output import INTERRUPTED, Form, answer, complain, say
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.messages import refuse_together
+from turbofit.core.messages import counted, refuse_together
 from turbofit.core.struct import to_json
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ def _show(result: BatchResult, form: Form) -> None:
     sent = result.answered + result.failed - result.before  # now, not by an earlier command
     rate = f"{result.seconds:,.1f} s, {result.items_per_second:,.2f}/s"
     say(
-        f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
+        f"{result.output}: {result.answered:,} of {counted(result.items, 'item')} answered, "
         f"{result.failed:,} failed; {f'{sent:,} in {rate}' if sent else 'none was sent now'}"
     )
     if result.lowered:
-        say(f"{result.lowered:,} answers are to requests that the server lowered")
+        say(f"answers to requests that the server lowered: {result.lowered:,}")
     if result.left:
-        say(f"{result.left:,} items are left: run the same command to continue")
+        say(f"not answered yet: {counted(result.left, 'item')}; run the same command to continue")

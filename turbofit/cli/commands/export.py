@@ -19,7 +19,7 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal.output import answer
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.plan import Plan
 from turbofit.core.presets import presets_dir
 from turbofit.core.process.network import DEFAULT_PORT
@@ -67,7 +67,7 @@ def manifest(
         raise UsageError(f"--name {name} does not begin with a letter", hint="give a name like vlm")
     indices = [index for group in plan.groups for index in group]
     cards = dict.fromkeys(" ".join(plan.machine.gpu(index).name.split()) for index in indices)
-    shown_cards = f"{len(indices)} {plural(len(indices), 'GPU')}: {', '.join(cards)}"
+    shown_cards = f"{counted(len(indices), 'GPU')}: {', '.join(cards)}"
     values: dict[str, object] = {
         "name": label.strip("-"), "image": image, "quoted_image": _quoted(image), "port": port,
         "gpus": len(indices), "memory": _mebibytes(plan.host.total), "shm": _mebibytes(_shm(plan)),

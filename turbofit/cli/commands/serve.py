@@ -15,7 +15,7 @@ from turbofit.cli.options import untyped
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.output import exit_code, run_until_signal
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import PRETEND, refuse_together
+from turbofit.core.messages import PRETEND, counted, refuse_together
 from turbofit.core.process.network import LAST_PORT
 from turbofit.core.struct import to_json
 from turbofit.gateway.config import GatewayOptions
@@ -297,7 +297,7 @@ def _serve_config(arguments: Arguments) -> ServeConfig:
         refuse_missing_folder(plan.model.hub_id or plan.model.name)
     if options.forget:
         model = arguments.request.model if plan is None else plan.model
-        output.say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
+        output.say(f"forgot {counted(forget_learned(model, pretend=options.pretend), 'document')}")
     if plan is None:
         request = launch_request(arguments.request, pretend=options.pretend)
     return ServeConfig.of(
