@@ -414,7 +414,7 @@ class Tuner:
             why = "the time is up"
         most = max(left, key=lambda choice: choice.rate).forecast.told.words
         return (
-            f"not tried: {len(left)} of {counted(len(self.choices), 'setting')}, whose forecast is"
+            f"{len(left)} of {len(self.choices)} settings were not tried, whose forecast is"
             f" {most} requests/s at most: {why}"
         )
 
