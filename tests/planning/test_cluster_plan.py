@@ -174,7 +174,7 @@ def test_who_cannot_join_is_told_why() -> None:
     told = joining(large, node(2, "2xrtx2080ti")).why_not
     assert told == "holds 31,744 tokens under the promised images, 32,768 are promised"
     plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"), tp=2)
-    assert "2 GPUs needed" in joining(plan, node(2, "1xrtx3090"), tp=2).why_not
+    assert "2 GPUs are needed" in joining(plan, node(2, "1xrtx3090"), tp=2).why_not
     assert "runs out of memory" in joining(plan, node(2, "1xt4")).why_not
     gone = replace(node(2, "2xrtx3090"), machine=None, why_not="no GPU")
     assert joining(plan, gone).why_not == "no GPU"

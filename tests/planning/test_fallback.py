@@ -146,7 +146,7 @@ def test_copies_and_splits_are_never_mixed_by_accident():
     assert sorted(index for group in both.groups for index in group) == [0, 1, 2, 3]
     assert all(len(group) == 2 for group in both.groups)
     assert plan(on="2xrtx3090", tp=2).groups == ((0, 1),)
-    with pytest.raises(UsageError, match="4 GPUs needed, 2 visible"):
+    with pytest.raises(UsageError, match="4 GPUs are needed, 2 are visible"):
         plan(on="2xrtx3090", replicas=2, tp=2)
     slices = machine_from("4xa100-80g:mig=1g.10gb")
     assert all(len(group) == 1 for group in plan(on=slices).groups)

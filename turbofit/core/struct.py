@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+from collections.abc import Callable
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -61,7 +63,21 @@ class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
         )
 
 
-class JsonDocument(Struct):
+class Printed:
+    """What is printed in Python, and shown in a notebook, as the command line prints it."""
+
+    __slots__ = ()
+    #: Writes a document as text; `turbofit.api` sets the painter, which this room does not know.
+    painter: ClassVar[Callable[[Any], str]] = repr
+
+    def __str__(self) -> str:
+        return Printed.painter(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+class JsonDocument(Printed, Struct):
     """A struct that is a whole document; ``what`` is its name in messages."""
 
     what: ClassVar[str]
