@@ -87,6 +87,11 @@ def test_what_stands_elsewhere(words: str, hint: str, capsys: Out) -> None:
         ("export k8s", "PLAN is missing", "turbofit export k8s plan.json"),
         ("export gpustack", "PLAN is missing", "turbofit export gpustack internvl2-8b"),
         ("export", "KIND is missing", "turbofit export systemd plan.json"),
+        ("export k8s --plan p.json", "unknown option --plan", "turbofit export KIND PLAN"),
+        ("batch --output a.jsonl", "unknown option --output", "turbofit batch INPUT OUTPUT"),
+        ("chat --url http://h", "unknown option --url", "turbofit chat URL"),
+        ("batch a b c --model m", "unexpected extra argument", "see turbofit batch --help"),
+        ("report last", "cannot be read", "did you mean latest?"),
     ],
 )
 def test_a_wrong_value_and_a_missing_word(words: str, error: str, hint: str, capsys: Out) -> None:
@@ -277,7 +282,7 @@ def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
     assert "--on 4xrtx3090" in refused(capsys, "plan", "internvl2-8b", "4xrtx3090")[1]
     assert refused(capsys, "report", "internvl2-8b") == (
         "internvl2-8b cannot be read: No such file or directory",
-        "write a plan with turbofit plan MODEL --json > plan.json",
+        "write a plan with turbofit plan internvl2-8b --json > plan.json",
     )
 
 

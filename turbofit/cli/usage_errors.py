@@ -53,7 +53,7 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
                 "one model at a time: two `turbofit serve MODEL --budget 45%` share a card, and"
                 " turbofit gateway --models NAME=URL is one address for them"
             )
-        elif "model" not in arguments and getattr(ctx.command, "takes_rest", False):
+        elif not arguments and getattr(ctx.command, "takes_rest", False):
             word_hint = f"write the command after --: -- {extra[1]}"
         else:
             word_hint = f"{word_hint}{word_hint and '; '}put several words in quotes"
@@ -99,15 +99,20 @@ def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
 def hint_for_option(name: str, ctx: click.Context) -> str:
     """Return a hint on an option that the command does not have; "" if there is none.
 
-    The first of these hints: the command's own option for an option of another program, by
-    presets/neighbours.yaml; the command's options that begin with the name; the commands that have
-    the option; the command's option with the nearest name; the hint on the nearest option of
-    another server or of LMDeploy; all options, if the command has few.
+    The first of these hints: the command's argument of this name; the command's own option for an
+    option of another program, by presets/neighbours.yaml; the command's options that begin with the
+    name; the commands that have the option; the command's option with the nearest name; the hint on
+    the nearest option of another server or of LMDeploy; all options, if the command has few.
     """
     name = name.replace("_", "-")
     params, command = ctx.command.params, ctx.info_name or ""
     own = [option for param in params for option in param.opts if option[:2] == "--"]
     fields = [str(param.name) for param in params]
+    shown = " ".join(
+        param.make_metavar(ctx) for param in params if isinstance(param, click.Argument)
+    )
+    if name[2:] in re.findall("[a-z]+", shown.lower()):
+        return f"{name[2:].upper()} stands without a name: {ctx.command_path} {shown}"
     if hint := neighbour(name, fields, option_of, command) or of_other_server(name, option_of):
         return hint
     begun = [option for option in own if option.startswith(name)]

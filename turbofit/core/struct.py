@@ -128,8 +128,9 @@ def decode(data: bytes | str, type_: type[T], *, what: str) -> T:
     try:
         return msgspec.json.decode(data, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        is_json = isinstance(exc, msgspec.ValidationError)
         raise UsageError(
-            f"{what} cannot be read: {exc}",
+            f"{what} cannot be read: {exc if is_json else f'it is not JSON, or not whole ({exc})'}",
             hint="check that the file was written by this version of turbofit and is complete",
         ) from None
 
