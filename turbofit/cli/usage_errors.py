@@ -108,12 +108,9 @@ def hint_for_option(name: str, ctx: click.Context) -> str:
     params, command = ctx.command.params, ctx.info_name or ""
     own = [option for param in params for option in param.opts if option[:2] == "--"]
     fields = [str(param.name) for param in params]
-    shown = " ".join(
-        param.make_metavar(ctx) for param in params if isinstance(param, click.Argument)
-    )
-    if name[2:] in re.findall("[a-z]+", shown.lower()):
-        return f"{name[2:].upper()} stands without a name: {ctx.command_path} {shown}"
-    if hint := neighbour(name, fields, option_of, command) or of_other_server(name, option_of):
+    if hint := _of_argument(name[2:], ctx) or neighbour(name, fields, option_of, command):
+        return hint
+    if hint := of_other_server(name, option_of):
         return hint
     begun = [option for option in own if option.startswith(name)]
     if 0 < len(begun) <= _MEANT:
@@ -124,6 +121,14 @@ def hint_for_option(name: str, ctx: click.Context) -> str:
         return f"did you mean {alike[0]}? {hint_for_option(alike[0], ctx)}"
     its = [option for option in own if option not in _EVERYWHERE]
     return f"its options are {', '.join(its)}" if len(its) <= _LISTED else ""
+
+
+def _of_argument(word: str, ctx: click.Context) -> str:
+    """Return the hint on an option that is named like an argument of the command; else ""."""
+    arguments = [param for param in ctx.command.params if isinstance(param, click.Argument)]
+    shown = " ".join(argument.make_metavar(ctx) for argument in arguments)
+    named = word in re.findall("[a-z]+", shown.lower())
+    return f"{word.upper()} stands without a name: {ctx.command_path} {shown}" if named else ""
 
 
 def _of_others() -> list[str]:

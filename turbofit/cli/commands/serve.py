@@ -192,16 +192,8 @@ def serve(
     public = fields.filled(GatewayOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
     request = fields.filled(PlanRequest, {**given, "model": model or NO_MODEL})
-    if options.cluster is not None:
-        _refuse_beside_cluster(model, options, {**request.given(), **public.given()})
-    elif not options.dry_run and not options.pretend:
-        launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
-    options.refuse_alone()
-    if options.no_gateway:
-        public.refuse_unused()
+    _refuse_contradictions(model, request, options, public)
     arguments = _apart_by_key(Arguments(request, options, public, passed))
-    if not model and not options.plan:
-        raise UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
     if detach and not options.dry_run:
         if options.plan == "-":
             raise UsageError(
@@ -219,6 +211,28 @@ def serve(
     if options.idle is not None:
         return _serve_with_idle(config, options.idle, form)
     return _serve_model(config, arguments, form)
+
+
+def _refuse_contradictions(
+    model: str | None,
+    request: PlanRequest,
+    options: launch.ServeOptions,
+    public: GatewayOptions,
+) -> None:
+    """Refuse options that do not go together, and a command without a model.
+
+    Raises:
+        UsageError: as it says; of a cluster its name is checked first.
+    """
+    if options.cluster is not None:
+        _refuse_beside_cluster(model, options, {**request.given(), **public.given()})
+    elif not options.dry_run and not options.pretend:
+        launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
+    options.refuse_alone()
+    if options.no_gateway:
+        public.refuse_unused()
+    if not model and not options.plan:
+        raise UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
 
 
 def _refuse_beside_cluster(
