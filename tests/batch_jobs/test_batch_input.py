@@ -103,9 +103,9 @@ def test_a_broken_line_is_its_items_failure(tmp_path) -> None:
     ("name", "data", "said"),
     [
         ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF", "is an image"),
-        ("table.xlsx", b"PK\3\4\0\0", "its bytes are not text"),
-        ("data.csv", b"image,question\n1.jpg,what?\n", "line 1 begins with 'image,question'"),
-        ("in.jsonl", b'\n[{"custom_id": "a", "body": {}}]', "line 2 begins with '[{"),
+        ("table.xlsx", b"PK\3\4\0\0", "line 1, 'PK"),
+        ("data.csv", b"image,question\n1.jpg,what?\n", "line 1, 'image,question', is no request"),
+        ("in.jsonl", b'\n[{"custom_id": "a", "body": {}}]', "line 2, '[{"),
         ("in.jsonl", b'{"image": "1.jpg"}\n{"image": "2.jpg"}', "`custom_id`"),
     ],
 )

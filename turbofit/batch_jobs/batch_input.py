@@ -29,8 +29,7 @@ _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 EXAMPLE_LINE: Final = (
     '{"custom_id": "1", "body": {"messages": [{"role": "user", "content": "Hello"}]}}'
 )
-#: Bytes of a file that show what it is, and the most characters of a line that a message repeats.
-_BEGINNING: Final = 4096
+#: The most bytes of a line that a message repeats.
 _SHOWN: Final = 40
 #: ``{word}`` is a placeholder, and ``{{word}}`` means the text ``{word}``. All other braces stay
 #: unchanged, so that a prompt may contain JSON.
@@ -142,17 +141,8 @@ def _refuse_without_requests(path: Path, items: Iterator[BatchItem]) -> None:
     first = next(items, None)
     if first is None or first.fault is None or any(item.fault is None for item in items):
         return
-    with path.open("rb") as file:
-        beginning = file.read(_BEGINNING).removeprefix(BOM_UTF8).lstrip()
-    if b"\0" in beginning:
-        why = "its bytes are not text"
-    elif beginning.startswith(b"{"):
-        why = first.fault.message
-    else:
-        line = beginning.splitlines()[0].decode(errors="replace")
-        why = f"line {first.number} begins with {line[:_SHOWN]!r}, and not with {{"
     raise UsageError(
-        f"{path} is no JSONL file of requests: {why}",
+        f"{path} is no JSONL file of requests: {first.fault.message}",
         hint=f"a line is {EXAMPLE_LINE}; docs/batch.md makes lines of a table",
     )
 
@@ -171,7 +161,9 @@ def _lines(path: Path, tokens: int | None) -> Iterator[BatchItem]:
                 try:
                     found = msgspec.json.decode(raw, type=_Line)
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-                    fault = ItemError("bad_line", f"line {number} is no request of a batch: {exc}")
+                    begins = raw[:_SHOWN].decode(errors="replace")
+                    message = f"line {number}, {begins!r}, is no request of a batch: {exc}"
+                    fault = ItemError("bad_line", message)
                     yield BatchItem(number=number, digest=digest, fault=fault)
                 else:
                     yield BatchItem(

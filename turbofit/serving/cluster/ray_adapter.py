@@ -49,7 +49,7 @@ def connected(address: str | None) -> Iterator[str]:
 
     Raises:
         PackageError: Ray is not installed.
-        MachineError: no cluster answers at the address.
+        MachineError: no cluster answers at the address, or the text is no address.
         UsageError: the address is an address of Ray Client.
     """
     # Ray reads the variables at its import, so they are set before. A client sends its token only
@@ -100,28 +100,19 @@ def _accepting(address: str) -> str:
     """Return the address ``HOST:PORT`` of a head that accepts a connection.
 
     Raises:
-        MachineError: nothing accepts a connection there.
-        UsageError: the text is no address.
+        MachineError: nothing accepts a connection there, or the text is no address.
     """
     try:
         split = urlsplit(f"//{address}")
         host, port = split.hostname or "", split.port or _PORT
-    except ValueError:
-        host, port = "", _PORT
-    if not host or split.netloc != address:
-        raise UsageError(
-            f"{address[:60]!r} is no address of a Ray cluster", hint="write --cluster ray:HOST:6379"
-        )
-    named = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
         socket.create_connection((host, port), _CONNECT_SECONDS).close()
-    except OSError as exc:
+    except (OSError, ValueError) as exc:
         raise MachineError(
-            f"no Ray cluster answers at {named}: {(exc.strerror or str(exc)).lower()}",
-            hint=f"start it there with ray start --head --port {port}, and let this machine "
-            "reach that port",
+            f"no Ray cluster answers at {address}: {str(exc)[:_SHOWN]}",
+            hint=f"start its head with ray start --head --port {_PORT}, let this machine reach the"
+            " port, and write --cluster ray:HOST:PORT",
         ) from None
-    return named
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def nodes(address: str) -> dict[str, Node]:
