@@ -6,7 +6,7 @@ import shlex
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.units import MIB, format_bytes, grouped
 from turbofit.report.painters.document import (
     ONLY_SHORT,
@@ -190,18 +190,19 @@ def _answer(which: Which) -> str:
     promise = ", ".join(
         f"{name.replace('_', ' ')} {value}" for name, value in which.request.items()
     )
+    keep, run = ("keeps", "runs") if count == 1 else ("keep", "run")
     if which.model is None:
-        keep = f"keep the promise ({promise})" if promise else "run on it"
+        does = f"{keep} the promise ({promise})" if promise else f"{run} on it"
         first = "the largest first" if which.request.get("images") == 0 else _MODELS_FIRST
         order = f"; {first}" if count else ""
-        return f"{count} of {everything} preset models {keep}{order}"
-    keep = f"keep the promise ({promise})" if promise else "run it"
+        return f"{count} of {everything} preset models {does}{order}"
+    does = f"{keep} the promise ({promise})" if promise else f"{run} it"
     counts = ", ".join(map(str, which.counts))
     order = "; the fewest bytes of GPU memory first" if count else ""
     condition = (
         f", each with as few GPUs as are enough (of {counts})" if count else f", with {counts} GPUs"
     )
-    return f"{count} of {everything} preset cards {keep}{condition}{order}"
+    return f"{count} of {everything} preset cards {does}{condition}{order}"
 
 
 def _row(which: Which, serving: Serving) -> dict[str, str]:
@@ -232,15 +233,17 @@ def _at_once(serving: Serving) -> str:
 def _image_limit(limit: int | None) -> str:
     if limit is None:
         return "-"
-    return f"{limit / 1e6:.1f} MP" if limit > _MOST_TILES else f"{limit} {plural(limit, 'tile')}"
+    return f"{limit / 1e6:.1f} MP" if limit > _MOST_TILES else f"{counted(limit, 'tile')}"
 
 
 def merged_view(merged: Merged) -> Iterator[Block]:
     """Yield the facts of a checkpoint that `turbofit merge` has written."""
-    what = f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors"
+    what = f"{merged.architecture}, {merged.dtype}: {counted(merged.tensors, 'tensor')}"
     yield Heading(merged.out)
     yield Paragraph(f"{what}, {format_bytes(merged.bytes)}", tone="good")
-    yield Paragraph(f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
+    yield Paragraph(
+        f"{counted(merged.loras, 'module')} merged, {counted(merged.replaced, 'tensor')} replaced"
+    )
     if merged.converted:
         tower = merged.vision_tower or "the base itself"
         text = f"converted from LLaVA's original format; vision tower from {tower}"
