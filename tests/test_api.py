@@ -36,6 +36,17 @@ class TestPlan:
         assert shown.count("\n") - str(plan).count("\n") == 2  # but for the line on options
         assert plan._repr_html_() == f"<pre>{html.escape(str(plan))}</pre>"
 
+    def test_other_answers_are_printed_as_the_terminal_shows_them(self, capsys, tmp_path):
+        log = tmp_path / "log"
+        log.write_text("CUDA out of memory. Tried to allocate 20 MiB")
+        for answer, words in (
+            (turbofit.which(on="1xl4", images=0), ["which", "--on", "1xl4", "--images", "0"]),
+            (turbofit.diagnose(log), ["diagnose", str(log)]),
+        ):
+            main(words)
+            assert capsys.readouterr().out.startswith(str(answer))
+            assert answer._repr_html_() == f"<pre>{html.escape(str(answer))}</pre>"
+
     def test_a_path_is_a_model(self, tmp_path):
         assert turbofit.plan(Path("internvl2-2b"), on="1xrtx3090").fits
         with pytest.raises(UsageError, match="no folder"):

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Plan
+from turbofit.core.struct import Printed
 from turbofit.planning import plan as planning
 from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from typing_extensions import ParamSpec
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.logs.answer import Diagnosis
     from turbofit.planning.which import Which
+    from turbofit.report.painters.document import Block
     from turbofit.serving.planned_pipeline import PlannedPipeline
 
     _Parameters = ParamSpec("_Parameters")
@@ -38,15 +40,26 @@ _Request = TypeVar("_Request", bound=PlanRequest)
 _Answer = TypeVar("_Answer")
 
 
-def _text_of(plan: Plan) -> str:
-    """Return the short answer of `turbofit plan`, without its last line on other options."""
+def _text_of(document: Any) -> str:
+    """Return what the command line prints, without its last line on other options."""
     from turbofit.report.painters.terminal import paint
+    from turbofit.report.views.cluster_view import cluster_view
+    from turbofit.report.views.findings_view import diagnosis_view
     from turbofit.report.views.plan_view import plan_view
+    from turbofit.report.views.preset_view import which_view
 
-    return paint(plan_view(plan), short=True).partition("\nmore: ")[0].rstrip()
+    views: dict[str, Callable[[Any], Iterable[Block]]] = {
+        "Plan": plan_view, "Which": which_view, "Diagnosis": diagnosis_view,
+        "ClusterPlan": cluster_view,
+    }  # fmt: skip
+    view = views.get(type(document).__name__)
+    if view is None:
+        return repr(document)
+    short = view is not diagnosis_view  # of which there is one form
+    return paint(view(document), short=short).partition("\nmore: ")[0].rstrip()
 
 
-Plan.painter = _text_of
+Printed.painter = _text_of
 
 
 @cache

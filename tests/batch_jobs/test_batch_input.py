@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.batch_jobs.standin import request
-from turbofit.batch_jobs.batch_input import BatchSpec, open_input
+from turbofit.batch_jobs.batch_input import EXAMPLE_LINE, BatchSpec, open_input
 from turbofit.core.errors import UsageError
 
 
@@ -97,6 +97,30 @@ def test_a_broken_line_is_its_items_failure(tmp_path) -> None:
         assert first.fault is last.fault is None
         assert (broken.custom_id, broken.fault.code) == (name, code)
         assert "\n" not in broken.fault.message
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF", "is an image"),
+        ("table.xlsx", b"PK\3\4\0\0", "line 1, 'PK"),
+        ("data.csv", b"image,question\n1.jpg,what?\n", "line 1, 'image,question', is no request"),
+        ("in.jsonl", b'\n[{"custom_id": "a", "body": {}}]', "line 2, '[{"),
+        ("in.jsonl", b'{"image": "1.jpg"}\n{"image": "2.jpg"}', "`custom_id`"),
+    ],
+)
+@pytest.mark.parametrize("prompt", [None, "Describe it"])
+def test_a_file_without_a_request_is_refused(tmp_path, name, data, said, prompt) -> None:
+    """Before a server starts, and whatever else does not fit it."""
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError) as caught:
+        open_input(tmp_path / name, BatchSpec(prompt=prompt))
+    assert said in caught.value.message
+
+
+def test_the_line_that_a_refusal_shows_is_a_request(tmp_path) -> None:
+    (item,) = items(tmp_path / "in.jsonl", EXAMPLE_LINE)
+    assert item.fault is None
 
 
 def content(item):

@@ -85,6 +85,17 @@ def test_every_command_has_a_manual_and_exit_codes_are_known() -> None:
         (["plan", "m", "--", "--json"], "nothing after --", "--help"),  # which is not ours
         (["report", "/no/such/file"], "cannot be read", "--json > plan.json"),
         (["serve"], "needs a model", "--plan"),
+        (
+            ["PytorchEngineConfig(tp=2)"],
+            "a command stands first",
+            "turbofit plan MODEL 'PytorchEngineConfig(tp=2)'",
+        ),
+        (
+            ["pipeline('m', backend_config=TurbomindEngineConfig(tp=2))"],
+            "a command stands first",
+            "turbofit plan 'pipeline(",
+        ),
+        (["lmdeploy serve api_server m --tp=2"], "unknown command", "turbofit serve api_server"),
     ],
 )
 def test_wrong_use_is_said_in_two_lines(words, message, hint, capsys) -> None:

@@ -77,6 +77,29 @@ def test_what_stands_elsewhere(words: str, hint: str, capsys: Out) -> None:
     assert hint in refused(capsys, *words.split())[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        ("export k8s m --port abc", "--port 'abc': it should be a whole number", "export --help"),
+        ("export k8s m --port 70000", "65535 or less", "export --help"),
+        ("quantize m --calib-samples 0", "'0': it should be a whole number, 1 or more", "--help"),
+        ("export docker-compose", "'docker-compose'", "turbofit export compose MODEL"),
+        ("export k8s", "PLAN is missing", "turbofit export k8s plan.json"),
+        ("export gpustack", "PLAN is missing", "turbofit export gpustack internvl2-8b"),
+        ("export", "KIND is missing", "turbofit export systemd plan.json"),
+        ("export k8s --plan p.json", "unknown option --plan", "turbofit export KIND PLAN"),
+        ("batch --output a.jsonl", "unknown option --output", "turbofit batch INPUT OUTPUT"),
+        ("chat --url http://h", "unknown option --url", "turbofit chat URL"),
+        ("batch a b c --model m", "unexpected extra argument", "see turbofit batch --help"),
+        ("report last", "cannot be read", "did you mean latest?"),
+    ],
+)
+def test_a_wrong_value_and_a_missing_word(words: str, error: str, hint: str, capsys: Out) -> None:
+    told = refused(capsys, *words.split())
+    assert error in told[0]
+    assert hint in told[1]
+
+
 def test_options_of_the_server_that_a_batch_starts(capsys: Out) -> None:
     error, hint = refused(capsys, "batch", "in", "out", "--pretend", "--on", "1xl4", "--tp", "2")
     assert error == "unknown options --pretend, --on, --tp"
@@ -259,7 +282,7 @@ def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
     assert "--on 4xrtx3090" in refused(capsys, "plan", "internvl2-8b", "4xrtx3090")[1]
     assert refused(capsys, "report", "internvl2-8b") == (
         "internvl2-8b cannot be read: No such file or directory",
-        "write a plan with turbofit plan MODEL --json > plan.json",
+        "write a plan with turbofit plan internvl2-8b --json > plan.json",
     )
 
 

@@ -9,7 +9,7 @@ import turbofit
 from turbofit.cli.main import TURBOFIT
 from turbofit.cli.manual import COMMANDS
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import neighbour, neighbours
+from turbofit.core.messages import counted, neighbour, neighbours
 
 FIELDS = {
     name: {str(param.name) for param in TURBOFIT.get_command(click.Context(TURBOFIT), name).params}
@@ -55,3 +55,7 @@ def test_keywords_of_python_have_the_same_neighbours(keyword: str, hint: str) ->
     with pytest.raises(UsageError) as caught:
         turbofit.plan("internvl2-8b", on="1xrtx3090", **{keyword: 1})
     assert hint in caught.value.hint
+
+
+def test_a_number_stands_with_its_noun() -> None:
+    assert [counted(n, "patch") for n in (0, 1, 1024)] == ["0 patches", "1 patch", "1,024 patches"]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.serving import needs
-from tests.support.waiting import until
+from tests.support.waiting import HANG, until
 from turbofit.core.plan import GRAMMAR_TRIAL
 from turbofit.gateway import grammar_trials
 from turbofit.gateway.grammar_trials import SECONDS, TOKEN_SECONDS
@@ -279,6 +279,21 @@ def test_a_fork_ends_with_its_process(shared, thinking):
         end()
         process.popen.wait()
         until(lambda: not Path(f"/proc/{fork}").exists(), "the end of the fork")  # noqa: B023
+
+
+def test_it_ends_with_its_parent_while_it_imports(tmp_path):
+    stand_in = "import os, signal\nos.write(2, b'here\\n')\nsignal.pause()\n"
+    (tmp_path / "xgrammar.py").write_text(stand_in)
+    starts = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+    with subprocess.Popen(
+        [sys.executable, "-c", starts, str(PROGRAM), "1", "1", "no folder", ""],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as parent:  # fmt: skip
+        assert parent.stderr is not None
+        assert parent.stderr.readline() == b"here\n"
+        parent.kill()
+        assert parent.communicate(timeout=HANG)[1] == b""
 
 
 @pytest.mark.exhaustive

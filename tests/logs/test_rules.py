@@ -93,6 +93,47 @@ def test_a_build_for_other_cards_is_too_old_or_too_new(log: str, kind: str, said
     assert said in found.what
 
 
+FPE = "lmdeploy serve api_server {} --tp {}\n{}floating point exception (core dumped)\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "step"),
+    [
+        # lmdeploy#2089 and lmdeploy#2269, whose config the debugger printed.
+        (FPE.format("THUDM/glm-4v-9b", 4, "LMDeploy: 0.5.0\n"), "--tp 2, "),
+        (FPE.format("Qwen/Qwen2-1.5B", 4, "head_num=12, kv_head_num=2, size_per_head=128\n"),
+         "--tp 2, "),
+        (FPE.format("internvl2-8b", 6, ""), "--tp 2, "),
+    ],
+)  # fmt: skip
+def test_a_tp_that_the_kv_heads_are_not_divided_by(log: str, step: str) -> None:
+    found = explain(log)
+    assert found.kind == "tp_impossible"
+    assert found.first.startswith(step)
+
+
+@pytest.mark.parametrize(
+    ("log", "named"),
+    [
+        (FPE.format("Qwen/Qwen2-1.5B", 4, ""), True),  # the heads are not known
+        (FPE.format("THUDM/glm-4v-9b", 2, ""), False),
+        (FPE.format("THUDM/glm-4v-9b", 4, "LMDeploy: 0.6.5\n"), False),
+        (FPE.format("THUDM/glm-4v-9b --backend pytorch", 4, ""), False),
+    ],
+)
+def test_other_floating_point_exceptions_have_other_causes(log: str, named: bool) -> None:
+    found = explain(log)
+    assert found.kind == "unknown"
+    assert any("KV heads" in one for one in some(found.others).had) is named
+
+
+def test_a_name_without_an_address() -> None:
+    other = explain("socket.gaierror: [Errno -2] Name or service not known")
+    own = explain("ERROR:    [Errno -2] Name or service not known")
+    assert (other.kind, own.kind) == ("wrong_setting", "wrong_setting")
+    assert ("--server-name" in own.what, "--server-name" in other.what) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("architecture", "said"),
     [("Qwen3VLForConditionalGeneration", "pip install -U lmdeploy"), ("NobodysModel", "another")],

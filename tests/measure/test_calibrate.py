@@ -42,7 +42,7 @@ def test_what_was_calibrated_is_forgotten(capsys: pytest.CaptureFixture[str]) ->
     calibrate.learned(PLAN, driven().observations, {}, lmdeploy="0.18.0", pretend=True)
     words = ["calibrate", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--forget"]
     assert main(words) == 0
-    assert "forgot 1 documents" in capsys.readouterr().err
+    assert "forgot 1 document" in capsys.readouterr().err
     assert calibrations.recall(pretend=True) == ()
 
 

@@ -286,7 +286,7 @@ def test_an_engine_that_does_not_answer_leaves_points_out(monkeypatch) -> None:
 
     steps = timed(Silent(PLAN, step_table(PLAN, PLAN.engines[0])), monkeypatch)
     assert not steps.points
-    assert "1 sequences of 64 tokens: no answer (ServerDisconnectedError)" in steps.left_out
+    assert "1 sequence of 64 tokens: no answer (ServerDisconnectedError)" in steps.left_out
 
 
 def test_after_a_failed_answer_none_of_its_reading_runs_on(monkeypatch) -> None:

@@ -151,7 +151,7 @@ def test_equal_nodes_are_planned_once_and_each_has_its_own_names() -> None:
 def test_a_concurrency_is_of_all_nodes_together() -> None:
     over = api.plan_cluster("internvl2-8b", cluster("1xl4"), concurrency=500)
     assert not over.fits
-    assert "with --concurrency 500: 1 of 1 node run 12 requests at once" in over.verdict
+    assert "with --concurrency 500: 1 of 1 node: 12 requests at once" in over.verdict
     both = cluster("1xrtx3090", "1xl4")
     at_once = sum(one.plan.promise.requests for one in api.plan_cluster("internvl2-8b", both).nodes)
     assert api.plan_cluster("internvl2-8b", both, concurrency=at_once).fits

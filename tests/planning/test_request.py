@@ -82,9 +82,16 @@ def test_a_wrong_value_is_named_with_its_field(
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert len(caught.value.message) < 200
+    with pytest.raises(UsageError):
+        PlanRequest(model="m", **given)
     # FastAPI answers 422 to pydantic's own; a UsageError would be a failure of the server there.
     with pytest.raises(ValidationError):
-        PlanRequest(model="m", **given)
+        PlanRequest.model_validate({"model": "m", **given})
+
+
+def test_a_request_without_its_model_is_told_in_a_line() -> None:
+    with pytest.raises(UsageError, match="model is not given"):
+        PlanRequest()
 
 
 def test_a_command_line_has_texts_alone() -> None:

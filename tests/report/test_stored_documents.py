@@ -94,6 +94,15 @@ def test_the_plan_is_that_of_the_last_attempt(state: Path) -> None:
     assert first.warnings[-1].startswith("plan-2.json, the plan of the last start, is missing")
 
 
+@pytest.mark.parametrize(
+    ("data", "is_json"), [(b"a,b\n", False), (b"\xff\xd8", False), (b"{}", True)]
+)
+def test_a_file_that_is_not_json(tmp_path: Path, data: bytes, is_json: bool, capsys: Out) -> None:
+    (tmp_path / "file").write_bytes(data)
+    assert main(["report", str(tmp_path / "file")]) == 2
+    assert ("not JSON" in capsys.readouterr().err) is not is_json
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": "turbofit.run/9"}'])
 def test_what_is_no_run(state: Path, text: str, capsys: Out) -> None:
     folder = run_folder(state)

@@ -118,7 +118,7 @@ def test_engines_of_a_dead_turbofit_are_ended_before_the_machine_is_measured(
     assert plan.fits
     assert seen == [-9]
     assert len(said) == 1
-    assert f"processes of an engine for {plan.model.name}, whose turbofit" in said[0]
+    assert f"1 process of an engine for {plan.model.name}, whose turbofit" in said[0]
 
 
 def test_a_proved_plan_gets_a_higher_ratio_with_what_its_engines_held(

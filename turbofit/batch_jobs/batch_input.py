@@ -25,6 +25,12 @@ Seconds = Annotated[float, Field(gt=0, lt=1e7), SECONDS, Metavar("SECONDS")]
 #: The most tokens of an answer to an image of a folder, unless ``--max-tokens`` says otherwise.
 ANSWER_TOKENS: Final = 512
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+#: The shortest line that is a request.
+EXAMPLE_LINE: Final = (
+    '{"custom_id": "1", "body": {"messages": [{"role": "user", "content": "Hello"}]}}'
+)
+#: The most bytes of a line that a message repeats.
+_SHOWN: Final = 40
 #: ``{word}`` is a placeholder, and ``{{word}}`` means the text ``{word}``. All other braces stay
 #: unchanged, so that a prompt may contain JSON.
 _PLACEHOLDER: Final = re.compile(r"\{(\{\w+\})\}|\{(\w+)\}")
@@ -102,12 +108,19 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     if is_folder:
         tokens = spec.max_tokens or ANSWER_TOKENS
         return BatchInput(str(path), tokens, partial(_images, path, _template(path, spec), tokens))
+    if path.name.lower().endswith(_IMAGES):
+        raise UsageError(
+            f"{path} is an image, and an input is a JSONL file or a folder",
+            hint='name the folder of the image, with --prompt "…"',
+        )
+    lines = partial(_lines, path, spec.max_tokens)
+    _refuse_without_requests(path, lines())
     if spec.prompt is not None:
         raise UsageError(
             "--prompt does not fit this input: a JSONL file has whole requests",
             hint="leave --prompt out",
         )
-    return BatchInput(str(path.parent), spec.max_tokens, partial(_lines, path, spec.max_tokens))
+    return BatchInput(str(path.parent), spec.max_tokens, lines)
 
 
 class _Line(msgspec.Struct):
@@ -117,6 +130,21 @@ class _Line(msgspec.Struct):
     body: dict[str, Any]
     method: Literal["POST"] = "POST"
     url: Annotated[str, msgspec.Meta(pattern="^/v1/")] = CHAT
+
+
+def _refuse_without_requests(path: Path, items: Iterator[BatchItem]) -> None:
+    """Refuse a file that has lines, but no request: no server is started for it.
+
+    Raises:
+        UsageError: no line is a request.
+    """
+    first = next(items, None)
+    if first is None or first.fault is None or any(item.fault is None for item in items):
+        return
+    raise UsageError(
+        f"{path} is no JSONL file of requests: {first.fault.message}",
+        hint=f"a line is {EXAMPLE_LINE}; docs/batch.md makes lines of a table",
+    )
 
 
 def _lines(path: Path, tokens: int | None) -> Iterator[BatchItem]:
@@ -133,7 +161,9 @@ def _lines(path: Path, tokens: int | None) -> Iterator[BatchItem]:
                 try:
                     found = msgspec.json.decode(raw, type=_Line)
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-                    fault = ItemError("bad_line", f"line {number} is no request of a batch: {exc}")
+                    begins = raw[:_SHOWN].decode(errors="replace")
+                    message = f"line {number}, {begins!r}, is no request of a batch: {exc}"
+                    fault = ItemError("bad_line", message)
                     yield BatchItem(number=number, digest=digest, fault=fault)
                 else:
                     yield BatchItem(

@@ -27,6 +27,7 @@ from turbofit.batch_jobs.batch_input import BatchSpec, open_input
 from turbofit.batch_jobs.output_file import BatchItem, BatchLine, OutputFile, Survey
 from turbofit.batch_jobs.sender import Sender, request_body
 from turbofit.core.errors import LaunchError, UsageError, error_from
+from turbofit.core.messages import counted
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.process.network import open_files
 from turbofit.core.process.progress import Step, tell
@@ -189,7 +190,7 @@ class BatchJob:
         await in_thread(output.resume, survey)
         self._total, self._before = survey.total, output.lines
         before = f", {self._before:,} with a line already" if self._before else ""
-        self._say(f"{self._total:,} items{before}")
+        self._say(f"{counted(self._total, 'item')}{before}")
         if self._total > self._before:
             async with AsyncExitStack() as stack:
                 await self._send(survey, output, stack)

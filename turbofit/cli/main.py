@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -167,23 +168,31 @@ class Turbofit(click.Group):
         ]
 
 
+#: The most characters of a first word that a message repeats.
+_SHOWN: Final = 80
 TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 
 
 def unknown_command(words: list[str]) -> UsageError:
     """Return the error for a first word that is not a command."""
+    from turbofit.cli.pasted_lines import pasted_line
     from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.messages import guess, neighbours
     from turbofit.serving.process.hidden import without_secrets
 
     (name,) = without_secrets(words[:1])
-    if name.startswith("-") or "=" in name:
+    if line := pasted_line(name):
+        model = "MODEL " if "".join(line.words[:1]).startswith("-") else ""
+        hint = f"turbofit plan {model}{shlex.quote(name)}, or turbofit serve with the same words"
+        return UsageError(f"{name[:_SHOWN]!r}: a command stands first", hint=hint)
+    first = "".join(name.split()[:1])  # of a whole line in quotes
+    if name.startswith("-") or "=" in first:
         command = next((word for word in words if word in COMMANDS), "COMMAND")
         what, hint = "a command stands first", f"write turbofit {command} OPTIONS"
-        if "=" in name and not name.startswith("-"):
+        if not name.startswith("-"):
             hint = f"a variable stands before turbofit: {name} turbofit {command} OPTIONS"
         return UsageError(f"{name!r}: {what}", hint=hint)
-    hint = neighbours()["commands"].get(name) or guess(name, COMMANDS, 3) or unknown_word(words[0])
+    hint = neighbours()["commands"].get(first) or guess(name, COMMANDS, 3) or unknown_word(words[0])
     return UsageError(
         f"unknown command {name!r}", hint=hint or "turbofit --help lists the commands"
     )

@@ -16,6 +16,7 @@ from typing import Final
 
 import click
 
+from turbofit.cli.options.untyped import WORDS
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import guess, near, neighbour, neighbours, of_other_server
 from turbofit.core.units import grouped
@@ -52,7 +53,7 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
                 "one model at a time: two `turbofit serve MODEL --budget 45%` share a card, and"
                 " turbofit gateway --models NAME=URL is one address for them"
             )
-        elif "model" not in arguments and getattr(ctx.command, "takes_rest", False):
+        elif not arguments and getattr(ctx.command, "takes_rest", False):
             word_hint = f"write the command after --: -- {extra[1]}"
         else:
             word_hint = f"{word_hint}{word_hint and '; '}put several words in quotes"
@@ -62,18 +63,27 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
 
 def _value_error(exc: click.BadParameter, param: click.Parameter, ctx: click.Context) -> UsageError:
     """Return the error for a missing or a wrong value of an option or argument."""
-    from turbofit.cli.manual import MANUAL
-
     name, hint = max(param.opts, key=len), f"see {ctx.command_path} --help"
     if isinstance(param, click.Argument):
         name = param.make_metavar(ctx).strip("[].")
-        hint = f"for example: {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
+        hint = f"for example: {_example(ctx)}; {hint}"
     text = f"{name}: {exc.message.rstrip('.')}"
-    # The refused value may be a word of another program, as in `export docker`.
-    hint = neighbours()["commands"].get("".join(re.findall("'(.*?)'", exc.message)[:1]), hint)
+    if isinstance(param.type, click.IntRange):
+        value = exc.message.partition(" is not ")[0].strip("'")
+        most = "" if param.type.max is None else f", {param.type.max} or less"
+        text = f"{name} {value!r}: it should be a whole number, {param.type.min} or more{most}"
     if isinstance(exc, click.MissingParameter):
         text = f"{name} is missing"
     return UsageError(text, hint=hint, options=[str(param.name)])
+
+
+def _example(ctx: click.Context) -> str:
+    """Return the command's example that has the most of the typed words; of several, the first."""
+    from turbofit.cli.manual import MANUAL
+
+    typed = {*ctx.meta[WORDS]}
+    examples = MANUAL[ctx.info_name or ""].examples
+    return max(examples, key=lambda example: len(typed.intersection(example.split())))
 
 
 def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
@@ -89,16 +99,18 @@ def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
 def hint_for_option(name: str, ctx: click.Context) -> str:
     """Return a hint on an option that the command does not have; "" if there is none.
 
-    The first of these hints: the command's own option for an option of another program, by
-    presets/neighbours.yaml; the command's options that begin with the name; the commands that have
-    the option; the command's option with the nearest name; the hint on the nearest option of
-    another server or of LMDeploy; all options, if the command has few.
+    The first of these hints: the command's argument of this name; the command's own option for an
+    option of another program, by presets/neighbours.yaml; the command's options that begin with the
+    name; the commands that have the option; the command's option with the nearest name; the hint on
+    the nearest option of another server or of LMDeploy; all options, if the command has few.
     """
     name = name.replace("_", "-")
     params, command = ctx.command.params, ctx.info_name or ""
     own = [option for param in params for option in param.opts if option[:2] == "--"]
     fields = [str(param.name) for param in params]
-    if hint := neighbour(name, fields, option_of, command) or of_other_server(name, option_of):
+    if hint := _of_argument(name[2:], ctx) or neighbour(name, fields, option_of, command):
+        return hint
+    if hint := of_other_server(name, option_of):
         return hint
     begun = [option for option in own if option.startswith(name)]
     if 0 < len(begun) <= _MEANT:
@@ -109,6 +121,14 @@ def hint_for_option(name: str, ctx: click.Context) -> str:
         return f"did you mean {alike[0]}? {hint_for_option(alike[0], ctx)}"
     its = [option for option in own if option not in _EVERYWHERE]
     return f"its options are {', '.join(its)}" if len(its) <= _LISTED else ""
+
+
+def _of_argument(word: str, ctx: click.Context) -> str:
+    """Return the hint on an option that is named like an argument of the command; else ""."""
+    arguments = [param for param in ctx.command.params if isinstance(param, click.Argument)]
+    shown = " ".join(argument.make_metavar(ctx) for argument in arguments)
+    named = word in re.findall("[a-z]+", shown.lower())
+    return f"{word.upper()} stands without a name: {ctx.command_path} {shown}" if named else ""
 
 
 def _of_others() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.struct import Struct, doc
 from turbofit.core.units import two_digits
 
@@ -30,7 +30,7 @@ class HostImages(Struct):
     @property
     def words(self) -> str:
         """The rates of the host and, if known, of the GPUs, in words."""
-        cores = f"{self.cores} {plural(self.cores, 'core')}"
+        cores = f"{counted(self.cores, 'core')}"
         prepare = "prepares" if self.cores == 1 else "prepare"
         text = f"{cores} {prepare} {two_digits(self.images_per_second)} images/s"
         taken = self.gpu_images_per_second
@@ -81,7 +81,7 @@ class Surety(Struct):
             return f"{self.kind}: no figure is known"
         return (
             f"{self.kind}: median error {self.median:.1%}, p90 {self.p90:.1%}, worst"
-            f" {self.worst:.1f} times over {self.figures} {plural(self.figures, 'figure')}"
+            f" {self.worst:.1f} times over {counted(self.figures, 'figure')}"
             f"{'' if self.seen else ' of other cards'}"
         )
 

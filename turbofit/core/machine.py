@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.messages import counted
 from turbofit.core.struct import NA, NaType, Struct, const, doc, known
 
 MACHINE_SCHEMA: Final = "turbofit.machine/1"
@@ -177,12 +178,12 @@ class StepPoint(Struct):
     def words(self) -> str:
         """The forward in words."""
         if self.units:
-            return f"an image of {self.units} vision units"
+            return f"an image of {counted(self.units, 'vision unit')}"
         if self.prompt:
             beside = f" beside {self.sequences} sequences" if self.sequences > 1 else ""
             return f"a prompt of {self.prompt:,} tokens{beside}"
         context = self.cached // self.sequences
-        return f"{self.sequences} sequences of {context:,} tokens"
+        return f"{counted(self.sequences, 'sequence')} of {context:,} tokens"
 
 
 class MeasuredRate(Struct):

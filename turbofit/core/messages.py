@@ -91,6 +91,11 @@ def plural(count: int, noun: str) -> str:
     return f"{noun}es" if noun.endswith(("ch", "sh", "s", "x")) else f"{noun}s"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: ``1 request``, ``1,024 requests``."""
+    return f"{count:,} {plural(count, noun)}"
+
+
 def plain(text: str) -> str:
     """Return a text without surrounding quotes and with full-width characters made ASCII."""
     return unicodedata.normalize("NFKC", text.strip().strip(_QUOTES)).strip()

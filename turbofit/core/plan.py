@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
@@ -512,8 +511,6 @@ class Plan(JsonDocument):
     """
 
     what: ClassVar[str] = "plan"
-    #: Writes a plan as text; `turbofit.api` sets the painter, which this room does not know.
-    painter: ClassVar[Callable[[Plan], str]] = repr
 
     schema: Annotated[str, const(PLAN_SCHEMA)] = PLAN_SCHEMA
     turbofit_version: Annotated[str, doc("The version that planned.")]
@@ -593,14 +590,6 @@ class Plan(JsonDocument):
         engines = zip(self.engines, commands, strict=True)
         commanded = (replace(engine, command=command) for engine, command in engines)
         return replace(self, engines=tuple(commanded))
-
-    def __str__(self) -> str:
-        """Return the text that `turbofit plan` prints; :meth:`to_json` has the whole document."""
-        return type(self).painter(self)
-
-    def _repr_html_(self) -> str:
-        """Return the same text for a notebook."""
-        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __repr__(self) -> str:
         """Return one line about the plan."""

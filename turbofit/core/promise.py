@@ -13,7 +13,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from turbofit.core.images import ImageRule
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.struct import Struct, doc
 from turbofit.core.units import three_digits
 
@@ -115,10 +115,10 @@ class Promise(Struct):
         if not self.takes_images:
             return f"{self.context:,} tokens a request, with its answer"
         (units, tokens), limits = self.largest_image(rule), self.limits
-        largest = size or f"{units:,} {plural(units, limits.vision_unit or 'unit')}"
+        largest = size or f"{counted(units, limits.vision_unit or 'unit')}"
         if not size and limits.max_pixels_per_image is not None:
             largest = f"{three_digits(limits.max_pixels_per_image / 1e6)} MP"
-        images = f"{self.images} {plural(self.images, 'image')} of up to {largest}"
+        images = f"{counted(self.images, 'image')} of up to {largest}"
         return f"{images} ({tokens:,} tokens), {self.context:,} tokens in all"
 
     def why_broken(self, other: Promise, rule: ImageRule | None) -> str:
@@ -130,7 +130,7 @@ class Promise(Struct):
             most, promised = other.image_limit or 0, self.image_limit
             return f"serves images of {most:,} {rule.limit_unit} at most, {promised:,} are promised"
         if self.takes_images and other.images < self.images:
-            return f"serves {other.images} of {self.images} images in a request"
+            return f"serves {other.images} of {counted(self.images, 'image')} in a request"
         if other.context < self.context:
             return (
                 f"holds {other.context:,} tokens under the promised images, {self.context:,} are"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+from collections.abc import Callable
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -61,7 +63,21 @@ class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
         )
 
 
-class JsonDocument(Struct):
+class Printed:
+    """What is printed in Python, and shown in a notebook, as the command line prints it."""
+
+    __slots__ = ()
+    #: Writes a document as text; `turbofit.api` sets the painter, which this room does not know.
+    painter: ClassVar[Callable[[Any], str]] = repr
+
+    def __str__(self) -> str:
+        return Printed.painter(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+class JsonDocument(Printed, Struct):
     """A struct that is a whole document; ``what`` is its name in messages."""
 
     what: ClassVar[str]
@@ -112,8 +128,9 @@ def decode(data: bytes | str, type_: type[T], *, what: str) -> T:
     try:
         return msgspec.json.decode(data, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        is_json = isinstance(exc, msgspec.ValidationError)
         raise UsageError(
-            f"{what} cannot be read: {exc}",
+            f"{what} cannot be read: {exc if is_json else f'it is not JSON, or not whole ({exc})'}",
             hint="check that the file was written by this version of turbofit and is complete",
         ) from None
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter, Signature
-from typing import Annotated, Any, Final, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 from pydantic import (
     BaseModel,
@@ -38,6 +38,8 @@ _SHOULD = {
     "less_than": "less than {lt:g}",
     "bool_type": "True or False",
     "string_type": "a text",
+    "tuple_type": "a list, as [{input!r}]",
+    "dict_type": "a dict",
     "is_instance_of": "a {class}",
 }
 
@@ -99,11 +101,25 @@ Positive = Annotated[int, Field(ge=1, le=LARGEST), parsed(whole), Metavar("N")]
 FilePath = Annotated[str, parsed(lambda text, _: os.path.expanduser(text)), Metavar("FILE")]
 
 
-class Validated(BaseModel):
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+class _Door(ModelMetaclass):
+    """Makes ``Class(...)`` raise turbofit's error; pydantic calls no class when it validates."""
+
+    if not TYPE_CHECKING:
+
+        def __call__(self, **values: Any) -> Any:
+            return self.of(**values)
+
+
+class Validated(BaseModel, metaclass=_Door):
     """Base class of people's input: immutable, and unknown fields are errors.
 
-    ``Class(...)`` raises pydantic's own error, for programs that use pydantic themselves;
-    :meth:`of` raises turbofit's. Both accept only a field's own type: ``"4"``, ``1.5`` and ``True``
+    ``Class(...)`` is :meth:`of`. It accepts only a field's own type: ``"4"``, ``1.5`` and ``True``
     are not whole numbers. Only the texts of a command line are converted (:meth:`of_options`).
     """
 
@@ -246,7 +262,7 @@ def _field_error(
     value, expected = repr(error["input"]), _SHOULD.get(error["type"])
     should_be = error["msg"].replace("Input should", "it should")
     if expected:
-        should_be = f"it should be {expected.format_map(error.get('ctx', {}))}"
+        should_be = f"it should be {expected.format_map({**error, **error.get('ctx', {})})}"
     # In pydantic's message the allowed words are in quotes.
     choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
     near = guess(str(error["input"]), choices)

@@ -11,7 +11,7 @@ from msgspec import field
 
 from turbofit.core.engine_end import Phase
 from turbofit.core.plan import Remedy
-from turbofit.core.struct import Struct
+from turbofit.core.struct import Printed, Struct
 from turbofit.logs.causes import Rank
 from turbofit.logs.keys import without_keys
 
@@ -101,7 +101,7 @@ class Read(Struct):
     settings: dict[str, object] = field(default_factory=dict)
 
 
-class Diagnosis(Struct):
+class Diagnosis(Printed, Struct):
     """The answer to a log.
 
     ``kind`` names the cause if the log or the account proves it; the names are stable, for scripts.

@@ -25,7 +25,7 @@ from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
 from turbofit.machine.presets import assumed_note, nearest_in_memory, spec_name
 from turbofit.machine.source import machine_from, spec_of
 from turbofit.machine.torch_memory import TorchMemory
-from turbofit.machine.unlisted import other_card
+from turbofit.machine.unlisted import other_card, unsupported_card
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.model.names import by_its_name, preset_of
 from turbofit.model.presets import HUB_ID, preset_model
@@ -78,6 +78,8 @@ class LogCase:
         self.machine = machine_from(on) if on else None
         #: The reason why turbofit can make no machine of the cards that the log names; else empty.
         self.no_machine = ""
+        #: The same reason, where no release of LMDeploy has code for the cards; else empty.
+        self.too_old = ""
         #: A note on the assumed size of a card that is sold in several sizes; else empty.
         self.assumed = ""
         #: True if the log names no card, and the memory that torch prints shows the kind of card;
@@ -93,7 +95,7 @@ class LogCase:
     @property
     def on_jetson(self) -> bool:
         """Whether the card is a Jetson, where no share of the memory lets TurboMind start."""
-        return "a Jetson" in self.no_machine
+        return self.on is None and "jetson" in self.subject.facts
 
     @property
     def reads_text_alone(self) -> bool:
@@ -249,6 +251,8 @@ class LogCase:
             machine = machine_from(spec)
         except UsageError as exc:
             self.no_machine = f"{exc.message} ({exc.hint})"
+            row = unsupported_card(cards[0].name)
+            self.too_old = self.no_machine if row is not None and row.too_old else ""
             self._take_size_of_card(cards)
             return
         visible = self.subject.visible or len(machine.gpus)

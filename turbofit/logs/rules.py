@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from math import gcd
 from string import Formatter
 from typing import Any, Final
 
@@ -37,6 +38,9 @@ _CLEANS_UP: Final = (
     "__exit__", "_cleanup", "cleanup",
 )  # fmt: skip
 _THREADS: Final = "https://github.com/InternLM/lmdeploy/issues"
+#: The first release of LMDeploy whose TurboMind repeats KV heads over more ranks.
+#: Source: presets/engines/generations.yaml.
+_REPEATS_KV_HEADS: Final = "0.6.5"
 #: What an engine does when it stands still, with words of the last line that it prints before.
 _STANDS: Final = {
     "TurboMind's cache or warm-up": re.compile(
@@ -73,7 +77,7 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
         for name in ("lmdeploy", "torch", "triton")
     }
     cards, releases = _of_cards(case, of_log), _of_releases(case, mark, of_log)
-    return of_log | sizes | of_line | packages | cards | releases
+    return of_log | sizes | of_line | packages | cards | releases | _of_heads(case, of_log)
 
 
 def _of_cards(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,8 +114,8 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
         "arch": arch, "built_newest": newest, "built_oldest": oldest,
         "no_bfloat16": None, "too_new": None, "too_old": None, "other_arch": None,
     }  # fmt: skip
-    if case.subject.of_lmdeploy and "no code below" in case.no_machine:
-        told["too_old"] = case.no_machine  # for no engine of LMDeploy is there a build
+    if case.subject.of_lmdeploy and case.too_old:
+        told["too_old"] = case.too_old  # for no engine of LMDeploy is there a build
     if arch is None:
         return told
     if arch < _FIRST_WITH_BFLOAT16:
@@ -125,6 +129,24 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     if arch // 10 != of_log.get("wanted_arch", 0):
         told["other_arch"] = arch
     return told
+
+
+def _of_heads(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by name values about a tp that the KV heads cannot be divided by.
+
+    TurboMind before 0.6.5 does not repeat KV heads. ``unsure_tp``: the KV heads are not known.
+    """
+    tp, version, model = case.shown_tp or 1, case.subject.version, case.model
+    heads = of_log.get("kv_heads") or (model.text.kv_heads if model is not None else None)
+    repeats = version is not None and written(version) >= written(_REPEATS_KV_HEADS)
+    splits = tp > 1 and not repeats and not case.subject.on_pytorch
+    divided = gcd(heads or tp, tp)
+    return {
+        "kv_heads": heads,
+        "unsure_tp": tp if splits and heads is None else None,
+        "undivided_tp": tp if splits and divided < tp else None,
+        "dividing_tp": divided,
+    }
 
 
 def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ _VARIABLE: Final = re.compile(
 #: Facts that rows of `presets/causes.yaml` use: a frame of Python's faulthandler in a linear layer;
 #: an option of torch's allocator, without torch's own advice; the card and the build in torch's
 #: warning; the group size of an AWQ or GPTQ checkpoint; a Jetson, by its card or its kernel;
-#: Ascend's device or packages.
+#: the KV heads in TurboMind's config; Ascend's device or packages.
 _FACTS: Final = re.compile(
     r"[/\\](?P<linear>linear\.py)\"?,? line \d+,? in forward"
     r"|(?i:alloc_conf)\S*[= \"]+\S*(?P<expandable>expandable_segments:True)(?:\s*$| [^t])"
@@ -100,12 +100,13 @@ _FACTS: Final = re.compile(
     r"|supports CUDA capabilities (?P<built>(?:(?:sm|compute)_\d+\S* ?){1,30})"
     r"|(?:AWQ|awq|GPTQ|gptq|[Ii]nt4)[\w.]{0,99}-(?:[Gg]s?|group)-?(?P<group_size>16|32|64)\b"
     r"|(?P<jetson>\bJetson\b|\bOrin\b|-tegra\b)"
+    r"|\bkv_head_num\W{1,4}(?P<kv_heads>\d+)"
     r"|(?P<ascend>--device[ =]ascend|device_type\W{1,3}ascend|[/\\]dlinfer[/\\]|\btorch_npu\b)"
 )
 #: Words of lines with a fact of `_FACTS`, with 0 for each digit.
 _OF_FACTS: Final = re.compile(
     r"linear\.py|expandable_segments:True|CUDA capabilit|AWQ|awq|GPTQ|gptq|nt0|Jetson|Orin|-tegra"
-    r"|ascend|dlinfer|torch_npu"
+    r"|ascend|dlinfer|torch_npu|kv_head_num"
 ).search
 _WORDS: Final = {
     "communicator": ("nccl", "native", "cuda-ipc"),

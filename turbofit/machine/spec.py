@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
-from turbofit.core.messages import neighbours, plain
+from turbofit.core.messages import counted, neighbours, plain
 from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share, three_digits
 from turbofit.machine.nvidia_smi import read_text
@@ -400,7 +400,7 @@ def _parse_pairs(text: str, cards: list[_Card]) -> frozenset[tuple[int, int]]:
         a, b = sorted((int(match[1]), int(match[2])))
         if a == b or b >= len(cards):
             _refuse(
-                f"nvlink: {part.strip()} does not join two of the {len(cards)} GPUs",
+                f"nvlink: {part.strip()} does not join two of {counted(len(cards), 'GPU')}",
                 f"GPUs are numbered from 0 to {len(cards) - 1} in the order of the SPEC",
             )
         for index in (a, b):

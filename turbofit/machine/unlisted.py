@@ -41,12 +41,14 @@ class UnsupportedCard(Struct, forbid_unknown_fields=True):
     """One row of `presets/gpus/unsupported.yaml`.
 
     ``names`` are regular expressions for the whole name, in lower case, without punctuation.
+    ``too_old``: no release of LMDeploy has code for the card.
     """
 
     names: tuple[str, ...]
     card: str
     why: str
     instead: str
+    too_old: bool = False
 
 
 class _MigCards(Struct, forbid_unknown_fields=True):

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 
 from turbofit.core.images.rule import DummyImage
 from turbofit.core.machine import MeasuredSteps, StepPoint
+from turbofit.core.messages import counted
 from turbofit.core.plan import EnginePlan, Plan
 from turbofit.core.struct import T
 from turbofit.memory.calibrated import weights_of
@@ -169,19 +170,23 @@ class StepTimer:
         for prompt in sorted({min(prompt, most) for prompt in _PROMPTS}):
             tasks[f"a prompt of {prompt:,} tokens"] = partial(self._prompt, prompt)
         for units, image in sorted(self._pictures.items()):
-            tasks[f"an image of {units} vision units"] = partial(self._image, units, image)
+            tasks[f"an image of {counted(units, 'vision unit')}"] = partial(
+                self._image, units, image
+            )
         for prompt, answers in _BESIDE:
             held = prompt + answers * (_CONTEXTS[0] + _WATCHED)
             if prompt + answers <= most and answers <= batch and held <= self._engine.kv.tokens:
-                what = f"a prompt of {prompt:,} tokens beside {answers} sequences"
+                what = f"a prompt of {prompt:,} tokens beside {counted(answers, 'sequence')}"
                 tasks[what] = partial(self._prompt, prompt, answers)
         for sequences, context in self._decodings:
-            what = f"{sequences} sequences of {context:,} tokens"
+            what = f"{counted(sequences, 'sequence')} of {context:,} tokens"
             tasks[what] = partial(self._decode, sequences, context)
         if most < _PROMPTS[-1]:
             left_out.append(f"longer prompts: not reached: one forward reads {most:,} tokens")
         if batch < max(_SEQUENCES):
-            left_out.append(f"more sequences: not reached: the plan has {batch} requests at once")
+            left_out.append(
+                f"more sequences: not reached: the plan has {counted(batch, 'request')} at once"
+            )
         return tasks
 
     @property
@@ -301,7 +306,7 @@ class StepTimer:
     def _median(self, gaps: Sequence[float], least: int = _LEAST_PIECES) -> tuple[float, float]:
         """Return the median gap, and the share of the median within which half of the gaps lie."""
         if len(gaps) < least:
-            raise _HeldUpError(f"{len(gaps)} readings, too few")
+            raise _HeldUpError(f"{counted(len(gaps), 'reading')}, too few")
         middle = median(gaps)
         low, _, high = quantiles(gaps, n=4)
         spread = (high - low) / 2 / middle if middle else float("inf")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.messages import counted
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import StoppedError
 from turbofit.core.tuning import TrialRecord, Tuning
@@ -178,7 +179,7 @@ def _refuse_slo(wanted: TuneRequest, plan: Plan, clock: ClockChoice) -> None:
 def without_figures(measured: SpeedFigures) -> TrialEnd:
     """Return the end of a trial on pretend GPUs without a clock: its seconds are this host's."""
     if not meets(measured, {}):
-        return TrialEnd(None, "unserved", f"{measured.failed:,} requests had no answer")
+        return TrialEnd(None, "unserved", f"{counted(measured.failed, 'request')} had no answer")
     return TrialEnd(None, "started", "it starts and answers; its speed is not known")
 
 
@@ -237,7 +238,8 @@ def _host_rate(plan: Plan, load: LoadSpec) -> float:
 def why_not_kept(result: Tuning, before: Tuning | None) -> str:
     """Return why later plans keep the result ``before``; empty if they use the new result."""
     if before is not None and result.interrupted and len(result.trials) < len(before.trials):
-        return f"it was interrupted, and an earlier tuning tried {len(before.trials)} settings"
+        tried = counted(len(before.trials), "setting")
+        return f"it was interrupted, and an earlier tuning tried {tried}"
     return ""
 
 
@@ -259,9 +261,10 @@ def _choices(
             prefix=load.shared_prefix > 0 or load.turns > 1,
         )
     say(
-        f"{len(candidates)} settings keep the promise of the plan: those with the best forecast"
-        f" are tried, at most {wanted.starts} and {format_duration(wanted.seconds)}, each for"
-        f" {described(load)}; then the best for twice as long"
+        f"{counted(len(candidates), 'choice')} of settings under the promise of the plan: those"
+        f" with the best forecast are tried, at most {wanted.starts} and"
+        f" {format_duration(wanted.seconds)}, each for {described(load)}; then the best for twice"
+        " as long"
     )
     return candidates, at_once
 
@@ -282,12 +285,12 @@ def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
 def described(load: LoadSpec) -> str:
     """Return a short description of a load, with its length in requests or in time."""
     how = f"{load.at_once} at once" if load.rate is None else f"{load.rate:g} a second"
-    return f"{_length(load)}, {how}, after {load.warm_up_requests} requests of warm-up"
+    return f"{_length(load)}, {how}, after {counted(load.warm_up_requests, 'request')} of warm-up"
 
 
 def _length(load: LoadSpec) -> str:
     seconds = load.measured_seconds
-    return f"{load.requests} requests" if seconds is None else format_duration(seconds)
+    return counted(load.requests or 0, "request") if seconds is None else format_duration(seconds)
 
 
 def _at_once(usual: Plan) -> int:

@@ -421,6 +421,17 @@ class Account(ABC):
         serving = max(self._cache_bytes(i, ratio) - room for i, room in enumerate(self._rooms))
         return max(0, serving, self._missing_while_loading())
 
+    def missing_without_ratio(self) -> int:
+        """Return the bytes that the tightest GPU lacks where no ratio fits, 1 or more.
+
+        They are missing for the margin without a cache; where it holds, for the least cache.
+        """
+        if missing := self.missing_at(0.0):
+            return missing
+        least = self.least_blocks * self.block_bytes
+        rooms = (room - self._cache_bytes(i, 0.0) for i, room in enumerate(self._rooms))
+        return max(1, least - min(rooms))
+
     def taken_at(self, ratio: float) -> tuple[int, ...]:
         """Return the most bytes that the engine takes on each GPU, either loading or serving."""
         taken = []

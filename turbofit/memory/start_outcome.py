@@ -54,7 +54,9 @@ def outcome_without_cache(account: Account) -> StartOutcome:
     for outcome in _loading(ledgers):
         return outcome
     tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
-    missing = max(1, tightest.margin - tightest.headroom)
+    missing = account.missing_without_ratio()
+    if tightest.headroom >= tightest.margin:
+        return _too_few_blocks(account, 0, missing)
     if tightest.load_peak > tightest.peak:
         text = (
             f"while it loads, GPU {tightest.index} is {format_bytes(missing)} short of"
@@ -137,11 +139,15 @@ def _starting(
     yield from short("buffers", "while starting, right after the cache", POOL_WARMUP)
     missing = account.cache_shortfall_at(ratio)
     if missing:
-        blocks, needed = account.blocks_at(ratio), account.least_blocks
-        needs = account.cache_shortfall.format(more=format_bytes(missing))
-        text = f"never starts: the cache holds {blocks} KV blocks of the {needed} {needs}"
-        yield StartOutcome("hang", missing, text)
+        yield _too_few_blocks(account, account.blocks_at(ratio), missing)
     yield from short("warmup", account.warmup_words)
+
+
+def _too_few_blocks(account: Account, blocks: int, missing: int) -> StartOutcome:
+    """Return the outcome of a cache with fewer blocks than the engine asks for."""
+    needs = account.cache_shortfall.format(more=format_bytes(missing))
+    text = f"never starts: the cache holds {blocks} KV blocks of the {account.least_blocks} {needs}"
+    return StartOutcome("hang", missing, text)
 
 
 def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:

@@ -8,7 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, option_of
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.plan import Plan
 from turbofit.core.units import two_digits
 from turbofit.machine.presets import other_sizes
@@ -54,7 +54,7 @@ def _in_other_sizes(plan: Plan, request: PlanRequest) -> Iterator[str]:
             continue
         promise = found.document.promise if isinstance(found, Planned) else promise_of(found)
         requests = promise.requests
-        yield f"on {size.spec}: fits, {requests:,} {plural(requests, 'request')} at once"
+        yield f"on {size.spec}: fits, {counted(requests, 'request')} at once"
 
 
 def _without_options(plan: Plan, request: PlanRequest) -> Iterator[str]:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, option_of
 from turbofit.core.forecast import UsualImage
-from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
+from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED, counted
 from turbofit.core.plan import Candidate, Plan, Remedy, may_evict
 from turbofit.core.promise import Promise
 from turbofit.memory.account import Engine, capability_of
@@ -203,7 +203,7 @@ def _parallel_reason(fit: EngineFit) -> str:
         goal += f" ({request.workload.output_tokens} tokens in {1 / best.score:.1f} s{beside})"
     if request.least:
         goal = "the least memory"
-    return f"{goal} of {len(fit.evaluations)} shapes, the promises kept first"
+    return f"{goal} of {counted(len(fit.evaluations), 'shape')}, the promises kept first"
 
 
 def _warnings(fit: EngineFit, promise: Promise) -> Iterator[str]:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import TurbofitError
 from turbofit.core.machine import Host, Machine
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.plan import Plan, Remedy
 from turbofit.core.promise import Promise
 from turbofit.core.struct import NA, known
@@ -191,7 +191,8 @@ def _document(
     fits = bool(plans) and (at_once >= asked or not whole)
     left = Counter(node.why_not for node in nodes if node.why_not).most_common()
     if plans and not fits:
-        why = f"{len(plans):,} of {_count(len(nodes), 'node')} run {at_once:,} requests at once"
+        runs = counted(at_once, "request")
+        why = f"{len(plans):,} of {counted(len(nodes), 'node')}: {runs} at once"
         causes = (f"--concurrency {asked}",)
         verdict = Verdict(subject=base.model.name, problem=why, causes=causes)
     else:
@@ -217,12 +218,12 @@ def _verdict(
     name: str, nodes: int, plans: Sequence[Plan], left: Sequence[tuple[str, int]]
 ) -> Verdict:
     """Return what the serving nodes give together, or why no node serves."""
-    all_nodes = _count(nodes, "node")
+    all_nodes = counted(nodes, "node")
     if not plans:
-        why = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in left[:_MOST_CAUSES])
+        why = "; ".join(f"{counted(n, 'node')}: {text}" for text, n in left[:_MOST_CAUSES])
         why = why or "the cluster has no nodes"
         return Verdict(subject=f"{name} on none of {all_nodes}", problem=why)
-    gpus = _count(sum(len(plan.ledgers) for plan in plans), "GPU")
+    gpus = counted(sum(len(plan.ledgers) for plan in plans), "GPU")
     tokens = sum(plan.kv_tokens for plan in plans)
     found = (
         f"on {len(plans):,} of {all_nodes}, {gpus}: {tokens:,} KV tokens; a request of up to"
@@ -235,7 +236,7 @@ def _warnings(plans: Sequence[Plan], left: Sequence[tuple[str, int]]) -> Iterato
     """Yield a draft's doubt, which nodes are left out and why, then the warnings of all plans."""
     yield from dict.fromkeys(text for plan in plans for text in draft_warnings(plan))
     for why, n in left if plans else ():
-        yield f"{_count(n, 'node')} left out: {why}"
+        yield f"{counted(n, 'node')} left out: {why}"
     runs = sorted({f"{it.backend} in {it.settings.dtype}" for plan in plans for it in plan.engines})
     if len(runs) > 1:
         yield f"nodes run {' and '.join(runs)}: the same request may be answered differently"
@@ -247,9 +248,5 @@ def _remedies(kinds: _Kinds) -> Iterator[Remedy]:
     """Yield for each kind of node the cheapest change that makes this kind serve."""
     for nodes, planned in kinds:
         for remedy in all_fitting(planned.plan)[:1]:
-            where = f"{_count(len(nodes), 'node')} of {_cards(nodes[0].machine)}"
+            where = f"{counted(len(nodes), 'node')} of {_cards(nodes[0].machine)}"
             yield replace(remedy, effect=f"{where}: {remedy.effect}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {plural(number, noun)}"

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import BEYOND, groups_of
+from turbofit.core.messages import BEYOND, counted, groups_of
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, format_bytes
@@ -356,7 +356,7 @@ def _verdict(
         if problem := host_problem(host):
             return Verdict(subject=name, problem=problem)
         off = len(chosen.off)
-        how = f", {off} decoder layers in host memory or on disk" if off else ""
+        how = f", {counted(off, 'decoder layer')} in host memory or on disk" if off else ""
         found = (
             f"on GPU {groups_of(chosen.groups)} with Transformers{how}: {chosen.words};"
             f" {free_words(request, ledgers, chosen.groups)}"
@@ -398,8 +398,8 @@ def _warnings(
     if off := chosen.off:
         size, first = sum(off), chosen.copies.groups[0][0]
         text = (
-            f"{len(off)} of {len(chosen.placement)} decoder layers ({format_bytes(size)}) do not"
-            f" fit on the GPUs and pass through GPU {first.index} at every token"
+            f"the GPUs have no room for {len(off)} of {len(chosen.placement)} decoder layers"
+            f" ({format_bytes(size)}), which pass through GPU {first.index} at every token"
         )
         if rate := known(first.pcie.width, 0) * _LANE.get(known(first.pcie.generation, 0), 0.0):
             text += f": {size / rate:.2g} s a token at the best that its PCIe link can do"
@@ -426,7 +426,7 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
         if not chosen.keeps(changed):
             return False, ""
         off = len(chosen.off)
-        slow = f", {off} decoder layers in host memory (slow)" if off else ""
+        slow = f", {counted(off, 'decoder layer')} in host memory (slow)" if off else ""
         return True, f"{chosen.words}{slow}"
 
     return helpful(_changes(request, closest), effect_of, enough=False, cheap=True)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.forecast import Throughput, UsualImage
 from turbofit.core.machine import Machine
-from turbofit.core.messages import indices, plural
+from turbofit.core.messages import counted, indices, plural
 from turbofit.core.plan import (
     Candidate,
     EnginePlan,
@@ -201,10 +201,8 @@ def _at_once_words(
     """
     if usual and usual.requests_at_once > count:
         size, smaller = "{}x{}".format(*usual.image_size), usual.requests_at_once
-        return (
-            f"{smaller:,} {plural(smaller, 'request')} at once of {size}, {count:,} of the largest"
-        )
-    words = f"{count:,} {plural(count, 'request')} at once"
+        return f"{counted(smaller, 'request')} at once of {size}, {count:,} of the largest"
+    words = f"{counted(count, 'request')} at once"
     return f"{words}, {texts:,} of text" if vision_load.units_per_image and texts > count else words
 
 
@@ -239,7 +237,7 @@ def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settin
     )
     whole = "" if size == context else f" or {longest:,} of {context:,}"
     return (
-        f"the cache holds {sum(tokens):,} KV tokens, {requests:,} {plural(requests, 'request')} of"
+        f"the cache holds {sum(tokens):,} KV tokens, {counted(requests, 'request')} of"
         f" {size:,} tokens{whole}"
     )
 

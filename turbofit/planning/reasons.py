@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from msgspec import UNSET, UnsetType
 
 from turbofit.core.forecast import UsualImage
-from turbofit.core.messages import SLOW_IMAGES, plural
+from turbofit.core.messages import SLOW_IMAGES, counted, plural
 from turbofit.core.plan import PHOTOGRAPH, LimitCost
 from turbofit.core.units import format_bytes
 from turbofit.machine.presets import is_measured
@@ -62,7 +62,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
             bound += ", as you asked" if request.workload.queue_images else ""
             bound += ", and the cache gets the rest" if best.queues else ""
         units = account.units_per_forward
-        yield f"the peak pays for {units:,} vision units in one forward: {bound}"
+        yield f"the peak pays for {counted(units, 'vision unit')} in one forward: {bound}"
 
 
 def _encodings_words(fit: EngineFit) -> str:
@@ -134,7 +134,7 @@ def _ratio_line(fit: EngineFit) -> str:
     why = f"the largest that leaves the margin; {ratio + 1 / RATIO_STEPS:.3f} does not"
     if request.least:
         batch, context = best.settings.max_batch_size, best.settings.session_len
-        need = f"{batch:,} {plural(batch, 'request')} of {context:,} tokens"
+        need = f"{counted(batch, 'request')} of {context:,} tokens"
         kept, by_card = best.kv_tokens >= batch * context, "smallest that holds the promise"
         why = f"the smallest that holds {need}" if kept else f"the largest that fits; {need} do not"
     elif request.ratio_caps and ratio >= min(request.ratio_caps.values()):
@@ -175,7 +175,7 @@ def _requested_batch_reason(fit: EngineFit, requests: int) -> str:
     if best.held_requests and not best.fits:
         why = f"the most that the cache holds of {why}"
     by_card = ", by their cards" if len(best.parts) > 1 else ""
-    return f"{why} {replicas} {plural(replicas, 'replica')}{by_card}"
+    return f"{why} {counted(replicas, 'replica')}{by_card}"
 
 
 def _session_len_reason(fit: EngineFit) -> str:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, option_of
 from turbofit.core.machine import Gpu, Link
-from turbofit.core.messages import indices, plural
+from turbofit.core.messages import counted, indices
 from turbofit.core.model import Model
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
@@ -322,7 +322,7 @@ def _plan_words(fit: EngineFit) -> str:
     if best.held_requests:
         size = counted_tokens(best.vision_load, best.settings.session_len)
         requests = fit.request.promised_requests or 0
-        effect += f", {requests:,} {plural(requests, 'request')} of {size:,} tokens at once"
+        effect += f", {counted(requests, 'request')} of {size:,} tokens at once"
     rule, image_limit = fit.request.model.image_rule, best.shape.image_limit
     if rule is not None and image_limit not in (None, fit.request.requested_image_limit):
         effect += f", images lowered to {image_limit:,} {rule.limit_unit}"

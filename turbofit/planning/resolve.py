@@ -8,7 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.model import Model
 from turbofit.core.plan import THINKING_TOKENS
 from turbofit.core.units import GIB
@@ -150,9 +150,9 @@ def _check_batch(request: PlanRequest, resolved: ResolvedRequest) -> None:
         return
     most = request.replicas or max(1, visible // (request.tp or 1))
     if requests > batch * most:
-        engines = plural(most, "engine")
+        engines = counted(most, "engine")
         raise UsageError(
-            f"`--max-batch-size {batch}` runs {batch * most} requests at once on {most} {engines},"
-            f" not `--concurrency {requests}`",
+            f"`--max-batch-size {batch}` runs {counted(batch * most, 'request')} at once on"
+            f" {engines}, not `--concurrency {requests}`",
             hint=f"give `--concurrency {batch * most}` at most, or leave `--max-batch-size` out",
         )

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.messages import HOW_TO_SERVE
+from turbofit.core.messages import HOW_TO_SERVE, guess
 from turbofit.core.plan import PLAN_SCHEMA, Plan, ServeCommand
 from turbofit.core.process.files import StateFile, state_dir
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import Struct, const, decode
+from turbofit.model.names import names_a_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,9 +143,11 @@ def _bytes(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(_LARGEST)
     except OSError as exc:
+        model = shlex.quote(path) if names_a_model(path) else "MODEL"
         raise UsageError(
             f"{path} cannot be read: {exc.strerror or exc}",
-            hint="write a plan with turbofit plan MODEL --json > plan.json",
+            hint=guess(path, (LATEST,))
+            or f"write a plan with turbofit plan {model} --json > plan.json",
         ) from None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from turbofit.core.engine_end import End
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.process.files import StateFile
 from turbofit.core.struct import Options, Struct
@@ -133,9 +133,7 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
     changes: dict[str, Any] = {"replicas": replicas}
     if len(set(map(len, plan.groups))) == 1:
         changes["tp"] = plan.tp
-    return Rung(
-        changes=changes, why=f"host memory ran out: {replicas} {plural(replicas, 'engine')}"
-    )
+    return Rung(changes=changes, why=f"host memory ran out: {counted(replicas, 'engine')}")
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:

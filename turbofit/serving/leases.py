@@ -25,6 +25,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Gpu, Holder, Machine
+from turbofit.core.messages import plural
 from turbofit.core.plan import Plan
 from turbofit.core.process.files import lock_soon, write_atomic
 from turbofit.core.process.processes import start_time
@@ -379,8 +380,8 @@ def end_orphans(leases: Leases) -> list[str]:
             if left:
                 _end(pid, started)
                 done.append(
-                    f"ended {len(left)} processes of an engine for {lease.model}, whose turbofit "
-                    f"(process {lease.pid}) was killed"
+                    f"ended {len(left)} {plural(len(left), 'process')} of an engine for"
+                    f" {lease.model}, whose turbofit (process {lease.pid}) was killed"
                 )
         _remove(Path(lease.path))
     return done

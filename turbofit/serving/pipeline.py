@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from turbofit.core.errors import LaunchError, NoGpuError, UsageError
+from turbofit.core.messages import counted
 from turbofit.core.plan import DRAFT_FIELDS, GpuLedger, Plan, config_names
 from turbofit.core.struct import Options
 from turbofit.memory.engines import engine_of
@@ -321,7 +322,7 @@ def _visible_gpus(devices: list[int]) -> str:
     visible = machine_from(None).visible
     if any(not 0 <= device < len(visible) for device in devices):
         raise UsageError(
-            f"devices {devices} of backend_config: only {len(visible)} GPUs are visible",
+            f"devices {devices} of backend_config: it has {counted(len(visible), 'visible GPU')}",
             hint="count devices from 0 inside CUDA_VISIBLE_DEVICES",
         )
     return ",".join(str(visible[device]) for device in devices)

@@ -19,7 +19,7 @@ def test_the_command_tells_what_came_of_it(tmp_path, capsys, monkeypatch) -> Non
         told = capsys.readouterr()
         assert not told.out
         assert f"{output}: 2 of 3 items answered, 1 failed; 3 in " in told.err
-        assert "1 answers are to requests that the server lowered" in told.err
+        assert "requests that the server lowered: 1" in told.err
         assert main([*words, "--json"]) == 0
         told = capsys.readouterr()
         said = json.loads(told.out)

@@ -121,7 +121,7 @@ def test_what_is_not_exported() -> None:
     for wrong, name, error, cause in (
         (plan, "!!", UsageError, "begin with a letter"),
         (plan, "8b", UsageError, "begin with a letter"),  # as a Service of Kubernetes
-        (too_large, None, DoesNotFitError, "does not serve"),
+        (too_large, None, DoesNotFitError, "does not fit"),
     ):
         with pytest.raises(error, match=cause):
             manifest(wrong, "k8s", port=1, name=name)

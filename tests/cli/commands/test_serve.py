@@ -249,6 +249,23 @@ def test_serve_refuses(words: list[str], message: str, capsys: Out) -> None:
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("m --cluster slurm --on 4xl4 --dry-run", "write ray, or ray:HOST:6379"),
+        ("m --cluster ray:h --on 4xl4", "turbofit plan m --cluster ray:h shows"),
+        ("--cluster ray:h --dry-run", "turbofit plan MODEL --cluster ray:h shows"),
+        ("--cluster ray:h", "turbofit serve MODEL --cluster ray:h"),
+    ],
+)
+def test_a_cluster_is_checked_before_what_stands_beside_it(
+    line: str, hint: str, capsys: Out
+) -> None:
+    code, _, told = ran(capsys, f"serve {line}")
+    assert code == 2
+    assert hint in told.splitlines()[1]
+
+
 def test_a_saved_plan_takes_nothing_beside_it_and_has_to_fit(tmp_path: Path, capsys: Out) -> None:
     path = tmp_path / "plan.json"
     path.write_text(plausible_plan().to_json())

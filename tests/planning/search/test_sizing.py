@@ -11,7 +11,11 @@ from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import UsageError
+from turbofit.core.units import MIB
 from turbofit.memory.account import NO_IMAGES
+from turbofit.planning.choose import choose, problem_of
+from turbofit.planning.request import PlanRequest
+from turbofit.planning.resolve import resolve
 from turbofit.planning.search.sizing import Sizer
 
 
@@ -148,3 +152,19 @@ def test_without_a_known_speed_the_rows_are_the_photographs_that_the_cache_holds
     assert plan.throughput
     assert plan.throughput.requests_per_second is None
     assert plan.requests_at_once == plan.usual_image.requests_at_once > plan.promise.requests
+
+
+def test_what_is_short_grows_with_what_is_taken_away() -> None:
+    """Below 9,318 MiB no ratio fits; the margin still holds there, and the least cache does not."""
+    free = (9400, 9340, 9318, 9300, 9240)
+    fits = [
+        choose(resolve(PlanRequest(model="minicpm3-4b", on=f"rtx3090:free={mib}MiB")))
+        for mib in free
+    ]
+    short = [fit.best.short / MIB for fit in fits]
+    assert short[0] == pytest.approx(554, abs=1)
+    assert [mib + lacks for mib, lacks in zip(free, short, strict=True)] == pytest.approx(
+        [free[0] + short[0]] * len(free), abs=1
+    )
+    for fit, lacks in zip(fits, short, strict=True):
+        assert f"{lacks:.0f} MiB more" in problem_of(fit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,55 @@ def test_ray_client_is_refused() -> None:
     pytest.importorskip("ray")
     with pytest.raises(UsageError, match="Ray Client"):
         connect("ray://10.0.0.1:10001")
+
+
+@pytest.fixture
+def ray_init(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Ray's connection, in a process whose variables stay as they were."""
+    for name in ("RAY_ENABLE_AUTO_CONNECT", "RAY_gcs_server_port_wait_time_s"):
+        monkeypatch.setenv(name, "0")
+    ray = Mock()
+    ray.exceptions.AuthenticationError = PermissionError
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(ray_adapter, "find_spec", lambda _: True)
+    init: Mock = ray.init
+    return init
+
+
+def test_an_address_where_nothing_listens_is_told_at_once(ray_init: Mock) -> None:
+    with socket.socket() as silent:  # bound, and no server
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(MachineError, match=f"{address}: .*Connection refused"):
+            connect(address)
+    ray_init.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("given", "whole"),
+    [("head", "head:6379"), ("10.0.0.9:6380", "10.0.0.9:6380"), ("[::1]", "[::1]:6379")],
+)
+def test_ray_is_asked_where_a_connection_is_accepted(
+    ray_init: Mock, monkeypatch: pytest.MonkeyPatch, given: str, whole: str
+) -> None:
+    accept = Mock()
+    monkeypatch.setattr(ray_adapter.socket, "create_connection", accept)
+    connect(given)
+    host, _, port = whole.rpartition(":")
+    assert accept.call_args.args[0] == (host.strip("[]"), int(port))
+    assert ray_init.call_args.kwargs["address"] == whole
+
+
+def test_the_cluster_of_this_host_is_ray_s_to_find(ray_init: Mock) -> None:
+    connect()
+    assert ray_init.call_args.kwargs["address"] == "auto"
+
+
+@pytest.mark.parametrize("text", ["a:b", "h:99999"])
+def test_what_is_no_address_is_refused(ray_init: Mock, text: str) -> None:
+    with pytest.raises(MachineError, match=text):
+        connect(text)
+    ray_init.assert_not_called()
 
 
 def ray_node(number: int, gpus: int, alive: bool = True) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.terminal.output import INTERRUPTED, Form, answer, complain, say
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.messages import refuse_together
+from turbofit.core.messages import counted, refuse_together
 from turbofit.core.struct import to_json
 
 if TYPE_CHECKING:
@@ -51,9 +52,13 @@ def batch(
 
     spec = fields.filled(BatchSpec, given)
     if spec.url is None and spec.model is None:
+        from turbofit.model.names import names_a_model
+
+        model = shlex.quote(source) if names_a_model(source) else "MODEL"
         raise UsageError(
             "neither a server nor a model is named",
-            hint="add --url http://127.0.0.1:23333, or --model MODEL to start a server",
+            hint=f"turbofit batch INPUT OUTPUT --model {model} starts a server, and --url "
+            "http://127.0.0.1:23333 asks one that runs",
         )
     key = None
     if spec.url is None:
@@ -105,10 +110,10 @@ def _show(result: BatchResult, form: Form) -> None:
     sent = result.answered + result.failed - result.before  # now, not by an earlier command
     rate = f"{result.seconds:,.1f} s, {result.items_per_second:,.2f}/s"
     say(
-        f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
+        f"{result.output}: {result.answered:,} of {counted(result.items, 'item')} answered, "
         f"{result.failed:,} failed; {f'{sent:,} in {rate}' if sent else 'none was sent now'}"
     )
     if result.lowered:
-        say(f"{result.lowered:,} answers are to requests that the server lowered")
+        say(f"answers to requests that the server lowered: {result.lowered:,}")
     if result.left:
-        say(f"{result.left:,} items are left: run the same command to continue")
+        say(f"not answered yet: {counted(result.left, 'item')}; run the same command to continue")

@@ -14,7 +14,7 @@ from turbofit.cli.command import Option, command
 from turbofit.cli.options.common_options import SERVER_OPTIONS, server_of
 from turbofit.cli.terminal.output import answer, complain, note
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.messages import PRETEND_HEADER, PRETEND_WORDS, neighbours
+from turbofit.core.messages import PRETEND_HEADER, PRETEND_WORDS, counted, neighbours
 from turbofit.core.process.network import opened
 from turbofit.gateway.http.routes import first_model
 from turbofit.measure.load.prompt import LARGEST_ERROR, StreamError, event_of, user_message
@@ -231,7 +231,7 @@ def _answered(
         if len(asked) < 2:
             raise
         cut = asked[len(asked) // 2]
-        note(f"the {cut} oldest messages are left out: the context is full")
+        note(f"left out: {counted(cut, 'old message')}, since the context is full")
     return _answered(server, instructions, [*instructions, *said[cut:]], most)
 
 

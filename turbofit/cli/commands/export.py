@@ -18,8 +18,8 @@ import click
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal.output import answer
-from turbofit.core.errors import DoesNotFitError, UsageError, option_of
-from turbofit.core.messages import plural
+from turbofit.core.errors import UsageError, option_of
+from turbofit.core.messages import counted
 from turbofit.core.plan import Plan
 from turbofit.core.presets import presets_dir
 from turbofit.core.process.network import DEFAULT_PORT
@@ -59,16 +59,15 @@ def manifest(
         UsageError: the name does not begin with a letter.
     """
     if plan.serve is None:
-        raise DoesNotFitError(
-            f"this plan does not serve: {plan.verdict}",
-            hint="export a plan that fits; turbofit report shows what would fit",
-        )
+        from turbofit.planning.plan import refusal
+
+        raise refusal(plan)
     label = _NAME.sub("-", (name or f"turbofit-{plan.model.name}").lower()).strip("-")[:53]
     if not label[:1].isalpha():  # a Kubernetes Service needs a letter first
         raise UsageError(f"--name {name} does not begin with a letter", hint="give a name like vlm")
     indices = [index for group in plan.groups for index in group]
     cards = dict.fromkeys(" ".join(plan.machine.gpu(index).name.split()) for index in indices)
-    shown_cards = f"{len(indices)} {plural(len(indices), 'GPU')}: {', '.join(cards)}"
+    shown_cards = f"{counted(len(indices), 'GPU')}: {', '.join(cards)}"
     values: dict[str, object] = {
         "name": label.strip("-"), "image": image, "quoted_image": _quoted(image), "port": port,
         "gpus": len(indices), "memory": _mebibytes(plan.host.total), "shm": _mebibytes(_shm(plan)),

@@ -6,6 +6,7 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import counted
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
 
@@ -27,7 +28,7 @@ def merge(
 
     if len(folders) not in (2, 3):
         raise UsageError(
-            f"{len(folders)} folders were named", hint="turbofit merge BASE [ADAPTER] OUT"
+            f"{counted(len(folders), 'folder')} named", hint="turbofit merge BASE [ADAPTER] OUT"
         )
     base, *adapter, out = folders
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):

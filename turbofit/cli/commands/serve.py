@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
@@ -14,7 +15,7 @@ from turbofit.cli.options import untyped
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.output import exit_code, run_until_signal
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.messages import PRETEND, refuse_together
+from turbofit.core.messages import PRETEND, counted, refuse_together
 from turbofit.core.process.network import LAST_PORT
 from turbofit.core.struct import to_json
 from turbofit.gateway.config import GatewayOptions
@@ -191,14 +192,8 @@ def serve(
     public = fields.filled(GatewayOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
     request = fields.filled(PlanRequest, {**given, "model": model or NO_MODEL})
-    if not options.dry_run and not options.pretend:
-        launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
-    options.refuse_alone()
-    if options.no_gateway:
-        public.refuse_unused()
+    _refuse_contradictions(model, request, options, public)
     arguments = _apart_by_key(Arguments(request, options, public, passed))
-    if not model and not options.plan:
-        raise _no_model(options.cluster)
     if detach and not options.dry_run:
         if options.plan == "-":
             raise UsageError(
@@ -218,10 +213,44 @@ def serve(
     return _serve_model(config, arguments, form)
 
 
-def _no_model(cluster: str | None) -> UsageError:
-    if cluster is not None:
-        return UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
-    return UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
+def _refuse_contradictions(
+    model: str | None,
+    request: PlanRequest,
+    options: launch.ServeOptions,
+    public: GatewayOptions,
+) -> None:
+    """Refuse options that do not go together, and a command without a model.
+
+    Raises:
+        UsageError: as it says; of a cluster its name is checked first.
+    """
+    if options.cluster is not None:
+        _refuse_beside_cluster(model, options, {**request.given(), **public.given()})
+    elif not options.dry_run and not options.pretend:
+        launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
+    options.refuse_alone()
+    if options.no_gateway:
+        public.refuse_unused()
+    if not model and not options.plan:
+        raise UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
+
+
+def _refuse_beside_cluster(
+    model: str | None, options: launch.ServeOptions, others: Options
+) -> None:
+    """Refuse what does not go with ``--cluster``; ``others`` are given options of other requests.
+
+    Raises:
+        UsageError: the cluster is none, no model is named, or an option belongs to one machine.
+    """
+    cluster = options.cluster or ""
+    launch.ray_address(cluster)
+    line = shlex.join([model or "MODEL", "--cluster", cluster])
+    given = {*others, *options.given()}
+    instead = f"; turbofit plan {line} shows what would be served"
+    refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
+    if model is None:
+        raise UsageError("--cluster needs a model", hint=f"turbofit serve {line}")
 
 
 def _serve_detached(form: output.Form, cluster: str | None) -> int:
@@ -282,7 +311,7 @@ def _serve_config(arguments: Arguments) -> ServeConfig:
         refuse_missing_folder(plan.model.hub_id or plan.model.name)
     if options.forget:
         model = arguments.request.model if plan is None else plan.model
-        output.say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
+        output.say(f"forgot {counted(forget_learned(model, pretend=options.pretend), 'document')}")
     if plan is None:
         request = launch_request(arguments.request, pretend=options.pretend)
     return ServeConfig.of(
@@ -400,12 +429,8 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     request, options, public, passed = arguments
     if options.pretend:
         output.note(PRETEND)
-    given = {*request.given(), *options.given(), *public.given()}
-    instead = "; turbofit plan --cluster shows what would be served"
-    refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
     assert options.cluster is not None
-    planned = arguments.request
-    model = model_of(planned)  # read once, so that no node reads the model again
+    model = model_of(request)  # read once, so that no node reads the model again
     # Options for the `turbofit serve` of each node.
     words = (
         "--port", str(options.node_port), *options.option_arguments(_NOT_OF_NODES),
@@ -413,7 +438,7 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
         *(("--unplanned", "--", *passed.argv) if passed.argv else ()),
     )  # fmt: skip
     config = ClusterServeConfig.of(
-        request=planned.changed(model=model),
+        request=request.changed(model=model),
         gateway=arguments.gateway(),
         address=launch.ray_address(options.cluster),
         name=options.name or model.name,

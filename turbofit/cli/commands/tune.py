@@ -19,6 +19,7 @@ from turbofit.cli.terminal.output import (
     say,
 )
 from turbofit.core.errors import DoesNotFitError, UnservedError, UsageError
+from turbofit.core.messages import counted
 from turbofit.core.process.progress import tell
 from turbofit.core.units import parse_seconds
 from turbofit.measure.load.spec import LoadSpec
@@ -82,7 +83,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
         refuse_elsewhere(request, "calibrate measures")
     apart = options.pretend or pretends()
     if options.forget:
-        say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
+        say(f"forgot {counted(forget_learned(model, pretend=options.pretend), 'document')}")
         return 0
 
     def body(stop: StopSignal) -> Document | signal.Signals:
@@ -145,7 +146,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
         )
     apart = options.pretend or pretends()
     if options.forget:
-        say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
+        say(f"forgot {counted(forget_learned(model, pretend=options.pretend), 'document')}")
         return 0
     slo = parse_slo(options.slo) if options.slo else {}
     if load.whole and slo.keys() - {"e2e"}:
@@ -224,7 +225,7 @@ def bench(
     if not result.answered and result.begun:
         worst = result.errors[0]
         error = UnservedError(
-            f"no request was answered: {worst.count} times {worst.kind}",
+            f"no request was answered: {counted(worst.count, 'time')} {worst.kind}",
             hint=worst.example or "see what the server logs",
         )
         complain(error.to_dict(), as_json=False)  # on stderr: stdout has the result already

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.struct import Options
 from turbofit.core.units import number
 
@@ -60,7 +60,7 @@ class BaseTileRule(ImageRule):
     @property
     def summary(self) -> str:
         if self.dynamic:
-            return f"{self.max_dynamic_patch} {plural(self.max_dynamic_patch, self.unit_name)}"
+            return f"{counted(self.max_dynamic_patch, self.unit_name)}"
         return f"{self.tile_size} px square"
 
     @property

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from turbofit.core.memory_stack import KINDS, equal_ledgers, memory_label, stack, sums
-from turbofit.core.messages import indices, plural
+from turbofit.core.messages import counted, indices
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Document, Struct
 from turbofit.core.units import format_bytes
@@ -157,7 +157,7 @@ def limits_in_words(bounds: Bounds) -> list[str]:
         words.append("a larger image is made smaller")
     copies, beside = limits.copies(images=False), limits.copies(images=True)
     fewer = f", {beside} with images" if beside < copies and limits.vision_unit else ""
-    words.append(f"{copies} {plural(copies, 'answer')} at once (n){fewer}")
+    words.append(f"{counted(copies, 'answer')} at once (n){fewer}")
     return [*words, f"a body of {format_bytes(limits.bytes_per_body)}"]
 
 

@@ -28,7 +28,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import Cost, Share
 from turbofit.gateway.routing.conversations import Conversation
@@ -206,7 +206,7 @@ class Admission:
             lacks = "one of the requests at once that the server may have"
         else:
             lacks = self.fleet.lacks(first.cost, first.conversation)
-        return f"{count} {plural(count, 'request')} {'wait' if count > 1 else 'waits'} for {lacks}"
+        return f"{counted(count, 'request')} {'wait' if count > 1 else 'waits'} for {lacks}"
 
     async def admit(
         self,

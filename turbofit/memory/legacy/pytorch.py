@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from turbofit.core.messages import counted
 from turbofit.core.model import Model
 from turbofit.core.plan import Term
 from turbofit.core.units import HALF, round_up
@@ -154,7 +155,7 @@ class LegacyTorchAccount(GroupAccount):
             units = min(rule.worst_units(), self._vision_load.units_per_image)
             tokens = rule.unit_tokens(units) + PROMPT
             size = self._forward(tokens, 1) + tower_activations(self._model, units, flash=True)
-        note = f"the first image, {units} units"
+        note = f"the first image, {counted(units, 'unit')}"
         return term(POOL_WARMUP, "buffers", round_up(size, PAGE), "estimate", note)
 
     def _cases(self, units: int) -> tuple[Term, ...]:
@@ -168,7 +169,7 @@ class LegacyTorchAccount(GroupAccount):
             # flash attention is the upper end.
             flash = self.generation.tower == "engine"
             request = self._forward(prompt, 1) + tower_activations(self._model, units, flash=flash)
-            cases.append(("vision_request", request, f"{units} units, one request"))
+            cases.append(("vision_request", request, f"{counted(units, 'unit')}, one request"))
         return transients(
             [(name, round_up(size, PAGE), "estimate", note) for name, size, note in cases]
         )

@@ -15,6 +15,7 @@ from typing import ClassVar, Final
 from msgspec.structs import replace
 
 from turbofit.core.images import ImageRule
+from turbofit.core.messages import counted
 from turbofit.core.model import Model, TextDims
 from turbofit.core.plan import HostMemory, Settings, Term
 from turbofit.core.units import FLOAT, HALF, INT, round_up
@@ -372,7 +373,7 @@ class LegacyAccount(GroupAccount):
             units = min(rule.worst_units(), self._units)
             prompt = min(rule.unit_tokens(units) + PROMPT, forward.tokens)
             tokens = max(tokens, prompt)
-            note += f"; the first image, {units} units"
+            note += f"; the first image, {counted(units, 'unit')}"
         size = forward.pool(tokens, tokens) + self._tower(units, flash=True)
         return term(POOL_WARMUP, "buffers", size, "estimate", note)
 
@@ -384,12 +385,12 @@ class LegacyAccount(GroupAccount):
         batch = text + round_up(forward.batch(rows), PAGE)
         cases = [
             ("text_prefill", text, "longest prompts fill a forward"),
-            ("sampling", batch, f"{rows} rows with top_k=0"),
+            ("sampling", batch, f"{counted(rows, 'row')} with top_k=0"),
         ]
         if self._units:
             prompt = min(self.vision_load.tokens_per_request + PROMPT, forward.context)
             request = forward.pool(min(forward.tokens, prompt), prompt) + image
-            cases.append(("vision_request", request, f"{self._units} units, one image"))
+            cases.append(("vision_request", request, f"{counted(self._units, 'unit')}, one image"))
             cases.append(
                 ("vision_forward", batch + image, "an image in a forward with the longest prompts")
             )

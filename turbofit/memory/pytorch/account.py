@@ -11,7 +11,7 @@ from typing import ClassVar
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import RESERVED, plural
+from turbofit.core.messages import RESERVED, counted
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
@@ -274,7 +274,11 @@ def transient_terms(
         text = max(text, size)
     cases: list[tuple[str, int, str]] = [
         ("text_prefill", text + tables, "longest prompts fill a forward"),
-        ("sampling", work.sampling(sequences, kept) + tables, f"{sequences} rows with top_k=0"),
+        (
+            "sampling",
+            work.sampling(sequences, kept) + tables,
+            f"{counted(sequences, 'row')} with top_k=0",
+        ),
     ]
     if rule is not None and vision_load.units_per_image:
         # A chunk never cuts an image, and is therefore at least as long as the longest image.
@@ -286,7 +290,7 @@ def transient_terms(
             sequences=sequences,
             next_units=met.next,
         )
-        note = f"{met.now} {plural(met.now, rule.unit_name)} in one forward"
+        note = f"{counted(met.now, rule.unit_name)} in one forward"
         if met.next:
             note += f", the pixels of {met.next} for the next"
         size = work.prefill(forward)

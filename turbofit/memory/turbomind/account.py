@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted, plural
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
@@ -262,14 +262,14 @@ def transient_terms(
     sampling = Forward(tokens=tokens, context=context, rows=rows, top_k_0=True)
     cases = [
         ("text_prefill", text, "longest prompts fill a forward"),
-        ("sampling", sampling, f"{rows} rows with top_k=0"),
+        ("sampling", sampling, f"{counted(rows, 'row')} with top_k=0"),
     ]
     if rule is not None and vision_load.units_per_image:
         units = vision_load.units_per_request
         prompt = vision_load.tokens_per_request + constants.kv_flatten_pad_tokens
         request = Forward(tokens=min(tokens, prompt), context=prompt, units=units)
         worst = replace(sampling, units=units_per_forward)
-        note = f"one request, {units} {plural(units, rule.unit_name)}"
+        note = f"one request, {counted(units, rule.unit_name)}"
         cases.append(("vision_request", request, note))
         many = plural(units_per_forward, rule.unit_name)
         note = f"{units_per_forward} {many} meet in one forward"

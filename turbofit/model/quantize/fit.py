@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine, Size
+from turbofit.core.messages import counted
 from turbofit.core.model import Model
 from turbofit.core.struct import NA, JsonDocument, NaType, const, doc, known
 from turbofit.core.units import MIB, format_bytes
@@ -127,7 +128,7 @@ def _verdict(
     needs: Needs, gpu: Gpu, available: int | NaType, shortages: list[str], *, was_given: bool
 ) -> str:
     """Say whether the card can make it; ``was_given``: a person gave both numbers."""
-    size = f"{needs.samples} samples of {needs.tokens:,} tokens"
+    size = f"{counted(needs.samples, 'sample')} of {needs.tokens:,} tokens"
     if shortages:
         with_ = "with" if was_given else "not even with"
         return f"{gpu.name} cannot make it, {with_} {size}: {'; '.join(shortages)}"

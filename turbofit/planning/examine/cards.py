@@ -8,7 +8,7 @@ from typing import Final
 
 from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.machine import Gpu, Holder, Link, Machine
-from turbofit.core.messages import indices, plural
+from turbofit.core.messages import counted, indices
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.struct import NA, known
 from turbofit.core.units import GIB, MIB, format_bytes
@@ -118,7 +118,7 @@ def gpus(machine: Machine, _: Scene) -> Answer:
             f"GPU {indices(unread)} of {len(machine.gpus)} cannot be read: {text}".rstrip(": "),
             "look at dmesg for Xid lines and restart the machine, or leave the GPU out with --gpus",
         )
-    return ok(f"{len(machine.gpus)} {plural(len(machine.gpus), 'GPU')}: {machine.name}")
+    return ok(f"{counted(len(machine.gpus), 'GPU')}: {machine.name}")
 
 
 def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
@@ -131,7 +131,7 @@ def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
     warnings = [line for line in machine.warnings if "CUDA_VISIBLE_DEVICES" in line]
     if warnings:
         return warning(warnings[0], "name only GPUs of this machine")
-    visible = f"{len(machine.visible)} of {len(machine.gpus)} GPUs"
+    visible = f"{len(machine.visible)} of {counted(len(machine.gpus), 'GPU')}"
     if hidden and value is not None:
         text = f"GPU {indices(hidden)} hidden by CUDA_VISIBLE_DEVICES={value}"
         return warning(text, "unset it if that is not meant", f"only {visible} can be used")

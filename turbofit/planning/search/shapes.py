@@ -376,7 +376,8 @@ def check_gpus(request: ResolvedRequest) -> None:
     need, whole = tp * (request.replicas or 1), sum(not gpu.mig for gpu in visible)
     hint = "let turbofit choose `--tp` and `--replicas`"
     if need > len(visible):
-        problem = f"{' and '.join(given)}: {need} GPUs are needed, {len(visible)} are visible"
+        are = "is" if len(visible) == 1 else "are"
+        problem = f"{' and '.join(given)}: {need} GPUs are needed, {len(visible)} {are} visible"
         hint += f", or name a machine of {need} GPUs, as `--on {need}xrtx3090`"
     elif tp > 1 and need > whole:
         problem = (

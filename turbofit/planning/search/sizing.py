@@ -320,9 +320,10 @@ class Sizer:
 
     def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
         """Return the bytes missing on the tightest GPU; 0 if the shape serves."""
-        missing = max(account.missing_at(ratio or 0.0) for account in accounts)
-        if missing or ratio is None:
-            return max(1, missing)
+        if ratio is None:
+            return max(account.missing_without_ratio() for account in accounts)
+        if missing := max(account.missing_at(ratio) for account in accounts):
+            return missing
         cache_shortfall = max(account.cache_shortfall_at(ratio) for account in accounts)
         if cache_shortfall:
             return cache_shortfall

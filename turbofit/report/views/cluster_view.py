@@ -5,7 +5,7 @@ from __future__ import annotations
 from textwrap import shorten
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.units import grouped, three_digits
 from turbofit.report.painters.document import (
     Code,
@@ -41,7 +41,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
 
     Kinds of nodes that serve come before kinds of nodes that serve nothing.
     """
-    title = f"{plan.model.name} on {len(plan.nodes):,} {plural(len(plan.nodes), 'node')}"
+    title = f"{plan.model.name} on {counted(len(plan.nodes), 'node')}"
     blocks: list[Block] = [
         Heading(f"{title} ({plan.source})" if plan.source else title, short=True),
         Verdict(plan.verdict, "good" if plan.fits else "bad", short=True),
@@ -108,5 +108,5 @@ def status_view(nodes: Sequence[NodeStatus]) -> Iterator[Block]:
             )
             for node in members
         )  # fmt: skip
-        yield Heading(f"{up} of {len(members)} {plural(len(members), 'node')} serve {serves}")
+        yield Heading(f"{up} of {counted(len(members), 'node')} serve {serves}")
         yield table(names, rows, right=_RIGHT, wrap=_WRAPPED)

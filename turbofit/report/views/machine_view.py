@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.messages import indices, plural
+from turbofit.core.messages import counted, indices
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes, grouped, mib
 from turbofit.report.painters.document import (
@@ -47,7 +47,7 @@ def machine_view(machine: Machine) -> list[Block]:
     if machine.measured is not None:
         wrong = sum(not pair.right for pair in machine.measured.pairs)
         measured = f"with torch {machine.measured.torch}: --full has it"
-        measured += f"; {wrong} pairs copy wrong data" if wrong else ""
+        measured += f"; wrong data between {counted(wrong, 'pair')}" if wrong else ""
     blocks: list[Block] = [
         Heading(f"{machine.name} ({machine.source})", short=True),
         _gpu_table(machine),
@@ -167,7 +167,7 @@ def _measured(measured: Measured) -> list[Block]:
 def ways_text(machine: Machine) -> str:
     """Return in words how many pairs of GPUs each kind of link joins."""
     ways = _ways(machine, _way).items()
-    return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')}: {way}" for way, pairs in ways)
+    return "; ".join(f"{counted(len(pairs), 'pair')}: {way}" for way, pairs in ways)
 
 
 def _ways(machine: Machine, way: Callable[[Link], str]) -> dict[str, list[str]]:
@@ -201,4 +201,4 @@ def _links(machine: Machine) -> Iterator[str]:
 
     for way, pairs in _ways(machine, way_and_path).items():
         named = f" ({', '.join(pairs)})" if len(pairs) <= _PAIRS else ""
-        yield f"{len(pairs)} {plural(len(pairs), 'pair')}{named}: {way}"
+        yield f"{counted(len(pairs), 'pair')}{named}: {way}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from turbofit.core.messages import PRETEND_SPEED, plural
+from turbofit.core.messages import PRETEND_SPEED, counted
 from turbofit.core.units import format_bytes, format_duration, mib, three_digits
 from turbofit.report.painters.document import (
     Heading,
@@ -59,7 +59,7 @@ def load_view(result: LoadResult) -> list[Block]:
         f"{error.count:,} x {error.kind}: {error.example}".rstrip(": ") for error in result.errors
     ]
     if result.warm_up_errors:
-        wrong.append(f"{result.warm_up_errors:,} requests of the warm-up failed")
+        wrong.append(f"{counted(result.warm_up_errors, 'request')} of the warm-up failed")
     wrong += (text for text in result.warnings if text != PRETEND_SPEED)
     return [
         Heading(f"{result.model} at {result.url}"),
@@ -123,9 +123,11 @@ def _notes(result: Tuning) -> list[Block]:
     winner = result.winner
     if winner is None or winner.measured is None:
         why = "keeps the SLO" if result.slo else "served"
-        found = f"none of {len(result.trials)} settings {why}"
+        found = f"none of {counted(len(result.trials), 'setting')} {why}"
         if result.started:
-            found = f"{result.started} of {len(result.trials)} settings start and answer"
+            found = (
+                f"{result.started} of {counted(len(result.trials), 'setting')} started and answered"
+            )
         blocks.append(Paragraph(found, tone="plain" if result.started else "bad"))
     else:
         first = next((trial for trial in result.trials if not trial.options), None)
@@ -149,7 +151,7 @@ def _notes(result: Tuning) -> list[Block]:
         if winner.quant_policy:
             text = f"the cache is stored with {winner.quant_policy} bits: answers change a little"
             blocks.append(Paragraph(f"{text} (--kv-types 0 leaves it out)", tone="warn"))
-    trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
+    trials = f"{counted(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     return [*blocks, remark(text)]
 
@@ -184,7 +186,7 @@ def _capacity_view(result: Tuning, capacity: Capacity, where: str) -> list[Block
         table(("load", *right, "SLO"), rows, right=right),
         *([Paragraph(capacity.why, tone="warn")] if capacity.why and capacity.loads else []),
         *_turns(_turns_kept(capacity)),
-        remark(f"{len(capacity.loads)} loads in {format_duration(result.seconds)}"),
+        remark(f"{counted(len(capacity.loads), 'load')} in {format_duration(result.seconds)}"),
     ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import option_of
-from turbofit.core.messages import SLOW_IMAGES, groups_of, plural
+from turbofit.core.messages import SLOW_IMAGES, counted, groups_of, plural
 from turbofit.core.plan import alike, roomier_limit
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.machine.presets import other_sizes, usual_assumptions
@@ -291,8 +291,8 @@ def promise_facts(plan: Plan) -> dict[str, str]:
         )
         count = promise.images
         facts["images"] = (
-            f"{count} {plural(count, 'image')} a request, of at most {units:,}"
-            f" {plural(units, unit)} of {side}x{side} ({tokens:,} {plural(tokens, 'token')})"
+            f"{counted(count, 'image')} a request, of at most {units:,}"
+            f" {plural(units, unit)} of {side}x{side} ({counted(tokens, 'token')})"
         )
         if units < limits.units_per_image:
             facts["images"] += f" (larger images, of up to {limits.units_per_image:,}, are refused)"
@@ -408,7 +408,7 @@ def _facts(plan: Plan) -> FactList:
 def _images(plan: Plan, size: str) -> str:
     """Return the asked images of a request in words."""
     limits, images = plan.promise.limits, plan.workload.images
-    text = f"{images} {plural(images, 'image')} a request ({size} size"
+    text = f"{counted(images, 'image')} a request ({size} size"
     most = limits.most_images(plan.model.image_rule)
     if most > images:
         units = limits.units_per_request

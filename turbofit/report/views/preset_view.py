@@ -6,7 +6,7 @@ import shlex
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.units import MIB, format_bytes, grouped
 from turbofit.report.painters.document import (
     ONLY_SHORT,
@@ -20,7 +20,7 @@ from turbofit.report.painters.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from turbofit.core.model import Model
     from turbofit.machine.presets import GpuPreset
@@ -97,12 +97,16 @@ def which_view(which: Which) -> list[Block]:
     others = tuple(
         f"{other.on if which.model else other.model}: {other.why_not}" for other in which.others
     )
+    made = [row for row in which.others if row.quantize is not None]
+    commands = (f"{row.model}: {row.quantize}" for row in made)
     kept = _kept_tables(which) if which.keep else [Items(others[:_OTHERS], **ONLY_SHORT)]
     return [
         Heading(title, short=True),
         Verdict(_answer(which), "good" if which.keep else "bad", short=True),
         *kept,
         *_warned(which),
+        *([remark(_in_four_bits(made), **ONLY_SHORT)] if made else []),
+        *listed("With 4-bit weights that you make", commands),
         *listed("Not these", others),
         remark("all of them: --full, --md, --html or --json", **ONLY_SHORT),
     ]
@@ -121,6 +125,17 @@ def _kept_tables(which: Which) -> list[Block]:
         blocks.append(Heading(_BY_TRANSFORMERS, short=True))
         blocks += _kept_table(which, slow, _OTHERS if fast else _ROWS)
     return blocks
+
+
+def _in_four_bits(rows: Sequence[Serving]) -> str:
+    """Return the sentence about models that run with 4-bit weights, which somebody has to make."""
+    return f"with 4-bit weights that `turbofit quantize` makes: {_few([row.model for row in rows])}"
+
+
+def _few(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - _OTHERS} more" if names[_OTHERS:] else ""
+    return f"{', '.join(names[:_OTHERS])}{more}"
 
 
 def _outdone(row: Serving, rows: Iterable[Serving]) -> bool:
@@ -146,8 +161,7 @@ def _warned(which: Which) -> list[Block]:
     names = list(dict.fromkeys(chain(*warned.values())))
     if not names:
         return []
-    more = f" and {len(names) - _OTHERS} more" if names[_OTHERS:] else ""
-    in_short = f"warned of: {', '.join(names[:_OTHERS])}{more} (turbofit plan says why)"
+    in_short = f"warned of: {_few(names)} (turbofit plan says why)"
     texts = (f"{', '.join(names)}: {text}" for text, names in warned.items())
     return [remark(in_short, **ONLY_SHORT), *listed("Known to go wrong", texts, "warn")]
 
@@ -176,18 +190,19 @@ def _answer(which: Which) -> str:
     promise = ", ".join(
         f"{name.replace('_', ' ')} {value}" for name, value in which.request.items()
     )
+    keep, run = ("keeps", "runs") if count == 1 else ("keep", "run")
     if which.model is None:
-        keep = f"keep the promise ({promise})" if promise else "run on it"
+        does = f"{keep} the promise ({promise})" if promise else f"{run} on it"
         first = "the largest first" if which.request.get("images") == 0 else _MODELS_FIRST
         order = f"; {first}" if count else ""
-        return f"{count} of {everything} preset models {keep}{order}"
-    keep = f"keep the promise ({promise})" if promise else "run it"
+        return f"{count} of {everything} preset models {does}{order}"
+    does = f"{keep} the promise ({promise})" if promise else f"{run} it"
     counts = ", ".join(map(str, which.counts))
     order = "; the fewest bytes of GPU memory first" if count else ""
     condition = (
         f", each with as few GPUs as are enough (of {counts})" if count else f", with {counts} GPUs"
     )
-    return f"{count} of {everything} preset cards {keep}{condition}{order}"
+    return f"{count} of {everything} preset cards {does}{condition}{order}"
 
 
 def _row(which: Which, serving: Serving) -> dict[str, str]:
@@ -218,15 +233,17 @@ def _at_once(serving: Serving) -> str:
 def _image_limit(limit: int | None) -> str:
     if limit is None:
         return "-"
-    return f"{limit / 1e6:.1f} MP" if limit > _MOST_TILES else f"{limit} {plural(limit, 'tile')}"
+    return f"{limit / 1e6:.1f} MP" if limit > _MOST_TILES else f"{counted(limit, 'tile')}"
 
 
 def merged_view(merged: Merged) -> Iterator[Block]:
     """Yield the facts of a checkpoint that `turbofit merge` has written."""
-    what = f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors"
+    what = f"{merged.architecture}, {merged.dtype}: {counted(merged.tensors, 'tensor')}"
     yield Heading(merged.out)
     yield Paragraph(f"{what}, {format_bytes(merged.bytes)}", tone="good")
-    yield Paragraph(f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
+    yield Paragraph(
+        f"{counted(merged.loras, 'module')} merged, {counted(merged.replaced, 'tensor')} replaced"
+    )
     if merged.converted:
         tower = merged.vision_tower or "the base itself"
         text = f"converted from LLaVA's original format; vision tower from {tower}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.messages import plural
+from turbofit.core.messages import counted
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import (
@@ -85,7 +85,7 @@ def _auto_awq(made: Quantizing) -> str:
     if needs.why_not:
         return needs.why_not
     does = "fits" if needs.card + made.context <= made.card_free else "does not fit"
-    usual = f"its usual {needs.samples} samples of {needs.tokens:,} tokens"
+    usual = f"its usual {counted(needs.samples, 'sample')} of {needs.tokens:,} tokens"
     return f"makes AWQ; {format_bytes(needs.card)} of the card, which {does}, for {usual} at once"
 
 
@@ -136,7 +136,7 @@ def reading_view(reading: Reading, plan: Plan | None) -> Iterator[Block]:
 def _found(reading: Reading) -> str:
     if reading.problems:
         count = len(reading.problems)
-        return f"LMDeploy would not serve it as it is: {count} {plural(count, 'problem')}"
+        return f"LMDeploy would not serve it as it is: {counted(count, 'problem')}"
     engines = [name for name, why in reading.engines.items() if not why]
     return f"it is what LMDeploy reads ({' and '.join(engines)})"
 

@@ -8,12 +8,14 @@ for results.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from turbofit.core.cluster import Node
 from turbofit.core.errors import MachineError, PackageError, UsageError
@@ -23,6 +25,12 @@ from turbofit.core.process.interpreter import kept_stdout
 #: Ray's namespaces for the actors of nodes and for held names; a name is unique in its namespace.
 _NAMESPACE: Final = "turbofit"
 _HELD: Final = "turbofit-held"
+#: The port of a cluster's head, unless `ray start --port` gives another. Source: Ray's guide.
+_PORT: Final = 6379
+#: Seconds for a head to accept a connection; `ray.init` waits for more than a minute.
+_CONNECT_SECONDS: Final = 3.0
+#: Addresses that Ray looks up itself.
+_OF_RAY: Final = ("auto", "local")
 #: The most characters that a message repeats of an error of Ray; it becomes one line there.
 _SHOWN: Final = 200
 #: How often a process tries to hold a name, since Ray frees the name of a killed process late.
@@ -41,7 +49,7 @@ def connected(address: str | None) -> Iterator[str]:
 
     Raises:
         PackageError: Ray is not installed.
-        MachineError: no cluster answers at the address.
+        MachineError: no cluster answers at the address, or the text is no address.
         UsageError: the address is an address of Ray Client.
     """
     # Ray reads the variables at its import, so they are set before. A client sends its token only
@@ -51,18 +59,22 @@ def connected(address: str | None) -> Iterator[str]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     # A thread that still runs when the connection ends must not start another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    # A server that is no head: without this, Ray asks it for half a minute.
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "5")
     if find_spec("ray") is None:
         raise PackageError(
             "Ray is not installed here", hint=f"install it with {install_command('ray')}"
         )
-    import ray
-
     where = address or os.environ.get("RAY_ADDRESS") or "auto"
     if where.startswith("ray://"):
         raise UsageError(
             "Ray Client is not supported",
             hint="run turbofit on a node of the cluster, with --cluster ray",
         )
+    if where not in _OF_RAY:
+        where = _accepting(where)
+    import ray
+
     with kept_stdout():
         try:
             ray.init(
@@ -82,6 +94,25 @@ def connected(address: str | None) -> Iterator[str]:
             yield str(ray.get_runtime_context().gcs_address)
         finally:
             ray.shutdown()
+
+
+def _accepting(address: str) -> str:
+    """Return the address ``HOST:PORT`` of a head that accepts a connection.
+
+    Raises:
+        MachineError: nothing accepts a connection there, or the text is no address.
+    """
+    try:
+        split = urlsplit(f"//{address}")
+        host, port = split.hostname or "", split.port or _PORT
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
+    except (OSError, ValueError) as exc:
+        raise MachineError(
+            f"no Ray cluster answers at {address}: {str(exc)[:_SHOWN]}",
+            hint=f"start its head with ray start --head --port {_PORT}, let this machine reach the"
+            " port, and write --cluster ray:HOST:PORT",
+        ) from None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def nodes(address: str) -> dict[str, Node]:

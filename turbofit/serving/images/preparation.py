@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.messages import counted
 from turbofit.core.process.imports import once_imported, unlike
 
 if TYPE_CHECKING:
@@ -97,7 +98,11 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
         """Make LMDeploy's encoder, then change its preparation of images."""
         make(encoder, *arguments, **keywords)
         why = prepare(encoder, threads, cache_bytes)
-        done = f"prepared on {threads} threads" if why is None else f"LMDeploy's own way: {why}"
+        done = (
+            f"prepared on {counted(threads, 'thread')}"
+            if why is None
+            else f"LMDeploy's own way: {why}"
+        )
         if why is None:
             done = ", ".join(filter(None, (done, quicken(encoder.model))))
         sys.stderr.write(f"{SAYS}{done}\n")
