@@ -45,12 +45,14 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.suppor
 #: Files that take longest, by seconds of a processor; a file is one worker's.
 LONGEST = (
     "gateway/test_grammar_process.py", "serving/test_serve_pretend.py",
-    "serving/test_serve_pretend_pytorch.py", "bench/test_simulation.py",
-    "serving/test_serve_lmdeploy.py", "serving/test_run.py", "serving/test_pretend_pipeline.py",
-    "logs/test_first_step.py", "planning/search/test_evaluate.py", "bench/test_golden.py",
-    "rehearsal/test_planned.py",
-    "measure/test_calibrate_program.py", "gateway/routing/test_deny_list.py",
-    "gateway/test_gateway_ends.py", "serving/test_supervised_processes.py",
+    "serving/test_serve_pretend_pytorch.py", "serving/test_serve_clock.py",
+    "serving/test_serve_lmdeploy.py", "test_wheel.py", "serving/test_pretend_pipeline.py",
+    "rehearsal/pretend/inside/test_turbofit_values.py", "serving/test_run.py",
+    "logs/test_first_step.py", "test_house.py",
+    "measure/test_calibrate_program.py", "cli/commands/test_quantize.py", "bench/test_golden.py",
+    "rehearsal/test_planned.py", "logs/test_account.py", "test_adding.py",
+    "planning/search/test_lowered_limit.py", "test_plain_install.py", "measure/test_tune_runner.py",
+    "measure/test_tune_space.py", "cli/commands/test_pretend.py", "serving/test_tune_pretend.py",
 )  # fmt: skip
 #: Files of one worker, which imports LMDeploy and Transformers or Ray, or starts Chromium, once.
 TOGETHER = (

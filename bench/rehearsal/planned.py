@@ -30,7 +30,12 @@ from turbofit.memory.pytorch.weights import segments
 from turbofit.model.drafts import with_draft
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.rehearsal.planned import charged, plan_document, with_rehearsed_terms
+from turbofit.rehearsal.planned import (
+    broken_promise,
+    charged,
+    plan_document,
+    with_rehearsed_terms,
+)
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.
 SHARE = 0.02
@@ -364,15 +369,20 @@ def _compare(row: Row) -> Found:
     document = plan_document(plan)
     cards = list(with_rehearsed_terms(plan.engines[0], document))
     missed: list[str] = []
-    say = missed.append
     if document["outcome"] != "served":
         death = document["death"] or {}
-        say(f"{document['outcome']}: {death.get('phase')}: {death.get('message')}")
+        missed.append(f"{document['outcome']}: {death.get('phase')}: {death.get('message')}")
         return Found((row.name, document["outcome"], *[""] * 10), missed, document["versions"])
-    fixed = segments(plan.engines[0].settings) == "fixed"
-    cases = _cases(cards[_fullest(document)], fixed, say)
-    start = (row.name, document["outcome"], *_start(row, plan, cards, document, say))
-    return Found((*start, cases), missed, document["versions"])
+    refused = broken_promise(plan, plan.engines[0], document)
+    if refused is not None:
+        missed.append(f"{refused.phase}: {refused.where}")
+    cells = (
+        row.name,
+        document["outcome"],
+        *_start(row, plan, cards, document, missed.append),
+        _cases(plan, cards[_fullest(document)], missed.append),
+    )
+    return Found(cells, missed, document["versions"])
 
 
 def _fullest(document: dict[str, Any]) -> int:
@@ -435,17 +445,20 @@ def _peaks(plan: Plan, document: dict[str, Any], i: int) -> tuple[int, int]:
     return used + late + gpu["contexts"] + live, used + gpu["peak"]
 
 
-def _cases(card: GpuLedger, fixed: bool, say: Callable[[str], None]) -> str:
+def _cases(plan: Plan, card: GpuLedger, say: Callable[[str], None]) -> str:
+    fixed = segments(plan.engines[0].settings) == "fixed"
     said = []
     terms = [term for term in card.terms if term.phase == "transient"]
     # Short prompts of all sequences meet before they are sampled: more than sampling itself where
-    # each has a state. The ledger charges the largest.
+    # few rows are sampled, or where each has a state. The ledger charges the largest.
     states = any(term.term == "state_cache" for term in card.terms)
     largest = max(term.bytes for term in terms)
+    text = (term.bytes for term in terms if term.term in ("text_prefill", "sampling"))
+    met = {"sampling": max(text)}
     for term in terms:
         if term.rehearsed is None:
             continue
-        forecast = largest if states else term.bytes
+        forecast = largest if states else met.get(term.term, term.bytes)
         upper = forecast if fixed or states else None
         _hold(term.term, forecast, term.rehearsed, card.total, say, upper=upper)
         name = f"**{term.term}**" if term.worst else term.term

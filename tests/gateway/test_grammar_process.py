@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.serving import needs
-from tests.support.waiting import until
+from tests.support.waiting import HANG, until
 from turbofit.core.plan import GRAMMAR_TRIAL
 from turbofit.gateway import grammar_trials
 from turbofit.gateway.grammar_trials import SECONDS, TOKEN_SECONDS
@@ -232,7 +232,7 @@ def test_hostile_grammars_are_ended_in_that_time(shared):
 
 
 def test_what_compiles_at_once_is_refused_for_one_dear_token_wherever_it_is(shared):
-    places = ("at once", "a branch", "a literal", "deep")
+    places = ("at once", "a branch", "a literal")
     said = verdicts(shared, {name: DEAR[name] for name in places}, SECONDS)
     assert [*said.values()] == [{"over": "token"}] * len(places)
 
@@ -246,15 +246,15 @@ def test_a_dear_token_is_found_in_every_form(shared):
 
 def test_the_schema_of_a_forced_tool_is_found_behind_a_model_s_thoughts(thinking):
     plain = thinking.ask(forced(fields(TEXT)))
-    limited = thinking.ask(forced(longest(60)))
-    # What a token takes near the end of 60 characters is seen only there.
+    limited = thinking.ask(forced(longest(20)), 6)
+    # What a token takes near the end of 20 characters is seen only there.
     assert plain["price"] < grammar_trials._FREE < limited["price"]
 
 
 def test_a_text_that_was_answered_leads_to_its_dear_token(shared):
-    text = "a" * 2000 + "b" * 40
-    assert shared.ask(pattern("[a-z]{3000}"), SECONDS, text)["price"] < TOKEN_SECONDS
-    assert shared.ask(DEAR["deep"], SECONDS, text) == {"over": "token"}
+    text = "a" * 100 + "b" * 40
+    assert shared.ask(pattern("[a-z]{150}"), 6, text)["price"] < TOKEN_SECONDS
+    assert shared.ask(pattern(f"[a-z]{{100}}{MANY}"), SECONDS, text) == {"over": "token"}
 
 
 def test_a_trial_is_stopped_and_its_fork_ended_from_outside_is_not_the_grammar_s_fault(shared):
@@ -281,8 +281,37 @@ def test_a_fork_ends_with_its_process(shared, thinking):
         until(lambda: not Path(f"/proc/{fork}").exists(), "the end of the fork")  # noqa: B023
 
 
+def test_it_ends_with_its_parent_while_it_imports(tmp_path):
+    stand_in = "import os, signal\nos.write(2, b'here\\n')\nsignal.pause()\n"
+    (tmp_path / "xgrammar.py").write_text(stand_in)
+    starts = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+    with subprocess.Popen(
+        [sys.executable, "-c", starts, str(PROGRAM), "1", "1", "no folder", ""],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as parent:  # fmt: skip
+        assert parent.stderr is not None
+        assert parent.stderr.readline() == b"here\n"
+        parent.kill()
+        assert parent.communicate(timeout=HANG)[1] == b""
+
+
+@pytest.mark.exhaustive
 def test_a_folder_without_a_tokenizer_is_said(tmp_path):
     process = Process(tmp_path)
     assert process.first["unable"]
     assert process.first["lacks"] is None
+    process.end()
+
+
+@pytest.mark.parametrize(
+    ("package", "lacks"),
+    [("raise OSError('none')", None), ("import no_such_package", "no_such_package")],
+)
+def test_why_nothing_can_be_tried_is_said(tmp_path, monkeypatch, package, lacks):
+    (tmp_path / "xgrammar.py").write_text(package)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = Process(tmp_path)
+    assert process.first["unable"]
+    assert process.first["lacks"] == lacks
     process.end()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.logs.conftest import explain, some
+from tests.sweep import sweep
 from turbofit.logs.causes import text_of
 from turbofit.planning.plan import predict
 from turbofit.planning.request import PredictRequest
@@ -69,8 +70,7 @@ def next_share(died: float) -> float:
     return max(round(max(died - 0.1, 0.75 * died), 4), 0.1)
 
 
-@pytest.mark.parametrize(("model", "on"), list(product(MODELS, CARDS)))
-@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(("model", "on", "release"), sweep(product(MODELS, CARDS, RELEASES), 5))
 def test_no_share_is_raised_or_lowered_in_vain(model: str, on: str, release: str) -> None:
     for share, phase in product(SHARES, PHASES):
         found = explain(log_of(model, on, release, share, phase))

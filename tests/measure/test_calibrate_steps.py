@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
+from tests.sweep import sweep
 from turbofit.core.errors import UsageError
 from turbofit.core.images.rule import DummyImage
 from turbofit.core.machine import Calibration, Machine, MeasuredSteps, StepPoint
@@ -199,22 +201,23 @@ def test_a_slower_card_is_forecast_as_slow_once_it_was_timed(monkeypatch) -> Non
         assert getattr(told, name) == pytest.approx(getattr(true, name), rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("card", "other", "model"),
-    [
-        ("1xrtx3090", "internvl2-2b", "internvl2-8b"),
-        ("1xa100-80g", "internvl2-8b", "internvl2-2b"),
-        ("1xh100", "internvl2-8b", "qwen2.5-7b"),
-    ],
-)
-@pytest.mark.parametrize("launches", [0.5, 1.0, 1.5])
+OTHERS = [
+    ("1xrtx3090", "internvl2-2b", "internvl2-8b"),
+    ("1xa100-80g", "internvl2-8b", "internvl2-2b"),
+    ("1xh100", "internvl2-8b", "qwen2.5-7b"),
+]
+
+
+# in the check each factor and each card once
+@pytest.mark.parametrize(("launches", "names"), sweep(product((0.5, 1.0, 1.5), OTHERS), 4))
 def test_another_model_on_the_slower_card_is_forecast_by_its_rates(
-    monkeypatch, card: str, other: str, model: str, launches: float
+    monkeypatch, launches: float, names: tuple[str, str, str]
 ) -> None:
     """Within 5 %, also where launches take half of what the constants say, or half as much again.
 
     The plan of the other model, and the clock's table of it, are those of the slow card.
     """
+    card, other, model = names
     of_other = turbofit.plan(other, on=card, engine="turbomind")
     slow = slower(of_other.machine)
     timed_plan = turbofit.plan(other, on=slow, engine="turbomind")

@@ -113,3 +113,15 @@ def test_cards_hold_the_requests_that_were_asked_for(monkeypatch: pytest.MonkeyP
         assert turbofit.plan("internvl2-8b", on=row.on, **asked).fits is row.keeps
     models = turbofit.which(on="1xl4", **asked)
     assert any(" of 200 requests of " in row.why_not for row in models.others)
+
+
+def test_a_model_that_needs_4_bit_weights_names_the_command_that_makes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Published ones are rows of their own; what fits, or never fits, needs none."""
+    names = ["internvl3-14b-hf", "internvl3-14b", "internvl3-8b-hf", "qwen2.5-72b"]
+    few_presets(monkeypatch, models=names)
+    rows = turbofit.which(on="1xrtx3090").others
+    commands = {row.model: row.quantize for row in rows}
+    made = "turbofit quantize internvl3-14b-hf --on 1xrtx3090"
+    assert commands == {"internvl3-14b-hf": made, "internvl3-14b": None, "qwen2.5-72b": None}

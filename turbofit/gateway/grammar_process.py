@@ -358,12 +358,17 @@ def attempt(trial: Any, act: Callable[[], Any], most: int, given: Input) -> None
     os.write(_ANSWERS, (said or json.dumps(_end(status, stopped=stopped)).encode()) + b"\n")
 
 
-def _limit(parent: int, seconds: float, most: int) -> None:
-    """Let the kernel end this fork in time, and with its parent."""
+def _end_with(parent: int) -> None:
+    """Let the kernel end this process with its parent."""
     with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
+
+
+def _limit(parent: int, seconds: float, most: int) -> None:
+    """Let the kernel end this fork in time, and with its parent."""
+    _end_with(parent)
     signal.alarm(_LONGEST)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (max(1, round(seconds)), hard))
@@ -405,6 +410,7 @@ def main(most: str, token: str, folder: str, trust: str, *options: str) -> None:
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(5)  # engines get the cores first
+    _end_with(os.getppid())  # the imports take seconds, in which nobody reads the input
     _ANSWERS = os.dup(1)
     os.dup2(2, 1)  # packages may print to stdout; such lines are no answers
     # The first entry is this folder, whose package ``http`` would hide Python's own.

@@ -6,6 +6,7 @@ pairs), so only the smallest count of each card is searched.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator
 from datetime import datetime, timezone
 from typing import Annotated, ClassVar, Final, TypeVar
@@ -25,7 +26,8 @@ from turbofit.core.version import __version__
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY
-from turbofit.model.presets import known_presets, preset_model
+from turbofit.model.presets import four_bit_variant, known_presets, preset_model
+from turbofit.model.quantize.scheme import packed_model
 from turbofit.planning.choose import choose, known_warnings, problem_of, promise_of
 from turbofit.planning.own_drafts import doubts
 from turbofit.planning.reasons import limit_costs, unkept, usual_image
@@ -72,6 +74,10 @@ class Serving(Struct):
     warnings: Annotated[tuple[str, ...], doc("Known faults of the model on this machine.")] = ()
     smaller: Annotated[
         LimitCost | None, doc("A lower image limit for 8 requests at once; null: 8 run, or none.")
+    ] = None
+    quantize: Annotated[
+        str | None,
+        doc("The command that counts and makes 4-bit weights, with which the plan keeps all."),
     ] = None
 
     @property
@@ -211,6 +217,7 @@ def which_models(request: WhichRequest) -> Which:
     """
     machine = machine_from(request.on, gpus=request.gpus)
     name = request.on if isinstance(request.on, str) else machine.name
+    on = f" --on {shlex.quote(request.on)}" if isinstance(request.on, str) else ""
     promise, errors = request.changed(on=machine, gpus=None), list[TurbofitError]()
     rows, first = list[Serving](), dict[str, tuple[bool, int]]()
     for preset in _with_progress("planning for every model", known_presets()):
@@ -219,6 +226,8 @@ def which_models(request: WhichRequest) -> Which:
             sees = model.vision is not None and request.images > 0
             first[preset] = sees, model.weight_bytes
             row = _row_of_request(promise.changed(model=model), name, errors)
+            if _serves_in_four_bits(promise, model, row):
+                row = replace(row, quantize=f"turbofit quantize {preset}{on}")
         except TurbofitError as exc:  # there is no memory account of the preset
             errors.append(exc)
             row = empty_row(preset, name, machine, exc.message)
@@ -228,6 +237,16 @@ def which_models(request: WhichRequest) -> Which:
     # Models with images come first, models on Transformers last; each the largest first.
     order = sorted(answer.keep, key=lambda row: (row.of_lmdeploy, first[row.model]), reverse=True)
     return replace(answer, keep=tuple(order))
+
+
+def _serves_in_four_bits(promise: WhichRequest, model: Model, row: Serving) -> bool:
+    """Return whether 4-bit weights would keep a promise of which no published ones are known."""
+    if row.keeps or four_bit_variant(model) is not None:
+        return False
+    made = packed_model(model)
+    if made is None or made.weight_bytes > row.bytes:
+        return False
+    return _row_of_request(promise.changed(model=made), row.on, []).keeps
 
 
 def _with_progress(doing: str, items: Collection[_T]) -> Iterator[_T]:

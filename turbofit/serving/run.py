@@ -99,8 +99,9 @@ class Run:
         #: The folder and the record that `begin` made last.
         self.folder: Path
         self.record: Record
-        #: Whether grammars can be tried from the start on; a load that is measured has none.
-        self.starts_trials = True
+        #: Whether grammars can be tried from the start on: a load that is measured has none, and
+        #: engines on pretend GPUs need the cores that the process takes for seconds.
+        self.starts_trials = not config.pretend
         #: The public side of the gateway that serves now; None while no gateway serves.
         self.public: PublicSide | None = None
         #: Requests that are suspected or refused; the next gateway continues this list.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
+from tests import virtual_time
 from tests.support.gateway import CHAT, DONE, EVENT, Recorder, call, chat, gateway, stream
 from tests.virtual_time import settled
 from turbofit.gateway.grammar_trials import Grammar, GrammarTrials
-from turbofit.gateway.routing.dear_steps import text_of
+from turbofit.gateway.routing.dear_steps import DearSteps, text_of
+from turbofit.gateway.routing.engines import RoutedEngine
 
 
 class Trials(GrammarTrials):
@@ -97,6 +101,12 @@ async def test_grammars_wait_where_their_prices_would_add_up_and_texts_pass() ->
     for task in (first, second, cheap, plain):
         assert (await task).status == 200
     assert app.engines[0].token_seconds == []
+
+
+def test_nothing_wakes_for_an_engine_without_a_grammar() -> None:
+    watching = DearSteps([RoutedEngine(0, "http://engine")], Trials()).watch()
+    with pytest.raises(AssertionError, match="for no timer"):
+        virtual_time.run(watching)
 
 
 def test_the_text_of_events_is_that_of_the_first_copy():

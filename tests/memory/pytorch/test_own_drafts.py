@@ -7,6 +7,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 import turbofit
+from tests.sweep import sweep
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.model import Draft, Model
 from turbofit.core.plan import Plan, Settings
@@ -122,20 +123,24 @@ def planned(name: str, on: str, **options: object) -> Plan:
 
 @pytest.mark.parametrize(
     ("name", "on", "tp", "tokens"),
-    [
-        ("qwen3.5-9b", "1xrtx4090", 1, 1),
-        ("qwen3.5-9b", "1xa100-40g", 1, 3),
-        ("qwen3.5-27b", "1xh100", 1, 1),
-        ("qwen3.5-27b", "2xa100-80g", 2, 3),
-        ("qwen3.6-27b", "4xrtx4090", 4, 2),
-        ("qwen3.8-27b", "1xh200", 1, 3),
-        ("qwen3.5-35b-a3b", "2xh100", 2, 3),
-        ("qwen3.5-35b-a3b", "2xa100-80g", 2, 1),
-        ("glm-4.5-air", "4xh100", 4, 1),
-        ("glm-4.5-air", "4xa100-80g", 4, 2),
-        ("glm-4.7-flash", "2xh100", 2, 3),
-        ("deepseek-v3", "8xh200", 8, 1),
-    ],
+    # in the check each family, with and without experts, on one card and on several
+    sweep(
+        [
+            ("qwen3.5-9b", "1xrtx4090", 1, 1),
+            ("qwen3.5-9b", "1xa100-40g", 1, 3),
+            ("qwen3.5-27b", "1xh100", 1, 1),
+            ("qwen3.5-27b", "2xa100-80g", 2, 3),
+            ("qwen3.6-27b", "4xrtx4090", 4, 2),
+            ("qwen3.8-27b", "1xh200", 1, 3),
+            ("qwen3.5-35b-a3b", "2xh100", 2, 3),
+            ("qwen3.5-35b-a3b", "2xa100-80g", 2, 1),
+            ("glm-4.5-air", "4xa100-80g", 4, 2),
+            ("glm-4.5-air", "4xh100", 4, 1),
+            ("deepseek-v3", "8xh200", 8, 1),
+            ("glm-4.7-flash", "2xh100", 2, 3),
+        ],
+        2,
+    ),
 )
 def test_plans_by_hand(name: str, on: str, tp: int, tokens: int) -> None:
     """Each rank: weights, a block of the cache, and the states, of which all are dealt out."""

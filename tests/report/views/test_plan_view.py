@@ -51,7 +51,7 @@ def is_a_first_answer(plan: Plan) -> None:
 
 @pytest.mark.parametrize("on", ["1xrtx3090", "4xrtx3090", "1xh100"])
 @pytest.mark.parametrize(
-    "names", [_NAMES[::12], pytest.param(_NAMES, marks=pytest.mark.exhaustive)]
+    "names", [_NAMES[::24], pytest.param(_NAMES, marks=pytest.mark.exhaustive)]
 )
 def test_the_first_answer_of_every_model(names: list[str], on: str) -> None:
     plans = []

@@ -58,10 +58,16 @@ class DearSteps:
         self._looked: dict[bytes, float] = {}
 
     async def watch(self) -> None:
-        """Look at the engines twice a second, until the task is cancelled."""
+        """Look at all engines until the task is cancelled."""
+        await asyncio.gather(*map(self._watch, self._engines))
+
+    async def _watch(self, engine: RoutedEngine) -> None:
+        """Look at an engine twice a second while a request there has a grammar."""
         while True:
-            await asyncio.sleep(_TICK)
-            for engine in self._engines:
+            await engine.got_grammar.wait()
+            engine.got_grammar.clear()
+            while any(present.grammar is not None for present in engine.in_flight):
+                await asyncio.sleep(_TICK)
                 begun = any(present.begun for present in engine.in_flight)
                 silent = time.monotonic() - engine.silent_since
                 if engine.outstanding > 0 and silent > (_STEP if begun else _PREFILL):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
@@ -134,6 +135,8 @@ class RoutedEngine:
         self.ends_at = _NEVER
         #: The engine's requests in their order, each with the function that ends the request.
         self.in_flight: dict[Present, Callable[[], None]] = {}
+        #: Set when a request with a grammar comes (see `dear_steps`).
+        self.got_grammar = asyncio.Event()
         #: The tokens that the engine had counted when a probe last failed; 0 if unknown.
         self.tokens = 0.0
         #: The turns of the suspects at the engine, by their places (see `deny_list`).

@@ -100,6 +100,8 @@ class Exchange(ForwardOutcome):
         engine.in_flight[self.present] = self.abort
         self.present.sent_at, self.present.begun = time.monotonic(), False
         self.present.refuse = self.refuse
+        if self.present.grammar is not None:
+            engine.got_grammar.set()
         if not engine.owes:
             engine.asked_at = self.present.sent_at
         engine.outstanding += 1

@@ -49,6 +49,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
     hfconfig.register_for_pytorch()
     hfconfig.stand_in_for_kimi()
     hfconfig.plain_gpt_oss_tokenizer()
+    hfconfig.infer_channels_of_llava()
     settings = dict(spec.settings)
     draft = settings.pop(SPECULATIVE_CONFIG, None)
     speculative = SpeculativeConfig(**draft) if draft else None

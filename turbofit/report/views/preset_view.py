@@ -20,7 +20,7 @@ from turbofit.report.painters.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from turbofit.core.model import Model
     from turbofit.machine.presets import GpuPreset
@@ -97,12 +97,16 @@ def which_view(which: Which) -> list[Block]:
     others = tuple(
         f"{other.on if which.model else other.model}: {other.why_not}" for other in which.others
     )
+    made = [row for row in which.others if row.quantize is not None]
+    commands = (f"{row.model}: {row.quantize}" for row in made)
     kept = _kept_tables(which) if which.keep else [Items(others[:_OTHERS], **ONLY_SHORT)]
     return [
         Heading(title, short=True),
         Verdict(_answer(which), "good" if which.keep else "bad", short=True),
         *kept,
         *_warned(which),
+        *([remark(_in_four_bits(made), **ONLY_SHORT)] if made else []),
+        *listed("With 4-bit weights that you make", commands),
         *listed("Not these", others),
         remark("all of them: --full, --md, --html or --json", **ONLY_SHORT),
     ]
@@ -121,6 +125,17 @@ def _kept_tables(which: Which) -> list[Block]:
         blocks.append(Heading(_BY_TRANSFORMERS, short=True))
         blocks += _kept_table(which, slow, _OTHERS if fast else _ROWS)
     return blocks
+
+
+def _in_four_bits(rows: Sequence[Serving]) -> str:
+    """Return the sentence about models that run with 4-bit weights, which somebody has to make."""
+    return f"with 4-bit weights that `turbofit quantize` makes: {_few([row.model for row in rows])}"
+
+
+def _few(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - _OTHERS} more" if names[_OTHERS:] else ""
+    return f"{', '.join(names[:_OTHERS])}{more}"
 
 
 def _outdone(row: Serving, rows: Iterable[Serving]) -> bool:
@@ -146,8 +161,7 @@ def _warned(which: Which) -> list[Block]:
     names = list(dict.fromkeys(chain(*warned.values())))
     if not names:
         return []
-    more = f" and {len(names) - _OTHERS} more" if names[_OTHERS:] else ""
-    in_short = f"warned of: {', '.join(names[:_OTHERS])}{more} (turbofit plan says why)"
+    in_short = f"warned of: {_few(names)} (turbofit plan says why)"
     texts = (f"{', '.join(names)}: {text}" for text, names in warned.items())
     return [remark(in_short, **ONLY_SHORT), *listed("Known to go wrong", texts, "warn")]
 
