@@ -57,10 +57,10 @@ def test_an_image_is_what_its_forward_has_beyond_its_prompt() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (point(2, 64, 0.015), "2 sequences of 32 tokens took 15 ms, 1 sequences of 64 tokens"),
-        (point(1, 99, 0.015), "1 sequences of 99 tokens took"),
+        (point(2, 64, 0.015), "2 sequences of 32 tokens took 15 ms, 1 sequence of 64 tokens"),
+        (point(1, 99, 0.015), "1 sequence of 99 tokens took"),
         (point(1, 64, 0.015, prompt=9), "a prompt of 9 tokens took"),
-        (point(1, 64, 0.015, units=1), "an image of 1 vision units took"),
+        (point(1, 64, 0.015, units=1), "an image of 1 vision unit took"),
     ],
 )
 def test_more_work_in_less_time_is_refused(more: StepPoint, words: str) -> None:

@@ -81,7 +81,7 @@ def _example(ctx: click.Context) -> str:
     """Return the command's example that has the most of the typed words; of several, the first."""
     from turbofit.cli.manual import MANUAL
 
-    typed = {*ctx.meta[WORDS]}
+    typed = {word for word in ctx.meta[WORDS] if not word.startswith("-")}
     examples = MANUAL[ctx.info_name or ""].examples
     return max(examples, key=lambda example: len(typed.intersection(example.split())))
 

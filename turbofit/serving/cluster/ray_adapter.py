@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from turbofit.core.cluster import Node
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
+from turbofit.core.messages import counted
 from turbofit.core.process.interpreter import kept_stdout
 
 #: Ray's namespaces for the actors of nodes and for held names; a name is unique in its namespace.
@@ -143,7 +144,7 @@ def nodes(address: str) -> dict[str, Node]:
         identity, gpus = node["NodeID"], int(node["Resources"].get("GPU", 0))
         state = states.get(identity)
         held = 0 if state is None else int(state.used_resources().get("GPU", 0))
-        why_not = f"jobs of Ray hold {held} of its {gpus} GPUs" if held else ""
+        why_not = f"jobs of Ray hold {held} of its {counted(gpus, 'GPU')}" if held else ""
         found[identity] = Node(
             id=identity,
             name=f"{node['NodeManagerHostname']}-{identity[:6]}",
