@@ -23,15 +23,18 @@ def figures(ttft: float, rate: float) -> SpeedFigures:
     )  # fmt: skip
 
 
-def searched(holds: float, *, first: int, most: int = 512, **given: Any) -> Capacity:
+def searched(
+    holds: float, *, first: int, most: int = 512, turns: int = 1, **given: Any
+) -> Capacity:
     """A server whose first token takes 2 s with ``holds`` clients, or requests in ten seconds."""
-    search = CapacitySearch(LOAD, {"ttft": 2.0}, first=first, most=most, **given)
+    asked = LOAD.changed(turns=turns)
+    search = CapacitySearch(asked, {"ttft": 2.0}, first=first, most=most, **given)
     loads, end = search.loads(), None
     try:
         load = next(loads)
         while True:
-            there = load.concurrency or 10 * (load.rate or 0)
-            rate = load.rate or min(there, holds) / 10
+            there = load.concurrency or 10 * turns * (load.rate or 0)
+            rate = turns * (load.rate or 0) or min(there, holds) / 10
             end = TrialEnd(figures(2.0 * there / holds, rate), "measured")
             load = loads.send(end)
     except StopIteration:
@@ -46,6 +49,12 @@ def test_six_loads_find_nearly_the_most(holds: int, first: int) -> None:
     assert not found.more
     assert found.rate is not None
     assert found.rate <= holds / 10
+
+
+def test_a_load_at_a_rate_begins_conversations_with_all_their_turns() -> None:
+    found = searched(40, first=16, turns=4)
+    assert found.rate is not None
+    assert found.rate == pytest.approx(40 / 10 / 4, rel=0.2)
 
 
 def test_where_no_load_breaks_it_there_may_be_more() -> None:

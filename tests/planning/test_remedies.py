@@ -47,7 +47,7 @@ def test_memory_is_told_as_a_sum_of_the_card_and_what_others_hold_comes_first() 
     said = verdict("1xrtx3090:free=6GiB")
     assert "load peak of 35.2 GiB (others hold 17.6 GiB, weights 15.1 GiB" in said
     said = verdict("1xrtx3090:total=14GiB", "llava-1.5-7b")
-    assert "short of the margin of 256 MiB before the first KV block (weights 13.2 GiB" in said
+    assert "short of the margin of 256 MiB beside the least cache (weights 13.2 GiB" in said
 
 
 def test_unequal_cards_are_told_why_they_share_no_4_bit_weights_and_what_would_do() -> None:

@@ -180,7 +180,7 @@ class StepPoint(Struct):
         if self.units:
             return f"an image of {counted(self.units, 'vision unit')}"
         if self.prompt:
-            beside = f" beside {self.sequences} sequences" if self.sequences > 1 else ""
+            beside = f" beside {self.sequences:,} sequences" if self.sequences > 1 else ""
             return f"a prompt of {self.prompt:,} tokens{beside}"
         context = self.cached // self.sequences
         return f"{counted(self.sequences, 'sequence')} of {context:,} tokens"

@@ -251,8 +251,9 @@ class LogCase:
             machine = machine_from(spec)
         except UsageError as exc:
             self.no_machine = f"{exc.message} ({exc.hint})"
-            row = unsupported_card(cards[0].name)
-            self.too_old = self.no_machine if row is not None and row.too_old else ""
+            rows = [unsupported_card(card.name) for card in cards]
+            old = any(row is not None and row.too_old for row in rows)
+            self.too_old = self.no_machine if old else ""
             self._take_size_of_card(cards)
             return
         visible = self.subject.visible or len(machine.gpus)

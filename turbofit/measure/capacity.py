@@ -63,7 +63,9 @@ class CapacitySearch:
             if self._why:
                 return
             if self._tried[-1].keeps:
-                self._good, rate = clients, self._tried[-1].measured.requests_per_second
+                # A load at a rate begins conversations, each of which has all turns.
+                rate = self._tried[-1].measured.requests_per_second / self._load.turns
+                self._good = clients
             else:
                 self._bad = clients
             clients = self._next()
@@ -90,7 +92,8 @@ class CapacitySearch:
         within = figures.requests_per_second <= self._host_rate
         keeps = within and meets(figures, self._slo)
         self._tried.append(CapacityLoad(clients=clients, rate=rate, measured=figures, keeps=keeps))
-        how = f"{clients} at once" if rate is None else f"{rate:g} requests a second"
+        what = "requests" if load.turns == 1 else "conversations"
+        how = f"{clients} at once" if rate is None else f"{rate:g} {what} a second"
         bound = "" if within else f": the host prepares images for {self._host_rate:.3g}/s at most"
         self._say(f"{how}: {'kept' if keeps else 'not kept'}{bound}")
 

@@ -422,15 +422,13 @@ class Account(ABC):
         return max(0, serving, self._missing_while_loading())
 
     def missing_without_ratio(self) -> int:
-        """Return the bytes that the tightest GPU lacks where no ratio fits, 1 or more.
+        """Return the bytes that the tightest GPU lacks for the least cache and its margin, 1 or more.
 
-        They are missing for the margin without a cache; where it holds, for the least cache.
+        This is for a plan where no ratio fits. More memory never makes the figure larger.
         """
-        if missing := self.missing_at(0.0):
-            return missing
         least = self.least_blocks * self.block_bytes
         rooms = (room - self._cache_bytes(i, 0.0) for i, room in enumerate(self._rooms))
-        return max(1, least - min(rooms))
+        return max(1, self.missing_at(0.0), least - min(rooms))
 
     def taken_at(self, ratio: float) -> tuple[int, ...]:
         """Return the most bytes that the engine takes on each GPU, either loading or serving."""

@@ -58,6 +58,7 @@ def outcome_without_cache(account: Account) -> StartOutcome:
     if tightest.headroom >= tightest.margin:
         return _too_few_blocks(account, 0, missing)
     if tightest.load_peak > tightest.peak:
+        missing = account.missing_at(0.0)
         text = (
             f"while it loads, GPU {tightest.index} is {format_bytes(missing)} short of"
             f" {_kept(tightest)}, by a load peak of {_load_makeup(tightest)}"
@@ -65,7 +66,7 @@ def outcome_without_cache(account: Account) -> StartOutcome:
         return StartOutcome("load_margin", missing, text)
     text = (
         f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of"
-        f" {_kept(tightest)} before the first KV block"
+        f" {_kept(tightest)} beside the least cache"
         f" ({_makeup(tightest, tightest.terms, worst=True)})"
     )
     return StartOutcome("request", missing, text)

@@ -249,7 +249,7 @@ def _refuse_beside_cluster(
     given = {*others, *options.given()}
     instead = f"; turbofit plan {line} shows what would be served"
     refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
-    if model is None:
+    if not model:
         raise UsageError("--cluster needs a model", hint=f"turbofit serve {line}")
 
 

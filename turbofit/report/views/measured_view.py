@@ -176,7 +176,8 @@ def _capacity_view(result: Tuning, capacity: Capacity, where: str) -> list[Block
     else:
         text = f"kept {limits} (90 %): {clients} at once, not {min(failed)}"
     if capacity.rate is not None:
-        text += f"; {three_digits(capacity.rate)} requests a second"
+        what = "conversations" if _turns_kept(capacity) else "requests"
+        text += f"; {three_digits(capacity.rate)} {what} a second"
     right = ("requests/s", "tokens/s", "TTFT p50", "p90", "p99", "TPOT p50", "TPOT p90")
     rows = (_capacity_row(load) for load in capacity.loads)
     return [
