@@ -118,6 +118,12 @@ def test_a_file_without_a_request_is_refused(tmp_path, name, data, said, prompt)
     assert said in caught.value.message
 
 
+def test_a_file_whose_first_line_alone_is_no_request_is_taken(tmp_path) -> None:
+    header, item = items(tmp_path / "in.jsonl", f"image,question\n{EXAMPLE_LINE}")
+    assert header.fault is not None
+    assert item.fault is None
+
+
 def test_the_line_that_a_refusal_shows_is_a_request(tmp_path) -> None:
     (item,) = items(tmp_path / "in.jsonl", EXAMPLE_LINE)
     assert item.fault is None

@@ -103,7 +103,7 @@ FPE = "lmdeploy serve api_server {} --tp {}\n{}floating point exception (core du
         (FPE.format("THUDM/glm-4v-9b", 4, "LMDeploy: 0.5.0\n"), "--tp 2, "),
         (FPE.format("Qwen/Qwen2-1.5B", 4, "head_num=12, kv_head_num=2, size_per_head=128\n"),
          "--tp 2, "),
-        (FPE.format("internvl2-8b", 6, ""), "--tp 2, "),
+        (FPE.format("internvl2-8b", 6, "LMDeploy: 0.6.4\n"), "--tp 2, "),
     ],
 )  # fmt: skip
 def test_a_tp_that_the_kv_heads_are_not_divided_by(log: str, step: str) -> None:
@@ -116,6 +116,7 @@ def test_a_tp_that_the_kv_heads_are_not_divided_by(log: str, step: str) -> None:
     ("log", "named"),
     [
         (FPE.format("Qwen/Qwen2-1.5B", 4, ""), True),  # the heads are not known
+        (FPE.format("Qwen/Qwen2-VL-7B-Instruct", 8, ""), True),  # nor is the release
         (FPE.format("THUDM/glm-4v-9b", 2, ""), False),
         (FPE.format("THUDM/glm-4v-9b", 4, "LMDeploy: 0.6.5\n"), False),
         (FPE.format("THUDM/glm-4v-9b --backend pytorch", 4, ""), False),
@@ -132,6 +133,25 @@ def test_a_name_without_an_address() -> None:
     own = explain("ERROR:    [Errno -2] Name or service not known")
     assert (other.kind, own.kind) == ("wrong_setting", "wrong_setting")
     assert ("--server-name" in own.what, "--server-name" in other.what) == (True, False)
+
+
+def test_a_name_without_an_address_is_not_the_cause_of_a_later_error() -> None:
+    """A client's picture did not resolve, and a host without a network lacks the model."""
+    name = "socket.gaierror: [Errno -2] Name or service not known\n"
+    memory = "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 512.00 MiB.\n"
+    ready = "INFO:     Uvicorn running on http://0.0.0.0:23333\n"
+    serves = "$ lmdeploy serve api_server OpenGVLab/InternVL2-8B\n"
+    assert explain(f"{serves}{ready}{TRACE}{name}\n{TRACE}{memory}").kind == "out_of_memory"
+    hub = "HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded with url: /m"
+    hub = f"urllib3.exceptions.MaxRetryError: {hub}\n"
+    assert explain(f"{serves}{TRACE}{name}\n{TRACE}{hub}").kind == "no_hub"
+
+
+def test_of_two_cards_one_that_is_too_old_is_named() -> None:
+    cards = "GPU 0: Tesla T4\nGPU 1: NVIDIA GeForce GTX 1080\n"
+    error = "RuntimeError: CUDA error: no kernel image is available for execution on the device\n"
+    serves = "lmdeploy serve api_server OpenGVLab/InternVL2-8B\n"
+    assert explain(f"{serves}{cards}{error}").kind == "gpu_too_old"
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_a_model_that_needs_4_bit_weights_names_the_command_that_makes_them(
     """Published ones are rows of their own; what fits, or never fits, needs none."""
     names = ["internvl3-14b-hf", "internvl3-14b", "internvl3-8b-hf", "qwen2.5-72b"]
     few_presets(monkeypatch, models=names)
-    rows = turbofit.which(on="1xrtx3090").others
-    commands = {row.model: row.quantize for row in rows}
+    found = turbofit.which(on="1xrtx3090")
+    commands = {row.model: row.quantize for row in (*found.keep, *found.others)}
     made = "turbofit quantize internvl3-14b-hf --on 1xrtx3090"
-    assert commands == {"internvl3-14b-hf": made, "internvl3-14b": None, "qwen2.5-72b": None}
+    assert commands == dict.fromkeys(names) | {"internvl3-14b-hf": made}

@@ -108,7 +108,9 @@ class CapacityLoad(Struct):
     """One load in the search for the number of clients that keep an SLO."""
 
     clients: Annotated[int | None, doc("Requests at once; null: requests arrive at a rate.")]
-    rate: Annotated[float | None, doc("Requests, or conversations, that begin a second; null in a closed loop.")]
+    rate: Annotated[
+        float | None, doc("Requests, or conversations, that begin a second; null in a closed loop.")
+    ]
     measured: SpeedFigures
     keeps: Annotated[bool, doc("Whether the load kept the SLO.")]
 
@@ -120,7 +122,9 @@ class Capacity(Struct):
     more: Annotated[bool, doc("Whether more clients may keep the SLO: they were not tried.")] = (
         False
     )
-    rate: Annotated[float | None, doc("The most requests, or conversations, a second that kept the SLO.")] = None
+    rate: Annotated[
+        float | None, doc("The most requests, or conversations, a second that kept the SLO.")
+    ] = None
     loads: tuple[CapacityLoad, ...] = ()
     why: Annotated[str, doc("Why the search ended early; else empty.")] = ""
 

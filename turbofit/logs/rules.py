@@ -134,17 +134,20 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
 def _of_heads(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     """Return by name values about a tp that the KV heads cannot be divided by.
 
-    TurboMind before 0.6.5 does not repeat KV heads. ``unsure_tp``: the KV heads are not known.
+    TurboMind before 0.6.5 does not repeat KV heads; its log alone has their number.
+    ``unsure_tp``: the KV heads or the release are not known.
     """
     tp, version, model = case.shown_tp or 1, case.subject.version, case.model
     heads = of_log.get("kv_heads") or (model.text.kv_heads if model is not None else None)
     repeats = version is not None and written(version) >= written(_REPEATS_KV_HEADS)
-    splits = tp > 1 and not repeats and not case.subject.on_pytorch
+    sure = version is not None or "kv_heads" in of_log
     divided = gcd(heads or tp, tp)
+    splits = not repeats and not case.subject.on_pytorch and (heads is None or divided < tp)
+    named = tp if splits and tp > 1 else None
     return {
         "kv_heads": heads,
-        "unsure_tp": tp if splits and heads is None else None,
-        "undivided_tp": tp if splits and divided < tp else None,
+        "unsure_tp": None if sure and heads is not None else named,
+        "undivided_tp": named if sure and heads is not None else None,
         "dividing_tp": divided,
     }
 

@@ -422,7 +422,7 @@ class Account(ABC):
         return max(0, serving, self._missing_while_loading())
 
     def missing_without_ratio(self) -> int:
-        """Return the bytes that the tightest GPU lacks for the least cache and its margin, 1 or more.
+        """Return the bytes that the tightest GPU lacks for its margin and the least cache.
 
         This is for a plan where no ratio fits. More memory never makes the figure larger.
         """

@@ -71,6 +71,24 @@ async def test_of_the_grammars_at_a_silent_engine_only_a_dear_one_ends() -> None
     await app.shutdown()
 
 
+async def test_each_engine_is_looked_at() -> None:
+    """The first engine has a request without a grammar, and the second one the dear grammar."""
+    go_on = asyncio.Event()
+    trials = Trials()
+    recorder = Recorder(lambda *_: stream(EVENT, EVENT, go_on, EVENT, DONE))
+    app, _ = gateway(engines=2, recorder=recorder, grammars=trials)
+    await app.startup()
+    (plain,) = answers(app, "")
+    await settled()
+    (dear,) = answers(app, "dear")
+    await asyncio.sleep(4.0)
+    assert [engine.outstanding for engine in app.engines] == [1, 0]
+    assert "held up an engine" in (await dear).body.decode()
+    go_on.set()
+    assert (await plain).body.endswith(DONE)
+    await app.shutdown()
+
+
 async def test_a_prefill_is_given_more_time_than_a_token() -> None:
     begin = asyncio.Event()
     trials = Trials()

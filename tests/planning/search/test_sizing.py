@@ -168,3 +168,13 @@ def test_what_is_short_grows_with_what_is_taken_away() -> None:
     )
     for fit, lacks in zip(fits, short, strict=True):
         assert f"{lacks:.0f} MiB more" in problem_of(fit)
+
+
+def test_with_less_memory_never_less_is_short() -> None:
+    """Below 9,025 MiB the margin does not hold either."""
+    asked = PlanRequest(model="minicpm3-4b", engine="turbomind", images=0)
+    free = (9240, 9100, 9030, 9000, 8716)
+    fits = [choose(resolve(asked.changed(on=f"rtx3090:free={mib}MiB"))) for mib in free]
+    short = [fit.best.short for fit in fits]
+    assert short == sorted(short)
+    assert short[0] > 0
