@@ -158,7 +158,7 @@ def unknown_word(word: str) -> str:
     from turbofit.model.names import names_a_model
 
     if names_a_model(word):
-        name = shlex.quote(word)
+        name = word if " -" in word else shlex.quote(word)
         return f"it is a model: turbofit plan {name}, or turbofit serve {name}"
     if os.path.exists(word):
         return "it is a path: turbofit plan reads a checkpoint, report a plan, diagnose a log"

@@ -139,17 +139,13 @@ def _of_heads(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     """
     tp, version, model = case.shown_tp or 1, case.subject.version, case.model
     heads = of_log.get("kv_heads") or (model.text.kv_heads if model is not None else None)
+    divided = gcd(heads or 1, tp)
+    told = {"kv_heads": heads, "dividing_tp": divided, "unsure_tp": None, "undivided_tp": None}
     repeats = version is not None and written(version) >= written(_REPEATS_KV_HEADS)
-    sure = version is not None or "kv_heads" in of_log
-    divided = gcd(heads or tp, tp)
-    splits = not repeats and not case.subject.on_pytorch and (heads is None or divided < tp)
-    named = tp if splits and tp > 1 else None
-    return {
-        "kv_heads": heads,
-        "unsure_tp": None if sure and heads is not None else named,
-        "undivided_tp": named if sure and heads is not None else None,
-        "dividing_tp": divided,
-    }
+    if divided == tp or repeats or case.subject.on_pytorch:
+        return told
+    sure = heads is not None and (version is not None or "kv_heads" in of_log)
+    return told | {"undivided_tp" if sure else "unsure_tp": tp}
 
 
 def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> dict[str, Any]:
