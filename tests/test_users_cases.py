@@ -154,7 +154,7 @@ def test_what_serves(
         ("llava-1.5-7b --on 1xrtx3090:free=12GiB", "while loading", "2 x NVIDIA"),
         ("llava-1.5-7b --on 1xl4:free=14.8GiB", "the cache holds", "--quant-policy 8"),
         # As their message had it: 7.91 of 22.03 GiB were another process's.
-        ("llava-1.5-7b --on 1xl4:free=14.12GiB", "no room for a cache", "2 x NVIDIA L4"),
+        ("llava-1.5-7b --on 1xl4:free=14.12GiB", "holds 0 KV blocks", "2 x NVIDIA L4"),
         ("qwen2-vl-7b --on 1xv100-32g:free=18GiB", "while loading", "AWQ"),
         ("qwen2-vl-7b --on 2xrtx4090:free=16GiB --tp 1", "while loading", "leave --tp to"),
         ("cogvlm-17b --on 2xrtx3090:free=18GiB", "no room for a cache", "4 x NVIDIA"),
