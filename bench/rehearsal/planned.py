@@ -453,12 +453,12 @@ def _cases(plan: Plan, card: GpuLedger, say: Callable[[str], None]) -> str:
     # few rows are sampled, or where each has a state. The ledger charges the largest.
     states = any(term.term == "state_cache" for term in card.terms)
     largest = max(term.bytes for term in terms)
-    text = (term.bytes for term in terms if term.term in ("text_prefill", "sampling"))
-    met = {"sampling": max(text)}
+    of_text = (term.bytes for term in terms if term.term in ("text_prefill", "sampling"))
+    charged_with = {"sampling": max(of_text)}
     for term in terms:
         if term.rehearsed is None:
             continue
-        forecast = largest if states else met.get(term.term, term.bytes)
+        forecast = largest if states else charged_with.get(term.term, term.bytes)
         upper = forecast if fixed or states else None
         _hold(term.term, forecast, term.rehearsed, card.total, say, upper=upper)
         name = f"**{term.term}**" if term.worst else term.term

@@ -183,8 +183,7 @@ def unknown_command(words: list[str]) -> UsageError:
     (name,) = without_secrets(words[:1])
     if line := pasted_line(name):
         model = "MODEL " if "".join(line.words[:1]).startswith("-") else ""
-        typed = shlex.quote(name) if "(" in name else name
-        hint = f"turbofit plan {model}{typed}, or turbofit serve with the same words"
+        hint = f"turbofit plan {model}{shlex.quote(name)}, or turbofit serve with the same words"
         return UsageError(f"{name[:_SHOWN]!r}: a command stands first", hint=hint)
     first = "".join(name.split()[:1])  # of a whole line in quotes
     if name.startswith("-") or "=" in first:

@@ -30,7 +30,7 @@ class HostImages(Struct):
     @property
     def words(self) -> str:
         """The rates of the host and, if known, of the GPUs, in words."""
-        cores = f"{counted(self.cores, 'core')}"
+        cores = counted(self.cores, "core")
         prepare = "prepares" if self.cores == 1 else "prepare"
         text = f"{cores} {prepare} {two_digits(self.images_per_second)} images/s"
         taken = self.gpu_images_per_second

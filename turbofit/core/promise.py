@@ -115,7 +115,7 @@ class Promise(Struct):
         if not self.takes_images:
             return f"{self.context:,} tokens a request, with its answer"
         (units, tokens), limits = self.largest_image(rule), self.limits
-        largest = size or f"{counted(units, limits.vision_unit or 'unit')}"
+        largest = size or counted(units, limits.vision_unit or "unit")
         if not size and limits.max_pixels_per_image is not None:
             largest = f"{three_digits(limits.max_pixels_per_image / 1e6)} MP"
         images = f"{counted(self.images, 'image')} of up to {largest}"

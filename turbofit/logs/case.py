@@ -78,8 +78,8 @@ class LogCase:
         self.machine = machine_from(on) if on else None
         #: The reason why turbofit can make no machine of the cards that the log names; else empty.
         self.no_machine = ""
-        #: The same reason, where no release of LMDeploy has code for the cards; else empty.
-        self.too_old = ""
+        #: Whether no release of LMDeploy has code for one of these cards.
+        self.too_old = False
         #: A note on the assumed size of a card that is sold in several sizes; else empty.
         self.assumed = ""
         #: True if the log names no card, and the memory that torch prints shows the kind of card;
@@ -252,8 +252,7 @@ class LogCase:
         except UsageError as exc:
             self.no_machine = f"{exc.message} ({exc.hint})"
             rows = [unsupported_card(card.name) for card in cards]
-            old = any(row is not None and row.too_old for row in rows)
-            self.too_old = self.no_machine if old else ""
+            self.too_old = any(row is not None and row.too_old for row in rows)
             self._take_size_of_card(cards)
             return
         visible = self.subject.visible or len(machine.gpus)

@@ -115,7 +115,7 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
         "no_bfloat16": None, "too_new": None, "too_old": None, "other_arch": None,
     }  # fmt: skip
     if case.subject.of_lmdeploy and case.too_old:
-        told["too_old"] = case.too_old  # for no engine of LMDeploy is there a build
+        told["too_old"] = case.no_machine  # for no engine of LMDeploy is there a build
     if arch is None:
         return told
     if arch < _FIRST_WITH_BFLOAT16:

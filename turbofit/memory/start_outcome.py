@@ -54,9 +54,8 @@ def outcome_without_cache(account: Account) -> StartOutcome:
     for outcome in _loading(ledgers):
         return outcome
     tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
-    missing = account.missing_without_ratio()
     if tightest.headroom >= tightest.margin:
-        return _too_few_blocks(account, 0, missing)
+        return _too_few_blocks(account, 0, account.missing_without_ratio())
     if tightest.load_peak > tightest.peak:
         missing = account.missing_at(0.0)
         text = (
@@ -64,6 +63,7 @@ def outcome_without_cache(account: Account) -> StartOutcome:
             f" {_kept(tightest)}, by a load peak of {_load_makeup(tightest)}"
         )
         return StartOutcome("load_margin", missing, text)
+    missing = account.missing_without_ratio()
     text = (
         f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of"
         f" {_kept(tightest)} beside the least cache"

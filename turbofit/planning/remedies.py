@@ -300,10 +300,18 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
 def _made_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
     """Yield the change to a checkpoint in 4 bits that a person makes, where none is published."""
     model = request.model
-    made = None if four_bit_variant(model) is not None else packed_model(model)
+    made = made_in_four_bits(model)
     if made is not None:
         name = model.hub_id or model.source.where
         yield _in_four_bits(request, f"make 4-bit weights: turbofit quantize {name}", made)
+
+
+def made_in_four_bits(model: Model) -> Model | None:
+    """Return the model with 4-bit weights that a person makes.
+
+    None if published ones are known, or if none can be made.
+    """
+    return None if four_bit_variant(model) is not None else packed_model(model)
 
 
 def _in_four_bits(request: ResolvedRequest, change: str, model: Model) -> Change:

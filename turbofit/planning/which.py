@@ -26,11 +26,11 @@ from turbofit.core.version import __version__
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY
-from turbofit.model.presets import four_bit_variant, known_presets, preset_model
-from turbofit.model.quantize.scheme import packed_model
+from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.choose import choose, known_warnings, problem_of, promise_of
 from turbofit.planning.own_drafts import doubts
 from turbofit.planning.reasons import limit_costs, unkept, usual_image
+from turbofit.planning.remedies import made_in_four_bits
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
@@ -241,9 +241,7 @@ def which_models(request: WhichRequest) -> Which:
 
 def _serves_in_four_bits(promise: WhichRequest, model: Model, row: Serving) -> bool:
     """Return whether 4-bit weights would keep a promise of which no published ones are known."""
-    if row.keeps or four_bit_variant(model) is not None:
-        return False
-    made = packed_model(model)
+    made = None if row.keeps else made_in_four_bits(model)
     if made is None or made.weight_bytes > row.bytes:
         return False
     return _row_of_request(promise.changed(model=made), row.on, []).keeps

@@ -60,7 +60,7 @@ class BaseTileRule(ImageRule):
     @property
     def summary(self) -> str:
         if self.dynamic:
-            return f"{counted(self.max_dynamic_patch, self.unit_name)}"
+            return counted(self.max_dynamic_patch, self.unit_name)
         return f"{self.tile_size} px square"
 
     @property

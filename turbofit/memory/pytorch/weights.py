@@ -161,9 +161,9 @@ def unusable_between(model: Model, tp: int) -> int:
     """Return the bytes of torch's fixed segments that lie unusable between one rank's weights.
 
     The rule of torch's allocator is followed for each module in the order of the layers, without
-    biases. Packed weights, delta nets and one rank were not compared with an engine, and beside a
-    draft with experts the walk was 169 MiB under: there the result is at least `_NOT_SEEN`, so
-    over.
+    biases. Packed weights, delta nets and one rank were not compared with an engine, and with a
+    draft that has experts this was 169 to 255 MiB under: there the result is at least `_NOT_SEEN`,
+    so over.
     """
     walked = _unusable(tuple(_blocks_on_rank(model, tp)))
     plain = model.quantization is None and model.text.delta is None and not model.draft

@@ -151,7 +151,7 @@ def _notes(result: Tuning) -> list[Block]:
         if winner.quant_policy:
             text = f"the cache is stored with {winner.quant_policy} bits: answers change a little"
             blocks.append(Paragraph(f"{text} (--kv-types 0 leaves it out)", tone="warn"))
-    trials = f"{counted(len(result.trials), 'trial')}"
+    trials = counted(len(result.trials), "trial")
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     return [*blocks, remark(text)]
 

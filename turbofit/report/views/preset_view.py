@@ -97,16 +97,13 @@ def which_view(which: Which) -> list[Block]:
     others = tuple(
         f"{other.on if which.model else other.model}: {other.why_not}" for other in which.others
     )
-    made = [row for row in which.others if row.quantize is not None]
-    commands = (f"{row.model}: {row.quantize}" for row in made)
     kept = _kept_tables(which) if which.keep else [Items(others[:_OTHERS], **ONLY_SHORT)]
     return [
         Heading(title, short=True),
         Verdict(_answer(which), "good" if which.keep else "bad", short=True),
         *kept,
         *_warned(which),
-        *([remark(_in_four_bits(made), **ONLY_SHORT)] if made else []),
-        *listed("With 4-bit weights that you make", commands),
+        *_made_in_four_bits(which.others),
         *listed("Not these", others),
         remark("all of them: --full, --md, --html or --json", **ONLY_SHORT),
     ]
@@ -127,9 +124,20 @@ def _kept_tables(which: Which) -> list[Block]:
     return blocks
 
 
-def _in_four_bits(rows: Sequence[Serving]) -> str:
-    """Return the sentence about models that run with 4-bit weights, which somebody has to make."""
-    return f"with 4-bit weights that `turbofit quantize` makes: {_few([row.model for row in rows])}"
+def _made_in_four_bits(rows: Iterable[Serving]) -> list[Block]:
+    """Return the models that run with 4-bit weights that somebody makes, and the commands.
+
+    The short answer only names these models.
+    """
+    made = [row for row in rows if row.quantize is not None]
+    if not made:
+        return []
+    names = _few([row.model for row in made])
+    commands = (f"{row.model}: {row.quantize}" for row in made)
+    return [
+        remark(f"with 4-bit weights that `turbofit quantize` makes: {names}", **ONLY_SHORT),
+        *listed("With 4-bit weights that you make", commands),
+    ]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -233,7 +241,7 @@ def _at_once(serving: Serving) -> str:
 def _image_limit(limit: int | None) -> str:
     if limit is None:
         return "-"
-    return f"{limit / 1e6:.1f} MP" if limit > _MOST_TILES else f"{counted(limit, 'tile')}"
+    return f"{limit / 1e6:.1f} MP" if limit > _MOST_TILES else counted(limit, "tile")
 
 
 def merged_view(merged: Merged) -> Iterator[Block]:

@@ -60,7 +60,7 @@ def connected(address: str | None) -> Iterator[str]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     # A thread that still runs when the connection ends must not start another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    # A server that is no head: Ray tries it so often, and each time for some 40 s.
+    # How often Ray tries to connect; a try with a server that is no head takes long.
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
     if find_spec("ray") is None:
         raise PackageError(
