@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.rehearsal.adapters import ALL, ATTENTION, DELTA, write_adapter
+from tests.support.safetensors_file import write_safetensors
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.model.adapters import with_adapters
@@ -67,6 +68,34 @@ def test_configs(config: dict[str, Any], message: str, tmp_path: Path) -> None:
     assert not taken or "turbofit merge" in caught.value.hint
     refused = {"use_dora", "rank_pattern", "alpha_pattern", "peft_type", "init_lora_weights"}
     assert not refused & config.keys() or "peft's own" in caught.value.hint
+
+
+Q, LM = "model.layers.0.self_attn.q_proj", "lm_head"
+
+
+@pytest.mark.parametrize(
+    ("base", "more", "hint"),
+    [
+        ("qwen2.5-0.5b", {f"{LM}.lora_A": [8, 896], f"{LM}.lora_B": [151936, 8]}, "turbofit merge"),
+        ("qwen2.5-0.5b", {"model.embed_tokens.lora_embedding_A": [8, 151936]}, "peft's own"),
+        ("qwen2.5-0.5b", {f"{LM}.lora_A": [8, 896]}, "peft's own"),
+        ("qwen2.5-0.5b", {"model.embed_tokens": [151936, 896]}, "untie"),
+        ("qwen2.5-7b", {"model.embed_tokens": [152064, 3584]}, "turbofit merge"),
+        ("qwen2.5-7b-awq", {f"{Q}.lora_magnitude_vector": [3584]}, "16-bit checkpoint"),
+        ("gemma-3-4b", {}, "if it is plain LoRA, turbofit merge"),
+    ],
+)
+def test_the_hint_names_merge_only_where_merge_takes_the_adapter(
+    base: str, more: dict[str, list[int]], hint: str, tmp_path: Path
+) -> None:
+    tensors = {f"base_model.model.{name}.weight": ("F32", shape) for name, shape in more.items()}
+    config = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
+    with pytest.raises(UsageError) as caught:
+        read(resolve_model(base), f"a={tmp_path}")
+    assert hint in caught.value.hint
+    assert ("turbofit merge" in caught.value.hint) is ("turbofit merge" in hint)
 
 
 def test_files(tmp_path: Path) -> None:

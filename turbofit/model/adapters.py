@@ -21,7 +21,14 @@ from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.files import located
-from turbofit.model.merge.merge import ADAPTER_CONFIG, NOT_PLAIN, PEFT_MERGES, beyond_lora
+from turbofit.model.merge.merge import (
+    ADAPTER_CONFIG,
+    MERGE_BEFORE,
+    NOT_PLAIN,
+    UNTIE,
+    beyond_lora,
+    changes_of,
+)
 from turbofit.model.presets import find_preset
 from turbofit.model.safetensors import Tensor as Stored
 from turbofit.model.tensors import Tensor, text_tensors
@@ -131,6 +138,8 @@ _COUNTED: Final = (
 #: The file with an adapter's matrices. LMDeploy would prefer adapter_model.bin.
 FILE: Final = "adapter_model.safetensors"
 _MERGE: Final = "turbofit merge BASE ADAPTER OUT makes a model of it"
+#: Tensors of an adapter that replace both ends of a language model whose head is tied.
+_TIED: Final = re.compile(r"\b(embed_tokens|lm_head)\.weight$")
 
 
 def lora_modules(text: TextDims) -> dict[str, Tensor]:
@@ -179,7 +188,8 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool, typed:
     if layers_of(model) is None:
         raise _refusal(
             f"`--adapters`: LMDeploy {REFERENCE} finds no modules for adapters in its class of"
-            f" {model.name}, or turbofit has not read this class"
+            f" {model.name}, or turbofit has not read this class",
+            MERGE_BEFORE if model.quantization else f"if it is plain LoRA, {_MERGE}",
         )
     split = [word.partition("=") if "=" in word else (_UNNAMED, "", word) for word in words]
     _check_names([name for name, _, _ in split], {typed, *_names_of(model)})
@@ -191,7 +201,8 @@ def with_adapters(model: Model, words: Sequence[str], *, only_text: bool, typed:
         if largest > _LEAST_BLOCK and largest & (largest - 1):
             raise _refusal(
                 f"{ranks[largest]} has rank {largest}: above {_LEAST_BLOCK}, LMDeploy's kernel"
-                " takes only ranks that are powers of two"
+                " takes only ranks that are powers of two",
+                MERGE_BEFORE if model.quantization else _MERGE,
             )
     own_names = {name.lower() for name in (model.name, _names_of(model)[-1])}
     of_another_base = (
@@ -284,8 +295,14 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
     config = read_section(files, ADAPTER_CONFIG, f"{name}'s {ADAPTER_CONFIG}")
     if config is None:
         raise _refusal(f"{folder} has no {ADAPTER_CONFIG}", "name the folder of an adapter")
-    _check_config(name, config, files)
+    if files.size("adapter_model.bin") is not None:
+        raise _refusal(
+            f"adapter {name}: adapter_model.bin cannot be checked without running it",
+            "save it as adapter_model.safetensors, and remove the .bin, which LMDeploy prefers",
+        )
     stored = files.header(FILE)
+    merging = _merging(model, config, stored)
+    _check_config(name, config, merging)
     matches = [KEY.fullmatch(key) for key in stored]
     modules = _readable_targets(config) or {match["module"] for match in matches if match}
     of_tower = _IN_TOWER.get(model.architecture, frozenset[str]()).intersection(modules)
@@ -293,13 +310,13 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
         raise _refusal(
             f"adapter {name}: LMDeploy {REFERENCE} would also change the vision tower's"
             f" {min(of_tower)} by positions in the prompt, and misread pictures",
-            f"if its base is {model.name}, {_MERGE}; `--language-model-only` serves it without"
+            f"if its base is {model.name}, {merging}; `--language-model-only` serves it without"
             " pictures",
         )
     rank = config.integer("r", high=_LARGEST_RANK)
     known = file_modules(model)
     used = tuple(module for module in known if module in modules)
-    _check_keys(model, name, stored, dict(_expected_shapes(model, used, rank)))
+    _check_keys(model, name, stored, dict(_expected_shapes(model, used, rank)), merging)
     layers_read = {match["layers"] for match in matches if match} == {layers_of(model)}
     stack = stack_of(model, used, rank)
     size = sum(tensor.bytes for tensor in stored.values())
@@ -308,17 +325,34 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
         path=folder,
         rank=rank if stack is None else stack.rank,
         modules=tuple(part for module in used for part in known[module]),
-        file_bytes=size if stack is None else _stacked_bytes(model, name, stack, stored),
+        file_bytes=size if stack is None else _stacked_bytes(model, name, stack, stored, merging),
         base=config.string("base_model_name_or_path", ""),
         renamed=stack is not None or not (layers_read and _readable_targets(config)),
     )
 
 
-def _stacked_bytes(model: Model, name: str, stack: Stack, stored: Mapping[str, Stored]) -> int:
+def _merging(model: Model, config: Section, stored: Mapping[str, Stored]) -> str:
+    """Say how an adapter that LMDeploy does not serve can become a part of its base."""
+    if model.quantization is not None:
+        return MERGE_BEFORE
+    try:
+        changes = changes_of(config, stored)
+    except UsageError as exc:
+        return exc.hint
+    if model.text.tie_word_embeddings and any(_TIED.search(name) for name in changes.whole):
+        return UNTIE
+    return _MERGE
+
+
+def _stacked_bytes(
+    model: Model, name: str, stack: Stack, stored: Mapping[str, Stored], merging: str
+) -> int:
     """Return the bytes of the stacked copy of a file; refuse a file of several types."""
     types = {tensor.dtype for tensor in stored.values()}
     if len(types) > 1:
-        raise _refusal(f"adapter {name}: its matrices have several types, {', '.join(types)}")
+        raise _refusal(
+            f"adapter {name}: its matrices have several types, {', '.join(types)}", merging
+        )
     size = sum(tensor.bytes for tensor in stored.values())
     return stack.elements(model) * size // sum(one.elements for one in stored.values())
 
@@ -373,20 +407,14 @@ def layers_with(model: Model, module: str) -> Sequence[int]:
     return lora_modules(model.text)[file_modules(model)[module][0]].layers or ()
 
 
-def _check_config(name: str, config: Section, files: FolderFiles) -> None:
-    """Refuse more than plain LoRA, and a file that cannot be checked."""
+def _check_config(name: str, config: Section, merging: str) -> None:
+    """Refuse more than plain LoRA."""
     if problem := beyond_lora(config, _UNREAD):
-        hint = _MERGE if beyond_lora(config) is None else PEFT_MERGES
         raise _refusal(
-            f"adapter {name}: {problem}; LMDeploy {REFERENCE} serves plain LoRA alone", hint
+            f"adapter {name}: {problem}; LMDeploy {REFERENCE} serves plain LoRA alone", merging
         )
     if config.string("bias", "none") != "none":
-        raise _refusal(f"adapter {name}: it has biases, and LMDeploy would end")
-    if files.size("adapter_model.bin") is not None:
-        raise _refusal(
-            f"adapter {name}: adapter_model.bin cannot be checked without running it",
-            "save it as adapter_model.safetensors, and remove the .bin, which LMDeploy prefers",
-        )
+        raise _refusal(f"adapter {name}: it has biases, and LMDeploy would end", merging)
 
 
 def _readable_targets(config: Section) -> tuple[str, ...]:
@@ -416,6 +444,7 @@ def _check_keys(
     name: str,
     stored: Mapping[str, Stored],
     wanted: dict[tuple[str, int, str], tuple[int, ...]],
+    merging: str,
 ) -> None:
     """Refuse a file whose matrices are not exactly those in ``wanted``, by key and shape."""
     layers = layers_of(model)
@@ -427,12 +456,13 @@ def _check_keys(
             raise _refusal(
                 f"adapter {name}: LMDeploy would stop, since it has no place for the tensor"
                 f" {key[:120]}",
-                f"was it trained on another base than {model.name}? If not, {_MERGE}",
+                f"was it trained on another base than {model.name}? If not, {merging}",
             )
         if match["layers"] not in called:
             raise _refusal(
                 f"adapter {name}: LMDeploy would stop, since the adapter calls the decoder's layers"
                 f" {match['layers'][:60]}, and LMDeploy {REFERENCE} calls them {layers}",
+                merging,
             )
         if tensor.shape != wanted.pop(place):
             raise _refusal(
@@ -443,9 +473,10 @@ def _check_keys(
         module, layer, part = min(wanted)
         raise _refusal(
             f"adapter {name} has no lora_{part} of layer {layer}'s {module}, which LMDeploy would"
-            " leave unfilled, and use"
+            " leave unfilled, and use",
+            merging,
         )
 
 
-def _refusal(problem: str, hint: str = _MERGE) -> UsageError:
+def _refusal(problem: str, hint: str) -> UsageError:
     return UsageError(problem, hint=hint, options=["adapters"])

@@ -57,6 +57,9 @@ NOT_PLAIN: Final = (
 _RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 #: The hint on an adapter that `merge` does not take.
 PEFT_MERGES: Final = "merge it with peft's own merge_and_unload, if the base fits into RAM"
+#: The hints on bases that `merge` does not take.
+MERGE_BEFORE: Final = "merge into the 16-bit checkpoint it was made from, and quantise the result"
+UNTIE: Final = "untie and save the base first, since lm_head would change with the embeddings"
 #: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
 _PREFIXES: Final = ("base_model", "model", "language_model")
 
@@ -111,24 +114,35 @@ def read_adapter(folder: str) -> AdapterWeights:
             f"{folder} has no {ADAPTER_CONFIG}",
             hint="name the folder that peft's save_pretrained wrote",
         )
-    if problem := beyond_lora(config):
-        raise UsageError(f"{config.what}: {problem}", hint=PEFT_MERGES)
     weights = next((name for name in _WEIGHTS if files.size(name) is not None), None)
     if weights is None:
         raise UsageError(
             f"{folder} has neither {' nor '.join(_WEIGHTS)}", hint="finish the adapter's download"
         )
+    changes = changes_of(config, open_tensors(folder, weights))
+    besides: Tensors = {}
+    for name in _BESIDES:
+        if files.size(name) is not None:
+            besides |= open_tensors(folder, name)
+    return changes._replace(whole={**changes.whole, **besides})
+
+
+def changes_of(config: Section, tensors: Mapping[str, Any]) -> AdapterWeights:
+    """Return the changes of an adapter, whose tensors may be known by their shapes alone.
+
+    Raises:
+        UsageError: the adapter is another one than W + s·B·A.
+    """
+    if problem := beyond_lora(config):
+        raise UsageError(f"{config.what}: {problem}", hint=PEFT_MERGES)
     parts: dict[str, Tensors] = {}
     whole: Tensors = {}
-    for key, tensor in open_tensors(folder, weights).items():
+    for key, tensor in tensors.items():
         if match := _LORA.fullmatch(key):
             part = "bias" if match["kind"] == "bias" else match["part"]
             parts.setdefault(match["module"], {})[part] = tensor
         else:
             whole[_WRAPPED.sub(".", key)] = tensor
-    for name in _BESIDES:
-        if files.size(name) is not None:
-            whole |= open_tensors(folder, name)
     loras = {f"{module}.weight": _lora(config, module, kinds) for module, kinds in parts.items()}
     return AdapterWeights(loras, whole, config.string("base_model_name_or_path", ""))
 
@@ -304,7 +318,7 @@ def _refuse_base(config: Section) -> None:
     if any(part.get("quantization_config") for part in parts):
         raise UsageError(
             "the base is quantised: a LoRA cannot be merged into it bit for bit",
-            hint="merge into the 16-bit checkpoint it was made from, and quantise the result",
+            hint=MERGE_BEFORE,
         )
 
 
@@ -329,7 +343,7 @@ def _refuse_tied(config: Section, stored: Iterable[str], replaced: Iterable[str]
     if any(name.endswith("embed_tokens.weight") for name in replaced):
         raise UsageError(
             "the adapter replaces the embeddings of a base that ties lm_head to them",
-            hint="untie and save the base first, since lm_head would change with the embeddings",
+            hint=UNTIE,
         )
 
 
