@@ -348,4 +348,4 @@ def test_a_gateway_passes_a_grammar_unchanged_and_answers_texts_beside_a_trial(s
 def test_trials_are_of_lmdeploy_s_engines_with_their_parsers():
     made = trials_of(plausible_plan(), "/m", ["--tool-call-parser=qwen3"], print, ours=True)
     assert made._command[-4:] == ("/m", "trust", "--tool-call-parser", "qwen3")
-    assert made._command[2:4] == (str(512 << 20), "0.1")
+    assert made._command[2:4] == (str(512 << 20), str(TOKEN_SECONDS))
