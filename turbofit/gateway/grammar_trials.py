@@ -238,7 +238,7 @@ class GrammarTrials:
             done, _ = await asyncio.wait({trial.done}, timeout=left)
             if not done:
                 # What runs goes on: the client will come again.
-                trial.kept = trial is self._running
+                trial.kept = trial.kept or trial is self._running
                 raise Refusal("busy:grammar", retry_after=_RETRY)
             trial.done.result()
         finally:
