@@ -39,7 +39,7 @@ SECONDS: Final = 25
 _SHORT: Final = 1
 #: The most seconds of processor time for a token. Of what people write, three strings of
 #: ``maxLength`` 255 are dearest: 0.04 s, on a slow host 0.09 s, where a token may be too long for
-#: the rest of a string. The cheapest of the nested repetitions takes 0.17 s, on the slow host 0.8 s;
+#: the rest of a string. The cheapest of the nested repetitions takes 0.17 s, on the slow host 0.8;
 #: most take seconds (`bench/gateway/GRAMMARS.md`).
 TOKEN_SECONDS: Final = 0.15
 #: A token that takes less than this counts as nothing: an engine's step takes ten times as long.
