@@ -19,7 +19,7 @@ from turbofit.planning.speed import ClosedLoad, engine_rates, rates, speed_of
 from turbofit.planning.throughput import host_rate, kind_of, surety_of, with_host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from turbofit.core.plan import Plan
     from turbofit.measure.load.spec import LoadSpec
@@ -123,18 +123,12 @@ def choices(
     The others are in the order of their forecast, the fastest first. The person's own options do
     not change. ``prefix``: also try prefix caching, which may help this load.
     """
-    chosen = [TrialChoice({}, usual, forecast_of(usual, load, at_once))]
-    kinds = {_kind(usual, at_once)}
-    for options in _every(request, usual, kv_types, prefix=prefix):
-        try:
-            plan = best_plan(request.changed(**options), promise=usual.promise)
-        except TurbofitError:
-            continue
-        kind = _kind(plan, at_once)
-        if plan.fits and kind not in kinds:
-            kinds.add(kind)
-            chosen.append(TrialChoice(options, plan, forecast_of(plan, load, at_once)))
-    return [chosen[0], *sorted(chosen[1:], key=lambda choice: -choice.rate)]
+    found = {_kind(usual, at_once): TrialChoice({}, usual, forecast_of(usual, load, at_once))}
+    options = _every(request, usual, kv_types, prefix=prefix)
+    for choice in _fitting(request, usual, load, at_once, options):
+        found.setdefault(_kind(choice.plan, at_once), choice)
+    first, *others = found.values()
+    return [first, *sorted(others, key=lambda choice: -choice.rate)]
 
 
 def drafts_to_try(
@@ -146,19 +140,28 @@ def drafts_to_try(
     how many tokens are accepted: all are to be tried.
     """
     draft = usual.model.draft
-    chosen = [TrialChoice({}, usual, forecast_of(usual, load, at_once))]
-    for count in tokens:
-        options: dict[str, Any] = {SPECULATIVE[2]: count}
-        if not count:
-            options = dict.fromkeys(SPECULATIVE)
-        if draft and count == draft.tokens:
-            continue
+    others: list[dict[str, Any]] = [
+        {SPECULATIVE[2]: count} if count else dict.fromkeys(SPECULATIVE)
+        for count in tokens
+        if not draft or count != draft.tokens
+    ]
+    first = TrialChoice({}, usual, forecast_of(usual, load, at_once))
+    return [first, *_fitting(request, usual, load, at_once, others)]
+
+
+def _fitting(
+    request: PlanRequest,
+    usual: Plan,
+    load: LoadSpec,
+    at_once: float,
+    every: Iterable[dict[str, Any]],
+) -> Iterator[TrialChoice]:
+    """Yield the choices among these options whose plans fit and keep the promise of ``usual``."""
+    for options in every:
         with suppress(TurbofitError):
             plan = best_plan(request.changed(**options), promise=usual.promise)
             if plan.fits:
-                forecast = forecast_of(plan, load, at_once)
-                chosen.append(TrialChoice(options, plan, forecast))
-    return chosen
+                yield TrialChoice(options, plan, forecast_of(plan, load, at_once))
 
 
 def _every(
