@@ -46,7 +46,7 @@ from turbofit.planning.reasons import (
     usual_image,
 )
 from turbofit.planning.remedies import Remedies, remedies
-from turbofit.planning.resolved_request import ResolvedRequest, launch_of
+from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.planning.search.search import EngineFit, fit_on_host
 from turbofit.planning.search.shapes import Evaluation, unsplittable
 from turbofit.planning.search.sizing import longest_context
@@ -251,10 +251,8 @@ def known_warnings(fit: EngineFit) -> tuple[str, ...]:
     A lack of memory is no known fault.
     """
     warnings: list[str] = []
-    for group, part in zip(fit.best.shape.groups, fit.best.engines, strict=True):
-        gpus = [fit.request.machine.gpu(index) for index in group]
-        launch = launch_of(fit.request, part.settings, gpus, part.vision_load)
-        problems = known_problems(launch, fit.engine.name, fit.engine.version)
+    for account in fit.accounts:
+        problems = known_problems(account.launch, fit.engine.name, fit.engine.version)
         # A server's clients do not meet the faults of an option that nobody gave.
         unasked = fit.request.prefix_caching
         warnings += [it.warning for it in problems if not (unasked and it.python_only)]
@@ -301,9 +299,11 @@ def _choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Plann
     first = engine_for(request.model, engine)
     check_options(first, request.engine_options)
     if first.backend.serial:
+        from turbofit.planning.fallback import plan_fallback
+
         named = engine != "auto"
         reason = "as asked" if named else str(engine_problem(request.model, LMDEPLOY[0]))
-        planned = _fallback(request, first, reason)
+        planned = plan_fallback(request, first, reason)
         too_few = request.promised_requests is not None and not planned.document.fits
         return _with_other_engine(request, planned) if too_few and named else planned
     try:
@@ -395,12 +395,6 @@ def _with_kernels(
     )
 
 
-def _fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
-    from turbofit.planning.fallback import plan_fallback
-
-    return plan_fallback(request, engine, reason)
-
-
 def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
     """Add another engine as a remedy to a plan that does not fit, if the request fits on it."""
     name = planned.document.backend.name
@@ -441,6 +435,8 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
 
     ``rival`` is the result of LMDeploy's other engine if it fits, but may not compile.
     """
+    from turbofit.planning.fallback import plan_fallback
+
     if rival is not None:
         yield fitting(
             f"--engine {rival.engine.name}",
@@ -452,7 +448,7 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
         ):  # the engine does not run the model, or not with these options
             engine = engine_for(request.model, name)
             check_options(engine, request.engine_options)
-            plan = _fallback(request, engine, "").document
+            plan = plan_fallback(request, engine, "").document
             places = (plan.engines[0].device_map or {}).values()
             off = any(not isinstance(place, int) for place in places)
             slow = "one request at a time, and slower"

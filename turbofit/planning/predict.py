@@ -160,16 +160,12 @@ class _Start:
 
     def throughput(self) -> Throughput | None:
         """Forecast the speed; None if the engine does not serve, or is an old release."""
-        if not self.serves:
+        if not self.serves or is_legacy(self.engine.version):  # old releases have no known rates
             return None
         load = _accepted(self.request, self.vision_load, self.settings)
-        at_once = self.at_once
-        if is_legacy(self.engine.version):  # rates are known only for current versions
-            return None
         settings, machine = self.accounts[0].settings, self.alone.machine
-        at_once = min(
-            at_once, self.alone.promised_requests or settings.max_batch_size * len(self.accounts)
-        )
+        most = self.alone.promised_requests or settings.max_batch_size * len(self.accounts)
+        at_once = min(self.at_once, most)
         if not at_once:
             return None
         speeds, texts = list[Speed](), list[Speed]()

@@ -22,7 +22,7 @@ from turbofit.memory.account import Engine, EngineLaunch
 from turbofit.memory.known_bad import known_problems
 from turbofit.memory.versions import release
 from turbofit.planning.reasons import usual_image
-from turbofit.planning.resolved_request import launch_of, photographs
+from turbofit.planning.resolved_request import photographs
 from turbofit.planning.search.search import EngineFit, fit_of, fit_on_host
 from turbofit.planning.search.shapes import Evaluation
 
@@ -60,11 +60,9 @@ def lacking_prefix_cache(fit: EngineFit) -> str:
         return "the PyTorch engine keeps states of delta nets only with --prefix-cache-state-budget"
     if "speculative_algorithm" in fit.request.engine_options:
         return "nobody has tried it with a draft"
-    for group, part in zip(fit.best.shape.groups, fit.best.engines, strict=True):
-        gpus = [fit.request.machine.gpu(index) for index in group]
-        settings = replace(part.settings, enable_prefix_caching=True)
-        launch = launch_of(fit.request, settings, gpus, part.vision_load)
-        if problem := _problem(launch, engine):
+    for account in fit.accounts:
+        settings = replace(account.settings, enable_prefix_caching=True)
+        if problem := _problem(replace(account.launch, settings=settings), engine):
             return problem
     return ""
 

@@ -112,12 +112,13 @@ class EngineFit(Struct):
     def speeds_of(self, load: VisionLoad) -> list[Speed]:
         """Return the speed of each group for another load, with the same settings."""
         request, best, speeds = self.request, self.best, list[Speed]()
-        for group, part in zip(best.shape.groups, best.engines, strict=True):
-            gpus = [request.machine.gpu(index) for index in group]
+        for account, part in zip(self.accounts, best.engines, strict=True):
             size = counted_tokens(load, part.settings.session_len)
             held = part.settings.requests_in(part.kv_tokens, size)
             there = min(part.shape.requests(request.workload.concurrency), max(1, held))
-            here = group_rates(request.model, part.settings, request.machine, gpus, self.engine)
+            here = group_rates(
+                request.model, part.settings, request.machine, account.gpus, self.engine
+            )
             speeds.append(group_speed(here, part.settings, load, part.kv_tokens, there))
         return speeds
 

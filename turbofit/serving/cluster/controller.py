@@ -104,7 +104,6 @@ class Controller:
         Actors with another request, other options or another version of turbofit are ended, and so
         are actors that do not answer.
         """
-        self._numbers = count(last_number(self._config.name) + 1)
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
         calls = {node: actor.taken_over.remote(self._claim) for node, actor in actors.items()}
         answers = zip(calls, ray_adapter.outcomes([*calls.values()], _TAKE_SECONDS), strict=True)
