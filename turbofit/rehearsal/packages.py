@@ -17,12 +17,10 @@ from turbofit.rehearsal.pretend.libraries import check_surface
 from turbofit.rehearsal.spec import Spec
 
 _HERE: Final = Path(__file__).parent / "torch"
-#: The folder whose modules each process of an engine on torch finds first in a rehearsal.
-INSIDE: Final = _HERE / "torch_inside"
+#: The folder whose modules each process of an engine on torch finds first.
+INSIDE: Final = _HERE / "inside"
 #: The folder whose modules each process of an engine with a draft finds first.
 DRAFT: Final = _HERE / "draft_inside"
-#: The folder whose modules each process of a PyTorch engine's server finds first.
-SERVED: Final = _HERE / "served_inside"
 _LMDEPLOY: Final = f"lmdeploy=={REFERENCE}.0"
 _PINNED: Final = {"lmdeploy": _LMDEPLOY}
 _CUDA_TORCH: Final = (

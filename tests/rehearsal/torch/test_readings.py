@@ -16,7 +16,7 @@ import turbofit.rehearsal.pretend
 from turbofit.core.units import MIB
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.rehearsal.packages import SERVED
+from turbofit.rehearsal.packages import INSIDE
 from turbofit.rehearsal.planned import report
 from turbofit.rehearsal.pretend.command import find_turbofit, put_first
 from turbofit.rehearsal.pretend.process_memory import ProcessMemory
@@ -145,7 +145,7 @@ def test_a_new_process_reads_stand_ins_of_families_with_code_of_their_own(tmp_pa
         for name in ("internvl3.5-1b", "intern-s1-pro")
     ]
     env = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    put_first(env, "PYTHONPATH", str(SERVED))
+    put_first(env, "PYTHONPATH", str(INSIDE))
     find_turbofit(env)
     put_first(env, "PYTHONPATH", str(Path(turbofit.rehearsal.pretend.__file__).parent / "inside"))
     done = subprocess.run(

@@ -20,7 +20,7 @@ from turbofit.core.model import Model
 from turbofit.core.struct import decode, to_json
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.no_answer import say_no_answer
-from turbofit.rehearsal.packages import SERVED, engine_library
+from turbofit.rehearsal.packages import INSIDE, engine_library
 from turbofit.rehearsal.pretend.build import build
 from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
 from turbofit.rehearsal.pretend.command import (
@@ -81,7 +81,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
         "TRANSFORMERS_OFFLINE": "1",
     }
     if cuda_site() is not None:  # the PyTorch engine's workers need its stand-ins to read the twin
-        put_first(env, "PYTHONPATH", str(SERVED))
+        put_first(env, "PYTHONPATH", str(INSIDE))
     find_turbofit(env)
     return env
 

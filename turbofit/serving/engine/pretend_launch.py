@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.rehearsal.packages import DRAFT, SERVED, engine_library, need_engine
+from turbofit.rehearsal.packages import DRAFT, INSIDE, engine_library, need_engine
 from turbofit.rehearsal.plan_clock import step_table
 from turbofit.rehearsal.planned import charged
 from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
@@ -77,7 +77,7 @@ class PretendLaunch(Launch):
         plan, env = self.plan, dict(base)
         need_engine(plan)
         if plan.backend.of_lmdeploy:
-            put_first(env, "PYTHONPATH", str(SERVED))
+            put_first(env, "PYTHONPATH", str(INSIDE))
             if plan.model.draft:
                 put_first(env, "PYTHONPATH", str(DRAFT))
             find_turbofit(env)

@@ -1,11 +1,13 @@
-"""Python imports this file in each process of a PyTorch engine's server on pretend GPUs.
+"""Python imports this file in each process of an engine on torch, on pretend GPUs.
 
-Some functions of LMDeploy do not work with a stand-in checkpoint. When a process imports the module
-of such a function, this file replaces the function. Every process reads the checkpoint, so every
-process needs this file.
+In a rehearsal the file starts `phase_recorder`. In a PyTorch engine's server some functions of
+LMDeploy do not work with a stand-in checkpoint. When a process imports the module of such a
+function, this file replaces the function. Every process reads the checkpoint, so every process
+needs this file.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -30,8 +32,13 @@ def _stand_in(module: Any) -> None:
     acts[module.__name__]()
 
 
-for _name in (
-    "lmdeploy.hf_configs", "lmdeploy.tokenizer", "lmdeploy.serve.parsers",
-    "lmdeploy.vl.model.llava_hf", "lmdeploy.serve.core.async_engine",
-):  # fmt: skip
-    sys.meta_path.insert(0, _AFTER(_name, _stand_in))
+if os.environ.get("TURBOFIT_REHEARSAL"):
+    from turbofit.rehearsal.torch.phase_recorder import start
+
+    start(os.environ["TURBOFIT_REHEARSAL"])
+else:
+    for _name in (
+        "lmdeploy.hf_configs", "lmdeploy.tokenizer", "lmdeploy.serve.parsers",
+        "lmdeploy.vl.model.llava_hf", "lmdeploy.serve.core.async_engine",
+    ):  # fmt: skip
+        sys.meta_path.insert(0, _AFTER(_name, _stand_in))
