@@ -284,8 +284,10 @@ def _as_built(text: TextDims, quantization: Quantization | None) -> tuple[_Joine
     joined = grouped((_JOINED.get(tensor.role, tensor.role), tensor) for tensor in inside)
     if text.mla is not None:
         joined = _folded(text, joined)
-    found = [(tuple(group), _packing(group, text, quantization)) for group in joined.values()]
-    return tuple([_Joined(group, packing, group[0].count) for group, packing in found])
+    return tuple(
+        _Joined(tuple(group), _packing(group, text, quantization), group[0].count)
+        for group in joined.values()
+    )
 
 
 def _packing(

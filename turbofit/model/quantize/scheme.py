@@ -94,12 +94,11 @@ def scheme_for(model: Model) -> Scheme:
             f" reads {read} of {model.text.architecture}",
             hint=_instead(model),
         )
-    problem = ""
     for size in GROUPS:
         scheme = Scheme(group_size=size, ignore=_ignored(model))
         packed = replace(model, quantization=scheme.quantization)
-        problem = engine_problem(packed, scheme.engine) or ""
-        if not problem:
+        problem = engine_problem(packed, scheme.engine)
+        if problem is None:
             return scheme
     other = engine_problem(packed, "pytorch")
     raise UsageError(
