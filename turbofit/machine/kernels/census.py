@@ -15,11 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.errors import TurbofitError
 from turbofit.core.presets import load_yaml, presets_dir
-from turbofit.core.process.files import state_dir, write_atomic
+from turbofit.core.process.files import StateFile
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.struct import Struct, decode, to_json
+from turbofit.core.struct import Struct
 
 #: Compute capabilities of Jetson (developer.nvidia.com/cuda-gpus): Nano, TX2, Xavier, Orin, Thor.
 _TEGRA: Final = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
@@ -237,18 +237,11 @@ def census_of(library: Path) -> Census:
     The name of the stored file has the library's size, and the time of the library's last change.
     """
     facts = library.stat()
-    kept = state_dir("kernels", make=False) / f"{facts.st_size}-{facts.st_mtime_ns}.json"
-    if kept.is_file():
-        try:
-            return decode(kept.read_bytes(), Census, what=f"census {kept.name}")
-        except (OSError, TurbofitError) as exc:
-            _LOG.info("%s is read anew: %s", library.name, exc)
-    census = take_census(library)
-    try:
-        state_dir("kernels")
-        write_atomic(kept, to_json(census))
-    except (OSError, UsageError) as exc:  # without the file, the next call counts again
-        _LOG.info("%s is not kept: %s", kept.name, exc)
+    kept = StateFile("kernels", f"{facts.st_size}-{facts.st_mtime_ns}", Census)
+    census = kept.read()
+    if census is None:
+        census = take_census(library)
+        kept.write(census)
     return census
 
 
