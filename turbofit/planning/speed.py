@@ -245,7 +245,7 @@ class AllReduce(Struct):
 
     ``latency`` is the seconds of an all-reduce of very few bytes over two GPUs; ``bandwidth`` is
     the bytes/s that one of two GPUs sends. ``shared_by`` ranks share one host bridge, which carries
-    the bandwidth of two ranks.
+    the bandwidth of two ranks. For one rank, all seconds are 0.
     """
 
     ranks: int
@@ -259,12 +259,10 @@ class AllReduce(Struct):
 
         The seconds are half the latency, plus half the latency for each level of the tree of ranks.
         """
-        return 0.0 if self.ranks == 1 else self.latency * (1 + log2(self.ranks)) / 2
+        return self.latency * (1 + log2(self.ranks)) / 2
 
     @property
     def seconds_per_byte(self) -> float:
-        if self.ranks == 1:
-            return 0.0
         traffic = 2 * (self.ranks - 1) / self.ranks * max(2, min(self.ranks, self.shared_by)) / 2
         return traffic / self.bandwidth
 

@@ -203,11 +203,7 @@ class Evaluation(Struct):
 
 
 def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> Settings:
-    """Return the engine's settings for a shape; options that the user gave are kept.
-
-    Raises:
-        UsageError: a given option has a value that LMDeploy does not accept.
-    """
+    """Return the engine's settings for a shape; options that the user gave are kept."""
     quantization = request.model.quantization
     chosen: dict[str, object] = {
         "dtype": shape.dtype,
@@ -218,12 +214,7 @@ def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> 
     }
     chosen.update(request.engine_options)
     chosen.update(tp=shape.tp, max_prefill_token_num=shape.max_prefill_token_num)
-    try:
-        return msgspec.convert(chosen, Settings)
-    except msgspec.ValidationError as exc:
-        raise UsageError(
-            f"an engine option cannot be used: {exc}", hint="see turbofit plan --help"
-        ) from None
+    return msgspec.convert(chosen, Settings)
 
 
 def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bfloat16"], str]:

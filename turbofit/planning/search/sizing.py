@@ -213,19 +213,17 @@ class Sizer:
         settings: Settings,
         gpus: tuple[Gpu, ...],
         kv_tokens: int,
-        at_once: float | None = None,
+        at_once: float,
         *,
         plain: bool = False,
         images: VisionLoad | None = None,
     ) -> Speed:
-        """Forecast one group's speed; ``at_once`` None: all requests of the shape.
+        """Forecast one group's speed with ``at_once`` requests.
 
         ``plain``: as if the vision tower's attention took no time. ``images``: of each request;
         None: the workload's.
         """
-        request, state, load = self.request, self.state, at_once
-        if load is None:
-            load = self.shape.requests(request.workload.concurrency)
+        request, state = self.request, self.state
         sent = state.requested_load if images is None else images
 
         def rates() -> GroupRates:
@@ -238,10 +236,10 @@ class Sizer:
             shown = state.once(("rates", *key), rates)
             group = state.once(("plain rates", *key), lambda: shown.plain) if plain else shown
             waiting = replace(sent, units_per_forward=units)
-            return group_speed(group, settings, waiting, kv_tokens, load)
+            return group_speed(group, settings, waiting, kv_tokens, at_once)
 
         units = self.shape.units_per_forward
-        key = "speed", settings, state.key_of(gpus), kv_tokens, load, units, plain, sent
+        key = "speed", settings, state.key_of(gpus), kv_tokens, at_once, units, plain, sent
         return state.once(key, forecast)
 
     def contexts(self) -> tuple[int, int]:
