@@ -5,7 +5,7 @@ The cheapest come first. Changes to fewer concurrent requests come after all oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain, combinations
 from typing import Final, NamedTuple
 
@@ -22,6 +22,7 @@ from turbofit.memory.account import Engine, capability_of
 from turbofit.model.presets import four_bit_variant, fp8_variant
 from turbofit.model.quantize.scheme import packed_model
 from turbofit.planning.prefix_cache import with_prefix_cache
+from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolved_request import ResolvedRequest, host_short, vision_load_of
 from turbofit.planning.search.search import EngineFit, fit_on_host, limit_that_fits
 from turbofit.planning.search.shapes import kinds
@@ -181,16 +182,11 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
 
 def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
     """Yield for each engine option of the user, and for the budget, its removal."""
-    for name in request.engine_options:
+    for name, value in request.engine_options.items():
         rest = {key: value for key, value in request.engine_options.items() if key != name}
-        option, changed = option_of(name), replace(request, engine_options=rest)
-        value = request.engine_options[name]
-        if value is True:
-            values: Sequence[object] = ()
-        else:
-            values = value if isinstance(value, list | tuple) else (value,)
-        written = " ".join((option, *map(str, values)))
-        yield Change(f"leave {option} to turbofit", changed, written)
+        written = PlanRequest.model_construct(None, **{name: value}).option_arguments()
+        changed = replace(request, engine_options=rest)
+        yield Change(f"leave {option_of(name)} to turbofit", changed, " ".join(written))
     if request.budget is not None:
         given = request.budget
         budget = f"--budget {given if isinstance(given, str) else format_bytes(given)}"
