@@ -63,10 +63,6 @@ GROUPS: Final = {
 }  # fmt: skip
 
 
-def _bytes(text: str, name: str) -> int:
-    return parse_bytes(text, what=name)
-
-
 def _share(text: str, name: str) -> int | str:
     if name.endswith("budget") and _PART.fullmatch(text):  # as vLLM writes a share of a card
         text = f"{100 * float(text):g}%"
@@ -143,7 +139,12 @@ Context = Annotated[
 #: Accepts a list or a tuple; each item must have its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
 Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]
-Bytes = Annotated[int, Field(ge=0), parsed(_bytes), Metavar("BYTES")]
+Bytes = Annotated[
+    int,
+    Field(ge=0),
+    parsed(lambda text, name: parse_bytes(text, what=name)),
+    Metavar("BYTES"),
+]
 
 
 class PlanRequest(Validated):
