@@ -45,7 +45,7 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.suppor
 #: Files that take longest, by seconds of a processor; a file is one worker's.
 LONGEST = (
     "gateway/test_grammar_process.py", "serving/test_serve_pretend.py",
-    "serving/test_serve_pretend_pytorch.py", "serving/test_serve_clock.py",
+    "serving/test_serve_pretend_pytorch.py",
     "serving/test_serve_lmdeploy.py", "test_wheel.py", "serving/test_pretend_pipeline.py",
     "rehearsal/pretend/inside/test_turbofit_values.py", "serving/test_run.py",
     "logs/test_first_step.py", "test_house.py",
