@@ -20,7 +20,7 @@ from hypothesis.internal.conjecture import providers
 
 from tests import virtual_time
 from tests.support.processes import Child, sharing_libraries
-from tests.support.standin.standin_engine import mend_torchvision
+from tests.support.standin.standin_engine import mend_torchvision, mend_transformers
 from tests.support.waiting import HANG
 from tests.sweep import part
 from turbofit.cli.terminal import screen
@@ -37,6 +37,7 @@ providers.is_local_module_file = lambda path: False
 settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
 mend_torchvision()
+mend_transformers()
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # `safe_load` takes it, in a tenth
 gc.disable()  # what is made while tests are collected stays
 
