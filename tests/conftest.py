@@ -20,7 +20,7 @@ from hypothesis.internal.conjecture import providers
 
 from tests import virtual_time
 from tests.support.processes import Child, sharing_libraries
-from tests.support.standin.standin_engine import mend_torchvision
+from tests.support.standin.standin_engine import mend_torchvision, mend_transformers
 from tests.support.waiting import HANG
 from tests.sweep import part
 from turbofit.cli.terminal import screen
@@ -37,22 +37,25 @@ providers.is_local_module_file = lambda path: False
 settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
 mend_torchvision()
+mend_transformers()
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # `safe_load` takes it, in a tenth
 gc.disable()  # what is made while tests are collected stays
 
 pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.support.browser"]
 
-#: Files that take longest, by seconds of a processor; a file is one worker's.
+#: Files that take longest, the first by the clock, the others by seconds of a processor. A file is
+#: one worker's.
 LONGEST = (
-    "gateway/test_grammar_process.py", "serving/test_serve_pretend.py",
-    "serving/test_serve_pretend_pytorch.py", "serving/test_serve_clock.py",
-    "serving/test_serve_lmdeploy.py", "test_wheel.py", "serving/test_pretend_pipeline.py",
-    "rehearsal/pretend/inside/test_turbofit_values.py", "serving/test_run.py",
-    "logs/test_first_step.py", "test_house.py",
-    "measure/test_calibrate_program.py", "cli/commands/test_quantize.py", "bench/test_golden.py",
-    "rehearsal/test_planned.py", "logs/test_account.py", "test_adding.py",
-    "planning/search/test_lowered_limit.py", "test_plain_install.py", "measure/test_tune_runner.py",
-    "measure/test_tune_space.py", "cli/commands/test_pretend.py", "serving/test_tune_pretend.py",
+    "serving/test_serve_pretend.py", "gateway/test_grammar_process.py",
+    "serving/test_serve_pretend_pytorch.py", "serving/test_serve_lmdeploy.py",
+    "serving/test_pretend_pipeline.py", "serving/test_run.py",
+    "rehearsal/pretend/inside/test_turbofit_values.py", "test_wheel.py", "test_house.py",
+    "bench/test_golden.py", "measure/test_calibrate_program.py", "rehearsal/test_planned.py",
+    "planning/search/test_evaluate.py", "logs/test_first_step.py", "test_plain_install.py",
+    "test_adding.py", "serving/test_supervised_processes.py", "cli/commands/test_pretend.py",
+    "report/schema/test_schema.py", "serving/test_tune_pretend.py", "measure/test_tune_runner.py",
+    "logs/test_account.py", "test_readme.py", "logs/test_prose.py", "measure/test_tune_space.py",
+    "planning/test_remedies.py", "planning/search/test_lowered_limit.py",
 )  # fmt: skip
 #: Files of one worker, which imports LMDeploy and Transformers or Ray, or starts Chromium, once.
 TOGETHER = (

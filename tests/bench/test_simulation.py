@@ -21,7 +21,7 @@ day = cache(simulate)
 @pytest.mark.parametrize("first", sweep(range(0, 48 * BATCH, BATCH), 48))
 def test_nothing_breaks_in_simulated_days(first: int) -> None:
     broken = {}
-    for seed in range(first, first + part(BATCH, 2)):
+    for seed in range(first, first + part(BATCH, 4)):
         result = day(seed)
         assert sum(n for name, n in result.counts.items() if name.startswith("fault ")) >= 20
         if result.violations:

@@ -153,11 +153,6 @@ class Process:
         self.send(*trial)
         return self.answer()
 
-    def fork(self) -> int:
-        """Wait until a trial runs; return its process."""
-        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children")
-        return int(until(lambda: children.read_text().split(), "a trial")[0])
-
     def end(self) -> None:
         self.popen.kill()
         self.popen.wait()
@@ -165,16 +160,16 @@ class Process:
         self.popen.stdout.close()
 
 
+def fork_of(process: subprocess.Popen[bytes]) -> int:
+    """Wait until a trial runs; return its process."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return int(until(lambda: children.read_text().split(), "a trial")[0])
+
+
 @pytest.fixture(scope="module")
 def shared(folder):
-    made = Process(folder, "--tool-call-parser", "qwen3", "--other")
-    yield made
-    made.end()
-
-
-@pytest.fixture(scope="module")
-def thinking(folder):
-    made = Process(folder, "--tool-call-parser", "qwen3", "--reasoning-parser", "default")
+    parsers = ("--tool-call-parser", "qwen3", "--reasoning-parser", "default")
+    made = Process(folder, *parsers, "--other")
     yield made
     made.end()
 
@@ -244,9 +239,9 @@ def test_a_dear_token_is_found_in_every_form(shared):
     assert {name: [*verdict] for name, verdict in said.items()} == {name: ["over"] for name in DEAR}
 
 
-def test_the_schema_of_a_forced_tool_is_found_behind_a_model_s_thoughts(thinking):
-    plain = thinking.ask(forced(fields(TEXT)))
-    limited = thinking.ask(forced(longest(20)), 6)
+def test_the_schema_of_a_forced_tool_is_found_behind_a_model_s_thoughts(shared):
+    plain = shared.ask(forced(fields(TEXT)))
+    limited = shared.ask(forced(longest(20)), 6)
     # What a token takes near the end of 20 characters is seen only there.
     assert plain["price"] < grammar_trials._FREE < limited["price"]
 
@@ -260,25 +255,26 @@ def test_a_text_that_was_answered_leads_to_its_dear_token(shared):
 def test_a_trial_is_stopped_and_its_fork_ended_from_outside_is_not_the_grammar_s_fault(shared):
     slow = HOSTILE["a pattern of 9,000 bytes"]
     shared.send(slow, 600)
-    shared.fork()
+    fork_of(shared.popen)
     shared.send()
     assert shared.answer() == {"stopped": 0}
     shared.send()  # came too late
     shared.send(slow, 600)
-    os.kill(shared.fork(), signal.SIGKILL)
+    os.kill(fork_of(shared.popen), signal.SIGKILL)
     assert shared.answer() == {"ended": signal.SIGKILL}
     assert shared.ask(form(TEXT))["price"] < TOKEN_SECONDS
 
 
-def test_a_fork_ends_with_its_process(shared, thinking):
-    """It comes after all tests that ask these processes."""
-    ends = ((shared, shared.popen.kill), (thinking, thinking.popen.stdin.close))
-    for process, end in ends:
-        process.send(HOSTILE["a pattern of 9,000 bytes"], 600)
-        fork = process.fork()
-        end()
-        process.popen.wait()
-        until(lambda: not Path(f"/proc/{fork}").exists(), "the end of the fork")  # noqa: B023
+@pytest.mark.parametrize("end", [subprocess.Popen.kill, lambda process: process.stdin.close()])
+def test_a_fork_ends_with_its_process(end):
+    """Whatever it tries: a wait, here."""
+    tries = "g._ANSWERS = 1; g.attempt({'seconds': 600}, signal.pause, 1 << 30, g.Input())"
+    words = ("-c", f"import signal; from turbofit.gateway import grammar_process as g; {tries}")
+    with subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE) as process:
+        fork = fork_of(process)
+        end(process)
+        process.wait()
+        until(lambda: not Path(f"/proc/{fork}").exists(), "the end of the fork")
 
 
 def test_it_ends_with_its_parent_while_it_imports(tmp_path):

@@ -73,7 +73,7 @@ def refused_from(found: Plan) -> int:
 
 @pytest.mark.slow
 def test_a_request_may_be_as_long_everywhere() -> None:
-    for request, found in drawn(130, part(200, 20)):
+    for request, found in drawn(130, part(200, 40)):
         context, words = found.promise.context, f"{found.promise.context:,} tokens"
         assert words in found.promise.words(found.model.image_rule)
         assert promise_facts(found)["context"].startswith(words)

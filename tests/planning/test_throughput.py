@@ -22,7 +22,7 @@ from turbofit.report.painters.terminal import paint
 from turbofit.report.views.plan_view import plan_view
 
 #: A prime: the sample has all cards and models, in ever other pairs.
-_STEP = 331
+_STEP = 661
 #: All pairs take the better part of an hour of one core, which several workers share.
 _PARTS = 4
 

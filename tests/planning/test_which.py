@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_cards_are_told_as_plan_tells_them_the_smallest_first(monkeypatch: pytest.MonkeyPatch):
-    cards = sweep(sorted(preset_names()), every=4)
+    cards = sweep(sorted(preset_names()), every=8)
     few_presets(monkeypatch, cards)
     asked = {"model": "internvl2-8b", "context": 8192, "concurrency": 4}
     found = turbofit.which(**asked)

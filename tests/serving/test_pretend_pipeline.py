@@ -16,6 +16,9 @@ pytestmark = pytest.mark.lmdeploy
 needs("lmdeploy")
 
 SCRIPT = """
+import gc
+
+gc.disable()  # what it imports stays
 from lmdeploy import GenerationConfig
 from PIL import Image
 

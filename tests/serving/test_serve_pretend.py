@@ -22,7 +22,10 @@ from tests.support.processes import Child, gone, pids
 from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
 from tests.support.waiting import HANG, until
 from turbofit.core.plan import Plan
+from turbofit.measure.load import driver
+from turbofit.measure.load.spec import LoadSpec
 from turbofit.rehearsal.no_answer import SENTENCE
+from turbofit.rehearsal.plan_clock import step_table
 from turbofit.serving.engine.pretend_launch import PretendReader
 from turbofit.serving.plan_gateway import bounds_of
 
@@ -33,21 +36,60 @@ EIGHT = ("internvl2-8b", "--on", "1xrtx3090")
 #: The largest image that a request may have, what is cut at a chunk's edge, and the smallest.
 SIZES = [(4480, 2688), (448, 448), (5376, 448), (28, 28), (1344, 896), (800, 3000)]
 CLIENTS, REQUESTS = 8, 24
+#: Forwards take so many times the forecast's seconds: a load says so, and nobody waits much longer.
+CLOCK = 1.1
 CPU_TORCH = version("torch").endswith("+cpu")
-#: Their trials take more than all others together, and end in a price, as a short grammar's does.
-LONG_TRIALS = ("1,000 required properties", "maxLength 100,000")
+#: Their trials take more than all others together. They end as those of shorter grammars do, and of
+#: grammars with a dear token in `test_grammar_process`.
+LONG_TRIALS = (
+    "1,000 required properties", "maxLength 100,000", "64 optional properties",
+    "pattern (.{1,99}){1,99}",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One server for the tests that kill nothing; the last of them ends it."""
     children: list[Child] = []
-    words = ("--drain", "1", "--image-threads", "8", "--", "--tool-call-parser", "qwen2d5")
-    served = serve_pretend(children, tmp_path_factory.mktemp("eight"), *EIGHT, *words)
+    words = ("--drain", "1", "--image-threads", "8", "--clock", f"{CLOCK}")
+    more = ("--", "--tool-call-parser", "qwen2d5")
+    served = serve_pretend(children, tmp_path_factory.mktemp("eight"), *EIGHT, *words, *more)
     served.wait()
     yield served
     for child in children:
         child.kill()
+
+
+def test_a_picture_takes_the_forecasts_time_and_a_load_is_told_in_it(
+    eight: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes first: nobody else's forwards are in the time."""
+    before = eight.ask("/about")[2]
+    said = before["clock"]["words"]
+    assert said.startswith("time by forecast (")
+    assert said.endswith(f"), {CLOCK} times slower than life")
+    assert said in eight.child.stderr
+    assert said in before["notices"]
+    # The worst cases of the start took no time.
+    assert before["clock"] == {**before["clock"], "busy": 0.0, "late": 0.0, "idle": 0.0}
+    status, _, answer = eight.chat(image(896, 896), max_tokens=2)
+    assert status == 200
+    plan = Plan.from_json((eight.run / "plan.json").read_bytes())
+    table, rule = step_table(plan, plan.engines[0]), plan.model.image_rule
+    assert rule is not None
+    prompt = answer["usage"]["prompt_tokens"]
+    units = rule.units(896, 896, plan.promise.image_limit)
+    least = table.image[units] + table.forward[prompt] + prompt**2 / 2 * table.pair
+    busy = eight.ask("/about")[2]["clock"]["busy"]
+    # Beside the prompt: one step, and one or two that LMDeploy prepares ahead.
+    assert least + table.forward[1] <= busy <= least + 3 * (table.forward[1] + 0.001)
+    monkeypatch.setattr(driver, "HELD_UP", float("inf"))  # whatever else runs on this host
+    told: list[str] = []
+    load = LoadSpec.of(images=0, concurrency=2, requests=4, output_tokens=4, warm_up=0)
+    found = driver.bench(eight.url, load, say=told.append)
+    assert (found.answered, found.forecast, found.warnings) == (4, said, ())
+    assert found.ttft.p50 >= table.forward[1]
+    assert told == [f"{said}: the load takes {CLOCK} times as long"]
 
 
 def test_internvl2_at_its_planned_peak(eight: Served) -> None:

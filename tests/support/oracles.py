@@ -297,6 +297,8 @@ def engine_parameters(transformers, monkeypatch):
     del kernel.build_expert_storage  # of expert parallelism alone
     monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(lambda *_, **__: kernel))
     monkeypatch.setattr("lmdeploy.utils.is_bf16_supported", lambda *_: True)
+    for draws in ("normal_", "uniform_"):  # weights that are counted need no values
+        monkeypatch.setattr(torch.Tensor, draws, lambda tensor, *_, **__: tensor)
 
     def counted(folder) -> int:
         config = config_from_pretrained(str(folder), trust_remote_code=False)

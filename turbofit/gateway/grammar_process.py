@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import heapq
 import json
 import os
@@ -392,6 +393,7 @@ def _end(status: int, *, stopped: bool) -> Any:
 
 
 def main(most: str, token: str, folder: str, trust: str, *options: str) -> None:
+    gc.disable()  # what is made by the imports stays, and no fork goes through it
     try:
         compile_of, tokens = compiler_of(folder, trust, options)
     except Exception as exc:  # noqa: BLE001 - a model's own code may raise anything
@@ -399,6 +401,8 @@ def main(most: str, token: str, folder: str, trust: str, *options: str) -> None:
         unable = {"unable": f"{type(exc).__name__}: {exc}"[:_TOLD], "lacks": lacks}
         os.write(_ANSWERS, json.dumps(unable).encode() + b"\n")
         return
+    gc.freeze()
+    gc.enable()
     os.write(_ANSWERS, b"{}\n")
     given = Input()
     for line in given.trials():

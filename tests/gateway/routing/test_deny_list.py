@@ -292,7 +292,7 @@ async def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: 
 
 
 #: Seconds that it goes on for: an hour in `--all`.
-_LONG = part(3600, 6)
+_LONG = part(3600, 9)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def drawn(seed: int, count: int) -> Iterator[tuple[PlanRequest, Plan]]:
 
 @pytest.mark.slow
 def test_a_lowered_limit_is_planned_like_the_same_limit_that_a_person_gives() -> None:
-    for request, found in drawn(130, part(200, 20)):
+    for request, found in drawn(130, part(200, 50)):
         rule = found.model.image_rule
         assert rule is not None
         given = request.changed(**{rule.limit_name: found.promise.image_limit})

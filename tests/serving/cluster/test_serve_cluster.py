@@ -32,6 +32,7 @@ def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> Non
     assert "GPU 0 is" in serving.status()["small"]["why_not"]
 
 
+@pytest.mark.exhaustive  # `test_node` kills a server, `test_controller` tries its node again
 def test_2_a_server_is_killed_and_the_node_serves_again(serving: Serving) -> None:
     before = until(lambda: serving.server("one"), "the server")  # 0 would be our own group
     with Clients(serving.port) as clients:
