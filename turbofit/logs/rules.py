@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.logs import log_events as events
 from turbofit.logs.answer import Draft, Holding, Missing, evidence, raised_in
 from turbofit.logs.case import LogCase
@@ -26,7 +27,7 @@ from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
 from turbofit.logs.keys import without_keys
 from turbofit.logs.out_of_memory import lack_of_memory
 from turbofit.logs.whose_fault import WhoseFault, whose_fault
-from turbofit.memory.versions import listed_since, written
+from turbofit.memory.versions import listed_since, not_listed, written
 from turbofit.planning.commands import option_since
 
 #: The first compute capability (10.0) without kernels in builds for CUDA up to 12.6.
@@ -41,6 +42,8 @@ _THREADS: Final = "https://github.com/InternLM/lmdeploy/issues"
 #: The first release of LMDeploy whose TurboMind repeats KV heads over more ranks.
 #: Source: presets/engines/generations.yaml.
 _REPEATS_KV_HEADS: Final = "0.6.5"
+#: The beginning of an answer to a log that was cut inside a traceback.
+_CUT: Final = "the log breaks off inside a traceback, before the line that names the error"
 #: What an engine does when it stands still, with words of the last line that it prints before.
 _STANDS: Final = {
     "TurboMind's cache or warm-up": re.compile(
@@ -172,7 +175,23 @@ def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> di
         "listed_since": since,
         "too_old_for": version if since and version and written(version) < written(since) else None,
         "newer_lmdeploy": "a newer LMDeploy" if own else None,
+        "turbomind_lists": _of_turbomind(case),
     }
+
+
+def _of_turbomind(case: LogCase) -> str | None:
+    """Return since which release TurboMind lists the log's model, in words; None if unknown.
+
+    None also if TurboMind of the log's own release lists the architecture.
+    """
+    if (model := case.model) is None or model.text is None:
+        return None
+    if not_listed(model, "turbomind", REFERENCE):
+        return f"no release up to {REFERENCE} has {model.architecture} in TurboMind's list"
+    after = case.subject.version or "0.0.0"  # this is the time before the first list
+    since = listed_since(model.architecture, after=after, engines=("turbomind",))
+    lists = f"TurboMind has {model.architecture} in its list since {since}"
+    return f"pip install -U lmdeploy, {since} or newer: {lists}" if since else None
 
 
 def sentence(text: Sentence, known: Mapping[str, Any]) -> str:
@@ -341,7 +360,8 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
     steps = ("no p2p", "py-spy") if several or "NCCL" in mark.text else ("py-spy",)
     place = next((name for name, words in _STANDS.items() if words.search(mark.text)), "")
     ends = f"it ends in {place}" if place else "it ends at this line"
-    if not case.hangs and (not place or _ready(case)):
+    told = case.hangs or case.facts.told_still
+    if not told and (not place or _ready(case)):
         return
     yield Draft(
         kind=IN_DIAGNOSIS["stalled"],
@@ -360,6 +380,14 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
 def _quiet(case: LogCase) -> Iterator[Draft]:
     """Yield the answers without a fault: a healthy start, an unclear error, no peer access."""
     ready, facts = _ready(case), case.facts
+    if facts.cut:
+        yield Draft(
+            kind="unknown",
+            line=facts.cut.line,
+            rank="consequence",
+            where=_CUT,
+            evidence=(evidence(facts.cut, "the last frame that the log has"),),
+        )
     if ready:
         yield Draft(
             kind="healthy",
@@ -377,7 +405,7 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
         yield Draft(
             kind="unknown",
             line=facts.complaint.line,
-            rank="refusal" if exits else "notice",
+            rank="refusal" if exits else "consequence" if facts.complaint.is_severe else "notice",
             evidence=(evidence(facts.complaint, "the last line that reports an error"),),
             planned=case.has_all and IN_WORDS(facts.complaint.text) is not None,
         )
