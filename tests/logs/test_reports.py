@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.logs.conftest import explain, message
+from tests.logs.conftest import explain, message, some
 
 #: Report: what is asked beside the text, the kind or message, words of the first step, the text.
 REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
@@ -255,6 +255,19 @@ def test_a_report_is_read_rightly(name: str) -> None:
 def test_the_exception_above_an_access_line_is_the_message() -> None:
     found = explain(REPORTS["ms-swift#6307"][3])
     assert "MaxLengthError: " in found.what
+
+
+@pytest.mark.parametrize(
+    ("card", "newer", "older"),
+    [("NVIDIA A100-SXM4-80GB", False, False), ("Tesla T4", False, True),
+     ("NVIDIA GeForce RTX 5090", True, False), ("", True, True)],
+)  # fmt: skip
+def test_a_cause_that_the_card_rules_out_is_not_told(card: str, newer: bool, older: bool) -> None:
+    """lmdeploy#1083: a torch and a Triton that do not fit each other, on A100."""
+    error = "RuntimeError: Triton Error [CUDA]: device kernel image is invalid\n"
+    had = some(explain(f"GPU 0: {card}\n{error}").others).had
+    assert any("is newer than" in cause for cause in had) is newer
+    assert any("is older than the build" in cause for cause in had) is older
 
 
 def test_the_words_before_an_abort_are_the_message() -> None:

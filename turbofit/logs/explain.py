@@ -77,7 +77,8 @@ def diagnose(
     runs = read_runs(log_lines(chunks))
     for facts in runs:
         facts.subject.version = lmdeploy or facts.subject.version
-    cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
+    told = hang or any(facts.told_still for facts in runs)
+    cases = [LogCase(facts, model=model, on=on, hangs=told) for facts in runs]
     last = cases[-1]
     if last.subject.foreign:
         return Diagnosis(

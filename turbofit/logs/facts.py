@@ -406,8 +406,7 @@ class LogFacts:
             memory = max(map(torch_memory, self._message), key=lambda read: read.figures)
             if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
                 self.marks[-1] = last._replace(event=memory)
-        if not self.told_still and form.ask(_HANGS):
-            self.told_still = form.ask(OF_PROGRAM) is None
+        self.told_still |= _tells_of_a_hang(form)
         complains = form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text))
         if complains or form.ask(IN_WORDS):
             self.complaint = mark
@@ -444,6 +443,11 @@ class LogFacts:
         survived = place >= 0 and mark.line < self._progress[place]
         deadly = any(word in mark.text for word in _NEVER_OUTLIVED)
         return deadly or not survived or not (in_words or isinstance(mark.event, PythonError))
+
+
+def _tells_of_a_hang(form: Form) -> bool:
+    """Return whether a line is a person's words on a program that stands still."""
+    return form.ask(_HANGS) is not None and form.ask(OF_PROGRAM) is None
 
 
 def read_runs(lines: Iterable[LogLine]) -> list[LogFacts]:

@@ -116,6 +116,7 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {
         "arch": arch, "built_newest": newest, "built_oldest": oldest,
         "no_bfloat16": None, "too_new": None, "too_old": None, "other_arch": None,
+        **_possible_cards(arch),
     }  # fmt: skip
     if case.subject.of_lmdeploy and case.too_old:
         told["too_old"] = case.no_machine  # for no engine of LMDeploy is there a build
@@ -132,6 +133,16 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     if arch // 10 != of_log.get("wanted_arch", 0):
         told["other_arch"] = arch
     return told
+
+
+def _possible_cards(arch: int | None) -> dict[str, str | None]:
+    """Return examples of new and of old cards; None of a kind that the log's card is not of."""
+    may_be_new = arch is None or arch >= _FIRST_OF_CUDA_12_8
+    may_be_old = arch is None or arch < _FIRST_WITH_BFLOAT16
+    return {
+        "newer_cards": "RTX 50, B200" if may_be_new else None,
+        "before_ampere": "V100, T4, RTX 20" if may_be_old else None,
+    }
 
 
 def _of_heads(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,8 +371,7 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
     steps = ("no p2p", "py-spy") if several or "NCCL" in mark.text else ("py-spy",)
     place = next((name for name, words in _STANDS.items() if words.search(mark.text)), "")
     ends = f"it ends in {place}" if place else "it ends at this line"
-    told = case.hangs or case.facts.told_still
-    if not told and (not place or _ready(case)):
+    if not case.hangs and (not place or _ready(case)):
         return
     yield Draft(
         kind=IN_DIAGNOSIS["stalled"],
