@@ -41,9 +41,10 @@ _LINE_PREFIX: Final = re.compile(
     rf"|[A-Z][a-z][a-z] [ \d]\d [\d:.]{{8,15}} {_UNIT}"
     rf"|\d{{4}}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s(?:{_UNIT}|std(?:out|err) [FP]\s)?)+"
 )
-#: What stands before an error's own line: the prefix of a logger in any form, or Chinese words.
+#: What stands before an error's own line: the prefix of a logger in any form, Chinese words, or
+#: what failed.
 _LOGGED: Final = re.compile(
-    r"[^'\"=]{0,120}?(?:[\u3000-\uffef][^'\"=A-Za-z]{0,12}"
+    r"[^'\"=]{0,120}?(?:[\u3000-\uffef][^'\"=A-Za-z]{0,12}|\b[Ff]ailed\b[^'\"=:]{0,60}: "
     r"|\b(?:ERROR|CRITICAL|FATAL|error|fatal)\b[^'\"=A-Za-z]{0,12}(?:[\w.]+:[\w<>]+:\d+ - )?)"
     r"(?=(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): )"
 )
