@@ -270,6 +270,15 @@ def test_a_cause_that_the_card_rules_out_is_not_told(card: str, newer: bool, old
     assert any("is older than the build" in cause for cause in had) is older
 
 
+@pytest.mark.parametrize("words", ["版本", "版本：", "的版本是 ", "是", "  ：  "])
+def test_a_release_in_chinese_words_is_read(words: str) -> None:
+    """lmdeploy#3214: with the release the message proves its cause."""
+    architecture = "Qwen2_5_VLForConditionalGeneration"
+    error = f"RuntimeError: Can not found rewrite for architectures: ['{architecture}']"
+    found = explain(f"更新了最新的lmdeploy{words}0.7.1之后\n{error}\n")
+    assert (found.known, found.read.version) == (True, "0.7.1")
+
+
 def test_the_words_before_an_abort_are_the_message() -> None:
     found = explain(REPORTS["a compiler's last words"][3])
     assert "LLVM ERROR: " in found.what

@@ -395,7 +395,8 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
             kind="unknown",
             line=facts.cut.line,
             rank="consequence",
-            where=_CUT,
+            what=f"{_CUT}: {facts.cut.text.strip()}",
+            unknown=("what caused it",),
             evidence=(evidence(facts.cut, "the last frame that the log has"),),
         )
     if ready:
