@@ -98,6 +98,11 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
         " /lmdeploy/src/turbomind/utils/memory_utils.cu:32`. My machine is an A100 80G. Why?\n"
         "pipe = pipeline('OpenGVLab/InternVL2-40B')\n",
     ),
+    "lmdeploy#1019": (
+        {}, "out_of_memory", "with 0.8, the default since 0.2.2, it ran out of memory",
+        "from lmdeploy import pipeline\n"
+        "RuntimeError: [TM][ERROR] CUDA runtime error: out of memory /x/utils/allocator.h:231\n",
+    ),
     "words of a person right before an exception": (
         {}, "missing_package", "triton",
         "我的问题是ModuleNotFoundError: No module named 'triton'\n",
