@@ -21,7 +21,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.logs import log_events as events
 from turbofit.logs.answer import Draft, Holding, Missing, evidence, raised_in
 from turbofit.logs.case import LogCase
-from turbofit.logs.causes import Hit, Kind, Row, Sentence, release_of, table, text_of
+from turbofit.logs.causes import Hit, Kind, Rank, Row, Sentence, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
 from turbofit.logs.keys import without_keys
@@ -413,10 +413,11 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
         # The words before an exit, or before an abort of compiled code, are its reason.
         exits = any(mark.text.startswith("SystemExit") for mark in ends)
         exits |= {mark.kind for mark in ends} == {"aborted"} and facts.complaint.line < ends[0].line
+        rank: Rank = "consequence" if facts.complaint.is_severe else "notice"
         yield Draft(
             kind="unknown",
             line=facts.complaint.line,
-            rank="refusal" if exits else "consequence" if facts.complaint.is_severe else "notice",
+            rank="refusal" if exits else rank,
             evidence=(evidence(facts.complaint, "the last line that reports an error"),),
             planned=case.has_all and IN_WORDS(facts.complaint.text) is not None,
         )
