@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.logs.conftest import explain, message
+from tests.logs.conftest import explain, message, some
 
 #: Report: what is asked beside the text, the kind or message, words of the first step, the text.
 REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
@@ -61,6 +61,70 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
         "lmdeploy serve api_server --tp 2 --backend pytorch /models/InternVL3_5-8B\n"
         "GPU 0,1,2,3,4,5: NVIDIA RTX A6000\n"
         "InternVL3_5-8B runs well with tp=1 but stuck during starting up with tp=2.\n",
+    ),
+    "lmdeploy#2430": (
+        {}, "unknown", "the whole traceback of the error",
+        "2024-09-06 02:46:34,547 - lmdeploy - WARNING - Fallback to pytorch engine because `/m/sun`"
+        " not supported by turbomind engine.\nlmdeploy serve api_server /m/sun\n"
+        "Traceback (most recent call last):\n"
+        '  File "/usr/lib/python3.10/site-packages/lmdeploy/serve/vl.py", line 21, in __init__\n'
+        "    self.vl_enc\n### Environment\n",
+    ),
+    "lmdeploy#2788": (
+        {}, "unknown", "LMDeploy with --log-level INFO",
+        "lmdeploy serve api_server /m/sun --tp 4\n2024-11-21 17:46:04,971 - lmdeploy - WARNING -"
+        " archs.py:53 - Fallback to pytorch engine because `/m/sun` not supported by turbomind"
+        " engine.\n2024-11-21 17:46:13,978 - lmdeploy - ERROR - agent.py:9 - moon is no sun\n",
+    ),
+    "lmdeploy#4123": (
+        {}, "request_rejected", "leave out the field that the message names",
+        "2025-11-15 11:59:12,743 - lmdeploy - WARNING - archs.py:45 - Fallback to pytorch engine"
+        " because `/m/sun` not supported by turbomind engine.\nError code: 400 - {'message':"
+        " 'Logprobs requested but not enabled.', 'type': 'invalid_request_error', 'code': 400}\n",
+    ),
+    "lmdeploy#4404": (
+        {}, "turbomind_unsupported", "0.12.2 or newer",
+        "Fallback to pytorch engine because `Qwen/Qwen3.5-35B-A3B` not supported by turbomind"
+        " engine.\n",
+    ),
+    "lmdeploy#4187": (
+        {}, "turbomind_unsupported", "no release up to",
+        "Fallback to pytorch engine because `Qwen/Qwen3-VL-32B-Instruct` not supported by turbomind"
+        " engine.\n",
+    ),
+    "InternVL#538": (
+        {}, "out_of_memory", "more GPUs (--tp), a smaller or quantised model",
+        "I met `RuntimeError: [TM][ERROR] CUDA runtime error: out of memory"
+        " /lmdeploy/src/turbomind/utils/memory_utils.cu:32`. My machine is an A100 80G. Why?\n"
+        "pipe = pipeline('OpenGVLab/InternVL2-40B')\n",
+    ),
+    "lmdeploy#1019": (
+        {}, "out_of_memory", "with 0.8, the default since 0.2.2, it ran out of memory",
+        "from lmdeploy import pipeline\n"
+        "RuntimeError: [TM][ERROR] CUDA runtime error: out of memory /x/utils/allocator.h:231\n",
+    ),
+    "words of a person right before an exception": (
+        {}, "missing_package", "triton",
+        "我的问题是ModuleNotFoundError: No module named 'triton'\n",
+    ),
+    "lmdeploy#2164": (
+        {}, "gpu_too_new", "sm_90a from 12.0 on",
+        "ptxas fatal   : Value 'sm_90a' is not defined for option 'gpu-name'\n"
+        "|   0  NVIDIA H100 80GB HBM3          On  | 00000000:0F:00.0 Off |              0 |\n",
+    ),
+    "lmdeploy#2691": (
+        {}, "stands_still", "NCCL_P2P_DISABLE=1",
+        "api_server 方式部署有概率卡住\nlmdeploy serve api_server /m/InternVL2-40B --tp 4\n",
+    ),
+    "OpenGVLab/InternVL#274": (
+        {}, "stands_still", "py-spy dump",
+        "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)\n"
+        "When I include an image in the messages, the server does not respond.\n",
+    ),
+    "torch warns of a hang": (
+        {}, "healthy", "",
+        "[rank0]:[W1124 ProcessGroupNCCL.cpp:4115] using GPU 0: this can cause a hang if the"
+        " mapping is wrong\nINFO:     Uvicorn running on http://0.0.0.0:23333\n",
     ),
     "a hang with one card": (
         {"hang": True}, "stands_still", "py-spy dump",
@@ -171,9 +235,9 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
         {}, "build_failed", "a link libcuda.so",
         "/usr/bin/ld: cannot find -lcuda: No such file or directory\n",
     ),
-    "MonkeyOCR#67, the compiler's last words": (
+    "a compiler's last words": (
         {}, "unknown", "LMDeploy with --log-level INFO",
-        "lmdeploy serve api_server m\nLLVM ERROR: Unsupported rounding mode for conversion.\n"
+        "lmdeploy serve api_server m\nLLVM ERROR: moon is no sun.\n"
         "*** SIGABRT received at time=1 on cpu 12 ***\n",
     ),
     "a worker's error without the word, before Ray's copy": (
@@ -198,8 +262,30 @@ def test_the_exception_above_an_access_line_is_the_message() -> None:
     assert "MaxLengthError: " in found.what
 
 
+@pytest.mark.parametrize(
+    ("card", "newer", "older"),
+    [("NVIDIA A100-SXM4-80GB", False, False), ("Tesla T4", False, True),
+     ("NVIDIA GeForce RTX 5090", True, False), ("", True, True)],
+)  # fmt: skip
+def test_a_cause_that_the_card_rules_out_is_not_told(card: str, newer: bool, older: bool) -> None:
+    """lmdeploy#1083: a torch and a Triton that do not fit each other, on A100."""
+    error = "RuntimeError: Triton Error [CUDA]: device kernel image is invalid\n"
+    had = some(explain(f"GPU 0: {card}\n{error}").others).had
+    assert any("is newer than" in cause for cause in had) is newer
+    assert any("is older than the build" in cause for cause in had) is older
+
+
+@pytest.mark.parametrize("words", ["版本", "版本：", "的版本是 ", "是", "  ：  "])
+def test_a_release_in_chinese_words_is_read(words: str) -> None:
+    """lmdeploy#3214: with the release the message proves its cause."""
+    architecture = "Qwen2_5_VLForConditionalGeneration"
+    error = f"RuntimeError: Can not found rewrite for architectures: ['{architecture}']"
+    found = explain(f"更新了最新的lmdeploy{words}0.7.1之后\n{error}\n")
+    assert (found.known, found.read.version) == (True, "0.7.1")
+
+
 def test_the_words_before_an_abort_are_the_message() -> None:
-    found = explain(REPORTS["MonkeyOCR#67, the compiler's last words"][3])
+    found = explain(REPORTS["a compiler's last words"][3])
     assert "LLVM ERROR: " in found.what
 
 

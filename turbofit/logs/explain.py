@@ -21,7 +21,7 @@ from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidenc
 from turbofit.logs.case import LEAST_SHARE, LogCase
 from turbofit.logs.causes import text_of, what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
-from turbofit.logs.facts import RAISED, read_runs
+from turbofit.logs.facts import OF_PROGRAM, RAISED, read_runs
 from turbofit.logs.log_reader import log_lines
 from turbofit.logs.next_run import SHARE, NextRun, largest_share, next_run
 from turbofit.logs.rules import possible_answers
@@ -45,14 +45,6 @@ _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
 #: The most lighter checkpoints that are tried in the place of a model that does not fit.
 _LIGHTER: Final = 4
 _ONCE_FREE: Final = "once the cards are free: "
-#: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
-#: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.
-_OF_PROGRAM: Final = re.compile(
-    r"\w(?:Error|Exception|Warning|Exit|Interrupt)\b|Traceback|[Ee]rrno|\[[\w.: ]+\]|\w\.\w+:\d"
-    r"|\b(?:ERROR|FATAL|CRITICAL|WARNING|INFO|NVRM)\b|\bline \d|\b(?:python3?|lmdeploy) [\w-]"
-    r"|\w: (?:error|fatal|warning|exec)|Tried to allocate|(?im:^\W*(?:\w+\.\w+: )?(?:error|killed"
-    r"|aborted|segmentation|illegal|bus|(?:cuda |gpu )?out of memory|oom|fatal|exec|what\(\))\b)"
-)
 #: Kinds of answers that a person's words can have; every other kind needs a program's line.
 _IN_WORDS: Final = ("unknown", "out_of_memory")
 #: Exceptions that packages of different releases raise beside each other.
@@ -85,7 +77,8 @@ def diagnose(
     runs = read_runs(log_lines(chunks))
     for facts in runs:
         facts.subject.version = lmdeploy or facts.subject.version
-    cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
+    told = hang or any(facts.told_still for facts in runs)
+    cases = [LogCase(facts, model=model, on=on, hangs=told) for facts in runs]
     last = cases[-1]
     if last.subject.foreign:
         return Diagnosis(
@@ -190,11 +183,11 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     The marks in parentheses say what the log lacks, and select texts (`what_to_send`).
     """
     still, found = draft.kind == IN_DIAGNOSIS["stalled"], bool(draft.evidence)
+    cut = case.facts.cut is not None and case.facts.cut.line == draft.line
     begun, line = case.facts.begun_at or case.facts.command_at, draft.line
     starts = begun is not None and begun < line
-    untraced = RAISED.match(draft.quoted) and not any(
-        mark.stack for mark in case.facts.marks if mark.line == line
-    )
+    traced = any(mark.stack for mark in case.facts.marks if mark.line == line)
+    untraced = cut or (RAISED.match(draft.quoted) and not traced)
     asks_versions = _OF_VERSIONS.search(draft.quoted) and not case.subject.has_versions
     marks = {
         draft.quoted: True, "(no versions)": asks_versions,
@@ -412,7 +405,7 @@ def refuse_prose(text: str, found: Diagnosis) -> None:
         UsageError: the text has no line of a program.
     """
     by_row = any(line.tells == _ROW for line in found.evidence)
-    if by_row or found.kind not in _IN_WORDS or _OF_PROGRAM.search(text):
+    if by_row or found.kind not in _IN_WORDS or OF_PROGRAM(text):
         return
     raise UsageError(
         "this describes a crash; diagnose reads the lines of programs, and here is none",

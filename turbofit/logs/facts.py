@@ -69,6 +69,8 @@ _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
 )
 #: The last line of a traceback, by its form.
 RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
+#: A line behind frames that may be an exception's: a dotted name alone, or before a colon.
+_ENDS: Final = re.compile(r"(?:\w+\.){0,9}\w+(?:\([\w.]*\))?(?::(?!//)|$)")
 #: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 #: Lines that an engine prints once, at its start: a second such line shows another start.
@@ -110,6 +112,21 @@ _PROGRESS: Final = re.compile(
     r"(?i:(?!.*(?:shut|exit|terminat|kill|clean|stop|retry|http/|nccl info|throughput)))"
     r"(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
 ).match
+#: The level of a logger's line that reports an error.
+_SEVERE: Final = re.compile(r"(?:\d|\W) - (?:ERROR|CRITICAL|FATAL) - ").search
+#: Words of a person who tells of a program that stands still.
+_HANGS: Final = re.compile(
+    r"卡住|卡死|死锁|无响应|没有(?:任何)?[响相]应|(?i:\b(?:hangs?|hung|hanging|stuck|unresponsive"
+    r"|(?:stops?|stopped|not|n't) respond(?:s|ing)?)\b)"
+).search
+#: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
+#: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.
+OF_PROGRAM: Final = re.compile(
+    r"\w(?:Error|Exception|Warning|Exit|Interrupt)\b|Traceback|[Ee]rrno|\[[\w.: ]+\]|\w\.\w+:\d"
+    r"|\b(?:ERROR|FATAL|CRITICAL|WARNING|INFO|NVRM)\b|\bline \d|\b(?:python3?|lmdeploy) [\w-]"
+    r"|\w: (?:error|fatal|warning|exec)|Tried to allocate|(?im:^\W*(?:\w+\.\w+: )?(?:error|killed"
+    r"|aborted|segmentation|illegal|bus|(?:cuda |gpu )?out of memory|oom|fatal|exec|what\(\))\b)"
+).search
 #: A lack of memory in words alone.
 IN_WORDS: Final = re.compile(
     r"(?i:out of (?:gpu |cuda )?memory|\bOOM\b)|显存(?:不足|不够|溢出)|爆显存"
@@ -171,6 +188,11 @@ class LogEvent(NamedTuple):
         return of_memory or getattr(self.event, "out_of_memory", False)
 
     @property
+    def is_severe(self) -> bool:
+        """Whether a logger calls the line an error."""
+        return _SEVERE(self.text) is not None
+
+    @property
     def is_notice(self) -> bool:
         """Whether the line is harmless by its row in `presets/causes.yaml`."""
         harmless = ("notice", "remark")
@@ -196,6 +218,10 @@ class LogFacts:
         self.waiting: LogEvent | None = None
         #: The last line without an event that reports an error, by its form or in words.
         self.complaint: LogEvent | None = None
+        #: The last frame of a traceback whose error is in no line: the log was cut there.
+        self.cut: LogEvent | None = None
+        #: Whether a person's words tell of a program that stands still.
+        self.told_still = False
         #: The last line of the log so far.
         self.last: LogEvent | None = None
         #: Numbers of lines that show progress. With two such lines after an error, the program has
@@ -205,6 +231,8 @@ class LogFacts:
         self._stack: tuple[PythonFrame, ...] = ()
         #: The number of the line with the exception that Python handled; 0 outside of a chain.
         self._handled = 0
+        #: Whether the traceback that is being read began with its head.
+        self._headed = False
         #: Whether the traceback that is being read is Ray's copy of another process's.
         self._copied = False
         self._table = SmiTable()
@@ -235,6 +263,7 @@ class LogFacts:
             return
         self._copied = self._copied or form.ask(_COPIED) is not None
         part = self._part(mark, form)
+        self._note_cut(mark, part)
         self.state = STATES[self.state].get(part, self.state)
         if isinstance(mark.event, PythonFrame):
             self.subject.read_frame(mark.event.path, text, form)
@@ -311,6 +340,15 @@ class LogFacts:
             self.begun_at = line
             self.marks.append(LogEvent(line, text, events.Starting()))
 
+    def _note_cut(self, mark: LogEvent, part: Part) -> None:
+        """Note a traceback without its error so far; any line that may be its error ends it."""
+        if part in ("head", "late head"):
+            self._headed, self.cut = part == "head", None
+        elif part == "frame":
+            self.cut = mark if self._headed else None
+        elif part in ("event", "chain") or (part == "words" and _ENDS.match(mark.text)):
+            self._headed, self.cut = False, None
+
     def _mark(self, line: int, text: str, form: Form) -> LogEvent:
         """Return a line with its event and its rows; a comment or a heading has none."""
         if form.ask(_COMMENT.match):
@@ -368,6 +406,7 @@ class LogFacts:
             memory = max(map(torch_memory, self._message), key=lambda read: read.figures)
             if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
                 self.marks[-1] = last._replace(event=memory)
+        self.told_still |= _tells_of_a_hang(form)
         complains = form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text))
         if complains or form.ask(IN_WORDS):
             self.complaint = mark
@@ -404,6 +443,11 @@ class LogFacts:
         survived = place >= 0 and mark.line < self._progress[place]
         deadly = any(word in mark.text for word in _NEVER_OUTLIVED)
         return deadly or not survived or not (in_words or isinstance(mark.event, PythonError))
+
+
+def _tells_of_a_hang(form: Form) -> bool:
+    """Return whether a line is a person's words on a program that stands still."""
+    return form.ask(_HANGS) is not None and form.ask(OF_PROGRAM) is None
 
 
 def read_runs(lines: Iterable[LogLine]) -> list[LogFacts]:

@@ -41,10 +41,12 @@ _LINE_PREFIX: Final = re.compile(
     rf"|[A-Z][a-z][a-z] [ \d]\d [\d:.]{{8,15}} {_UNIT}"
     rf"|\d{{4}}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s(?:{_UNIT}|std(?:out|err) [FP]\s)?)+"
 )
-#: The prefix of a logger before an error's own line, in any form.
+#: What stands before an error's own line: the prefix of a logger in any form, Chinese words, or
+#: what failed.
 _LOGGED: Final = re.compile(
-    r"[^'\"=]{0,120}?\b(?:ERROR|CRITICAL|FATAL|error|fatal)\b[^'\"=A-Za-z]{0,12}"
-    r"(?:[\w.]+:[\w<>]+:\d+ - )?(?=(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): )"
+    r"[^'\"=]{0,120}?(?:[\u3000-\uffef][^'\"=A-Za-z]{0,12}|\b[Ff]ailed\b[^'\"=:]{0,60}: "
+    r"|\b(?:ERROR|CRITICAL|FATAL|error|fatal)\b[^'\"=A-Za-z]{0,12}(?:[\w.]+:[\w<>]+:\d+ - )?)"
+    r"(?=(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): )"
 )
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _LONGEST_PREFIX: Final = 120
@@ -175,7 +177,8 @@ _OTHER: Final = (
     _pattern("turbofit-fallback: loading", r"turbofit-fallback: loading weights",
          lambda _: events.Starting()),
     _pattern("CUDA runtime error",
-         r".*?CUDA runtime error: (\S*(?:\s+\S+)*?)(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+))?\s*$",
+         r".*?CUDA runtime error: (\S*(?:\s+\S+)*?)"
+         r"(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+)(?!\w).*)?\s*$",
          lambda m: events.LegacyCuda(message=m[1], where=m[2] or "")),
     _pattern("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
          r"(?=.*(?:out of memory|Allocation on device)).*", lambda m: torch_memory(m[0])),

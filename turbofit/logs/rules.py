@@ -17,16 +17,17 @@ from msgspec.structs import replace
 
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.logs import log_events as events
 from turbofit.logs.answer import Draft, Holding, Missing, evidence, raised_in
 from turbofit.logs.case import LogCase
-from turbofit.logs.causes import Hit, Kind, Row, Sentence, release_of, table, text_of
+from turbofit.logs.causes import Hit, Kind, Rank, Row, Sentence, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
 from turbofit.logs.keys import without_keys
 from turbofit.logs.out_of_memory import lack_of_memory
 from turbofit.logs.whose_fault import WhoseFault, whose_fault
-from turbofit.memory.versions import listed_since, written
+from turbofit.memory.versions import listed_since, not_listed, written
 from turbofit.planning.commands import option_since
 
 #: The first compute capability (10.0) without kernels in builds for CUDA up to 12.6.
@@ -41,6 +42,8 @@ _THREADS: Final = "https://github.com/InternLM/lmdeploy/issues"
 #: The first release of LMDeploy whose TurboMind repeats KV heads over more ranks.
 #: Source: presets/engines/generations.yaml.
 _REPEATS_KV_HEADS: Final = "0.6.5"
+#: The beginning of an answer to a log that was cut inside a traceback.
+_CUT: Final = "the log breaks off inside a traceback, before the line that names the error"
 #: What an engine does when it stands still, with words of the last line that it prints before.
 _STANDS: Final = {
     "TurboMind's cache or warm-up": re.compile(
@@ -113,6 +116,7 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {
         "arch": arch, "built_newest": newest, "built_oldest": oldest,
         "no_bfloat16": None, "too_new": None, "too_old": None, "other_arch": None,
+        **_possible_cards(arch),
     }  # fmt: skip
     if case.subject.of_lmdeploy and case.too_old:
         told["too_old"] = case.no_machine  # for no engine of LMDeploy is there a build
@@ -129,6 +133,16 @@ def _of_capability(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
     if arch // 10 != of_log.get("wanted_arch", 0):
         told["other_arch"] = arch
     return told
+
+
+def _possible_cards(arch: int | None) -> dict[str, str | None]:
+    """Return examples of new and of old cards; None of a kind that the log's card is not of."""
+    may_be_new = arch is None or arch >= _FIRST_OF_CUDA_12_8
+    may_be_old = arch is None or arch < _FIRST_WITH_BFLOAT16
+    return {
+        "newer_cards": "RTX 50, B200" if may_be_new else None,
+        "before_ampere": "V100, T4, RTX 20" if may_be_old else None,
+    }
 
 
 def _of_heads(case: LogCase, of_log: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +186,23 @@ def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> di
         "listed_since": since,
         "too_old_for": version if since and version and written(version) < written(since) else None,
         "newer_lmdeploy": "a newer LMDeploy" if own else None,
+        "turbomind_lists": _of_turbomind(case),
     }
+
+
+def _of_turbomind(case: LogCase) -> str | None:
+    """Return since which release TurboMind lists the log's model, in words; None if unknown.
+
+    None also if TurboMind of the log's own release lists the architecture.
+    """
+    if (model := case.model) is None or model.text is None:
+        return None
+    if not_listed(model, "turbomind", REFERENCE):
+        return f"no release up to {REFERENCE} has {model.architecture} in TurboMind's list"
+    after = case.subject.version or "0.0.0"  # this is the time before the first list
+    since = listed_since(model.architecture, after=after, engines=("turbomind",))
+    lists = f"TurboMind has {model.architecture} in its list since {since}"
+    return f"pip install -U lmdeploy, {since} or newer: {lists}" if since else None
 
 
 def sentence(text: Sentence, known: Mapping[str, Any]) -> str:
@@ -360,6 +390,15 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
 def _quiet(case: LogCase) -> Iterator[Draft]:
     """Yield the answers without a fault: a healthy start, an unclear error, no peer access."""
     ready, facts = _ready(case), case.facts
+    if facts.cut:
+        yield Draft(
+            kind="unknown",
+            line=facts.cut.line,
+            rank="consequence",
+            what=f"{_CUT}: {facts.cut.text.strip()}",
+            unknown=("what caused it",),
+            evidence=(evidence(facts.cut, "the last frame that the log has"),),
+        )
     if ready:
         yield Draft(
             kind="healthy",
@@ -374,10 +413,11 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
         # The words before an exit, or before an abort of compiled code, are its reason.
         exits = any(mark.text.startswith("SystemExit") for mark in ends)
         exits |= {mark.kind for mark in ends} == {"aborted"} and facts.complaint.line < ends[0].line
+        rank: Rank = "consequence" if facts.complaint.is_severe else "notice"
         yield Draft(
             kind="unknown",
             line=facts.complaint.line,
-            rank="refusal" if exits else "notice",
+            rank="refusal" if exits else rank,
             evidence=(evidence(facts.complaint, "the last line that reports an error"),),
             planned=case.has_all and IN_WORDS(facts.complaint.text) is not None,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import option_of
 from turbofit.logs.causes import text_of
+from turbofit.logs.log_events import LegacyCuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +103,10 @@ def _own(case: LogCase, draft: Draft, worked: Advice | None, following: NextRun)
 
 def _in_words(case: LogCase, share: float | None) -> str:
     """Return the step to a lower share of the cache, with the share that ran out of memory."""
-    given = "" if "cache_max_entry_count" in case.subject.options else ", the default,"
+    # TurboMind of LMDeploy 0.2.0 and 0.2.1 had 0.5: presets/engines/generations.yaml.
+    old = case.assumption and case.facts.first(LegacyCuda)
+    default = f", the default{' since 0.2.2' if old else ''},"
+    given = "" if "cache_max_entry_count" in case.subject.options else default
     return f"--cache-max-entry-count {share:g}: with {case.ratio:g}{given} it ran out of memory"
 
 

@@ -65,7 +65,7 @@ _OPTION: Final = re.compile(
 )
 #: The release, in a text in lower case.
 _VERSION: Final = re.compile(
-    r"lmdeploy(?:(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
+    r"lmdeploy(?:(?:(?:[=:：~ <>]|的|版本|是|为)+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
     r"|[-_](\d+\.\d+\.\d+)\S*\.whl)",
     re.ASCII,
 )

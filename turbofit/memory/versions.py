@@ -192,14 +192,16 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
     return None
 
 
-def listed_since(architecture: str, *, after: str = "") -> str | None:
-    """Return the first release since which an engine has always listed an architecture.
+def listed_since(
+    architecture: str, *, after: str = "", engines: tuple[str, ...] = ("turbomind", "pytorch")
+) -> str | None:
+    """Return the first release since which one of the engines has always listed an architecture.
 
     Only releases after the version ``after`` count; None if there is no such release.
     """
     since = [
         span.came
-        for engine in ("turbomind", "pytorch")
+        for engine in engines
         for span in listings(engine).get(architecture, ())
         if span.left is None and written(span.came) > written(after)
     ]
