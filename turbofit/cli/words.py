@@ -43,6 +43,10 @@ _VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
 _OF_PROGRAM: Final = re.compile(
     r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm|sglang)(?:\.\S+)?|serve|api_server|gradio|chat"
 )
+#: What keyboards and web pages make of the two hyphens of an option.
+_DASHES: Final = re.compile(
+    "^-*[\u2010-\u2015\u2212\uff0d][-\u2010-\u2015\u2212\uff0d]*(?=[A-Za-z])"
+)
 #: The key, in a context's ``meta``, of the sorted words (`Typed`).
 TYPED: Final = "turbofit.typed"
 
@@ -89,10 +93,12 @@ def read(
     typed = _pasted(words) if plans else Typed(list(words), [], {}, [], [])
     reader, remaining = _Reader(options, typed, serves=serves), list(typed.words)
     while remaining:
-        word = remaining.pop(0)
+        word = _DASHES.sub("--", remaining.pop(0))
         written, equals, value = word.partition("=")
         same = same_option(written) if plans else ""
         name = same or (full_name(written, options) if plans else written)
+        if len(name) > len(written) and not equals and _is_bare(name, remaining):
+            name = written  # a value follows, which the flag that is so abbreviated does not take
         attached = [value] if equals else []
         # Several short options in one word, such as -vq, which click splits.
         are_letters = word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
@@ -108,6 +114,14 @@ def read(
         sort_options(typed.passed)  # raises if no plan counts an option
         typed.passed.clear()
     return typed._replace(words=reader.words(), notes=[*typed.notes, *reader.notes()])
+
+
+def _is_bare(name: str, remaining: Sequence[str]) -> bool:
+    """Return whether LMDeploy's option takes no value, and a word that is no option follows."""
+    row = engine_options().get(name)
+    if row is None or row.values or not remaining:
+        return False
+    return not is_option(remaining[0])
 
 
 class _Reader:
@@ -216,9 +230,9 @@ def _pasted(words: Sequence[str]) -> Typed:
                 " program",
                 hint=READ,
             )
-    end = _end_of_program(words)
-    if not end and (hint := neighbours()["commands"].get("".join(words[:1]))):
-        raise UsageError(f"{words[0]!r} begins a line of another program", hint=hint)
+    end, first = _end_of_program(words), "".join(words[:1]).split()[:1]
+    if not end and first and (hint := neighbours()["commands"].get(first[0])):
+        raise UsageError(f"{first[0]!r} begins a line of another program", hint=hint)
     if any(word.startswith("-") and word != "-m" for word in words[:end]):
         end = 0  # options of turbofit come first, and api_server is the value of one of them
     return _cut(words[:end], list(words[end:]))

@@ -119,7 +119,7 @@ class Promise(Struct):
         if not size and limits.max_pixels_per_image is not None:
             largest = f"{three_digits(limits.max_pixels_per_image / 1e6)} MP"
         images = f"{counted(self.images, 'image')} of up to {largest}"
-        return f"{images} ({tokens:,} tokens), {self.context:,} tokens in all"
+        return f"{images} ({counted(tokens, 'token')}), {self.context:,} tokens in all"
 
     def why_broken(self, other: Promise, rule: ImageRule | None) -> str:
         """Return how ``other`` promises clients less than this promise; empty if it keeps it.
