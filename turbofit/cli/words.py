@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import click
@@ -96,10 +96,9 @@ def read(
         word = _DASHES.sub("--", remaining.pop(0))
         written, equals, value = word.partition("=")
         same = same_option(written) if plans else ""
-        name = same or (full_name(written, options) if plans else written)
-        if len(name) > len(written) and not equals and _is_bare(name, remaining):
-            name = written  # a value follows, which the flag that is so abbreviated does not take
         attached = [value] if equals else []
+        follows = [*attached, *remaining]
+        name = same or (_full_name(written, options, follows) if plans else written)
         # Several short options in one word, such as -vq, which click splits.
         are_letters = word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
         if same:
@@ -116,12 +115,12 @@ def read(
     return typed._replace(words=reader.words(), notes=[*typed.notes, *reader.notes()])
 
 
-def _is_bare(name: str, remaining: Sequence[str]) -> bool:
-    """Return whether LMDeploy's option takes no value, and a word that is no option follows."""
+def _full_name(written: str, known: Collection[str], follows: Sequence[str]) -> str:
+    """Return an option's full name; a flag is not abbreviated where a value follows it."""
+    name = full_name(written, known)
     row = engine_options().get(name)
-    if row is None or row.values or not remaining:
-        return False
-    return not is_option(remaining[0])
+    is_flag = row is not None and not row.values and len(name) > len(written)
+    return written if is_flag and follows and not is_option(follows[0]) else name
 
 
 class _Reader:
@@ -230,9 +229,9 @@ def _pasted(words: Sequence[str]) -> Typed:
                 " program",
                 hint=READ,
             )
-    end, first = _end_of_program(words), "".join(words[:1]).split()[:1]
-    if not end and first and (hint := neighbours()["commands"].get(first[0])):
-        raise UsageError(f"{first[0]!r} begins a line of another program", hint=hint)
+    end, first = _end_of_program(words), "".join(words[:1]).partition(" ")[0]
+    if not end and (hint := neighbours()["commands"].get(first)):
+        raise UsageError(f"{first!r} begins a line of another program", hint=hint)
     if any(word.startswith("-") and word != "-m" for word in words[:end]):
         end = 0  # options of turbofit come first, and api_server is the value of one of them
     return _cut(words[:end], list(words[end:]))

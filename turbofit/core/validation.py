@@ -272,22 +272,25 @@ def _field_error(
     name = spelled(field)
     if error["type"] == "missing" and len(place) == 1:
         return UsageError(f"{name} is not given", hint=f"give {name}", options=[field])
-    value, expected = repr(error["input"]), _SHOULD.get(error["type"])
-    should_be = error["msg"].replace("Input should", "it should")
-    if expected:
-        should_be = f"it should be {expected.format_map({**error, **error.get('ctx', {})})}"
-    elif error["type"] in ("missing", "too_long"):  # of a list
-        items = error.get("ctx", {}).get("max_length") or place[-1] + 1
-        should_be = f"it should have {items} items"
+    value = repr(error["input"])
     # In pydantic's message the allowed words are in quotes.
     choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
     near = guess(str(error["input"]), choices)
     known = kind.model_fields.get(field)
-    text = (known and known.description) or ""
+    text = getattr(known, "description", None) or "give another value, or leave it out"
     text = re.sub(r"--([a-z][a-z-]+)", lambda option: spelled(option[1].replace("-", "_")), text)
-    described = f"{name}: {text}" if text else ""
     return UsageError(
-        f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {should_be}",
-        hint=near or described or f"give another {name}, or leave it out",
+        f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {_should(error)}",
+        hint=near or f"{name}: {text}",
         options=[field],
     )
+
+
+def _should(error: Mapping[str, Any]) -> str:
+    """Return what a value should be, in words, from one of pydantic's errors."""
+    limits = error.get("ctx", {})
+    if expected := _SHOULD.get(error["type"]):
+        return f"it should be {expected.format_map({**error, **limits})}"
+    if error["type"] in ("missing", "too_long"):  # of a list
+        return f"it should have {limits.get('max_length') or error['loc'][-1] + 1} items"
+    return str(error["msg"]).replace("Input should", "it should")
