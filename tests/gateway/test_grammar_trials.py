@@ -275,6 +275,23 @@ def test_a_second_look_refuses_only_a_grammar_that_is_dear_itself(stand, monkeyp
     assert stand.asked == ["x", "y", "ycheap:long", "xdear:long", "xdear:long", "x"]
 
 
+def test_a_second_look_goes_on_when_a_client_of_the_grammar_waits_no_longer(stand, monkeypatch):
+    async def story():
+        grammar = await stand.trials.check(pattern("x"), "a")
+        stand.trials._known.clear()  # as if others had come since
+        running = asyncio.ensure_future(stand.check("hold"))
+        await stand.asks("hold")
+        look = asyncio.ensure_future(stand.trials.look_again(grammar, "dear"))
+        await auntil(lambda: grammar.name in stand.trials._trials, "the second look to wait")
+        monkeypatch.setattr(grammar_trials, "_WAIT_SECONDS", 0.1)
+        assert (await stand.check("x", "b")).status == 503
+        (stand.folder / "go").touch()
+        assert (await look).refusal is not None
+        await running
+
+    stand.run(story())
+
+
 def test_the_same_grammar_of_two_clients_is_tried_once(stand):
     async def story():
         assert await asyncio.gather(*(stand.check("fine", who) for who in "abc")) == [None] * 3

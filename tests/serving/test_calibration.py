@@ -263,6 +263,7 @@ def test_the_engines_figures_beside_the_plans() -> None:
     assert "547,840 (forecast 544,000, +0.7%)" in in_words(tokens)
     on_card = RunFigure(what="in use", forecast=100 * MIB, actual=99 * MIB, gpu=1)
     assert in_words(on_card) == "GPU 1: in use: 99.0 MiB (forecast 100.0, -1.0%)"
+    assert "+0.0%" in in_words(replace(on_card, actual=100 * MIB - 1))
 
 
 def test_tokens_of_a_hybrid_model_are_beside_its_states() -> None:

@@ -30,17 +30,17 @@ from turbofit.gateway.limits.grammars import grammar_of
 from turbofit.gateway.limits.rules import refused
 
 #: The most seconds of processor time for a grammar, of all threads together: XGrammar uses up to
-#: eight. Of what people write, three strings of ``maxLength`` 255, 255 and 100 take longest: 8 to 17
-#: s, as a host's cores are fast and busy (`bench/gateway/GRAMMARS.md`). A usual grammar that waits
-#: behind such a trial is still tried within `_WAIT_SECONDS`.
+#: eight. Of what people write, three strings of ``maxLength`` 255, 255 and 100 take longest: 8 s on
+#: fast cores, 17 s on slow ones that others use too (`bench/gateway/GRAMMARS.md`). A usual grammar
+#: that waits behind such a trial is still tried within `_WAIT_SECONDS`.
 SECONDS: Final = 25
 #: The seconds of a grammar's first trial. Ordinary grammars take less than this, so they wait for
 #: no long trial that has not begun yet.
 _SHORT: Final = 1
 #: The most seconds of processor time for a token. Of what people write, three strings of
 #: ``maxLength`` 255 are dearest: 0.04 s, on a slow host 0.09 s, where a token may be too long for
-#: the rest of a string. The cheapest of the nested repetitions takes 0.17 and 0.8 s there, most take
-#: seconds (`bench/gateway/GRAMMARS.md`).
+#: the rest of a string. The cheapest of the nested repetitions takes 0.17 s, on the slow host 0.8;
+#: most take seconds (`bench/gateway/GRAMMARS.md`).
 TOKEN_SECONDS: Final = 0.15
 #: A token that takes less than this counts as nothing: an engine's step takes ten times as long.
 _FREE: Final = 0.002
@@ -238,7 +238,7 @@ class GrammarTrials:
             done, _ = await asyncio.wait({trial.done}, timeout=left)
             if not done:
                 # What runs goes on: the client will come again.
-                trial.kept = trial is self._running
+                trial.kept = trial.kept or trial is self._running
                 raise Refusal("busy:grammar", retry_after=_RETRY)
             trial.done.result()
         finally:
