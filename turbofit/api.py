@@ -197,7 +197,7 @@ def diagnose(
         UsageError: the file cannot be read, or ``model`` or ``on`` has no possible meaning.
     """
     from turbofit.logs.explain import diagnose as explain
-    from turbofit.logs.explain import refuse_prose
+    from turbofit.logs.explain import has_words, refuse_prose
 
     given: dict[str, Any] = {"model": model, "on": on, "hang": hang, "lmdeploy": lmdeploy}
     if not isinstance(log, (str, os.PathLike)):
@@ -205,7 +205,7 @@ def diagnose(
             f"a log of the type {type(log).__name__}: it should be a text or a path",
             hint="name a log file, or give the log itself",
         )
-    if isinstance(log, str) and (not log.strip() or any(map(str.isspace, log.strip()))):
+    if isinstance(log, str) and (not log.strip() or has_words(log)):
         found = explain([log.encode()], **given)
         refuse_prose(log, found)
         return found

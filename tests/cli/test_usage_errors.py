@@ -215,6 +215,18 @@ def test_a_first_word_that_is_no_command(words: str, hint: str, capsys: Out) -> 
     assert hint in refused(capsys, *words.split())[1]
 
 
+def test_dashes_that_keyboards_join_begin_an_option(capsys: Out) -> None:
+    assert refused(capsys, "which", "m", "\u2014nonsense", "4")[0] == "unknown option --nonsense"
+    for dashes in ("\u2014", "\u2014-", "\u2013", "\uff0d\uff0d"):
+        words = ["plan", "internvl2-2b", "--on", "3090", f"{dashes}images", "3", "--json"]
+        assert main(words) == 0
+        assert Plan.from_json(capsys.readouterr().out).promise.images == 3
+
+
+def test_a_flag_that_is_abbreviated_takes_no_value(capsys: Out) -> None:
+    assert refused(capsys, "plan", "m", "--lang", "zh")[0] == "unknown option --lang"
+
+
 def test_what_keyboards_leave_is_read(capsys: Out) -> None:
     assert (
         main(["plan", "--json", "\uff29nternvl\uff12\uff0d8b", "--on", "\u201c2x 3090\u201d"]) == 0
@@ -242,6 +254,8 @@ def test_what_keyboards_leave_is_read(capsys: Out) -> None:
         ("export docker", "turbofit export compose MODEL"),
         ("plan vllm chat internvl2-8b", "turbofit plan vllm serve MODEL"),
         ("plan ollama run qwen2.5vl:7b", "LMDeploy reads no GGUF"),
+        ("export m --format compose", "turbofit export compose MODEL"),
+        ("export compose m --out a.yaml", "> FILE behind the command"),
         ("serve -d --plan -", "save the plan first"),
         ("plan internvl2-8b --on 2x RTX 3090", "put several words in quotes"),
         ("chat -", "write it as http://127.0.0.1"),
@@ -270,6 +284,12 @@ def test_what_keyboards_leave_is_read(capsys: Out) -> None:
 )
 def test_a_value_of_another_option_or_argument(words: str, hint: str, capsys: Out) -> None:
     assert hint in refused(capsys, *words.split())[1]
+
+
+def test_a_quoted_line_of_another_program_is_no_model(capsys: Out) -> None:
+    error, hint = refused(capsys, "plan", "llama-server -m qwen2.5-vl-7b.gguf -ngl 99")
+    assert error == "'llama-server' begins a line of another program"
+    assert "reads no GGUF" in hint
 
 
 def test_words_that_are_missing_or_too_many(capsys: Out) -> None:

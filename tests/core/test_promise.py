@@ -50,6 +50,11 @@ def test_the_words_have_the_context_that_is_promised() -> None:
     assert "1 MP" in pixels.words(PATCHES)
 
 
+def test_an_image_of_one_token_is_counted_in_the_singular() -> None:
+    plan = turbofit.plan("llama-3.2-11b-vision", on="v100-32g")
+    assert "(1 token)" in plan.promise.words(plan.model.image_rule)
+
+
 def test_the_largest_image_leaves_a_token_of_the_context_for_text() -> None:
     limits = limits_for(TILES, limit=12, images=1)
     units, tokens = promise_for(limits, 2048).largest_image(TILES)

@@ -21,6 +21,7 @@ EXAMPLES = yaml.safe_load((LOGS.parent / "rules" / "examples.yaml").read_text(en
         "InternVL2-8B on two 4090 runs out of memory, why?",
         "it hangs after the second request",
         "\u663e\u5b58\u4e0d\u591f \u542f\u52a8\u4e0d\u4e86",
+        "\u53d1\u9001\u56fe\u7247\uff0c\u670d\u52a1\u5d29\u6e83",
     ],
 )
 def test_sentences_are_told_so_with_no_kind_and_no_cause(text: str) -> None:
@@ -30,6 +31,11 @@ def test_sentences_are_told_so_with_no_kind_and_no_cause(text: str) -> None:
     assert "the last 100 lines" in caught.value.hint
     model = "InternVL2-4B" if "4B" in text else "InternVL2-8B" if "8B" in text else "MODEL"
     assert f"turbofit plan {model}" in caught.value.hint.replace("OpenGVLab/", "")
+
+
+def test_an_empty_text_describes_nothing() -> None:
+    with pytest.raises(UsageError, match="the log is empty"):
+        turbofit.diagnose(" ")
 
 
 TEXTS = [text if isinstance(text, str) else "\n".join(text) for _, text, *_ in EXAMPLES]

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import UsageError
+from turbofit.core.memory_stack import memory_label
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 
@@ -101,6 +102,14 @@ def test_below_what_free_memory_an_older_lmdeploy_dies_of_images(version):
     assert said[2] in there
     assert "image" in said[2]
     assert "with less than" not in turbofit.predict("llama-2-7b", **asked).verdict
+
+
+def test_a_budget_that_is_not_kept_has_the_plan_that_keeps_it():
+    plan = turbofit.predict("llava-1.5-7b", on="1xl4", budget="19GiB")
+    assert "too much for the budget of 19.0 GiB" in plan.verdict
+    assert "free" not in plan.verdict
+    assert memory_label(plan.ledgers[0]).endswith("more than the budget")
+    assert plan.remedies[0].change.startswith("turbofit's plan: --tp 1")
 
 
 def test_a_cache_that_holds_no_image_serves_none():

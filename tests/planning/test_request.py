@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from msgspec.structs import fields
 from pydantic import ValidationError
@@ -35,7 +36,12 @@ from turbofit.planning.resolved_request import Margin
         ({"max_pixels": "12.8 MP"}, {"max_pixels": 12_800_000}),
         ({"cache_max_entry_count": "80%"}, {"cache_max_entry_count": 0.8}),
         ({"quant_policy": "8-bit"}, {"quant_policy": 8}),
-        ({"margin": 1}, {"margin": 1}),  # a whole number of Python is bytes
+        ({"margin": 1 << 29}, {"margin": 1 << 29}),  # a whole number of Python is bytes
+        ({"margin": 0}, {"margin": 0}),
+        ({"budget": 0.9}, {"budget": "90%"}),  # a number of Python means what its text means
+        ({"image_size": 448}, {"image_size": (448, 448)}),
+        ({"images": np.int64(2), "tp": np.int32(1)}, {"images": 2, "tp": 1}),
+        ({"image_size": [np.int64(640), 480]}, {"image_size": (640, 480)}),
         ({"dtype": "auto"}, {}),  # LMDeploy's word for "choose"
         ({"cudagraph_capture_batch_sizes": [1, 2]}, {"cudagraph_capture_batch_sizes": (1, 2)}),
     ],
@@ -66,6 +72,11 @@ def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str
         ({"context": "32.768"}, "context '32.768' is not a whole number", "32 or 32768"),
         ({"context": "1,5"}, "context '1,5': it should be a whole number", "answer included"),
         ({"margin": "1"}, "margin: 1 bytes?", "for 1 GiB write 1GiB"),
+        ({"margin": 512}, "margin: 512 bytes?", "for 512 MiB write 512MiB"),
+        ({"image_size": [640]}, "image_size [640]: it should have 2 items", "width and height"),
+        ({"image_size": (1, 2, 3)}, "it should have 2 items", "width and height"),
+        ({"images": -1.5}, "it should be a whole number", "image_size is their size"),
+        ({"images": np.bool_(1)}, "it should be a whole number", "images a request"),
         ({"tp": "4"}, "tp '4': it should be a whole number", "GPUs of one engine"),
         ({"tp": "4.0"}, "tp '4.0' is not a whole number", "write it as 4"),
         ({"tp": "auto"}, "tp 'auto': it should be a whole number", "tp: GPUs of one engine"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import click
@@ -42,6 +42,10 @@ _OF_SERVERS: Final = ("--host", "--port", "--api-key")
 _VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
 _OF_PROGRAM: Final = re.compile(
     r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm|sglang)(?:\.\S+)?|serve|api_server|gradio|chat"
+)
+#: What keyboards and web pages make of the two hyphens of an option.
+_DASHES: Final = re.compile(
+    "^-*[\u2010-\u2015\u2212\uff0d][-\u2010-\u2015\u2212\uff0d]*(?=[A-Za-z])"
 )
 #: The key, in a context's ``meta``, of the sorted words (`Typed`).
 TYPED: Final = "turbofit.typed"
@@ -89,11 +93,12 @@ def read(
     typed = _pasted(words) if plans else Typed(list(words), [], {}, [], [])
     reader, remaining = _Reader(options, typed, serves=serves), list(typed.words)
     while remaining:
-        word = remaining.pop(0)
+        word = _DASHES.sub("--", remaining.pop(0))
         written, equals, value = word.partition("=")
         same = same_option(written) if plans else ""
-        name = same or (full_name(written, options) if plans else written)
         attached = [value] if equals else []
+        follows = [*attached, *remaining]
+        name = same or (_full_name(written, options, follows) if plans else written)
         # Several short options in one word, such as -vq, which click splits.
         are_letters = word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
         if same:
@@ -108,6 +113,14 @@ def read(
         sort_options(typed.passed)  # raises if no plan counts an option
         typed.passed.clear()
     return typed._replace(words=reader.words(), notes=[*typed.notes, *reader.notes()])
+
+
+def _full_name(written: str, known: Collection[str], follows: Sequence[str]) -> str:
+    """Return an option's full name; a flag is not abbreviated where a value follows it."""
+    name = full_name(written, known)
+    row = engine_options().get(name)
+    is_flag = row is not None and not row.values and len(name) > len(written)
+    return written if is_flag and follows and not is_option(follows[0]) else name
 
 
 class _Reader:
@@ -216,9 +229,9 @@ def _pasted(words: Sequence[str]) -> Typed:
                 " program",
                 hint=READ,
             )
-    end = _end_of_program(words)
-    if not end and (hint := neighbours()["commands"].get("".join(words[:1]))):
-        raise UsageError(f"{words[0]!r} begins a line of another program", hint=hint)
+    end, first = _end_of_program(words), "".join(words[:1]).partition(" ")[0]
+    if not end and (hint := neighbours()["commands"].get(first)):
+        raise UsageError(f"{first!r} begins a line of another program", hint=hint)
     if any(word.startswith("-") and word != "-m" for word in words[:end]):
         end = 0  # options of turbofit come first, and api_server is the value of one of them
     return _cut(words[:end], list(words[end:]))

@@ -133,7 +133,8 @@ def memory_label(ledger: GpuLedger) -> str:
         # How much is missing only the verdict says: it may speak of an earlier case than this peak.
         worst = next((term.term for term in ledger.terms if term.worst), "")
         case = f" ({TERMS[worst]})" if worst in TERMS and ledger.most == ledger.peak else ""
-        return f"{card}{case}: more than there is"
+        than = "there is" if ledger.budget is None else "the budget"
+        return f"{card}{case}: more than {than}"
     wanted = format_bytes(ledger.margin - ledger.beyond_budget)
     margin = "" if ledger.fits else f" of a margin of {wanted}"
     return f"{card}, {format_bytes(left)} left{margin}"

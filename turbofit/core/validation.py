@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter, Signature
+from numbers import Integral
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 from pydantic import (
@@ -54,14 +55,17 @@ class Metavar:
         self.text, self.repeatable = text, repeatable
 
 
-def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
+def parsed(parse: Callable[[str, str], Any], *, numbers: bool = False) -> BeforeValidator:
     """Make a validator that parses a text, and passes other values on to the field's type.
 
     ``parse`` takes the text and the field's name. A UsageError of ``parse`` is passed on inside
-    pydantic's own error; :meth:`Validated.of` raises the UsageError again.
+    pydantic's own error; :meth:`Validated.of` raises the UsageError again. ``numbers``: a number in
+    Python is parsed as its text, so that it has the same meaning as on the command line.
     """
 
     def validate(value: Any, info: ValidationInfo) -> Any:
+        if numbers and type(value) in (int, float):
+            value = str(value)
         if not isinstance(value, str):
             return value
         try:
@@ -165,8 +169,9 @@ class Validated(BaseModel, metaclass=_Door):
         for name, value in values.items():
             if isinstance(value, str):
                 _check_utf8(value, spelled(name))
+        plain = {name: _without_numpy(value) for name, value in values.items()}
         try:
-            return cls.model_validate(dict(values), strict=strict, context={"spelled": spelled})
+            return cls.model_validate(plain, strict=strict, context={"spelled": spelled})
         except ValidationError as exc:
             raise _field_error(exc.errors(include_url=False)[0], cls, spelled) from None
 
@@ -199,6 +204,13 @@ class Validated(BaseModel, metaclass=_Door):
             UsageError: a value is wrong or has no field, as in :meth:`of`.
         """
         return self.of(**{**self.given(), **values})
+
+
+def _without_numpy(value: Any) -> Any:
+    """Return a whole number of another type, such as ``numpy.int64``, as Python's own."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_without_numpy, value)) if type(value) in (tuple, list) else value
+    return int(value) if isinstance(value, Integral) and not isinstance(value, int) else value
 
 
 def _check_utf8(text: str, name: str) -> None:
@@ -245,7 +257,8 @@ def _field_error(
     """Make a UsageError of one of pydantic's errors for an instance of ``kind``."""
     # `parsed` raises a ValueError whose cause is the parser's own UsageError, which says more.
     cause = getattr(error.get("ctx", {}).get("error"), "__cause__", None)
-    field = str(error["loc"][0]) if error["loc"] else ""
+    place = error["loc"]
+    field = str(place[0]) if place else ""
     if isinstance(cause, UsageError):
         cause.options = cause.options or (field,)
         return cause
@@ -257,19 +270,27 @@ def _field_error(
         wrong = f"{kind.__name__} has no field {field}"
         return UsageError(wrong, hint=hint, options=[field])
     name = spelled(field)
-    if error["type"] == "missing":
+    if error["type"] == "missing" and len(place) == 1:
         return UsageError(f"{name} is not given", hint=f"give {name}", options=[field])
-    value, expected = repr(error["input"]), _SHOULD.get(error["type"])
-    should_be = error["msg"].replace("Input should", "it should")
-    if expected:
-        should_be = f"it should be {expected.format_map({**error, **error.get('ctx', {})})}"
+    value = repr(error["input"])
     # In pydantic's message the allowed words are in quotes.
     choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
     near = guess(str(error["input"]), choices)
     known = kind.model_fields.get(field)
-    described = f"{name}: {known.description}" if known and known.description else ""
+    text = getattr(known, "description", None) or "give another value, or leave it out"
+    text = re.sub(r"--([a-z][a-z-]+)", lambda option: spelled(option[1].replace("-", "_")), text)
     return UsageError(
-        f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {should_be}",
-        hint=near or described or f"give another {name}, or leave it out",
+        f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {_should(error)}",
+        hint=near or f"{name}: {text}",
         options=[field],
     )
+
+
+def _should(error: Mapping[str, Any]) -> str:
+    """Return what a value should be, in words, from one of pydantic's errors."""
+    limits = error.get("ctx", {})
+    if expected := _SHOULD.get(error["type"]):
+        return f"it should be {expected.format_map({**error, **limits})}"
+    if error["type"] in ("missing", "too_long"):  # of a list
+        return f"it should have {limits.get('max_length') or error['loc'][-1] + 1} items"
+    return str(error["msg"]).replace("Input should", "it should")

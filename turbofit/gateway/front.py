@@ -268,11 +268,9 @@ def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress
     """
     pairs = [text.partition("=")[::2] for text in texts]
     names = [name for name, _ in pairs]
-    for name, url in pairs:
+    for text, (name, url) in zip(texts, pairs, strict=True):
         if not name or not url.startswith(("http://", "https://")):
-            raise UsageError(
-                f"{name}={url} is no NAME=URL", hint="write NAME=http://10.0.0.1:23333"
-            )
+            raise UsageError(f"{text!r} is no NAME=URL", hint="write NAME=http://10.0.0.1:23333")
         if names.count(name) > 1:
             raise UsageError(
                 f"two servers have the name {name}", hint="give --nodes the servers of one model"

@@ -398,6 +398,11 @@ def _read(case: LogCase) -> Read:
     )
 
 
+def has_words(text: str) -> bool:
+    """Return whether a text has several words; Chinese has punctuation between them, no space."""
+    return bool(re.search(r"\s|[，。；：！？]", text.strip()))
+
+
 def refuse_prose(text: str, found: Diagnosis) -> None:
     """Refuse a person's text without any line of a program.
 
@@ -407,8 +412,9 @@ def refuse_prose(text: str, found: Diagnosis) -> None:
     by_row = any(line.tells == _ROW for line in found.evidence)
     if by_row or found.kind not in _IN_WORDS or OF_PROGRAM(text):
         return
+    what = "this describes a crash" if text.strip() else "the log is empty"
     raise UsageError(
-        "this describes a crash; diagnose reads the lines of programs, and here is none",
+        f"{what}; diagnose reads the lines of programs, and here is none",
         hint="paste the last 100 lines of the log; for settings that fit: turbofit plan"
         f" {found.read.model or 'MODEL'} --on {found.read.machine or 'SPEC'}",
     )

@@ -83,11 +83,7 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         if not ledger.fits:
             missing = ledger.margin - ledger.headroom
-            text = (
-                f"GPU {ledger.index} keeps {format_bytes(ledger.headroom)} free in the worst case,"
-                f" {format_bytes(missing)} short of {_kept(ledger)}"
-            )
-            yield StartOutcome("margin", missing, text)
+            yield StartOutcome("margin", missing, _not_kept(ledger, missing))
 
 
 def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
@@ -168,6 +164,15 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
                 f" {where} on GPU {ledger.index} ({format_bytes(missing)} short)"
             )
             yield StartOutcome("request", missing, text)
+
+
+def _not_kept(ledger: GpuLedger, missing: int) -> str:
+    """Say that an engine serves, but on this GPU takes more than the margin or budget admits."""
+    if ledger.budget is None:
+        kept = f"keeps {format_bytes(ledger.headroom)} free in the worst case"
+        return f"GPU {ledger.index} {kept}, {format_bytes(missing)} short of {_kept(ledger)}"
+    taken = f"{format_bytes(ledger.most - ledger.used)} of GPU {ledger.index} in the worst case"
+    return f"takes {taken}, {format_bytes(missing)} too much for {_kept(ledger)}, margin included"
 
 
 def _kept(ledger: GpuLedger) -> str:

@@ -138,7 +138,9 @@ Context = Annotated[
 ]
 #: Accepts a list or a tuple; each item must have its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
-Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]
+Size = Annotated[
+    tuple[Positive, Positive], Field(strict=False), parsed(_size, numbers=True), Metavar("WxH")
+]
 Bytes = Annotated[
     int,
     Field(ge=0),
@@ -230,13 +232,13 @@ class PlanRequest(Validated):
         description="host memory in which each engine of LMDeploy keeps prepared images; 0 keeps "
         "none (default: an eighth of what is left, at most 4GiB)",
     )
-    margin: Annotated[int | str | None, parsed(_share), Metavar("BYTES|%")] = Field(
+    margin: Annotated[int | str | None, parsed(_share, numbers=True), Metavar("BYTES|%")] = Field(
         default=None,
         description="left free on each GPU, in bytes or as a share of the card (default: the "
         "larger of 256MiB and 1%)",
     )
     budget: Annotated[
-        Annotated[int, Field(ge=0)] | str | None, parsed(_share), Metavar("BYTES|%")
+        Annotated[int, Field(ge=0)] | str | None, parsed(_share, numbers=True), Metavar("BYTES|%")
     ] = Field(
         default=None,
         description="the most that this turbofit may take of each GPU, margin included, in bytes "

@@ -145,7 +145,7 @@ def _bytes(path: str) -> bytes:
     except OSError as exc:
         model = shlex.quote(path) if names_a_model(path) else "MODEL"
         raise UsageError(
-            f"{path} cannot be read: {exc.strerror or exc}",
+            f"{path or repr(path)} cannot be read: {exc.strerror or exc}",
             hint=guess(path, (LATEST,))
             or f"write a plan with turbofit plan {model} --json > plan.json",
         ) from None

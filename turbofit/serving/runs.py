@@ -171,7 +171,7 @@ def live_servers() -> list[LiveRun]:
 
 
 def chosen_run(name: str | None) -> LiveRun:
-    """Return the running server with this name or model; without a name, the only running server.
+    """Return the running server with this name, model, URL or port; without one, the only server.
 
     Raises:
         UsageError: no server has the name, or the name is None and several servers run.
@@ -179,7 +179,7 @@ def chosen_run(name: str | None) -> LiveRun:
     servers = live_servers()
     if name is not None:
         known = _known_as(name)
-        servers = [run for run in live_runs() if known & {run.name, run.record.model.casefold()}]
+        servers = [run for run in live_runs() if known & _names_of(run)]
         if not servers:
             raise UsageError(
                 f"no server {name!r} runs here",
@@ -191,6 +191,13 @@ def chosen_run(name: str | None) -> LiveRun:
         names = ", ".join(server.name for server in servers)
         raise UsageError(f"{len(servers)} servers run here", hint=f"name a server: {names}")
     return servers[0]
+
+
+def _names_of(run: LiveRun) -> set[str]:
+    """Return what a running server is called by: its run, its model, and its URLs and ports."""
+    hosts = [url.rpartition("/")[2] for url in run.record.urls]
+    ports = [host.rpartition(":")[2] for host in hosts]
+    return {run.name, run.record.model.casefold(), *hosts, *ports}
 
 
 def server_on(port: int) -> LiveRun | None:

@@ -13,6 +13,7 @@ from turbofit.cli.main import main
         (["--goal", "context"], "a load does not measure context"),
         (["--time", "soon"], "--time"),
         (["--slo", "nothing=2s"], "nothing"),
+        (["--slo", ""], "write it as ttft=2s"),
     ],
 )
 def test_what_a_load_does_not_measure(words: list[str], cause: str, capsys) -> None:

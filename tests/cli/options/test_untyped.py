@@ -75,6 +75,7 @@ def test_command_line_then_environment_then_file_then_default(
         ("TURBOFIT_PLAN_TP", "two", "--tp is from TURBOFIT_PLAN_TP"),
         ("TURBOFIT_PLAN_QUIET", "maybe", "(--quiet is from TURBOFIT_PLAN_QUIET)"),
         ("TURBOFIT_PLAN_TPP", "2", "did you mean TURBOFIT_PLAN_TP?"),
+        ("TURBOFIT_ON", "3090", "did you mean TURBOFIT_PLAN_ON?"),
         ("TURBOFIT_PLN_TP", "2", "did you mean TURBOFIT_PLAN_TP?"),
         ("TURBOFIT_APIKEY", "k", "did you mean TURBOFIT_API_KEY?"),
         ("TURBOFIT_api_keys", "k", "did you mean TURBOFIT_API_KEYS?"),

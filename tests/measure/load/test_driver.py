@@ -17,7 +17,7 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
 from turbofit.gateway.http.about import ClockFacts
-from turbofit.measure.load.client import Answer
+from turbofit.measure.load.client import Answer, LoadClient
 from turbofit.measure.load.driver import LoadRun, bench, refuse_held_up, summary
 from turbofit.measure.load.result import spread
 from turbofit.measure.load.spec import LoadSpec
@@ -157,6 +157,16 @@ def test_the_command_shows_and_ends_with_its_code(capsys, tmp_path, monkeypatch)
         assert json.loads(told.out)["answered"] == 0
         assert "no request was answered" in told.err
     assert main(["bench", "nowhere"]) == 2
+
+
+def test_where_nothing_was_answered_the_clock_is_no_cause(monkeypatch) -> None:
+    async def stands(_: object) -> ClockFacts:
+        return ClockFacts(factor=1.0, words="", late=0.0, idle=0.0)
+
+    monkeypatch.setattr(LoadClient, "clock", stands)
+    with ScriptedServer(*["500"] * 50) as server:
+        found = bench(server.url, LoadSpec.of(images=0, requests=2, concurrency=1, warm_up=0))
+    assert (found.answered, bool(found.errors)) == (0, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -26,3 +26,13 @@ def test_the_short_answer_leaves_out_more_gpus_that_serve_no_more() -> None:
     assert "3 of 5 preset cards keep the promise (images 2), each with as few GPUs" in short
     assert ["1xl4" in short, "2xl4" in short, "4xl4" in short] == [True, False, True]
     assert "warned of: 1xl4 (turbofit plan says why)" in short
+
+
+def test_where_none_keeps_a_speed_the_nearest_are_shown() -> None:
+    rows = [row(n, requests_per_second=speed) for n, speed in ((1, 1.0), (2, 9.0), (4, None))]
+    answer = Which(
+        turbofit_version="0", created="", model="m", machine=None, request={}, counts=(1, 2, 4),
+        keep=(), others=(*rows, *(row(n) for n in (5, 6))),
+    )  # fmt: skip
+    lines = paint(which_view(answer), short=True).splitlines()
+    assert [line.split()[1] for line in lines if "xl4:" in line] == ["2xl4:", "1xl4:", "4xl4:"]

@@ -102,7 +102,6 @@ def _chunks(path: str) -> Iterator[bytes]:
     ``path`` is such a text if no file has this name, and if it has several words, or is the name of
     an error.
     """
-    several = any(sign.isspace() for sign in path.strip())
     try:
         if path == "-":
             yield from sys.stdin.buffer
@@ -115,7 +114,9 @@ def _chunks(path: str) -> Iterator[bytes]:
                 )
             yield from file
     except OSError as exc:
-        if several or re.fullmatch(_MESSAGE, path):
+        from turbofit.logs.explain import has_words
+
+        if has_words(path) or re.fullmatch(_MESSAGE, path):
             yield path.encode()
             return
         raise UsageError(

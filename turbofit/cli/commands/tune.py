@@ -148,7 +148,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     if options.forget:
         say(f"forgot {counted(forget_learned(model, pretend=options.pretend), 'document')}")
         return 0
-    slo = parse_slo(options.slo) if options.slo else {}
+    slo = {} if options.slo is None else parse_slo(options.slo)
     if load.whole and slo.keys() - {"e2e"}:
         raise UsageError(
             "answers in one piece have no time of a first token, nor of a token",

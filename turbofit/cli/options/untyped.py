@@ -62,7 +62,8 @@ def check_names(ctx: click.Context) -> None:
             known.update(variables_of(command, other_prefix) if command else ())
         bare = wrong[0].removeprefix(f"{prefix}_")
         near = of_other_server(bare, lambda it: f"{prefix}_{it.upper()}")
-        near = near or guess(wrong[0].upper(), sorted(known))
+        own = f"{prefix}_{wrong[0].removeprefix(PREFIX)}".upper()  # without the command's name
+        near = near or guess(own if own in known else wrong[0].upper(), sorted(known))
         raise UsageError(
             f"{wrong[0]} is neither a variable nor an option of turbofit",
             hint=f"{near or f'options are {PREFIX}COMMAND_OPTION'}; see docs/environment.md",

@@ -401,7 +401,7 @@ def bench(
             await run.run()
             passed = max(time.perf_counter() - wall, 1e-9)
             busy = (time.process_time() - cpu) / passed
-            if before is not None:
+            if before is not None and any(answer.answered for answer in run.answers):
                 refuse_held_up(before, await client.clock(), passed)
             run.divide(times)
             forecast = "" if before is None else before.words

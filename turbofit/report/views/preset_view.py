@@ -94,9 +94,10 @@ def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
 def which_view(which: Which) -> list[Block]:
     """Return the blocks of a `Which`: the answer, what fits, and why the others do not fit."""
     title = f"Cards for {which.model}" if which.model else f"Models on {which.machine}"
-    others = tuple(
-        f"{other.on if which.model else other.model}: {other.why_not}" for other in which.others
-    )
+    rows = which.others
+    if not which.keep:  # the nearest first: sorting keeps the order of rows without a speed
+        rows = tuple(sorted(rows, key=lambda row: -(row.requests_per_second or 0.0)))
+    others = tuple(f"{row.on if which.model else row.model}: {row.why_not}" for row in rows)
     kept = _kept_tables(which) if which.keep else [Items(others[:_OTHERS], **ONLY_SHORT)]
     return [
         Heading(title, short=True),
