@@ -69,7 +69,9 @@ def make_prediction(
     exposure = _exposure(request, start.image_limit, start.vision_load)
     story = _steps_of_start(start.accounts[0], start.ratio, start.outcome, free_at_cache)
     helps: tuple[Remedy, ...] = ()
-    if finds_remedies and not (start.serves if free_at_cache else keeps_margin):
+    # Memory that was free at the cache is of a run that did without the margin.
+    enough = start.serves and (keeps_margin or free_at_cache is not None)
+    if finds_remedies and not enough:
         helps = _remedies(request, engine)
         if free_at_cache is not None:
             helps = _lower_share(request, engine, free_at_cache, start)
