@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "turbofit").rglob("*.py"))
 #: Statements of each tree: a statement is no docstring and no import. Rooms have no caps: such a
 #: cap buys density.
-MOST_STATEMENTS = {"turbofit": 35_500, "tests": 30_200, "bench": 6_000}
+MOST_STATEMENTS = {"turbofit": 35_500, "tests": 30_400, "bench": 6_000}
 MOST_FILES = 420
 #: Statements of more nodes than these, without the statements inside them and without tables (what
 #: is assigned at a module's top): how many there may be.
