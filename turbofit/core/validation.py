@@ -277,11 +277,11 @@ def _field_error(
     choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
     near = guess(str(error["input"]), choices)
     known = kind.model_fields.get(field)
-    text = getattr(known, "description", None) or "give another value, or leave it out"
+    text = getattr(known, "description", None) or ""
     text = re.sub(r"--([a-z][a-z-]+)", lambda option: spelled(option[1].replace("-", "_")), text)
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {_should(error)}",
-        hint=near or f"{name}: {text}",
+        hint=near or (f"{name}: {text}" if text else f"give another {name}, or leave it out"),
         options=[field],
     )
 

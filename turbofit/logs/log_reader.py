@@ -44,7 +44,7 @@ _LINE_PREFIX: Final = re.compile(
 #: What stands before an error's own line: the prefix of a logger in any form, Chinese words, or
 #: what failed.
 _LOGGED: Final = re.compile(
-    r"[^'\"=]{0,120}?(?:[\u3000-\uffef][^'\"=A-Za-z]{0,12}|\b[Ff]ailed\b[^'\"=:]{0,60}: "
+    r"[^'\"=]{0,120}?(?:(?P<said>[\u3000-\uffef][^'\"=A-Za-z]{0,12}|\b[Ff]ailed\b[^'\"=:]{0,60}: )"
     r"|\b(?:ERROR|CRITICAL|FATAL|error|fatal)\b[^'\"=A-Za-z]{0,12}(?:[\w.]+:[\w<>]+:\d+ - )?)"
     r"(?=(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): )"
 )
@@ -99,6 +99,8 @@ def log_lines(chunks: Iterable[bytes]) -> Iterator[LogLine]:
             match = logged.match(text) if logged else None
             if match is None and ("Error: " in text or "Exception: " in text):
                 match = _LOGGED.match(text)
+                if match and match["said"]:  # words that may name a model or a card
+                    yield LogLine(number, match[0])
             if text := text[match.end() :] if match else text:
                 yield LogLine(number, text)
 
