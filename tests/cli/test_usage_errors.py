@@ -221,6 +221,7 @@ def test_dashes_that_keyboards_join_begin_an_option(capsys: Out) -> None:
         words = ["plan", "internvl2-2b", "--on", "3090", f"{dashes}images", "3", "--json"]
         assert main(words) == 0
         assert Plan.from_json(capsys.readouterr().out).promise.images == 3
+    assert refused(capsys, "which", "m", "\u2013z")[0] == "unknown option -z"
 
 
 def test_a_flag_that_is_abbreviated_takes_no_value(capsys: Out) -> None:

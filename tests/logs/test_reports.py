@@ -121,6 +121,11 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
         "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)\n"
         "When I include an image in the messages, the server does not respond.\n",
     ),
+    "advice for a server that hangs, and one that does not": (
+        {}, "healthy", "",
+        "If the server hangs, set NCCL_P2P_DISABLE=1\nIt does not hang any more\n"
+        "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)\n",
+    ),
     "torch warns of a hang": (
         {}, "healthy", "",
         "[rank0]:[W1124 ProcessGroupNCCL.cpp:4115] using GPU 0: this can cause a hang if the"

@@ -41,6 +41,7 @@ from turbofit.planning.resolved_request import Margin
         ({"budget": 0.9}, {"budget": "90%"}),  # a number of Python means what its text means
         ({"image_size": 448}, {"image_size": (448, 448)}),
         ({"images": np.int64(2), "tp": np.int32(1)}, {"images": 2, "tp": 1}),
+        ({"budget": np.float64(0.9)}, {"budget": "90%"}),
         ({"image_size": [np.int64(640), 480]}, {"image_size": (640, 480)}),
         ({"dtype": "auto"}, {}),  # LMDeploy's word for "choose"
         ({"cudagraph_capture_batch_sizes": [1, 2]}, {"cudagraph_capture_batch_sizes": (1, 2)}),
@@ -48,6 +49,13 @@ from turbofit.planning.resolved_request import Margin
 )
 def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str, Any]) -> None:
     assert PlanRequest(model="m", **given).given() == {"model": "m", **meant}
+
+
+def test_a_size_below_a_mebibyte_stays_what_its_unit_says() -> None:
+    request = PlanRequest.of(model="m", margin="10KiB", budget="512B").changed(images=2)
+    assert (request.margin, request.budget) == (10 << 10, 512)
+    with pytest.raises(UsageError, match="512 bytes"):
+        request.changed(margin=512)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ _VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
 _OF_PROGRAM: Final = re.compile(
     r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm|sglang)(?:\.\S+)?|serve|api_server|gradio|chat"
 )
-#: What keyboards and web pages make of the two hyphens of an option.
+#: What keyboards and web pages make of the hyphens of an option.
 _DASHES: Final = re.compile(
     "^-*[\u2010-\u2015\u2212\uff0d][-\u2010-\u2015\u2212\uff0d]*(?=[A-Za-z])"
 )
@@ -93,7 +93,7 @@ def read(
     typed = _pasted(words) if plans else Typed(list(words), [], {}, [], [])
     reader, remaining = _Reader(options, typed, serves=serves), list(typed.words)
     while remaining:
-        word = _DASHES.sub("--", remaining.pop(0))
+        word = _with_hyphens(remaining.pop(0))
         written, equals, value = word.partition("=")
         same = same_option(written) if plans else ""
         attached = [value] if equals else []
@@ -121,6 +121,14 @@ def _full_name(written: str, known: Collection[str], follows: Sequence[str]) -> 
     row = engine_options().get(name)
     is_flag = row is not None and not row.values and len(name) > len(written)
     return written if is_flag and follows and not is_option(follows[0]) else name
+
+
+def _with_hyphens(word: str) -> str:
+    """Return an option that begins with another dash as it is written with hyphens."""
+    letters = _DASHES.sub("", word)
+    if letters == word:
+        return word
+    return f"-{letters}" if len(letters.partition("=")[0]) == 1 else f"--{letters}"
 
 
 class _Reader:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter, Signature
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 from pydantic import (
@@ -60,11 +60,13 @@ def parsed(parse: Callable[[str, str], Any], *, numbers: bool = False) -> Before
 
     ``parse`` takes the text and the field's name. A UsageError of ``parse`` is passed on inside
     pydantic's own error; :meth:`Validated.of` raises the UsageError again. ``numbers``: a number in
-    Python is parsed as its text, so that it has the same meaning as on the command line.
+    Python is parsed as its text, so that it has the same meaning as on the command line. A number
+    that was checked before is bytes: ``10KiB`` became 10240.
     """
 
     def validate(value: Any, info: ValidationInfo) -> Any:
-        if numbers and type(value) in (int, float):
+        checked = info.field_name in (info.context or {}).get("checked", ())
+        if numbers and type(value) in (int, float) and not checked:
             value = str(value)
         if not isinstance(value, str):
             return value
@@ -162,8 +164,23 @@ class Validated(BaseModel, metaclass=_Door):
         return cls._validated(values, spelled, strict=False)
 
     @classmethod
+    def again(cls, checked: Mapping[str, Any], **values: Any) -> Self:
+        """Build an instance from values that were checked before, and ``values`` in their place.
+
+        Raises:
+            UsageError: a value is wrong or has no field, as in :meth:`of`.
+        """
+        kept = {name: value for name, value in checked.items() if name not in values}
+        return cls._validated({**kept, **values}, str, checked=kept)
+
+    @classmethod
     def _validated(
-        cls, values: Mapping[str, Any], spelled: Callable[[str], str], *, strict: bool | None = None
+        cls,
+        values: Mapping[str, Any],
+        spelled: Callable[[str], str],
+        *,
+        strict: bool | None = None,
+        checked: Collection[str] = (),
     ) -> Self:
         """Build an instance; raise a UsageError for the first wrong value."""
         for name, value in values.items():
@@ -171,7 +188,8 @@ class Validated(BaseModel, metaclass=_Door):
                 _check_utf8(value, spelled(name))
         plain = {name: _without_numpy(value) for name, value in values.items()}
         try:
-            return cls.model_validate(plain, strict=strict, context={"spelled": spelled})
+            context = {"spelled": spelled, "checked": checked}
+            return cls.model_validate(plain, strict=strict, context=context)
         except ValidationError as exc:
             raise _field_error(exc.errors(include_url=False)[0], cls, spelled) from None
 
@@ -203,14 +221,16 @@ class Validated(BaseModel, metaclass=_Door):
         Raises:
             UsageError: a value is wrong or has no field, as in :meth:`of`.
         """
-        return self.of(**{**self.given(), **values})
+        return self.again(self.given(), **values)
 
 
 def _without_numpy(value: Any) -> Any:
-    """Return a whole number of another type, such as ``numpy.int64``, as Python's own."""
+    """Return a number of another type, such as ``numpy.int64``, as Python's own."""
     if isinstance(value, (tuple, list)):
         return type(value)(map(_without_numpy, value)) if type(value) in (tuple, list) else value
-    return int(value) if isinstance(value, Integral) and not isinstance(value, int) else value
+    if type(value) in (bool, int, float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _check_utf8(text: str, name: str) -> None:

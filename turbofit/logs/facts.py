@@ -119,6 +119,11 @@ _HANGS: Final = re.compile(
     r"卡住|卡死|死锁|无响应|没有(?:任何)?[响相]应|(?i:\b(?:hangs?|hung|hanging|stuck|unresponsive"
     r"|(?:stops?|stopped|not|n't) respond(?:s|ing)?)\b)"
 ).search
+#: Words that speak of a hang in general, or deny it.
+_PERHAPS: Final = re.compile(
+    r"(?i:\b(?:if|may|might|could|causes?|avoid|prevent|fix|whether)\b"
+    r"|(?:\bnot|n't|\bnever|\bno longer) (?:\w+ )?(?:stuck|hang|hung)|如果|避免|响应头)"
+).search
 #: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
 #: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.
 OF_PROGRAM: Final = re.compile(
@@ -447,7 +452,9 @@ class LogFacts:
 
 def _tells_of_a_hang(form: Form) -> bool:
     """Return whether a line is a person's words on a program that stands still."""
-    return form.ask(_HANGS) is not None and form.ask(OF_PROGRAM) is None
+    return (
+        form.ask(_HANGS) is not None and form.ask(_PERHAPS) is None and form.ask(OF_PROGRAM) is None
+    )
 
 
 def read_runs(lines: Iterable[LogLine]) -> list[LogFacts]:

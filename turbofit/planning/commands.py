@@ -343,7 +343,7 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
     If the plan is from `predict`, all its settings are options of the request.
     """
     options = {} if plan.options is UNSET else plan.options
-    request = PlanRequest.of(**{**options, "model": model, "on": None, "gpus": None})
+    request = PlanRequest.again(options, model=model, on=None, gpus=None)
     if not is_prediction(plan):
         return request
     settings = to_builtins(plan.engines[0].settings)  # a prediction's engines have equal settings
