@@ -115,8 +115,10 @@ def test_a_server_has_the_names_that_serve_takes() -> None:
     Record(folder, model="Qwen2-VL-7B-Instruct").change(state="ready", urls=("http://127.0.0.1:1",))
     for name in ("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl-7b-instruct", folder.name):
         assert runs.chosen_run(name).name == folder.name
-    for address in ("1", "127.0.0.1:1", "http://127.0.0.1:1/"):
+    for address in ("1", "127.0.0.1:1", "http://127.0.0.1:1/", "http://localhost:1/v1"):
         assert runs.chosen_run(address).name == folder.name
+    with pytest.raises(UsageError, match="runs here"):
+        runs.chosen_run("http://another:1")
     assert runs.newest_run_of("qwen2-vl-7b") == folder
     assert runs.newest_run_of("internvl2-8b") is None
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -219,10 +220,13 @@ def newest_run_of(name: str) -> Path | None:
 
 
 def _known_as(name: str) -> set[str]:
-    """Return the names that a run's model may have if a person typed ``name``.
+    """Return what a run may be called if a person typed ``name``.
 
-    These names are the typed name, also in lower case, and the model's name in its preset.
+    A URL is its host and port. Another name stands also in lower case, and for the model's name in
+    its preset.
     """
+    if "://" in name:
+        return {urlsplit(name).netloc.replace("localhost", "127.0.0.1")}
     from turbofit.model.presets import find_preset, load_preset
 
     given = name.rstrip("/").rpartition("/")[2]
