@@ -196,9 +196,14 @@ def chosen_run(name: str | None) -> LiveRun:
 
 def _names_of(run: LiveRun) -> set[str]:
     """Return what a running server is called by: its run, its model, and its URLs and ports."""
-    hosts = [url.rpartition("/")[2] for url in run.record.urls]
+    hosts = [_host_of(url) for url in run.record.urls]
     ports = [host.rpartition(":")[2] for host in hosts]
     return {run.name, run.record.model.casefold(), *hosts, *ports}
+
+
+def _host_of(url: str) -> str:
+    """Return the host and port of a URL; localhost is written as its address."""
+    return urlsplit(url).netloc.replace("localhost", "127.0.0.1")
 
 
 def server_on(port: int) -> LiveRun | None:
@@ -226,7 +231,7 @@ def _known_as(name: str) -> set[str]:
     its preset.
     """
     if "://" in name:
-        return {urlsplit(name).netloc.replace("localhost", "127.0.0.1")}
+        return {_host_of(name)}
     from turbofit.model.presets import find_preset, load_preset
 
     given = name.rstrip("/").rpartition("/")[2]
@@ -237,8 +242,7 @@ def _known_as(name: str) -> set[str]:
 
 def requests_at(url: str) -> int:
     """Return how many requests the server at a URL runs at once; 0 if the server is unknown."""
-    here = url.rstrip("/").replace("//localhost", "//127.0.0.1")
-    attempts = [run.record.attempts for run in live_runs() if here in run.record.urls]
+    attempts = [run.record.attempts for run in live_runs() if _host_of(url) in _names_of(run)]
     return attempts[0][-1].requests_at_once if len(attempts) == 1 and attempts[0] else 0
 
 
