@@ -65,13 +65,14 @@ def parsed(parse: Callable[[str, str], Any], *, numbers: bool = False) -> Before
     """
 
     def validate(value: Any, info: ValidationInfo) -> Any:
-        checked = info.field_name in (info.context or {}).get("checked", ())
-        if numbers and type(value) in (int, float) and not checked:
+        context = info.context or {}
+        is_number = numbers and type(value) in (int, float)
+        if is_number and info.field_name not in context.get("checked", ()):
             value = str(value)
         if not isinstance(value, str):
             return value
         try:
-            spelled = (info.context or {}).get("spelled", str)
+            spelled = context.get("spelled", str)
             return parse(value, spelled(info.field_name or "value"))
         except UsageError as exc:
             raise ValueError(f"{exc.message}; {exc.hint}") from exc
