@@ -44,8 +44,6 @@ def test_the_words_have_the_context_that_is_promised() -> None:
     assert "1920x1080" in promise.words(TILES, "1920x1080")
     text = promise_for(limits_for(TILES, vision_unit=None), 4096)
     assert text.words(None) == "4,096 tokens a request, with its answer"
-    one = promise_for(limits_for(TILES, image_tokens_per_request=1), 4096)
-    assert "(1 token)" in one.words(TILES)
     pixels = promise_for(limits_for(PATCHES, limit=1_003_520, images=1), 32_768)
     assert "1 MP" in pixels.words(PATCHES)
 

@@ -14,10 +14,10 @@ import pynvml
 import pytest
 from msgspec.structs import replace
 
-from tests.measure.test_calibrator import PLAN
 from tests.support.nvml import LOST, Gpu, Scenario, gpu_3090, in_process
 from tests.support.plans import changed, plausible_plan
 from tests.support.waiting import HANG, until
+from turbofit import api
 from turbofit.core.errors import MachineError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
@@ -25,6 +25,8 @@ from turbofit.measure import memory_usage
 from turbofit.measure.memory_usage import NvmlUsageReader, SampledRange, used_now
 from turbofit.rehearsal.planned import charged
 from turbofit.serving.engine.pretend_launch import PretendReader
+
+PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
 
 
 def plan_of(*gpus: Gpu) -> Plan:

@@ -9,7 +9,6 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from tests.measure.test_calibrator import PLAN
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Calibration, MeasuredRate, MeasuredSteps, StepPoint
 from turbofit.core.plan import Plan
@@ -19,6 +18,8 @@ from turbofit.model.presets import preset_model
 from turbofit.planning import card_rates
 from turbofit.planning.card_rates import refuse_impossible
 from turbofit.planning.speed import GroupRates, group_rates, rates
+
+PLAN = turbofit.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
 
 
 def group_of(plan: Plan, calibrations: tuple[Calibration, ...] = ()) -> GroupRates:
