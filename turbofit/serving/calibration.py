@@ -272,7 +272,7 @@ def in_words(figure: RunFigure) -> str:
     Of bytes in use beyond the forecast, the text says how many: a forecast must never be less.
     """
     forecast, actual = figure.forecast, figure.actual
-    # The sum makes -0.0 a zero without a sign of its own.
+    # Adding 0.0 turns -0.0 into 0.0, so that no minus stands before a difference of nothing.
     error = f", {round(actual / forecast - 1, 3) + 0.0:+.1%}" if forecast else ""
     what = figure.what if figure.gpu is None else f"GPU {figure.gpu}: {figure.what}"
     if is_beyond(figure):
