@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.rehearsal.pretend.child import events_of
 from tests.support.checkpoints import write_checkpoint
 from turbofit.core.units import MIB
 from turbofit.logs.explain import diagnose
@@ -25,7 +26,7 @@ from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.pretend.elf import Symbols
 from turbofit.rehearsal.pretend.process_memory import CallSites, ProcessMemory
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
-from turbofit.rehearsal.pretend.usage import PINNED, TimelineReader
+from turbofit.rehearsal.pretend.usage import PINNED
 from turbofit.rehearsal.run import EndedRun, run_child
 from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest, Spec
 
@@ -63,9 +64,8 @@ def symbols() -> Symbols:
 def allocations(life: EndedRun) -> Iterator[Allocation]:
     sites, counts = CallSites(symbols().name), [0, 0]
     memory = ProcessMemory(1, CallSites(symbols().name), Scenario(gpus=(CARD,)).pool_step)
-    for event in TimelineReader(
-        life.folder / "pretend" / "timelines" / f"{life.notes['pid']}.timeline"
-    ).new_events():
+    timelines = life.folder / "pretend" / "timelines"
+    for event in events_of(timelines / f"{life.notes['pid']}.timeline"):
         memory.read((event,))
         if event.tag not in "AE":
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shutil
 import threading
 import time
 from contextlib import nullcontext
@@ -14,6 +14,7 @@ import pynvml
 import pytest
 from msgspec.structs import replace
 
+from tests.rehearsal.pretend.child import ask, make, tell
 from tests.support.nvml import LOST, Gpu, Scenario, gpu_3090, in_process
 from tests.support.plans import changed, plausible_plan
 from tests.support.waiting import HANG, until
@@ -24,6 +25,7 @@ from turbofit.core.units import MIB
 from turbofit.measure import memory_usage
 from turbofit.measure.memory_usage import NvmlUsageReader, SampledRange, used_now
 from turbofit.rehearsal.planned import charged
+from turbofit.rehearsal.pretend.build import build
 from turbofit.serving.engine.pretend_launch import PretendReader
 
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
@@ -105,37 +107,33 @@ def test_a_driver_that_never_answers_holds_nobody(monkeypatch: pytest.MonkeyPatc
         answers.set()
 
 
-def allocated(size: int, held: int, address: str) -> str:
-    return f"A 0 0 -1 {size} {held} {address}\n"
-
-
-def test_each_step_reads_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Any library will do: these events have no traces.
-    library = Path(sys.executable).resolve()
-    monkeypatch.setattr("turbofit.serving.engine.pretend_launch.engine_library", lambda: library)
-    gpu = charged(PLAN, 0).gpus[0]
-    others = gpu.used + gpu.late
-    path = tmp_path / "timeline"
-    engine: Any = SimpleNamespace(group=0, pretended=PretendReader(PLAN, 0, path))
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_each_reading_is_of_the_start_that_runs(tmp_path: Path) -> None:
+    machine = make(build(), tmp_path, charged(PLAN, 0))
+    engine: Any = SimpleNamespace(group=0, pretended=PretendReader(PLAN, 0, tmp_path))
     usage = memory_usage.PretendUsageReader(PLAN)
-    path.write_text("P context\nA 0 0 -1 nonsense\n")
-    with pytest.raises(MachineError):  # and is read again from the beginning
-        usage.read(engine)
-    text = "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + "F a1 0\n"
-    text += allocated(MIB, MIB, "a2")
-    path.write_text(text)
-    (loaded,) = usage.read(engine).values()
-    assert (loaded.peak, loaded.last) == (others + MIB, others + MIB)
-    path.write_text(text + allocated(80 * MIB, 81 * MIB, "a3") + f"F a3 {MIB}\n")
-    (worst,) = usage.read(engine).values()
-    assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
-    # A new start has a timeline of its own.
+    before = charged(PLAN, 0).gpus[0].used
+    (nothing,) = usage.read(engine).values()
+    assert (nothing.peak, nothing.last) == (before, before)
+    process = machine.start(
+        "rt.cudaFree(malloc(50)); malloc(2); say(); wait();"
+        "rt.cudaFree(malloc(80)); say(); wait(); os._exit(0)"
+    )
+    before += charged(PLAN, 0).context
+    for peak in (50, 82):
+        ask(process)
+        (read,) = usage.read(engine).values()
+        assert (read.peak, read.last) == (before + peak * MIB, before + 2 * MIB)
+        tell(process)
+    process.wait(timeout=HANG)
+    # A new start has an account of its own.
     engine.pretended = PretendReader(PLAN, 0, tmp_path / "another")
+    (read,) = usage.read(engine).values()
+    assert read.peak == nothing.peak
+    (tmp_path / "shared").write_bytes(b"of another version" * 1000)
+    engine.pretended = PretendReader(PLAN, 0, tmp_path)
     with pytest.raises(MachineError, match="account cannot be read"):
         usage.read(engine)
-    (tmp_path / "another").write_text("P context\n" + allocated(MIB, 2 * MIB, "b1"))
-    (again,) = usage.read(engine).values()
-    assert again.last == others + 2 * MIB
 
 
 def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(monkeypatch) -> None:

@@ -260,8 +260,8 @@ def what_meets_is_within_the_plan(served: Served) -> None:
     met = [int(units) for units in re.findall(r"images_batched=\d+ .* patches=(\d+)", log)]
     assert max(met) <= plan.engines[0].units_per_forward
 
-    timeline = served.run / "pretend-0" / "0-0" / "timeline"
-    (usage,), (ledger,) = PretendReader(plan, 0, timeline).usages(), plan.ledgers
+    machine = served.run / "pretend-0" / "0-0"
+    (usage,), (ledger,) = PretendReader(plan, 0, machine).usages(), plan.ledgers
     assert usage.peak <= ledger.most
 
 

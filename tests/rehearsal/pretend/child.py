@@ -16,7 +16,7 @@ from tests.support.waiting import HANG
 from turbofit.core.units import MIB
 from turbofit.rehearsal.pretend.command import pretend_environment
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario, write_scenario
-from turbofit.rehearsal.pretend.usage import Event, SharedRecord, TimelineReader, read_shared
+from turbofit.rehearsal.pretend.usage import Event, SharedRecord, read_shared, timeline_events
 
 CARD = PretendGpu("Pretend RTX 3090", total=1000 * MIB, used=100 * MIB)
 PRELUDE = """
@@ -99,12 +99,15 @@ class Machine:
         return read_shared(self.folder / "shared")
 
     def timeline(self, pid: int, suffix: str = "") -> list[Event]:
-        return list(
-            TimelineReader(self.folder / "timelines" / f"{pid}{suffix}.timeline").new_events()
-        )
+        return events_of(self.folder / "timelines" / f"{pid}{suffix}.timeline")
 
     def timelines(self) -> set[str]:
         return set(os.listdir(self.folder / "timelines"))
+
+
+def events_of(timeline: Path) -> list[Event]:
+    with timeline.open("rb") as file:
+        return list(timeline_events(file))
 
 
 def make(libraries: Path, folder: Path, scenario: Scenario | None = None) -> Machine:
@@ -147,4 +150,4 @@ def run(libraries: Path, folder: Path, code: str, scenario: Scenario | None = No
     """Runs code on a pretend machine."""
     timeline = folder / "timeline"
     write_scenario(folder / "scenario", scenario or Scenario((CARD,)), str(timeline))
-    return Ran(Machine(libraries, folder).run(code), list(TimelineReader(timeline).new_events()))
+    return Ran(Machine(libraries, folder).run(code), events_of(timeline))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.rehearsal.pretend.child import events_of
 from turbofit.rehearsal.pretend.process_memory import LOADER, STAGING, CallSites, ProcessMemory
-from turbofit.rehearsal.pretend.usage import Event, TimelineReader
+from turbofit.rehearsal.pretend.usage import Event
 from turbofit.rehearsal.turbomind.readings import card_terms, load_peak
 
 _NAMES = {
@@ -112,7 +113,7 @@ O 1 0 -1 9000 500 8500 @
 S big.py:9
 """
     )
-    seen = ProcessMemory(2, None, pool_step=512).read(TimelineReader(path).new_events())
+    seen = ProcessMemory(2, None, pool_step=512).read(events_of(path))
     assert (seen.pid, seen.parent, seen.command) == (7, 3, "python  train.py --x")
     card = seen.cards[1]
     assert card.peak == {"load weights": 512, "step": 1536, "end": 200}

@@ -1,4 +1,4 @@
-"""One record of a pretend machine's folder, and the memory of a process that still runs."""
+"""One record of a pretend machine's folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.rehearsal.pretend import record
 from turbofit.rehearsal.pretend.libraries import PretendError
-from turbofit.rehearsal.pretend.record import TimelineMemory, read
+from turbofit.rehearsal.pretend.record import read
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 
 SCENARIO = Scenario((PretendGpu("Card", total=1 << 30),))
@@ -39,23 +38,3 @@ def test_a_timeline_that_reached_its_end_is_no_answer(tmp_path: Path) -> None:
     machine = read(tmp_path, SCENARIO)
     with pytest.raises(PretendError):
         machine.memory_of(9)
-
-
-def test_a_reading_goes_on_and_begins_anew_after_half_an_event(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(record, "_sites", lambda _library: None)
-    path = tmp_path / "timeline"
-    memory = TimelineMemory(path, SCENARIO, tmp_path)
-    assert memory.read() is None  # nothing yet
-    path.write_text(timeline(9, 1))
-    first = memory.read()
-    assert first is not None
-    assert first.cards[0].in_use == 1
-    with path.open("a") as file:
-        file.write("A 0 0\n")
-    assert memory.read() is None
-    path.write_text(timeline(9, 2))
-    again = memory.read()
-    assert again is not None
-    assert again.cards[0].in_use == 2

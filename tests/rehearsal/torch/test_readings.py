@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 import turbofit.rehearsal.pretend
+from tests.rehearsal.pretend.child import events_of
 from turbofit.core.units import MIB
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
@@ -23,7 +24,7 @@ from turbofit.rehearsal.pretend.process_memory import ProcessMemory
 from turbofit.rehearsal.pretend.record import MachineRecord
 from turbofit.rehearsal.pretend.run import FinishedRun
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
-from turbofit.rehearsal.pretend.usage import Event, TimelineReader
+from turbofit.rehearsal.pretend.usage import Event
 from turbofit.rehearsal.run import EndedRun
 from turbofit.rehearsal.spec import Spec
 from turbofit.rehearsal.torch.readings import end_of, read_run
@@ -85,8 +86,7 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
     )
     scenario = Scenario((PretendGpu("Some card", total=12000 * MIB, used=100 * MIB),))
     memories = [
-        ProcessMemory(1, None, MIB).read(TimelineReader(path).new_events())
-        for path in folder.glob("*.timeline")
+        ProcessMemory(1, None, MIB).read(events_of(path)) for path in folder.glob("*.timeline")
     ]
     machine = MachineRecord(scenario, cast("Any", shared), tuple(memories))
     ran = FinishedRun((), 0, 9.0, machine)
@@ -169,10 +169,7 @@ def test_what_processes_hold_together(tmp_path: Path) -> None:
     )  # fmt: skip
     timeline(tmp_path, 11, "K 0 200 600")  # never marked: a context and no more
     paths = sorted(tmp_path.glob("*.timeline"))
-    held = [
-        ProcessMemory(1, None, MIB).read(TimelineReader(path).new_events()).cards[0]
-        for path in paths
-    ]
+    held = [ProcessMemory(1, None, MIB).read(events_of(path)).cards[0] for path in paths]
 
     def together(phase: str) -> tuple[int, int]:
         spans = [card.span(phase, order) for card in held]

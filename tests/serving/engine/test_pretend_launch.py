@@ -23,11 +23,11 @@ def test_each_start_has_a_machine_and_a_clock_of_its_own(tmp_path: Path) -> None
     plan = turbofit.plan("internvl2-2b", on="1xrtx3090")
     launch = PretendLaunch(commands(plan)[0], ("run",), plan=plan, folder=tmp_path, factor=2.0)
     first = launch.start_command(0)
-    assert (first.env[CLOCK], first.timeline) == (
-        str(tmp_path / "0-0" / "clock"), tmp_path / "0-0" / "timeline",
-    )  # fmt: skip
-    assert PretendReader(plan, 0, tmp_path / "0-0" / "timeline").usages() == ()  # nothing yet
-    assert launch.start_command(1).timeline == tmp_path / "0-1" / "timeline"
+    machine = tmp_path / "0-0"
+    assert (first.env[CLOCK], first.machine) == (str(machine / "clock"), machine)
+    (usage,) = PretendReader(plan, 0, machine).usages()
+    assert usage.peak == usage.in_use == charged(plan).gpus[0].used  # nothing yet
+    assert launch.start_command(1).machine == tmp_path / "0-1"
     assert not (tmp_path / "0-0").exists()  # timelines are large
     # LMDeploy chooses a chat template by the folder's name.
     assert with_checkpoint(plan, tmp_path).model.source.checkpoint == f"{tmp_path}/InternVL2-2B"

@@ -181,18 +181,16 @@ def pretend_environment(
     base: Mapping[str, str] | None = None,
     *,
     site: Path | None = None,
-    keep: bool = False,
 ) -> dict[str, str]:
     """Make the environment for a child process on a pretend machine.
 
     ``site`` is the ``site-packages`` folder of the child's Python, if its torch is a CUDA build. A
     CUDA build finds NVIDIA's libraries by their paths. So the child preloads the pretend libraries,
-    and never reaches the real driver. ``keep`` keeps variables that change how programs allocate,
-    such as ``PYTORCH_CUDA_ALLOC_CONF``.
+    and never reaches the real driver. Variables that change how programs allocate, such as
+    ``PYTORCH_CUDA_ALLOC_CONF``, are kept; see `CHANGING`.
     """
     source = os.environ if base is None else base
-    dropped = _HIDING if keep else (*_HIDING, *CHANGING)
-    env = {k: v for k, v in source.items() if not k.startswith(dropped)}
+    env = {k: v for k, v in source.items() if not k.startswith(_HIDING)}
     put_first(env, "LD_LIBRARY_PATH", str(libraries))
     env[SCENARIO] = str(scenario)
     env["TURBOFIT_PRETEND_LIBRARIES"] = str(libraries)

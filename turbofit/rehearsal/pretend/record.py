@@ -1,8 +1,7 @@
-"""Reads a pretend machine's folder: one record of its processes, or of one that still runs."""
+"""Reads a pretend machine's folder: one record of its processes, and what they hold meanwhile."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from turbofit.rehearsal.pretend.scenario import Scenario
 from turbofit.rehearsal.pretend.usage import (
     Process,
     SharedRecord,
-    TimelineReader,
     read_shared,
+    timeline_events,
     timeline_is_full,
 )
 
@@ -90,14 +89,16 @@ def read(folder: Path, scenario: Scenario, library: Path | None = None) -> Machi
 
     ``library`` is the engine's library whose calls the timelines name; None for other programs.
     """
-    sites, memories = _sites(library), []
+    sites = None if library is None else CallSites(Symbols(library).name)
+    memories = []
     # Process PID writes ``PID.timeline``, and ``PID-1.timeline`` after an exec.
     files = (folder / "timelines").iterdir()
     for path in sorted(files, key=lambda file: [int(part) for part in file.stem.split("-")]):
-        reader, memory = TimelineReader(path), _empty(scenario, sites)
-        memories.append(memory.read(reader.new_events()))
+        memory = _empty(scenario, sites)
         memory.complete = not timeline_is_full(path)
-        os.truncate(path, reader.read_bytes)  # cut off the zero bytes after the last event
+        with path.open("r+b") as file:
+            memories.append(memory.read(timeline_events(file)))
+            file.truncate()  # cut off the zero bytes after the last event
     return MachineRecord(scenario, processes_in(folder), tuple(memories))
 
 
@@ -108,33 +109,6 @@ def processes_in(folder: Path) -> SharedRecord:
         OSError, ValueError: the file cannot be read, or another version of turbofit wrote it.
     """
     return read_shared(folder / "shared")
-
-
-class TimelineMemory:
-    """Reads the memory of a process that runs, each time from the end of the last reading.
-
-    ``library`` is the engine's library whose calls the timeline names.
-    """
-
-    def __init__(self, path: Path, scenario: Scenario, library: Path) -> None:
-        self._path, self._scenario, self._sites = path, scenario, _sites(library)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._memory = _empty(self._scenario, self._sites)
-        self._events = TimelineReader(self._path)
-
-    def read(self) -> ProcessMemory | None:
-        """Return the memory so far; None if the timeline cannot be read."""
-        try:
-            return self._memory.read(self._events.new_events())
-        except (OSError, ValueError, LookupError):
-            self._begin()  # an event may be incomplete: the next reading begins anew
-            return None
-
-
-def _sites(library: Path | None) -> CallSites | None:
-    return None if library is None else CallSites(Symbols(library).name)
 
 
 def _empty(scenario: Scenario, sites: CallSites | None = None) -> ProcessMemory:

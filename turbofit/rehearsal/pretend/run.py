@@ -116,7 +116,7 @@ def prepare(
     path, timelines = folder / "scenario", folder / "timelines"
     timelines.mkdir(parents=True)
     write_scenario(path, scenario, f"{timelines}/", str(folder / "shared"))
-    return pretend_environment(libraries, path, base, site=site, keep=True)
+    return pretend_environment(libraries, path, base, site=site)
 
 
 def _kept(folder: Path) -> Path:

@@ -7,10 +7,12 @@ numbers may be from different moments.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from turbofit.core.process.processes import start_time
 
@@ -48,29 +50,15 @@ class Event:
         return int(self.fields[index])
 
 
-class TimelineReader:
-    """Reads a timeline while it is written; ``read_bytes`` is the number of bytes read so far."""
+def timeline_events(file: BinaryIO) -> Iterator[Event]:
+    """Yield the events of an open timeline; the file's position is then behind the last event.
 
-    def __init__(self, path: Path) -> None:
-        self._path, self.read_bytes = path, 0
-
-    def new_events(self) -> Iterator[Event]:
-        """Yield the events since the last call; the next call reads an unfinished last line."""
-        with self._path.open("rb") as file:
-            file.seek(self.read_bytes)
-            rest = b""
-            while True:
-                chunk = file.read(1 << 20)
-                end = chunk.find(b"\0")
-                text = rest + (chunk if end < 0 else chunk[:end])
-                lines = text.split(b"\n")
-                rest = lines.pop()
-                for line in lines:
-                    self.read_bytes += len(line) + 1
-                    if line:
-                        yield _event(line.decode("utf-8", "replace"))
-                if not chunk or end >= 0:
-                    return
+    Zero bytes, or a line that is not finished, end the timeline.
+    """
+    while (line := file.readline(_LONGEST_LINE)).endswith(b"\n") and b"\0" not in line:
+        if text := line[:-1].decode("utf-8", "replace"):
+            yield _event(text)
+    file.seek(-len(line), os.SEEK_CUR)
 
 
 def timeline_is_full(path: Path) -> bool:

@@ -21,16 +21,11 @@ from turbofit.core.struct import decode, to_json
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.no_answer import say_no_answer
 from turbofit.rehearsal.packages import INSIDE, engine_library
-from turbofit.rehearsal.pretend.build import build
 from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
-from turbofit.rehearsal.pretend.command import (
-    cuda_site,
-    find_turbofit,
-    pretend_environment,
-    put_first,
-)
+from turbofit.rehearsal.pretend.command import CHANGING, cuda_site, find_turbofit, put_first
 from turbofit.rehearsal.pretend.libraries import LibraryAccount, check_surface
-from turbofit.rehearsal.pretend.scenario import Scenario, write_scenario
+from turbofit.rehearsal.pretend.run import prepare
+from turbofit.rehearsal.pretend.scenario import Scenario
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"
 #: The variable with the folder of a twin, which `turbofit.pipeline` opens instead of its model.
@@ -45,17 +40,12 @@ _TAKEN: Final[ContextVar[float | None]] = ContextVar("taken", default=None)
 
 def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
     """Write the files of a pretend machine; return the environment of a server on this machine."""
-    site = cuda_site()
-    libraries = build(site=site)
-    check_surface(engine_library(), libraries)
-    folder.mkdir(parents=True, exist_ok=True)
-    scenario = folder / "scenario"
-    write_scenario(scenario, machine, str(folder / "timeline"))
+    base = {name: text for name, text in os.environ.items() if not name.startswith(CHANGING)}
+    env = prepare(machine, folder, base, site=cuda_site())
+    check_surface(engine_library(), Path(env["TURBOFIT_PRETEND_LIBRARIES"]))
     (folder / "machine.json").write_text(to_json(machine), encoding="utf-8")
-    env = pretend_environment(libraries, scenario, site=site)
-    env[_MACHINE] = str(folder / "machine.json")
-    env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
-    env["TM_LOG_LEVEL"] = "INFO"
+    env |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
+    env |= {_MACHINE: str(folder / "machine.json"), "TM_LOG_LEVEL": "INFO"}
     find_turbofit(env)
     return env
 

@@ -30,13 +30,13 @@ _RATIO_STEPS: Final = 10**6
 class StartCommand(NamedTuple):
     """The command and environment of one start of an engine.
 
-    ``timeline`` is the file of pretend GPUs, or a folder if several processes write files; None on
-    real GPUs. ``clock`` makes forwards on pretend GPUs take their forecast time.
+    ``machine`` is the folder of the pretend machine, None on real GPUs. ``clock`` makes forwards on
+    pretend GPUs take their forecast time.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str]
-    timeline: Path | None = None
+    machine: Path | None = None
     clock: ClockFile | None = None
 
 
@@ -66,7 +66,7 @@ class Launch:
         return port_of(self.command)
 
     def start_command(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
-        """Return the command, environment and timeline of the start with this number, from 0."""
+        """Return the command and environment of the start with this number, from 0."""
         return StartCommand(self.argv(), self.environment({**os.environ, **self.command.env}))
 
     def argv(self) -> tuple[str, ...]:

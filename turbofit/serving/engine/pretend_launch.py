@@ -6,21 +6,19 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from threading import Lock
 
 from msgspec.structs import replace
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.rehearsal.packages import DRAFT, INSIDE, engine_library, need_engine
+from turbofit.rehearsal.packages import DRAFT, INSIDE, need_engine
 from turbofit.rehearsal.plan_clock import step_table
 from turbofit.rehearsal.planned import charged
 from turbofit.rehearsal.pretend.clock import CLOCK, ClockFile
 from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
-from turbofit.rehearsal.pretend.record import TimelineMemory, processes_in
+from turbofit.rehearsal.pretend.record import processes_in
 from turbofit.rehearsal.pretend.run import prepare
 from turbofit.rehearsal.pretend.scenario import Scenario
 from turbofit.rehearsal.turbomind.server import server_environment
@@ -46,7 +44,7 @@ def with_checkpoint(plan: Plan, folder: Path) -> Plan:
 class PretendLaunch(Launch):
     """An engine on pretend GPUs: LMDeploy's own server and engine, which compute nothing.
 
-    Each start has a pretend machine of its own, with a scenario and a timeline in ``folder``.
+    Each start has a pretend machine of its own, whose files are in ``folder``.
     Forwards of a ready engine take ``factor`` times the forecast's seconds.
     """
 
@@ -55,20 +53,20 @@ class PretendLaunch(Launch):
     factor: float = 0.0
 
     def start_command(self, number: int) -> StartCommand:
-        """Make the pretend machine of this start; return the command, environment and timeline."""
-        folder, argv = self.folder / f"{self.group}-{number}", self.argv()
+        """Make the pretend machine of this start; return the command and environment."""
+        folder, clock = self.folder / f"{self.group}-{number}", None
         # The files of the start before this one are large.
         shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
         machine = charged(self.plan, self.group)
         if self.plan.backend.on_torch:
             env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
-            return StartCommand(argv, self.environment(env), folder)
-        env = server_environment(machine, folder)
-        clock = ClockFile(folder / "clock", self.factor) if self.factor else None
-        if clock is not None:
+        else:
+            env = server_environment(machine, folder)
+        if self.factor and not self.plan.backend.on_torch:
+            clock = ClockFile(folder / "clock", self.factor)
             clock.write(step_table(self.plan, self.plan.engines[self.group]))
             env[CLOCK] = str(clock.path)
-        return StartCommand(argv, self.environment(env), folder / "timeline", clock)
+        return StartCommand(self.argv(), self.environment(env), folder, clock)
 
     def _torch_environment(
         self, machine: Scenario, folder: Path, base: Mapping[str, str]
@@ -97,46 +95,21 @@ class PretendUsage(Struct):
 class PretendReader:
     """Reads how much memory one start of a group's engine uses on its pretend GPUs.
 
-    ``timeline`` is `StartCommand.timeline`. Each reading of TurboMind's timeline begins at the end
-    of the last reading.
+    ``machine`` is `StartCommand.machine`.
     """
 
-    def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
-        self.timeline = timeline
-        self._plan, self._group = plan, group
-        #: The pretend machine, with the bytes that other processes hold.
-        self._machine = charged(plan, group)
-        #: One thread reads at a time: the supervisor's or the gateway's.
-        self._reading = Lock()
+    def __init__(self, plan: Plan, group: int, machine: Path) -> None:
+        self._machine, self._indices = machine, plan.groups[group]
+        #: The bytes of each pretend GPU that are in use before the engine's processes start.
+        self._before = [gpu.used for gpu in charged(plan, group).gpus]
 
     def usages(self) -> tuple[PretendUsage, ...]:
         """Return the use of each pretend GPU of the group so far; empty if unreadable."""
-        others = [gpu.used for gpu in self._machine.gpus]
-        with self._reading:
-            if self._plan.backend.on_torch:
-                sizes = self._torch_held()
-            else:
-                memory = self._memory.read()
-                cards = () if memory is None else memory.cards
-                sizes = [(max(card.peak.values(), default=0), card.in_use) for card in cards]
-                # A timeline has the allocations alone; the shared file also has the late bytes.
-                others = [gpu.used + gpu.late for gpu in self._machine.gpus]
-        indices = self._plan.groups[self._group]
-        return tuple(
-            PretendUsage(gpu=index, peak=before + peak, in_use=before + now)
-            for index, before, (peak, now) in zip(indices, others, sizes, strict=False)
-        )
-
-    def _torch_held(self) -> list[tuple[int, int]]:
-        """Return the peak and the use now of each GPU of an engine on torch, in bytes."""
         try:
-            shared = processes_in(self.timeline)
+            shared = processes_in(self._machine)
         except (OSError, ValueError):
-            return []
-        sizes = map(shared.held, range(len(self._machine.gpus)))
-        return list(zip(shared.peak, sizes, strict=False))
-
-    @cached_property
-    def _memory(self) -> TimelineMemory:
-        """TurboMind's memory, by its timeline."""
-        return TimelineMemory(self.timeline, self._machine, engine_library())
+            return ()
+        return tuple(
+            PretendUsage(gpu=gpu, peak=used + shared.peak[place], in_use=used + shared.held(place))
+            for place, (gpu, used) in enumerate(zip(self._indices, self._before, strict=True))
+        )

@@ -282,10 +282,10 @@ class SupervisedEngine:
         self._supervision.before_start()
         start_command = self.launch.start_command(self.starts)
         self.starts += 1
-        if start_command.timeline is not None:
+        if start_command.machine is not None:
             from turbofit.serving.engine.pretend_launch import PretendReader
 
-            self.pretended = PretendReader(self.plan, self.group, start_command.timeline)
+            self.pretended = PretendReader(self.plan, self.group, start_command.machine)
         self.clock = start_command.clock
         self._began = self._counted = self._heard = self._clock()
         self._kills = (host_kills(),) * 2
