@@ -9,7 +9,6 @@ The name is looked up only once. A private address may be dialled only for a hos
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 import socket
 from collections import Counter, OrderedDict, deque
@@ -24,6 +23,7 @@ from yarl import URL
 
 from turbofit.core.process.interpreter import in_daemon_thread
 from turbofit.gateway.config import ANY_PUBLIC
+from turbofit.gateway.http.connections import ip_address
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media.addresses import PRIVATE, Network, innermost, may_dial, private_networks
 
@@ -74,18 +74,10 @@ def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> b
 def _host_and_port(entry: str) -> tuple[str, str]:
     """Return the host that an entry names, and its port; "" for no port."""
     name, _, port = entry.rpartition(":")
-    if _is_address(entry) or not (name and port.isdigit()):
+    if ip_address(entry.strip("[]")) is not None or not (name and port.isdigit()):
         name, port = entry, ""
     name = name.strip("[]")
-    return ipaddress.ip_address(name).compressed if _is_address(name) else name, port
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True
+    return str(ip_address(name) or name), port
 
 
 class _Names(AbstractResolver):
