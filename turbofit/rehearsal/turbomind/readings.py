@@ -16,7 +16,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.struct import Document
 from turbofit.core.units import round_up
 from turbofit.logs.death import death
-from turbofit.logs.log_events import Backpressure
+from turbofit.logs.log_events import Backpressure, Slab
 from turbofit.logs.log_reader import read_line
 from turbofit.memory.account import POOL_WARMUP, LoggedSlab
 from turbofit.memory.engines import engine_named
@@ -49,9 +49,6 @@ _CACHE_WORDS: Final = ("Object cache budget", "slab_size", "[GDN]")
 _LIMITS: Final = {"cache_block_seq_len": 64, "max_batch_size": 1, "session_len": 1}
 #: The beginning of each line that the pretend libraries print.
 _PRETEND: Final = "turbofit pretend:"
-_SLAB: Final = re.compile(
-    r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio ([0-9.]+)"
-)
 _STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
 
 
@@ -133,8 +130,8 @@ def _cache(
     plan.
     """
     # Each rank prints an equal line; equal lines count once.
-    slabs = [LoggedSlab(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
-    slabs = list(dict.fromkeys(slabs))
+    events = [event for event in map(read_line, lines) if isinstance(event, Slab)]
+    slabs = list(dict.fromkeys(LoggedSlab(e.slab_size, e.object_size) for e in events))
     first_card, tokens = memory.cards[0], None
     if slabs and first_card.cache_region is not None:
         told = {name: int(settings.get(name) or least) for name, least in _LIMITS.items()}
