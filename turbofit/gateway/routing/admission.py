@@ -317,33 +317,22 @@ class Admission:
         # The new request may fit now: the requests of its queue may wait for other resources.
         self.pump()
         began = time.monotonic()
-        latest, why = began + _LONGEST_WAIT * self._seconds, ""
-        while not place.given.done() and not why:
-            moved_at = began
-            # What the engines do for others does not help a suspect, which waits for its turn.
-            if place.turn is None:
-                moved_at = self.fleet.moved_at
-            now, patience = time.monotonic(), max(began, moved_at) + self._seconds
-            if now >= latest:
-                why = f"the request has waited for {now - began:.0f} s"
-            elif now >= patience:
-                why = f"nothing has moved for {self._seconds:.0f} s"
-            else:
-                await self._until(queue, place, min(patience, latest) - now)
-        if why:
-            refusal = self._busy(place, why)
-            self._stop_waiting(queue, place)
-            raise refusal
-        place.given.result()
-
-    async def _until(self, queue: _Queue, place: Place, seconds: float) -> None:
-        """Wait for a place for some seconds; a cancellation takes the request out of the queue."""
+        latest = began + _LONGEST_WAIT * self._seconds
         try:
-            # `wait_for` may swallow a cancellation that comes together with the result.
-            await asyncio.wait((place.given,), timeout=seconds)
-        except asyncio.CancelledError:
+            while not place.given.done():
+                # What the engines do for others does not help a suspect, which waits for its turn.
+                moved_at = began if place.turn is not None else max(began, self.fleet.moved_at)
+                now, patience = time.monotonic(), moved_at + self._seconds
+                if now >= latest:
+                    raise self._busy(place, f"the request has waited for {now - began:.0f} s")
+                if now >= patience:
+                    raise self._busy(place, f"nothing has moved for {self._seconds:.0f} s")
+                # `wait_for` may swallow a cancellation that comes together with the result.
+                await asyncio.wait((place.given,), timeout=min(patience, latest) - now)
+        except BaseException:  # the wait was too long, or was cancelled
             self._stop_waiting(queue, place)
             raise
+        place.given.result()
 
     def _stop_waiting(self, queue: _Queue, place: Place) -> None:
         """Take a request out of the queue, and free its place if it has just got a place."""
