@@ -91,9 +91,9 @@ class DearSteps:
     def _end(self, name: bytes, refusal: Refusal) -> None:
         """End the requests of the grammar of this name at all engines."""
         for engine in self._engines:
-            for present in tuple(engine.in_flight):
+            for present, stop in tuple(engine.in_flight.items()):
                 if present.grammar is not None and present.grammar.name == name:
-                    present.refuse(refusal)
+                    stop(refusal)
 
 
 def note_said(present: Present, events: bytes) -> None:

@@ -58,7 +58,7 @@ class Present:
     ``fingerprint``: see `deny_list`; None for a request without a body, which cannot end an engine.
     ``begun``: a byte of its answer has come. ``left_at``: the time at which its client left. All
     times are by `time.monotonic`. ``grammar``: the grammar of its answer, ``said`` what of the
-    answer has come, and ``refuse`` ends the request (see `dear_steps`).
+    answer has come (see `dear_steps`).
     """
 
     fingerprint: str | None = None
@@ -67,7 +67,6 @@ class Present:
     left_at: float = float("inf")
     grammar: Grammar | None = None
     said: bytearray = field(default_factory=bytearray)
-    refuse: Callable[[Refusal], None] = lambda _: None
 
 
 @dataclass(eq=False)
@@ -133,8 +132,9 @@ class RoutedEngine:
         #: When the supervisor will end the engine, which seems to hang; `_NEVER` for an engine that
         #: shows signs of life.
         self.ends_at = _NEVER
-        #: The engine's requests in their order, each with the function that ends the request.
-        self.in_flight: dict[Present, Callable[[], None]] = {}
+        #: The engine's requests in their order, each with the function that ends the request: with
+        #: a refusal, or None since the engine was given up.
+        self.in_flight: dict[Present, Callable[[Refusal | None], None]] = {}
         #: Set when a request with a grammar comes (see `dear_steps`).
         self.got_grammar = asyncio.Event()
         #: The tokens that the engine had counted when a probe last failed; 0 if unknown.
@@ -288,8 +288,8 @@ class RoutedEngine:
 
     def abort_all(self) -> None:
         """End all requests at the engine, since the engine was given up."""
-        for abort in tuple(self.in_flight.values()):
-            abort()
+        for stop in tuple(self.in_flight.values()):
+            stop(None)
 
 
 class Outage(NamedTuple):

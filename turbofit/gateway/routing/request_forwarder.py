@@ -97,9 +97,8 @@ class Exchange(ForwardOutcome):
             Refusal: the engine died before the answer began.
         """
         engine, left = self._engine, False
-        engine.in_flight[self.present] = self.abort
+        engine.in_flight[self.present] = self.stop
         self.present.sent_at, self.present.begun = time.monotonic(), False
-        self.present.refuse = self.refuse
         if self.present.grammar is not None:
             engine.got_grammar.set()
         if not engine.owes:
@@ -113,7 +112,7 @@ class Exchange(ForwardOutcome):
             self._note_break()
             await self._end_broken()
         except asyncio.CancelledError:
-            left = not self.broken  # not cancelled by `abort`
+            left = not self.broken  # not cancelled by `stop`
             if left and self._refusal is None:
                 # If the engine has died since, its death was noted with this request already.
                 if not engine.dead_since(self.present.sent_at):
@@ -147,17 +146,17 @@ class Exchange(ForwardOutcome):
                 forwarder.doubt(engine)
             forwarder.metrics.count("engine_failures_total", f"engine={engine.index}")
 
-    def abort(self) -> None:
-        """Stop waiting for the engine, because the monitor gave up the engine."""
-        if self._task is not None and not self.broken:
-            self._note_break()
-            self._task.cancel()
+    def stop(self, refusal: Refusal | None) -> None:
+        """End the request, because the gateway refuses it from now on.
 
-    def refuse(self, refusal: Refusal) -> None:
-        """End the request, because the gateway refuses it from now on."""
-        if self._task is not None and not self.broken and self._refusal is None:
-            self._refusal = refusal
-            self._task.cancel()
+        Without a refusal, the monitor gave up the engine.
+        """
+        if self._task is None or self.broken or (refusal is not None and self._refusal is not None):
+            return
+        if refusal is None:
+            self._note_break()
+        self._refusal = self._refusal or refusal
+        self._task.cancel()
 
     def _note_break(self) -> None:
         """Note that the exchange broke off, and suspect the requests at the engine."""
