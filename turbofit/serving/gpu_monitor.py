@@ -48,12 +48,12 @@ class GpuMonitor(threading.Thread):
         self._stopped = threading.Event()
         #: The level of the warning that was given of each present condition.
         self._said: dict[str, int] = {}
-        #: UUIDs of the GPUs on which other processes had taken all headroom at the last look.
-        self._without_headroom: set[str] = set()
+        #: By UUID, the level of a GPU's growth at the last look at which it was known.
+        self._levels: dict[str, int] = {}
 
     def without_headroom(self, uuids: Iterable[str]) -> bool:
         """Return whether other processes had taken all headroom of a GPU at the last look."""
-        return not self._without_headroom.isdisjoint(uuids)
+        return any(self._levels.get(uuid) == _DEADLY for uuid in uuids)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -89,10 +89,7 @@ class GpuMonitor(threading.Thread):
         level = 0
         if grown >= _NOISE and left < margin:
             level = 1 if left > 0 else _DEADLY
-        if level == _DEADLY:
-            self._without_headroom.add(ledger.uuid)
-        else:
-            self._without_headroom.discard(ledger.uuid)
+        self._levels[ledger.uuid] = level
         name = f"grown {ledger.uuid}"
         if not level:
             self._said.pop(name, None)
