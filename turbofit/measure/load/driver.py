@@ -252,40 +252,32 @@ def summary(
     now = datetime.now(timezone.utc)
     split = urlsplit(url)
     without_password = split._replace(netloc=split.netloc.rpartition("@")[2])
-    load = to_builtins((asked or run.spec).given())
-    warm_up_errors = sum(map(window.failed_before, run.answers))
-    requests_per_second = window.per_second(window.share, answered)
-    output_tokens_per_second = window.per_second(window.tokens, answered)
-    prompt_tokens = _mean([answer.prompt_tokens for answer in good])
-    output_tokens = _mean([answer.tokens for answer in good]) or 0.0
-    client = ClientShare(busy=round(busy, 3), late=round(run.late, 3))
     ttft, tpot, e2e = (spread(map(attrgetter(name), good)) for name in ("ttft", "tpot", "e2e"))
-    warnings = _warnings(run, busy, pieces_only=pieces_only, forecast=forecast)
     return LoadResult(
         turbofit_version=__version__,
         created=now.isoformat(timespec="seconds"),
         url=without_password.geturl(),
         model=model,
-        load=load,
+        load=to_builtins((asked or run.spec).given()),
         seconds=round(window.seconds, 3),
         stopped=run.stopped,
         begun=len(counted),
         answered=len(good),
         errors=_errors(counted),
-        warm_up_errors=warm_up_errors,
-        requests_per_second=requests_per_second,
-        output_tokens_per_second=output_tokens_per_second,
+        warm_up_errors=sum(map(window.failed_before, run.answers)),
+        requests_per_second=window.per_second(window.share, answered),
+        output_tokens_per_second=window.per_second(window.tokens, answered),
         running=window.per_second(window.overlap, answered),
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
+        prompt_tokens=_mean([answer.prompt_tokens for answer in good]),
+        output_tokens=_mean([answer.tokens for answer in good]) or 0.0,
         counted="pieces" if pieces_only else "usage",
         ttft=ttft,
         tpot=tpot,
         e2e=e2e,
-        client=client,
+        client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
         turns=turns_of(good) if run.spec.turns > 1 else (),
         forecast=forecast,
-        warnings=tuple(warnings),
+        warnings=tuple(_warnings(run, busy, pieces_only=pieces_only, forecast=forecast)),
     )
 
 
