@@ -311,16 +311,16 @@ class Gateway(AsgiApp):
 
     def _record(self, request: RequestContext) -> None:
         """Count a request, its images and what was lowered, and log it."""
-        prepared, outcome = request.prepared, request.outcome
+        prepared, first_byte = request.prepared, request.first_byte
         if self.connections.ending:
             # The server itself has answered the client, without this app.
-            request.status, request.reason = 503, "ending"
+            request.status, request.reason = request.status if request.started else 503, "ending"
         super()._record(request)
         for word in dict.fromkeys(word.partition("=")[0] for word in prepared.lowered):
             self.metrics.count("limited_total", f"what={word}")
-        if outcome is None:
+        if request.engine is None:
             return
         self.metrics.count("images_total", by=prepared.images)
         self.metrics.count("units_total", by=prepared.cost.units)
-        if outcome.first_byte is not None and request.method == "POST":
-            self.metrics.first_byte(outcome.first_byte - request.read_at)
+        if first_byte is not None and request.method == "POST":
+            self.metrics.first_byte(first_byte - request.read_at)

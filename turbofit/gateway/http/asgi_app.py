@@ -20,7 +20,6 @@ from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
-    ForwardOutcome,
     Message,
     Receive,
     RequestContext,
@@ -117,13 +116,10 @@ class AsgiApp(ABC):
 
     def _record(self, request: RequestContext) -> None:
         """Count a request by route and status, and log it; of polled routes, only failures."""
-        outcome = request.outcome or ForwardOutcome()
-        if outcome.started:
-            request.status = outcome.status
         path = request.route.path if request.route else ""
         self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
         if path not in _POLLED or request.status != 200:
-            self._log(log_record(request, path, outcome.first_byte))
+            self._log(log_record(request, path))
 
     def _close_log(self) -> None:
         if isinstance(self._log, OpenLog):
@@ -223,7 +219,7 @@ class AsgiApp(ABC):
     async def _refuse(self, request: RequestContext, refusal: Refusal, send: Send) -> None:
         request.reason = request.reason or refusal.reason
         self.metrics.count("refused_total", f"reason={refusal.reason}")
-        if request.outcome is None or not request.outcome.started:
+        if not request.started:
             request.answer_headers += refusal.headers
             body = refusal_body(request.api, refusal, request.id)
             await answer(request, send, refusal.status, body, "application/json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from turbofit.core.messages import PRETEND_HEADER
@@ -36,24 +35,13 @@ def uncancel(task: asyncio.Task[Any] | None) -> None:
         task.uncancel()
 
 
-@dataclass(eq=False)
-class ForwardOutcome:
-    """The answer that one engine gave to a request.
-
-    ``bytes_out`` is the size of the answer. ``first_byte`` is the time of its first byte, by
-    `time.perf_counter`. ``started``: the headers of the answer were sent to the client.
-    """
-
-    status: int = 0
-    bytes_out: int = 0
-    first_byte: float | None = None
-    started: bool = False
-    #: Whether the exchange ended before the answer was complete.
-    broken: bool = False
-
-
 class RequestContext:
-    """A client's request: its ASGI scope, its client, and what the gateway has found out."""
+    """A client's request: its ASGI scope, its client, and what the gateway has found out.
+
+    ``bytes_out`` is the size of an engine's answer, ``first_byte`` the time of its first byte, by
+    `time.perf_counter`. ``started``: the headers of this answer were sent to the client;
+    ``broken``: the engine's answer ended before it was complete.
+    """
 
     def __init__(self, scope: Message) -> None:
         #: When the request began, and when its body was read, by `time.perf_counter`.
@@ -71,9 +59,9 @@ class RequestContext:
         #: The grammar of the answer, if it has one that was tried.
         self.grammar: Grammar | None = None
         self.engine: RoutedEngine | None = None
-        self.outcome: ForwardOutcome | None = None
-        self.status, self.reason, self.bytes_in = 0, "", 0
-        self.gone = False
+        self.status, self.reason, self.bytes_in, self.bytes_out = 0, "", 0, 0
+        self.first_byte: float | None = None
+        self.gone = self.started = self.broken = False
         #: The client's body, later the body for the engine, and empty while the answer streams.
         self.body = b""
         self.forgotten = False
@@ -119,17 +107,15 @@ def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str,
     return headers
 
 
-def log_record(request: RequestContext, path: str, first: float | None) -> Document:
+def log_record(request: RequestContext, path: str) -> Document:
     """Return a request's record for the access log: numbers and names, no prompt, no image.
 
     ``limited`` lists the values that were lowered to the plan, and ``refused`` is the reason of a
-    refusal. ``copies`` is the number of answers that the client asked for. The parameter ``first``
-    is the time of the answer's first byte, by `time.perf_counter`.
+    refusal. ``copies`` is the number of answers that the client asked for.
     """
-    prepared, outcome, now = request.prepared, request.outcome, time.perf_counter()
+    prepared, first, now = request.prepared, request.first_byte, time.perf_counter()
     engine = None if request.engine is None else request.engine.index
     first_byte_ms = None if first is None else round((first - request.read_at) * 1e3, 1)
-    bytes_out = 0 if outcome is None else outcome.bytes_out
     return {
         "time": round(time.time(), 3),
         "id": request.id,
@@ -145,8 +131,8 @@ def log_record(request: RequestContext, path: str, first: float | None) -> Docum
         "limited": list(prepared.lowered),
         "refused": request.reason,
         "bytes_in": request.bytes_in,
-        "bytes_out": bytes_out,
+        "bytes_out": request.bytes_out,
         "ms": round((now - request.began_at) * 1e3, 1),
         "ms_first_byte": first_byte_ms,
-        "broken": outcome is not None and outcome.broken,
+        "broken": request.broken,
     }

@@ -20,7 +20,6 @@ from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_body, refusal_event, refusal_of_engine
 from turbofit.gateway.http.request_context import (
     OF_NODES,
-    ForwardOutcome,
     RequestContext,
     Send,
     sent_headers,
@@ -65,7 +64,7 @@ _GENERATED: Final = re.compile(
 _FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
 
 
-class Exchange(ForwardOutcome):
+class Exchange:
     """The exchange of one request with one engine."""
 
     def __init__(
@@ -76,7 +75,6 @@ class Exchange(ForwardOutcome):
         place: Place,
         send: Send,
     ) -> None:
-        super().__init__()
         assert request.route is not None
         self._forwarder, self._request, self._send = forwarder, request, send
         self._route = request.route
@@ -88,6 +86,7 @@ class Exchange(ForwardOutcome):
         self._failed = False
         #: Why the gateway ended the request, if it did.
         self._refusal: Refusal | None = None
+        request.broken = False  # perhaps an engine that was not reached was given up
 
     async def run(self) -> None:
         """Send the request and pass the answer on.
@@ -112,7 +111,7 @@ class Exchange(ForwardOutcome):
             self._note_break()
             await self._end_broken()
         except asyncio.CancelledError:
-            left = not self.broken  # not cancelled by `stop`
+            left = not self._request.broken  # not cancelled by `stop`
             if left and self._refusal is None:
                 # If the engine has died since, its death was noted with this request already.
                 if not engine.dead_since(self.present.sent_at):
@@ -135,14 +134,14 @@ class Exchange(ForwardOutcome):
         engine, forwarder = self._engine, self._forwarder
         # A connection may break while the engine lives and continues with the request. An engine
         # notices soon only that the reader of a stream has left.
-        may_go_on = not self.started and (left or self.broken)
+        may_go_on = not self._request.started and (left or self._request.broken)
         self._place.leave(LEFT_SECONDS if may_go_on else 0.0, left=left)
-        if self.broken or self._failed:
+        if self._request.broken or self._failed:
             forwarder.suspect(engine)
             # An engine that broke off before the first byte has probably died. It has no other
             # requests then, so it would be chosen first, and would break off every new request.
             others_open = forwarder.fleet.open - engine.up
-            if self.broken and not self.started and others_open:
+            if self._request.broken and not self._request.started and others_open:
                 forwarder.doubt(engine)
             forwarder.metrics.count("engine_failures_total", f"engine={engine.index}")
 
@@ -151,7 +150,11 @@ class Exchange(ForwardOutcome):
 
         Without a refusal, the monitor gave up the engine.
         """
-        if self._task is None or self.broken or (refusal is not None and self._refusal is not None):
+        if (
+            self._task is None
+            or self._request.broken
+            or (refusal is not None and self._refusal is not None)
+        ):
             return
         if refusal is None:
             self._note_break()
@@ -160,9 +163,9 @@ class Exchange(ForwardOutcome):
 
     def _note_break(self) -> None:
         """Note that the exchange broke off, and suspect the requests at the engine."""
-        if self.broken:
+        if self._request.broken:
             return
-        self.broken = True
+        self._request.broken = True
         if not self._forwarder.before_nodes:  # no request ends a node, only its engines
             self._forwarder.deny_list.engine_died(self._engine, self.present.sent_at)
         self._engine.in_flight.pop(self.present, None)
@@ -187,7 +190,6 @@ class Exchange(ForwardOutcome):
                     (name.encode(), response.headers[name].encode("latin-1"))
                 )
         try:
-            self.status = response.status
             self._failed = response.status >= 500
             kind = response.headers.get("Content-Type", "application/json")
             if response.status == 200 and kind.startswith("text/event-stream"):
@@ -212,7 +214,7 @@ class Exchange(ForwardOutcome):
             await self._pass_on(data, kind)
         if rest:
             await self._pass_on(rest, kind)
-        if not self.started:
+        if not self._request.started:
             raise Died("an empty stream")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -230,10 +232,10 @@ class Exchange(ForwardOutcome):
         else:
             note_said(self.present, events)
             self._note_events(events)
-            if not self.started:
+            if not self._request.started:
                 no_buffer = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
                 await self._start(200, kind, no_buffer)
-            self.bytes_out += len(events)
+            self._request.bytes_out += len(events)
             await self._send({"type": "http.response.body", "body": events, "more_body": True})
         if end is not None:
             raise self._loop_ended()
@@ -245,13 +247,13 @@ class Exchange(ForwardOutcome):
 
     def _note_events(self, events: bytes) -> None:
         """Note that events came; at the first output, note that the answer begins."""
-        if self.first_byte is not None:
+        if self._request.first_byte is not None:
             self._engine.note_byte()
             return
         if self._route.api == "responses" and not _GENERATED.search(events):
             self._failed |= _FAILED.search(events) is not None
             return
-        self.first_byte = time.perf_counter()
+        self._request.first_byte = time.perf_counter()
         self.present.begun = True
         if events.startswith(_ERROR_EVENTS):
             self._failed = True
@@ -285,10 +287,11 @@ class Exchange(ForwardOutcome):
         if response.status == 503 and _UNAVAILABLE in data:
             self.present.begun = False  # this request may have ended the loop
             raise self._loop_ended()
-        body = bytes(data)
-        if response.status >= 400:
-            body, kind = self._in_form(body), "application/json"
-        self.first_byte = time.perf_counter()
+        status, body = response.status, bytes(data)
+        if status >= 400:
+            status, body = self._in_form(status, body)
+            kind = "application/json"
+        self._request.first_byte = time.perf_counter()
         if response.status == 200:
             if self._route.kind not in ("count_tokens", "models"):
                 self._succeeded()
@@ -301,28 +304,27 @@ class Exchange(ForwardOutcome):
         retry = response.headers.get("Retry-After")
         if retry is not None and retry.isdigit():
             headers.append((b"retry-after", retry.encode()))
-        await self._start(self.status, kind, headers)
-        self.bytes_out += len(body)
+        await self._start(status, kind, headers)
+        self._request.bytes_out += len(body)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _in_form(self, body: bytes) -> bytes:
-        """Return the body of an engine's error in the form of the client's API.
+    def _in_form(self, status: int, body: bytes) -> tuple[int, bytes]:
+        """Return the status and body of an engine's error in the form of the client's API.
 
-        The reason and status of the error are noted for the record.
+        The reason of the error is noted for the record.
         """
         request, api = self._request, self._route.api
         if self._forwarder.before_nodes:
-            return body  # the node has given the error this form
-        refusal = refusal_of_engine(api, self.status, body)
+            return status, body  # the node has given the error this form
+        refusal = refusal_of_engine(api, status, body)
         if refusal is None:
-            return body
-        request.reason, self.status = refusal.reason, refusal.status
-        self._failed = self.status >= 500
-        return refusal_body(api, refusal, request.id)
+            return status, body
+        request.reason, self._failed = refusal.reason, refusal.status >= 500
+        return refusal.status, refusal_body(api, refusal, request.id)
 
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
         """Send the headers of the answer to the client; ``kind`` is the content type."""
-        self.started = True
+        self._request.started, self._request.status = True, status
         head = [
             (b"content-type", kind.encode("latin-1", "replace")),
             *headers,
@@ -335,10 +337,10 @@ class Exchange(ForwardOutcome):
         fleet = self._forwarder.fleet
         again = _RETRY_DIED if fleet.open else fleet.retry_seconds
         refusal = self._refusal or Refusal("engine_died", retry_after=again)
-        if not self.started:
+        if not self._request.started:
             raise refusal
         event = refusal_event(self._route.api, refusal)
-        self.bytes_out += len(event)
+        self._request.bytes_out += len(event)
         await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
 
@@ -393,7 +395,7 @@ class RequestForwarder:
         for _ in range(_MOST_ENGINES):
             place = await self._take(request, present, conversation)
             engine = request.engine = place.engine
-            request.outcome = exchange = Exchange(self, request, present, place, send)
+            exchange = Exchange(self, request, present, place, send)
             try:
                 return await exchange.run()
             except Unreachable as exc:
