@@ -24,7 +24,7 @@ from turbofit.gateway.http.asgi_app import AsgiApp, disconnected
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal, ending
 from turbofit.gateway.http.request_context import Message, Receive, RequestContext, Send
-from turbofit.gateway.http.routes import Route, named_model, no_such_model
+from turbofit.gateway.http.routes import Route, hold_name, named_model
 from turbofit.gateway.limits.request_limits import Bounds
 from turbofit.gateway.routing.health import healthy, trouble
 from turbofit.gateway.server import GatewayThread
@@ -171,9 +171,7 @@ class IdleGateway(AsgiApp):
         await self._bodies.take(request, receive)
         gone = asyncio.ensure_future(disconnected(receive))
         try:
-            name = named_model(request.body)
-            if name is not None and (not isinstance(name, str) or name not in self.config.names):
-                raise no_such_model(name, self.config.names)
+            hold_name(self.config.names, {"model": named_model(request.body)})
             gateway = await self._ready(gone)
             whole = iter([{"type": "http.request", "body": request.body, "more_body": False}])
             self._bodies.forget(request)  # the engines' gateway counts the body from here on
