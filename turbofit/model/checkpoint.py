@@ -74,7 +74,7 @@ def read_quantization(config: Section) -> Quantization | None:
     Raises:
         UsageError: no engine of LMDeploy runs this quantisation, or turbofit has no account of it.
     """
-    values = _find(config.values, _DEEPEST)
+    values = quantization_in(config.values)
     if not values:
         return None
     section = Section(values, f"{config.what}: quantization_config")
@@ -212,14 +212,14 @@ def _without_account(section: Section, what: str) -> UsageError:
     )
 
 
-def _find(values: dict[str, Any], depth: int) -> dict[str, Any] | None:
+def quantization_in(values: dict[str, Any], depth: int = _DEEPEST) -> dict[str, Any] | None:
     """Return the first ``quantization_config`` in the config or in its sections, else None."""
     section = values.get("quantization_config")
     if isinstance(section, dict):
         return section
     if depth:
         for value in values.values():
-            if isinstance(value, dict) and (inner := _find(value, depth - 1)):
+            if isinstance(value, dict) and (inner := quantization_in(value, depth - 1)):
                 return inner
     return None
 

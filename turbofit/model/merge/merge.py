@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import grouped
-from turbofit.model.checkpoint import read_section
+from turbofit.model.checkpoint import quantization_in, read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge import llava
@@ -314,8 +314,7 @@ def _original(
 
 def _refuse_base(config: Section) -> None:
     """Refuse a base that is quantised."""
-    parts = [part for part in (config.values, *config.values.values()) if isinstance(part, dict)]
-    if any(part.get("quantization_config") for part in parts):
+    if quantization_in(config.values):
         raise UsageError(
             "the base is quantised: a LoRA cannot be merged into it bit for bit",
             hint=MERGE_BEFORE,
