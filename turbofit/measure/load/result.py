@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.tuning import TurnFigures
+from turbofit.core.units import grouped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -142,9 +143,7 @@ def spread(values: Iterable[float | None]) -> Spread:
 
 def turns_of(answers: Sequence[Answer]) -> tuple[TurnFigures, ...]:
     """Return the first tokens of answers, and the prompts' share from the prefix cache, by turn."""
-    by_turn: dict[int, list[Answer]] = {}
-    for answer in answers:
-        by_turn.setdefault(answer.turn, []).append(answer)
+    by_turn = grouped((answer.turn, answer) for answer in answers)
     return tuple(_figures_of_turn(turn, by_turn[turn]) for turn in sorted(by_turn))
 
 
