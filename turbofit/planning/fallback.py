@@ -1,16 +1,15 @@
 """Plans for the fallback engine, Transformers: the number of GPUs, the image limit and the context.
 
 Each copy of the model answers one request after the other, so concurrent requests need one copy
-each, up to as many copies as the GPUs hold. The checkpoint's own image limit on the fewest GPUs is
-preferred, then lower limits. Decoder layers are taken off the GPUs only if no other plan serves a
-request.
+each, up to as many copies as the GPUs hold. The checkpoint's own image limit is preferred, then
+lower limits; a copy has the fewest GPUs that hold the wished context. Decoder layers are taken off
+the GPUs only if no other plan serves a request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Final
 
 from msgspec.structs import replace
@@ -64,6 +63,7 @@ from turbofit.planning.search.sizing import (
     CONTEXT_STEP,
     ROUND_CONTEXT,
     excess_tokens,
+    longest_context,
     most_context,
     shortest_context,
 )
@@ -129,16 +129,15 @@ def search(request: ResolvedRequest) -> Chosen:
 
 
 def _search(request: ResolvedRequest) -> Chosen:
-    """Choose the largest image limit on the fewest GPUs; else take layers off the GPUs."""
+    """Choose the largest image limit that fits; else take layers off the GPUs."""
     request = _with_limit_of_size(request)
     limits = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
     possible = [pair for pair in limits if not excess_tokens(request, pair[1])]
     groupings = list(_groupings(request))
-    for (limit, load), copies in product(possible, groupings):
-        tokens = _longest_context(request, copies, load)
-        placement = place_all(copies, load.of(tokens)) if tokens else None
-        if placement is not None:
-            return Chosen(copies, placement, load, limit, tokens)
+    for limit, load in possible:
+        chosen = _longest(request, groupings, limit, load)
+        if chosen is not None:
+            return chosen
     copies = groupings[-1]
     for limit, load in possible:
         # The shortest context leaves the most GPU memory to layers.
@@ -150,6 +149,25 @@ def _search(request: ResolvedRequest) -> Chosen:
     limit, load = limits[-1]
     nowhere = (None,) * len(copies.parts.layers)
     return Chosen(copies, nowhere, load, limit, _shortest_context(request, load), fits=False)
+
+
+def _longest(
+    request: ResolvedRequest, groupings: Sequence[ModelCopies], limit: int | None, load: VisionLoad
+) -> Chosen | None:
+    """Return the fewest GPUs that hold the wished context, or those that hold the longest one.
+
+    None: one request at this image limit fits nowhere.
+    """
+    found: Chosen | None = None
+    for copies in groupings:
+        tokens = _longest_context(request, copies, load)
+        placement = place_all(copies, load.of(tokens)) if tokens else None
+        if placement is None or (found and tokens <= found.session_len):
+            continue
+        found = Chosen(copies, placement, load, limit, tokens)
+        if tokens >= longest_context(request):
+            return found
+    return found
 
 
 def _with_limit_of_size(request: ResolvedRequest) -> ResolvedRequest:
@@ -253,7 +271,8 @@ def _longest_context(request: ResolvedRequest, copies: ModelCopies, vision_load:
 def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
     """Make the best plan on Hugging Face Transformers, without command lines.
 
-    ``tp`` of the request is the number of GPUs for one copy's layers (None: as few as possible).
+    ``tp`` of the request is the number of GPUs for one copy's layers (None: the fewest that hold
+    the wished context).
     ``replicas`` is the number of copies (None: one for each concurrent request that is promised, if
     they fit). ``reason`` is a clause that says why no engine of LMDeploy is used.
 
