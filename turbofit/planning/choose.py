@@ -61,6 +61,8 @@ from turbofit.planning.why_lost import (
 
 #: The most rows of ``considered``; the first row is the chosen shape.
 _MOST_CANDIDATES = 24
+#: What serves a smaller share of what another choice serves is said beside this choice.
+FAR: Final = 2 / 3
 #: The lowest capability that Triton surely supports; on older cards, engines that need Triton are
 #: not chosen.
 _LEAST_TRITON: Final = (7, 5)
@@ -148,11 +150,22 @@ def _why_engine_lost(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
     given = " and ".join(
         f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
     )
-    what = f"{f'with {given} ' if given else ''}{rival.engine.name} does not fit"
-    why = problem_of(rival)
-    if rival.fits:
-        why, what = why_ranked_lower(fit.request, fit.best, rival.best), rival.engine.name
-    return why, f"engine {fit.engine.name}: {what}: {why}"
+    name = rival.engine.name
+    if not rival.fits:
+        why, what = problem_of(rival), f"with {given} {name}" if given else name
+        return why, f"engine {fit.engine.name}: {what} does not fit: {why}"
+    why = why_ranked_lower(fit.request, fit.best, rival.best)
+    here, there = _at_once(fit), _at_once(rival)
+    what = f"{name}:"
+    if here < FAR * there:
+        what = f"--engine {name} holds {there:,} requests at once, not {here:,}, but"
+    return why, f"engine {fit.engine.name}: {what} {why}"
+
+
+def _at_once(fit: EngineFit) -> int:
+    """Return how many requests with photographs, or else with the largest images, run at once."""
+    usual, count = usual_image(fit), promise_of(fit).requests
+    return max(count, usual.requests_at_once) if usual else count
 
 
 def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
