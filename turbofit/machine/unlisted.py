@@ -214,7 +214,8 @@ def _unknown(name: str) -> UsageError:
     return UsageError(
         f"no GPU preset is called {name!r}",
         hint=f"{guess}Write its free memory as NAME:free=19GiB, a card without a preset as"
-        f" NAME:total=24GiB or 24GB, two as 2xNAME; `turbofit gpus` lists {len(preset_names())} presets",
+        " NAME:total=24GiB or 24GB, two as 2xNAME;"
+        f" `turbofit gpus` lists {len(preset_names())} presets",
     )
 
 
