@@ -63,18 +63,17 @@ def test_one_card_where_one_does():
     assert any("--replicas" in text for text in made.warnings)
 
 
-def test_the_fewest_cards_that_hold_the_wished_context():
-    one, two = plan("llama-3.2-11b-vision", "1xrtx4090"), plan("llama-3.2-11b-vision", "4xrtx4090")
-    assert (one.promise.context, one.groups) == (7_168, ((0,),))
-    assert (two.promise.context, two.groups) == (50_176, ((0, 1),))
-    # No number of these holds 32,768: the most of them hold the longest.
-    fewer, all_four = (plan("llava-onevision-7b", f"{n}xrtx3060:free=9GiB") for n in (3, 4))
-    assert fewer.promise.context < all_four.promise.context < 32_768
-    assert len(all_four.groups[0]) == 4
+def test_a_second_card_is_named_where_it_holds_far_more():
+    alone = plan("llama-3.2-11b-vision", "2xrtx4090")
+    both = plan("llama-3.2-11b-vision", "2xrtx4090", tp=2)
+    assert alone.promise.context * 3 < both.promise.context * 2
+    assert f"--tp 2 holds one request of {both.promise.context:,} tokens" in alone.warnings
+    little = plan("qwen2-vl-7b", "2xrtx4090")  # 29,696 tokens on one card
+    assert not any("--tp 2 holds" in text for text in little.warnings)
 
 
 def test_two_small_cards_are_cut_once_and_in_order():
-    made = plan(on="4xrtx3060", context=16_384)
+    made = plan(on="4xrtx3060")
     consistent(made)
     assert made.fits
     assert made.groups == ((0, 1),)

@@ -13,7 +13,8 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import two_digits
 from turbofit.machine.presets import other_sizes
 from turbofit.machine.spec import in_other_size
-from turbofit.planning.choose import FAR, best_plan, choose, promise_of
+from turbofit.planning.choose import best_plan, choose, promise_of
+from turbofit.planning.reasons import FAR
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.verdict import Planned

@@ -38,6 +38,7 @@ from turbofit.planning.plan_document import (
 )
 from turbofit.planning.prefix_cache import with_prefix_cache
 from turbofit.planning.reasons import (
+    FAR,
     beyond_model,
     limit_costs,
     reasons,
@@ -61,8 +62,6 @@ from turbofit.planning.why_lost import (
 
 #: The most rows of ``considered``; the first row is the chosen shape.
 _MOST_CANDIDATES = 24
-#: What serves a smaller share of what another choice serves is said beside this choice.
-FAR: Final = 2 / 3
 #: The lowest capability that Triton surely supports; on older cards, engines that need Triton are
 #: not chosen.
 _LEAST_TRITON: Final = (7, 5)

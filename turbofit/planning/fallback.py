@@ -1,15 +1,16 @@
 """Plans for the fallback engine, Transformers: the number of GPUs, the image limit and the context.
 
 Each copy of the model answers one request after the other, so concurrent requests need one copy
-each, up to as many copies as the GPUs hold. The checkpoint's own image limit is preferred, then
-lower limits; a copy has the fewest GPUs that hold the wished context. Decoder layers are taken off
-the GPUs only if no other plan serves a request.
+each, up to as many copies as the GPUs hold. The checkpoint's own image limit on the fewest GPUs is
+preferred, then lower limits. Decoder layers are taken off the GPUs only if no other plan serves a
+request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 from msgspec.structs import replace
@@ -34,7 +35,7 @@ from turbofit.planning.plan_document import (
     free_words,
     idle_words,
 )
-from turbofit.planning.reasons import context_reason
+from turbofit.planning.reasons import FAR, context_reason
 from turbofit.planning.remedies import (
     Change,
     Remedies,
@@ -63,7 +64,6 @@ from turbofit.planning.search.sizing import (
     CONTEXT_STEP,
     ROUND_CONTEXT,
     excess_tokens,
-    longest_context,
     most_context,
     shortest_context,
 )
@@ -129,15 +129,16 @@ def search(request: ResolvedRequest) -> Chosen:
 
 
 def _search(request: ResolvedRequest) -> Chosen:
-    """Choose the largest image limit that fits; else take layers off the GPUs."""
+    """Choose the largest image limit on the fewest GPUs; else take layers off the GPUs."""
     request = _with_limit_of_size(request)
     limits = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
     possible = [pair for pair in limits if not excess_tokens(request, pair[1])]
     groupings = list(_groupings(request))
-    for limit, load in possible:
-        chosen = _longest(request, groupings, limit, load)
-        if chosen is not None:
-            return chosen
+    for (limit, load), copies in product(possible, groupings):
+        tokens = _longest_context(request, copies, load)
+        placement = place_all(copies, load.of(tokens)) if tokens else None
+        if placement is not None:
+            return Chosen(copies, placement, load, limit, tokens)
     copies = groupings[-1]
     for limit, load in possible:
         # The shortest context leaves the most GPU memory to layers.
@@ -149,25 +150,6 @@ def _search(request: ResolvedRequest) -> Chosen:
     limit, load = limits[-1]
     nowhere = (None,) * len(copies.parts.layers)
     return Chosen(copies, nowhere, load, limit, _shortest_context(request, load), fits=False)
-
-
-def _longest(
-    request: ResolvedRequest, groupings: Sequence[ModelCopies], limit: int | None, load: VisionLoad
-) -> Chosen | None:
-    """Return the fewest GPUs that hold the wished context, or those that hold the longest one.
-
-    None: one request at this image limit fits nowhere.
-    """
-    found: Chosen | None = None
-    for copies in groupings:
-        tokens = _longest_context(request, copies, load)
-        placement = place_all(copies, load.of(tokens)) if tokens else None
-        if placement is None or (found and tokens <= found.session_len):
-            continue
-        found = Chosen(copies, placement, load, limit, tokens)
-        if tokens >= longest_context(request):
-            return found
-    return found
 
 
 def _with_limit_of_size(request: ResolvedRequest) -> ResolvedRequest:
@@ -271,8 +253,7 @@ def _longest_context(request: ResolvedRequest, copies: ModelCopies, vision_load:
 def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
     """Make the best plan on Hugging Face Transformers, without command lines.
 
-    ``tp`` of the request is the number of GPUs for one copy's layers (None: the fewest that hold
-    the wished context).
+    ``tp`` of the request is the number of GPUs for one copy's layers (None: as few as possible).
     ``replicas`` is the number of copies (None: one for each concurrent request that is promised, if
     they fit). ``reason`` is a clause that says why no engine of LMDeploy is used.
 
@@ -426,9 +407,21 @@ def _warnings(
             text += f"; {disk} of them are read from disk each time, which is slower still"
         yield text
     if idle := idle_words(request, chosen.groups):
+        yield from _on_more_cards(request, chosen)
         yield f"{idle}; --replicas starts copies on these GPUs, --tp splits a copy over them"
     if chosen.vision_load.units_per_image:
         yield f"{BEYOND}: turbofit serve keeps these limits, Transformers itself does not"
+
+
+def _on_more_cards(request: ResolvedRequest, chosen: Chosen) -> Iterator[str]:
+    """Yield the context that a copy holds on more GPUs, if that is far more than the plan's."""
+    if chosen.count > 1 or request.context_given:
+        return
+    for copies in _groupings(request):
+        tokens = _longest_context(request, copies, chosen.vision_load)
+        if chosen.session_len < FAR * tokens:
+            yield f"--tp {copies.devices} holds one request of {tokens:,} tokens"
+            return
 
 
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
