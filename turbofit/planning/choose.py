@@ -14,7 +14,7 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.errors import NoKernelError, TurbofitError, option_of
+from turbofit.core.errors import NoKernelError, TurbofitError
 from turbofit.core.forecast import UsualImage
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED, counted
 from turbofit.core.plan import Candidate, Plan, Remedy, may_evict
@@ -29,6 +29,7 @@ from turbofit.memory.engines import (
 )
 from turbofit.memory.known_bad import known_problems
 from turbofit.model.families.engines import engine_problem
+from turbofit.planning.commands import option_words
 from turbofit.planning.plan_document import (
     document,
     found_words,
@@ -147,7 +148,7 @@ def _why_engine_lost(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
     The first text is for that engine's row in ``considered``, the second for the plan's reasons.
     """
     given = " and ".join(
-        f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
+        " ".join(option_words(*option)) for option in fit.request.engine_options.items()
     )
     name = rival.engine.name
     if not rival.fits:
