@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 import turbofit
 from turbofit.cli.main import main
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.struct import to_json
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
@@ -119,6 +119,14 @@ def test_a_plan_for_transformers_has_no_config_of_lmdeploy_and_is_not_corrected(
         turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", engine="transformers", rehearse=True)
     with pytest.raises(UsageError, match="no stand-in checkpoint"):
         turbofit.rehearse("llava-v1.6-vicuna-7b", on="1xrtx3090")
+
+
+def test_a_plan_that_does_not_fit_gives_no_config() -> None:
+    plan = turbofit.plan("internvl2-26b", on="1xrtx3090")
+    with pytest.raises(DoesNotFitError) as caught:
+        plan.engine_config()
+    assert caught.value.message == plan.verdict
+    assert "plan.remedies" in caught.value.hint
 
 
 @pytest.mark.lmdeploy

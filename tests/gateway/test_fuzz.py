@@ -13,12 +13,11 @@ import pytest
 from tests.hostile import hostile
 from tests.support.gateway import PATCHES, TILES, call, gateway, plan_for
 from turbofit.core.images import PatchRule, VideoRule
+from turbofit.core.images.rule import LARGEST_PIXELS, LONGEST_SIDE
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import ROUTES
 from turbofit.gateway.media.clips import check_film, film_clip, film_of, frames_of
 from turbofit.gateway.media.pictures import (
-    LARGEST_PIXELS,
-    LONGEST_SIDE,
     Picture,
     from_base64,
     from_bytes,

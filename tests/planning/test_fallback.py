@@ -63,6 +63,15 @@ def test_one_card_where_one_does():
     assert any("--replicas" in text for text in made.warnings)
 
 
+def test_a_second_card_is_named_where_it_holds_far_more():
+    alone = plan("llama-3.2-11b-vision", "2xrtx4090")
+    both = plan("llama-3.2-11b-vision", "2xrtx4090", tp=2)
+    assert alone.promise.context * 3 < both.promise.context * 2
+    assert f"--tp 2 holds one request of {both.promise.context:,} tokens" in alone.warnings
+    little = plan("qwen2-vl-7b", "2xrtx4090")  # 29,696 tokens on one card
+    assert not any("--tp 2 holds" in text for text in little.warnings)
+
+
 def test_two_small_cards_are_cut_once_and_in_order():
     made = plan(on="4xrtx3060")
     consistent(made)

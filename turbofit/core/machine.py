@@ -28,6 +28,14 @@ class Holder(Struct):
     name: str
     bytes: int | NaType
 
+    @property
+    def label(self) -> str:
+        """The name with the process id, as ``python[4711]``; remarks in brackets come last."""
+        if self.pid == NA:
+            return self.name
+        name, bracket, remark = self.name.partition(" (")
+        return f"{name}[{self.pid}]{bracket}{remark}"
+
 
 class Pcie(Struct):
     """The best PCIe link of this slot, such as ``generation`` 4 and ``width`` 16 (lanes)."""

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.engine_end import Rehearsal
-from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
 from turbofit.core.forecast import Throughput, UsualImage
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
@@ -633,9 +633,15 @@ class Plan(JsonDocument):
         """Return LMDeploy's config of the engines, if all have the same settings.
 
         Raises:
+            DoesNotFitError: the engines would run out of memory.
             PackageError: LMDeploy is not installed.
             UsageError: the engines have different settings, or Transformers runs the model.
         """
+        if not self.fits:
+            raise DoesNotFitError(
+                self.verdict,
+                hint="plan.remedies has what helps; plan.engines[0].engine_config() is the config",
+            )
         first, *others = self.engines
         if any(engine.lmdeploy_settings() != first.lmdeploy_settings() for engine in others):
             raise UsageError(

@@ -6,11 +6,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from inspect import Parameter, Signature
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -69,15 +71,26 @@ def parsed(parse: Callable[[str, str], Any], *, numbers: bool = False) -> Before
         is_number = numbers and type(value) in (int, float)
         if is_number and info.field_name not in context.get("checked", ()):
             value = str(value)
-        if not isinstance(value, str):
-            return value
-        try:
-            spelled = context.get("spelled", str)
-            return parse(value, spelled(info.field_name or "value"))
-        except UsageError as exc:
-            raise ValueError(f"{exc.message}; {exc.hint}") from exc
+        return _called(parse, value, info) if isinstance(value, str) else value
 
     return BeforeValidator(validate)
+
+
+def checked(check: Callable[[Any, str], Any]) -> AfterValidator:
+    """Make a validator of a value that has its field's type already.
+
+    ``check`` takes the value and the field's name, as the parser of :func:`parsed`.
+    """
+    return AfterValidator(partial(_called, check))
+
+
+def _called(function: Callable[[Any, str], Any], value: Any, info: ValidationInfo) -> Any:
+    """Call ``function`` with the field's name in messages; pydantic wants a ValueError."""
+    spelled = (info.context or {}).get("spelled", str)
+    try:
+        return function(value, spelled(info.field_name or "value"))
+    except UsageError as exc:
+        raise ValueError(f"{exc.message}; {exc.hint}") from exc
 
 
 def whole(text: str, name: str) -> str | int:

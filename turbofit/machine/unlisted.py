@@ -213,7 +213,8 @@ def _unknown(name: str) -> UsageError:
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return UsageError(
         f"no GPU preset is called {name!r}",
-        hint=f"{guess}Write a card without a preset as NAME:total=24GiB or 24GB, two as 2xNAME;"
+        hint=f"{guess}Write its free memory as NAME:free=19GiB, a card without a preset as"
+        " NAME:total=24GiB or 24GB, two as 2xNAME;"
         f" `turbofit gpus` lists {len(preset_names())} presets",
     )
 

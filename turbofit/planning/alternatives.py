@@ -14,14 +14,13 @@ from turbofit.core.units import two_digits
 from turbofit.machine.presets import other_sizes
 from turbofit.machine.spec import in_other_size
 from turbofit.planning.choose import best_plan, choose, promise_of
+from turbofit.planning.reasons import FAR
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.verdict import Planned
 
 #: The options of a shape, each with the value by which turbofit chooses.
 _SHAPE: Final = {"tp": None, "replicas": None, "engine": "auto", "max_batch_size": None}
-#: A plan that serves a smaller share of what turbofit would choose says so.
-_LITTLE: Final = 2 / 3
 #: The beginning of the sentence on a plan without the options of its shape.
 WITHOUT: Final = "without --"
 
@@ -83,7 +82,7 @@ def _gain(plan: Plan, other: Plan) -> str:
     what = "requests/s"
     if here is None or there is None:
         here, there, what = plan.kv_tokens, other.kv_tokens, "KV tokens"
-    return "" if here >= _LITTLE * there else f"{two_digits(there / here)} times the {what}"
+    return "" if here >= FAR * there else f"{two_digits(there / here)} times the {what}"
 
 
 def _shape_words(plan: Plan, other: Plan) -> str:

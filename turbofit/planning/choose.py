@@ -14,7 +14,7 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.errors import NoKernelError, TurbofitError, option_of
+from turbofit.core.errors import NoKernelError, TurbofitError
 from turbofit.core.forecast import UsualImage
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED, counted
 from turbofit.core.plan import Candidate, Plan, Remedy, may_evict
@@ -29,6 +29,7 @@ from turbofit.memory.engines import (
 )
 from turbofit.memory.known_bad import known_problems
 from turbofit.model.families.engines import engine_problem
+from turbofit.planning.commands import option_words
 from turbofit.planning.plan_document import (
     document,
     found_words,
@@ -38,6 +39,7 @@ from turbofit.planning.plan_document import (
 )
 from turbofit.planning.prefix_cache import with_prefix_cache
 from turbofit.planning.reasons import (
+    FAR,
     beyond_model,
     limit_costs,
     reasons,
@@ -146,13 +148,24 @@ def _why_engine_lost(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
     The first text is for that engine's row in ``considered``, the second for the plan's reasons.
     """
     given = " and ".join(
-        f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
+        " ".join(option_words(*option)) for option in fit.request.engine_options.items()
     )
-    what = f"{f'with {given} ' if given else ''}{rival.engine.name} does not fit"
-    why = problem_of(rival)
-    if rival.fits:
-        why, what = why_ranked_lower(fit.request, fit.best, rival.best), rival.engine.name
-    return why, f"engine {fit.engine.name}: {what}: {why}"
+    name = rival.engine.name
+    if not rival.fits:
+        why, what = problem_of(rival), f"with {given} {name}" if given else name
+        return why, f"engine {fit.engine.name}: {what} does not fit: {why}"
+    why = why_ranked_lower(fit.request, fit.best, rival.best)
+    here, there = _at_once(fit), _at_once(rival)
+    what = f"{name}:"
+    if here < FAR * there:
+        what = f"--engine {name} holds {there:,} requests at once, not {here:,}, but"
+    return why, f"engine {fit.engine.name}: {what} {why}"
+
+
+def _at_once(fit: EngineFit) -> int:
+    """Return how many requests with photographs, or else with the largest images, run at once."""
+    usual, count = usual_image(fit), promise_of(fit).requests
+    return max(count, usual.requests_at_once) if usual else count
 
 
 def _considered(fit: EngineFit) -> tuple[Candidate, ...]:

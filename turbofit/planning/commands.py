@@ -170,7 +170,7 @@ def _options(plan: Plan, engine: EnginePlan) -> Iterator[Words]:
     for name, _ in config_names(plan.backend.name):
         value = getattr(engine.settings, name)
         if value or name not in _WHERE_SET:
-            yield _option(name, value)
+            yield option_words(name, value)
     if model.hub_id and path != model.hub_id:
         # Clients use this name; LMDeploy's default would be the path.
         yield "--model-name", model.hub_id
@@ -180,7 +180,7 @@ def _options(plan: Plan, engine: EnginePlan) -> Iterator[Words]:
         yield ("--trust-remote-code",)
 
 
-def _option(name: str, value: object) -> Words:
+def option_words(name: str, value: object) -> Words:
     """Return the words of one option and its value."""
     if value is True:
         return (option_of(name),)

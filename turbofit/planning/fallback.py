@@ -35,7 +35,7 @@ from turbofit.planning.plan_document import (
     free_words,
     idle_words,
 )
-from turbofit.planning.reasons import context_reason
+from turbofit.planning.reasons import FAR, context_reason
 from turbofit.planning.remedies import (
     Change,
     Remedies,
@@ -407,9 +407,21 @@ def _warnings(
             text += f"; {disk} of them are read from disk each time, which is slower still"
         yield text
     if idle := idle_words(request, chosen.groups):
+        yield from _on_more_cards(request, chosen)
         yield f"{idle}; --replicas starts copies on these GPUs, --tp splits a copy over them"
     if chosen.vision_load.units_per_image:
         yield f"{BEYOND}: turbofit serve keeps these limits, Transformers itself does not"
+
+
+def _on_more_cards(request: ResolvedRequest, chosen: Chosen) -> Iterator[str]:
+    """Yield the context that a copy holds on more GPUs, if that is far more than the plan's."""
+    if chosen.count > 1 or request.context_given:
+        return
+    for copies in _groupings(request):
+        tokens = _longest_context(request, copies, chosen.vision_load)
+        if chosen.session_len < FAR * tokens:
+            yield f"--tp {copies.devices} holds one request of {tokens:,} tokens"
+            return
 
 
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:

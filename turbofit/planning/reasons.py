@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from msgspec import UNSET, UnsetType
 
@@ -23,6 +24,9 @@ from turbofit.planning.search.shapes import Evaluation, dtype_for
 from turbofit.planning.search.sizing import longest_context, most_context
 from turbofit.planning.throughput import forecast
 from turbofit.planning.why_lost import forecast_name, speed_is_known
+
+#: A choice that serves a smaller share than this of what another serves names the other.
+FAR: Final = 2 / 3
 
 
 def reasons(fit: EngineFit, account: Account) -> Iterator[str]:

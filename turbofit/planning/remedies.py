@@ -388,20 +388,20 @@ def stopped(request: ResolvedRequest) -> Iterator[Change]:
 
     If no process is known, the change frees all memory in use.
     """
-    by_process: dict[tuple[int, str], dict[int, int]] = {}
+    by_process: dict[str, dict[int, int]] = {}
     for gpu in request.visible:
         for holder in gpu.holders:
             size = known(holder.bytes, 0)
             if holder.pid != "NA" and size > 0:
-                by_process.setdefault((holder.pid, holder.name), {})[gpu.index] = size
+                by_process.setdefault(holder.label, {})[gpu.index] = size
     freed = {gpu.index: known(gpu.used, 0) for gpu in request.visible if known(gpu.used, 0)}
     if not freed:
         return
     change = f"free the memory that others hold on GPU {indices(freed)}"
     if by_process:
-        (pid, name), freed = max(by_process.items(), key=lambda item: sum(item[1].values()))
+        process, freed = max(by_process.items(), key=lambda item: sum(item[1].values()))
         where = f"GPU{'s' if len(freed) > 1 else ''} {indices(freed)}"
-        change = f"stop {name}[{pid}] on {where}"
+        change = f"stop {process} on {where}"
 
     def without(gpu: Gpu) -> Gpu:
         # NVML reads holders and sizes at different times: a holder may have more than the total.

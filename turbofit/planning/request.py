@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator, Field
 
 from turbofit.core.errors import UsageError
+from turbofit.core.images.rule import LARGEST_PIXELS, LONGEST_SIDE
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import (
@@ -21,7 +22,15 @@ from turbofit.core.plan import (
     Workload,
 )
 from turbofit.core.units import parse_bytes, parse_share, plain_number
-from turbofit.core.validation import LARGEST, Metavar, Positive, Validated, parsed, whole
+from turbofit.core.validation import (
+    LARGEST,
+    Metavar,
+    Positive,
+    Validated,
+    checked,
+    parsed,
+    whole,
+)
 from turbofit.core.version import REFERENCE
 from turbofit.planning.resolved_request import Margin
 
@@ -88,6 +97,17 @@ def _size(text: str, name: str) -> tuple[int, int]:
     return int(pixels[0]), int(pixels[-1])
 
 
+def _accepted(size: tuple[int, int], name: str) -> tuple[int, int]:
+    """Refuse a size that the gateway refuses in each request."""
+    width, height = size
+    if width * height > LARGEST_PIXELS:
+        raise UsageError(
+            f"{name} {width}x{height} has {width * height:,} pixels",
+            hint=f"an image of a request has at most {LARGEST_PIXELS:,} pixels",
+        )
+    return size
+
+
 def _pixels(text: str, name: str) -> str | int:
     """Parse pixels: ``1280*28*28`` as on models' pages, ``12.8 MP`` as from `turbofit models`."""
     plain = plain_number(text.strip())
@@ -127,7 +147,7 @@ def _named_paths(value: object) -> object:
 
 #: Requests at once; limited, since lists of a batch's length are made.
 AtOnce = Annotated[int, Field(ge=1, le=_MOST_AT_ONCE), parsed(whole), Metavar("N")]
-Pixels = Annotated[int, Field(ge=1, le=LARGEST), parsed(_pixels), Metavar("PIXELS")]
+Pixels = Annotated[int, Field(ge=1, le=LARGEST_PIXELS), parsed(_pixels), Metavar("PIXELS")]
 Count = Annotated[int, Field(ge=0, le=LARGEST), parsed(whole), Metavar("N")]
 Tokens = Annotated[int, Field(ge=1, le=LARGEST), parsed(_tokens), Metavar("TOKENS")]
 TokensOrNone = Annotated[int, Field(ge=0, le=LARGEST), parsed(_tokens), Metavar("TOKENS")]
@@ -138,8 +158,13 @@ Context = Annotated[
 ]
 #: Accepts a list or a tuple; each item must have its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
+Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE), parsed(whole)]
 Size = Annotated[
-    tuple[Positive, Positive], Field(strict=False), parsed(_size, numbers=True), Metavar("WxH")
+    tuple[Side, Side],
+    Field(strict=False),
+    parsed(_size, numbers=True),
+    checked(_accepted),
+    Metavar("WxH"),
 ]
 Bytes = Annotated[
     int,

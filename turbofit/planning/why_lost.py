@@ -112,8 +112,11 @@ def why_ranked_lower(request: ResolvedRequest, chosen: Evaluation, candidate: Ev
 
 def _worse_figure(request: ResolvedRequest, chosen: Evaluation, candidate: Evaluation) -> str:
     """Return the first part of `Evaluation.worth` in which a candidate is worse, in words."""
-    if candidate.vision_load.units_per_request < chosen.vision_load.units_per_request:
-        return "serves smaller images"
+    smaller, larger = candidate.vision_load, chosen.vision_load
+    if smaller.units_per_request < larger.units_per_request:
+        tokens = smaller.tokens_per_request, larger.tokens_per_request
+        figures = ": {:,} tokens a request, not {:,}".format(*tokens)
+        return "serves smaller images" + (figures if tokens[0] < tokens[1] else "")
     shorter, context = candidate.settings.session_len, chosen.settings.session_len
     if shorter < context:
         return f"its cache holds a context of {shorter:,} tokens, not {context:,}"

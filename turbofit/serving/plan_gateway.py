@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.images.rule import LARGEST_PIXELS
 from turbofit.core.model import DTYPE_BYTES
 from turbofit.core.plan import EnginePlan, Plan, may_evict
 from turbofit.core.struct import NA
@@ -13,7 +14,7 @@ from turbofit.core.units import GIB
 from turbofit.gateway.http.about import about_plan, memory_bars
 from turbofit.gateway.limits.gate import UNSTATED, KvCache
 from turbofit.gateway.limits.request_limits import UNKNOWN_HOST, Bounds, EngineBounds
-from turbofit.gateway.media.pictures import BYTES_OF_PIXEL, LARGEST_PIXELS
+from turbofit.gateway.media.pictures import BYTES_OF_PIXEL
 from turbofit.machine.host import usable_cores
 from turbofit.memory.account import vision_load_within
 from turbofit.memory.engines import engine_of

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.cli.screen import Terminal
+from tests.cli.screen import Terminal, screen_of
 from turbofit.cli.main import main
 from turbofit.cli.terminal import screen
 from turbofit.cli.terminal.output import exit_code, run_until_signal, verbose_log
@@ -35,6 +35,15 @@ def test_the_log_goes_to_stderr_and_json_stays_json(option: list[str], said, cap
     search = "turbomind on 1xrtx3090: 4 shapes looked at, 4 fit; the best: tp 1 x 1"
     assert any(search in line for line in lines) == bool(said)
     assert not logging.getLogger("turbofit").handlers
+
+
+def test_an_answer_is_as_wide_as_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(PLAN[:-1]) == 0
+    lines = screen_of(terminal.getvalue())
+    assert {line.split()[0] for line in lines if len(line) > 50} == {"turbofit"}  # to be copied
 
 
 def test_errors_keep_their_two_lines_below_the_log(capsys: Out) -> None:

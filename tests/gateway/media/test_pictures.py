@@ -17,10 +17,10 @@ from PIL import Image, ImageChops, ImageFile
 
 from tests.support.gateway import data_url, picture
 from tests.virtual_time import settled
+from turbofit.core.images.rule import LARGEST_PIXELS
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import pictures
 from turbofit.gateway.media.pictures import (
-    LARGEST_PIXELS,
     PicturePermits,
     from_base64,
     from_bytes,

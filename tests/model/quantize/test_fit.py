@@ -42,6 +42,14 @@ def test_fewer_and_then_shorter_samples_are_taken_where_memory_is_short() -> Non
     )
 
 
+def test_published_weights_are_named() -> None:
+    weights = "Qwen/Qwen2-VL-7B-Instruct-AWQ has 4-bit weights of this model"
+    assert weights in made("qwen2-vl-7b", "1xrtx3090").warnings
+    with pytest.raises(UsageError) as refused:
+        made("internvl2-8b", "1xrtx3090")
+    assert refused.value.hint.startswith("OpenGVLab/InternVL2-8B-AWQ has")
+
+
 def test_the_program_runs_on_the_card_that_was_counted() -> None:
     """Without these variables it runs on the first card, whatever is free there."""
     several = made("llama-3.1-8b", "1xrtx3060+1xrtx3090,ram=64GiB")

@@ -218,12 +218,12 @@ class Form(NamedTuple):
 
 
 def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
-    """Return a document as text; on a terminal in the terminal's width, from 80 to 120 columns."""
+    """Return a document as text; on a terminal in the terminal's width, from 40 to 120 columns."""
     from turbofit.report.painters.terminal import paint
 
     if not screen.is_terminal(stdout()):
         return paint(blocks, short=short)
-    columns = min(max(screen.width(), 80), 120)
+    columns = min(max(screen.width(), 40), 120)
     return paint(blocks, width=columns, colour=screen.takes_colour(os.environ), short=short)
 
 

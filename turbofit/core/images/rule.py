@@ -18,6 +18,10 @@ from turbofit.core.units import bisect
 
 #: Width and height in pixels.
 Size = tuple[int, int]
+#: The most pixels of an image, about 256 MiB after decoding; Pillow warns above this number.
+LARGEST_PIXELS: Final = 89_478_485
+#: The longest side of an image in pixels, as in JPEG; longer sides only serve attacks.
+LONGEST_SIDE: Final = 65_535
 
 _REFUSED: Final = 1 << 62
 #: A squarer image may replace the worst image if the squarer image has this share of the most

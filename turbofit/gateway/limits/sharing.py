@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
+from turbofit.core.images.rule import LARGEST_PIXELS
 from turbofit.core.images.video import GRID_TEXT_TOKENS, LONGEST_SECONDS
 from turbofit.core.struct import Options, Struct
 from turbofit.core.units import bisect, number
@@ -33,7 +34,6 @@ from turbofit.gateway.limits.request_limits import (
     within,
 )
 from turbofit.gateway.media.clips import MOST_FRAMES, RATES, Clip
-from turbofit.gateway.media.pictures import LARGEST_PIXELS
 
 #: The number of frames that LMDeploy samples by default.
 _FRAMES: Final = 32

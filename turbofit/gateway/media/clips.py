@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from turbofit.core.images.rule import LARGEST_PIXELS, LONGEST_SIDE
 from turbofit.core.process.interpreter import in_thread
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
@@ -24,8 +25,6 @@ from turbofit.gateway.limits.request_body import MediaSlot, Parsed
 from turbofit.gateway.media.fetch import about_url
 from turbofit.gateway.media.pictures import (
     BYTES_OF_PIXEL,
-    LARGEST_PIXELS,
-    LONGEST_SIDE,
     SPACES,
     check_bytes,
     decoded,

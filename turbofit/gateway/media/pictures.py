@@ -18,15 +18,12 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
+from turbofit.core.images.rule import LARGEST_PIXELS, LONGEST_SIDE
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 
-#: The most pixels of an image, about 256 MiB after decoding; Pillow warns above this number.
-LARGEST_PIXELS: Final = 89_478_485
 #: How many pictures of `LARGEST_PIXELS` may have pixels in memory at once, 2 GiB in all.
 _LARGEST_AT_ONCE: Final = 2
-#: The longest side of an image in pixels, as in JPEG; longer sides only serve attacks.
-LONGEST_SIDE: Final = 65_535
 
 _MIMES: Final = {
     "PNG": "image/png", "JPEG": "image/jpeg", "MPO": "image/jpeg", "WEBP": "image/webp",

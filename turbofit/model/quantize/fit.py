@@ -16,7 +16,7 @@ from turbofit.core.version import __version__
 from turbofit.machine.presets import context_bytes, load_preset, preset_names
 from turbofit.model.quantize.needs import AwqNeeds, Needs, awq_needs, needs_of
 from turbofit.model.quantize.program import INSTALL, Request, program_text
-from turbofit.model.quantize.scheme import Scheme, scheme_for
+from turbofit.model.quantize.scheme import Scheme, published, scheme_for
 
 SCHEMA: Final = "turbofit.quantize/1"
 #: Samples, and tokens of each, that are tried where nobody names a number, the most first.
@@ -93,7 +93,7 @@ def quantizing(model: Model, machine: Machine, request: Request) -> Quantizing:
         auto_awq=awq_needs(model),
         install=INSTALL,
         program=program_text(model, scheme, request, needs),
-        warnings=(*model.warnings, *_untried(model)),
+        warnings=(*model.warnings, *filter(None, [published(model)]), *_untried(model)),
     )
 
 

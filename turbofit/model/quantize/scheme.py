@@ -15,6 +15,7 @@ from turbofit.core.model import Dtype, Model, Quantization
 from turbofit.core.struct import Struct
 from turbofit.model.families.engines import engine_problem, only_its_code
 from turbofit.model.parameters import stored_bytes
+from turbofit.model.presets import four_bit_variant
 from turbofit.model.tensors import Tensor, text_tensors
 
 #: Group sizes of compressed-tensors that TurboMind reads, the smaller checkpoint first. Source:
@@ -82,11 +83,14 @@ def scheme_for(model: Model) -> Scheme:
             hint="name the 16-bit checkpoint that it was made from",
         )
     if only_its_code(model):
+        other_format = (
+            "name the same model in the Transformers format, as InternVL3-8B-hf is of"
+            " InternVL3-8B, or make AWQ with lmdeploy lite auto_awq"
+        )
         raise UsageError(
             f"llm-compressor loads models by Transformers' classes, and {model.architecture} is"
             " defined by the checkpoint's own code alone",
-            hint="name the same model in the Transformers format, as InternVL3-8B-hf is of"
-            " InternVL3-8B, or make AWQ with lmdeploy lite auto_awq",
+            hint="; or ".join(filter(None, (published(model), other_format))),
         )
     if read := _READ_EXPERTS.get(model.text.architecture):
         raise UsageError(
@@ -105,6 +109,12 @@ def scheme_for(model: Model) -> Scheme:
         f"no engine of LMDeploy would read {model.name} in compressed-tensors: {problem}; {other}",
         hint=_instead(model),
     )
+
+
+def published(model: Model) -> str:
+    """Say which published checkpoint has 4-bit weights of a model; empty if none is known."""
+    packed = four_bit_variant(model)
+    return f"{packed.hub_id or packed.name} has 4-bit weights of this model" if packed else ""
 
 
 def packed_model(model: Model) -> Model | None:
@@ -147,6 +157,8 @@ def _ignored(model: Model) -> tuple[str, ...]:
 
 def _instead(model: Model) -> str:
     """Return what to do for a model whose 4 bits TurboMind does not read."""
+    if instead := published(model):
+        return instead
     awq = replace(model, quantization=Quantization(method="awq", bits=BITS, group_size=128))
     problem = engine_problem(awq, "pytorch")
     if problem is None:

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Final
 
 from turbofit.core.errors import MachineError, UsageError
-from turbofit.core.machine import Gpu, Holder, Link, Machine
+from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.messages import counted, indices
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.struct import NA, known
@@ -99,14 +99,10 @@ def who_grew(then: Gpu, now: Gpu, missing: int, ours: Collection[int] = ()) -> s
         had = before.get(holder.pid, 0)
         more = holder.bytes - (0 if had == NA else had)
         if more > 0:
-            grown.append((more, f"{_name(holder)} took {format_bytes(more)} on GPU {now.index}"))
+            grown.append((more, f"{holder.label} took {format_bytes(more)} on GPU {now.index}"))
     if not grown:
         return f"nobody visible took {format_bytes(missing)} on GPU {now.index}"
     return ", ".join(text for _, text in sorted(grown, reverse=True)[:3])
-
-
-def _name(holder: Holder) -> str:
-    return holder.name if holder.pid == NA else f"{holder.name}[{holder.pid}]"
 
 
 def gpus(machine: Machine, _: Scene) -> Answer:
@@ -146,7 +142,7 @@ def free_memory(machine: Machine, _: Scene) -> Answer:
         return unreadable(f"the free memory of GPU {indices(unread)}")
     free = ", ".join(f"GPU {gpu.index} {format_bytes(known(gpu.free, 0))}" for gpu in cards)
     held = [
-        f"GPU {gpu.index}: {_name(holder)}"
+        f"GPU {gpu.index}: {holder.label}"
         f" {'an unknown amount' if holder.bytes == NA else format_bytes(holder.bytes)}"
         for gpu in cards
         for holder in gpu.holders

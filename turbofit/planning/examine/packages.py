@@ -311,7 +311,7 @@ def _wanted_elsewhere(plan: Plan) -> Answer | None:
     if row is None or row.first is None or not row.install:
         return None
     effect = f"LMDeploy {plan.backend.version} {row.what}"
-    return warning(f"{effect} with versions other than {' or '.join(row.install)}", "")
+    return warning(f"{effect} without {' or '.join(row.install)}", "")
 
 
 def _served(scene: Scene) -> tuple[Model | None, list[str]]:
