@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -46,6 +46,14 @@ _PAGES: Final = (b"", b"/docs")
 _OF_USE: Final = (*_PAGES, b"/about", b"/metrics")
 
 
+@runtime_checkable
+class OpenLog(Protocol):
+    """A `Log` that is a file: it is closed after the last request."""
+
+    def close(self) -> object:
+        """Write the last lines, and close the file."""
+
+
 class AsgiApp(ABC):
     """An ASGI app for HTTP requests with bodies of up to ``most`` bytes.
 
@@ -62,8 +70,6 @@ class AsgiApp(ABC):
         clock: Callable[[], ClockFacts | None] = lambda: None,
     ) -> None:
         self.config, self._log = config, log or (lambda _: None)
-        #: Closes the log after the last request, if the log is a file.
-        self._close_log: Callable[[], object] = getattr(log, "close", lambda: None)
         self.metrics = Metrics()
         self.clock = clock
         self._let_in(config)
@@ -114,6 +120,10 @@ class AsgiApp(ABC):
         self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
         if path not in _POLLED or request.status != 200:
             self._log(log_record(request, path))
+
+    def _close_log(self) -> None:
+        if isinstance(self._log, OpenLog):
+            self._log.close()
 
     def _models(self) -> Sequence[ModelFacts]:
         """Return the facts of each model; empty if only the engines know the models."""
