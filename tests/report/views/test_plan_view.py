@@ -122,7 +122,7 @@ def test_what_all_figures_rest_on_is_in_the_short_text(on: str, said: str):
         ("internvl3-8b", {}, "turbomind", None),
         # Each engine takes another share of what is free.
         ("internvl3-8b", {"cache_max_entry_count": 0.95}, "pytorch",
-         "pytorch: with --cache-max-entry-count 0.95 turbomind does not"),
+         "pytorch: with --cache-max-entry-count 0.950 turbomind does not"),
         ("smolvlm2", {}, "transformers", "transformers: TurboMind 0.18 has no encoder for"),
     ],
 )  # fmt: skip
