@@ -53,17 +53,18 @@ def test_the_other_engine_is_taken_where_turbomind_lowers_images() -> None:
     assert turbofit.plan("internvl2-26b-awq", on="1xrtx3090").backend.name == "pytorch"
 
 
-def test_what_the_other_engine_would_hold_is_told_where_it_is_far_more() -> None:
+def test_images_that_nobody_asked_for_change_the_engine_only_where_they_are_far_larger() -> None:
     given: dict[str, Any] = {"budget": "95%", "cache_max_entry_count": 0.5}
-    plan = turbofit.plan("qwen2-vl-7b", on="1x4090", **given)
-    other = turbofit.plan("qwen2-vl-7b", on="1x4090", **given, engine="turbomind")
-    assert (plan.backend.name, plan.promise.requests) == ("pytorch", 3)
-    assert other.usual_image
-    assert plan.why_engine.startswith(
-        f"pytorch: --engine turbomind holds {other.usual_image.requests_at_once} requests at once"
+    plan, other = (
+        turbofit.plan("qwen2-vl-7b", on="1x4090", **given, engine=engine)
+        for engine in ("auto", "pytorch")
     )
-    images = [one.promise.limits.image_tokens_per_request for one in (other, plan)]
-    assert "{:,} tokens a request, not {:,}".format(*images) in plan.why_engine
+    images = [one.promise.limits.image_tokens_per_request for one in (plan, other)]
+    assert plan.backend.name == "turbomind"
+    assert 0.99 * images[1] < images[0] < images[1]
+    asked = turbofit.plan("qwen2-vl-7b", on="1x4090", **given, max_pixels=other.promise.image_limit)
+    assert asked.backend.name == "pytorch"
+    assert asked.promise.limits.image_tokens_per_request == images[1]
 
 
 @pytest.mark.parametrize("model", ["qwen2-vl-7b", "internvl2-8b", "qwen2.5-7b"])

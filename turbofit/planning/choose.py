@@ -1,8 +1,9 @@
 """Chooses the engine that serves more of a request, and makes the plan with it.
 
 Usually this engine is TurboMind, which decodes faster. But TurboMind needs more memory while it
-loads: on some cards only the PyTorch engine starts, admits whole images, or holds the context. If
-the least memory is wished, the engine that takes less memory is chosen.
+loads: on some cards only the PyTorch engine starts, admits the images that were asked for, or far
+larger ones than TurboMind, or holds the context. If the least memory is wished, the engine that
+takes less memory is chosen.
 """
 
 from __future__ import annotations
@@ -155,17 +156,7 @@ def _why_engine_lost(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
         why, what = problem_of(rival), f"with {given} {name}" if given else name
         return why, f"engine {fit.engine.name}: {what} does not fit: {why}"
     why = why_ranked_lower(fit.request, fit.best, rival.best)
-    here, there = _at_once(fit), _at_once(rival)
-    what = f"{name}:"
-    if here < FAR * there:
-        what = f"--engine {name} holds {there:,} requests at once, not {here:,}, but"
-    return why, f"engine {fit.engine.name}: {what} {why}"
-
-
-def _at_once(fit: EngineFit) -> int:
-    """Return how many requests with photographs, or else with the largest images, run at once."""
-    usual, count = usual_image(fit), promise_of(fit).requests
-    return max(count, usual.requests_at_once) if usual else count
+    return why, f"engine {fit.engine.name}: {name}: {why}"
 
 
 def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
@@ -353,7 +344,7 @@ def _at_one_limit(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
 def _best_engine(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
     """Return the first engine's result, or the result of LMDeploy's other engine if it is better.
 
-    `_engine_order` decides which result is better. ``fit`` is the first engine's result. If no
+    `_serves_more` decides which result is better. ``fit`` is the first engine's result. If no
     engine fits, the result that holds the most requests is returned. If only the other engine fits,
     but its kernels may not compile for these cards, the other result becomes the ``rival`` of
     ``fit``.
@@ -361,7 +352,7 @@ def _best_engine(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
     rivals = list(_fits_of_others(request, fit.engine.name))
     rival = next((other for other in rivals if other.fits), None)
     compiles = _compiles(request)
-    if rival is not None and compiles and _engine_order(rival) > _engine_order(fit):
+    if rival is not None and compiles and _serves_more(rival, fit):
         return replace(rival, rival=fit)
     if fit.fits:
         return fit
@@ -441,6 +432,24 @@ def _engine_order(fit: EngineFit) -> tuple[float, ...]:
     worth = fit.best.worth
     by_context = fit.request.workload.goal == "context"  # then the last part is KV tokens
     return fit.fits, *(worth if by_context else worth[:-1])
+
+
+def _serves_more(rival: EngineFit, fit: EngineFit) -> bool:
+    """Whether LMDeploy's other engine serves more than the first engine, whose result is ``fit``.
+
+    Images and a context that nobody asked for count only where they are far larger: images are slow
+    on the PyTorch engine, and its speed is seldom known. So a card with more memory, where
+    TurboMind serves, may promise up to a third less than a card where only the PyTorch engine does.
+    """
+    request = fit.request
+    if not fit.fits or request.least or request.workload.goal == "context":
+        return _engine_order(rival) > _engine_order(fit)
+    size_given = request.image_limit is not None or request.workload.image_size is not None
+    images = fit.best.served / rival.best.served
+    tokens = fit.best.settings.session_len / rival.best.settings.session_len
+    if images < (1 if size_given else FAR):
+        return True
+    return images <= 1 and tokens < (1 if request.context_given else FAR)
 
 
 def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterator[Remedy]:

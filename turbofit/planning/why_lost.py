@@ -2,7 +2,7 @@
 
 `_Search.best` in `planning.search.search` takes the candidate with the largest
 `Evaluation.search_order` (`planning.search.shapes`); `_best_engine` in `planning.choose` decides
-between LMDeploy's two engines by `_engine_order`, whose figures are the first of the same key.
+between LMDeploy's two engines, by figures that are the first of the same key.
 `why_lost` names the first figure in which a candidate ranks below the chosen one, or what the
 candidate lacks to serve.
 """
