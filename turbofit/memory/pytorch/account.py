@@ -688,7 +688,7 @@ class Pytorch(Engine):
         return replace(shape, block_bytes=shape.block_bytes + draft_block(model, settings))
 
     def weights(self, model: Model, tp: int) -> RankWeights:
-        classes = self.account_class.weight_classes(model, tp)
+        classes = dict(self.account_class.weight_classes(model, tp))
         total = sum(classes.values())
         for unread in ("audio", "forgotten"):
             classes.pop(unread, 0)
