@@ -372,6 +372,10 @@ class Model(Struct):
     adapters: tuple[Adapter, ...] | UnsetType = UNSET
     draft: Draft | UnsetType = UNSET
 
+    def __hash__(self) -> int:
+        """Return a hash of few fields: a search asks often about one model."""
+        return hash((self.name, self.weight_bytes, self.architecture))
+
     @property
     def loras(self) -> tuple[Adapter, ...]:
         """The adapters; empty if the document names no adapter."""

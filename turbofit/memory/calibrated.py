@@ -53,6 +53,8 @@ def calibration_for(launch: EngineLaunch, engine: str, version: str) -> Calibrat
 
 def _calibrations_of(launch: EngineLaunch, engine: str, version: str) -> list[Calibration]:
     """Return the calibrations for exactly this launch, regardless of free memory."""
+    if not launch.machine.calibrations:
+        return []
     names = tuple(sorted(gpu.name for gpu in launch.gpus))
     driver, communicator = str(launch.machine.driver), launch.settings.communicator
     wanted = (identity(launch.model), engine, version, names, driver, communicator)
@@ -78,8 +80,6 @@ def timed_for(
 
     The calibration has the settings' type of keys and values. Free memory does not matter.
     """
-    if not machine.calibrations:
-        return None
     launch = EngineLaunch(
         model=model, settings=settings, gpus=tuple(gpus), machine=machine, vision_load=NO_IMAGES
     )

@@ -231,9 +231,9 @@ def launch_of(
         gpus=tuple(gpus),
         machine=request.machine,
         vision_load=vision_load,
-        margins=tuple(request.margin_of(gpu) for gpu in gpus),
-        saved=tuple(request.margin.saved(gpu) for gpu in gpus),
-        withheld=tuple(request.withheld_of(gpu) for gpu in gpus),
+        margins=tuple([request.margin_of(gpu) for gpu in gpus]),
+        saved=tuple([request.margin.saved(gpu) for gpu in gpus]),
+        withheld=tuple([request.withheld_of(gpu) for gpu in gpus]),
         free_at_cache=free_at_cache,
     )
 

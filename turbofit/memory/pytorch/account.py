@@ -625,13 +625,22 @@ class PytorchAccount(Account):
         note = f"{ratio:.3f} of free memory less the runtime's reserve"
         if self.settings.num_gpu_blocks:
             note = f"num_gpu_blocks {self.settings.num_gpu_blocks}"
-        blocks = self.region_at(ratio) // self.block_bytes
-        size = self.shape.held(blocks * (self.block_bytes - self._drafts))
-        terms = [term("kv_cache", "cache", size, "formula", note)]
+        of_model, of_draft = self._cache_sizes(ratio)
+        terms = [term("kv_cache", "cache", of_model, "formula", note)]
         if i in self._drafted:
-            size = self.shape.held(blocks * self._drafts)
-            terms.append(term("kv_cache.draft", "cache", size, "formula", "as many blocks"))
+            terms.append(term("kv_cache.draft", "cache", of_draft, "formula", "as many blocks"))
         return terms
+
+    def _cache_sizes(self, ratio: float) -> tuple[int, int]:
+        """Return the bytes of the model's cache, and of a draft's."""
+        blocks = self.region_at(ratio) // self.block_bytes
+        of_model = self.shape.held(blocks * (self.block_bytes - self._drafts))
+        return of_model, self.shape.held(blocks * self._drafts)
+
+    def _cache_bytes(self, i: int, ratio: float) -> int:
+        """Return the driver's bytes for the cache, without making terms, for speed."""
+        of_model, of_draft = self._cache_sizes(ratio)
+        return of_model + of_draft * (i in self._drafted)
 
 
 class Pytorch(Engine):
@@ -688,7 +697,7 @@ class Pytorch(Engine):
         return replace(shape, block_bytes=shape.block_bytes + draft_block(model, settings))
 
     def weights(self, model: Model, tp: int) -> RankWeights:
-        classes = self.account_class.weight_classes(model, tp)
+        classes = dict(self.account_class.weight_classes(model, tp))
         total = sum(classes.values())
         for unread in ("audio", "forgotten"):
             classes.pop(unread, 0)

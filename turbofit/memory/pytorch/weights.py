@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import groupby
 from math import prod
@@ -157,6 +157,7 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
     return max(shares)
 
 
+@lru_cache
 def unusable_between(model: Model, tp: int) -> int:
     """Return the bytes of torch's fixed segments that lie unusable between one rank's weights.
 
@@ -165,7 +166,7 @@ def unusable_between(model: Model, tp: int) -> int:
     draft that has experts this was 169 to 255 MiB under: there the result is at least `_NOT_SEEN`,
     so over.
     """
-    walked = _unusable(tuple(_blocks_on_rank(model, tp)))
+    walked = _unusable(list(_blocks_on_rank(model, tp)))
     plain = model.quantization is None and model.text.delta is None and not model.draft
     return walked if plain and tp > 1 else max(walked, _NOT_SEEN)
 
@@ -212,8 +213,7 @@ def _towers_on_rank(model: Model, tp: int) -> list[tuple[Tensor, int]]:
     ]
 
 
-@lru_cache
-def _unusable(sizes: tuple[int, ...]) -> int:
+def _unusable(sizes: Sequence[int]) -> int:
     """Return the bytes of fixed segments that blocks of ``sizes``, one after the other, leave.
 
     The rule is that of c10/cuda/CUDACachingAllocator.cpp: best fit, else a new segment, of 2 MiB
@@ -242,7 +242,8 @@ def kv_heads_held(kv_heads: int, tp: int) -> int:
     return max(kv_heads, tp)
 
 
-def weight_classes(model: Model, tp: int) -> dict[str, int]:
+@lru_cache
+def weight_classes(model: Model, tp: int) -> Mapping[str, int]:
     """Return one rank's weight bytes by class; a weight without quantisation has 16 bits."""
     classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms", "delta"), 0)
     for tensor in text_tensors(model.text):

@@ -92,7 +92,8 @@ class SearchState:
         return found
 
     def gpus_of(self, groups: Groups) -> list[tuple[Gpu, ...]]:
-        return [tuple(map(self.request.machine.gpu, group)) for group in groups]
+        machine = self.request.machine
+        return self.once(("gpus", groups), lambda: [tuple(map(machine.gpu, g)) for g in groups])
 
     def alike(self, groups: Groups) -> tuple[Groups, ...]:
         """Return the groups as sets of equal ones."""
@@ -100,10 +101,14 @@ class SearchState:
 
     def distinct(self, groups: Groups) -> list[tuple[Gpu, ...]]:
         """Return the groups that differ in account or speed; of equal groups only the first one."""
-        first: dict[tuple[object, ...], tuple[Gpu, ...]] = {}
-        for gpus in self.gpus_of(groups):
-            first.setdefault(self.key_of(gpus), gpus)
-        return list(first.values())
+
+        def distinct() -> list[tuple[Gpu, ...]]:
+            first: dict[tuple[object, ...], tuple[Gpu, ...]] = {}
+            for gpus in self.gpus_of(groups):
+                first.setdefault(self.key_of(gpus), gpus)
+            return list(first.values())
+
+        return self.once(("distinct", groups), distinct)
 
     def kinds(self, groups: Groups) -> frozenset[object]:
         """Return the kinds of the groups: more groups of the same kinds serve the same images."""
