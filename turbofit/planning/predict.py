@@ -44,7 +44,7 @@ from turbofit.planning.search.shapes import (
     shape_settings,
 )
 from turbofit.planning.speed import Speed, group_rates, group_speed
-from turbofit.planning.throughput import forecast, with_text
+from turbofit.planning.throughput import forecast
 
 
 def make_prediction(
@@ -178,10 +178,9 @@ class _Start:
             speeds.append(group_speed(rates, settings, load, tokens, share))
             texts.append(group_speed(rates, settings, load.text_alone, tokens, share))
         gpus = [gpu for account in self.accounts for gpu in account.gpus]
+        texts = texts if load.units_per_image else []
         engine = self.engine.name
-        found = forecast(self.alone, speeds, load, engine=engine, gpus=gpus)
-        with_images = texts if load.units_per_image else ()
-        return with_text(found, self.alone.model, engine, gpus, with_images)
+        return forecast(self.alone, speeds, load, engine=engine, gpus=gpus, texts=texts)
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:

@@ -301,12 +301,11 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
         return UNSET
     caches = [part.kv_tokens for part in best.engines]
     found = forecast(
-        request,
+        request.with_workload(image_size=PHOTOGRAPH),
         fit.speeds_of(load),
         load,
         engine=fit.engine.name,
         gpus=best.gpus(request.machine),
-        size=PHOTOGRAPH,
     )
     return UsualImage(
         image_size=PHOTOGRAPH,
