@@ -175,9 +175,9 @@ def forecast(
 ) -> Throughput:
     """Forecast the speed of all engines together, with the certainty of each figure.
 
-    ``engine`` and ``gpus`` determine the certainty. ``texts`` are the speeds without images, for the
-    first token of a request without images. If the host's cores are unknown, its work on images is
-    only counted in the time to the first token of a request that runs alone.
+    ``engine`` and ``gpus`` determine the certainty. ``texts`` are the speeds without images: they
+    tell the first token of a request without images. If the host's cores are unknown, its work on
+    images is only counted in the time to the first token of a request that runs alone.
     """
     images, machine = load.images_per_request, request.machine
     rule, size = request.model.image_rule, request.workload.image_size
