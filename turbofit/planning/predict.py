@@ -129,8 +129,7 @@ class _Start:
         #: Whether all engines start and live; they may use memory of the margin.
         self.serves = self.outcome.serves and self.end is None
         self.cache = smallest if self.serves else None
-        self.tokens = [self.cache or 0] * len(self.groups)
-        self.at_once = requests_held(self.accounts, self.tokens, self.vision_load)
+        self.at_once = requests_held(self.accounts, self.vision_load)
 
     def _accounts(self, load: VisionLoad, free_at_cache: int | None) -> tuple[Account, ...]:
         same = [self.settings] * len(self.groups)
@@ -148,7 +147,7 @@ class _Start:
     @property
     def text(self) -> str:
         promised = _promised_words(self.request.promised_requests, self.at_once)
-        words = cache_words(self.tokens, self.vision_load, self.settings) + promised
+        words = cache_words(self.accounts, self.vision_load) + promised
         refused = _refused_words(self.request, self.vision_load, self.settings)
         text = self.end or f"{self.outcome.text}; {refused}{words}"
         with_free = partial(self._accounts, self.load)
