@@ -70,6 +70,13 @@ def test_configs(config: dict[str, Any], message: str, tmp_path: Path) -> None:
     assert not refused & config.keys() or "peft's own" in caught.value.hint
 
 
+def test_a_file_without_matrices(tmp_path: Path) -> None:
+    adapter = write_adapter(QWEN, tmp_path / "a", 8, target_modules=".*_proj")
+    write_safetensors(adapter / "adapter_model.safetensors", {})
+    with pytest.raises(UsageError, match="has no matrices"):
+        read(QWEN, f"a={adapter}")
+
+
 Q, LM = "model.layers.0.self_attn.q_proj", "lm_head"
 
 

@@ -37,6 +37,14 @@ def test_what_one_replica_is_known_to_die_of_ends_a_prediction():
     assert turbofit.predict("internvl3-8b", on="2xa100", **settings).fits
 
 
+def test_the_caches_of_unequal_cards_are_counted_each_by_itself() -> None:
+    small, large = (
+        turbofit.predict("internvl2-2b", on=on).kv_tokens for on in ("1xrtx3090", "1xa100-80g")
+    )
+    together = turbofit.predict("internvl2-2b", on="rtx3090+a100-80g", replicas=2)
+    assert f"the cache holds {small + large:,} KV tokens" in together.verdict
+
+
 def test_images_that_no_session_has_room_for_are_refused_with_the_arithmetic():
     told = turbofit.predict("internvl2-8b", on="1xrtx3090", images=1_000_000)
     assert not told.fits

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Final, Literal
@@ -327,3 +328,9 @@ class Machine(Struct, dict=True):
         """Return whether NVLink joins every pair of these GPUs."""
         pairs = combinations([gpu.index for gpu in gpus], 2)
         return all(self.link(a, b).nvlinked for a, b in pairs)
+
+
+def named_cards(gpus: Iterable[Gpu]) -> str:
+    """Name GPUs by kind, in order of appearance: ``2x NVIDIA L4 + NVIDIA A10``."""
+    counts = Counter(gpu.name for gpu in gpus)
+    return " + ".join(f"{count}x {name}" if count > 1 else name for name, count in counts.items())

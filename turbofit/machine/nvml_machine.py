@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoGpuError
-from turbofit.core.machine import Gpu, Holder, Link, Machine, Pcie
+from turbofit.core.machine import Gpu, Holder, Link, Machine, Pcie, named_cards
 from turbofit.core.struct import NA, NaType, known
 from turbofit.machine.host import read_host
 from turbofit.machine.nvml import GpuLostError, Nvml, answered, ask_driver
@@ -72,12 +72,9 @@ def measure(environ: Mapping[str, str]) -> Machine:
         cuda = nvml.query("nvmlSystemGetCudaDriverVersion_v2")
     visible, notes = _visible(devices, environ)
     gpus = [gpu for device in devices for gpu in device.gpus]
-    # The machine's name has the cards in order of appearance: ``2x NVIDIA L4 + NVIDIA A10``.
-    cards = Counter(gpu.name for gpu in gpus if gpu.index in visible or not visible)
-    named = [f"{count}x {name}" if count > 1 else name for name, count in cards.items()]
     of_devices = [note for device in devices for note in device.warnings]
     machine = Machine(
-        name=" + ".join(named),
+        name=named_cards(gpu for gpu in gpus if gpu.index in visible or not visible),
         source="nvml",
         gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)),
         links=links,

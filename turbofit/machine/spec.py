@@ -16,15 +16,14 @@ GPUs are numbered in the order of the line.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from itertools import groupby
 from typing import Final, Literal, NoReturn
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
+from turbofit.core.machine import Gpu, Holder, Host, Link, Machine, named_cards
 from turbofit.core.messages import counted, neighbours, plain
 from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share, three_digits
@@ -179,7 +178,7 @@ def _parsed(spec: str) -> Machine:
         if printed and gpu.used
     )
     return Machine(
-        name=_kinds(gpus) if printed else " ".join(spec.split()),
+        name=named_cards(gpus) if printed else " ".join(spec.split()),
         source="preset",
         gpus=gpus,
         links=_links(cards, options),
@@ -206,11 +205,6 @@ def _host(options: Mapping[str, str]) -> Host:
         _refuse(f"cores={cores}", f"write 1 to {_MOST_CORES:,}, as in cores=16")
     cpus: int | NaType = int(cores) if "cores" in options else NA
     return Host(ram_total=ram, ram_available=ram, cpus=cpus)
-
-
-def _kinds(gpus: Sequence[Gpu]) -> str:
-    kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
-    return " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
 
 
 def _parse_group(text: str) -> list[_Card]:

@@ -36,6 +36,7 @@ from turbofit.core.promise import Limits, Promise
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
 from turbofit.core.version import REFERENCE
+from turbofit.machine.presets import context_bytes
 from turbofit.memory.versions import release
 from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_by_side
 
@@ -187,6 +188,12 @@ class EngineLaunch(Struct):
     free_at_cache: int | None = None
     placement: Placement = ()
 
+    def nccl_link(self, gpu: Gpu) -> str:
+        """Return the class of link for which NCCL's buffers were measured."""
+        if not self.machine.nvlinked(self.gpus):
+            return "host"
+        return "nvlink_hopper" if capability_of(gpu) >= HOPPER else "nvlink"
+
     def margins_with(self, calibration: Calibration | None) -> tuple[int, ...]:
         """Return the bytes to leave free on each GPU, in the launch's order.
 
@@ -218,6 +225,15 @@ class Forward(Struct):
 def term(name: str, phase: TermPhase, size: int, basis: Basis, note: str = "") -> Term:
     """Return one named line of a ledger, in bytes."""
     return Term(term=name, phase=phase, bytes=size, basis=basis, note=note)
+
+
+def first_terms(gpu: Gpu) -> list[Term]:
+    """Return the memory on one GPU before an engine's own: of other processes, and a context."""
+    context, note = context_bytes(gpu)
+    return [
+        term("others", "before", known(gpu.used, 0), "measured", "held by others"),
+        term("cuda_context", "context", context, "estimate", note),
+    ]
 
 
 def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> tuple[Term, ...]:

@@ -301,6 +301,8 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
             "save it as adapter_model.safetensors, and remove the .bin, which LMDeploy prefers",
         )
     stored = files.header(FILE)
+    if not stored:
+        raise _refusal(f"adapter {name}: its {FILE} has no matrices", "save the adapter again")
     merging = _merging(model, config, stored)
     _check_config(name, config, merging)
     matches = [KEY.fullmatch(key) for key in stored]

@@ -97,14 +97,20 @@ def with_draft(model: Model, algorithm: str | None, path: str | None, tokens: in
     """
     if algorithm is None and path is None and tokens is None:
         return model
+    tokens = tokens or 1
+    if tokens > _MOST_TOKENS:
+        raise _refusal(
+            f"`--speculative-num-draft-tokens {tokens}`: turbofit plans up to {_MOST_TOKENS}",
+            "for more, the engine takes more blocks of the cache than a plan keeps free",
+        )
     if algorithm in _OWN:
-        return replace(model, draft=_own_layers(model, str(algorithm), path, tokens or 1))
-    _refuse_beside(model, algorithm, path, tokens or 1)
-    return replace(model, draft=_read(model, str(algorithm), str(path).strip(), tokens or 1))
+        return replace(model, draft=_own_layers(model, str(algorithm), path, tokens))
+    _refuse_beside(model, algorithm, path)
+    return replace(model, draft=_read(model, str(algorithm), str(path).strip(), tokens))
 
 
-def _refuse_beside(model: Model, algorithm: str | None, path: str | None, tokens: int) -> None:
-    """Refuse an algorithm, path or number of tokens for a draft beside the model."""
+def _refuse_beside(model: Model, algorithm: str | None, path: str | None) -> None:
+    """Refuse an algorithm or a path for a draft beside the model."""
     option = "`--speculative-algorithm`"
     if algorithm is None:
         raise _refusal(f"LMDeploy loads no draft without {option}", f"give {option}")
@@ -123,8 +129,6 @@ def _refuse_beside(model: Model, algorithm: str | None, path: str | None, tokens
         )
     if path is None:
         raise _refusal(f"{option} {algorithm} needs a draft", "give `--speculative-draft-model`")
-    if tokens > _MOST_TOKENS:
-        raise _refusal(*_too_many(tokens))
 
 
 def _own_layers(model: Model, algorithm: str, path: str | None, tokens: int) -> Draft:
@@ -144,8 +148,6 @@ def _own_layers(model: Model, algorithm: str, path: str | None, tokens: int) -> 
             f"{option}: the draft is a part of {model.name}'s own checkpoint",
             "leave `--speculative-draft-model` out",
         )
-    if tokens > _MOST_TOKENS:
-        raise _refusal(*_too_many(tokens))
     if not layers or not _is_stored(model, name.format(text.layers)):
         raise _refusal(
             f"the checkpoint of {model.name} has no layers that propose tokens", _WITHOUT
@@ -165,13 +167,6 @@ def _is_stored(model: Model, name: str) -> bool:
     folder = model.source.checkpoint
     stored = FolderFiles(folder).weights().tensors if folder else None
     return stored is None or any(tensor.endswith(name) for tensor in stored)
-
-
-def _too_many(tokens: int) -> tuple[str, str]:
-    return (
-        f"`--speculative-num-draft-tokens {tokens}`: turbofit plans up to {_MOST_TOKENS}",
-        "for more, the engine takes more blocks of the cache than a plan keeps free",
-    )
 
 
 def _read(model: Model, algorithm: str, path: str, tokens: int) -> Draft:

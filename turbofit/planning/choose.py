@@ -117,9 +117,7 @@ def _verdict(fit: EngineFit, causes: tuple[str, ...], usual: UsualImage | UnsetT
     request, best, name = fit.request, fit.best, fit.request.model.name
     if not fit.fits:
         return Verdict(subject=name, problem=problem_of(fit), causes=causes)
-    groups = best.shape.groups
-    tokens = [part.kv_tokens for part in best.engines]
-    found = found_words(request, groups, fit.accounts, tokens, best.vision_load, usual)
+    found = found_words(request, best.shape.groups, fit.accounts, best.vision_load, usual)
     return Verdict(subject=name, found=found)
 
 

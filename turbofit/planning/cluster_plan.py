@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import TurbofitError
-from turbofit.core.machine import Host, Machine
+from turbofit.core.machine import Host, Machine, named_cards
 from turbofit.core.messages import counted
 from turbofit.core.plan import Plan, Remedy
 from turbofit.core.promise import Promise
@@ -129,9 +129,7 @@ def _host_room(machine: Machine) -> int:
 
 def _cards(machine: Machine | None) -> str:
     """Return the visible cards in words; empty if nothing was measured."""
-    visible = () if machine is None else machine.visible
-    names = Counter(machine.gpu(index).name for index in visible if machine is not None)
-    return " + ".join(f"{n}x {name}" for name, n in names.items())
+    return "" if machine is None else named_cards(map(machine.gpu, machine.visible))
 
 
 def _order(plan: Plan) -> tuple[bool, int, int]:

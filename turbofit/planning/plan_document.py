@@ -116,7 +116,7 @@ def make_promise(
     """
     rule, images = request.model.image_rule, vision_load.images_per_request
     tokens = [account.tokens_at(account.ratio) for account in accounts]
-    requests = requests_held(accounts, tokens, vision_load)
+    requests = requests_held(accounts, vision_load)
     if request.promise is not None:
         return replace(request.promise, requests=requests)
     limits = Limits(
@@ -169,19 +169,18 @@ def found_words(
     request: ResolvedRequest,
     groups: Sequence[Sequence[int]],
     accounts: Sequence[Account],
-    tokens: Sequence[int],
     vision_load: VisionLoad,
     usual: UsualImage | UnsetType = UNSET,
 ) -> str:
     """Describe a plan that fits: its GPUs, its requests at once, and the memory that stays free.
 
-    ``tokens`` has the KV tokens of each engine's cache; ``vision_load`` has the images of one
-    request, and ``usual`` the forecast for images of a usual size.
+    ``vision_load`` has the images of one request, and ``usual`` the forecast for images of a usual
+    size.
     """
     ledgers = [ledger for account in accounts for ledger in account.ledgers_at(account.ratio)]
     running = sum(account.settings.max_batch_size for account in accounts)
-    count = requests_held(accounts, tokens, vision_load)
-    texts = requests_held(accounts, tokens, replace(vision_load, tokens_per_request=0))
+    count = requests_held(accounts, vision_load)
+    texts = requests_held(accounts, replace(vision_load, tokens_per_request=0))
     running_words = _at_once_words(count, texts, vision_load, usual)
     if "max_batch_size" in request.engine_options and running > count:
         running_words += f", as the cache holds no more of a batch of {running:,}"
@@ -225,12 +224,13 @@ def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str
     return f"not used: {', '.join(idle)}" if idle and not request.least else ""
 
 
-def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settings) -> str:
-    """Say how many requests the caches hold; ``tokens`` has the size of each cache.
+def cache_words(accounts: Sequence[Account], vision_load: VisionLoad) -> str:
+    """Say how many requests the caches of engines with equal settings hold.
 
     A request is in one cache, never divided over several.
     """
-    context = settings.session_len
+    settings, context = accounts[0].settings, accounts[0].settings.session_len
+    tokens = [account.tokens_at(account.ratio) for account in accounts]
     size = counted_tokens(vision_load, context)
     requests, longest = (
         sum(settings.requests_in(cache, length) for cache in tokens) for length in (size, context)
@@ -242,14 +242,12 @@ def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settin
     )
 
 
-def requests_held(
-    accounts: Sequence[Account], tokens: Sequence[int], vision_load: VisionLoad
-) -> int:
+def requests_held(accounts: Sequence[Account], vision_load: VisionLoad) -> int:
     """Return how many requests all engines run at once, each with all its tokens in a cache."""
     sizes = [counted_tokens(vision_load, account.settings.session_len) for account in accounts]
     return sum(
-        min(account.settings.max_batch_size, account.settings.requests_in(cache, size))
-        for account, cache, size in zip(accounts, tokens, sizes, strict=True)
+        min(it.settings.max_batch_size, it.settings.requests_in(it.tokens_at(it.ratio), size))
+        for it, size in zip(accounts, sizes, strict=True)
     )
 
 

@@ -44,7 +44,7 @@ from turbofit.planning.search.shapes import (
     shape_settings,
 )
 from turbofit.planning.speed import Speed, group_rates, group_speed
-from turbofit.planning.throughput import forecast, with_text
+from turbofit.planning.throughput import forecast
 
 
 def make_prediction(
@@ -129,8 +129,7 @@ class _Start:
         #: Whether all engines start and live; they may use memory of the margin.
         self.serves = self.outcome.serves and self.end is None
         self.cache = smallest if self.serves else None
-        self.tokens = [self.cache or 0] * len(self.groups)
-        self.at_once = requests_held(self.accounts, self.tokens, self.vision_load)
+        self.at_once = requests_held(self.accounts, self.vision_load)
 
     def _accounts(self, load: VisionLoad, free_at_cache: int | None) -> tuple[Account, ...]:
         same = [self.settings] * len(self.groups)
@@ -148,7 +147,7 @@ class _Start:
     @property
     def text(self) -> str:
         promised = _promised_words(self.request.promised_requests, self.at_once)
-        words = cache_words(self.tokens, self.vision_load, self.settings) + promised
+        words = cache_words(self.accounts, self.vision_load) + promised
         refused = _refused_words(self.request, self.vision_load, self.settings)
         text = self.end or f"{self.outcome.text}; {refused}{words}"
         with_free = partial(self._accounts, self.load)
@@ -178,10 +177,9 @@ class _Start:
             speeds.append(group_speed(rates, settings, load, tokens, share))
             texts.append(group_speed(rates, settings, load.text_alone, tokens, share))
         gpus = [gpu for account in self.accounts for gpu in account.gpus]
+        texts = texts if load.units_per_image else []
         engine = self.engine.name
-        found = forecast(self.alone, speeds, load, engine=engine, gpus=gpus)
-        with_images = texts if load.units_per_image else ()
-        return with_text(found, self.alone.model, engine, gpus, with_images)
+        return forecast(self.alone, speeds, load, engine=engine, gpus=gpus, texts=texts)
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:

@@ -299,19 +299,17 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     load = photographs(rule, image_limit, worst)
     if load.units_per_image >= worst.units_per_image:
         return UNSET
-    caches = [part.kv_tokens for part in best.engines]
     found = forecast(
-        request,
+        request.with_workload(image_size=PHOTOGRAPH),
         fit.speeds_of(load),
         load,
         engine=fit.engine.name,
         gpus=best.gpus(request.machine),
-        size=PHOTOGRAPH,
     )
     return UsualImage(
         image_size=PHOTOGRAPH,
         image_tokens=rule.unit_tokens(load.units_per_image),
-        requests_at_once=requests_held(fit.accounts, caches, load),
+        requests_at_once=requests_held(fit.accounts, load),
         requests_per_second=found.requests_per_second,
         seconds_to_first_token=found.seconds_to_first_token,
         host=found.host,

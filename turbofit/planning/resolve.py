@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.messages import counted
 from turbofit.core.model import Model
 from turbofit.core.plan import THINKING_TOKENS
@@ -15,7 +14,6 @@ from turbofit.core.units import GIB
 from turbofit.machine.source import machine_from
 from turbofit.model.adapters import with_adapters
 from turbofit.model.drafts import with_draft
-from turbofit.model.families.dims import NoAccountError
 from turbofit.model.overrides import overridden
 from turbofit.model.source import resolve_model
 from turbofit.planning.calibrations import pretends, with_calibrations
@@ -36,13 +34,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: a package that reads the model is missing.
     """
-    try:
-        model = model_of(request)
-    except NoAccountError as exc:
-        refusal: UsageError = exc
-        with suppress(TurbofitError):  # without a machine the model alone is refused
-            refusal = exc.family.refusal_on(machine_from(request.on, gpus=request.gpus))
-        raise refusal from None
+    model = model_of(request)
     if request.hf_overrides is not None:
         model, overrides = overridden(model, request.hf_overrides)
         request = request.changed(hf_overrides=overrides)

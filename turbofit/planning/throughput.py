@@ -13,7 +13,6 @@ from functools import cache
 from typing import Final, Literal
 
 import msgspec
-from msgspec.structs import replace
 
 from turbofit.core.forecast import HostImages, Surety, Throughput
 from turbofit.core.images.rule import ImageRule, Size
@@ -172,16 +171,16 @@ def forecast(
     *,
     engine: str,
     gpus: Sequence[Gpu],
-    size: Size | None = None,
+    texts: Sequence[Speed] = (),
 ) -> Throughput:
     """Forecast the speed of all engines together, with the certainty of each figure.
 
-    ``engine`` and ``gpus`` determine the certainty. Images have this ``size``, or the workload's.
-    If the host's cores are unknown, its work on images is only counted in the time to the first
-    token of a request that runs alone.
+    ``engine`` and ``gpus`` determine the certainty. ``texts`` are the speeds without images: they
+    tell the first token of a request without images. If the host's cores are unknown, its work on
+    images is only counted in the time to the first token of a request that runs alone.
     """
     images, machine = load.images_per_request, request.machine
-    rule, size = request.model.image_rule, size or request.workload.image_size
+    rule, size = request.model.image_rule, request.workload.image_size
     threads = request.image_threads
     host = host_rate(machine, rule, load, len(speeds), size=size, threads=threads)
     of_cards = rate = sum(speed.requests_per_second for speed in speeds)
@@ -189,8 +188,8 @@ def forecast(
     seconds = max(speed.seconds_to_first_token for speed in speeds)
     alone = max(speed.alone for speed in speeds) + server_seconds(load)
     model, with_images = request.model, bool(load.units_per_image)
-    surety = surety_of_speed(model, engine, gpus, images=with_images)
     kind = kind_of(model, engine, gpus, images=with_images)
+    surety = surety_of(kind, gpus)
     source = min(speed.source for speed in speeds)  # empty if an engine was not timed
     rests = _basis_words(machine, host, images, source)
     among, first = (surety_of(f"first token {how}, {kind}", gpus) for how in _FIRST)
@@ -201,6 +200,12 @@ def forecast(
         seconds += waits
     if rule is not None and images and with_images:
         alone += images * _seconds_here(machine, rule, load, size, by_float=threads == 1)
+    first_of_text = of_text = None
+    if texts:
+        kind = kind_of(model, engine, gpus, images=False)
+        of_text = surety_of(f"first token alone, {kind}", gpus)
+        seconds_of_text = max(speed.alone for speed in texts) + server_seconds(NO_IMAGES)
+        first_of_text = of_text.shown(seconds_of_text, 3)
     return Throughput(
         basis=(
             f"estimate: {load.text_tokens} text tokens beside the workload's images, "
@@ -211,27 +216,12 @@ def forecast(
         concurrent_requests=round(sum(speed.running for speed in speeds)),
         seconds_to_first_token=among.shown(seconds, 3),
         seconds_to_first_token_alone=first.shown(alone, 3),
+        seconds_to_first_token_of_text=first_of_text,
         host=prepares,
         surety=surety,
         first_token=among,
         first_token_alone=first,
-    )
-
-
-def with_text(
-    found: Throughput, model: Model, engine: str, gpus: Sequence[Gpu], texts: Sequence[Speed]
-) -> Throughput:
-    """Add the seconds to the first token of a request without images.
-
-    ``texts`` are the speeds without images; without speeds, the forecast is returned unchanged.
-    """
-    if not texts:
-        return found
-    kind = kind_of(model, engine, gpus, images=False)
-    sure = surety_of(f"first token alone, {kind}", gpus)
-    seconds = max(speed.alone for speed in texts) + server_seconds(NO_IMAGES)
-    return replace(
-        found, seconds_to_first_token_of_text=sure.shown(seconds, 3), first_token_of_text=sure
+        first_token_of_text=of_text,
     )
 
 

@@ -100,8 +100,7 @@ class LegacyTorchAccount(GroupAccount):
         """
         model, gpu, tp = launch.model, launch.gpus[i], launch.settings.tp
         text, spread = model.text, self.generation.tower == "front_end"
-        linked = launch.machine.nvlinked(launch.gpus)
-        yield from before_terms(gpu, launch.settings, linked, self.constants)
+        yield from before_terms(launch, gpu, self.constants)
         if tp > 1:
             # Ranks are separate processes; the server's process has a context on each GPU, too. On
             # two T4 (0.7), both GPUs held the same. Over for GPUs that the server does not use.

@@ -310,11 +310,10 @@ class LegacyAccount(GroupAccount):
     def _terms_before(self, i: int, launch: EngineLaunch) -> tuple[Term, ...]:
         """Return all terms of GPU ``i`` that are in use when the cache is sized."""
         rules, settings = self.generation, self.settings
-        linked = launch.machine.nvlinked(launch.gpus)
         note = "made before the cache is sized"
         gemm = term("gemm_workspace", "context", sum(rules.gemm_before), "formula", note)
         tower = self._towers[i : i + 1] if rules.vision.loaded == "before_cache" else []
-        context = before_terms(launch.gpus[i], settings, linked, self.constants)
+        context = before_terms(launch, launch.gpus[i], self.constants)
         classes = legacy_weight_classes(self.model, settings.tp, self.constants, rules)
         size = sum(classes.values())
         lines = [*classes.items(), ("rounding", round_up(size, PAGE) - size)]

@@ -17,7 +17,6 @@ from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import HALF, INT, MIB, round_up
 from turbofit.core.version import REFERENCE
-from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import (
     AMPERE,
     HOPPER,
@@ -31,6 +30,7 @@ from turbofit.memory.account import (
     StaticMemory,
     VisionLoad,
     capability_of,
+    first_terms,
     term,
     total_bytes,
     transients,
@@ -108,26 +108,18 @@ _CUT_METHODS = frozenset({"awq", "fp8"})
 _LEAST_BLOCK = 16  # lmdeploy lmdeploy/messages.py::PytorchEngineConfig `kernel_block_size >= 16`
 
 
-def before_terms(
-    gpu: Gpu, settings: Settings, linked: bool, constants: PytorchConstants
-) -> list[Term]:
+def before_terms(launch: EngineLaunch, gpu: Gpu, constants: PytorchConstants) -> list[Term]:
     """Return the memory on one GPU before the weights: others, contexts, communicator.
 
-    ``linked``: NVLink joins every pair of the group. On pretend GPUs, LMDeploy's front end makes no
+    On pretend GPUs, LMDeploy's front end makes no
     CUDA context; the terms therefore have no context for the front end. If the front end makes a
     context on a real card, the cache shrinks by the ratio's share of the context, and the account
     is too low by the rest.
     """
-    context, note = context_bytes(gpu)
-    terms = [
-        term("others", "before", known(gpu.used, 0), "measured", "held by others"),
-        term("cuda_context", "context", context, "estimate", note),
-    ]
-    if settings.tp > 1:
-        nvlink = "nvlink_hopper" if capability_of(gpu) >= HOPPER else "nvlink"
-        kind = nvlink if linked else "host"
-        size, note = constants.nccl_buffers[kind], f"NCCL, {settings.tp} ranks"
-        terms.append(term("communicator", "context", size, "estimate", note))
+    terms, tp = first_terms(gpu), launch.settings.tp
+    if tp > 1:
+        size = constants.nccl_buffers[launch.nccl_link(gpu)]
+        terms.append(term("communicator", "context", size, "estimate", f"NCCL, {tp} ranks"))
     return terms
 
 
@@ -570,12 +562,10 @@ class PytorchAccount(Account):
     def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
         """Return each GPU's terms before the cache, and the additional bytes of loading."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        linked, capability = launch.machine.nvlinked(gpus), capability_of(gpus[0])
+        capability = capability_of(gpus[0])
         classes = self.weight_classes(model, settings.tp)
         weights = self.weight_terms(model, settings, classes, capability, self.constants)
-        before = [
-            (*self.before_terms(gpu, settings, linked, self.constants), *weights) for gpu in gpus
-        ]
+        before = [(*self.before_terms(launch, gpu, self.constants), *weights) for gpu in gpus]
         largest = max(
             largest_loaded(model, settings.tp),
             staged_copy(model, settings.tp, capability, self.constants),

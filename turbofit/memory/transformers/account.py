@@ -10,9 +10,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
-from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes
-from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import (
     Account,
     CacheShape,
@@ -21,6 +19,7 @@ from turbofit.memory.account import (
     RankWeights,
     StaticMemory,
     VisionLoad,
+    first_terms,
     term,
     transients,
 )
@@ -112,9 +111,7 @@ class TransformersAccount(Account):
         """Yield the terms of others, context and weights on one GPU."""
         copies, parts, mine = self.copies, self.copies.parts, self._on[place]
         first, last = place == 0, place == copies.devices - 1
-        context, note = context_bytes(gpu)
-        yield term("others", "before", known(gpu.used, 0), "measured")
-        yield term("cuda_context", "context", context, "estimate", note)
+        yield from first_terms(gpu)
         sound = ", and an audio tower" if copies.model.vision and copies.model.vision.audio else ""
         tied = "lm_head is the same tensor" if parts.tied else ""
         layers = sum(parts.layers[number].weights for number in mine)

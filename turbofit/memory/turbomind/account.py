@@ -20,7 +20,6 @@ from turbofit.core.struct import known
 from turbofit.core.units import format_bytes, round_up
 from turbofit.machine.kernels import families
 from turbofit.machine.kernels.census import Census, released
-from turbofit.machine.presets import context_bytes
 from turbofit.memory import versions
 from turbofit.memory.account import (
     AMPERE,
@@ -38,6 +37,7 @@ from turbofit.memory.account import (
     StaticMemory,
     VisionLoad,
     capability_of,
+    first_terms,
     term,
     total_bytes,
     transients,
@@ -88,30 +88,22 @@ _KV: Final = {4: "int4", 8: "int8"}
 _ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
 
 
-def before_terms(
-    gpu: Gpu, settings: Settings, linked: bool, constants: EngineConstants
-) -> list[Term]:
-    """Return the memory on one GPU before the weights: others, context, kernels, communicator.
-
-    ``linked``: NVLink joins every pair of the group.
-    """
-    hopper = capability_of(gpu) >= HOPPER
-    context, note = context_bytes(gpu)
-    handles = constants.cublas_handles
-    workspaces = handles * constants.cublas_handle["hopper" if hopper else "default"]
-    kernels = constants.torch_kernels
+def before_terms(launch: EngineLaunch, gpu: Gpu, constants: EngineConstants) -> list[Term]:
+    """Return the memory on one GPU before the weights: others, context, kernels, communicator."""
+    settings, handles = launch.settings, constants.cublas_handles
+    handle = "hopper" if capability_of(gpu) >= HOPPER else "default"
+    workspaces = handles * constants.cublas_handle[handle]
+    note = "torch's and the weight loader's"
     terms = [
-        term("others", "before", known(gpu.used, 0), "measured", "held by others"),
-        term("cuda_context", "context", context, "estimate", note),
+        *first_terms(gpu),
         term("cublas", "context", workspaces, "estimate", f"{handles} handles' workspaces"),
-        term("torch_kernels", "context", kernels, "estimate", "torch's and the weight loader's"),
+        term("torch_kernels", "context", constants.torch_kernels, "estimate", note),
     ]
     if settings.tp > 1:
         note = f"{settings.communicator}, {settings.tp} ranks"
         # NCCL's buffers were measured for each class of link; LMDeploy's source gives cuda-ipc's.
-        nvlink = "nvlink_hopper" if hopper else "nvlink"
-        kind = nvlink if linked else "host"
-        links = term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
+        size = constants.nccl_buffers[launch.nccl_link(gpu)]
+        links = term("communicator", "context", size, "estimate", note)
         if settings.communicator != "nccl":
             size = constants.ipc_packet + constants.ipc_scratch + PAGE
             links = term("communicator", "context", size, "formula", note)
@@ -502,14 +494,13 @@ class TurbomindAccount(Account):
         temporaries = self.temporary_bytes(model, settings, constants, capability)
         loading = self.loading_extra(model, settings, constants, capability)
         staged = round_up(loading, constants.pool_granularity)
-        linked = launch.machine.nvlinked(gpus)
         weights = self.weight_terms(model, classes, temporaries, constants)
         waiting = total_bytes([line for line in weights if line.term == TEMPORARIES])
         for gpu in gpus:
             # torch stages tensors on the first GPU
             first = self.staging_bytes(model, settings, constants) if gpu is gpus[0] else 0
             yield StaticMemory(
-                before=(*self.before_terms(gpu, settings, linked, constants), *weights),
+                before=(*self.before_terms(launch, gpu, constants), *weights),
                 buffers=(),
                 temporaries=waiting,
                 staged=staged + first,

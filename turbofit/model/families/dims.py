@@ -11,11 +11,9 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule
-from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import TextDims, VisionDims
 from turbofit.core.presets import read_preset
-from turbofit.core.struct import NA, Struct
-from turbofit.core.units import format_bytes
+from turbofit.core.struct import Struct
 from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
@@ -44,9 +42,9 @@ _TOWER_KEYS: Final = {
     "spatial_merge_size": ("merge", 16),
 }
 _BY_HAND: Final = {
-    "turbomind": "TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
-    "pytorch": "LMDeploy's PyTorch engine runs it: start LMDeploy by hand (--backend pytorch) with "
-    "a low --cache-max-entry-count",
+    "turbomind": "TurboMind runs it{on}: start LMDeploy by hand with a low --cache-max-entry-count",
+    "pytorch": "LMDeploy's PyTorch engine runs it{on}: start LMDeploy by hand (--backend pytorch)"
+    " with a low --cache-max-entry-count",
 }
 
 
@@ -168,27 +166,13 @@ def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
     return replace(text, tie_word_embeddings=True) if tied else text
 
 
-class NoAccountError(UsageError):
-    """A model of a family that turbofit has no account of."""
-
-    def __init__(self, message: str, family: UnsupportedFamily, *, hint: str) -> None:
-        super().__init__(message, hint=hint)
-        self.family = family
-
-
-def _below(gpu: Gpu, least: tuple[int, int]) -> bool:
-    """Return whether a card is known to be older than a compute capability."""
-    return gpu.compute_capability != NA and gpu.compute_capability < least
-
-
 class UnsupportedFamily(Struct, forbid_unknown_fields=True):
     """A family that turbofit has no account of.
 
     ``engine`` is the engine of LMDeploy that runs the family, or None. ``names`` are beginnings of
     names that people type; ``words`` may stand anywhere in such a name. ``elsewhere`` are other
     programs that list the family among their models. ``older`` is a clause on older releases of
-    LMDeploy that ran the family. ``least_capability`` is the oldest compute capability with its
-    kernels, and ``least_weights`` gigabytes that every published checkpoint has; 0: unknown.
+    LMDeploy that ran the family. ``needs`` are the cards on which ``engine`` runs it; empty: any.
     """
 
     name: str
@@ -200,14 +184,13 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
     why: str = ""
     hint: str = ""
     older: str = ""
-    least_capability: tuple[int, int] = (0, 0)
-    least_weights: int = 0
+    needs: str = ""
 
     def refusal(self) -> UsageError:
         """Return the error that says why the family has no account, and what to do."""
         if self.engine is not None:
             message = f"turbofit does not account for {self.name} yet"
-            hint = _BY_HAND[self.engine]
+            hint = _BY_HAND[self.engine].format(on=f" on {self.needs}" if self.needs else "")
         else:
             message = f"LMDeploy {REFERENCE} does not run {self.name}"
             if self.older:
@@ -218,26 +201,7 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
             if not self.elsewhere:
                 hint = "take a version of the model in Hugging Face's own format, if there is one"
         message += f": {self.why}" if self.why else ""
-        return NoAccountError(message, self, hint=self.hint or hint)
-
-    def refusal_on(self, machine: Machine) -> UsageError:
-        """Return the error for a machine, which may have no cards or too little memory for it."""
-        cards = [gpu for gpu in machine.gpus if _below(gpu, self.least_capability)]
-        room, needed = sum(gpu.usable for gpu in machine.gpus), self.least_weights * 10**9
-        lacks = []
-        if cards:
-            major, minor = self.least_capability
-            lacks.append(f"its kernels need compute capability {major}.{minor} ({cards[0].name})")
-        if room < needed:
-            lacks.append(
-                f"its weights are {format_bytes(needed)} at least, of {format_bytes(room)}"
-            )
-        if not lacks:
-            return self.refusal()
-        return UsageError(
-            f"LMDeploy {REFERENCE} does not run {self.name} on this machine: {'; '.join(lacks)}",
-            hint="other cards, or another model: turbofit which --on SPEC names those that fit",
-        )
+        return UsageError(message, hint=self.hint or hint)
 
 
 @cache

@@ -86,7 +86,7 @@ def torch_library() -> Any:
         return importlib.import_module("torch")
     except ImportError:
         raise PackageError(
-            "merging and converting weights needs torch and safetensors: one of them is missing",
+            "reading and writing weights needs torch and safetensors: one of them is missing",
             hint=f"{install_command('merge')} (a CPU build of torch is enough)",
         ) from None
 

@@ -16,15 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Final
 
-from turbofit.core.errors import PackageError, UsageError
-from turbofit.core.installation import install_command
+from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, Quantization
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import JsonDocument, Struct, const, doc
 from turbofit.core.units import grouped
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.folder import FolderFiles
-from turbofit.model.merge.files import copied_files
+from turbofit.model.merge.files import copied_files, torch_library
 from turbofit.model.safetensors import Tensor
 from turbofit.model.source import resolve_model
 
@@ -280,7 +279,7 @@ def unpacked(packed: Any) -> Any:
 
     Source: compressed-tensors 0.19.0, `compressors/pack_quantized/helpers.py`.
     """
-    torch = _torch()
+    torch = torch_library()
     shifts = torch.arange(0, 4 * _IN_A_WORD, 4, dtype=torch.int32)
     digits = (packed.unsqueeze(-1) >> shifts) & 0xF
     return digits.reshape(packed.shape[0], -1).to(torch.int8) - _OFFSET
@@ -308,28 +307,12 @@ class _Opened:
         """Return a torch tensor; None if the folder has none of this name."""
         if name not in self._tensors:
             return None
-        _torch()
+        torch_library()
         file = self._tensors[name].file
         if file not in self._files:
             opener = importlib.import_module("safetensors").safe_open
             self._files[file] = opener(os.path.join(self._folder, file), "pt")
         return self._files[file].get_tensor(name)
-
-
-def _torch() -> Any:
-    """Import torch and safetensors.
-
-    Raises:
-        PackageError: one of them is missing.
-    """
-    try:
-        importlib.import_module("safetensors.torch")
-        return importlib.import_module("torch")
-    except ImportError:
-        raise PackageError(
-            "reading packed weights needs torch and safetensors: one of them is missing",
-            hint=f"{install_command('merge')} (a CPU build of torch is enough)",
-        ) from None
 
 
 def _lmdeploy_format(group: int) -> Any:

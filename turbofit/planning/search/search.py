@@ -48,7 +48,7 @@ from turbofit.planning.search.shapes import (
 )
 from turbofit.planning.search.sizing import Ask, SearchState, longest_context, most_context
 from turbofit.planning.speed import Speed, counted_tokens, group_rates, group_speed
-from turbofit.planning.throughput import forecast, with_text
+from turbofit.planning.throughput import forecast
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -106,8 +106,7 @@ class EngineFit(Struct):
             return None
         engine, gpus = self.engine.name, self.best.gpus(self.request.machine)
         texts = self.speeds_of(load.text_alone) if load.units_per_image else ()
-        found = forecast(self.request, speeds, load, engine=engine, gpus=gpus)
-        return with_text(found, self.request.model, engine, gpus, texts)
+        return forecast(self.request, speeds, load, engine=engine, gpus=gpus, texts=texts)
 
     def speeds_of(self, load: VisionLoad) -> list[Speed]:
         """Return the speed of each group for another load, with the same settings."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import option_of
+from turbofit.core.machine import named_cards
 from turbofit.core.messages import SLOW_IMAGES, counted, groups_of, plural
 from turbofit.core.plan import alike, roomier_limit
 from turbofit.core.units import format_bytes, three_digits, two_digits
@@ -377,8 +377,6 @@ def _facts(plan: Plan) -> FactList:
     context = f"{workload.context:,}" if workload.context else "as much as fits"
     images = _images(plan, size) if plan.promise.limits.vision_unit else ""
     at_once = workload.concurrency or plan.requests_at_once
-    counts = Counter(gpu.name for gpu in plan.machine.gpus)
-    names = " + ".join(f"{n}x {name}" for name, n in counts.items())
     engine = f"LMDeploy {plan.backend.version}, {plan.backend.name}"
     if not plan.backend.of_lmdeploy:
         engine = f"Hugging Face Transformers, the fallback (accounted for {plan.backend.version})"
@@ -387,7 +385,7 @@ def _facts(plan: Plan) -> FactList:
     facts = {
         "model": f"{model.architecture}, {model.parameters / 1e9:.2f} B parameters, "
         f"{format_bytes(model.weight_bytes)} of weights ({model.source.kind}: {where})",
-        "machine": f"{names} ({plan.machine.source})",
+        "machine": f"{named_cards(plan.machine.gpus)} ({plan.machine.source})",
         "engine": engine,
         "workload": f"{images}context {context}, {at_once:,} at once, for {workload.goal}{queued}",
         "shape": f"{shape} on {groups_of(plan.groups)}: {plan.backend.reason}",
