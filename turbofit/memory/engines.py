@@ -218,9 +218,10 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
         return engine_problem(model, engine)
     # Torch ran the towers of old versions: only LMDeploy's lists and the language model decide.
     text = replace(model, vision=None, architecture=model.text.architecture)
-    older = not_listed(model, engine, version)
-    if older is None and model.quantization is not None:
-        from turbofit.memory.legacy.generations import quantization_problem
+    from turbofit.memory.legacy.generations import heads_problem, quantization_problem
 
+    older = not_listed(model, engine, version)
+    older = older or heads_problem(engine, version, model.text.head_dim)
+    if older is None and model.quantization is not None:
         older = quantization_problem(engine, version, model.quantization)
     return older or engine_problem(text, engine)

@@ -6,7 +6,7 @@ the fields that differ from the previous entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Literal, TypeVar
 
@@ -94,9 +94,11 @@ class _Entry(Struct, forbid_unknown_fields=True):
     """The fields of both engines' entries; ``first`` is the first version of the generation.
 
     ``batch`` has the default batch sizes by a part of the GPU's name (`account.batch_size`).
+    ``head_dims`` are the channels that a head may have; None: the engine's own tables decide.
     """
 
     first: str
+    head_dims: tuple[int, ...] | None
     source: dict[str, str]
     batch: dict[str, int]
     prefill: int
@@ -158,8 +160,12 @@ class LogitsRule(Struct, forbid_unknown_fields=True):
 
 
 class TorchGeneration(_Entry):
-    """One generation of the PyTorch engine; ``tower``: the part that contains the vision tower."""
+    """One generation of the PyTorch engine; ``tower``: the part that contains the vision tower.
 
+    ``ratio`` is the default share of the free memory that becomes the cache.
+    """
+
+    ratio: float
     runtime: RuntimeRule
     tower: Literal["front_end", "engine"]
     logits: LogitsRule
@@ -194,15 +200,27 @@ def torch_generation_of(version: str) -> TorchGeneration:
 
 def quantization_problem(engine: str, version: str, packed: Quantization) -> str | None:
     """Return why a version of an engine cannot read weights with this quantisation, or None."""
+    what = f"read {packed.method} weights in groups of {packed.group_size}"
+    return _lacking(engine, version, what, lambda entry: entry.reads(packed))
+
+
+def heads_problem(engine: str, version: str, head_dim: int) -> str | None:
+    """Return why a version of an engine has no attention for heads of a size, or None."""
+    what = f"have attention for heads of {head_dim} channels"
+    return _lacking(
+        engine, version, what, lambda entry: not entry.head_dims or head_dim in entry.head_dims
+    )
+
+
+def _lacking(engine: str, version: str, what: str, can: Callable[[_Entry], bool]) -> str | None:
+    """Return that a version of an engine does not do something, and which first did; else None."""
     of_engine = {"turbomind": generations, "pytorch": torch_generations}
     known: Sequence[_Entry] = of_engine[engine]()
-    if _nearest(version, known).reads(packed):
+    if can(_nearest(version, known)):
         return None
-    came = next((entry.first for entry in known if entry.reads(packed)), None)
-    return (
-        f"the {engine} engine of LMDeploy {version} does not read {packed.method} weights in groups"
-        f" of {packed.group_size}" + (f", which came with {came}" if came else "")
-    )
+    came = next((entry.first for entry in known if can(entry)), None)
+    came_with = f", which came with {came}" if came else ""
+    return f"the {engine} engine of LMDeploy {version} does not {what}{came_with}"
 
 
 def _nearest(version: str, known: Sequence[_Either]) -> _Either:

@@ -33,7 +33,7 @@ from turbofit.memory.legacy.generations import (
     tower_activations,
     tower_bytes,
 )
-from turbofit.memory.legacy.turbomind import PROMPT, RATIO, GroupAccount
+from turbofit.memory.legacy.turbomind import PROMPT, GroupAccount
 from turbofit.memory.pytorch.account import Pytorch
 from turbofit.memory.pytorch.activations import routed_elements
 from turbofit.memory.pytorch.cache import block_bytes
@@ -187,7 +187,7 @@ class LegacyPytorch(Pytorch):
     def defaults(self, gpu_name: str) -> dict[str, object]:
         rules = self.generation
         return {
-            "cache_max_entry_count": RATIO,
+            "cache_max_entry_count": rules.ratio,
             "max_batch_size": batch_size(rules.batch, gpu_name),
             "max_prefill_token_num": rules.prefill,
             "cache_block_seq_len": rules.block_tokens,
