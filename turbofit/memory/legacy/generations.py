@@ -31,7 +31,7 @@ class CacheRule(Struct, forbid_unknown_fields=True):
     or of the ``total`` memory, or a number of whole sessions (``slots``). ``default`` is the
     default ratio. ``objects``: the cache is one region of pages as in 0.18; if not, it consists of
     blocks. ``after_buffers``: the persistent buffers are allocated before the cache.
-    ``online_scales``: quantised keys and values have a scale and a zero point for each token and
+    ``grows``: only requests allocate it, block by block. ``online_scales``: quantised keys and values have a scale and a zero point for each token and
     head. ``bits`` are the bits of a key's or value's element, by ``quant_policy``.
     """
 
@@ -40,6 +40,7 @@ class CacheRule(Struct, forbid_unknown_fields=True):
     block_tokens: int
     bits: dict[int, int]
     online_scales: bool
+    grows: bool
     after_buffers: bool
     objects: bool
     truncates_session: bool

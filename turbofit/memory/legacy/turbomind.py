@@ -246,6 +246,8 @@ class LegacyAccount(GroupAccount):
         # `_late` makes the terms again, with the cache that the ratio gives.
         most = max(settings.session_len, _Forward(self, 1).buffer_tokens)
         forward = _Forward(self, most)
+        if generation.cache.grows:
+            self.grown = ("kv_cache",)
         if generation.cache.objects:
             # The longest warm-up request waits for blocks: with fewer blocks, the start never ends.
             tokens = _Forward(self, settings.session_len).warmup_tokens
