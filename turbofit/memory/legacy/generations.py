@@ -30,9 +30,10 @@ class CacheRule(Struct, forbid_unknown_fields=True):
     ``of``: the ratio is a share of the ``free`` memory after the weights (the least in the group),
     or of the ``total`` memory, or a number of whole sessions (``slots``). ``default`` is the
     default ratio. ``objects``: the cache is one region of pages as in 0.18; if not, it consists of
-    blocks. ``after_buffers``: the persistent buffers are allocated before the cache.
-    ``grows``: only requests allocate it, block by block. ``online_scales``: quantised keys and values have a scale and a zero point for each token and
-    head. ``bits`` are the bits of a key's or value's element, by ``quant_policy``.
+    blocks. ``after_buffers``: the persistent buffers are allocated before the cache. ``grows``:
+    only requests allocate the cache, block by block. ``online_scales``: quantised keys and values
+    have a scale and a zero point for each token and head. ``bits`` are the bits of a key's or
+    value's element, by ``quant_policy``.
     """
 
     of: Literal["free", "total", "slots"]
