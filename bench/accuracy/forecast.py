@@ -92,7 +92,6 @@ def forecast(row: Row) -> Forecast:
     units = engine.units_bound(rule, load, settings) if rule and load.units_per_image else 0
     host = engine.host_memory(model, settings, units_per_forward=units)
     engine_warmup = account.engine_warmup if isinstance(account, GroupAccount) else warmup
-    grown = account.region_at(ratio) if "kv_cache" in account.grown else 0
     return Forecast(
         generation=_generation(engine, row.version),
         ledgers=ledgers,
@@ -104,7 +103,8 @@ def forecast(row: Row) -> Forecast:
         host=host.pinned + host.pageable,
         pinned=host.pinned,
         cache_shortfall=account.cache_shortfall_at(ratio),
-        by_requests=max(0, warmup - engine_warmup) + grown,
+        by_requests=max(0, warmup - engine_warmup)
+        + (account.region_at(ratio) if "kv_cache" in account.grown else 0),
     )
 
 

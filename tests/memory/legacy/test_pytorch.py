@@ -44,8 +44,10 @@ def test_blocks_by_the_formula_of_the_old_and_the_new_reserve():
 )  # fmt: skip
 def test_the_first_releases_had_defaults_of_their_own(version, ratio, prefill, reserve):
     told = LegacyPytorch(version).defaults("a100")
-    assert (told["cache_max_entry_count"], told["max_prefill_token_num"]) == (ratio, prefill)
-    assert torch_account("llama-2-7b", version, free=20000 * MIB).runtime == reserve
+    made = torch_account("llama-2-7b", version, free=20000 * MIB)
+    assert (told["cache_max_entry_count"], told["max_prefill_token_num"], made.runtime) == (
+        ratio, prefill, reserve,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

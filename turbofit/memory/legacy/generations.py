@@ -107,9 +107,9 @@ class _Entry(Struct, forbid_unknown_fields=True):
     kv_heads: Literal["divided", "asserted", "multiples", "any"]
     packed: dict[str, tuple[int, ...]]
 
-    def reads(self, packed: Quantization) -> bool:
+    def reads(self, packed: Quantization | None) -> bool:
         """Return whether this generation can load weights with this quantisation."""
-        return packed.group_size in self.packed.get(packed.method, ())
+        return packed is None or packed.group_size in self.packed.get(packed.method, ())
 
     def kv_heads_problem(self, kv_heads: int, tp: int) -> str | None:
         """Return why ``tp`` ranks can neither divide nor repeat the KV heads, or None."""
@@ -200,9 +200,9 @@ def torch_generation_of(version: str) -> TorchGeneration:
     return _nearest(version, torch_generations())
 
 
-def quantization_problem(engine: str, version: str, packed: Quantization) -> str | None:
+def quantization_problem(engine: str, version: str, packed: Quantization | None) -> str | None:
     """Return why a version of an engine cannot read weights with this quantisation, or None."""
-    what = f"read {packed.method} weights in groups of {packed.group_size}"
+    what = f"read {packed.method} weights in groups of {packed.group_size}" if packed else ""
     return _lacking(engine, version, what, lambda entry: entry.reads(packed))
 
 
@@ -216,13 +216,11 @@ def heads_problem(engine: str, version: str, head_dim: int) -> str | None:
 
 def _lacking(engine: str, version: str, what: str, can: Callable[[_Entry], bool]) -> str | None:
     """Return that a version of an engine does not do something, and which first did; else None."""
-    of_engine = {"turbomind": generations, "pytorch": torch_generations}
-    known: Sequence[_Entry] = of_engine[engine]()
+    known: Sequence[_Entry] = generations() if engine == "turbomind" else torch_generations()
     if can(_nearest(version, known)):
         return None
-    came = next((entry.first for entry in known if can(entry)), None)
-    came_with = f", which came with {came}" if came else ""
-    return f"the {engine} engine of LMDeploy {version} does not {what}{came_with}"
+    came = next((f", which came with {entry.first}" for entry in known if can(entry)), "")
+    return f"the {engine} engine of LMDeploy {version} does not {what}{came}"
 
 
 def _nearest(version: str, known: Sequence[_Either]) -> _Either:
@@ -259,8 +257,8 @@ def _read(key: str, type_: type[_Either]) -> Iterator[_Either]:
 @cache
 def legacy_constants() -> LegacyConstants:
     """Read the figures that are equal in all generations."""
-    entries = load_yaml(preset_path("engines", "generations"))["constants"].items()
-    values = {key: entry["value"] for key, entry in entries}
+    entries = load_yaml(preset_path("engines", "generations"))["constants"]
+    values = {key: entry["value"] for key, entry in entries.items()}
     return msgspec.convert(values, LegacyConstants, strict=False)
 
 

@@ -9,7 +9,6 @@ image at the image's default limit.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from turbofit.core.messages import counted
 from turbofit.core.model import Model
@@ -42,9 +41,6 @@ from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, lo
 from turbofit.memory.versions import FIRST_CURRENT
 from turbofit.model.parameters import stored_bytes
 
-#: With fewer blocks the engine raises "No enough gpu memory for kv cache".
-_LEAST_BLOCKS: Final = 3
-
 
 class LegacyTorchAccount(GroupAccount):
     """The account of one model with given settings on one group of GPUs.
@@ -52,7 +48,8 @@ class LegacyTorchAccount(GroupAccount):
     ``constants`` are those of 0.18, for figures that are equal in all generations (contexts, NCCL).
     """
 
-    least_blocks = _LEAST_BLOCKS
+    #: With fewer blocks the engine raises "No enough gpu memory for kv cache".
+    least_blocks = 3
 
     def __init__(
         self, launch: EngineLaunch, constants: EngineConstants, generation: TorchGeneration

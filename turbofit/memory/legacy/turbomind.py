@@ -63,7 +63,6 @@ _KEPT = "torch_cache"
 _FOUR_BIT = frozenset({"awq", "gptq"})
 #: Text tokens of a request in addition to its images.
 PROMPT: Final = 64
-RATIO = 0.8
 _INT8 = 8
 
 
@@ -472,7 +471,7 @@ class LegacyTurbomind(Turbomind):
                 f" `--quant-policy {four}`"
             )
         if settings.cache_max_entry_count >= 1 and not self.generation.cache.objects:
-            settings = replace(settings, cache_max_entry_count=RATIO)
+            settings = replace(settings, cache_max_entry_count=0.5)  # checks the other options
         return super().problem(replace(launch, settings=settings))
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
