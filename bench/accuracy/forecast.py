@@ -18,7 +18,8 @@ class Forecast(Struct):
     """The forecast of a row: the ledgers of its GPUs, and the cache in blocks.
 
     ``tokens`` is what the cache holds. ``host`` and ``pinned`` are bytes of host memory.
-    ``first_image``: the bytes of ``steady`` that are only taken at the first image request.
+    ``by_requests``: the bytes of ``steady`` that only requests take: those of the first image, and
+    a cache that grows.
     """
 
     generation: str
@@ -31,14 +32,14 @@ class Forecast(Struct):
     host: int
     pinned: int
     cache_shortfall: bool
-    first_image: int = 0
+    by_requests: int = 0
 
     @property
     def outcome(self) -> str:
         """``ok``, ``oom`` (never serves), or ``oom_on_request`` (a worst-case request ends it)."""
         usable = [one.total - one.reserved for one in self.ledgers]
         starts = all(
-            max(one.steady - self.first_image, one.load_peak) <= room
+            max(one.steady - self.by_requests, one.load_peak) <= room
             for one, room in zip(self.ledgers, usable, strict=True)
         )
         if self.free <= 0 or self.cache_shortfall or not starts:
@@ -102,7 +103,8 @@ def forecast(row: Row) -> Forecast:
         host=host.pinned + host.pageable,
         pinned=host.pinned,
         cache_shortfall=account.cache_shortfall_at(ratio),
-        first_image=max(0, warmup - engine_warmup),
+        by_requests=max(0, warmup - engine_warmup)
+        + (account.region_at(ratio) if "kv_cache" in account.grown else 0),
     )
 
 

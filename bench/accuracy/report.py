@@ -138,7 +138,7 @@ def _outcomes(scored: Sequence[Scored], facts: dict[str, Any]) -> str:
 def _first_image(scored: Sequence[Scored]) -> Iterator[str]:
     """Yield the errors of InternVL2's table with and without the first image's memory."""
     pairs = [
-        (abs(s.error), abs(s.error - one.forecast.first_image / MIB), s.card_mib or 1)
+        (abs(s.error), abs(s.error - one.forecast.by_requests / MIB), s.card_mib or 1)
         for one in _table(scored)
         for s in _used(one)
     ]

@@ -44,6 +44,10 @@ def test_each_version_has_an_account_or_the_nearest_older_one_s() -> None:
         ("qwen3-vl-8b", "0.16.0", "pytorch"),  # TurboMind never had its tower
         ("llama-2-7b", "0.2.0", "turbomind"),  # older than LMDeploy's lists
         ("llava-1.5-7b", "0.3.0", "turbomind"),  # in its own format
+        ("internvl2-1b", "0.6.2", "pytorch"),  # heads of 64: TurboMind from 0.6.3 on
+        ("internvl2-1b", "0.6.3", "turbomind"),
+        ("qwen2.5-0.5b", "0.5.3", "pytorch"),
+        ("phi-3.5-vision", "0.5.1", "pytorch"),  # in no list, but its class is in the engine's map
     ],
 )
 def test_the_engine_that_knew_it_is_taken(model: str, version: str, engine: str) -> None:
@@ -65,6 +69,7 @@ def test_the_engine_that_knew_it_is_taken(model: str, version: str, engine: str)
         ),
         ("llama-3.2-11b-vision", "pytorch", "0.12.0", "does not run Mllama"),
         ("qwen2-vl-7b", "turbomind", "0.9.1", "which 0.9.2 runs"),
+        ("qwen2.5-0.5b", "turbomind", "0.6.2", "heads of 64 channels, which came with 0.6.3"),
         ("qwen2-vl-7b", "turbomind", "0.14", "which 0.16.0 runs"),
     ],
 )

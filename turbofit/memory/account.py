@@ -326,8 +326,8 @@ class Account(ABC):
     allocator: ClassVar[str]
     #: Whether the engine encodes images only after the cache has blocks for the whole prompt.
     admits_prompts: ClassVar[bool] = True
-    #: Buffers that only the worst requests allocate; these buffers never prevent a start.
-    grown: ClassVar[tuple[str, ...]] = ()
+    #: Terms that only requests allocate; these never prevent a start.
+    grown: tuple[str, ...] = ()
     #: The time at which ``pool_warmup`` is allocated.
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up"
 

@@ -216,11 +216,13 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
     """Return the reason why a version of an engine does not run a model, or None."""
     if version is None or engine not in LMDEPLOY or not versions.is_legacy(version):
         return engine_problem(model, engine)
+    from turbofit.memory.legacy.generations import heads_problem, quantization_problem
+
     # Torch ran the towers of old versions: only LMDeploy's lists and the language model decide.
     text = replace(model, vision=None, architecture=model.text.architecture)
-    older = not_listed(model, engine, version)
-    if older is None and model.quantization is not None:
-        from turbofit.memory.legacy.generations import quantization_problem
-
-        older = quantization_problem(engine, version, model.quantization)
-    return older or engine_problem(text, engine)
+    return (
+        not_listed(model, engine, version)
+        or heads_problem(engine, version, model.text.head_dim)
+        or quantization_problem(engine, version, model.quantization)
+        or engine_problem(text, engine)
+    )

@@ -63,8 +63,7 @@ def release(version: str) -> tuple[int, int]:
 
 def is_legacy(version: str) -> bool:
     """Return whether a version is described by an entry of ``generations.yaml``."""
-    wanted, first = parse(version), parse(FIRST_CURRENT)
-    return wanted is not None and first is not None and wanted < first
+    return () < written(version) < written(FIRST_CURRENT)
 
 
 def account_version(engine: str, version: str | None = None) -> str | None:

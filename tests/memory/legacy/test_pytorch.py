@@ -9,7 +9,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.legacy.generations import (
     torch_generation_of,
 )
-from turbofit.memory.legacy.pytorch import LegacyTorchAccount
+from turbofit.memory.legacy.pytorch import LegacyPytorch, LegacyTorchAccount
 from turbofit.memory.turbomind.weights import load_constants
 
 # The vision tower under torch.
@@ -33,6 +33,21 @@ def test_blocks_by_the_formula_of_the_old_and_the_new_reserve():
     assert few.blocks_at(0.8) >= 16
     none = torch_account("qwen2-vl-7b", "0.7.2", free=2 * MIB, max_batch_size=128)
     assert none.cache_shortfall_at(0.8)
+
+
+@pytest.mark.parametrize(
+    ("version", "ratio", "prefill", "reserve"),
+    [
+        ("0.2.0", 0.7, 16384, 0), ("0.2.3", 0.7, 16384, 0), ("0.2.5", 0.8, 8192, 0),
+        ("0.2.6", 0.8, 4096, 4096 * 32000 * 7), ("0.6.0", 0.8, 8192, 8192 * 32000 * 7),
+    ],
+)  # fmt: skip
+def test_the_first_releases_had_defaults_of_their_own(version, ratio, prefill, reserve):
+    told = LegacyPytorch(version).defaults("a100")
+    made = torch_account("llama-2-7b", version, free=20000 * MIB)
+    assert (told["cache_max_entry_count"], told["max_prefill_token_num"], made.runtime) == (
+        ratio, prefill, reserve,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

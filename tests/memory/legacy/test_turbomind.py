@@ -170,6 +170,15 @@ def test_a_cache_is_a_count_of_blocks_or_of_sessions_or_a_ratio_of_what_is_free(
 
 
 @pytest.mark.parametrize(
+    ("version", "ratio", "kind"),
+    [("0.0.14", 48, "request"), ("0.1.0", 0.5, "request"), ("0.2.0", 0.5, "buffers")],
+)
+def test_a_cache_that_only_requests_made_prevented_no_start(version, ratio, kind):
+    """0.1.0 served InternLM-7B with 14 GB where 0.2.0 took half of the card at once (#1001)."""
+    assert outcome_at(account("llama-2-7b", version, on="rtx3090"), ratio).kind == kind
+
+
+@pytest.mark.parametrize(
     ("model", "tp", "ran"),
     [("qwen2.5-72b-awq", 4, 3098), ("qwen2.5-72b-awq", 1, 4880), ("internvl2-8b", 2, 1246)],
 )

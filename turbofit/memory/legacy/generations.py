@@ -6,7 +6,7 @@ the fields that differ from the previous entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Literal, TypeVar
 
@@ -30,9 +30,10 @@ class CacheRule(Struct, forbid_unknown_fields=True):
     ``of``: the ratio is a share of the ``free`` memory after the weights (the least in the group),
     or of the ``total`` memory, or a number of whole sessions (``slots``). ``default`` is the
     default ratio. ``objects``: the cache is one region of pages as in 0.18; if not, it consists of
-    blocks. ``after_buffers``: the persistent buffers are allocated before the cache.
-    ``online_scales``: quantised keys and values have a scale and a zero point for each token and
-    head. ``bits`` are the bits of a key's or value's element, by ``quant_policy``.
+    blocks. ``after_buffers``: the persistent buffers are allocated before the cache. ``grows``:
+    only requests allocate the cache, block by block. ``online_scales``: quantised keys and values
+    have a scale and a zero point for each token and head. ``bits`` are the bits of a key's or
+    value's element, by ``quant_policy``.
     """
 
     of: Literal["free", "total", "slots"]
@@ -40,6 +41,7 @@ class CacheRule(Struct, forbid_unknown_fields=True):
     block_tokens: int
     bits: dict[int, int]
     online_scales: bool
+    grows: bool
     after_buffers: bool
     objects: bool
     truncates_session: bool
@@ -94,18 +96,20 @@ class _Entry(Struct, forbid_unknown_fields=True):
     """The fields of both engines' entries; ``first`` is the first version of the generation.
 
     ``batch`` has the default batch sizes by a part of the GPU's name (`account.batch_size`).
+    ``head_dims`` are the channels that a head may have; None: the engine's own tables decide.
     """
 
     first: str
+    head_dims: tuple[int, ...] | None
     source: dict[str, str]
     batch: dict[str, int]
     prefill: int
     kv_heads: Literal["divided", "asserted", "multiples", "any"]
     packed: dict[str, tuple[int, ...]]
 
-    def reads(self, packed: Quantization) -> bool:
+    def reads(self, packed: Quantization | None) -> bool:
         """Return whether this generation can load weights with this quantisation."""
-        return packed.group_size in self.packed.get(packed.method, ())
+        return packed is None or packed.group_size in self.packed.get(packed.method, ())
 
     def kv_heads_problem(self, kv_heads: int, tp: int) -> str | None:
         """Return why ``tp`` ranks can neither divide nor repeat the KV heads, or None."""
@@ -158,8 +162,12 @@ class LogitsRule(Struct, forbid_unknown_fields=True):
 
 
 class TorchGeneration(_Entry):
-    """One generation of the PyTorch engine; ``tower``: the part that contains the vision tower."""
+    """One generation of the PyTorch engine; ``tower``: the part that contains the vision tower.
 
+    ``ratio`` is the default share of the free memory that becomes the cache.
+    """
+
+    ratio: float
     runtime: RuntimeRule
     tower: Literal["front_end", "engine"]
     logits: LogitsRule
@@ -192,17 +200,27 @@ def torch_generation_of(version: str) -> TorchGeneration:
     return _nearest(version, torch_generations())
 
 
-def quantization_problem(engine: str, version: str, packed: Quantization) -> str | None:
+def quantization_problem(engine: str, version: str, packed: Quantization | None) -> str | None:
     """Return why a version of an engine cannot read weights with this quantisation, or None."""
-    of_engine = {"turbomind": generations, "pytorch": torch_generations}
-    known: Sequence[_Entry] = of_engine[engine]()
-    if _nearest(version, known).reads(packed):
-        return None
-    came = next((entry.first for entry in known if entry.reads(packed)), None)
-    return (
-        f"the {engine} engine of LMDeploy {version} does not read {packed.method} weights in groups"
-        f" of {packed.group_size}" + (f", which came with {came}" if came else "")
+    what = f"read {packed.method} weights in groups of {packed.group_size}" if packed else ""
+    return _lacking(engine, version, what, lambda entry: entry.reads(packed))
+
+
+def heads_problem(engine: str, version: str, head_dim: int) -> str | None:
+    """Return why a version of an engine has no attention for heads of a size, or None."""
+    what = f"have attention for heads of {head_dim} channels"
+    return _lacking(
+        engine, version, what, lambda entry: not entry.head_dims or head_dim in entry.head_dims
     )
+
+
+def _lacking(engine: str, version: str, what: str, can: Callable[[_Entry], bool]) -> str | None:
+    """Return that a version of an engine does not do something, and which first did; else None."""
+    known: Sequence[_Entry] = generations() if engine == "turbomind" else torch_generations()
+    if can(_nearest(version, known)):
+        return None
+    came = next((f", which came with {entry.first}" for entry in known if can(entry)), "")
+    return f"the {engine} engine of LMDeploy {version} does not {what}{came}"
 
 
 def _nearest(version: str, known: Sequence[_Either]) -> _Either:
@@ -239,8 +257,8 @@ def _read(key: str, type_: type[_Either]) -> Iterator[_Either]:
 @cache
 def legacy_constants() -> LegacyConstants:
     """Read the figures that are equal in all generations."""
-    entries = load_yaml(preset_path("engines", "generations"))["constants"].items()
-    values = {key: entry["value"] for key, entry in entries}
+    entries = load_yaml(preset_path("engines", "generations"))["constants"]
+    values = {key: entry["value"] for key, entry in entries.items()}
     return msgspec.convert(values, LegacyConstants, strict=False)
 
 

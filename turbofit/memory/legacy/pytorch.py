@@ -9,7 +9,6 @@ image at the image's default limit.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from turbofit.core.messages import counted
 from turbofit.core.model import Model
@@ -33,7 +32,7 @@ from turbofit.memory.legacy.generations import (
     tower_activations,
     tower_bytes,
 )
-from turbofit.memory.legacy.turbomind import PROMPT, RATIO, GroupAccount
+from turbofit.memory.legacy.turbomind import PROMPT, GroupAccount
 from turbofit.memory.pytorch.account import Pytorch
 from turbofit.memory.pytorch.activations import routed_elements
 from turbofit.memory.pytorch.cache import block_bytes
@@ -42,9 +41,6 @@ from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, lo
 from turbofit.memory.versions import FIRST_CURRENT
 from turbofit.model.parameters import stored_bytes
 
-#: With fewer blocks the engine raises "No enough gpu memory for kv cache".
-_LEAST_BLOCKS: Final = 3
-
 
 class LegacyTorchAccount(GroupAccount):
     """The account of one model with given settings on one group of GPUs.
@@ -52,7 +48,8 @@ class LegacyTorchAccount(GroupAccount):
     ``constants`` are those of 0.18, for figures that are equal in all generations (contexts, NCCL).
     """
 
-    least_blocks = _LEAST_BLOCKS
+    #: With fewer blocks the engine raises "No enough gpu memory for kv cache".
+    least_blocks = 3
 
     def __init__(
         self, launch: EngineLaunch, constants: EngineConstants, generation: TorchGeneration
@@ -186,7 +183,7 @@ class LegacyPytorch(Pytorch):
     def defaults(self, gpu_name: str) -> dict[str, object]:
         rules = self.generation
         return {
-            "cache_max_entry_count": RATIO,
+            "cache_max_entry_count": rules.ratio,
             "max_batch_size": batch_size(rules.batch, gpu_name),
             "max_prefill_token_num": rules.prefill,
             "cache_block_seq_len": rules.block_tokens,

@@ -63,7 +63,6 @@ _KEPT = "torch_cache"
 _FOUR_BIT = frozenset({"awq", "gptq"})
 #: Text tokens of a request in addition to its images.
 PROMPT: Final = 64
-RATIO = 0.8
 _INT8 = 8
 
 
@@ -246,6 +245,8 @@ class LegacyAccount(GroupAccount):
         # `_late` makes the terms again, with the cache that the ratio gives.
         most = max(settings.session_len, _Forward(self, 1).buffer_tokens)
         forward = _Forward(self, most)
+        if generation.cache.grows:
+            self.grown = ("kv_cache",)
         if generation.cache.objects:
             # The longest warm-up request waits for blocks: with fewer blocks, the start never ends.
             tokens = _Forward(self, settings.session_len).warmup_tokens
@@ -469,7 +470,7 @@ class LegacyTurbomind(Turbomind):
                 f" `--quant-policy {four}`"
             )
         if settings.cache_max_entry_count >= 1 and not self.generation.cache.objects:
-            settings = replace(settings, cache_max_entry_count=RATIO)
+            settings = replace(settings, cache_max_entry_count=0.5)  # checks the other options
         return super().problem(replace(launch, settings=settings))
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:

@@ -433,7 +433,7 @@ class TurbomindAccount(Account):
     )
     dies: ClassVar[str] = "aborts"
     #: On an H200, a server after the start held 250 to 350 MiB less memory than the ledger counted.
-    grown: ClassVar[tuple[str, ...]] = ("pool_growth", "mrope_pool")
+    grown: tuple[str, ...] = ("pool_growth", "mrope_pool")
     allocator: ClassVar[str] = "the executor's pool"
     shape: SlabShape
     #: The formulas; the class of a newer version may replace each formula (docs/adding.md).
