@@ -124,7 +124,7 @@ def test_questions_about_a_line_s_form_name_no_figure() -> None:
 
 
 _ASKED = (
-    "_BEGINS_AGAIN", "_LOADS", "_COMPLAINT", "_PROGRESS", "_GOES_ON", "_COMMENT", "IN_WORDS",
+    "_BEGINS_AGAIN", "_LOADS", "_COMPLAINT", "_PROGRESS", "_GOES_ON", "_COMMENT", "_IN_WORDS",
     "_OF_FACTS", "_LMDEPLOY", "_OTHERS", "_QUANTISES", "_PYTORCH", "_OPTION", "_AUTO_MAP",
     "_VERSION", "_VARIABLE", "MAY_BE_CARD",
 )  # fmt: skip

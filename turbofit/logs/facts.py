@@ -119,22 +119,24 @@ _HANGS: Final = re.compile(
     r"卡住|卡死|死锁|无响应|没有(?:任何)?[响相]应|(?i:\b(?:hangs?|hung|hanging|stuck|unresponsive"
     r"|(?:stops?|stopped|not|n't) respond(?:s|ing)?)\b)"
 ).search
-#: Words that speak of a hang in general, or deny it.
+#: Words that speak of a trouble in general, or deny it.
 _PERHAPS: Final = re.compile(
-    r"(?i:\b(?:if|may|might|could|causes?|avoid|prevent|fix|whether)\b"
-    r"|(?:\bnot|n't|\bnever|\bno longer) (?:\w+ )?(?:stuck|hang|hung)|如果|避免|响应头)"
+    r"(?i:\b(?:if|may|might|could|causes?|avoid|prevent|fix|whether|possible|how to)\b"
+    r"|(?:\bnot?|n't|\bnever|\bno longer) (?:\w+ )?(?:stuck|hang|hung|oom|out of)"
+    r"|如果|避免|防止|会不会|没有爆|响应头)"
 ).search
 #: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
 #: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.
 OF_PROGRAM: Final = re.compile(
     r"\w(?:Error|Exception|Warning|Exit|Interrupt)\b|Traceback|[Ee]rrno|\[[\w.: ]+\]|\w\.\w+:\d"
-    r"|\b(?:ERROR|FATAL|CRITICAL|WARNING|INFO|NVRM)\b|\bline \d|\b(?:python3?|lmdeploy) [\w-]"
+    r"|\b(?:ERROR|FATAL|CRITICAL|WARNING|INFO|NVRM)\b|\bline \d|\bpython3? (?:-|\S+\.py\b)"
+    r"|\blmdeploy (?:serve|chat|lite|convert|check_env)\b"
     r"|\w: (?:error|fatal|warning|exec)|Tried to allocate|(?im:^\W*(?:\w+\.\w+: )?(?:error|killed"
     r"|aborted|segmentation|illegal|bus|(?:cuda |gpu )?out of memory|oom|fatal|exec|what\(\))\b)"
 ).search
 #: A lack of memory in words alone.
-IN_WORDS: Final = re.compile(
-    r"(?i:out of (?:gpu |cuda )?memory|\bOOM\b)|显存(?:不足|不够|溢出)|爆显存"
+_IN_WORDS: Final = re.compile(
+    r"(?i:out of (?:gpu |cuda )?memory|\bOOM\b)|显存.?(?:不足|不够|溢出|爆|炸)|[爆炸超]了?显存"
 ).search
 #: A count of failures that is 0.
 _NONE_OF_THEM: Final = re.compile(
@@ -411,9 +413,9 @@ class LogFacts:
             memory = max(map(torch_memory, self._message), key=lambda read: read.figures)
             if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
                 self.marks[-1] = last._replace(event=memory)
-        self.told_still |= _tells_of_a_hang(form)
+        self.told_still |= form.ask(_tells_of_a_hang)
         complains = form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text))
-        if complains or form.ask(IN_WORDS):
+        if complains or form.ask(tells_of_memory):
             self.complaint = mark
         elif '"POST /' in mark.text:
             self.complaint = self.complaint or (mark if _REFUSED(mark.text) else None)
@@ -450,11 +452,14 @@ class LogFacts:
         return deadly or not survived or not (in_words or isinstance(mark.event, PythonError))
 
 
-def _tells_of_a_hang(form: Form) -> bool:
+def _tells_of_a_hang(text: str) -> bool:
     """Return whether a line is a person's words on a program that stands still."""
-    return (
-        form.ask(_HANGS) is not None and form.ask(_PERHAPS) is None and form.ask(OF_PROGRAM) is None
-    )
+    return _HANGS(text) is not None and _PERHAPS(text) is None and OF_PROGRAM(text) is None
+
+
+def tells_of_memory(text: str) -> bool:
+    """Return whether a line tells in words alone that the GPU memory ran out."""
+    return _IN_WORDS(text) is not None and _PERHAPS(text) is None
 
 
 def read_runs(lines: Iterable[LogLine]) -> list[LogFacts]:

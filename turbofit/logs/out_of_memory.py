@@ -111,6 +111,21 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     return _with_ranks(case, _with_cache(case, draft, finding.weights))
 
 
+def lack_in_words(case: LogCase, mark: LogEvent) -> Draft:
+    """Return the answer to words that tell of a lack of GPU memory; no line shows its phase."""
+    words = evidence(mark, "words that tell of it")
+    return Draft(
+        kind="out_of_memory",
+        what=f"the GPU memory ran out, by these words alone: {words.text}",
+        line=mark.line,
+        rank="consequence",
+        evidence=(words,),
+        changes=less_memory(_program(case, None), "unknown"),
+        planned=True,
+        short=True,
+    )
+
+
 def _of_host_memory(case: LogCase, mark: LogEvent, end: End) -> Draft:
     """Return the answer to a lack of page-locked host memory, which has no plan."""
     certain = case.subject.version is not None and case.engine.doubt is None
@@ -174,7 +189,7 @@ def _program(case: LogCase, memory: TorchMemory | None) -> str:
     if memory is None and case.on_jetson:
         return "jetson"
     # In a log of LMDeploy torch's text is LMDeploy's own: TurboMind's server uses torch, too.
-    if memory is not None and not case.subject.of_lmdeploy:
+    if not case.subject.of_lmdeploy:
         return "other"
     return "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
 

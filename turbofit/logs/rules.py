@@ -23,10 +23,10 @@ from turbofit.logs.answer import Draft, Holding, Missing, evidence, raised_in
 from turbofit.logs.case import LogCase
 from turbofit.logs.causes import Hit, Kind, Rank, Row, Sentence, release_of, table, text_of
 from turbofit.logs.death import IN_DIAGNOSIS, death
-from turbofit.logs.facts import IN_WORDS, LogEvent, LogFacts
+from turbofit.logs.facts import LogEvent, LogFacts, tells_of_memory
 from turbofit.logs.keys import without_keys
-from turbofit.logs.out_of_memory import lack_of_memory
-from turbofit.logs.whose_fault import WhoseFault, whose_fault
+from turbofit.logs.out_of_memory import lack_in_words, lack_of_memory
+from turbofit.logs.whose_fault import WhoseFault, owner_of, whose_fault
 from turbofit.memory.versions import listed_since, not_listed, written
 from turbofit.planning.commands import option_since
 
@@ -174,7 +174,7 @@ def _of_releases(case: LogCase, mark: LogEvent, of_log: Mapping[str, Any]) -> di
     named = (of_log.get(field) for field in ("type", "name", "imported"))
     name = str(next(filter(None, named), ""))
     since = listed_since(of_log.get("architecture") or "")
-    own = mark.stack and re.search(r"[/\\]lmdeploy[/\\]", mark.stack[-1].path)
+    own = mark.stack and owner_of(mark.stack[-1].path) == "lmdeploy"
     return {
         "asked_option": asked,
         "option_since": option_since(tuple(str(asked or "").split())),
@@ -408,6 +408,8 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
             rank="notice",
             evidence=(evidence(ready, "the engine is ready"),),
         )
+    elif facts.complaint and tells_of_memory(facts.complaint.text):
+        yield lack_in_words(case, facts.complaint)
     elif facts.complaint:
         ends = [mark for mark in facts.fatal if not mark.is_notice]
         # The words before an exit, or before an abort of compiled code, are its reason.
@@ -419,7 +421,6 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
             line=facts.complaint.line,
             rank="refusal" if exits else rank,
             evidence=(evidence(facts.complaint, "the last line that reports an error"),),
-            planned=case.has_all and IN_WORDS(facts.complaint.text) is not None,
         )
     if peers := facts.first(events.PeerMissing):
         yield Draft(

@@ -28,9 +28,10 @@ _MODEL: Final = tuple(
         r"lmdeploy serve api_server [^|;]*?\s(/[\w./-]+|[\w-]+/[\w.-]+)\s*$",
     )
 )
-#: Lines, commands and frames of LMDeploy itself: a log with one of these is LMDeploy's.
+#: Lines, commands and frames of LMDeploy itself: a log with one of these is LMDeploy's. The folder
+#: of an environment that is called lmdeploy is none of these.
 _LMDEPLOY: Final = re.compile(
-    r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\\"]"
+    r" - lmdeploy - |\[TM\]|[/\\]lmdeploy(?:\"|[/\\](?!(?i:bin|scripts|lib[/\\](?:python|site))))"
     r"|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
     r"|(?:import|from) lmdeploy|[Tt]urbo[Mm]ind|TURBOMIND|PytorchEngineConfig|turbofit|Avg thr \(in"
 ).search

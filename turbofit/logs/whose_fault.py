@@ -42,9 +42,10 @@ _CERTAIN: Final = re.compile(
 #: Packages whose frames only pass a call on: torch, and Python's own library.
 _PASSES_ON: Final = re.compile(r"[/\\]torch[/\\]|[/\\]python\d[\d.]*[/\\](?!site-|dist-)|<frozen")
 _CHECKPOINT: Final = "transformers_modules"
-#: The package that a file belongs to. A file of a person's own has none.
+#: The package that a file belongs to. A file of a person's own has none. The innermost folder
+#: counts, since an environment is often called lmdeploy, too.
 _PACKAGE: Final = re.compile(
-    rf"(?:site|dist)-packages[/\\]([A-Za-z_]\w*)|[/\\]({_CHECKPOINT}|lmdeploy)[/\\]"
+    rf".*[/\\](?:(?:site|dist)-packages[/\\]([A-Za-z_]\w*)|({_CHECKPOINT}|lmdeploy)[/\\])"
 )
 
 
@@ -65,8 +66,7 @@ class WhoseFault(NamedTuple):
 def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
     """Return the answer to an error of code; None for another line, or for a person's own files."""
     frames = [frame for frame in mark.stack if not _PASSES_ON.search(frame.path)]
-    found = [_PACKAGE.search(frame.path) for frame in frames]
-    owners = [one and (one[1] or one[2]) for one in found]
+    owners = [owner_of(frame.path) for frame in frames]
     if not isinstance(mark.event, PythonError) or not owners or not owners[-1]:
         return None
     text, file = mark.text.strip(), re.split(r"[/\\]", frames[-1].path)[-1]
@@ -75,6 +75,12 @@ def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
         called = near or owners[-2:] == ["lmdeploy", "lmdeploy"]
         return _of_lmdeploy(text, file, frames[-1].code, case) if called else None
     return _of_package(owners[-1], file, case) if _OF_CODE.match(text) else None
+
+
+def owner_of(path: str) -> str:
+    """Return the package that a file belongs to; empty for a file of a person's own."""
+    found = _PACKAGE.match(path)
+    return (found[1] or found[2]) if found else ""
 
 
 def _of_package(owner: str, file: str, case: LogCase) -> WhoseFault:

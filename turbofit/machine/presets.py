@@ -31,6 +31,8 @@ _CONSTANTS: Final = ("compute_capability", "sm_count", "l2", "memory_bandwidth",
 #: Words of numbers, as people count cards.
 COUNTS: Final = {"one": 1, "一": 1, "单": 1, "two": 2, "dual": 2, "两": 2, "二": 2, "双": 2,
                  "three": 3, "三": 3, "four": 4, "四": 4, "eight": 8, "八": 8}  # fmt: skip
+#: Chinese letters and their punctuation, as a class of a pattern has them.
+_CHINESE: Final = "\u3000-\u9fff\uff00-\uffef"
 #: A card's name in a text, with an optional size, and with a count before or behind the name. A
 #: name that is only a number, such as 3090, needs a count.
 _CARD: Final = re.compile(
@@ -38,18 +40,18 @@ _CARD: Final = re.compile(
     r"(?:\s*[x×*]\s*|\s*[张块片卡颗]\s*|(?<=[248]) )"
     rf"|(?P<word>{'|'.join(COUNTS)})\s?[张块片卡颗]?\s*)?"
     r"(?P<name>(?<![A-Za-z0-9_])"
-    r"(?:(?:NVIDIA |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
+    r"(?:(?:[Nn](?:VIDIA|vidia) |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
     r"(?: ?D\b)?(?: ?Ti)?(?: ?SUPER)?(?: Ada)?(?: Laptop)?"
-    r"|(?:NVIDIA |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
-    r"|(?<=[x×*张块片卡颗 ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![\w.-]))"
+    r"|(?:[Nn](?:VIDIA|vidia) |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
+    rf"|(?<=[x×*{_CHINESE} ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![A-WYZa-wyz\d_.-]))"
     r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?(?:G|GB|GiB)|\d{4,6} ?MiB)\b\)?"
     r"(?! *(?:of |system |host |CPU )?"
     r"(?:RAM|DDR|free|used|swap|disk|SSD|together|in (?:all|total))))?"
-    r"(?:\s?[x×*]\s?(?P<times>\d)\b)?"
+    rf"(?:\s?[x×*]\s?(?P<times>\d)\b|\s?(?P<behind>\d|{'|'.join(COUNTS)})\s?[张块片卡颗])?"
 )
 _MAKER: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
 MAY_BE_CARD: Final = re.compile(
-    r"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<=[x×*张块片卡颗 ])\d0\d0(?![\w.-])"
+    rf"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<=[x×*{_CHINESE} ])\d0\d0(?![A-WYZa-wyz\d_.-])"
 ).search
 
 
@@ -450,8 +452,9 @@ class NamedCards(NamedTuple):
 def cards_in(text: str) -> Iterator[NamedCards]:
     """Yield the cards that a text names; cards without a name in a SPEC are left out."""
     for match in _CARD.finditer(text):
-        name, number = match["name"].removesuffix(" Laptop"), COUNTS.get(match["word"] or "", 0)
-        number = int(match["count"] or match["times"] or number)
+        name = match["name"].removesuffix(" Laptop")
+        told = match["count"] or match["times"] or match["word"] or match["behind"] or "0"
+        number = COUNTS.get(told) or int(told)
         key = find_preset(match["name"]) or (match["name"] if _MAKER.match(name) else None)
         if key is None:
             continue

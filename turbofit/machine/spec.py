@@ -143,7 +143,7 @@ def _rewritten(text: str) -> str:
         if found := re.fullmatch(form, text, re.IGNORECASE):
             text = found.expand(meant)
     groups = _JOINT.split(text)
-    return text if len(groups) < 2 else "+".join(map(_rewritten, groups))
+    return text if len(groups) < 2 else "+".join(_rewritten(group.strip()) for group in groups)
 
 
 def in_other_size(spec: str, size: OtherSize) -> str:

@@ -179,7 +179,8 @@ def no_folder(path: str) -> UsageError:
 
 def _nearest_hint(name: str) -> str:
     """Return the hint for an unknown name: similar presets, or the forms that a name may have."""
-    near = nearest_names(name) if re.fullmatch(r"[\w./@:-]+", name) else []
+    # Ollama writes a colon before the size.
+    near = nearest_names(name.replace(":", "-")) if re.fullmatch(r"[\w./@:-]+", name) else []
     if near:
         more = "" if sizes_of(name) else f" `turbofit models {name}` lists more"
         return f"did you mean {', '.join(near)}?{more}"
