@@ -29,6 +29,9 @@ def test_each_start_has_a_machine_and_a_clock_of_its_own(tmp_path: Path) -> None
     assert usage.peak == usage.in_use == charged(plan).gpus[0].used  # nothing yet
     assert launch.start_command(1).machine == tmp_path / "0-1"
     assert not (tmp_path / "0-0").exists()  # timelines are large
+    # A start that failed, on a full disk perhaps, comes again with the same number.
+    (tmp_path / "0-1" / "clock").unlink()
+    assert Path(launch.start_command(1).env[CLOCK]).exists()
     # LMDeploy chooses a chat template by the folder's name.
     assert with_checkpoint(plan, tmp_path).model.source.checkpoint == f"{tmp_path}/InternVL2-2B"
 

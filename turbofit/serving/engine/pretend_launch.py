@@ -55,8 +55,9 @@ class PretendLaunch(Launch):
     def start_command(self, number: int) -> StartCommand:
         """Make the pretend machine of this start; return the command and environment."""
         folder, clock = self.folder / f"{self.group}-{number}", None
-        # The files of the start before this one are large.
-        shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
+        # The files of the start before are large. A start that failed has left files, too.
+        for old in (number - 1, number):
+            shutil.rmtree(self.folder / f"{self.group}-{old}", ignore_errors=True)
         machine = charged(self.plan, self.group)
         if self.plan.backend.on_torch:
             env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
