@@ -197,7 +197,7 @@ def test_what_is_no_grammar_or_none_of_xgrammar_s_is_said(shared):
 
 
 def test_a_hostile_grammar_is_ended_and_the_next_one_tried(shared):
-    ended = shared.ask(HOSTILE["a pattern of 9,000 bytes"], 2)
+    ended = shared.ask(HOSTILE["a pattern of 9,000 bytes"], 1)
     assert ended in ({"over": "time"}, {"over": "memory"})
     assert shared.ask(form(TEXT))["price"] < TOKEN_SECONDS
 
@@ -227,7 +227,7 @@ def test_hostile_grammars_are_ended_in_that_time(shared):
 
 
 def test_what_compiles_at_once_is_refused_for_one_dear_token_wherever_it_is(shared):
-    places = ("at once", "a branch", "a literal")
+    places = ("at once", "a branch")  # all of them in the exhaustive test below
     said = verdicts(shared, {name: DEAR[name] for name in places}, SECONDS)
     assert [*said.values()] == [{"over": "token"}] * len(places)
 
@@ -241,16 +241,16 @@ def test_a_dear_token_is_found_in_every_form(shared):
 
 def test_the_schema_of_a_forced_tool_is_found_behind_a_model_s_thoughts(shared):
     plain = shared.ask(forced(fields(TEXT)))
-    limited = shared.ask(forced(longest(20)), 6)
-    # What a token takes near the end of 20 characters is seen only there.
+    limited = shared.ask(forced(longest(8)), 6)
+    # What a token takes near the end of 8 characters is seen only there.
     assert limited["price"] > grammar_trials._FREE
     assert plain["price"] < limited["price"] / 2
 
 
 def test_a_text_that_was_answered_leads_to_its_dear_token(shared):
-    text = "a" * 100 + "b" * 40
-    assert shared.ask(pattern("[a-z]{150}"), 6, text)["price"] < TOKEN_SECONDS
-    assert shared.ask(pattern(f"[a-z]{{100}}{MANY}"), SECONDS, text) == {"over": "token"}
+    text = "a" * 30 + "b" * 10
+    assert shared.ask(pattern("[a-z]{40}"), 6, text)["price"] < TOKEN_SECONDS
+    assert shared.ask(pattern(f"[a-z]{{30}}{MANY}"), SECONDS, text) == {"over": "token"}
 
 
 def test_a_trial_is_stopped_and_its_fork_ended_from_outside_is_not_the_grammar_s_fault(shared):

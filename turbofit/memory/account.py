@@ -361,11 +361,20 @@ class Account(ABC):
             size - memory.temporaries + max(memory.staged, memory.temporaries)
             for size, memory in zip(before, static, strict=True)
         ]
+        #: The bytes that the tightest GPU lacks for its margin while loading; negative if every GPU
+        #: has more than enough.
+        self._missing_while_loading = max(
+            peak + margin - usable
+            for peak, margin, usable in zip(
+                self._load_peaks, self.margins, self._usable, strict=True
+            )
+        )
+        largest = _largest((*self._pool, *transients))
         #: Bytes that are left for the cache on each GPU, beside the margin and all other memory: of
         #: the pool and the transients, only the largest counts.
         self._rooms = [
             usable - margin - (size - memory.temporaries + total_bytes(memory.buffers))
-            - _largest((*self._pool, *transients, *memory.transients))
+            - max(largest, _largest(memory.transients))
             for usable, margin, size, memory in zip(
                 self._usable, self.margins, before, static, strict=True
             )
@@ -420,7 +429,7 @@ class Account(ABC):
 
     def best_ratio(self) -> float | None:
         """Return the largest multiple of 0.001 that keeps all margins; None if no cache fits."""
-        if self.ratio_base <= 0 or self._missing_while_loading() > 0:
+        if self.ratio_base <= 0 or self._missing_while_loading > 0:
             return None
         # No more steps than these can fit; whether they do, only the whole account shows.
         steps = min(RATIO_STEPS - 1, max(0, min(self._rooms)) * RATIO_STEPS // self.ratio_base + 1)
@@ -435,7 +444,7 @@ class Account(ABC):
     def missing_at(self, ratio: float) -> int:
         """Return the bytes that the tightest GPU lacks for its margin with this ratio, or 0."""
         serving = max(self._cache_bytes(i, ratio) - room for i, room in enumerate(self._rooms))
-        return max(0, serving, self._missing_while_loading())
+        return max(0, serving, self._missing_while_loading)
 
     def missing_without_ratio(self) -> int:
         """Return the bytes that the tightest GPU lacks for its margin and the least cache.
@@ -466,14 +475,6 @@ class Account(ABC):
         request. The sum adds these bytes back, since `_rooms` already counts them as free.
         """
         return total_bytes(self.cache_terms(i, ratio)) + self._static_memory[i].temporaries
-
-    def _missing_while_loading(self) -> int:
-        """Return the bytes that the tightest GPU lacks for its margin while loading.
-
-        The number is negative if every GPU has more than enough.
-        """
-        peaks = zip(self._load_peaks, self.margins, self._usable, strict=True)
-        return max(peak + margin - usable for peak, margin, usable in peaks)
 
     def _late(self, i: int, ratio: float) -> LateMemory:  # noqa: ARG002 - of older engines
         """Return the memory on GPU ``i`` that the engine takes after the cache."""
@@ -523,11 +524,11 @@ def _as_logged(
 
 def total_bytes(terms: Sequence[Term]) -> int:
     """Return the sum of the terms' bytes."""
-    return sum(term.bytes for term in terms)
+    return sum([term.bytes for term in terms])  # a search sums terms by the million
 
 
 def _largest(terms: Sequence[Term]) -> int:
-    return max((term.bytes for term in terms), default=0)
+    return max([term.bytes for term in terms], default=0)
 
 
 class RankWeights(Struct):

@@ -225,15 +225,16 @@ def launch_of(
     free_at_cache: int | None = None,
 ) -> EngineLaunch:
     """Make the launch of one engine on some of the machine's GPUs, with the margins."""
+    margin, withheld = request.margin, [request.withheld_of(gpu) for gpu in gpus]
     return EngineLaunch(
         model=request.model,
         settings=settings,
         gpus=tuple(gpus),
         machine=request.machine,
         vision_load=vision_load,
-        margins=tuple([request.margin_of(gpu) for gpu in gpus]),
-        saved=tuple([request.margin.saved(gpu) for gpu in gpus]),
-        withheld=tuple([request.withheld_of(gpu) for gpu in gpus]),
+        margins=tuple([margin.of(gpu) + held for gpu, held in zip(gpus, withheld, strict=True)]),
+        saved=tuple([margin.saved(gpu) for gpu in gpus]),
+        withheld=tuple(withheld),
         free_at_cache=free_at_cache,
     )
 

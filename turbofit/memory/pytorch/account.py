@@ -538,11 +538,14 @@ class PytorchAccount(Account):
         size = round_up(state, constants.page)
         states = (term(STATE_CACHE, "cache", size, "formula", note),) if state else ()
         calibration = calibration_for(launch, "pytorch", constants.version)
-        static = []
+        static, of_kind = [], dict[object, list[Term]]()
         for i, (gpu, terms) in enumerate(zip(gpus, before, strict=True)):
             # As many blocks as an empty card could hold: over, but tables of blocks are small.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
-            buffers = self.buffer_terms(model, work, settings, gpu, most, constants)
+            kind = most, gpu.compute_capability
+            if kind not in of_kind:  # equal cards have equal buffers, computed once
+                of_kind[kind] = self.buffer_terms(model, work, settings, gpu, most, constants)
+            buffers = [*of_kind[kind]]
             if model.draft and i in self._drafted:
                 graphs = work.own_graphs if model.draft.is_own else work.draft_graphs
                 size = graphs(model.draft, capture_sizes(settings), most)

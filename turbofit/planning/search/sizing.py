@@ -91,6 +91,15 @@ class SearchState:
         found: V = self._answers[key]
         return found
 
+    def load_of(self, image_limit: int | None, units_per_forward: int | None) -> VisionLoad:
+        """Return the load of images under a limit, with as many vision units in one forward."""
+
+        def load() -> VisionLoad:
+            whole = vision_load_of(self.request, image_limit)
+            return replace(whole, units_per_forward=units_per_forward)
+
+        return self.once(("load", image_limit, units_per_forward), load)
+
     def gpus_of(self, groups: Groups) -> list[tuple[Gpu, ...]]:
         machine = self.request.machine
         return self.once(("gpus", groups), lambda: [tuple(map(machine.gpu, g)) for g in groups])
@@ -139,8 +148,7 @@ class Sizer:
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.engine = state, state.request, state.engine
         self.shape = shape
-        vision_load = vision_load_of(self.request, shape.image_limit)
-        self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
+        self.vision_load = state.load_of(shape.image_limit, shape.units_per_forward)
         self.groups, self.distinct = state.gpus_of(shape.groups), state.distinct(shape.groups)
         self._fixed_ratio = self.request.engine_options.get("cache_max_entry_count")
 
@@ -294,7 +302,7 @@ class Sizer:
         if len(ratios) < len(accounts):
             return None
         caps = self.request.ratio_caps
-        left = (caps[gpu.index] for gpus in self.groups for gpu in gpus if gpu.index in caps)
+        left = (caps[index] for group in self.shape.groups for index in group if index in caps)
         return min(1.0, *ratios, *left)
 
     def _least_ratio(self, accounts: Sequence[Account], most: float) -> float:
