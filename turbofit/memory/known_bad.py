@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.presets import read_preset
 from turbofit.core.struct import NA, Struct
 from turbofit.memory.account import EngineLaunch
-from turbofit.memory.versions import parse, written
+from turbofit.memory.versions import between, parse
 
 Capability = tuple[int, int]
 
@@ -128,13 +128,8 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 
         A text that is no version has only the faults without a ``last`` release.
         """
-        numbers = parse(version)
-        if numbers is None:
-            return self.last is None
-        first, last = written(self.first or ""), written(self.last or "")
-        return numbers[: len(first)] >= first and (
-            self.last is None or numbers[: len(last)] <= last
-        )
+        unknown = parse(version) is None and self.last is None
+        return unknown or between(version, self.first, self.last)
 
     @property
     def bounds_batch(self) -> bool:
