@@ -45,6 +45,25 @@ def test_the_caches_of_unequal_cards_are_counted_each_by_itself() -> None:
     assert f"the cache holds {small + large:,} KV tokens" in together.verdict
 
 
+@pytest.mark.parametrize(
+    ("model", "on", "given", "runs"),
+    [
+        ("qwen3-0.6b", "1xt4", "bfloat16", "float16"),
+        ("internvl2-8b-awq", "1xa100", "bfloat16", "float16"),
+        ("llava-1.5-7b", "1xa100", "bfloat16", "bfloat16"),  # its checkpoint is in float16
+        ("qwen3-0.6b", "a100+t4", None, "float16"),
+    ],
+)
+def test_a_dtype_that_lmdeploy_changes_is_named_and_runs(
+    model: str, on: str, given: str | None, runs: str
+) -> None:
+    told = turbofit.predict(model, on=on, replicas=1 + on.count("+"), dtype=given)
+    assert told.engines[0].settings.dtype == runs
+    assert "serves" in told.verdict
+    said = [text for text in told.warnings if text.startswith("LMDeploy silently runs in float16")]
+    assert len(said) == (given == "bfloat16" != runs)
+
+
 def test_images_that_no_session_has_room_for_are_refused_with_the_arithmetic():
     told = turbofit.predict("internvl2-8b", on="1xrtx3090", images=1_000_000)
     assert not told.fits

@@ -146,6 +146,31 @@ def test_a_plan_says_on_what_its_margin_rests(card: str, margin: Margin, words: 
     assert [why.startswith(f"margin {words}") for why in said] == ([True] if words else [])
 
 
+@pytest.mark.parametrize(
+    ("on", "asked", "words"),
+    [
+        ("rtx4090+a100-80g", {"replicas": 2}, "256 MiB to 819 MiB: contexts and libraries are"),
+        # What a budget leaves to others is no margin.
+        (
+            "1xrtx3090",
+            {"budget": 0.9},
+            "256 MiB: contexts and libraries are estimates on this card",
+        ),
+    ],
+)
+def test_the_margin_is_that_of_each_card(on: str, asked: dict[str, object], words: str) -> None:
+    plan = turbofit.plan("internvl2-2b", on=on, **asked)
+    assert [why for why in plan.reasons if why.startswith(f"margin {words}")]
+
+
+def test_a_longer_context_costs_images_only_where_there_are_some() -> None:
+    for model, said in (("qwen3-0.6b", False), ("gemma-3-4b", True)):
+        reasons = turbofit.plan(model, on="1xrtx4090").reasons
+        (why,) = [why for why in reasons if why.startswith("session_len")]
+        assert "--context asks for more tokens" in why
+        assert ("images" in why) is said
+
+
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
 def test_what_was_measured_is_believed_of_no_fuller_card(engine: str) -> None:
     def plan(taken: int, **changed: str) -> tuple[int, list[str]]:

@@ -25,3 +25,13 @@ def test_a_shape_that_loses_says_by_what() -> None:
     assert any(why.startswith("an answer in ") for why in latency.values())
     context = why_not("qwen2.5-7b", "2xrtx4090", goal="context")
     assert any("KV tokens for one request, not" in why for why in context.values())
+
+
+def test_a_cache_that_lmdeploy_does_not_divide_out_names_what_is_missing() -> None:
+    asked = {"engine": "pytorch", "least": True, "max_prefill_token_num": 4096}
+    lacking, more = (
+        turbofit.plan("internvl2-1b", on=f"1xrtx3090:free={mib}MiB", max_dynamic_patch=7, **asked)
+        for mib in (3072, 3072 + 298)
+    )
+    assert "holds 0 KV blocks of the 16 that LMDeploy asks for (297 MiB more)" in lacking.verdict
+    assert "of the 16 that LMDeploy asks for" not in more.verdict

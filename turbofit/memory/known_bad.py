@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 
 from msgspec.structs import replace
 
 from turbofit.core.presets import read_preset
 from turbofit.core.struct import NA, Struct
-from turbofit.memory.account import EngineLaunch
-from turbofit.memory.versions import parse, written
+from turbofit.memory.account import Engine, EngineLaunch
+from turbofit.memory.versions import between, parse
 
 Capability = tuple[int, int]
 
@@ -128,13 +129,8 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 
         A text that is no version has only the faults without a ``last`` release.
         """
-        numbers = parse(version)
-        if numbers is None:
-            return self.last is None
-        first, last = written(self.first or ""), written(self.last or "")
-        return numbers[: len(first)] >= first and (
-            self.last is None or numbers[: len(last)] <= last
-        )
+        unknown = parse(version) is None and self.last is None
+        return unknown or between(version, self.first, self.last)
 
     @property
     def bounds_batch(self) -> bool:
@@ -154,6 +150,18 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 def known_problems(launch: EngineLaunch, engine: str, version: str) -> tuple[KnownProblem, ...]:
     """Return the known faults that a launch has, fatal faults first."""
     return tuple(row for row in _rows_of(engine, version) if row.when.met(launch))
+
+
+def known_warnings(
+    launches: Iterable[EngineLaunch], engine: Engine, *, asked: bool = True
+) -> tuple[str, ...]:
+    """Return a warning for each known fault of several launches; a fatal one is a verdict.
+
+    ``asked``: False leaves out the faults that no server's clients meet.
+    """
+    problems = [it for one in launches for it in known_problems(one, engine.name, engine.version)]
+    told = (it for it in problems if not it.fatal and (asked or not it.python_only))
+    return tuple(dict.fromkeys(it.warning for it in told))
 
 
 def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None:

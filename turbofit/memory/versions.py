@@ -43,6 +43,19 @@ def parse(version: str) -> Version | None:
     return (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0) if numbers else None
 
 
+def between(version: str, first: str | None, last: str | None) -> bool:
+    """Return whether a version is in a range; a short bound such as ``0.7`` has all its releases.
+
+    None is no bound. A text that is no version is in no range.
+    """
+    numbers, low, high = parse(version), written(first or ""), written(last or "")
+    return (
+        numbers is not None
+        and numbers[: len(low)] >= low
+        and (last is None or numbers[: len(high)] <= high)
+    )
+
+
 def check_release(version: str) -> None:
     """Refuse a word, such as ``latest``, that is no number of a release.
 

@@ -28,7 +28,7 @@ from turbofit.memory.engines import (
     engine_for,
     option_owner,
 )
-from turbofit.memory.known_bad import known_problems
+from turbofit.memory.known_bad import known_warnings
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.commands import option_words
 from turbofit.planning.plan_document import (
@@ -215,7 +215,7 @@ def _warnings(fit: EngineFit, promise: Promise) -> Iterator[str]:
         yield from unkept(request, promise.context)
         yield from beyond_model(request, best.settings.session_len)
     if best.fits:
-        yield from known_warnings(fit)
+        yield from known_warnings_of(fit)
         if idle := idle_words(request, shape.groups):
             why = _why_apart(request)
             yield f"{idle}, since {why}" if why else idle
@@ -247,18 +247,11 @@ def _warnings(fit: EngineFit, promise: Promise) -> Iterator[str]:
         yield OWN_CODE
 
 
-def known_warnings(fit: EngineFit) -> tuple[str, ...]:
-    """Return a warning for each known fault of the plan's engines, such as wrong answers.
-
-    A lack of memory is no known fault.
-    """
-    warnings: list[str] = []
-    for account in fit.accounts:
-        problems = known_problems(account.launch, fit.engine.name, fit.engine.version)
-        # A server's clients do not meet the faults of an option that nobody gave.
-        unasked = fit.request.prefix_caching
-        warnings += [it.warning for it in problems if not (unasked and it.python_only)]
-    return tuple(dict.fromkeys(warnings))
+def known_warnings_of(fit: EngineFit) -> tuple[str, ...]:
+    """Return a warning for each known fault of the plan's engines, such as wrong answers."""
+    launches = [account.launch for account in fit.accounts]
+    # A server's clients do not meet the faults of an option that nobody gave.
+    return known_warnings(launches, fit.engine, asked=not fit.request.prefix_caching)
 
 
 def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from math import ceil
 
@@ -21,7 +21,7 @@ from turbofit.memory.account import (
     VisionLoad,
 )
 from turbofit.memory.calibrated import calibration_reason
-from turbofit.memory.known_bad import known_problems
+from turbofit.memory.known_bad import known_problems, known_warnings
 from turbofit.memory.start_outcome import StartOutcome, outcome_at
 from turbofit.memory.versions import is_legacy
 from turbofit.planning.plan_document import cache_words, document, requests_held
@@ -40,6 +40,7 @@ from turbofit.planning.search.shapes import (
     Shape,
     check_gpus,
     check_tp,
+    chosen_dtype,
     dtype_for,
     shape_settings,
 )
@@ -87,7 +88,7 @@ def make_prediction(
         vision_load=start.vision_load,
         image_limit=start.image_limit,
         reasons=(*exposure, *story),
-        warnings=_warnings(request, start.launch, engine, start.cache),
+        warnings=_warnings(request, start.launches, engine, start.cache),
         throughput=start.throughput(),
         remedies=helps,
     )
@@ -105,11 +106,15 @@ class _Start:
         self.request, self.engine, self.free_at_cache = request, engine, free_at_cache
         self.groups = _groups(request, engine)
         _check_free(request, self.groups, free_at_cache)
-        gpus = [request.machine.gpu(index) for index in self.groups[0]]
         self.image_limit, self.vision_load = _exposed_load(request)
         self.settings = _settings(request, self.groups, engine)
-        self.launch = launch_of(request, self.settings, gpus, self.vision_load)
-        if problem := engine.problem(self.launch):
+        self.launches = [
+            launch_of(
+                request, self.settings, list(map(request.machine.gpu, group)), self.vision_load
+            )
+            for group in self.groups
+        ]
+        if problem := next(filter(None, map(engine.problem, self.launches)), None):
             raise UsageError(problem, hint="change the option")
         # The cache limits the images of a forward, and these images limit the cache: so accounts
         # are first made for all images, then for the images that their cache allows.
@@ -140,7 +145,7 @@ class _Start:
 
         ``smallest`` has the tokens of the smallest cache, or None if GPU memory is missing.
         """
-        never = _never_runs(self.request, self.accounts, self.load, self.engine)
+        never = _never_runs(self.launches, self.engine)
         never = never or _no_room(self.request, self.settings, smallest)
         return never or (host_problem(self.host) if self.outcome.serves else self.outcome.text)
 
@@ -387,28 +392,33 @@ def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
 def _settings(
     request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], engine: Engine
 ) -> Settings:
-    """Return LMDeploy's defaults, overridden by the user's settings."""
-    gpus = [request.machine.gpu(index) for index in groups[0]]
+    """Return LMDeploy's defaults, overridden by the user's settings.
+
+    The batch is that of the first card; the dtype is one that all cards have. LMDeploy silently
+    takes float16 where a given bfloat16 cannot run.
+    """
+    gpus = [request.machine.gpu(index) for group in groups for index in group]
     defaults = engine.defaults(gpus[0].name)
     context = request.workload.context or request.model.text.max_position_embeddings
     prefill = request.engine_options.get("max_prefill_token_num", defaults["max_prefill_token_num"])
+    try:
+        dtype = chosen_dtype(request.model, request.engine_options.get("dtype"), gpus)
+    except UsageError:
+        dtype = "float16"
     shape = Shape(
         tp=len(groups[0]),
         groups=groups,
         max_prefill_token_num=prefill if isinstance(prefill, int) else 0,
         image_limit=None,
-        dtype=dtype_for(request.model, gpus)[0],
+        dtype=dtype,
     )
-    with_defaults = replace(request, engine_options={**defaults, **request.engine_options})
-    return shape_settings(with_defaults, shape, context)
+    options = {**defaults, **request.engine_options, "dtype": dtype}
+    return shape_settings(replace(request, engine_options=options), shape, context)
 
 
-def _never_runs(
-    request: ResolvedRequest, accounts: Sequence[Account], vision_load: VisionLoad, engine: Engine
-) -> str | None:
+def _never_runs(launches: Iterable[EngineLaunch], engine: Engine) -> str | None:
     """Return why these settings never run (no code, or a fatal known fault); None if they run."""
-    for account in accounts:
-        launch = launch_of(request, account.settings, account.gpus, vision_load)
+    for launch in launches:
         kernels = engine.missing_kernels(launch)
         problems = known_problems(launch, engine.name, engine.version)
         cause = kernels or next((problem.warning for problem in problems if problem.fatal), None)
@@ -463,7 +473,7 @@ def _steps_of_start(
 
 def _warnings(
     request: ResolvedRequest,
-    launch: EngineLaunch,
+    launches: Sequence[EngineLaunch],
     engine: Engine,
     cache: int | None,
 ) -> Iterator[str]:
@@ -471,10 +481,10 @@ def _warnings(
 
     ``cache`` has the tokens of the smallest cache, or None if the engine does not start.
     """
+    launch = launches[0]
     if request.workload.queue_images and launch.vision_load.units_per_image:
         yield QUEUED
-    gpus, settings = launch.gpus, launch.settings
-    tokens, room = launch.vision_load.tokens_per_request, settings.session_len
+    tokens, room = launch.vision_load.tokens_per_request, launch.settings.session_len
     if cache is not None:
         yield from unkept(request, min(room, cache))
     yield from beyond_model(request, room)
@@ -483,9 +493,7 @@ def _warnings(
             f"the largest images of a request take {tokens:,} tokens, and the cache holds"
             f" {cache:,}: such a request is not served"
         )
-    for problem in known_problems(launch, engine.name, engine.version):
-        if not problem.fatal:  # a fatal one is the verdict
-            yield problem.warning
-    possible, why = dtype_for(request.model, gpus)
-    if request.engine_options.get("dtype") == "bfloat16" and possible == "float16":
-        yield f"LMDeploy would silently run in float16: {why}"
+    yield from known_warnings(launches, engine)
+    if request.engine_options.get("dtype") == "bfloat16" != launch.settings.dtype:
+        gpus = [gpu for one in launches for gpu in one.gpus]
+        yield f"LMDeploy silently runs in float16: {dtype_for(request.model, gpus)[1]}"

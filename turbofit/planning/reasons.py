@@ -41,7 +41,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield calibration_reason(account.calibration)
     elif doubt := unbelieved(account.launch, engine.name, engine.version):
         yield doubt
-    yield from _margin_line(request, account)
+    yield from _margin_line(fit)
     rank = "least memory" if request.least else "best rank"
     prefill = f"{rank} of the sizes tried{_encodings_words(fit)}"
     by_card = f"on each card the {rank} of the sizes tried"
@@ -107,13 +107,18 @@ def _setting_line(
     return f"{name} {value or getattr(fit.best.settings, name)}: {why}"
 
 
-def _margin_line(request: ResolvedRequest, account: Account) -> Iterator[str]:
-    """Yield what the margin is based on, unless a person gave it."""
-    calibration, margin = account.calibration, request.margin
+def _margin_line(fit: EngineFit) -> Iterator[str]:
+    """Yield what the margins are based on, unless a person gave them; a budget is not part of them.
+
+    Equal cards have equal margins.
+    """
+    margin, accounts = fit.request.margin, fit.accounts
     if margin.bytes is not None or margin.share is not None:
         return
-    if calibration is not None:
-        spread = format_bytes(calibration.spread)
+    gpus = [gpu for account in accounts for gpu in account.gpus]
+    spreads = [account.calibration.spread for account in accounts if account.calibration]
+    if len(spreads) == len(accounts):
+        spread = format_bytes(max(spreads))
         why = f"64 MiB, and the {spread} by which measurements of turbofit calibrate here differed"
     elif margin.over is not None:
         more = f"{format_bytes(margin.over)} more than" if margin.over > 0 else "no more than"
@@ -122,13 +127,20 @@ def _margin_line(request: ResolvedRequest, account: Account) -> Iterator[str]:
         why = "a rehearsal settled what LMDeploy allocates; " if margin.rehearsed else ""
         if margin.least and not margin.rehearsed:
             why = "the draft is counted, not rehearsed; "
+        some = "this card" if len({gpu.name for gpu in gpus}) == 1 else "some of these cards"
         why += "contexts and libraries " + (
             "were measured on such a card (bench/gpu)"
-            if all(map(is_measured, account.gpus))
-            else "are estimates on this card (turbofit calibrate, or a start of turbofit serve,"
+            if all(map(is_measured, gpus))
+            else f"are estimates on {some} (turbofit calibrate, or a start of turbofit serve,"
             " measures them)"
         )
-    yield f"margin {format_bytes(min(account.margins))}: {why}"
+    kept = {
+        size - fit.request.withheld_of(gpu)
+        for account in accounts
+        for gpu, size in zip(account.gpus, account.margins, strict=True)
+    }
+    sizes = " to ".join(map(format_bytes, sorted({min(kept), max(kept)})))
+    yield f"margin {sizes}: {why}"
 
 
 def _ratio_line(fit: EngineFit) -> str:
@@ -188,9 +200,11 @@ def _session_len_reason(fit: EngineFit) -> str:
     longest = request.model.text.max_position_embeddings
     bounded = not (request.least or request.context_given or session_len >= longest)
     if bounded and session_len == longest_context(fit.served_request):
+        images = fit.best.vision_load.units_per_image
+        cost = ", which take cache if more images can meet in a forward" if images else ""
         return (
-            f"enough for most requests; the model reads {longest}: --context asks for more tokens,"
-            " which take cache if more images can meet in a forward"
+            f"enough for most requests; the model reads {longest}: --context asks for more"
+            f" tokens{cost}"
         )
     held = "the smallest cache holds" if bounded and len(fit.best.parts) > 1 else "the cache holds"
     return context_reason(request, session_len, held)

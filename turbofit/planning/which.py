@@ -27,7 +27,7 @@ from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.model.presets import known_presets, preset_model
-from turbofit.planning.choose import choose, known_warnings, problem_of, promise_of
+from turbofit.planning.choose import choose, known_warnings_of, problem_of, promise_of
 from turbofit.planning.own_drafts import doubts
 from turbofit.planning.reasons import limit_costs, unkept, usual_image
 from turbofit.planning.remedies import made_in_four_bits
@@ -141,7 +141,7 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
         warnings=(
             *doubts(fit.request.model),
             *fit.request.model.warnings,
-            *known_warnings(fit),
+            *known_warnings_of(fit),
         ),
     )
 

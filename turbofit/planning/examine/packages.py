@@ -19,7 +19,7 @@ from turbofit.core.presets import read_preset
 from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
 from turbofit.memory.known_bad import all_problems
-from turbofit.memory.versions import OLDEST_SERVED, parse, release
+from turbofit.memory.versions import OLDEST_SERVED, between, release
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
 #: The oldest driver for each CUDA generation (CUDA release notes, minor version compatibility).
@@ -231,11 +231,7 @@ class BadTransformers(Struct, forbid_unknown_fields=True):
 
     def has(self, transformers: str) -> bool:
         """Return whether a version is in the range; an unreadable version is in no range."""
-        wanted = parse(transformers)
-        if wanted is None:
-            return False
-        first, last = parse(self.first or "0.0"), parse(self.last or transformers)
-        return first is not None and last is not None and first <= wanted <= last
+        return between(transformers, self.first, self.last)
 
 
 class TriedTransformers(Struct, forbid_unknown_fields=True):
