@@ -216,7 +216,8 @@ def heads_problem(engine: str, version: str, head_dim: int) -> str | None:
 
 def _lacking(engine: str, version: str, what: str, can: Callable[[_Entry], bool]) -> str | None:
     """Return that a version of an engine does not do something, and which first did; else None."""
-    known: Sequence[_Entry] = generations() if engine == "turbomind" else torch_generations()
+    of_engine = {"turbomind": generations, "pytorch": torch_generations}
+    known: Sequence[_Entry] = of_engine[engine]()
     if can(_nearest(version, known)):
         return None
     came = next((f", which came with {entry.first}" for entry in known if can(entry)), "")
