@@ -123,6 +123,7 @@ def test_a_line_of_the_server_in_quotes_or_typed(line: str) -> None:
             ["m", "--tp", "2", "--on", "t4"], [], variables, [], [], in_place=True
         )
     assert typed("--on", "t4", line).words == ["--on", "t4", "m", "--tp", "2"]
+    assert typed(f"{line} > a.log 2>&1 & disown").words == ["m", "--tp", "2"]
 
 
 def test_what_else_stands_before_the_program_is_cut_off_and_said(monkeypatch) -> None:

@@ -121,6 +121,25 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
         "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)\n"
         "When I include an image in the messages, the server does not respond.\n",
     ),
+    "lmdeploy#2528": (
+        {}, "stands_still", "py-spy dump",
+        "[TM][INFO] --------- step = 2500 ---------\n"
+        "after several hours, lmdeploy would hang with the GPU utilization at 0\n",
+    ),
+    "words alone of a lack of memory": (
+        {}, "out_of_memory", "--cache-max-entry-count",
+        "lmdeploy serve api_server OpenGVLab/InternVL2-8B\n\u53d1\u4e86\u4e09\u5f20\u56fe\u5c31OOM\uff0c\u5355\u53614090\n",
+    ),
+    "a question about it": (
+        {}, "unknown", "", "How to avoid OOM with InternVL2-8B on a 3090? It may run out of memory\n",
+    ),
+    "lmdeploy#3667": (
+        {}, "package_versions", "another release of transformers",
+        "Traceback (most recent call last):\n"
+        '  File "/r/envs/lmdeploy/lib/python3.11/site-packages/lmdeploy/lite/a.py", line 1, in f\n'
+        '  File "/r/envs/lmdeploy/lib/python3.11/site-packages/transformers/b.py", line 1, in g\n'
+        "TypeError: 'NoneType' object is not callable\n",
+    ),
     "advice for a server that hangs, and one that does not": (
         {}, "healthy", "",
         "If the server hangs, set NCCL_P2P_DISABLE=1\nIt does not hang any more\n"

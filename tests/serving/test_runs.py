@@ -117,6 +117,7 @@ def test_a_server_has_the_names_that_serve_takes() -> None:
         assert runs.chosen_run(name).name == folder.name
     for address in ("1", "127.0.0.1:1", "http://127.0.0.1:1/", "http://localhost:1/v1"):
         assert runs.chosen_run(address).name == folder.name
+        assert runs.newest_run_of(address) == folder
     with pytest.raises(UsageError, match="runs here"):
         runs.chosen_run("http://another:1")
     assert runs.newest_run_of("qwen2-vl-7b") == folder

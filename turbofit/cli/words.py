@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 from typing import Final, NamedTuple, Protocol
 
 import click
@@ -36,13 +37,15 @@ _MODULE: Final = re.compile(
     r"|sglang\.launch_server"
 )
 #: How other servers name their model's option.
-_MODEL: Final = ("--model", "--model-path")
+_MODEL: Final = ("--model", "--model-path", "-m")
 #: Options of every server that a plan does not need.
 _OF_SERVERS: Final = ("--host", "--port", "--api-key")
 _VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
 _OF_PROGRAM: Final = re.compile(
     r"python[\d.]*|-m|(?:.*/)?(?:lmdeploy|vllm|sglang)(?:\.\S+)?|serve|api_server|gradio|chat"
 )
+#: Where a shell's own words begin behind a command: a file for its output, or another command.
+_OF_SHELL: Final = re.compile(r"\d?>.*|&>.*|[|&;]+")
 #: What keyboards and web pages make of the hyphens of an option.
 _DASHES: Final = re.compile(
     "^-*[\u2010-\u2015\u2212\uff0d][-\u2010-\u2015\u2212\uff0d]*(?=[A-Za-z])"
@@ -230,7 +233,8 @@ def _pasted(words: Sequence[str]) -> Typed:
             except ValueError as exc:
                 raise UsageError(f"the pasted line: {exc}", hint="paste the whole line") from None
             if end := _end_of_program(line):
-                return _cut(line[:end], [*words[:place], *line[end:], *words[place + 1 :]])
+                of_server = takewhile(lambda it: not _OF_SHELL.fullmatch(it), line[end:])
+                return _cut(line[:end], [*words[:place], *of_server, *words[place + 1 :]])
         if " --" in word and not is_option(word):
             raise UsageError(
                 f"{word.partition(' --')[0][:80]!r} is no model: it stands in a line of another"

@@ -239,7 +239,7 @@ _OTHER: Final = (
     _pattern("self.vis|self.extract_feature|self.get_image_features|self.multi_modal_proj|pixel_values",
          r"\s.*(?:self\.(?:visual|vision\w*|extract_feature\w*|get_image_features"
          r"|multi_modal_projector)\(|pixel_values)", lambda _: events.VisionFrame()),
-    _pattern("Uvicorn running on |Application startup complete|Available routes are:"
+    _pattern("Uvicorn running on |Application startup complete|Available routes are:|ready at http"
          "|double enter to end input", "",
          lambda _: events.ServerUp()),
     _pattern('"POST /', r'.*?"POST /(?:v1/|chat/){0,2}(?:completions|generate|messages)\b'

@@ -44,7 +44,7 @@ _CARD: Final = re.compile(
     r"(?: ?D\b)?(?: ?Ti)?(?: ?SUPER)?(?: Ada)?(?: Laptop)?"
     r"|(?:[Nn](?:VIDIA|vidia) |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
     rf"|(?<=[x×*{_CHINESE} ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![A-WYZa-wyz\d_.-]))"
-    r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?(?:G|GB|GiB)|\d{4,6} ?MiB)\b\)?"
+    r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?[Gg](?:i?[Bb])?|\d{4,6} ?MiB)(?![A-Za-z0-9])\)?"
     r"(?! *(?:of |system |host |CPU )?"
     r"(?:RAM|DDR|free|used|swap|disk|SSD|together|in (?:all|total))))?"
     rf"(?:\s?[x×*]\s?(?P<times>\d)\b|\s?(?P<behind>\d|{'|'.join(COUNTS)})\s?[张块片卡颗])?"

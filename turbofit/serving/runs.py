@@ -195,7 +195,7 @@ def chosen_run(name: str | None) -> LiveRun:
 
 
 def _names_of(run: LiveRun) -> set[str]:
-    """Return what a running server is called by: its run, its model, and its URLs and ports."""
+    """Return what a server is called by: its run, its model, and its URLs and ports."""
     hosts = [_host_of(url) for url in run.record.urls]
     ports = [host.rpartition(":")[2] for host in hosts]
     return {run.name, run.record.model.casefold(), *hosts, *ports}
@@ -215,13 +215,12 @@ def server_on(port: int) -> LiveRun | None:
 
 
 def newest_run_of(name: str) -> Path | None:
-    """Return the folder of a model's newest run; None without a run.
+    """Return the folder of the newest run with this name, model, URL or port; None without one.
 
-    ``name`` is any name of the model that `serve` accepts.
+    A model may have any name that `serve` accepts.
     """
     known = _known_as(name)
-    runs = (folder for folder, record in recorded_runs() if record.model.casefold() in known)
-    return next(runs, None)
+    return next((run.folder for run in recorded_runs() if known & _names_of(run)), None)
 
 
 def _known_as(name: str) -> set[str]:

@@ -41,6 +41,8 @@ _MODELS_FIRST: Final = "those with images first, larger ones before smaller ones
 _WIDE: Final = ("engine", "shape", "KV tokens")
 #: An image limit above this number is in pixels, since no preset cuts an image into more tiles.
 _MOST_TILES: Final = 1000
+#: Options whose whole numbers are bytes.
+_SIZES: Final = ("budget", "margin")
 _NUMBERS: Final = (
     "memory", "context", "images", "KV tokens", "at once", "requests/s", "first token",
 )  # fmt: skip
@@ -196,9 +198,10 @@ def _answer(which: Which) -> str:
     """Return the answer of `which` in a sentence: how many of all keep the promise."""
     count = len(which.keep)
     everything = count + len(which.others)
-    promise = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in which.request.items()
-    )
+    asked = which.request
+    given = {name: asked.get(name) for name in _SIZES}
+    sizes = {name: format_bytes(size) for name, size in given.items() if isinstance(size, int)}
+    promise = ", ".join(f"{name.replace('_', ' ')} {it}" for name, it in (asked | sizes).items())
     keep, run = ("keeps", "runs") if count == 1 else ("keep", "run")
     if which.model is None:
         does = f"{keep} the promise ({promise})" if promise else f"{run} on it"
