@@ -80,9 +80,8 @@ class PretendLaunch(Launch):
             if plan.model.draft:
                 put_first(env, "PYTHONPATH", str(DRAFT))
             find_turbofit(env)
-        env = prepare(machine, folder, env, site=cuda_site())
         alone = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_ADDRESS": "local"}
-        return {**env, **alone}
+        return {**prepare(machine, folder, env, site=cuda_site()), **alone}
 
 
 class PretendUsage(Struct):
