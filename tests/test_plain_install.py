@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from tests.support.processes import sharing_libraries
 from turbofit.cli.manual import COMMANDS
 
 if sys.version_info >= (3, 11):
@@ -110,9 +111,10 @@ def said(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     """The exit code, stdout and stderr of each command's line."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "requests.jsonl").touch()
+    state = {"HOME": str(folder), "XDG_STATE_HOME": sharing_libraries(folder / "state")}
     done = subprocess.run(
         [plain, "-c", PROGRAM, json.dumps(LINES)],
-        cwd=folder, env=ENVIRON | {"HOME": str(folder)}, stdin=subprocess.DEVNULL,
+        cwd=folder, env=ENVIRON | state, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     answers: dict[str, Any] = json.loads(done.stdout)

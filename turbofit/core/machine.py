@@ -301,16 +301,12 @@ class Machine(Struct, dict=True):
 
     def gpu(self, index: int) -> Gpu:
         """Return the GPU with this index in PCI order."""
-        return self._by_index[index]
+        return next(gpu for gpu in self.gpus if gpu.index == index)
 
     def link(self, a: int, b: int) -> Link:
         """Return the link between two GPUs; if no link was read, all its facts are NA."""
         pair = (a, b) if a < b else (b, a)
         return self._by_pair.get(pair) or Link(a=pair[0], b=pair[1])
-
-    @cached_property
-    def _by_index(self) -> dict[int, Gpu]:
-        return {gpu.index: gpu for gpu in self.gpus}
 
     @cached_property
     def _by_pair(self) -> dict[tuple[int, int], Link]:

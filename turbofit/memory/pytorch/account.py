@@ -538,14 +538,9 @@ class PytorchAccount(Account):
         size = round_up(state, constants.page)
         states = (term(STATE_CACHE, "cache", size, "formula", note),) if state else ()
         calibration = calibration_for(launch, "pytorch", constants.version)
-        static, of_kind = [], dict[object, list[Term]]()
-        for i, (gpu, terms) in enumerate(zip(gpus, before, strict=True)):
-            # As many blocks as an empty card could hold: over, but tables of blocks are small.
-            most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
-            kind = most, gpu.compute_capability
-            if kind not in of_kind:  # equal cards have equal buffers, computed once
-                of_kind[kind] = self.buffer_terms(model, work, settings, gpu, most, constants)
-            buffers = [*of_kind[kind]]
+        static = []
+        built = self._buffers(launch, work)
+        for i, (terms, (most, buffers)) in enumerate(zip(before, built, strict=True)):
             if model.draft and i in self._drafted:
                 graphs = work.own_graphs if model.draft.is_own else work.draft_graphs
                 size = graphs(model.draft, capture_sizes(settings), most)
@@ -561,6 +556,20 @@ class PytorchAccount(Account):
             (gpu.usable - total_bytes(memory.before) - self._kept, block)
             for gpu, memory, block in zip(gpus, self._static_memory, blocks, strict=True)
         ]
+
+    def _buffers(self, launch: EngineLaunch, work: Activations) -> Iterator[tuple[int, list[Term]]]:
+        """Yield for each GPU the most blocks that it may have, and the buffers beside them.
+
+        Equal cards have equal buffers, computed once.
+        """
+        model, settings, made = launch.model, launch.settings, dict[object, list[Term]]()
+        for gpu in launch.gpus:
+            # As many blocks as an empty card could hold: over, but tables of blocks are small.
+            most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
+            kind = most, gpu.compute_capability
+            if kind not in made:
+                made[kind] = self.buffer_terms(model, work, settings, gpu, most, self.constants)
+            yield most, [*made[kind]]
 
     def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
         """Return each GPU's terms before the cache, and the additional bytes of loading."""

@@ -189,16 +189,8 @@ def _blocks_on_rank(model: Model, tp: int) -> Iterator[int]:
             for layer in layers:
                 placed[layer].append(part)
         for layer in sorted(placed):
-            yield from _module_bytes(tuple(placed[layer]))
-
-
-@lru_cache
-def _module_bytes(parts: tuple[tuple[str, int], ...]) -> tuple[int, ...]:
-    """Return the bytes of each module of a layer; most layers of a model are equal.
-
-    ``parts`` are the modules' tensors in order, each with its module's name and its bytes.
-    """
-    return tuple(sum(size for _, size in tensors) for _, tensors in groupby(parts, itemgetter(0)))
+            for _, tensors in groupby(placed[layer], itemgetter(0)):
+                yield sum(size for _, size in tensors)
 
 
 def _towers_on_rank(model: Model, tp: int) -> list[tuple[Tensor, int]]:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
 from turbofit.core.struct import known
-from turbofit.core.units import bisect, last_good, round_up
+from turbofit.core.units import bisect, grouped, last_good, round_up
 from turbofit.memory.account import (
     NO_IMAGES,
     RATIO_STEPS,
@@ -93,12 +93,12 @@ class SearchState:
 
     def load_of(self, image_limit: int | None, units_per_forward: int | None) -> VisionLoad:
         """Return the load of images under a limit, with as many vision units in one forward."""
-
-        def load() -> VisionLoad:
-            whole = vision_load_of(self.request, image_limit)
-            return replace(whole, units_per_forward=units_per_forward)
-
-        return self.once(("load", image_limit, units_per_forward), load)
+        return self.once(
+            ("load", image_limit, units_per_forward),
+            lambda: replace(
+                vision_load_of(self.request, image_limit), units_per_forward=units_per_forward
+            ),
+        )
 
     def gpus_of(self, groups: Groups) -> list[tuple[Gpu, ...]]:
         machine = self.request.machine
@@ -112,10 +112,8 @@ class SearchState:
         """Return the groups that differ in account or speed; of equal groups only the first one."""
 
         def distinct() -> list[tuple[Gpu, ...]]:
-            first: dict[tuple[object, ...], tuple[Gpu, ...]] = {}
-            for gpus in self.gpus_of(groups):
-                first.setdefault(self.key_of(gpus), gpus)
-            return list(first.values())
+            alike = grouped((self.key_of(gpus), gpus) for gpus in self.gpus_of(groups))
+            return [gpus for gpus, *_ in alike.values()]
 
         return self.once(("distinct", groups), distinct)
 
