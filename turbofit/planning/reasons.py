@@ -8,6 +8,7 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 
 from turbofit.core.forecast import UsualImage
+from turbofit.core.machine import named_cards
 from turbofit.core.messages import SLOW_IMAGES, counted, plural
 from turbofit.core.plan import PHOTOGRAPH, LimitCost
 from turbofit.core.units import format_bytes
@@ -127,12 +128,13 @@ def _margin_line(fit: EngineFit) -> Iterator[str]:
         why = "a rehearsal settled what LMDeploy allocates; " if margin.rehearsed else ""
         if margin.least and not margin.rehearsed:
             why = "the draft is counted, not rehearsed; "
-        some = "this card" if len({gpu.name for gpu in gpus}) == 1 else "some of these cards"
+        unmeasured = named_cards(gpu for gpu in gpus if not is_measured(gpu))
+        cards = "this card" if len({gpu.name for gpu in gpus}) == 1 else unmeasured
         why += "contexts and libraries " + (
-            "were measured on such a card (bench/gpu)"
-            if all(map(is_measured, gpus))
-            else f"are estimates on {some} (turbofit calibrate, or a start of turbofit serve,"
-            " measures them)"
+            f"are estimates on {cards} (turbofit calibrate, or a start of turbofit serve, measures"
+            " them)"
+            if unmeasured
+            else "were measured on such a card (bench/gpu)"
         )
     kept = {
         size - fit.request.withheld_of(gpu)
