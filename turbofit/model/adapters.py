@@ -301,8 +301,6 @@ def _adapter(model: Model, name: str, path: str, *, only_text: bool) -> Adapter:
             "save it as adapter_model.safetensors, and remove the .bin, which LMDeploy prefers",
         )
     stored = files.header(FILE)
-    if not stored:
-        raise _refusal(f"adapter {name}: its {FILE} has no matrices", "save the adapter again")
     merging = _merging(model, config, stored)
     _check_config(name, config, merging)
     matches = [KEY.fullmatch(key) for key in stored]
@@ -449,6 +447,8 @@ def _check_keys(
     merging: str,
 ) -> None:
     """Refuse a file whose matrices are not exactly those in ``wanted``, by key and shape."""
+    if not stored:
+        raise _refusal(f"adapter {name}: its {FILE} has no matrices", "save the adapter again")
     layers = layers_of(model)
     called = {layers} if model.vision is None else _CALLED
     for key, tensor in stored.items():

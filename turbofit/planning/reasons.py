@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from msgspec import UNSET, UnsetType
 
 from turbofit.core.forecast import UsualImage
+from turbofit.core.machine import Gpu, named_cards
 from turbofit.core.messages import SLOW_IMAGES, counted, plural
 from turbofit.core.plan import PHOTOGRAPH, LimitCost
 from turbofit.core.units import format_bytes
@@ -18,7 +19,12 @@ from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.memory.known_bad import largest_batch
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.plan_document import requests_held
-from turbofit.planning.resolved_request import ResolvedRequest, photographs, vision_load_of
+from turbofit.planning.resolved_request import (
+    Margin,
+    ResolvedRequest,
+    photographs,
+    vision_load_of,
+)
 from turbofit.planning.search.search import EngineFit, at_limit
 from turbofit.planning.search.shapes import Evaluation, dtype_for
 from turbofit.planning.search.sizing import longest_context, most_context
@@ -108,39 +114,45 @@ def _setting_line(
 
 
 def _margin_line(fit: EngineFit) -> Iterator[str]:
-    """Yield what the margins are based on, unless a person gave them; a budget is not part of them.
+    """Yield the margins and what they are based on, unless a person gave them.
 
-    Equal cards have equal margins.
+    What a budget leaves to others is no margin.
     """
-    margin, accounts = fit.request.margin, fit.accounts
-    if margin.bytes is not None or margin.share is not None:
-        return
-    gpus = [gpu for account in accounts for gpu in account.gpus]
+    margin, withheld = fit.request.margin, fit.request.withheld_of
+    if margin.bytes is None and margin.share is None:
+        kept = {
+            size - withheld(gpu)
+            for account in fit.accounts
+            for gpu, size in zip(account.gpus, account.margins, strict=True)
+        }
+        sizes = " to ".join(map(format_bytes, sorted({min(kept), max(kept)})))
+        yield f"margin {sizes}: {_margin_basis(margin, fit.accounts)}"
+
+
+def _margin_basis(margin: Margin, accounts: Sequence[Account]) -> str:
+    """Return what the margins of a plan are based on."""
     spreads = [account.calibration.spread for account in accounts if account.calibration]
     if len(spreads) == len(accounts):
         spread = format_bytes(max(spreads))
-        why = f"64 MiB, and the {spread} by which measurements of turbofit calibrate here differed"
-    elif margin.over is not None:
+        return f"64 MiB, and the {spread} by which measurements of turbofit calibrate here differed"
+    if margin.over is not None:
         more = f"{format_bytes(margin.over)} more than" if margin.over > 0 else "no more than"
-        why = f"a start proved this plan on these cards, and its engines took {more} forecast"
-    else:
-        why = "a rehearsal settled what LMDeploy allocates; " if margin.rehearsed else ""
-        if margin.least and not margin.rehearsed:
-            why = "the draft is counted, not rehearsed; "
-        some = "this card" if len({gpu.name for gpu in gpus}) == 1 else "some of these cards"
-        why += "contexts and libraries " + (
-            "were measured on such a card (bench/gpu)"
-            if all(map(is_measured, gpus))
-            else f"are estimates on {some} (turbofit calibrate, or a start of turbofit serve,"
-            " measures them)"
-        )
-    kept = {
-        size - fit.request.withheld_of(gpu)
-        for account in accounts
-        for gpu, size in zip(account.gpus, account.margins, strict=True)
-    }
-    sizes = " to ".join(map(format_bytes, sorted({min(kept), max(kept)})))
-    yield f"margin {sizes}: {why}"
+        return f"a start proved this plan on these cards, and its engines took {more} forecast"
+    why = "a rehearsal settled what LMDeploy allocates; " if margin.rehearsed else ""
+    if margin.least and not margin.rehearsed:
+        why = "the draft is counted, not rehearsed; "
+    known = _libraries_known([gpu for account in accounts for gpu in account.gpus])
+    return f"{why}contexts and libraries {known}"
+
+
+def _libraries_known(gpus: Sequence[Gpu]) -> str:
+    """Return how the memory of contexts and libraries on these cards is known."""
+    unmeasured = named_cards(gpu for gpu in gpus if not is_measured(gpu))
+    if not unmeasured:
+        return "were measured on such a card (bench/gpu)"
+    cards = "this card" if len({gpu.name for gpu in gpus}) == 1 else unmeasured
+    measures = "(turbofit calibrate, or a start of turbofit serve, measures them)"
+    return f"are estimates on {cards} {measures}"
 
 
 def _ratio_line(fit: EngineFit) -> str:
