@@ -136,7 +136,8 @@ OF_PROGRAM: Final = re.compile(
 ).search
 #: A lack of memory in words alone.
 _IN_WORDS: Final = re.compile(
-    r"(?i:out of (?:gpu |cuda )?memory|(?<![a-z_])oom(?![a-z_]))|显存.?(?:不足|不够|溢出|爆|炸)|[爆炸超]了?显存"
+    r"(?i:out of (?:gpu |cuda )?memory|(?<![a-z_])oom(?![a-z_]))"
+    r"|显存.?(?:不足|不够|溢出|爆|炸)|[爆炸超]了?显存"
 ).search
 #: A count of failures that is 0.
 _NONE_OF_THEM: Final = re.compile(

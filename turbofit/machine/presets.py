@@ -51,7 +51,8 @@ _CARD: Final = re.compile(
 )
 _MAKER: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
 MAY_BE_CARD: Final = re.compile(
-    rf"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<=[x×*{_CHINESE} ])\d0\d0(?![A-WYZa-wyz\d_.-])"
+    rf"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d"
+    rf"|(?<=[x×*{_CHINESE} ])\d0\d0(?![A-WYZa-wyz\d_.-])"
 ).search
 
 
@@ -453,8 +454,8 @@ def cards_in(text: str) -> Iterator[NamedCards]:
     """Yield the cards that a text names; cards without a name in a SPEC are left out."""
     for match in _CARD.finditer(text):
         name = match["name"].removesuffix(" Laptop")
-        told = match["count"] or match["times"] or match["word"] or match["behind"] or "0"
-        number = COUNTS.get(told) or int(told)
+        told = next(filter(None, match.group("count", "times", "word", "behind")), "0")
+        number = int(COUNTS.get(told, told))
         key = find_preset(match["name"]) or (match["name"] if _MAKER.match(name) else None)
         if key is None:
             continue
