@@ -133,6 +133,9 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
     "a question about it": (
         {}, "unknown", "", "How to avoid OOM with InternVL2-8B? It may run out of memory\n",
     ),
+    "a lack of the host's memory in words": (
+        {}, "unknown", "", "加载时内存OOM，容器重启\n",
+    ),
     "lmdeploy#3667": (
         {}, "package_versions", "another release of transformers",
         "Traceback (most recent call last):\n"

@@ -119,11 +119,11 @@ _HANGS: Final = re.compile(
     r"卡住|卡死|死锁|无响应|没有(?:任何)?[响相]应|(?i:\b(?:hangs?|hung|hanging|stuck|unresponsive"
     r"|(?:stops?|stopped|not|n't) respond(?:s|ing)?)\b)"
 ).search
-#: Words that speak of a trouble in general, or deny it.
+#: Words that speak of a trouble in general, or deny it, or tell of the host's memory.
 _PERHAPS: Final = re.compile(
     r"(?i:\b(?:if|may|might|could|causes?|avoid|prevent|fix|whether|possible|how to)\b"
     r"|(?:\bnot?|n't|\bnever|\bno longer) (?:\w+ )?(?:stuck|hang|hung|oom|out of)"
-    r"|如果|避免|防止|会不会|没有爆|响应头)"
+    r"|oom.?kill|\bram\b|(?:host|system|cpu) memory|内存|如果|避免|防止|会不会|没有爆|响应头)"
 ).search
 #: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
 #: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.

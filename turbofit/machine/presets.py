@@ -42,7 +42,8 @@ _CARD: Final = re.compile(
     r"(?P<name>(?<![A-Za-z0-9_])"
     r"(?:(?:[Nn](?:VIDIA|vidia) |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
     r"(?: ?D\b)?(?: ?Ti)?(?: ?SUPER)?(?: Ada)?(?: Laptop)?"
-    r"|(?:[Nn](?:VIDIA|vidia) |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
+    r"|(?:[Nn](?:VIDIA|vidia) |Tesla )*(?:[ABHLPTV]\d{1,4}S?|[abhv]\d{3})(?![A-Za-z0-9])"
+    r"(?:-(?:SXM\d?|PCI[Ee]))?)"
     rf"|(?<=[x×*{_CHINESE} ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![A-WYZa-wyz\d_.-]))"
     r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?[Gg](?:i?[Bb])?|\d{4,6} ?MiB)(?![A-Za-z0-9])\)?"
     r"(?! *(?:of |system |host |CPU )?"
@@ -51,7 +52,7 @@ _CARD: Final = re.compile(
 )
 _MAKER: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
 MAY_BE_CARD: Final = re.compile(
-    rf"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d"
+    rf"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<![A-Za-z\d_])[abhv]\d\d\d"
     rf"|(?<=[x×*{_CHINESE} ])\d0\d0(?![A-WYZa-wyz\d_.-])"
 ).search
 
