@@ -47,7 +47,9 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
         arguments = {
             param.name for param in ctx.command.params if isinstance(param, click.Argument)
         }
-        word_hint = neighbours()["arguments"].get(ctx.info_name) or unknown_word(extra[1])
+        word_hint = neighbours()["arguments"].get(ctx.info_name) or unknown_word(
+            extra[1].removeprefix("on ")
+        )
         if "model" in arguments and word_hint.startswith("it is a model"):
             word_hint = (
                 "one model at a time: two `turbofit serve MODEL --budget 45%` share a card, and"
