@@ -400,11 +400,8 @@ def spec_name(name: str, total: int) -> str:
 
 def nearest_in_memory(total: int) -> str:
     """Return the card with the usable memory that is nearest to ``total`` bytes."""
-
-    def apart(key: str) -> int:
-        return abs(load_preset(key).total - load_preset(key).reserved - total)
-
-    return min(preset_names(), key=apart)
+    usable = {key: load_preset(key).total - load_preset(key).reserved for key in preset_names()}
+    return min(usable, key=lambda key: abs(usable[key] - total))
 
 
 def _note(low: int, high: int, source: str) -> str:
