@@ -128,10 +128,13 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
     ),
     "words alone of a lack of memory": (
         {}, "out_of_memory", "--cache-max-entry-count",
-        "lmdeploy serve api_server OpenGVLab/InternVL2-8B\n\u53d1\u4e86\u4e09\u5f20\u56fe\u5c31OOM\uff0c\u5355\u53614090\n",
+        "lmdeploy serve api_server OpenGVLab/InternVL2-8B\n发了三张图就OOM，单卡4090\n",
     ),
     "a question about it": (
-        {}, "unknown", "", "How to avoid OOM with InternVL2-8B on a 3090? It may run out of memory\n",
+        {}, "unknown", "", "How to avoid OOM with InternVL2-8B? It may run out of memory\n",
+    ),
+    "a lack of the host's memory in words": (
+        {}, "unknown", "", "加载时内存OOM，容器重启\n",
     ),
     "lmdeploy#3667": (
         {}, "package_versions", "another release of transformers",

@@ -224,6 +224,7 @@ OTHER_FORMS = [
     ("3090 free 18GB", "3090:free=18GB"), ("3090 (6GB used by Xorg)", "3090:used=6GB"),
     ("3090x2,nvlink=0-1", "2x3090,nvlink=0-1"), ("dual 3090", "2x3090"),
     ("3090, 3090,4090", "3090+3090+4090"),
+    ("RTX3090*2 + RTX4090", "2xRTX3090+RTX4090"),
     ("2x4090 (20GB free each)", "2x4090:free=20GB"), ("two 4090s and one 3090s", "2x4090+1x3090"),
 ]  # fmt: skip
 

@@ -75,7 +75,7 @@ def test_addresses_of_no_model(typed: str) -> None:
 @pytest.mark.parametrize(
     ("typed", "cause", "hint"),
     [
-        ("qwen2.5vl:7b", "no model is known", "did you mean qwen2.5-vl-7b"),
+        ("qwen2.5vl:7b", "no model is known", "did you mean qwen2.5-vl-7b, qwen2.5-vl-7b-awq"),
         ("nvidia/Qwen3.8-27B-NVFP4", "it is NVFP4", "qwen3.8-27b-int4 is in 4 bits"),
         ("moondream:1.8b", "does not run Moondream", "smolvlm2-500m"),
         ("unsloth/Qwen2.5-VL-7B-Instruct:Q4_K_M", "it is GGUF", "qwen2.5-vl-7b-awq"),

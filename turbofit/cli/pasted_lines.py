@@ -59,9 +59,7 @@ def _of_code(text: str) -> PastedLine:
             f"the pasted Python cannot be read: {exc.msg}", hint="paste whole statements"
         ) from None
     line = PastedLine([], [])
-    for call in ast.walk(tree):
-        if not isinstance(call, ast.Call):
-            continue
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name = ast.unparse(call.func).rpartition(".")[2]
         if name == "pipeline":
             _take_pipeline(call, line)

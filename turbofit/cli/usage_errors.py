@@ -47,7 +47,9 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
         arguments = {
             param.name for param in ctx.command.params if isinstance(param, click.Argument)
         }
-        word_hint = neighbours()["arguments"].get(ctx.info_name) or unknown_word(extra[1])
+        word_hint = neighbours()["arguments"].get(ctx.info_name) or unknown_word(
+            extra[1].removeprefix("on ")
+        )
         if "model" in arguments and word_hint.startswith("it is a model"):
             word_hint = (
                 "one model at a time: two `turbofit serve MODEL --budget 45%` share a card, and"
@@ -117,7 +119,8 @@ def hint_for_option(name: str, ctx: click.Context) -> str:
         return f"did you mean {' or '.join(begun)}?"
     if hint := _who_has(name, own, ctx) or guess(name, own):
         return hint
-    if alike := near(name, [*_of_others(), *engine_options()]):
+    programs = neighbours()["programs"].values()
+    if alike := near(name, [*(f"--{it}" for rows in programs for it in rows), *engine_options()]):
         return f"did you mean {alike[0]}? {hint_for_option(alike[0], ctx)}"
     its = [option for option in own if option not in _EVERYWHERE]
     return f"its options are {', '.join(its)}" if len(its) <= _LISTED else ""
@@ -129,11 +132,6 @@ def _of_argument(word: str, ctx: click.Context) -> str:
     shown = " ".join(argument.make_metavar(ctx) for argument in arguments)
     named = word in re.findall("[a-z]+", shown.lower())
     return f"{word.upper()} stands without a name: {ctx.command_path} {shown}" if named else ""
-
-
-def _of_others() -> list[str]:
-    """Return the options of other servers that presets/neighbours.yaml knows."""
-    return [f"--{word}" for rows in neighbours()["programs"].values() for word in rows]
 
 
 def _who_has(name: str, own: Sequence[str], ctx: click.Context) -> str:

@@ -119,11 +119,11 @@ _HANGS: Final = re.compile(
     r"卡住|卡死|死锁|无响应|没有(?:任何)?[响相]应|(?i:\b(?:hangs?|hung|hanging|stuck|unresponsive"
     r"|(?:stops?|stopped|not|n't) respond(?:s|ing)?)\b)"
 ).search
-#: Words that speak of a trouble in general, or deny it.
+#: Words that speak of a trouble in general, or deny it, or tell of the host's memory.
 _PERHAPS: Final = re.compile(
     r"(?i:\b(?:if|may|might|could|causes?|avoid|prevent|fix|whether|possible|how to)\b"
     r"|(?:\bnot?|n't|\bnever|\bno longer) (?:\w+ )?(?:stuck|hang|hung|oom|out of)"
-    r"|如果|避免|防止|会不会|没有爆|响应头)"
+    r"|oom.?kill|\bram\b|(?:host|system|cpu) memory|内存|如果|避免|防止|会不会|没有爆|响应头)"
 ).search
 #: Signs of a program's line, which no sentence of a person has: an exception's name, a logger's
 #: level, a source line, a command, torch's figures, or the words of a shell or of the kernel alone.
@@ -136,7 +136,8 @@ OF_PROGRAM: Final = re.compile(
 ).search
 #: A lack of memory in words alone.
 _IN_WORDS: Final = re.compile(
-    r"(?i:out of (?:gpu |cuda )?memory|(?<![a-z_])oom(?![a-z_]))|显存.?(?:不足|不够|溢出|爆|炸)|[爆炸超]了?显存"
+    r"(?i:out of (?:gpu |cuda )?memory|(?<![a-z_])oom(?![a-z_]))"
+    r"|显存.?(?:不足|不够|溢出|爆|炸)|[爆炸超]了?显存"
 ).search
 #: A count of failures that is 0.
 _NONE_OF_THEM: Final = re.compile(

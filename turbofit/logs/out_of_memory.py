@@ -113,13 +113,12 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
 
 def lack_in_words(case: LogCase, mark: LogEvent) -> Draft:
     """Return the answer to words that tell of a lack of GPU memory; no line shows its phase."""
-    words = evidence(mark, "words that tell of it")
     return Draft(
         kind="out_of_memory",
-        what=f"the GPU memory ran out, by these words alone: {words.text}",
+        what="the GPU memory ran out, by words of this text; no line of a program shows where",
         line=mark.line,
         rank="consequence",
-        evidence=(words,),
+        evidence=(evidence(mark, "the words that tell of it"),),
         changes=less_memory(_program(case, None), "unknown"),
         planned=True,
         short=True,

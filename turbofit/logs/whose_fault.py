@@ -45,7 +45,7 @@ _CHECKPOINT: Final = "transformers_modules"
 #: The package that a file belongs to. A file of a person's own has none. The innermost folder
 #: counts, since an environment is often called lmdeploy, too.
 _PACKAGE: Final = re.compile(
-    rf".*[/\\](?:(?:site|dist)-packages[/\\]([A-Za-z_]\w*)|({_CHECKPOINT}|lmdeploy)[/\\])"
+    rf".*[/\\](?:(?:site|dist)-packages[/\\]|(?=(?:{_CHECKPOINT}|lmdeploy)[/\\]))([A-Za-z_]\w*)"
 )
 
 
@@ -79,8 +79,7 @@ def whose_fault(mark: LogEvent, case: LogCase) -> WhoseFault | None:
 
 def owner_of(path: str) -> str:
     """Return the package that a file belongs to; empty for a file of a person's own."""
-    found = _PACKAGE.match(path)
-    return (found[1] or found[2]) if found else ""
+    return "".join(_PACKAGE.findall(path))
 
 
 def _of_package(owner: str, file: str, case: LogCase) -> WhoseFault:

@@ -42,7 +42,8 @@ _CARD: Final = re.compile(
     r"(?P<name>(?<![A-Za-z0-9_])"
     r"(?:(?:[Nn](?:VIDIA|vidia) |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
     r"(?: ?D\b)?(?: ?Ti)?(?: ?SUPER)?(?: Ada)?(?: Laptop)?"
-    r"|(?:[Nn](?:VIDIA|vidia) |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
+    r"|(?:[Nn](?:VIDIA|vidia) |Tesla )*(?:[ABHLPTV]\d{1,4}S?|[abhv]\d{3})(?![A-Za-z0-9])"
+    r"(?:-(?:SXM\d?|PCI[Ee]))?)"
     rf"|(?<=[x×*{_CHINESE} ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![A-WYZa-wyz\d_.-]))"
     r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?[Gg](?:i?[Bb])?|\d{4,6} ?MiB)(?![A-Za-z0-9])\)?"
     r"(?! *(?:of |system |host |CPU )?"
@@ -51,7 +52,8 @@ _CARD: Final = re.compile(
 )
 _MAKER: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
 MAY_BE_CARD: Final = re.compile(
-    rf"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<=[x×*{_CHINESE} ])\d0\d0(?![A-WYZa-wyz\d_.-])"
+    rf"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<![A-Za-z\d_])[abhv]\d\d\d"
+    rf"|(?<=[x×*{_CHINESE} ])\d0\d0(?![A-WYZa-wyz\d_.-])"
 ).search
 
 
@@ -398,11 +400,8 @@ def spec_name(name: str, total: int) -> str:
 
 def nearest_in_memory(total: int) -> str:
     """Return the card with the usable memory that is nearest to ``total`` bytes."""
-
-    def apart(key: str) -> int:
-        return abs(load_preset(key).total - load_preset(key).reserved - total)
-
-    return min(preset_names(), key=apart)
+    usable = {key: load_preset(key).total - load_preset(key).reserved for key in preset_names()}
+    return min(usable, key=lambda key: abs(usable[key] - total))
 
 
 def _note(low: int, high: int, source: str) -> str:
@@ -453,8 +452,8 @@ def cards_in(text: str) -> Iterator[NamedCards]:
     """Yield the cards that a text names; cards without a name in a SPEC are left out."""
     for match in _CARD.finditer(text):
         name = match["name"].removesuffix(" Laptop")
-        told = match["count"] or match["times"] or match["word"] or match["behind"] or "0"
-        number = COUNTS.get(told) or int(told)
+        told = next(filter(None, match.group("count", "times", "word", "behind")), "0")
+        number = int(COUNTS.get(told, told))
         key = find_preset(match["name"]) or (match["name"] if _MAKER.match(name) else None)
         if key is None:
             continue

@@ -121,17 +121,14 @@ def parse_spec(spec: str) -> Machine:
     except UsageError:
         if "\n" in spec or len(spec) > _LONGEST_FORM:
             raise
-        cards, *options = _OPTION.split(" ".join(_NUMBER.sub(_digit, spec).split()), 1)
+        counted = _NUMBER.sub(lambda word: f" {COUNTS[word[0].lower()]} ", spec)
+        cards, *options = _OPTION.split(" ".join(counted.split()), 1)
         written = "".join([_rewritten(cards), *options])
         with suppress(UsageError):
             machine = _parsed(written)
             note = f"{spec} was read as {written}"
             return replace(machine, warnings=(note, *machine.warnings))
         raise
-
-
-def _digit(word: re.Match[str]) -> str:
-    return f" {COUNTS[word[0].lower()]} "
 
 
 def _rewritten(text: str) -> str:

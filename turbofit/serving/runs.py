@@ -208,10 +208,7 @@ def _host_of(url: str) -> str:
 
 def server_on(port: int) -> LiveRun | None:
     """Return this user's running server that listens on this port; None if there is no server."""
-    ends = f":{port}"
-    return next(
-        (run for run in live_runs() if any(u.endswith(ends) for u in run.record.urls)), None
-    )
+    return next((run for run in live_runs() if str(port) in _names_of(run)), None)
 
 
 def newest_run_of(name: str) -> Path | None:

@@ -32,7 +32,7 @@ HTML: Final = Option("--html", metavar="FILE", form=True, type=PATH, help="one p
 #: The argument for a run of `serve`; `read_run` reads the run.
 RUN: Final = Argument(
     "run", metavar="RUN", required=False, type=PATH,
-    explained="a run's folder or name, or its model (default: the newest run)",
+    explained="a run's folder or name, its model, or its server's address (default: the newest)",
 )  # fmt: skip
 API_KEY: Final = Option(
     "--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"

@@ -198,10 +198,7 @@ def _answer(which: Which) -> str:
     """Return the answer of `which` in a sentence: how many of all keep the promise."""
     count = len(which.keep)
     everything = count + len(which.others)
-    asked = which.request
-    given = {name: asked.get(name) for name in _SIZES}
-    sizes = {name: format_bytes(size) for name, size in given.items() if isinstance(size, int)}
-    promise = ", ".join(f"{name.replace('_', ' ')} {it}" for name, it in (asked | sizes).items())
+    promise = ", ".join(f"{name.replace('_', ' ')} {it}" for name, it in _asked(which).items())
     keep, run = ("keeps", "runs") if count == 1 else ("keep", "run")
     if which.model is None:
         does = f"{keep} the promise ({promise})" if promise else f"{run} on it"
@@ -215,6 +212,14 @@ def _answer(which: Which) -> str:
         f", each with as few GPUs as are enough (of {counts})" if count else f", with {counts} GPUs"
     )
     return f"{count} of {everything} preset cards {does}{condition}{order}"
+
+
+def _asked(which: Which) -> dict[str, object]:
+    """Return the given options, whose whole numbers of bytes are written as sizes."""
+    sizes = {name: which.request.get(name) for name in _SIZES}
+    return which.request | {
+        name: format_bytes(size) for name, size in sizes.items() if isinstance(size, int)
+    }
 
 
 def _row(which: Which, serving: Serving) -> dict[str, str]:
