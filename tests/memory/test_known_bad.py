@@ -72,22 +72,6 @@ CASES = {
         {"model": "qwen2.5-7b", "quant_policy": 8}, "pytorch", "0.6.4 0.18", "",
         [{"quant_policy": 4}, {"quant_policy": 0}, {"model": "qwen3-8b"}],
     ),
-    "kv-int4-qwen3-32b": (
-        {"model": "qwen3-32b", "tp": 2, "quant_policy": 4}, "pytorch", "0.9.1 0.18", "",
-        [{"model": "qwen3-8b"}, {"quant_policy": 0}],
-    ),
-    "kv-int4-qwen3-coder-tools": (
-        {"model": "qwen3-30b-a3b", "name": "Qwen3-Coder-30B-A3B-Instruct", "quant_policy": 4},
-        "turbomind", "0.14.0 0.18", "", [{"name": "Qwen3-30B-A3B"}, {"quant_policy": 8}],
-    ),
-    "kv-int4-head-width": (
-        {"model": "phi-3.5-vision", "quant_policy": 4}, "pytorch", "0.11.0 0.15.0",
-        "0.10.2 0.16.0", [{"model": "qwen3-8b"}, {"quant_policy": 0}],
-    ),
-    "kv-int8-head-width": (
-        {"model": "phi-3.5-vision", "quant_policy": 8}, "pytorch", "0.11.0", "0.11.1 0.10.2",
-        [{"model": "qwen3-8b"}],
-    ),
     "internvit-6b-tensor-parallel": (
         {"model": "internvl2-26b", "tp": 2}, "pytorch", "0.7.0 0.9.1", "0.6.5 0.9.2",
         [{"tp": 1}, {"model": "internvl2-8b"}],

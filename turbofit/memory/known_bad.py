@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from functools import cache
 
@@ -21,11 +20,10 @@ class Condition(Struct, forbid_unknown_fields=True):
 
     ``quantization`` are methods of the weights; ``dtypes``, ``quant_policy`` and ``communicators``
     are LMDeploy's options. ``capabilities`` and ``capability_below`` hold if they are true of one
-    GPU of the group; they are false for a GPU of unknown capability. ``model`` is a regular
-    expression for the whole name, without case. ``odd_vocab_share``: each rank has an odd number of
-    the vocabulary's logits. ``tower_qk_norm``: the vision tower normalises queries and keys.
-    ``images``, ``experts`` and ``delta``: the model has a vision tower, routed experts, gated delta
-    nets. ``min_batch``: the least ``max_batch_size``.
+    GPU of the group; they are false for a GPU of unknown capability. ``odd_vocab_share``: each rank
+    has an odd number of the vocabulary's logits. ``tower_qk_norm``: the vision tower normalises
+    queries and keys. ``images``, ``experts`` and ``delta``: the model has a vision tower, routed
+    experts, gated delta nets. ``min_batch``: the least ``max_batch_size``.
     """
 
     quantization: tuple[str, ...] | None = None
@@ -38,9 +36,7 @@ class Condition(Struct, forbid_unknown_fields=True):
     capability_below: Capability | None = None
     architectures: tuple[str, ...] | None = None
     text_architectures: tuple[str, ...] | None = None
-    model: str | None = None
     head_dims: tuple[int, ...] | None = None
-    head_dim_power_of_two: bool | None = None
     odd_vocab_share: bool | None = None
     tower_qk_norm: bool | None = None
     prefix_caching: bool | None = None
@@ -50,14 +46,13 @@ class Condition(Struct, forbid_unknown_fields=True):
 
     def met(self, launch: EngineLaunch) -> bool:
         """Return whether all given conditions hold for a launch."""
-        name, settings = launch.model.name, launch.settings
+        settings = launch.settings
         return (
             settings.tp >= self.min_tp
             and settings.max_batch_size >= self.min_batch
             and self._lists(launch)
             and self._has_traits_of(launch)
             and self._cards_match(launch)
-            and (self.model is None or bool(re.fullmatch(self.model, name, re.IGNORECASE)))
         )
 
     def _lists(self, launch: EngineLaunch) -> bool:
@@ -78,10 +73,8 @@ class Condition(Struct, forbid_unknown_fields=True):
         """Return whether the launch has every given trait."""
         model, text, settings = launch.model, launch.model.text, launch.settings
         vocab_share = -(-text.vocab // settings.tp)
-        is_power_of_two = text.head_dim & (text.head_dim - 1) == 0
         traits = (
             (vocab_share % 2 == 1, self.odd_vocab_share),
-            (is_power_of_two, self.head_dim_power_of_two),
             (bool(model.vision and model.vision.qk_norm), self.tower_qk_norm),
             (settings.enable_prefix_caching, self.prefix_caching),
             (model.vision is not None, self.images),
