@@ -449,12 +449,11 @@ class Account(ABC):
     def missing_without_ratio(self) -> int:
         """Return the bytes that the tightest GPU lacks for its margin and the least cache.
 
-        This is for a plan where no ratio fits. More memory never makes the figure larger. The
-        cache is also a share of what LMDeploy divides, which may be less than what is free.
+        This is for a plan where no ratio fits. More memory never makes the figure larger.
         """
         least = self.least_blocks * self.block_bytes
         rooms = (room - self._cache_bytes(i, 0.0) for i, room in enumerate(self._rooms))
-        return max(1, self.missing_at(0.0), least - min(*rooms, self.ratio_base))
+        return max(1, self.missing_at(0.0), least - min(rooms))
 
     def taken_at(self, ratio: float) -> tuple[int, ...]:
         """Return the most bytes that the engine takes on each GPU, either loading or serving."""

@@ -55,7 +55,10 @@ def outcome_without_cache(account: Account) -> StartOutcome:
         return outcome
     tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
     if tightest.headroom >= tightest.margin:
-        return _too_few_blocks(account, 0, account.missing_without_ratio())
+        # What LMDeploy divides may be less than what is free.
+        least = account.least_blocks * account.block_bytes
+        missing = max(account.missing_without_ratio(), least - account.ratio_base)
+        return _too_few_blocks(account, 0, missing)
     if tightest.load_peak > tightest.peak:
         missing = account.missing_at(0.0)
         text = (
