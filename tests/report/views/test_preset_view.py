@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from turbofit.core.units import GIB
 from turbofit.planning.which import Serving, Which
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.preset_view import which_view
@@ -19,11 +20,11 @@ def row(gpus: int, **more: Any) -> Serving:
 def test_the_short_answer_leaves_out_more_gpus_that_serve_no_more() -> None:
     rows = (row(1, warnings=("slow",)), row(2), row(4, requests_per_second=3.0))
     answer = Which(
-        turbofit_version="0", created="", model="m", machine=None, request={"images": 2},
-        counts=(1, 2, 4), keep=rows, others=(row(8), row(9)),
+        turbofit_version="0", created="", model="m", machine=None, counts=(1, 2, 4), keep=rows,
+        request={"images": 2, "budget": 20 * GIB}, others=(row(8), row(9)),
     )  # fmt: skip
     short = paint(which_view(answer), short=True)
-    assert "3 of 5 preset cards keep the promise (images 2), each with as few GPUs" in short
+    assert "3 of 5 preset cards keep the promise (images 2, budget 20.0 GiB), each with" in short
     assert ["1xl4" in short, "2xl4" in short, "4xl4" in short] == [True, False, True]
     assert "warned of: 1xl4 (turbofit plan says why)" in short
 
