@@ -82,7 +82,7 @@ def test_accuracy_is_quoted_as_it_was_reached() -> None:
     assert f"a median error of {median} of the card, worst {worst}" in said
     assert f"counts within {bars['KV block count within 2 %']}" in said
     missed = bars["no row that ran is forecast to run out"].split(", ")
-    assert len(missed) == 2
+    assert len(missed) == 3
     missed += bars["no row that ran out is forecast to keep more than the margin"].split(", ")
     assert all(f"`{name}`" in said for name in missed)
 
