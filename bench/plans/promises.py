@@ -7,12 +7,12 @@ from typing import Final
 from bench.plans.requests import Pair, Request
 from turbofit.core.plan import Plan
 from turbofit.memory.account import RATIO_STEPS
+from turbofit.planning.reasons import FAR
 
-#: Tokens by which rounding to blocks may shorten a context, and the share of a value that they are.
+#: Tokens by which rounding to blocks may shorten a context.
 _ROUNDING: Final = 64
-_SHARE: Final = 0.001
-#: Share of the tokens that the batch may cost where they are the goal.
-_BATCH_SHARE: Final = 0.01
+#: Share of a value that a batch may cost: it is the smallest with nearly the best rate.
+_SHARE: Final = 0.01
 #: The context that is promised where nobody asks for another.
 _ENOUGH: Final = 32_768
 
@@ -21,21 +21,24 @@ def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
     """Return which promise is smaller in the second plan; empty if none is.
 
     Values are not compared where loads or engines differ: TurboMind is preferred to the PyTorch
-    engine where both keep the promises, and the forecast does not tell their speeds apart.
+    engine where both keep the promises, and the forecast does not tell their speeds apart. Where
+    TurboMind serves only with more, images and context may be smaller, but not by a third.
     """
     if not less.fits:
         return ""
     if not more.fits:
         return f"does not fit any more: {more.verdict}"
+    kept = FAR if more.backend.name == "turbomind" != less.backend.name else 1
     limits = [plan.promise.limits.units_per_image for plan in (less, more)]
     if limits[0] != limits[1]:
-        return f"images of {limits[0]} units, then {limits[1]}" if limits[1] < limits[0] else ""
+        smaller = limits[1] < limits[0] * kept
+        return f"images of {limits[0]} units, then {limits[1]}" if smaller else ""
     # Images that need a longer context get it, which is no promise to fewer of them.
     contexts = [plan.engines[0].settings.session_len for plan in (less, more)]
     if pair.kind == "images":
         contexts = [min(context, _ENOUGH) for context in contexts]
     if pair.kind != "context" and abs(contexts[0] - contexts[1]) > _ROUNDING:
-        shorter = contexts[1] < contexts[0]
+        shorter = contexts[1] < contexts[0] * kept
         return f"a context of {contexts[0]}, then {contexts[1]}" if shorter else ""
     values = [plan.considered[0].score if plan.considered else 0.0 for plan in (less, more)]
     if pair.kind == "concurrency" or less.backend != more.backend:
@@ -43,8 +46,7 @@ def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
     before, after = values
     if before is None or after is None:  # the plan does not show the forecast that ranked it
         return ""
-    share = _BATCH_SHARE if less.workload.goal == "context" else _SHARE
-    if after < before * (1 - share):
+    if after < before * (1 - _SHARE):
         return f"a value of {before:.4g}, then {after:.4g}"
     return ""
 
